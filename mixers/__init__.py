@@ -1,0 +1,76 @@
+"""Mixing methods for image classification, one file per paper.
+
+``MIXERS`` maps every name that a recipe may use to what builds it; a name in it works. ``build`` makes a
+mixer from a name and arguments, nested mixers included.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .base import Mixer, Out, Plan, Step
+from .compose import Switch, deit, rsb
+from .cutmix import CutMix
+from .mixup import Mixup
+from .vanilla import Vanilla
+
+MIXERS: dict[str, Callable[..., Mixer]] = {
+    "vanilla": Vanilla,
+    "mixup": Mixup,
+    "cutmix": CutMix,
+    "deit": deit,
+    "rsb": rsb,
+}
+
+# Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.
+BLOCKS: dict[str, Callable[..., Mixer]] = {"switch": Switch}
+
+
+def build(spec: str | Mapping[str, Any], **args: Any) -> Mixer:
+    """Make a mixer: ``build("cutmix", alpha=0.2)`` or ``build({"cutmix": {"alpha": 0.2}})``.
+
+    An argument that is itself a mapping ``{name: {...}}`` with a mixer's name, or a list of such, is built
+    first. Raises ``ValueError`` for an unknown name, argument or value, naming the nearest valid one.
+    """
+    if not isinstance(spec, str):
+        if len(spec) != 1:
+            raise ValueError(f"a mixer is written as name or {{name: {{argument: value}}}}, got {dict(spec)}")
+        ((name, inner),) = spec.items()
+        return build(name, **(inner or {}), **args)
+    known = MIXERS | BLOCKS
+    if spec not in known:
+        raise ValueError(f"unknown mixer {spec!r}; {nearest(spec, known)}")
+    parameters = inspect.signature(known[spec]).parameters
+    for name in args:
+        if name not in parameters:
+            raise ValueError(f"mixer {spec!r} has no argument {name!r}; {nearest(name, parameters)}")
+    if "mixers" in args:
+        args = args | {"mixers": [m if isinstance(m, Mixer) else build(m) for m in args["mixers"]]}
+    return known[spec](**args)
+
+
+def nearest(name: str, known: Any) -> str:
+    """The end of an error message: the closest valid name, or all of them."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "valid names: " + (", ".join(sorted(known)) or "none")
+
+
+__all__ = [
+    "BLOCKS",
+    "MIXERS",
+    "CutMix",
+    "Mixer",
+    "Mixup",
+    "Out",
+    "Plan",
+    "Step",
+    "Switch",
+    "Vanilla",
+    "build",
+    "deit",
+    "nearest",
+    "rsb",
+]

@@ -1,0 +1,143 @@
+"""The contract: a mixer is one training step.
+
+Five verbs, of which a method overrides the smallest that differs:
+
+* ``plan``  decides: all randomness is here, and it returns plain, detached data;
+* ``mix``   does: a pure function of the batch and the plan;
+* ``forward`` performs the step up to the loss;
+* ``setup`` builds what depends on the model, once, before the optimiser is made;
+* ``after_step`` runs after each update of the optimiser.
+
+Conventions that hold in every file of this package:
+
+* shapes: B batch, C channels, H W pixels, K classes;
+* ``x`` is a float image batch ``(B, C, H, W)`` on the device, already normalised;
+* ``y`` is a dense float target ``(B, K)``: one-hot or soft, smoothed once by the loop;
+* ``index[i]`` is the partner of sample ``i``;
+* ``lam`` is always the share of the sample itself, and a mask is 1 where the sample itself stays;
+* ``rng`` is ``numpy.random.default_rng((seed, step))``: nothing reads or moves a global generator.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from . import ops
+
+Plan = dict[str, Any]
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+class Out(NamedTuple):
+    """What a step returns. A NamedTuple, so that DDP and accelerate can walk through it."""
+
+    loss: Tensor
+    """Scalar, the sum of the named parts."""
+    logits: Tensor
+    """``(B, K)`` prediction for the mixed batch."""
+    target: Tensor
+    """``(B, K)`` what the logits were compared with."""
+    logs: dict[str, Tensor]
+    """The named parts of the loss, detached scalars: what is added is what is logged."""
+    plan: Plan
+    """The plan of this step; ``mixer.mix(x, y, **plan)`` rebuilds the mixed batch."""
+
+    @classmethod
+    def of(cls, logits: Tensor, target: Tensor, plan: Plan, **parts: Tensor) -> "Out":
+        """Sum the named ``parts``: each a scalar, or one loss per sample ``(B,)``, averaged here."""
+        means = {name: part.mean() for name, part in parts.items()}
+        loss = sum(means.values(), start=logits.new_zeros(()))
+        return cls(loss, logits, target, {name: part.detach() for name, part in means.items()}, plan)
+
+
+class Mixer(nn.Module):
+    """Base of all mixers. ``__init__`` stores hyperparameters under their own names, nothing else."""
+
+    def setup(self, model: nn.Module) -> None:
+        """Build what depends on the model: blocks, encoders, stage names. Called once, before the optimiser.
+
+        Raises ``ValueError`` when the model lacks what the method needs, naming models that have it.
+        """
+
+    def plan(self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: Any) -> Plan:
+        """Decide this step. The keys of the result are exactly the keyword arguments of ``mix``.
+
+        ``look`` is what the method wants to see: the default ``forward`` hands over ``model`` and
+        ``criterion``; a method with a ``forward`` of its own may hand over a gradient or a map.
+        """
+        raise TypeError(f"{type(self).__name__} must define plan(x, y, rng, *look)")
+
+    def mix(
+        self,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        *,
+        index: Int[Tensor, " B"],
+        mask: Float[Tensor, "B 1 h w"],
+        lam: Float[Tensor, " B"] | None = None,
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
+        """Do what was planned: ``x' = mask*x + (1-mask)*x[index]``, ``y' = lam*y + (1-lam)*y[index]``.
+
+        ``mask`` is ``(B, 1, H, W)`` or ``(B, 1, 1, 1)`` in [0, 1]; without ``lam`` the label share is the
+        mask's mean. Pure: new tensors come back, ``x`` and ``y`` are never written to.
+        """
+        ops.check_batch(x, y)
+        share = mask.mean((1, 2, 3)) if lam is None else lam
+        return ops.blend(x, index, mask), ops.blend_targets(y, index, share)
+
+    def forward(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        rng: np.random.Generator,
+    ) -> Out:
+        """One training step, up to the loss.
+
+        ``criterion(logits, target)`` gives one loss per sample ``(B,)`` (or a scalar), so that a method
+        can weight samples before anything is averaged.
+        """
+        ops.check_batch(x, y)
+        plan = self.plan(x, y, rng, model, criterion)
+        mixed, target = self.mix(x, y, **plan)
+        logits = model(mixed)
+        return Out.of(logits, target, plan, mix=criterion(logits, target))
+
+    def after_step(self, model: nn.Module, progress: float) -> None:
+        """Run after each optimiser update: momentum encoders, annealing. ``progress`` goes from 0 to 1."""
+
+    def models(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The classifiers to evaluate and export, by suffix; ``""`` is the model itself."""
+        return {"": model}
+
+    def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimiser groups of the mixer's own parameters; a method with its own settings overrides this."""
+        own = [p for p in self.parameters() if p.requires_grad]
+        return [{"params": own, "lr": lr, "weight_decay": weight_decay}] if own else []
+
+    def extra_repr(self) -> str:
+        """``repr`` shows the constructor call: every argument is stored under its own name."""
+        names = inspect.signature(type(self)).parameters
+        return ", ".join(f"{n}={getattr(self, n)!r}" for n in names if not isinstance(getattr(self, n), nn.Module))
+
+
+class Step(nn.Module):
+    """Model, mixer and criterion as one module: what accelerate wraps, the optimiser sees, the checkpoint saves.
+
+    The model inside stays a plain timm model; an export takes ``step.model`` and drops the rest.
+    """
+
+    def __init__(self, model: nn.Module, mixer: Mixer, criterion: Criterion):
+        super().__init__()
+        mixer.setup(model)
+        self.model, self.mixer = model, mixer
+        self.criterion = criterion
+
+    def forward(self, x: Tensor, y: Tensor, rng: np.random.Generator) -> Out:
+        """One training step on a batch, see ``Mixer.forward``."""
+        return self.mixer(self.model, self.criterion, x, y, rng)

@@ -1,0 +1,73 @@
+"""Mixers made of mixers. Options are composition: no mixer has a ``prob=`` or ``mode=`` flag."""
+
+import numpy as np
+from torch import Tensor, nn
+
+from .base import Criterion, Mixer, Out, Plan
+from .cutmix import CutMix
+from .mixup import Mixup
+
+
+class Switch(Mixer):
+    """One of several mixers per step, drawn with ``rng``: the same one on every rank and micro-batch of an update.
+
+    ``mixers``: the members; ``probs``: their probabilities, uniform when None. The drawn member performs the
+    whole step, so any mixer can be a member.
+    """
+
+    def __init__(self, mixers: list[Mixer], probs: list[float] | None = None):
+        super().__init__()
+        if not mixers:
+            raise ValueError("Switch needs at least one mixer, got none")
+        if probs is not None and (len(probs) != len(mixers) or min(probs) < 0 or abs(sum(probs) - 1) > 1e-6):
+            raise ValueError(f"probs must be {len(mixers)} probabilities that sum to 1, got {probs}")
+        self.mixers = nn.ModuleList(mixers)
+        self.probs = probs
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """The position of the member that performs this step."""
+        return int(rng.choice(len(self.mixers), p=self.probs))
+
+    def setup(self, model: nn.Module) -> None:
+        for mixer in self.members():
+            mixer.setup(model)
+
+    def plan(self, x: Tensor, y: Tensor, rng: np.random.Generator, *look: object) -> Plan:
+        """``choice``, and the plan of the chosen member."""
+        choice = self.draw(rng)
+        return {"choice": choice, **self.members()[choice].plan(x, y, rng, *look)}
+
+    def mix(self, x: Tensor, y: Tensor, *, choice: int, **plan: object) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return self.members()[choice].mix(x, y, **plan)  # type: ignore[arg-type]
+
+    def forward(self, model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor, rng: np.random.Generator) -> Out:
+        """The chosen member's own step; its plan gains ``choice``."""
+        choice = self.draw(rng)
+        out = self.members()[choice](model, criterion, x, y, rng)
+        return out._replace(plan={"choice": choice, **out.plan})
+
+    def after_step(self, model: nn.Module, progress: float) -> None:
+        for mixer in self.members():
+            mixer.after_step(model, progress)
+
+    def members(self) -> list[Mixer]:
+        """The mixers, typed."""
+        return list(self.mixers)  # type: ignore[arg-type]
+
+
+def deit(mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0) -> Switch:
+    """The DeiT rows: Mixup or CutMix with probability one half each.
+
+    Training data-efficient image transformers and distillation through attention. Touvron et al. ICML 2021,
+    https://arxiv.org/abs/2012.12877, table 9: mixup 0.8, cutmix 1.0, switched per batch.
+    """
+    return Switch([Mixup(mixup_alpha), CutMix(cutmix_alpha)])
+
+
+def rsb(mixup_alpha: float = 0.1, cutmix_alpha: float = 1.0) -> Switch:
+    """The RSB rows: Mixup or CutMix with probability one half each.
+
+    ResNet strikes back: an improved training procedure in timm. Wightman, Touvron, Jegou. 2021,
+    https://arxiv.org/abs/2110.00476, table 2: mixup 0.1, cutmix 1.0, switched per batch.
+    """
+    return Switch([Mixup(mixup_alpha), CutMix(cutmix_alpha)])

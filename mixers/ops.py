@@ -1,0 +1,111 @@
+"""What all mixers share: drawing partners and lambdas, blending images and targets.
+
+B batch, C channels, H W pixels, K classes. Scalars are drawn on the CPU in float64 and sent to the
+device once; nothing here reads a value back from the device.
+"""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Elements of the batch that are blended at a time on a CPU. 2**17 float32 are 512 KiB: partner, own
+# pixels and result of one chunk stay in the second-level cache (measured by benchmarks/blend.py).
+CPU_CHUNK = 2**17
+
+
+def check_batch(x: Tensor, y: Tensor) -> None:
+    """Raise TypeError or ValueError, in words, when a batch is not what mixers take."""
+    if not x.is_floating_point():
+        raise TypeError(f"images must be float and normalised before mixing, got {x.dtype}: convert and normalise them")
+    if x.ndim != 4:
+        raise ValueError(f"images must have shape (B, C, H, W), got {tuple(x.shape)}")
+    if not y.is_floating_point():
+        raise TypeError(f"targets must be dense float (B, K), got {y.dtype}: use F.one_hot(labels, K).float()")
+    if y.ndim != 2 or len(y) != len(x):
+        raise ValueError(f"targets must have shape (B, K) with B = {len(x)}, got {tuple(y.shape)}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless a hyperparameter is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a number above 0, got {value!r}")
+
+
+def send(values: np.ndarray, like: Tensor) -> Tensor:
+    """Copy a host array to the device of ``like`` without waiting; floats arrive as float32, integers as int64."""
+    dtype = torch.float32 if np.issubdtype(values.dtype, np.floating) else torch.int64
+    host = torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
+    if like.device.type == "cuda":
+        host = host.pin_memory()
+    return host.to(like.device, non_blocking=True)
+
+
+def partners(x: Float[Tensor, "B C H W"], rng: np.random.Generator) -> Int[Tensor, " B"]:
+    """A uniformly random permutation of the batch; fixed points are allowed, as in the published runs."""
+    return send(rng.permutation(len(x)), x)
+
+
+def beta(a: float, b: float, rng: np.random.Generator) -> float:
+    """One draw from Beta(a, b) in float64, in [0, 1], both ends included. Not folded to max(lam, 1-lam)."""
+    return float(rng.beta(a, b))
+
+
+def per_sample(lam: float, x: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
+    """One lambda for the whole batch, as a ``(B,)`` float32 tensor on the batch's device."""
+    return send(np.full(len(x), lam, dtype=np.float64), x)
+
+
+def clipped_box(height: int, width: int, lam: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """CutMix's box ``(top, bottom, left, right)`` in pixels: about ``1-lam`` of the area before clipping at the border."""
+    half_height = int(height * math.sqrt(1 - lam)) // 2
+    half_width = int(width * math.sqrt(1 - lam)) // 2
+    row, column = int(rng.integers(height)), int(rng.integers(width))
+    return (
+        max(row - half_height, 0),
+        min(row + half_height, height),
+        max(column - half_width, 0),
+        min(column + half_width, width),
+    )
+
+
+def box_mask(top: int, bottom: int, left: int, right: int, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 H W"]:
+    """Mask of the whole batch: 0 inside rows [top, bottom) and columns [left, right), 1 outside.
+
+    The corners travel as a tensor and are compared with an index grid: no slicing, so that a compiled step
+    is not compiled again for every box.
+    """
+    height, width = x.shape[-2:]
+    corners = send(np.array([top, bottom, left, right]), x)
+    row = torch.arange(height, device=x.device)
+    column = torch.arange(width, device=x.device)
+    rows = (row >= corners[0]) & (row < corners[1])
+    columns = (column >= corners[2]) & (column < corners[3])
+    outside = ~(rows[:, None] & columns[None, :])
+    return outside.to(torch.float32).expand(len(x), 1, height, width)
+
+
+def blend(
+    x: Float[Tensor, "B *rest"], index: Int[Tensor, " B"], mask: Float[Tensor, "B *#rest"]
+) -> Float[Tensor, "B *rest"]:
+    """``mask*x + (1-mask)*x[index]`` in a new tensor of the same dtype and memory format.
+
+    Exact at both ends: a mask of 1 returns ``x``, a mask of 0 returns ``x[index]``, bit for bit.
+    """
+    mask = mask.to(x.dtype)
+    if x.device.type != "cpu" or x.requires_grad or mask.requires_grad:
+        return torch.lerp(x[index], x, mask)
+    # On a CPU a gathered copy of the whole batch doubles the memory traffic: gather and blend in chunks of rows.
+    out = torch.empty_like(x)
+    rows = max(1, CPU_CHUNK // max(1, x[0].numel()))
+    for i in range(0, len(x), rows):
+        part = slice(i, i + rows)
+        torch.lerp(x[index[part]], x[part], mask[part], out=out[part])
+    return out
+
+
+def blend_targets(y: Float[Tensor, "B K"], index: Int[Tensor, " B"], lam: Float[Tensor, " B"]) -> Float[Tensor, "B K"]:
+    """``lam*y + (1-lam)*y[index]``, one lambda per sample."""
+    return torch.lerp(y[index], y, lam.to(y.dtype)[:, None])
