@@ -1,0 +1,335 @@
+"""Recipes: benchmark settings as data, and the code that resolves a name to a ``Recipe``.
+
+A setting is a YAML file in this folder. A recipe name is ``<setting>_<mixer>``, for example
+``r50_100e_cutmix``; the longest setting name that fits wins. Precedence: defaults, ``base``, file, command line.
+"""
+
+import dataclasses
+import functools
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from .typed import Between, UserError, convert, describe, nearest
+
+FOLDER = Path(__file__).parent
+
+Count = Annotated[int, Between(1)]
+Share = Annotated[float, Between(0, 1)]
+Positive = Annotated[float, Between(0, open_low=True)]
+NotNegative = Annotated[float, Between(0)]
+Rgb = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a result. What only decides where and how it runs (paths, workers) is in ``training.Job``."""
+
+    name: str = ""
+    """Recipe name, <setting>_<mixer>; set by the resolver."""
+    # --- data
+    dataset: str = ""
+    """Hub id, a prepared set (`mixup-recipes prepare`), a folder of class folders, or a folder of parquet files."""
+    dataset_config: str | None = None
+    """Configuration of a Hub dataset that has several."""
+    dataset_revision: str | None = None
+    """Commit, tag or branch of a Hub dataset."""
+    train_split: str = "train"
+    """Split to train on."""
+    eval_split: str = "validation"
+    """Split to evaluate on."""
+    image_column: str = "image"
+    """Column with the encoded images."""
+    label_column: str = "label"
+    """Column with the class."""
+    num_classes: Count = 1000
+    """Number of classes; must agree with the data."""
+    max_train_samples: Count | None = None
+    """Train on the first n images of a fixed shuffle only, for tests."""
+    max_eval_samples: Count | None = None
+    """Evaluate on the first n images of a fixed shuffle only, for tests."""
+    # --- model
+    model: str = ""
+    """Name in timm's registry."""
+    model_args: dict = field(default_factory=dict)
+    """Keyword arguments for timm.create_model."""
+    drop_path_rate: Share | None = None
+    """Stochastic depth; none leaves the model's default."""
+    init: Literal["timm", "mmcls"] = "timm"
+    """Initial weights: timm's, or those of the published runs where they differ (head, class token)."""
+    # --- mixing
+    mixer: str = "vanilla"
+    """Name in mixers.MIXERS."""
+    mixer_args: dict = field(default_factory=dict)
+    """Table of mixer -> arguments: what this setting changes in a mixer's published defaults."""
+    # --- optimisation
+    epochs: Count = 100
+    """Passes over the training set."""
+    batch_size: Count = 256
+    """Images per update, over all processes and accumulation steps."""
+    per_device_train_batch_size: Count = 64
+    """Images that go through the model at once: BatchNorm and mixing see these together. Divides batch_size."""
+    drop_last: bool = True
+    """Leave out the incomplete last update of an epoch; false completes it with the epoch's first images."""
+    opt: str = "momentum"
+    """timm optimiser; 'momentum' is SGD with plain momentum ('sgd' would be Nesterov)."""
+    lr: Positive = 0.1
+    """Peak learning rate at this batch size; never rescaled."""
+    momentum: Share = 0.9
+    """Momentum of SGD."""
+    opt_betas: tuple[float, float] | None = None
+    """Betas of Adam-like optimisers; none leaves the optimiser's default."""
+    opt_eps: Positive | None = None
+    """Epsilon of Adam-like optimisers; none leaves the optimiser's default."""
+    weight_decay: NotNegative = 1e-4
+    """Weight decay."""
+    decay_bias_and_norm: bool = False
+    """Decay biases, norm weights, tokens and position embeddings too."""
+    clip_grad: Positive | None = None
+    """Largest norm of the gradient."""
+    sched: Literal["cosine", "constant"] = "cosine"
+    """Shape of the learning rate."""
+    sched_on_updates: bool = True
+    """Move the cosine at every update; false: once per epoch."""
+    min_lr: NotNegative = 0.0
+    """Learning rate at the end of the cosine."""
+    warmup_epochs: NotNegative = 0.0
+    """Linear warm-up, per update; the cosine runs from the start and is multiplied by it."""
+    warmup_lr: NotNegative = 0.0
+    """Learning rate at the first update of the warm-up."""
+    # --- loss
+    loss: Literal["ce", "bce_sum", "bce_mean"] = "ce"
+    """Soft-target cross-entropy, or binary cross-entropy summed or averaged over classes."""
+    bce_target_thresh: Share | None = None
+    """Binarise targets at this value before the binary cross-entropy."""
+    smoothing: Share = 0.0
+    """Label smoothing, applied once, before mixing."""
+    # --- training images
+    image_size: Count = 224
+    """Training resolution in pixels."""
+    train_crop: Literal["rrc", "pad", "resize"] = "rrc"
+    """RandomResizedCrop; a random crop after padding by an eighth with reflection; or resize and centre crop."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """RandomResizedCrop: area as a fraction of the image."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """RandomResizedCrop: width / height."""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """Interpolation of training and evaluation images, antialiased."""
+    hflip: Share = 0.5
+    """Probability of a horizontal flip."""
+    aa: str | None = None
+    """RandAugment policy in timm's notation, e.g. rand-m9-mstd0.5-inc1."""
+    reprob: Share = 0.0
+    """Probability of random erasing, after normalisation."""
+    remode: Literal["const", "rand", "pixel"] = "pixel"
+    """Random erasing fills with zeros, one colour, or noise."""
+    aug_repeats: Count = 1
+    """Repeated augmentation: copies of each image within an epoch of unchanged length."""
+    mean: Rgb = (0.485, 0.456, 0.406)
+    """Mean of the channels, for images in [0, 1]."""
+    std: Rgb = (0.229, 0.224, 0.225)
+    """Standard deviation of the channels."""
+    # --- evaluation
+    eval_size: Count = 224
+    """Centre crop in pixels."""
+    eval_resize: Count = 256
+    """Shorter side before the centre crop, in pixels."""
+    eval_epochs: Count = 1
+    """Evaluate every n epochs, and after the last."""
+    protocol: Literal["median", "best"] = "median"
+    """The reported number: median of the last epochs, or the best epoch."""
+    protocol_epochs: Count = 5
+    """How many last epochs the median takes."""
+    trials: Count = 1
+    """Runs with different seeds that the published number averages."""
+    ema_decay: Share | None = None
+    """Decay of the exponential moving average of the weights; none: no average."""
+    report_ema: bool = False
+    """Report and export the average instead of the raw weights."""
+    sync_bn: bool = False
+    """Share BatchNorm statistics between GPUs."""
+    # --- numerics
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Autocast precision."""
+    channels_last: bool = False
+    """NHWC memory layout: faster for convolutions."""
+    torch_compile: bool = False
+    """Compile the model stage by stage."""
+    seed: Annotated[int, Between(0)] = 0
+    """Seed of initial weights, order, augmentation and mixing."""
+
+
+# get_type_hints is costly, and the schema never changes
+schema = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
+
+
+def settings() -> dict[str, Path]:
+    """All settings in this folder, by name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """``"r50_100e_cutmix"`` to ``("r50_100e", "cutmix")``: the longest setting name that fits; no mixer: None."""
+    fits = [s for s in settings() if name == s or name.startswith(s + "_")]
+    if not fits:
+        raise UserError(f"unknown recipe {name!r}: no setting starts it; {nearest(name, settings())}")
+    setting = max(fits, key=len)
+    return setting, name[len(setting) + 1 :] or None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A recipe file as a dict, with readable errors."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"cannot read recipe file {path}: {e.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must assign recipe fields, got {type(content).__name__}")
+    return content
+
+
+def resolve(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe, dict[str, str]]:
+    """The recipe behind a name or a file, and the origin of every value.
+
+    ``name``: ``<setting>_<mixer>``, a setting alone, or the path of a YAML file. ``overrides``: field -> value,
+    typed or text; the key ``mixer_args`` updates the arguments of the chosen mixer.
+    Raises ``UserError`` with the nearest valid name before anything is touched.
+    """
+    is_file = name.endswith((".yaml", ".yml")) or "/" in name
+    setting, mixer = (name, None) if is_file else split_name(name)
+    path = Path(name) if is_file else settings()[setting]
+    content = read_yaml(path)
+    layers: list[tuple[str, dict[str, Any]]] = [(path.name, content)]
+    if base := content.pop("base", None):
+        if base not in settings():
+            raise UserError(f"{path.name}: unknown base {base!r}; {nearest(str(base), settings())}")
+        below = read_yaml(settings()[base])
+        if "base" in below:
+            raise UserError(f"{path.name}: base {base!r} has a base of its own; bases are not chained")
+        layers.insert(0, (f"{base}.yaml", below))
+    if mixer is not None:
+        layers.append(("recipe name", {"mixer": mixer}))
+    overrides = dict(overrides or {})
+    own_args = overrides.pop("mixer_args", {})
+    layers.append(("command line", overrides))
+
+    known = schema(Recipe)
+    values: dict[str, Any] = {}
+    origin = dict.fromkeys(known, "default")
+    for source, layer in layers:
+        for key, value in layer.items():
+            if key not in known:
+                raise UserError(f"{source}: unknown recipe field {key!r}; {nearest(str(key), known)}")
+            values[key] = convert(value, known[key], f"{source}: {key}")
+            origin[key] = source
+    if not is_file or not values.get("name"):
+        values["name"] = f"{setting}_{values.get('mixer', 'vanilla')}" if not is_file else path.stem
+    recipe = with_mixer_args(Recipe(**values), own_args, origin)
+    check(recipe)
+    return recipe, origin
+
+
+def load(name: str, **overrides: Any) -> Recipe:
+    """The recipe behind a name or a file: ``load("r50_100e_cutmix", epochs=2)``. See ``resolve``."""
+    return resolve(name, overrides)[0]
+
+
+def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, str]) -> Recipe:
+    """Write down every argument of the chosen mixer, defaults included, so that the saved recipe is complete."""
+    import inspect
+
+    from mixers import MIXERS, build
+
+    if recipe.mixer not in MIXERS:
+        raise UserError(f"unknown mixer {recipe.mixer!r}; {nearest(recipe.mixer, MIXERS)}")
+    for row in recipe.mixer_args:
+        if row not in MIXERS:
+            raise UserError(f"{origin['mixer_args']}: mixer_args: unknown mixer {row!r}; {nearest(row, MIXERS)}")
+        if not isinstance(recipe.mixer_args[row], dict):
+            raise UserError(f"{origin['mixer_args']}: mixer_args.{row}: expected a table of arguments")
+    given = recipe.mixer_args.get(recipe.mixer, {})
+    own_args = convert(own_args, dict, "command line: mixer")
+    defaults = {
+        n: p.default for n, p in inspect.signature(MIXERS[recipe.mixer]).parameters.items() if p.default is not p.empty
+    }
+    args = defaults | given | own_args
+    for key in args:
+        source = "command line" if key in own_args else origin["mixer_args"] if key in given else "mixer's default"
+        origin[f"mixer_args.{recipe.mixer}.{key}"] = source
+    try:
+        build(recipe.mixer, **args)
+    except (ValueError, TypeError) as e:
+        raise UserError(str(e)) from None
+    return dataclasses.replace(recipe, mixer_args=recipe.mixer_args | {recipe.mixer: args})
+
+
+def check(recipe: Recipe) -> None:
+    """What no single field can tell. Raises ``UserError``."""
+    if not recipe.dataset or not recipe.model:
+        raise UserError(f"recipe {recipe.name!r} must set dataset and model")
+    if recipe.batch_size % recipe.per_device_train_batch_size:
+        raise UserError(
+            f"batch_size {recipe.batch_size} is not a multiple of per_device_train_batch_size "
+            f"{recipe.per_device_train_batch_size}; change one of them"
+        )
+    if recipe.warmup_epochs > recipe.epochs:
+        raise UserError(f"warmup_epochs {recipe.warmup_epochs:g} exceeds epochs {recipe.epochs}; lower warmup_epochs")
+    if recipe.min_lr > recipe.lr:
+        raise UserError(f"min_lr {recipe.min_lr:g} exceeds lr {recipe.lr:g}")
+    if recipe.report_ema and recipe.ema_decay is None:
+        raise UserError("report_ema needs ema_decay")
+    if recipe.eval_resize < recipe.eval_size:
+        raise UserError(f"eval_resize {recipe.eval_resize} is smaller than the crop eval_size {recipe.eval_size}")
+    for name in ("scale", "ratio"):
+        low, high = getattr(recipe, name)
+        if not 0 < low <= high:
+            raise UserError(f"{name}: expected 0 < low <= high, got {low:g} {high:g}")
+    if min(recipe.std) <= 0:
+        raise UserError(f"std: expected 3 numbers above 0, got {recipe.std}")
+    if recipe.bce_target_thresh is not None and recipe.loss == "ce":
+        raise UserError("bce_target_thresh needs loss bce_sum or bce_mean, got ce")
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe as a file that ``resolve`` reads back to the same recipe."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(recipe).items()}
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def explain(recipe: Recipe, origin: dict[str, str]) -> str:
+    """Every value with its origin, one line each."""
+    rows = [(k, v, origin.get(k, "")) for k, v in dataclasses.asdict(recipe).items() if k != "mixer_args"]
+    for key, value in recipe.mixer_args.get(recipe.mixer, {}).items():
+        path = f"mixer_args.{recipe.mixer}.{key}"
+        rows.append((path, value, origin.get(path, "")))
+    return "\n".join(f"{key:32} {value!s:36} {source}" for key, value, source in rows)
+
+
+def differences(a: Recipe, b: Recipe, ignore: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two recipes differ; of ``mixer_args`` only the chosen mixer's row counts."""
+
+    def flat(recipe: Recipe) -> dict[str, Any]:
+        return dataclasses.asdict(recipe) | {"mixer_args": recipe.mixer_args.get(recipe.mixer, {})}
+
+    left, right = flat(a), flat(b)
+    return {k: (left[k], right[k]) for k in left if left[k] != right[k] and k not in ignore}
+
+
+__all__ = [
+    "Recipe",
+    "UserError",
+    "describe",
+    "differences",
+    "explain",
+    "load",
+    "resolve",
+    "schema",
+    "settings",
+    "split_name",
+    "to_yaml",
+]

@@ -1,0 +1,121 @@
+"""One typed layer for YAML files and command lines: dataclass annotations are the schema.
+
+A value is checked against the annotation of its field, wherever it comes from. An annotation is one of
+``bool int float str``, ``Literal[...]``, ``T | None``, ``tuple[float, float]``, ``dict``, or
+``Annotated[T, Between(low, high)]``. Text is converted (``"1e-4"`` to a float), but never silently changed:
+``1.5`` is no integer.
+"""
+
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+
+class UserError(ValueError):
+    """Something the user can mend. The commands print it as one line and leave with exit status 2."""
+
+
+@dataclass(frozen=True)
+class Between:
+    """Inclusive range of a number; ``open_low`` excludes the lower end."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (self.low < value if self.open_low else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        low = "" if self.low == -math.inf else f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
+        high = "" if self.high == math.inf else f"at most {self.high:g}"
+        return " and ".join(part for part in (low, high) if part)
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """The end of an error message: the closest valid name, or all of them."""
+    from mixers import nearest  # imports torch: only when there is an error to explain
+
+    return nearest(name, known)
+
+
+def describe(annotation: Any) -> str:
+    """The annotation in words, for help texts and errors."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return f"{describe(args[0])} {args[1]}".strip()
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("none" if a is types.NoneType else describe(a) for a in args)
+    if origin is tuple:
+        return f"{len(args)} numbers"
+    if origin is dict:
+        return "a table"
+    return {bool: "true or false", int: "an integer", float: "a number", str: "text", dict: "a table"}[annotation]
+
+
+def convert(value: Any, annotation: Any, where: str) -> Any:
+    """``value`` as the type of ``annotation``. ``where`` names the field and its source in the error.
+
+    Raises ``UserError``: what was given, what was expected, the nearest valid choice.
+    """
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    wrong = UserError(f"{where}: expected {describe(annotation)}, got {value!r}")
+    if origin is typing.Annotated:
+        converted = convert(value, args[0], where)
+        if isinstance(converted, int | float) and converted not in args[1]:
+            raise wrong
+        return converted
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+            return None
+        (inner,) = [a for a in args if a is not types.NoneType]
+        try:
+            return convert(value, inner, where)
+        except UserError:
+            raise wrong from None
+    if origin is Literal:
+        if value is False and "no" in args:  # YAML reads a bare no as false
+            value = "no"
+        if value not in args:
+            raise UserError(f"{wrong}; {nearest(str(value), map(str, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or len(value) != len(args):
+            raise wrong
+        return tuple(convert(v, a, where) for v, a in zip(value, args, strict=True))
+    if annotation is dict or origin is dict:
+        if not isinstance(value, dict):
+            raise wrong
+        return {str(k): plain(v) for k, v in value.items()}
+    if annotation is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if annotation in (int, float) and isinstance(value, str):
+        try:
+            value = int(value) if annotation is int else float(value)
+        except ValueError:
+            raise wrong from None
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not annotation or (annotation is float and not math.isfinite(value)):
+        raise wrong
+    return value
+
+
+def plain(value: Any) -> Any:
+    """A value of a free table: text from a command line is read as YAML, numbers such as ``1e-4`` included."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value) if "e" in value.lower() else yaml.safe_load(value)
+    except (ValueError, yaml.YAMLError):
+        return value
