@@ -18,7 +18,7 @@ import docstring_parser
 from cyclopts import App, Group, Parameter
 
 from . import schema
-from .typed import UserError, describe
+from .typed import UserError, convert, describe
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -73,6 +73,11 @@ def parse(argv: list[str], program: str, about: str, classes: dict[str, type]) -
     return {title: {k: v for k, v in given.items() if owner[k] == title} for title in classes}
 
 
+def fill(cls: type, given: dict[str, Any]) -> Any:
+    """An instance of the dataclass from raw command-line values, each checked against its field's type."""
+    return cls(**{k: convert(v, schema(cls)[k], f"command line: {k}") for k, v in given.items()})
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Run a command; a ``UserError`` becomes one line on stderr (of the first process) and exit status 2."""
     try:
@@ -81,6 +86,6 @@ def run(main: Callable[[], int | None]) -> None:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"error: {e}", file=sys.stderr)
         status = 2
-    except BrokenPipeError:
-        status = 0
+    except KeyboardInterrupt:
+        status = 130
     sys.exit(status)

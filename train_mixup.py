@@ -1,0 +1,224 @@
+"""Train one recipe: accelerate launch train_mixup.py --recipe deit_s_cutmix
+
+Runs the same under accelerate launch, torchrun and plain python.
+"""
+
+# Read it top to bottom: recipe, processes, model and mixer, data, state, loop. One update of the loop is:
+# micro-batches through `Step`, in which a mixer of mixers/ performs the training step; backward; clip;
+# optimiser; after_step. Everything random is a function of the seed and the update, so that a run which was
+# killed goes on as if nothing had happened.
+
+import contextlib
+import math
+import sys
+import time
+from pathlib import Path
+
+from recipes import Recipe, UserError, cli, resolve, settings
+from training.job import STOPPED, Job
+
+
+def main() -> int | None:
+    """The training job; returns its exit status."""
+    # ----------------------------------------------------------------------------------------- recipe
+    given = cli.parse(sys.argv[1:], "train_mixup.py", __doc__ or "", {"Run": Job, "Recipe fields": Recipe})
+    job = cli.fill(Job, given["Run"])
+    if job.list:
+        from mixers import MIXERS
+
+        print(f"settings: {' '.join(settings())}\nmixers:   {' '.join(MIXERS)}\nrecipe:   <setting>_<mixer>")
+        return None
+    if job.recipe is None:
+        raise UserError("which recipe? pass --recipe <setting>_<mixer>; --list shows what there is")
+    recipe, _ = resolve(job.recipe, given["Recipe fields"])
+    folder = Path(job.output_dir or f"runs/{recipe.name}-seed{recipe.seed}")
+
+    # ----------------------------------------------------------------------------------------- processes
+    import numpy as np
+    import torch
+    from timm.utils import ModelEmaV3, distribute_bn
+
+    from mixers import Step, build, taps
+    from training import backbones, checkpoint, data, dryrun, evaluation, images, keys, launch, optimisation, run
+    from training.signals import Stop
+
+    accelerator = launch.accelerator(recipe, job, folder)
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    micro_batches, accumulation = data.cut(recipe, world)
+    accelerator.print(
+        f"{recipe.name}: {world} process{'es' * (world > 1)} on {device.type}, {recipe.mixed_precision} mixed "
+        f"precision, global batch {recipe.batch_size} = {recipe.per_device_train_batch_size} per process x {world} "
+        f"x {accumulation} accumulated",
+        flush=True,
+    )
+
+    # ----------------------------------------------------------------------------------------- model and mixer
+    model = backbones.create_model(recipe)
+    for size in {recipe.image_size, recipe.eval_size}:
+        backbones.check_resolution(model, size, recipe.model)
+    mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
+    try:
+        step = Step(model, mixer, optimisation.criterion(recipe))
+    except ValueError as e:
+        raise UserError(f"mixer {recipe.mixer!r} with model {recipe.model!r}: {e}") from None
+    if job.dry_run:
+        accelerator.print(dryrun.describe(recipe, step, world))
+        return None
+    step = launch.on_device(step, recipe, accelerator)
+    if recipe.torch_compile:
+        taps.compile_stages(step.model)
+    ema = ModelEmaV3(step.model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
+    modules = {"model": step} | ({"ema": ema.module} if ema else {})
+    wrapped, optimizer = accelerator.prepare(step, optimisation.optimizer(step, recipe))
+
+    # ----------------------------------------------------------------------------------------- data
+    with accelerator.main_process_first():  # one process downloads, the others read
+        splits = data.load_splits(recipe)
+    if accelerator.is_main_process:
+        run.open_folder(folder, recipe, resume=job.resume_from_checkpoint is not None)
+        run.check_disk(folder, checkpoint.needed_bytes(modules, job.save_total_limit))
+    accelerator.wait_for_everyone()
+    found = checkpoint.find(job.resume_from_checkpoint, folder / "checkpoints", accelerator.print)
+    state, sums = {"update": 0, "evaluated": 0, "log_length": 0, "seconds": 0.0}, {}
+    if found is not None:
+        state, sums = checkpoint.load(found, modules, [optimizer, accelerator.scaler], rank, device)
+        accelerator.print(f"resumed from {found.name}")
+        if state["processes"] != world:
+            accelerator.print(
+                f"it was saved by {state['processes']} processes: equal but for rounding, not bit for bit"
+            )
+    update, evaluated = state["update"], state["evaluated"]
+    workers = launch.workers(job, accelerator)
+    order = data.TrainOrder(len(splits.train), recipe, rank, world, start=update)
+    total, per_epoch = order.updates, order.updates_per_epoch
+    samples = data.Samples(splits.train, recipe, images.TrainTransform(recipe), job.on_bad_image)
+    batches = data.train_batches(samples, order, workers, device)
+    eval_transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
+    eval_samples = data.Samples(splits.eval, recipe, eval_transform, job.on_bad_image)
+
+    # ----------------------------------------------------------------------------------------- record
+    if accelerator.is_main_process:
+        run.write_json(folder / "env.json", run.environment(accelerator, recipe))
+        run.write_json(folder / "data.json", splits.record)
+    log = run.Log(folder / "log.jsonl", state["log_length"]) if accelerator.is_main_process else run.NoLog()
+    launch.init_trackers(accelerator, recipe, job, start=update)
+    progress = launch.Progress(accelerator, recipe, update, total)
+    began = time.perf_counter() - state["seconds"]
+    save_every = per_epoch if job.checkpointing_steps == "epoch" else int(job.checkpointing_steps)
+    last_saved = update if found else -1
+    stop = Stop()
+
+    def record(mode: str, perf: dict[str, float], **values: float) -> None:
+        perf = {"seconds": round(time.perf_counter() - began, 3)} | perf
+        log.write(mode=mode, epoch=math.ceil(update / per_epoch), update=update, **values, perf=perf)
+        accelerator.log({f"{mode}/{k}": v for k, v in (values | perf).items()}, step=update)
+
+    # ----------------------------------------------------------------------------------------- loop
+    while True:
+        epoch, within = divmod(update, per_epoch)
+
+        # evaluate at the end of an epoch
+        due = epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs
+        leaving = False
+        if within == 0 and epoch > evaluated and due:
+            nets = step.mixer.models(step.model) | ({"ema": ema.module} if ema else {})
+            scores = evaluation.evaluate(nets, eval_samples, recipe, accelerator, workers, stop)
+            if scores is None:
+                leaving = True
+            else:
+                evaluated = epoch
+                record("val", {}, **scores)
+                text = ", ".join(f"{k} {v:.4g}" for k, v in scores.items())
+                progress.say(f"epoch {epoch}/{recipe.epochs}: {text}")
+                if accelerator.is_main_process:
+                    net = ema.module if ema and recipe.report_ema else step.model
+                    run.publish(folder, net, recipe, splits.classes, log, epoch)
+            progress.restart()
+
+        # save, and leave when asked to
+        finished = update == total and not leaving
+        leaving = leaving or (not finished and stop.agreed(accelerator, update))
+        if update != last_saved and (finished or leaving or (update and update % save_every == 0)):
+            state = {"evaluated": evaluated, "log_length": log.length(), "seconds": time.perf_counter() - began}
+            optimizers = [optimizer.state_dict(), accelerator.scaler.state_dict() if accelerator.scaler else {}]
+            checkpoint.save(
+                folder / "checkpoints", update, modules, optimizers, sums, state, accelerator, job.save_total_limit
+            )
+            last_saved = update
+            progress.restart()
+        if finished or leaving:
+            break
+
+        # one update
+        step.train()
+        optimisation.set_learning_rate(optimizer, optimisation.learning_rate(recipe, update, per_epoch))
+        waited = 0.0
+        for micro in range(rank, micro_batches, world):
+            before = time.perf_counter()
+            pixels, labels, _, bad = next(batches)
+            waited += time.perf_counter() - before
+            x = images.normalise(pixels, recipe, device)
+            if recipe.reprob:
+                x = images.erase(x, recipe.reprob, recipe.remode, keys.rng(keys.ERASE, recipe.seed, update, micro))
+            y = optimisation.one_hot(labels.to(device, non_blocking=True), recipe)
+            keys.seed_everything(keys.STEP, recipe.seed, update, micro)  # dropout and drop path draw from this
+            rng = np.random.default_rng((recipe.seed, update))  # the same for every micro-batch of the update
+            last = micro + world >= micro_batches
+            with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
+                out = wrapped(x, y, rng)
+                accelerator.backward(out.loss / accumulation)
+            seen = {"steps": 1, "images": len(x), "bad": int(bad.gt(0).sum()), "loss": out.loss.detach(), **out.logs}
+            for name, value in seen.items():
+                sums[name] = sums.get(name, torch.zeros((), device=device)) + value
+            if (
+                accelerator.is_main_process
+                and micro == within == 0
+                and epoch in {0, recipe.epochs // 2, recipe.epochs - 1}
+            ):
+                mixed, _ = step.mixer.mix(x, y, **out.plan)
+                run.sample_sheet(mixed, out.target, recipe, splits.classes, folder / f"samples/epoch_{epoch:03d}.png")
+        if recipe.clip_grad is not None:
+            accelerator.clip_grad_norm_(step.parameters(), recipe.clip_grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        update += 1
+        step.mixer.after_step(step.model, update / total)
+        if ema:
+            ema.update(step.model)
+        if update % per_epoch == 0 and world > 1:
+            for module in modules.values():
+                distribute_bn(module, world, reduce=True)
+        progress.update(waited)
+
+        # log: the only place where the device is read
+        if update % job.logging_steps == 0 or update % per_epoch == 0:
+            values = accelerator.reduce(torch.stack(list(sums.values())), "sum").tolist()
+            means = dict(zip(sums, values, strict=True))
+            steps, seen_images, bad_images = means.pop("steps"), means.pop("images"), means.pop("bad")
+            means = {k: v / steps for k, v in means.items()}
+            rate, waiting = progress.speed()
+            lr = optimisation.learning_rate(recipe, update - 1, per_epoch)
+            counts = {"images": int(seen_images), "bad_images": int(bad_images)}
+            perf = {"img_per_s": round(rate, 1), "waiting": round(waiting, 3)}
+            record("train", perf, lr=lr, **means, **counts)
+            if not math.isfinite(means["loss"]):
+                raise RuntimeError(
+                    f"the loss is {means['loss']} at update {update}: lower lr, or use bf16 instead of fp16"
+                )
+            sums = {}
+            progress.restart()
+
+    # ----------------------------------------------------------------------------------------- end
+    progress.bar.close()
+    if leaving:
+        accelerator.print(
+            f"{stop.requested or 'a signal'} at update {update}: saved; continue with --resume_from_checkpoint auto"
+        )
+    else:
+        accelerator.print(f"done: {folder}")
+    accelerator.end_training()
+    return STOPPED if leaving else None
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,342 @@
+"""Datasets by name, and loaders whose order and augmentation depend on the seed alone.
+
+The order is a function of (seed, epoch), the augmentation of (seed, epoch, index, copy). Neither depends on the
+number of workers, processes or resumes, so a run can start at any update without replaying the ones before.
+"""
+
+import hashlib
+import itertools
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from recipes import Recipe, UserError
+from recipes.typed import nearest
+
+from . import keys
+from .images import BadImage, EvalTransform, TrainTransform, decode
+from .prepare import PREPARED, prepared
+
+SMALL = 2**30  # bytes of parquet that are read into memory instead of being copied to Arrow files
+
+
+# --------------------------------------------------------------------------------------------- by name
+
+
+class Splits(NamedTuple):
+    """The two tables a run needs, with encoded images, and what is recorded about them."""
+
+    train: datasets.Dataset
+    eval: datasets.Dataset
+    classes: list[str]
+    record: dict[str, Any]
+
+
+def load_splits(recipe: Recipe) -> Splits:
+    """Open the recipe's dataset and check everything that can be checked without decoding an image.
+
+    Raises ``UserError`` with one clear line: unknown or gated dataset, missing split or column, classes that do
+    not fit, empty split.
+    """
+    tables = {split: open_split(recipe, split) for split in (recipe.train_split, recipe.eval_split)}
+    for split, table in tables.items():
+        for column in (recipe.image_column, recipe.label_column):
+            if column not in table.column_names:
+                raise UserError(
+                    f"dataset {recipe.dataset!r}, split {split!r}: no column {column!r}; "
+                    f"{nearest(column, table.column_names)} (set image_column or label_column)"
+                )
+        if not len(table):
+            raise UserError(f"dataset {recipe.dataset!r}: split {split!r} is empty")
+    train, evaluation = tables[recipe.train_split], tables[recipe.eval_split]
+    classes = check_classes(recipe, train, evaluation)
+    train = subset(train, recipe.max_train_samples)
+    evaluation = subset(evaluation, recipe.max_eval_samples)
+    record = {
+        "dataset": recipe.dataset,
+        "config": recipe.dataset_config,
+        "revision": recipe.dataset_revision,
+        "splits": {
+            split: {"images": len(table), "labels_sha256": labels_hash(table, recipe.label_column)}
+            for split, table in ((recipe.train_split, train), (recipe.eval_split, evaluation))
+        },
+        "classes": classes,
+    }
+    return Splits(encoded(train, recipe), encoded(evaluation, recipe), classes, record)
+
+
+def open_split(recipe: Recipe, split: str) -> datasets.Dataset:
+    """One split of a prepared set, a local folder or a Hub dataset."""
+    name = recipe.dataset
+    folder = Path(name).expanduser()
+    if name in PREPARED:
+        if (found := prepared(name)) is None:
+            raise UserError(f"dataset {name!r} is not prepared on this machine; run: mixup-recipes prepare {name}")
+        folder = found
+    elif not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        raise UserError(f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of {sorted(PREPARED)}")
+    try:
+        if folder.exists():
+            return open_folder(folder, split)
+        return open_hub(recipe, split)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as e:
+        if isinstance(e, UserError):
+            raise
+        reason = " ".join(str(e).split())
+        if "gated" in reason.lower():
+            reason = (
+                f"access is gated: accept the terms on its page on the Hub, then `hf auth login` or set HF_TOKEN "
+                f"({reason[:160]})"
+            )
+        raise UserError(f"cannot open dataset {name!r}, split {split!r}: {reason[:400]}") from None
+
+
+def open_folder(folder: Path, split: str) -> datasets.Dataset:
+    """A folder of parquet files in the Hub's layout, or of ``<split>/<class>/<image>`` files."""
+    parquet = sorted(p for p in folder.rglob("*.parquet") if p.name.startswith(split + "-") or p.stem == split)
+    if parquet:
+        size = sum(p.stat().st_size for p in parquet)
+        if size <= SMALL:  # reading it is quicker than the Arrow copy that load_dataset would write
+            import pyarrow.parquet as pq
+
+            return datasets.concatenate_datasets([datasets.Dataset(pq.read_table(p)) for p in parquet])
+        announce_copy(size)
+        return datasets.load_dataset("parquet", data_files={split: [str(p) for p in parquet]}, split=split)
+    if any(folder.rglob("*.parquet")):
+        names = sorted({p.name.split("-")[0].removesuffix(".parquet") for p in folder.rglob("*.parquet")})
+        raise UserError(f"{folder} has no split {split!r}; {nearest(split, names)}")
+    found = {p.name: p for p in folder.iterdir() if p.is_dir()}
+    alias = {"validation": ("val", "valid"), "val": ("validation", "valid"), "test": ("val", "validation")}
+    directory = next((found[n] for n in (split, *alias.get(split, ())) if n in found), None)
+    if directory is None:
+        raise UserError(f"{folder} has no folder for split {split!r}; {nearest(split, found)}")
+    if not any(p.is_dir() for p in directory.iterdir()):
+        raise UserError(f"{directory} has no class folders; expected {directory.name}/<class>/<image>")
+    return datasets.load_dataset("imagefolder", data_dir=str(directory), split="train", drop_labels=False)
+
+
+def open_hub(recipe: Recipe, split: str) -> datasets.Dataset:
+    """A Hub dataset; its size is announced before anything large is written."""
+    where = {"name": recipe.dataset_config, "revision": recipe.dataset_revision}
+    info = datasets.load_dataset_builder(recipe.dataset, **where).info
+    if info.splits and split not in info.splits:
+        raise UserError(f"dataset {recipe.dataset!r} has no split {split!r}; {nearest(split, info.splits)}")
+    announce_copy((info.download_size or 0) + (info.dataset_size or 0))
+    return datasets.load_dataset(recipe.dataset, **where, split=split)
+
+
+def announce_copy(size: int) -> None:
+    """Say how much disk ``datasets`` is about to fill; refuse when it is not there. ``size`` in bytes."""
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    cache.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache).free
+    if size > SMALL and int(os.environ.get("RANK", "0")) == 0:
+        print(f"datasets keeps up to {size / 1e9:.0f} GB in {cache} (once); {free / 1e9:.0f} GB are free there")
+    if size > free and not any(cache.iterdir()):
+        raise UserError(f"{cache}: {size / 1e9:.0f} GB needed, {free / 1e9:.0f} GB free; set HF_HOME to a larger disk")
+
+
+def check_classes(recipe: Recipe, train: datasets.Dataset, evaluation: datasets.Dataset) -> list[str]:
+    """The class names, after checking that both splits and the recipe agree on them."""
+    names = []
+    for split, table in ((recipe.train_split, train), (recipe.eval_split, evaluation)):
+        feature = table.features[recipe.label_column]
+        used = np.unique(np.asarray(table.with_format("numpy")[recipe.label_column]))
+        if used.dtype.kind not in "iu":
+            raise UserError(f"dataset {recipe.dataset!r}: label column {recipe.label_column!r} is not of whole numbers")
+        if hasattr(feature, "names"):
+            names.append(list(feature.names))
+        else:
+            names.append([str(i) for i in range(max(recipe.num_classes, int(used.max()) + 1))])
+        if used.min() < 0:
+            raise UserError(f"dataset {recipe.dataset!r}, split {split!r} has unlabelled images (label -1)")
+        if len(names[-1]) != recipe.num_classes:
+            raise UserError(
+                f"dataset {recipe.dataset!r}, split {split!r} has {len(names[-1])} classes, the recipe says "
+                f"num_classes {recipe.num_classes}; pass --num_classes {len(names[-1])} if that is meant"
+            )
+    if names[0] != names[1]:
+        only = sorted(set(names[0]) ^ set(names[1]))
+        raise UserError(
+            f"dataset {recipe.dataset!r}: classes of {recipe.train_split!r} and {recipe.eval_split!r} differ: "
+            f"{', '.join(only[:5])}{' ...' if len(only) > 5 else ''} in one of them only"
+        )
+    return names[0]
+
+
+def subset(table: datasets.Dataset, size: int | None) -> datasets.Dataset:
+    """The first ``size`` images of a shuffle that never changes, so that a small subset has all classes."""
+    if size is None or size >= len(table):
+        return table
+    return table.select(np.sort(keys.rng(keys.SUBSET, 0).permutation(len(table))[:size]))
+
+
+def labels_hash(table: datasets.Dataset, column: str) -> str:
+    """SHA-256 of the labels in order: tells whether two runs saw the same table."""
+    labels = np.asarray(table.with_format("numpy")[column], dtype=np.int64)
+    return hashlib.sha256(labels.tobytes()).hexdigest()
+
+
+def encoded(table: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
+    """The table with images left encoded (bytes or path) and only the two columns that are read."""
+    table = table.select_columns([recipe.image_column, recipe.label_column])
+    return table.cast_column(recipe.image_column, datasets.Image(decode=False))
+
+
+# --------------------------------------------------------------------------------------------- samples
+
+
+class Key(NamedTuple):
+    """Which sample, and which draw of its augmentation."""
+
+    epoch: int
+    index: int
+    copy: int
+
+
+class Samples(torch.utils.data.Dataset):
+    """``samples[Key]`` gives ``(image uint8 (3, S, S), label, index, bad)``; ``bad`` counts images passed over."""
+
+    def __init__(self, table: datasets.Dataset, recipe: Recipe, transform: Any, on_bad_image: str = "stop"):
+        self.table, self.transform, self.on_bad_image, self.seed = table, transform, on_bad_image, recipe.seed
+        self.image_column, self.label_column = recipe.image_column, recipe.label_column
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int, int, int]:
+        keys.seed_everything(keys.SAMPLE, self.seed, *key)
+        for bad in range(len(self.table)):
+            index = (key.index + bad) % len(self.table)
+            row = self.table[index]
+            image = row[self.image_column]
+            try:
+                data = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+                return self.transform(decode(data)), row[self.label_column], key.index, bad
+            except (BadImage, OSError) as e:
+                if self.on_bad_image == "stop":
+                    where = image["path"] or "no path"
+                    raise UserError(
+                        f"image {index} ({where}) cannot be read: {e}; mend it, or pass --on_bad_image skip"
+                    ) from None
+        raise UserError("no image of the dataset can be read")
+
+
+class TrainOrder:
+    """Which samples go where: the batch sampler of one process.
+
+    The epoch's order, a function of (seed, epoch), is cut into updates of ``batch_size`` images; an update into
+    ``micro_batches`` of ``per_device_train_batch_size``, dealt like cards so that the copies of a repeated
+    image land in different ones; process ``rank`` of ``world`` takes every world-th micro-batch. So what a
+    micro-batch holds does not depend on the number of processes.
+    """
+
+    def __init__(self, size: int, recipe: Recipe, rank: int, world: int, start: int = 0):
+        self.size, self.recipe, self.rank, self.world, self.start = size, recipe, rank, world, start
+        self.micro_batches, self.accumulation = cut(recipe, world)
+        self.updates_per_epoch = updates_per_epoch(size, recipe)
+        self.updates = self.updates_per_epoch * recipe.epochs
+
+    def epoch(self, epoch: int) -> list[Key]:
+        """The samples of one epoch in order, whole updates only."""
+        order = keys.rng(keys.ORDER, self.recipe.seed, epoch).permutation(self.size)
+        repeats = self.recipe.aug_repeats
+        index = np.repeat(order, repeats)[: self.size]
+        copy = np.tile(np.arange(repeats), self.size)[: self.size]
+        length = self.updates_per_epoch * self.recipe.batch_size
+        position = np.arange(length)
+        index, copy = index[position % self.size], copy[position % self.size] + repeats * (position // self.size)
+        return [Key(epoch, int(i), int(c)) for i, c in zip(index, copy, strict=True)]
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        """Micro-batches of this process, from update ``start`` to the end of the run."""
+        for update in range(self.start, self.updates):
+            epoch, within = divmod(update, self.updates_per_epoch)
+            if update == self.start or within == 0:
+                order = self.epoch(epoch)
+            samples = order[within * self.recipe.batch_size : (within + 1) * self.recipe.batch_size]
+            for micro in range(self.rank, self.micro_batches, self.world):
+                yield samples[micro :: self.micro_batches]
+
+
+def cut(recipe: Recipe, world: int) -> tuple[int, int]:
+    """Micro-batches of an update over all processes, and accumulation steps per process."""
+    micro_batches = recipe.batch_size // recipe.per_device_train_batch_size
+    if micro_batches % world:
+        fits = recipe.batch_size // world
+        advice = (
+            f"pass --per_device_train_batch_size {fits} or another number of processes"
+            if recipe.batch_size % world == 0
+            else f"use a number of processes that divides batch_size {recipe.batch_size}"
+        )
+        raise UserError(
+            f"batch_size {recipe.batch_size} in micro-batches of {recipe.per_device_train_batch_size} does not "
+            f"divide over {world} processes; {advice}"
+        )
+    return micro_batches, micro_batches // world
+
+
+def updates_per_epoch(size: int, recipe: Recipe) -> int:
+    """Updates in one pass over ``size`` images."""
+    updates = size // recipe.batch_size if recipe.drop_last else -(-size // recipe.batch_size)
+    if not updates:
+        raise UserError(f"the training split has {size} images, fewer than batch_size {recipe.batch_size}")
+    return updates
+
+
+def train_batches(
+    samples: Samples, order: TrainOrder, workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """``(images uint8 (B, 3, S, S), labels (B,), indices (B,), bad (B,))`` for the rest of the run."""
+    return readable(loader(samples, order, workers, device))
+
+
+def eval_batches(samples: Samples, rank: int, world: int, batch_size: int, workers: int, device: torch.device) -> Any:
+    """Batches of every world-th image; each image belongs to exactly one process."""
+    mine = [Key(0, i, 0) for i in range(rank, len(samples), world)]
+    return readable(loader(samples, [list(b) for b in batched(mine, batch_size)], workers, device))
+
+
+def readable(batches: Any) -> Iterator[Any]:
+    """The batches; a worker's ``UserError`` arrives as one line again instead of a printed traceback."""
+    try:
+        yield from batches
+    except UserError as e:
+        raise UserError(str(e).strip().splitlines()[-1].split("UserError: ")[-1]) from None
+
+
+def batched(items: list[Key], size: int) -> Iterator[tuple[Key, ...]]:
+    """Consecutive groups of ``size``; the last may be shorter."""
+    iterator = iter(items)
+    while group := tuple(itertools.islice(iterator, size)):
+        yield group
+
+
+def loader(samples: Samples, batch_sampler: Any, workers: int, device: torch.device) -> Any:
+    """A DataLoader whose workers each use one thread and leave when their parent is gone."""
+    return DataLoader(
+        samples,
+        batch_sampler=batch_sampler,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=start_worker if workers else None,
+    )
+
+
+def start_worker(_worker: int) -> None:
+    """One thread each: workers are the parallelism. Signals are the training process's business."""
+    torch.set_num_threads(1)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+__all__ = ["EvalTransform", "Key", "Samples", "Splits", "TrainOrder", "TrainTransform", "eval_batches", "load_splits"]

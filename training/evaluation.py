@@ -1,0 +1,101 @@
+"""Evaluation on any number of processes: each image counts exactly once."""
+
+import contextlib
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from metrics.calibration.formula import calibration
+from metrics.topk_accuracy.formula import topk_accuracy
+from torch import nn
+
+from recipes import Recipe
+
+from . import data
+from .images import normalise
+from .signals import Stop
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, batches: Any, rounds: int, total: int, recipe: Recipe, accelerator: Any, stop: Stop | None = None
+) -> dict[str, np.ndarray] | None:
+    """What the metrics need, one row per image, on every process, sorted by image.
+
+    ``rounds``: loop iterations, the same on every process (a process may have no batch in the last one), so
+    that all agree when a signal asks to stop; then None comes back. ``total``: images that must have been seen,
+    each once. Columns: index, label, top (up to 5 classes, best first), nll (nats), confidence, bad.
+    """
+    was_training = model.training
+    model.eval()
+    parts: list[dict[str, torch.Tensor]] = []
+    iterator = iter(batches)
+    try:
+        for i in range(rounds):
+            if stop is not None and stop.agreed(accelerator, i):
+                return None
+            batch = next(iterator, None)
+            if batch is None:
+                continue
+            images, labels, index, bad = batch
+            with accelerator.autocast() if accelerator.mixed_precision != "no" else contextlib.nullcontext():
+                logits = model(normalise(images, recipe, accelerator.device)).float()
+            labels = labels.to(accelerator.device, non_blocking=True)
+            log_p = logits.log_softmax(1)
+            top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            parts.append(
+                {
+                    "index": index,
+                    "label": labels,
+                    "top": top,
+                    "nll": -log_p.gather(1, labels[:, None])[:, 0],
+                    "confidence": log_p.gather(1, top[:, :1])[:, 0].exp(),
+                    "bad": bad,
+                }
+            )
+    finally:
+        model.train(was_training)
+    mine = {k: torch.cat([p[k].cpu() for p in parts]).numpy() for k in parts[0]} if parts else {}
+    rows = [r for r in gather_object([mine]) if r]
+    columns = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+    order = np.argsort(columns["index"], kind="stable")
+    columns = {k: v[order] for k, v in columns.items()}
+    if not np.array_equal(columns["index"], np.arange(total)):
+        raise RuntimeError(f"evaluation saw {len(columns['index'])} images instead of {total}, each once")
+    kept = columns["bad"] == 0
+    return {k: v[kept] for k, v in columns.items()}
+
+
+def evaluate(
+    models: dict[str, nn.Module],
+    samples: data.Samples,
+    recipe: Recipe,
+    accelerator: Any,
+    workers: int,
+    stop: Stop | None = None,
+) -> dict[str, float] | None:
+    """Scores of each model, its name in front (``""`` adds nothing); None when a signal asked to stop."""
+    size, batch = len(samples), recipe.per_device_train_batch_size
+    rounds = math.ceil(math.ceil(size / accelerator.num_processes) / batch)
+    scores: dict[str, float] = {}
+    for name, model in models.items():
+        batches = data.eval_batches(
+            samples, accelerator.process_index, accelerator.num_processes, batch, workers, accelerator.device
+        )
+        columns = predict(model, batches, rounds, size, recipe, accelerator, stop)
+        if columns is None:
+            return None
+        scores |= {f"{name}_{k}" if name else k: v for k, v in score(columns).items()}
+    return scores
+
+
+def score(columns: dict[str, np.ndarray]) -> dict[str, float]:
+    """top1, top5 and ece in percent, nll in nats, count of images. With fewer than 5 classes top5 takes them all."""
+    width = columns["top"].shape[1]
+    accuracy = topk_accuracy(columns["top"], columns["label"], ks=(1, width))
+    correct = columns["top"][:, 0] == columns["label"]
+    scores = {"top1": accuracy["top1"], "top5": accuracy[f"top{width}"]}
+    scores |= calibration(columns["confidence"], correct, columns["nll"])
+    return {k: float(v) for k, v in scores.items()} | {"count": len(correct)}

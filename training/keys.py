@@ -1,0 +1,25 @@
+"""Every random number of a run is a function of the seed and of what it is for: nothing has to be saved to resume.
+
+The last part of a key names the purpose and is never 0, since numpy pads keys with zeros. Mixing uses
+``default_rng((seed, update))`` and belongs to the mixers.
+"""
+
+import random
+
+import numpy as np
+import torch
+
+ORDER, SAMPLE, STEP, ERASE, SUBSET = 1, 2, 3, 4, 5
+
+
+def rng(purpose: int, *key: int) -> np.random.Generator:
+    """A generator for one purpose, e.g. ``rng(ORDER, seed, epoch)``."""
+    return np.random.default_rng((*key, purpose))
+
+
+def seed_everything(purpose: int, *key: int) -> None:
+    """Seed the global generators that libraries draw from (dropout, timm's augmentation) for one purpose."""
+    draw = rng(purpose, *key)
+    random.seed(int(draw.integers(2**63)))
+    np.random.seed(int(draw.integers(2**32)))
+    torch.manual_seed(int(draw.integers(2**63)))

@@ -1,0 +1,113 @@
+"""What depends on how the job was started: processes, precision, devices, trackers, the progress bar."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from torch import nn
+from tqdm import tqdm
+
+from recipes import Recipe, UserError
+from recipes.typed import nearest
+
+from .job import Job
+
+
+def accelerator(recipe: Recipe, job: Job, folder: Path) -> Accelerator:
+    """accelerate's view of the processes that a launcher started; one process without a launcher."""
+    trackers = [] if job.report_to == "none" else job.report_to.split(",")
+    for name in trackers:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise UserError(f"report_to: unknown tracker {name!r}; {nearest(name, LOGGER_TYPE_TO_CLASS)}")
+    if job.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        return Accelerator(
+            mixed_precision=recipe.mixed_precision,
+            log_with=trackers or None,
+            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "runs")),
+            # BatchNorm statistics stay each process's own within an epoch, as in the published runs, and are averaged
+            # at its end.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+    except (ValueError, ImportError) as e:
+        raise UserError(f"cannot start with {recipe.mixed_precision} precision and trackers {trackers}: {e}") from None
+
+
+def on_device(step: nn.Module, recipe: Recipe, accelerator: Accelerator) -> Any:
+    """Move the step to the device, in the recipe's memory format, with shared BatchNorm where asked."""
+    if recipe.sync_bn and accelerator.num_processes > 1:
+        if accelerator.device.type != "cuda":
+            raise UserError("sync_bn works between GPUs only; pass --sync_bn false, or start one process")
+        step = nn.SyncBatchNorm.convert_sync_batchnorm(step)
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    return step.to(accelerator.device, memory_format=layout)
+
+
+def workers(job: Job, accelerator: Accelerator) -> int:
+    """Loader processes per training process: as asked, or a share of this machine's cores."""
+    if job.dataloader_num_workers is not None:
+        return job.dataloader_num_workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # on a CPU the model needs the cores itself
+    return min(16, share if accelerator.device.type != "cpu" else share // 2)
+
+
+def init_trackers(accelerator: Accelerator, recipe: Recipe, job: Job, start: int) -> None:
+    """Start the trackers; TensorBoard forgets what a killed run wrote after its last checkpoint."""
+    if job.report_to != "none":
+        accelerator.init_trackers(recipe.name, init_kwargs={"tensorboard": {"purge_step": start}})
+
+
+class Progress:
+    """A bar with images/s and the time left on a terminal; a line per evaluation in a pipe; silence on other ranks."""
+
+    NOTICE = 20  # updates after which the limiting stage is named
+
+    def __init__(self, accelerator: Accelerator, recipe: Recipe, start: int, total: int):
+        self.main, self.images = accelerator.is_main_process, recipe.batch_size
+        hidden = not self.main or not sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=start, unit="update", disable=hidden, dynamic_ncols=True)
+        self.left = total - start
+        self.restart()
+        self.noticed = False
+
+    def restart(self) -> None:
+        """Begin a new window: after a log line, an evaluation, a checkpoint."""
+        self.began, self.waited, self.updates = time.perf_counter(), 0.0, 0
+
+    def update(self, waited: float) -> None:
+        """One update is done, ``waited`` seconds of it spent on waiting for images."""
+        self.waited += waited
+        self.updates += 1
+        self.left -= 1
+        self.bar.update()
+        if not self.noticed and self.updates == self.NOTICE:
+            self.noticed = True
+            rate, share = self.speed()
+            stage = "loading images" if share > 0.3 else "the model"
+            hours = self.left * self.images / rate / 3600
+            self.say(
+                f"{rate:.0f} images/s, {share:.0%} of the time waiting for images: limited by {stage}; about "
+                + (f"{hours:.1f} h" if hours > 1 else f"{hours * 60:.0f} min")
+                + " of training to go"
+            )
+
+    def speed(self) -> tuple[float, float]:
+        """Images per second over all processes, and the share of time spent waiting for images."""
+        elapsed = max(time.perf_counter() - self.began, 1e-9)
+        return self.updates * self.images / elapsed, self.waited / elapsed
+
+    def say(self, text: str) -> None:
+        """A line beside the bar, on the main process."""
+        if self.main:
+            self.bar.write(text, file=sys.stdout) if not self.bar.disable else print(text, flush=True)

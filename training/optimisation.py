@@ -1,0 +1,90 @@
+"""Losses per sample, optimiser groups, and the learning rate as a pure function of the update."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim._param_groups import param_groups_weight_decay
+from torch import Tensor
+
+from mixers import Step
+from recipes import Recipe, UserError
+from recipes.typed import nearest
+
+
+def criterion(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
+    """``loss(logits (B, K), target (B, K)) -> (B,)``: one loss per sample, so that mixers can weight samples."""
+
+    def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), target, reduction="none")
+
+    def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+        if recipe.bce_target_thresh is not None:
+            target = (target > recipe.bce_target_thresh).to(target.dtype)
+        loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+        return loss.sum(1) if recipe.loss == "bce_sum" else loss.mean(1)
+
+    return cross_entropy if recipe.loss == "ce" else binary_cross_entropy
+
+
+def one_hot(labels: Tensor, recipe: Recipe) -> Tensor:
+    """Labels (B,) to dense float targets (B, K), smoothed: ``(1-s)*onehot + s/K``."""
+    y = F.one_hot(labels, recipe.num_classes).float()
+    return y if not recipe.smoothing else y * (1 - recipe.smoothing) + recipe.smoothing / recipe.num_classes
+
+
+def optimizer(step: Step, recipe: Recipe) -> torch.optim.Optimizer:
+    """timm's optimiser over the model's and the mixer's parameters.
+
+    Every group records its share of the recipe's learning rate as ``lr_scale``. Without
+    ``decay_bias_and_norm``, tensors of one dimension and what the model lists in ``no_weight_decay`` are not decayed.
+    """
+    if recipe.opt not in list_optimizers():
+        raise UserError(f"unknown optimiser {recipe.opt!r}; {nearest(recipe.opt, list_optimizers())}")
+    exempt = getattr(step.model, "no_weight_decay", set)()
+    groups = (
+        [{"params": [p for p in step.model.parameters() if p.requires_grad], "weight_decay": recipe.weight_decay}]
+        if recipe.decay_bias_and_norm
+        else param_groups_weight_decay(step.model, recipe.weight_decay, no_weight_decay_list=exempt)
+    )
+    groups += step.mixer.param_groups(recipe.lr, recipe.weight_decay)
+    for group in groups:
+        group["lr_scale"] = group.pop("lr", recipe.lr) / recipe.lr
+    args = {"betas": recipe.opt_betas, "eps": recipe.opt_eps}
+    made = create_optimizer_v2(
+        groups,
+        opt=recipe.opt,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        momentum=recipe.momentum,
+        **{k: v for k, v in args.items() if v is not None},
+    )
+    return made
+
+
+def learning_rate(recipe: Recipe, update: int, updates_per_epoch: int) -> float:
+    """The learning rate of an update, counted from 0.
+
+    A cosine from ``lr`` to ``min_lr`` over all epochs, moved per update or per epoch, multiplied by a linear
+    warm-up per update that starts at ``warmup_lr`` (the schedule of the published runs; timm's schedulers
+    replace the cosine during the warm-up instead of multiplying it).
+    """
+    position = update / updates_per_epoch
+    if not recipe.sched_on_updates:
+        position = math.floor(position)
+    rate = recipe.lr
+    if recipe.sched == "cosine":
+        rate = recipe.min_lr + 0.5 * (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * position / recipe.epochs))
+    warmup = recipe.warmup_epochs * updates_per_epoch
+    if update < warmup:
+        start = recipe.warmup_lr / recipe.lr
+        rate *= start + (1 - start) * update / warmup
+    return rate
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]

@@ -1,0 +1,257 @@
+"""The run folder: a self-contained record that is also, at its root, a model repository in timm's format."""
+
+import csv
+import io
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+import recipes
+from recipes import Recipe, UserError
+
+PACKAGES = ("accelerate", "datasets", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision", "transformers")
+
+
+# --------------------------------------------------------------------------------------------- files
+
+
+def write(path: Path, text: str | bytes) -> None:
+    """Write a file whole or not at all."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_bytes(text.encode() if isinstance(text, str) else text)
+    os.replace(aside, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    write(path, json.dumps(content, indent=1) + "\n")
+
+
+def open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Check that the folder is free, or holds this very recipe when resuming; then record the recipe.
+
+    Raises ``UserError`` naming the fields that differ.
+    """
+    saved = folder / "recipe.yaml"
+    if saved.exists():
+        if not resume:
+            raise UserError(
+                f"{folder} already holds a run; continue it with --resume_from_checkpoint auto, or choose another "
+                "--output_dir"
+            )
+        found, _ = recipes.resolve(str(saved))
+        if different := recipes.differences(found, recipe, ignore=("name",)):
+            rows = "; ".join(f"{k}: {a} there, {b} now" for k, (a, b) in different.items())
+            raise UserError(f"{folder} holds a run of another recipe: {rows}; choose another --output_dir")
+    elif folder.exists() and any(p.name != "checkpoints" and not p.name.startswith(".") for p in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and not a run; choose another --output_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in (*folder.glob("checkpoints/tmp-*"), *folder.glob(".*.tmp")):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    write(saved, recipes.to_yaml(recipe))
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raise ``UserError`` when the disk cannot take the run's checkpoints. ``needed`` in bytes."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"not enough disk for checkpoints in {folder}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; "
+            "choose another --output_dir or a lower --save_total_limit"
+        )
+
+
+def environment(accelerator: Any, recipe: Recipe) -> dict[str, Any]:
+    """What the numbers depend on beside the recipe: versions, device, processes, commit, command."""
+    device = accelerator.device
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device_type": device.type,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "mixed_precision": recipe.mixed_precision,
+        "commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, with + when files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        run = {"cwd": here, "capture_output": True, "text": True, "timeout": 10, "check": True}
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **run).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changed else "")
+
+
+# --------------------------------------------------------------------------------------------- log
+
+
+class Log:
+    """``log.jsonl``: one object a line, flushed at once. A resumed run first cuts it back to its checkpoint.
+
+    Every value but those under ``perf`` (seconds, images/s) is reproducible to the bit.
+    """
+
+    def __init__(self, path: Path, length: int = 0):
+        path.touch()
+        with path.open("r+b") as file:
+            file.truncate(min(length, path.stat().st_size))
+        self.path = path
+        self.lines = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def write(self, **record: Any) -> None:
+        """Append one record."""
+        self.lines.append(record)
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def length(self) -> int:
+        """Bytes so far: what a checkpoint remembers."""
+        return self.path.stat().st_size
+
+    def val(self) -> dict[int, dict[str, Any]]:
+        """Evaluations by epoch."""
+        return {line["epoch"]: line for line in self.lines if line["mode"] == "val"}
+
+    def summary(self) -> str:
+        """``summary.csv`` with timm's columns, one row per evaluated epoch."""
+        rows = []
+        for epoch, val in self.val().items():
+            train = [x for x in self.lines if x["mode"] == "train" and x["epoch"] <= epoch]
+            seen = [x for x in train if x["epoch"] == epoch]
+            loss = sum(x["loss"] * x["images"] for x in seen) / max(1, sum(x["images"] for x in seen))
+            metrics = {f"eval_{k}": v for k, v in val.items() if k not in ("mode", "epoch", "update", "perf")}
+            rows.append({"epoch": epoch, "train_loss": loss, **metrics, "lr": train[-1]["lr"] if train else 0.0})
+        text = io.StringIO()
+        if rows:
+            writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        return text.getvalue()
+
+
+class NoLog:
+    """What the other processes hold instead of a log."""
+
+    def write(self, **record: Any) -> None:
+        """Nothing."""
+
+    def length(self) -> int:
+        """Nothing was written."""
+        return 0
+
+
+def reported(log: Log, recipe: Recipe) -> dict[str, Any]:
+    """The run's number by its setting's protocol, and how much of the protocol the log covers."""
+    prefix = "ema_" if recipe.report_ema else ""
+    values = {epoch: line[f"{prefix}top1"] for epoch, line in log.val().items()}
+    if recipe.protocol == "best":
+        epoch = max(values, key=lambda e: (values[e], -e))
+        return {"protocol": "best epoch", "top1": values[epoch], "epoch": epoch}
+    last = [values[e] for e in sorted(values)[-recipe.protocol_epochs :]]
+    name = f"median of the last {recipe.protocol_epochs} evaluations"
+    if len(last) < recipe.protocol_epochs:
+        name += f" ({len(last)} of {recipe.protocol_epochs} so far)"
+    return {"protocol": name, "top1": statistics.median(last), "epoch": max(values)}
+
+
+def publish(folder: Path, model: nn.Module, recipe: Recipe, classes: list[str], log: Log, epoch: int) -> None:
+    """After an evaluation: bring the folder's root up to date, so that it is usable whenever the run ends.
+
+    The exported weights are the last ones, or those of the best epoch where the protocol reports that.
+    """
+    number = reported(log, recipe)
+    if recipe.protocol == "median" or number["epoch"] == epoch:
+        export(model, folder, recipe, classes)
+        line = {k: v for k, v in log.val()[epoch].items() if k not in ("mode", "perf")}
+        write_json(folder / "eval_results.json", {"exported": line, "reported": number})
+    else:
+        saved = json.loads((folder / "eval_results.json").read_text())
+        write_json(folder / "eval_results.json", saved | {"reported": number})
+    write(folder / "summary.csv", log.summary())
+
+
+# --------------------------------------------------------------------------------------------- export
+
+
+def export(model: nn.Module, folder: Path, recipe: Recipe, classes: list[str]) -> None:
+    """``config.json`` and ``model.safetensors`` that timm (``local-dir:``) and transformers load alike.
+
+    Two traps of timm 1.0.31 are mended: the provenance of timm's own pretrained weights is not claimed for
+    weights trained here, and ``num_classes`` does not stand among the model's arguments, where transformers
+    would receive it twice.
+    """
+    from timm.models import save_for_hf
+
+    aside = folder / ".export.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    size = (3, recipe.eval_size, recipe.eval_size)
+    ours = {
+        "tag": f"{recipe.mixer}_e{recipe.epochs}",
+        "license": None,
+        "origin_url": None,
+        "paper_ids": None,
+        "paper_name": None,
+        "notes": None,
+    }
+    save_for_hf(
+        model,
+        str(aside),
+        model_config={"pretrained_cfg": ours, "label_names": classes, "recipe": recipe.name},
+        safe_serialization=True,
+        data_config={
+            "input_size": size,
+            "crop_pct": recipe.eval_size / recipe.eval_resize,
+            "interpolation": recipe.interpolation,
+            "mean": recipe.mean,
+            "std": recipe.std,
+            "crop_mode": "center",
+        },
+    )
+    config = json.loads((aside / "config.json").read_text())
+    config.get("model_args", {}).pop("num_classes", None)
+    config["pretrained_cfg"] = {k: v for k, v in config["pretrained_cfg"].items() if v is not None}
+    write_json(aside / "config.json", config)
+    for name in ("model.safetensors", "config.json"):
+        os.replace(aside / name, folder / name)
+    shutil.rmtree(aside)
+
+
+def sample_sheet(images: Tensor, targets: Tensor, recipe: Recipe, classes: list[str], path: Path) -> None:
+    """Up to 8 mixed training images with their labels as a PNG. images normalised (B, 3, H, W), targets (B, K)."""
+    images, targets = images[:8].float().cpu(), targets[:8].float().cpu()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.mean, recipe.std))
+    pixels = ((images * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+    side, line = max(160, images.shape[-1]), 13
+    sheet = Image.new("RGB", (4 * side, (len(images) + 3) // 4 * (side + 2 * line + 4)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (image, target) in enumerate(zip(pixels, targets, strict=True)):
+        x, y = i % 4 * side, i // 4 * (side + 2 * line + 4)
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((side - 4, side - 4), Image.Resampling.BICUBIC)
+        sheet.paste(picture, (x + 2, y + 2))
+        shares = target.topk(min(2, len(target)))
+        for row, (share, k) in enumerate(zip(shares.values.tolist(), shares.indices.tolist(), strict=True)):
+            if share > 0.005:
+                draw.text((x + 4, y + side + row * line), f"{share:.2f} {classes[k]}"[: side // 6], fill="black")
+    path.parent.mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    write(path, buffer.getvalue())
