@@ -1,8 +1,10 @@
 """What all tests share: one torch thread, and a tiny model and batch that are the same on every machine."""
 
 import random
+from collections.abc import Iterator
 
 import beartype._check.code.codemain
+import jaxtyping
 import numpy as np
 import pytest
 import timm
@@ -51,3 +53,11 @@ def images_and_targets() -> tuple[Tensor, Tensor]:
 def rng() -> np.random.Generator:
     """The generator of one update, as the loop makes it."""
     return np.random.default_rng((0, 0))
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """As in a plain run: annotations are checked under pytest only."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,6 +1,5 @@
 """Making mixers by name: what works, and errors that say what was given, what was expected and what to do."""
 
-import jaxtyping
 import pytest
 import torch
 
@@ -14,14 +13,6 @@ REPRS = {
     "deit": "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=0.8) (1): CutMix(alpha=1.0)))",
     "rsb": "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=0.1) (1): CutMix(alpha=1.0)))",
 }
-
-
-@pytest.fixture
-def without_shape_checks():
-    """The errors of a plain run: annotations are checked under pytest only."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize("name", MIXERS)

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from mixers.taps import compile_stages, edit, stages
 
@@ -115,7 +116,7 @@ def test_an_unknown_module_is_an_error_before_anything_runs(model) -> None:
 
 @traced
 @pytest.mark.parametrize("first", ["plain", "edited"])
-def test_compiled_stages_can_still_be_edited(model, x, first: str) -> None:
+def test_compiled_stages_can_still_be_edited(model, x, first: str, without_shape_checks) -> None:
     model.eval()
     plain, keys = model(x), list(model.state_dict())
     with edit(model, "layer2", lambda feature: feature + 1):
@@ -131,7 +132,21 @@ def test_compiled_stages_can_still_be_edited(model, x, first: str) -> None:
 
 
 @traced
-def test_a_model_compiled_as_a_whole_is_edited_or_refused_but_never_ignored(model, x) -> None:
+def test_editing_a_compiled_stage_at_every_step_compiles_once(model, x, without_shape_checks) -> None:
+    model.eval()
+    counter = CompileCounter()
+    compile_stages(model, backend=counter)
+    for step in range(3):
+        lam = torch.tensor(step / 3)
+        with edit(model, "layer2", lambda feature, lam=lam: lam * feature):
+            model(x)
+        if step == 0:
+            compiled = counter.frame_count
+    assert counter.frame_count == compiled > 0
+
+
+@traced
+def test_a_model_compiled_as_a_whole_is_edited_or_refused_but_never_ignored(model, x, without_shape_checks) -> None:
     model.eval()
     plain = model(x)
     model.compile(backend="eager")
