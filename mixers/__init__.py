@@ -34,9 +34,12 @@ def build(spec: str | Mapping[str, Any], **args: Any) -> Mixer:
     first. Raises ``ValueError`` for an unknown name, argument or value, naming the nearest valid one.
     """
     if not isinstance(spec, str):
-        if len(spec) != 1:
-            raise ValueError(f"a mixer is written as name or {{name: {{argument: value}}}}, got {dict(spec)}")
+        if not isinstance(spec, Mapping) or len(spec) != 1 or not isinstance(next(iter(spec.values())), Mapping | None):
+            raise ValueError(f"a mixer is written as name or {{name: {{argument: value}}}}, got {spec!r}")
         ((name, inner),) = spec.items()
+        twice = set(inner or {}) & set(args)
+        if twice:
+            raise ValueError(f"mixer {name!r} was given {twice.pop()!r} twice")
         return build(name, **(inner or {}), **args)
     known = MIXERS | BLOCKS
     if spec not in known:
@@ -45,7 +48,12 @@ def build(spec: str | Mapping[str, Any], **args: Any) -> Mixer:
     for name in args:
         if name not in parameters:
             raise ValueError(f"mixer {spec!r} has no argument {name!r}; {nearest(name, parameters)}")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in args:
+            raise ValueError(f"mixer {spec!r} needs the argument {name!r}")
     if "mixers" in args:
+        if not isinstance(args["mixers"], list | tuple):
+            raise ValueError(f"mixers must be a list of mixers, got {args['mixers']!r}")
         args = args | {"mixers": [m if isinstance(m, Mixer) else build(m) for m in args["mixers"]]}
     return known[spec](**args)
 

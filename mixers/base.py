@@ -57,6 +57,10 @@ class Out(NamedTuple):
 class Mixer(nn.Module):
     """Base of all mixers. ``__init__`` stores hyperparameters under their own names, nothing else."""
 
+    def __init__(self) -> None:
+        # Without this the signature of a mixer without hyperparameters is that of nn.Module: (*args, **kwargs).
+        super().__init__()
+
     def setup(self, model: nn.Module) -> None:
         """Build what depends on the model: blocks, encoders, stage names. Called once, before the optimiser.
 

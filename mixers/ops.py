@@ -59,7 +59,7 @@ def per_sample(lam: float, x: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
 
 
 def clipped_box(height: int, width: int, lam: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """CutMix's box ``(top, bottom, left, right)`` in pixels: about ``1-lam`` of the area before it is clipped."""
+    """CutMix's box ``(top, bottom, left, right)`` in pixels: about ``1-lam`` of the area, clipped at the border."""
     half_height = int(height * math.sqrt(1 - lam)) // 2
     half_width = int(width * math.sqrt(1 - lam)) // 2
     row, column = int(rng.integers(height)), int(rng.integers(width))

@@ -7,6 +7,7 @@ compiled as a whole, or that recomputes activations, would otherwise be ignored 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -59,7 +60,10 @@ def edit(model: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Ite
         )
 
 
-def compile_stages(model: nn.Module) -> None:
-    """Compile every stage by itself, in place: hooks between the stages keep working, state-dict keys stay."""
+def compile_stages(model: nn.Module, **options: Any) -> None:
+    """Compile every stage by itself, in place: hooks between the stages keep working, state-dict keys stay.
+
+    ``options`` are those of ``torch.compile``, e.g. ``backend``.
+    """
     for name in stages(model):
-        model.get_submodule(name).compile()
+        model.get_submodule(name).compile(**options)

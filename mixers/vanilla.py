@@ -10,6 +10,7 @@ Deviations: none.
 import numpy as np
 from torch import Tensor
 
+from . import ops
 from .base import Mixer, Plan
 
 
@@ -22,4 +23,5 @@ class Vanilla(Mixer):
 
     def mix(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """The batch itself: nothing is written, so nothing is copied."""
+        ops.check_batch(x, y)
         return x, y

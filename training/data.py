@@ -4,8 +4,10 @@ The order is a function of (seed, epoch), the augmentation of (seed, epoch, inde
 number of workers, processes or resumes, so a run can start at any update without replaying the ones before.
 """
 
+import atexit
 import hashlib
 import itertools
+import multiprocessing
 import os
 import shutil
 import signal
@@ -319,6 +321,13 @@ def batched(items: list[Key], size: int) -> Iterator[tuple[Key, ...]]:
     iterator = iter(items)
     while group := tuple(itertools.islice(iterator, size)):
         yield group
+
+
+@atexit.register
+def end_workers() -> None:
+    """End loader workers when the process leaves: they ignore the signal by which Python would ask them to."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def loader(samples: Samples, batch_sampler: Any, workers: int, device: torch.device) -> Any:

@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import recipes
 from recipes import Recipe, UserError
+
+from .checkpoint import tensors
 
 PACKAGES = ("accelerate", "datasets", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision", "transformers")
 
@@ -199,10 +202,11 @@ def export(model: nn.Module, folder: Path, recipe: Recipe, classes: list[str]) -
     weights trained here, and ``num_classes`` does not stand among the model's arguments, where transformers
     would receive it twice.
     """
-    from timm.models import save_for_hf
+    from timm.models import save_config_for_hf
 
     aside = folder / ".export.tmp"
     shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
     size = (3, recipe.eval_size, recipe.eval_size)
     ours = {
         "tag": f"{recipe.mixer}_e{recipe.epochs}",
@@ -212,11 +216,11 @@ def export(model: nn.Module, folder: Path, recipe: Recipe, classes: list[str]) -
         "paper_name": None,
         "notes": None,
     }
-    save_for_hf(
+    save_file(tensors(model), aside / "model.safetensors")
+    save_config_for_hf(
         model,
-        str(aside),
+        str(aside / "config.json"),
         model_config={"pretrained_cfg": ours, "label_names": classes, "recipe": recipe.name},
-        safe_serialization=True,
         data_config={
             "input_size": size,
             "crop_pct": recipe.eval_size / recipe.eval_resize,

@@ -1,0 +1,128 @@
+"""Making mixers by name: what works, and errors that say what was given, what was expected and what to do."""
+
+import pytest
+import torch
+
+from mixers import BLOCKS, MIXERS, CutMix, Mixer, Mixup, Switch, Vanilla, build, deit, ops, rsb
+from mixers.testing import tiny_step
+
+REPRS = {
+    "vanilla": "Vanilla()",
+    "mixup": "Mixup(alpha=1.0)",
+    "cutmix": "CutMix(alpha=1.0)",
+    "deit": "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=0.8) (1): CutMix(alpha=1.0)))",
+    "rsb": "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=0.1) (1): CutMix(alpha=1.0)))",
+}
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_repr_shows_the_constructor_call(name: str) -> None:
+    shown = " ".join(repr(build(name)).split()).replace("( ", "(").replace(" )", ")")
+    assert shown == REPRS[name]
+
+
+def test_repr_shows_arguments_that_were_given() -> None:
+    assert repr(build("mixup", alpha=0.2)) == "Mixup(alpha=0.2)"
+    assert repr(Switch([Vanilla()], [1.0])).startswith("Switch(\n  probs=[1.0]\n")
+
+
+@pytest.mark.parametrize(
+    ("spec", "args", "made"),
+    [
+        ("cutmix", {"alpha": 0.2}, CutMix(0.2)),
+        ({"cutmix": {"alpha": 0.2}}, {}, CutMix(0.2)),
+        ({"cutmix": {}}, {}, CutMix()),
+        ({"cutmix": None}, {}, CutMix()),
+        ({"mixup": None}, {"alpha": 0.5}, Mixup(0.5)),
+        ("deit", {"mixup_alpha": 0.3}, Switch([Mixup(0.3), CutMix(1.0)])),
+        ("rsb", {"cutmix_alpha": 0.3}, Switch([Mixup(0.1), CutMix(0.3)])),
+    ],
+)
+def test_build_makes_what_the_constructor_makes(spec, args: dict, made: Mixer) -> None:
+    assert repr(build(spec, **args)) == repr(made)
+
+
+def test_build_makes_mixers_inside_mixers_to_any_depth() -> None:
+    inner = {"switch": {"mixers": ["cutmix", "vanilla"], "probs": [0.9, 0.1]}}
+    spec = {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, inner, CutMix(0.3)]}}
+    expected = Switch([Mixup(0.8), Switch([CutMix(), Vanilla()], [0.9, 0.1]), CutMix(0.3)])
+    assert repr(build(spec)) == repr(expected)
+
+
+def test_every_name_makes_a_new_mixer_each_time() -> None:
+    for name in MIXERS:
+        assert isinstance(build(name), Mixer)
+        assert build(name) is not build(name)
+    assert not set(MIXERS) & set(BLOCKS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "args", "says"),
+    [
+        ("cutmx", {}, "unknown mixer 'cutmx'; did you mean 'cutmix'?"),
+        ("Mixup", {}, "unknown mixer 'Mixup'; did you mean 'mixup'?"),
+        ("swich", {}, "unknown mixer 'swich'; did you mean 'switch'?"),
+        ("zzz", {}, "valid names: cutmix, deit, mixup, rsb, switch, vanilla"),
+        ("mixup", {"alhpa": 1.0}, "mixer 'mixup' has no argument 'alhpa'; did you mean 'alpha'?"),
+        ("deit", {"mixup_alfa": 1.0}, "mixer 'deit' has no argument 'mixup_alfa'; did you mean 'mixup_alpha'?"),
+        ("vanilla", {"alpha": 1.0}, "mixer 'vanilla' has no argument 'alpha'; valid names: none"),
+        ("vanilla", {"args": 1.0}, "mixer 'vanilla' has no argument 'args'; valid names: none"),
+        ("mixup", {"alpha": 0}, "alpha must be a number above 0, got 0"),
+        ("mixup", {"alpha": True}, "alpha must be a number above 0, got True"),
+        ("cutmix", {"alpha": float("nan")}, "alpha must be a number above 0, got nan"),
+        ("cutmix", {"alpha": float("inf")}, "alpha must be a number above 0, got inf"),
+        ("rsb", {"cutmix_alpha": -1.0}, "alpha must be a number above 0, got -1.0"),
+        ({"mixup": {}, "cutmix": {}}, {}, "a mixer is written as name or {name: {argument: value}}, got"),
+        ({}, {}, "a mixer is written as name or {name: {argument: value}}, got {}"),
+        ({"mixup": 0.5}, {}, "a mixer is written as name or {name: {argument: value}}, got {'mixup': 0.5}"),
+        ({"mixup": {"alpha": 1.0}}, {"alpha": 0.5}, "mixer 'mixup' was given 'alpha' twice"),
+        (3, {}, "a mixer is written as name or {name: {argument: value}}, got 3"),
+        ("switch", {}, "mixer 'switch' needs the argument 'mixers'"),
+        ("switch", {"mixers": []}, "Switch needs at least one mixer, got none"),
+        ("switch", {"mixers": "mixup"}, "mixers must be a list of mixers, got 'mixup'"),
+        ("switch", {"mixers": ["mixup", "cutmux"]}, "unknown mixer 'cutmux'; did you mean 'cutmix'?"),
+        ("switch", {"mixers": [{"mixup": {"alph": 1}}]}, "has no argument 'alph'; did you mean 'alpha'?"),
+        ("switch", {"mixers": ["mixup"], "probs": [0.5]}, "probs must be 1 probabilities that sum to 1, got [0.5]"),
+        ("switch", {"mixers": ["mixup"], "probs": [0.5, 0.5]}, "probs must be 1 probabilities that sum to 1"),
+        ("switch", {"mixers": ["mixup"] * 2, "probs": [-0.5, 1.5]}, "probs must be 2 probabilities that sum to 1"),
+        ("switch", {"mixers": ["mixup"], "prob": [1]}, "has no argument 'prob'; did you mean 'probs'?"),
+    ],
+)
+def test_what_cannot_be_built_is_a_value_error_that_names_the_nearest(spec, args, says, without_shape_checks) -> None:
+    with pytest.raises(ValueError) as caught:
+        build(spec, **args)
+    assert says in str(caught.value)
+
+
+def test_published_switches_store_what_they_were_given() -> None:
+    assert [m.alpha for m in deit(0.3, 0.4).mixers] == [0.3, 0.4]
+    assert [m.alpha for m in rsb(0.3, 0.4).mixers] == [0.3, 0.4]
+
+
+IMAGES, TARGETS = torch.zeros(4, 3, 8, 8), torch.ones(4, 2)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "error", "says"),
+    [
+        (
+            IMAGES.to(torch.uint8),
+            TARGETS,
+            TypeError,
+            "images must be float and normalised before mixing",
+        ),
+        (IMAGES[0], TARGETS, ValueError, "images must have shape (B, C, H, W), got (3, 8, 8)"),
+        (IMAGES, TARGETS.long(), TypeError, "targets must be dense float (B, K), got torch.int64: use F.one_hot"),
+        (IMAGES, torch.zeros(4).long(), TypeError, "use F.one_hot(labels, K).float()"),
+        (IMAGES, TARGETS[:3], ValueError, "targets must have shape (B, K) with B = 4, got (3, 2)"),
+        (IMAGES, TARGETS[:, 0], ValueError, "targets must have shape (B, K) with B = 4, got (4,)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["check_batch", *MIXERS])
+def test_a_wrong_batch_is_refused_in_words(name: str, x, y, error, says: str, without_shape_checks, rng) -> None:
+    with pytest.raises(error) as caught:
+        if name == "check_batch":
+            ops.check_batch(x, y)
+        else:
+            tiny_step(MIXERS[name])(x, y, rng)
+    assert says in str(caught.value)

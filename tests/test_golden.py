@@ -1,0 +1,50 @@
+"""The whole step of every mixer, pinned by the losses of four updates."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mixers import MIXERS, Step
+from mixers.testing import batch
+
+# A number changes only with the method itself: say in the commit why it did. The test prints what to paste.
+GOLDEN: dict[str, list[float]] = {
+    "vanilla": [1.668346, 1.672559, 1.657808, 1.488188],
+    "mixup": [1.645991, 1.537527, 1.762707, 2.091569],
+    "cutmix": [1.838953, 1.878186, 1.482430, 1.634892],
+    "deit": [1.505207, 1.839324, 1.600837, 2.211548],
+    "rsb": [1.668346, 1.627668, 1.638862, 1.685397],
+}
+
+
+def losses(model: nn.Module, mixer: str) -> list[float]:
+    """Four updates of plain SGD: fixed weights, batches from numpy, the mixer's default arguments."""
+    step = Step(model, MIXERS[mixer](), nn.CrossEntropyLoss(reduction="none"))
+    groups = [{"params": list(model.parameters())}, *step.mixer.param_groups(0.05, 0.0)]
+    optimizer = torch.optim.SGD(groups, lr=0.05)
+    found = []
+    for index in range(4):
+        out = step(*batch(size=8, height=32, width=48, seed=index), np.random.default_rng((1, index)))
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+        step.mixer.after_step(model, (index + 1) / 4)
+        found.append(out.loss.item())
+    return found
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_four_updates_give_the_golden_losses(mixer: str, model: nn.Module) -> None:
+    found = losses(model, mixer)
+    paste = f'"{mixer}": [{", ".join(f"{loss:.6f}" for loss in found)}],'
+    assert mixer in GOLDEN, f"no golden losses for {mixer}; check them by reading its step, then add\n    {paste}"
+    assert found == pytest.approx(GOLDEN[mixer], rel=1e-4), f"found\n    {paste}"
+
+
+def test_golden_losses_belong_to_mixers_that_exist() -> None:
+    assert set(GOLDEN) == set(MIXERS)
+
+
+def test_golden_losses_differ_between_mixers() -> None:
+    assert len({tuple(numbers) for numbers in GOLDEN.values()}) == len(GOLDEN)

@@ -1,0 +1,186 @@
+"""The sampling laws that the mixers promise, tested on many draws with fixed seeds."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from mixers import CutMix, Mixup, Switch, Vanilla, deit, ops, rsb
+
+# A correct sampler fails a test at this level once in a thousand seeds; the seeds are fixed.
+LEVEL = 1e-3
+
+
+def tiny(size: int = 1, height: int = 1, width: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(size, 3, height, width), torch.ones(size, 1)
+
+
+def cutmix_lambdas(alpha: float, draws: int = 20_000, side: int = 224) -> np.ndarray:
+    """Label shares of CutMix on square images, without making the masks."""
+    rng = np.random.default_rng(7)
+    boxes = np.array([ops.clipped_box(side, side, ops.beta(alpha, alpha, rng), rng) for _ in range(draws)])
+    top, bottom, left, right = boxes.T
+    return 1 - (bottom - top) * (right - left) / side**2
+
+
+def paper_box(height: int, width: int, lam: float, row: int, column: int) -> np.ndarray:
+    """CutMix's mask, one pixel at a time: 0 where it is pasted."""
+    cut_height = math.floor(height * math.sqrt(1 - lam))
+    cut_width = math.floor(width * math.sqrt(1 - lam))
+    mask = np.ones((height, width), dtype=np.float32)
+    for i in range(height):
+        for j in range(width):
+            in_rows = row - cut_height // 2 <= i < row + cut_height // 2
+            in_columns = column - cut_width // 2 <= j < column + cut_width // 2
+            if in_rows and in_columns:
+                mask[i, j] = 0
+    return mask
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.2, 0.8, 1.0])
+def test_lambda_follows_the_beta_law(alpha: float) -> None:
+    rng = np.random.default_rng(1)
+    draws = [ops.beta(alpha, alpha, rng) for _ in range(5000)]
+    assert stats.kstest(draws, stats.beta(alpha, alpha).cdf).pvalue > LEVEL
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.2, 0.8, 1.0])
+def test_mixup_blends_by_the_first_beta_draw_not_folded(alpha: float) -> None:
+    planned = [Mixup(alpha).plan(*tiny(2), np.random.default_rng((0, i)))["mask"] for i in range(200)]
+    drawn = [np.float32(np.random.default_rng((0, i)).beta(alpha, alpha)) for i in range(200)]
+    assert [mask.flatten().tolist() for mask in planned] == [[lam, lam] for lam in drawn]
+    assert 70 < sum(lam < 0.5 for lam in drawn) < 130
+
+
+@pytest.mark.parametrize(("alpha", "mean", "almost_one"), [(1.0, 0.683, 0.012), (0.2, 0.703, 0.218)])
+def test_cutmix_label_share_after_clipping_has_the_known_law(alpha: float, mean: float, almost_one: float) -> None:
+    lam = cutmix_lambdas(alpha)
+    assert lam.mean() == pytest.approx(mean, abs=0.01)
+    assert (lam > 0.99).mean() == pytest.approx(almost_one, abs=0.01)
+
+
+def test_cutmix_box_is_even_where_it_is_not_clipped() -> None:
+    rng = np.random.default_rng(3)
+    inside = 0
+    for _ in range(2000):
+        top, bottom, left, right = ops.clipped_box(50, 71, rng.random(), rng)
+        if top > 0 and bottom < 50 and left > 0 and right < 71:
+            inside += 1
+            assert (bottom - top) % 2 == 0
+            assert (right - left) % 2 == 0
+    assert inside > 200
+
+
+def test_cutmix_centre_is_uniform_on_the_pixels() -> None:
+    rng = np.random.default_rng(4)
+    boxes = [ops.clipped_box(5, 7, 1.0, rng) for _ in range(7000)]  # lambda 1: the empty box at the centre
+    assert all(top == bottom and left == right for top, bottom, left, right in boxes)
+    counts = Counter((top, left) for top, _, left, _ in boxes)
+    assert set(counts) == {(row, column) for row in range(5) for column in range(7)}
+    assert stats.chisquare(list(counts.values())).pvalue > LEVEL
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (13, 7), (1, 6)])
+def test_cutmix_mask_is_the_box_of_the_paper(height: int, width: int) -> None:
+    for i in range(60):
+        plan = CutMix(1.0).plan(*tiny(2, height, width), np.random.default_rng((5, i)))
+        rng = np.random.default_rng((5, i))
+        lam = rng.beta(1.0, 1.0)
+        expected = paper_box(height, width, lam, rng.integers(height), rng.integers(width))
+        np.testing.assert_array_equal(plan["mask"].numpy(), np.stack([expected[None]] * 2))
+        np.testing.assert_allclose(plan["lam"].numpy(), expected.mean(), atol=1e-6)
+
+
+def test_cutmix_box_has_the_shape_of_the_image_not_its_transpose() -> None:
+    rng = np.random.default_rng(6)
+    boxes = [ops.clipped_box(16, 64, 0.75, rng) for _ in range(200)]
+    assert max(bottom - top for top, bottom, _, _ in boxes) == 8
+    assert max(right - left for _, _, left, right in boxes) == 32
+    assert max(bottom for _, bottom, _, _ in boxes) == 16
+    assert max(right for _, _, _, right in boxes) == 64
+
+
+def test_partner_index_is_a_uniform_permutation() -> None:
+    rng = np.random.default_rng(8)
+    x, _ = tiny(4)
+    drawn = [tuple(ops.partners(x, rng).tolist()) for _ in range(6000)]
+    counts = Counter(drawn)
+    assert len(counts) == 24
+    assert all(sorted(index) == [0, 1, 2, 3] for index in counts)
+    assert stats.chisquare(list(counts.values())).pvalue > LEVEL
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
+def test_one_sample_of_a_batch_is_its_own_partner_on_average(size: int) -> None:
+    rng = np.random.default_rng(9)
+    x, _ = tiny(size)
+    fixed = [(ops.partners(x, rng) == torch.arange(size)).sum().item() for _ in range(4000)]
+    assert np.mean(fixed) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("probs", [None, [0.2, 0.5, 0.3], [0.0, 0.9, 0.1]])
+def test_switch_chooses_with_its_probabilities(probs: list[float] | None) -> None:
+    switch = Switch([Mixup(), CutMix(), Vanilla()], probs)
+    choices = Counter(switch.plan(*tiny(), np.random.default_rng((10, i)))["choice"] for i in range(3000))
+    expected = np.array(probs or [1 / 3] * 3)
+    possible = [i for i in range(3) if expected[i] > 0]
+    assert set(choices) == set(possible)
+    counts = [choices[i] for i in possible]
+    assert stats.chisquare(counts, 3000 * expected[possible]).pvalue > LEVEL
+
+
+@pytest.mark.parametrize(("make", "alphas"), [(deit, (0.8, 1.0)), (rsb, (0.1, 1.0))])
+def test_published_switches_are_mixup_or_cutmix_with_equal_odds(make, alphas: tuple[float, float]) -> None:
+    switch = make()
+    assert [(type(m), m.alpha) for m in switch.mixers] == [(Mixup, alphas[0]), (CutMix, alphas[1])]
+    choices = [switch.plan(*tiny(), np.random.default_rng((11, i)))["choice"] for i in range(2000)]
+    assert stats.binomtest(sum(choices), 2000).pvalue > LEVEL
+
+
+def test_switch_performs_the_step_of_the_member_it_chose(model, images_and_targets) -> None:
+    members = [Mixup(0.8), CutMix(), Vanilla()]
+    criterion = torch.nn.CrossEntropyLoss(reduction="none")
+    seen = set()
+    for i in range(12):
+        out = Switch(members)(model, criterion, *images_and_targets, np.random.default_rng((12, i)))
+        choice = out.plan["choice"]
+        seen.add(choice)
+        rng = np.random.default_rng((12, i))
+        rng.choice(3)  # the switch's own draw
+        alone = members[choice](model, criterion, *images_and_targets, rng)
+        assert torch.equal(out.target, alone.target)
+        assert torch.equal(out.loss, alone.loss)
+    assert seen == {0, 1, 2}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_gradient", [False, True], ids=["in chunks", "with gradient"])
+def test_lambda_zero_and_one_are_exact(dtype: torch.dtype, with_gradient: bool) -> None:
+    rng = np.random.default_rng(13)
+    # Values of very different sizes: a + (b - a) is not b in floating point.
+    values = rng.standard_normal((5, 3, 4, 6)) * 10.0 ** rng.integers(-6, 6, (5, 3, 4, 6))
+    x = torch.from_numpy(values).to(dtype)
+    y = torch.from_numpy(rng.random((5, 7), dtype=np.float32))
+    index = torch.tensor([3, 1, 0, 4, 2])
+    one, zero = (torch.full((5, 1, 1, 1), lam, requires_grad=with_gradient) for lam in (1.0, 0.0))
+    assert torch.equal(ops.blend(x, index, one), x)
+    assert torch.equal(ops.blend(x, index, zero), x[index])
+    assert torch.equal(ops.blend_targets(y, index, torch.ones(5)), y)
+    assert torch.equal(ops.blend_targets(y, index, torch.zeros(5)), y[index])
+
+
+def test_lambda_of_exactly_zero_or_one_is_a_legal_draw() -> None:
+    rng = np.random.default_rng(14)
+    for lam, area in ((0.0, 1.0), (1.0, 0.0)):
+        largest = 0.0
+        for _ in range(2000):
+            top, bottom, left, right = ops.clipped_box(8, 8, lam, rng)
+            assert 0 <= top <= bottom <= 8
+            assert 0 <= left <= right <= 8
+            largest = max(largest, (bottom - top) * (right - left) / 64)
+        assert largest == area
+    draws = [Mixup(0.01).plan(*tiny(), np.random.default_rng((15, i)))["mask"].item() for i in range(200)]
+    assert {0.0, 1.0} <= set(draws)
