@@ -1,0 +1,1 @@
+"""Expected calibration error and negative log-likelihood. ``formula`` is plain numpy, ``calibration`` the metric."""
