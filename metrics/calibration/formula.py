@@ -3,12 +3,7 @@
 On Calibration of Modern Neural Networks. Guo et al. ICML 2017. https://arxiv.org/abs/1706.04599
 
 ``ECE = sum_m |B_m| / N * |acc(B_m) - conf(B_m)|``, where bin m of M holds the samples whose confidence lies in
-<<<<<<< HEAD
-``((m-1)/M, m/M]`` (equation 3); ``NLL`` is the mean of ``-log p(label)`` over the samples (equation 6 there is
-its sum).
-=======
 ``((m-1)/M, m/M]``; ``NLL`` is the mean of ``-log p(label)`` over the samples (the paper writes its sum); section 2.
->>>>>>> metrics
 
 Deviations: a confidence of exactly 0, which no bin of the paper holds, is counted in the first.
 """

@@ -2,11 +2,7 @@
 
 A sample is a top-k hit when its label is among the k classes with the highest scores; the top-k accuracy is
 the share of hits. Top-5 is the error measure of ILSVRC: Russakovsky et al. IJCV 2015,
-<<<<<<< HEAD
-https://arxiv.org/abs/1409.0575, section 4.1.
-=======
 https://arxiv.org/abs/1409.0575, section 4.
->>>>>>> metrics
 """
 
 from collections.abc import Iterable

@@ -7,11 +7,7 @@ from .formula import topk_accuracy
 
 _DESCRIPTION = """
 Top-k accuracy in percent: the share of samples whose label is among their k best classes.
-<<<<<<< HEAD
-It takes the ids of the best classes, not scores: for 1000 classes that is some sixty times cheaper.
-=======
 It takes the ids of the best classes, not scores, which for many classes are slow to store.
->>>>>>> metrics
 """
 
 _KWARGS_DESCRIPTION = """
