@@ -326,6 +326,7 @@ def batched(items: list[Key], size: int) -> Iterator[tuple[Key, ...]]:
 @atexit.register
 def end_workers() -> None:
     """End loader workers when the process leaves: they ignore the signal by which Python would ask them to."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call their end a failure
     for child in multiprocessing.active_children():
         child.kill()
 

@@ -1,5 +1,6 @@
 """The run folder: a self-contained record that is also, at its root, a model repository in timm's format."""
 
+import copy
 import csv
 import io
 import json
@@ -15,13 +16,10 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import recipes
 from recipes import Recipe, UserError
-
-from .checkpoint import tensors
 
 PACKAGES = ("accelerate", "datasets", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision", "transformers")
 
@@ -202,11 +200,10 @@ def export(model: nn.Module, folder: Path, recipe: Recipe, classes: list[str]) -
     weights trained here, and ``num_classes`` does not stand among the model's arguments, where transformers
     would receive it twice.
     """
-    from timm.models import save_config_for_hf
+    from timm.models import save_for_hf
 
     aside = folder / ".export.tmp"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
     size = (3, recipe.eval_size, recipe.eval_size)
     ours = {
         "tag": f"{recipe.mixer}_e{recipe.epochs}",
@@ -216,10 +213,10 @@ def export(model: nn.Module, folder: Path, recipe: Recipe, classes: list[str]) -
         "paper_name": None,
         "notes": None,
     }
-    save_file(tensors(model), aside / "model.safetensors")
-    save_config_for_hf(
-        model,
-        str(aside / "config.json"),
+    save_for_hf(
+        copy.deepcopy(model).to(memory_format=torch.contiguous_format),  # safetensors takes no other layout
+        str(aside),
+        safe_serialization=True,
         model_config={"pretrained_cfg": ours, "label_names": classes, "recipe": recipe.name},
         data_config={
             "input_size": size,
