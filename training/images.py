@@ -93,7 +93,8 @@ def rand_augment(recipe: Recipe) -> Any:
     The "increasing" posterise can ask for 0 bits, which Pillow before 13 answered with a black image and
     Pillow 13 refuses; here it is the black image again.
     """
-    from timm.data.auto_augment import rand_augment_transform, str_to_pil_interp
+    from timm.data.auto_augment import rand_augment_transform
+    from timm.data.transforms import str_to_pil_interp
 
     policy = rand_augment_transform(
         recipe.aa,

@@ -30,7 +30,8 @@ def accelerator(recipe: Recipe, job: Job, folder: Path) -> Accelerator:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     try:
-        return Accelerator(
+        made = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else accelerate starts N unconnected processes on a CPU
             mixed_precision=recipe.mixed_precision,
             log_with=trackers or None,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "runs")),
@@ -40,6 +41,10 @@ def accelerator(recipe: Recipe, job: Job, folder: Path) -> Accelerator:
         )
     except (ValueError, ImportError) as e:
         raise UserError(f"cannot start with {recipe.mixed_precision} precision and trackers {trackers}: {e}") from None
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if made.num_processes != asked:
+        raise UserError(f"the launcher started {asked} processes, but accelerate connected {made.num_processes}")
+    return made
 
 
 def on_device(step: nn.Module, recipe: Recipe, accelerator: Accelerator) -> Any:
