@@ -42,7 +42,7 @@ def main() -> int | None:
     from training import backbones, checkpoint, data, dryrun, evaluation, images, keys, launch, optimisation, run
     from training.signals import Stop
 
-    accelerator = launch.accelerator(recipe, job, folder)
+    accelerator = launch.accelerator(recipe, folder, job.report_to, job.deterministic)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     micro_batches, accumulation = data.cut(recipe, world)
     accelerator.print(
@@ -86,7 +86,7 @@ def main() -> int | None:
         if state["processes"] != world:
             accelerator.print(f"saved by {state['processes']} processes: goes on, but not bit for bit")
     update, evaluated = state["update"], state["evaluated"]
-    workers = launch.workers(job, accelerator)
+    workers = launch.workers(job.dataloader_num_workers, accelerator)
     order = data.TrainOrder(len(splits.train), recipe, rank, world, start=update)
     total, per_epoch = order.updates, order.updates_per_epoch
     samples = data.Samples(splits.train, recipe, images.TrainTransform(recipe), job.on_bad_image)
@@ -99,7 +99,7 @@ def main() -> int | None:
         run.write_json(folder / "env.json", run.environment(accelerator, recipe))
         run.write_json(folder / "data.json", splits.record)
     log = run.Log(folder / "log.jsonl", state["log_length"]) if accelerator.is_main_process else run.NoLog()
-    launch.init_trackers(accelerator, recipe, job, start=update)
+    launch.init_trackers(accelerator, recipe, start=update)
     progress = launch.Progress(accelerator, recipe, update, total)
     began = time.perf_counter() - state["seconds"]
     save_every = per_epoch if job.checkpointing_steps == "epoch" else int(job.checkpointing_steps)

@@ -49,20 +49,14 @@ def load_splits(recipe: Recipe) -> Splits:
     Raises ``UserError`` with one clear line: unknown or gated dataset, missing split or column, classes that do
     not fit, empty split.
     """
-    tables = {split: open_split(recipe, split) for split in (recipe.train_split, recipe.eval_split)}
-    for split, table in tables.items():
-        for column in (recipe.image_column, recipe.label_column):
-            if column not in table.column_names:
-                raise UserError(
-                    f"dataset {recipe.dataset!r}, split {split!r}: no column {column!r}; "
-                    f"{nearest(column, table.column_names)} (set image_column or label_column)"
-                )
-        if not len(table):
-            raise UserError(f"dataset {recipe.dataset!r}: split {split!r} is empty")
-    train, evaluation = tables[recipe.train_split], tables[recipe.eval_split]
-    classes = check_classes(recipe, train, evaluation)
-    train = subset(train, recipe.max_train_samples)
-    evaluation = subset(evaluation, recipe.max_eval_samples)
+    train, classes = load_split(recipe, recipe.train_split, recipe.max_train_samples)
+    evaluation, others = load_split(recipe, recipe.eval_split, recipe.max_eval_samples)
+    if classes != others:
+        only = sorted(set(classes) ^ set(others))
+        raise UserError(
+            f"dataset {recipe.dataset!r}: classes of {recipe.train_split!r} and {recipe.eval_split!r} differ: "
+            f"{', '.join(only[:5])}{' ...' if len(only) > 5 else ''} in one of them only"
+        )
     record = {
         "dataset": recipe.dataset,
         "config": recipe.dataset_config,
@@ -73,7 +67,24 @@ def load_splits(recipe: Recipe) -> Splits:
         },
         "classes": classes,
     }
-    return Splits(encoded(train, recipe), encoded(evaluation, recipe), classes, record)
+    return Splits(train, evaluation, classes, record)
+
+
+def load_split(recipe: Recipe, split: str, limit: int | None) -> tuple[datasets.Dataset, list[str]]:
+    """One split with encoded images, its first ``limit`` images of a fixed shuffle, and its class names."""
+    table = open_split(recipe, split)
+    for column in (recipe.image_column, recipe.label_column):
+        if column not in table.column_names:
+            raise UserError(
+                f"dataset {recipe.dataset!r}, split {split!r}: no column {column!r}; "
+                f"{nearest(column, table.column_names)} (set image_column or label_column)"
+            )
+    if not len(table):
+        raise UserError(f"dataset {recipe.dataset!r}: split {split!r} is empty")
+    classes = class_names(recipe, split, table)
+    # images stay encoded, and only the two columns that are read are kept
+    table = table.select_columns([recipe.image_column, recipe.label_column])
+    return subset(table.cast_column(recipe.image_column, datasets.Image(decode=False)), limit), classes
 
 
 def open_split(recipe: Recipe, split: str) -> datasets.Dataset:
@@ -147,32 +158,24 @@ def announce_copy(size: int) -> None:
         raise UserError(f"{cache}: {size / 1e9:.0f} GB needed, {free / 1e9:.0f} GB free; set HF_HOME to a larger disk")
 
 
-def check_classes(recipe: Recipe, train: datasets.Dataset, evaluation: datasets.Dataset) -> list[str]:
-    """The class names, after checking that both splits and the recipe agree on them."""
-    names = []
-    for split, table in ((recipe.train_split, train), (recipe.eval_split, evaluation)):
-        feature = table.features[recipe.label_column]
-        used = np.unique(np.asarray(table.with_format("numpy")[recipe.label_column]))
-        if used.dtype.kind not in "iu":
-            raise UserError(f"dataset {recipe.dataset!r}: label column {recipe.label_column!r} is not of whole numbers")
-        if hasattr(feature, "names"):
-            names.append(list(feature.names))
-        else:
-            names.append([str(i) for i in range(max(recipe.num_classes, int(used.max()) + 1))])
-        if used.min() < 0:
-            raise UserError(f"dataset {recipe.dataset!r}, split {split!r} has unlabelled images (label -1)")
-        if len(names[-1]) != recipe.num_classes:
-            raise UserError(
-                f"dataset {recipe.dataset!r}, split {split!r} has {len(names[-1])} classes, the recipe says "
-                f"num_classes {recipe.num_classes}; pass --num_classes {len(names[-1])} if that is meant"
-            )
-    if names[0] != names[1]:
-        only = sorted(set(names[0]) ^ set(names[1]))
+def class_names(recipe: Recipe, split: str, table: datasets.Dataset) -> list[str]:
+    """The class names of a split, after checking that its labels and the recipe agree on them."""
+    feature = table.features[recipe.label_column]
+    used = np.unique(np.asarray(table.with_format("numpy")[recipe.label_column]))
+    if used.dtype.kind not in "iu":
+        raise UserError(f"dataset {recipe.dataset!r}: label column {recipe.label_column!r} is not of whole numbers")
+    if used.min() < 0:
+        raise UserError(f"dataset {recipe.dataset!r}, split {split!r} has unlabelled images (label -1)")
+    if hasattr(feature, "names"):
+        names = list(feature.names)
+    else:
+        names = [str(i) for i in range(max(recipe.num_classes, int(used.max()) + 1))]
+    if len(names) != recipe.num_classes:
         raise UserError(
-            f"dataset {recipe.dataset!r}: classes of {recipe.train_split!r} and {recipe.eval_split!r} differ: "
-            f"{', '.join(only[:5])}{' ...' if len(only) > 5 else ''} in one of them only"
+            f"dataset {recipe.dataset!r}, split {split!r} has {len(names)} classes, expected num_classes "
+            f"{recipe.num_classes}; pass --num_classes {len(names)} if the data is meant"
         )
-    return names[0]
+    return names
 
 
 def subset(table: datasets.Dataset, size: int | None) -> datasets.Dataset:
@@ -186,12 +189,6 @@ def labels_hash(table: datasets.Dataset, column: str) -> str:
     """SHA-256 of the labels in order: tells whether two runs saw the same table."""
     labels = np.asarray(table.with_format("numpy")[column], dtype=np.int64)
     return hashlib.sha256(labels.tobytes()).hexdigest()
-
-
-def encoded(table: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
-    """The table with images left encoded (bytes or path) and only the two columns that are read."""
-    table = table.select_columns([recipe.image_column, recipe.label_column])
-    return table.cast_column(recipe.image_column, datasets.Image(decode=False))
 
 
 # --------------------------------------------------------------------------------------------- samples

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from metrics.calibration.formula import calibration
-from metrics.topk_accuracy.formula import topk_accuracy
 from torch import nn
 
+from metrics.calibration.formula import calibration
+from metrics.topk_accuracy.formula import topk_accuracy
 from recipes import Recipe
 
 from . import data
@@ -68,6 +68,22 @@ def predict(
     return {k: v[kept] for k, v in columns.items()}
 
 
+def predict_all(
+    model: nn.Module,
+    samples: data.Samples,
+    recipe: Recipe,
+    accelerator: Any,
+    workers: int,
+    stop: Stop | None = None,
+) -> dict[str, np.ndarray] | None:
+    """``predict`` over a whole split, dealt over the processes."""
+    size, batch = len(samples), recipe.per_device_train_batch_size
+    rank, world = accelerator.process_index, accelerator.num_processes
+    rounds = math.ceil(math.ceil(size / world) / batch)
+    batches = data.eval_batches(samples, rank, world, batch, workers, accelerator.device)
+    return predict(model, batches, rounds, size, recipe, accelerator, stop)
+
+
 def evaluate(
     models: dict[str, nn.Module],
     samples: data.Samples,
@@ -77,14 +93,9 @@ def evaluate(
     stop: Stop | None = None,
 ) -> dict[str, float] | None:
     """Scores of each model, its name in front (``""`` adds nothing); None when a signal asked to stop."""
-    size, batch = len(samples), recipe.per_device_train_batch_size
-    rounds = math.ceil(math.ceil(size / accelerator.num_processes) / batch)
     scores: dict[str, float] = {}
     for name, model in models.items():
-        batches = data.eval_batches(
-            samples, accelerator.process_index, accelerator.num_processes, batch, workers, accelerator.device
-        )
-        columns = predict(model, batches, rounds, size, recipe, accelerator, stop)
+        columns = predict_all(model, samples, recipe, accelerator, workers, stop)
         if columns is None:
             return None
         scores |= {f"{name}_{k}" if name else k: v for k, v in score(columns).items()}

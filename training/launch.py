@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,14 @@ from tqdm import tqdm
 from recipes import Recipe, UserError
 from recipes.typed import nearest
 
-from .job import Job
 
-
-def accelerator(recipe: Recipe, job: Job, folder: Path) -> Accelerator:
+def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", deterministic: bool = False) -> Accelerator:
     """accelerate's view of the processes that a launcher started; one process without a launcher."""
-    trackers = [] if job.report_to == "none" else job.report_to.split(",")
+    trackers = [] if report_to == "none" else report_to.split(",")
     for name in trackers:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise UserError(f"report_to: unknown tracker {name!r}; {nearest(name, LOGGER_TYPE_TO_CLASS)}")
-    if job.deterministic:
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
@@ -41,6 +40,8 @@ def accelerator(recipe: Recipe, job: Job, folder: Path) -> Accelerator:
         )
     except (ValueError, ImportError) as e:
         raise UserError(f"cannot start with {recipe.mixed_precision} precision and trackers {trackers}: {e}") from None
+    # its successor cannot leave buffers alone when the model is wrapped
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if made.num_processes != asked:
         raise UserError(f"the launcher started {asked} processes, but accelerate connected {made.num_processes}")
@@ -57,19 +58,19 @@ def on_device(step: nn.Module, recipe: Recipe, accelerator: Accelerator) -> Any:
     return step.to(accelerator.device, memory_format=layout)
 
 
-def workers(job: Job, accelerator: Accelerator) -> int:
+def workers(asked: int | None, accelerator: Accelerator) -> int:
     """Loader processes per training process: as asked, or a share of this machine's cores."""
-    if job.dataloader_num_workers is not None:
-        return job.dataloader_num_workers
+    if asked is not None:
+        return asked
+    if accelerator.device.type == "cpu":
+        return 0  # the model itself needs the cores
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    # on a CPU the model needs the cores itself
-    return min(16, share if accelerator.device.type != "cpu" else share // 2)
+    return min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def init_trackers(accelerator: Accelerator, recipe: Recipe, job: Job, start: int) -> None:
+def init_trackers(accelerator: Accelerator, recipe: Recipe, start: int) -> None:
     """Start the trackers; TensorBoard forgets what a killed run wrote after its last checkpoint."""
-    if job.report_to != "none":
+    if accelerator.log_with:
         accelerator.init_trackers(recipe.name, init_kwargs={"tensorboard": {"purge_step": start}})
 
 

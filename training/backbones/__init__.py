@@ -1,6 +1,7 @@
 """Models by timm name. What timm lacks is registered with timm from here, one file per family."""
 
 import math
+from pathlib import Path
 
 import timm
 import torch
@@ -30,6 +31,39 @@ def create_model(recipe: Recipe) -> nn.Module:
     if recipe.init == "mmcls":
         init_mmcls(model)
     return model
+
+
+def load_model(name: str) -> nn.Module:
+    """A trained model: a run folder, ``hf-hub:owner/name``, or the name of timm weights.
+
+    timm reads safetensors, or what else a repository has with ``weights_only=True``. Raises ``UserError``.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").exists() or not (folder / "model.safetensors").exists():
+            raise UserError(f"{name} has no config.json and model.safetensors: not a run that was evaluated once")
+        source = f"local-dir:{name}"
+    elif name.startswith(("hf-hub:", "hf_hub:")) or timm.is_model(name.split(".")[0]):
+        source = name
+    else:
+        raise UserError(
+            f"model {name!r} is neither a run folder, hf-hub:owner/name nor in timm; "
+            f"{nearest(name, timm.list_models())}"
+        )
+    try:
+        return timm.create_model(source, pretrained=True)
+    except Exception as e:  # the Hub, timm and safetensors raise some twenty types between them
+        reason = " ".join(str(e).split())[:300]
+        raise UserError(f"cannot load model {name!r}: {type(e).__name__}: {reason}") from None
+
+
+def check_classes(model: nn.Module, classes: list[str], name: str) -> None:
+    """Raise ``UserError`` when a trained model's classes are not those of the data."""
+    if model.num_classes != len(classes):
+        raise UserError(f"model {name!r} has {model.num_classes} classes, the data {len(classes)}")
+    known = list(model.pretrained_cfg.get("label_names") or [])
+    if sorted(known) == sorted(classes) and known != classes:
+        raise UserError(f"model {name!r} and the data number the same classes differently")
 
 
 def check_resolution(model: nn.Module, size: int, name: str) -> None:

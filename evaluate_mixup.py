@@ -1,0 +1,135 @@
+"""Score a model: accelerate launch evaluate_mixup.py --model RUN_FOLDER
+
+The model is a run folder, a timm name (resnet50.a1_in1k) or a Hub id (hf-hub:owner/name). The data and the
+evaluation protocol come from the run's recipe, from --recipe, or from --dataset with the checkpoint's own
+resize, crop, interpolation, mean and standard deviation. Top-1, top-5, ECE (percent) and NLL (nats).
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from recipes import Recipe, UserError, cli, resolve
+from recipes.typed import Between
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to score, and on what."""
+
+    model: str | None = None
+    """Run folder, timm name, or hf-hub:owner/name."""
+    recipe: str | None = None
+    """Take data and evaluation fields from this recipe; a run folder has its own."""
+    dataset: str | None = None
+    """Data to score on: Hub id, prepared set or folder; replaces the recipe's."""
+    split: str | None = None
+    """Split to score on; default the recipe's eval_split, or validation."""
+    image_column: str | None = None
+    """Column with the encoded images."""
+    label_column: str | None = None
+    """Column with the class."""
+    batch_size: Annotated[int, Between(1)] = 64
+    """Images per forward and process."""
+    max_eval_samples: Annotated[int, Between(1)] | None = None
+    """Score the first n images of a fixed shuffle only."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Autocast precision; default the recipe's, else none."""
+    dataloader_num_workers: Annotated[int, Between(0)] | None = None
+    """Loader processes per process; none: as many as there are cores, at most 16."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """A corrupt image stops the evaluation, or is left out and counted."""
+    output: str | None = None
+    """Write the scores to this JSON file too."""
+
+
+def main() -> int | None:
+    """The evaluation job; returns its exit status."""
+    given = cli.parse(sys.argv[1:], "evaluate_mixup.py", __doc__ or "", {"Evaluation": Evaluation})
+    args = cli.fill(Evaluation, given["Evaluation"])
+    if args.model is None:
+        raise UserError("which model? pass --model RUN_FOLDER, a timm name, or hf-hub:owner/name")
+
+    import evaluate
+
+    from training import backbones, data, evaluation, images, launch
+
+    net = backbones.load_model(args.model)
+    recipe = evaluation_recipe(args, net)
+    accelerator = launch.accelerator(recipe, Path("."))
+    accelerator.print(
+        f"{args.model}: {accelerator.num_processes} process(es) on {accelerator.device.type}, "
+        f"{recipe.mixed_precision} mixed precision, {recipe.dataset} {recipe.eval_split}, "
+        f"{recipe.eval_resize} -> {recipe.eval_size} px {recipe.interpolation}",
+        flush=True,
+    )
+    backbones.check_resolution(net, recipe.eval_size, args.model)
+    with accelerator.main_process_first():
+        table, classes = data.load_split(recipe, recipe.eval_split, recipe.max_eval_samples)
+    backbones.check_classes(net, classes, args.model)
+    net = launch.on_device(net, recipe, accelerator)
+    transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
+    samples = data.Samples(table, recipe, transform, args.on_bad_image)
+    workers = launch.workers(args.dataloader_num_workers, accelerator)
+    columns = evaluation.predict_all(net, samples, recipe, accelerator, workers)
+    scores = None
+    if accelerator.is_main_process:
+        metrics = Path(__file__).parent / "metrics"
+        top = columns["top"]
+        topk = evaluate.load(str(metrics / "topk_accuracy"))
+        calibration = evaluate.load(str(metrics / "calibration"))
+        found = topk.compute(predictions=top, references=columns["label"], ks=(1, top.shape[1]))
+        scores = {"top1": found["top1"], "top5": found[f"top{top.shape[1]}"]}
+        scores |= calibration.compute(
+            predictions=top[:, 0], references=columns["label"], confidences=columns["confidence"], nlls=columns["nll"]
+        )
+        scores |= {"count": len(top), "bad_images": len(samples) - len(top)}
+        print("\n".join(f"{k:12}{v:.4f}" if isinstance(v, float) else f"{k:12}{v}" for k, v in scores.items()))
+        if args.output:
+            from training.run import write_json
+
+            write_json(Path(args.output), {"model": args.model, "dataset": recipe.dataset, **scores})
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return None
+
+
+def evaluation_recipe(args: Evaluation, net: object) -> Recipe:
+    """The fields that evaluation reads: from the run or recipe, else from the checkpoint's own configuration."""
+    from timm.data import resolve_model_data_config
+
+    folder = Path(args.model or "")
+    source = args.recipe or (str(folder / "recipe.yaml") if (folder / "recipe.yaml").exists() else None)
+    own = {"dataset": args.dataset, "eval_split": args.split, "image_column": args.image_column}
+    own |= {"label_column": args.label_column, "max_eval_samples": args.max_eval_samples}
+    own |= {"mixed_precision": args.mixed_precision, "sync_bn": False, "torch_compile": False}
+    changes = {k: v for k, v in own.items() if v is not None}
+    changes |= {"batch_size": args.batch_size, "per_device_train_batch_size": args.batch_size}
+    if source is not None:
+        return resolve(source, changes)[0]
+    if args.dataset is None:
+        raise UserError(f"which data? {args.model} carries no recipe; pass --dataset or --recipe")
+    config = resolve_model_data_config(net)
+    size = config["input_size"][1]
+    if config["interpolation"] not in ("bilinear", "bicubic") or config["crop_mode"] != "center":
+        raise UserError(
+            f"{args.model} asks for {config['interpolation']} interpolation and crop mode {config['crop_mode']}; "
+            "supported: bilinear or bicubic, centre crop (pass --recipe to choose another protocol)"
+        )
+    fields = {
+        "name": args.model,
+        "model": "from checkpoint",
+        "num_classes": net.num_classes,  # type: ignore[attr-defined]
+        "eval_size": size,
+        "eval_resize": math.floor(size / config["crop_pct"] + 1e-6),  # rounded down, as in timm
+        "interpolation": config["interpolation"],
+        "mean": config["mean"],
+        "std": config["std"],
+    }
+    return Recipe(**(fields | {k: v for k, v in changes.items()}))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,68 @@
+"""The console command ``mixup-recipes``: one thin line per subcommand; the work is done where it belongs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+import recipes
+from recipes import cli
+
+app = App(name="mixup-recipes", help=__doc__.splitlines()[0], version_flags=[], result_action="return_value")
+app.command(recipes_app := App(name="recipes", help="List, show, explain and compare recipes."))
+
+
+@recipes_app.command(name="list")
+def list_() -> None:
+    """All settings with the first line of their file, and all mixers."""
+    from mixers import MIXERS
+
+    for name, path in recipes.settings().items():
+        print(f"{name:20} {path.read_text().splitlines()[0].lstrip('# ')}")
+    print(f"\nmixers: {' '.join(MIXERS)}\na recipe is <setting>_<mixer>")
+
+
+@recipes_app.command
+def show(name: str) -> None:
+    """The resolved recipe as a file that --recipe accepts."""
+    print(recipes.to_yaml(recipes.load(name)), end="")
+
+
+@recipes_app.command
+def explain(name: str) -> None:
+    """Every value of a recipe with its origin."""
+    print(recipes.explain(*recipes.resolve(name)))
+
+
+@recipes_app.command
+def diff(first: str, second: str) -> None:
+    """Fields in which two recipes differ."""
+    for key, (a, b) in recipes.differences(recipes.load(first), recipes.load(second)).items():
+        print(f"{key:32} {a!s:36} {b}")
+
+
+@app.command
+def prepare(name: str) -> None:
+    """Download and write a small real data set once, e.g. groceries."""
+    from training.prepare import prepare
+
+    print(prepare(name))
+
+
+@app.command
+def report(*runs: Path, out: Annotated[Path, Parameter(help="folder to write to")] = Path("runs/report")) -> None:
+    """Table, learning curves and mixed samples of finished runs."""
+    from model_cards.report import report
+
+    print(report(list(runs), out))
+    print(f"\nwritten: {out}/table.md {out}/curves.png {out}/samples.png")
+
+
+def main() -> None:
+    """Entry point."""
+    cli.run(lambda: app(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
