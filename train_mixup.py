@@ -74,10 +74,9 @@ def main() -> int | None:
     # ----------------------------------------------------------------------------------------- data
     with accelerator.main_process_first():  # one process downloads, the others read
         splits = data.load_splits(recipe)
-    if accelerator.is_main_process:
-        run.open_folder(folder, recipe, resume=job.resume_from_checkpoint is not None)
-        run.check_disk(folder, checkpoint.needed_bytes(modules, job.save_total_limit))
-    accelerator.wait_for_everyone()
+    # every process checks, so that every process leaves with the same status before anything is written
+    run.check_folder(folder, recipe, resume=job.resume_from_checkpoint is not None)
+    run.check_disk(folder, checkpoint.needed_bytes(modules, job.save_total_limit))
     found = checkpoint.find(job.resume_from_checkpoint, folder / "checkpoints", accelerator.print)
     state, sums = {"update": 0, "evaluated": 0, "log_length": 0, "seconds": 0.0}, {}
     if found is not None:
@@ -95,9 +94,9 @@ def main() -> int | None:
     eval_samples = data.Samples(splits.eval, recipe, eval_transform, job.on_bad_image)
 
     # ----------------------------------------------------------------------------------------- record
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        run.write_json(folder / "env.json", run.environment(accelerator, recipe))
-        run.write_json(folder / "data.json", splits.record)
+        run.open_folder(folder, recipe, splits.record, run.environment(accelerator, recipe))
     log = run.Log(folder / "log.jsonl", state["log_length"]) if accelerator.is_main_process else run.NoLog()
     launch.init_trackers(accelerator, recipe, start=update)
     progress = launch.Progress(accelerator, recipe, update, total)

@@ -245,26 +245,26 @@ class TrainOrder:
         self.updates_per_epoch = updates_per_epoch(size, recipe)
         self.updates = self.updates_per_epoch * recipe.epochs
 
-    def epoch(self, epoch: int) -> list[Key]:
-        """The samples of one epoch in order, whole updates only."""
+    def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image index and copy number of each sample of one epoch in order, whole updates only."""
         order = keys.rng(keys.ORDER, self.recipe.seed, epoch).permutation(self.size)
         repeats = self.recipe.aug_repeats
         index = np.repeat(order, repeats)[: self.size]
         copy = np.tile(np.arange(repeats), self.size)[: self.size]
         length = self.updates_per_epoch * self.recipe.batch_size
         position = np.arange(length)
-        index, copy = index[position % self.size], copy[position % self.size] + repeats * (position // self.size)
-        return [Key(epoch, int(i), int(c)) for i, c in zip(index, copy, strict=True)]
+        return index[position % self.size], copy[position % self.size] + repeats * (position // self.size)
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Micro-batches of this process, from update ``start`` to the end of the run."""
         for update in range(self.start, self.updates):
             epoch, within = divmod(update, self.updates_per_epoch)
             if update == self.start or within == 0:
-                order = self.epoch(epoch)
-            samples = order[within * self.recipe.batch_size : (within + 1) * self.recipe.batch_size]
+                index, copy = self.epoch(epoch)
+            first, end = within * self.recipe.batch_size, (within + 1) * self.recipe.batch_size
             for micro in range(self.rank, self.micro_batches, self.world):
-                yield samples[micro :: self.micro_batches]
+                mine = slice(first + micro, end, self.micro_batches)
+                yield [Key(epoch, int(i), int(c)) for i, c in zip(index[mine], copy[mine], strict=True)]
 
 
 def cut(recipe: Recipe, world: int) -> tuple[int, int]:

@@ -4,6 +4,7 @@ Images are uint8 tensors (3, H, W), RGB. EXIF orientation is never applied, as i
 ImageNet practice.
 """
 
+import functools
 import io
 import warnings
 from typing import Any
@@ -16,7 +17,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode, RandomCrop, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
-from recipes import Recipe
+from recipes import Recipe, UserError
 
 
 class BadImage(Exception):
@@ -96,14 +97,17 @@ def rand_augment(recipe: Recipe) -> Any:
     from timm.data.auto_augment import rand_augment_transform
     from timm.data.transforms import str_to_pil_interp
 
-    policy = rand_augment_transform(
-        recipe.aa,
-        {
-            "translate_const": int(recipe.image_size * 0.45),
-            "img_mean": tuple(min(255, round(255 * m)) for m in recipe.mean),
-            "interpolation": str_to_pil_interp(recipe.interpolation),
-        },
-    )
+    hparams = {
+        "translate_const": int(recipe.image_size * 0.45),
+        "img_mean": tuple(min(255, round(255 * m)) for m in recipe.mean),
+        "interpolation": str_to_pil_interp(recipe.interpolation),
+    }
+    try:
+        policy = rand_augment_transform(recipe.aa, hparams)
+    except (AssertionError, ValueError, KeyError) as e:
+        raise UserError(
+            f"aa: expected a RandAugment policy such as rand-m9-mstd0.5-inc1, got {recipe.aa!r} {e}"
+        ) from None
 
     def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
         if bits >= 8:
@@ -120,10 +124,13 @@ def normalise(images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
     """uint8 (B, 3, H, W) on the host to normalised float32 on the device, in the recipe's memory format."""
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     x = images.to(device, non_blocking=True).to(torch.float32, memory_format=layout)
-    mean, std = (torch.tensor(v, dtype=torch.float32).view(1, 3, 1, 1) * 255 for v in (recipe.mean, recipe.std))
-    if device.type == "cuda":
-        mean, std = (v.pin_memory().to(device, non_blocking=True) for v in (mean, std))
-    return x.sub_(mean).div_(std)
+    return x.sub_(per_channel(recipe.mean, device)).div_(per_channel(recipe.std, device))
+
+
+@functools.cache
+def per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Channel constants for pixels in [0, 255], sent to the device once."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1) * 255
 
 
 def erase(x: Tensor, probability: float, mode: str, rng: np.random.Generator) -> Tensor:

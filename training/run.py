@@ -39,11 +39,8 @@ def write_json(path: Path, content: Any) -> None:
     write(path, json.dumps(content, indent=1) + "\n")
 
 
-def open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """Check that the folder is free, or holds this very recipe when resuming; then record the recipe.
-
-    Raises ``UserError`` naming the fields that differ.
-    """
+def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Raise ``UserError`` unless the folder is free, or holds this very recipe when resuming. Writes nothing."""
     saved = folder / "recipe.yaml"
     if saved.exists():
         if not resume:
@@ -55,22 +52,32 @@ def open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
         if different := recipes.differences(found, recipe, ignore=("name",)):
             rows = "; ".join(f"{k}: {a} there, {b} now" for k, (a, b) in different.items())
             raise UserError(f"{folder} holds a run of another recipe: {rows}; choose another --output_dir")
-    elif folder.exists() and any(p.name != "checkpoints" and not p.name.startswith(".") for p in folder.iterdir()):
-        raise UserError(f"{folder} is not empty and not a run; choose another --output_dir")
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in (*folder.glob("checkpoints/tmp-*"), *folder.glob(".*.tmp")):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    write(saved, recipes.to_yaml(recipe))
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not a run; choose another --output_dir")
 
 
 def check_disk(folder: Path, needed: int) -> None:
     """Raise ``UserError`` when the disk cannot take the run's checkpoints. ``needed`` in bytes."""
-    free = shutil.disk_usage(folder).free
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
     if needed > free:
         raise UserError(
             f"not enough disk for checkpoints in {folder}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; "
             "choose another --output_dir or a lower --save_total_limit"
         )
+
+
+def open_folder(folder: Path, recipe: Recipe, splits_record: dict[str, Any], environment: dict[str, Any]) -> None:
+    """Make the folder, remove what a killed process left half-written, and record recipe, data and environment."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in (*folder.glob("checkpoints/tmp-*"), *folder.glob(".*.tmp")):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        write(folder / "recipe.yaml", recipes.to_yaml(recipe))
+        write_json(folder / "data.json", splits_record)
+        write_json(folder / "env.json", environment)
+    except OSError as e:
+        raise UserError(f"cannot write to {folder}: {e.strerror}; choose another --output_dir") from None
 
 
 def environment(accelerator: Any, recipe: Recipe) -> dict[str, Any]:
