@@ -291,6 +291,8 @@ def check(recipe: Recipe) -> None:
             raise UserError(f"{name}: expected 0 < low <= high, got {low:g} {high:g}")
     if min(recipe.std) <= 0:
         raise UserError(f"std: expected 3 numbers above 0, got {recipe.std}")
+    if recipe.opt in ("momentum", "sgd") and (recipe.opt_betas or recipe.opt_eps):
+        raise UserError(f"opt_betas and opt_eps mean nothing to opt {recipe.opt!r}; leave them out, or choose adamw")
     if recipe.bce_target_thresh is not None and recipe.loss == "ce":
         raise UserError("bce_target_thresh needs loss bce_sum or bce_mean, got ce")
 

@@ -1,0 +1,99 @@
+"""Documents keep their word: commands parse, code runs, method files say what they must, nothing local leaks."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import recipes
+from mixers import MIXERS
+from recipes import Recipe, cli
+from tests.tiny import ROOT
+from training.job import Job
+
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAPERS = [p for p in sorted((ROOT / "mixers").glob("*.py")) if "Sampling law" in p.read_text()]
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+
+def training_commands() -> list[str]:
+    """Every command line in the documents that starts train_mixup.py, without comments."""
+    lines = [line for doc in DOCS for line in re.findall(r"train_mixup\.py[^`\n|]*", doc.read_text())]
+    lines += [re.search(r"train_mixup\.py.*", p.read_text()).group() for p in recipes.settings().values()]
+    return sorted({line.split("#")[0].rstrip(" &") for line in lines if "--" in line})
+
+
+def test_the_documents_hold_commands() -> None:
+    assert len(training_commands()) >= 8
+
+
+@pytest.mark.parametrize("line", training_commands())
+def test_each_training_command_of_the_documents_resolves(line: str) -> None:
+    given = cli.parse(shlex.split(line)[1:], "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
+    job = cli.fill(Job, given["Run"])
+    assert job.list or recipes.resolve(job.recipe, given["Recipe fields"])[0].epochs
+
+
+@pytest.mark.parametrize("doc", ["docs/mixers.md"])
+def test_the_python_of_the_documents_runs(doc: str) -> None:
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / doc).read_text(), re.S):
+        exec(compile(block, doc, "exec"), names)
+    assert names["out"].loss.isfinite() and names["mixed"].shape == names["x"].shape
+
+
+def test_the_readme_snippet_of_one_mixer_runs() -> None:
+    block = re.search(r"```python\n(from mixers import build.*?)```", (ROOT / "README.md").read_text(), re.S)
+    names = {"np": np, "x": torch.randn(4, 3, 32, 32), "y": torch.eye(4), "seed": 0, "step": 1}
+    exec(block.group(1), names)
+    assert names["target"].sum(1).allclose(torch.ones(4))
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for doc in [*DOCS, ROOT / "CONTRIBUTING.md"]:
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", doc.read_text()):
+            assert (doc.parent / link).exists(), f"{doc.name}: {link}"
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda p: p.stem)
+def test_each_method_file_states_formula_law_and_deviations(path: Path) -> None:
+    text = path.read_text().split('"""')[1]
+    for part in ("Formula: ", "Sampling law: ``", "Deviations: "):
+        assert part in text, f"{path.name} does not say {part!r}"
+    assert path.stem == "vanilla" or ("https://arxiv.org/abs/" in text and "Published defaults: " in text)
+
+
+def test_every_mixer_comes_from_a_file_that_states_its_paper() -> None:
+    for name, make in MIXERS.items():
+        doc = f"{make.__doc__} {__import__(make.__module__, fromlist=['x']).__doc__}"
+        assert name == "vanilla" or "https://arxiv.org/abs/" in doc, name
+
+
+@pytest.mark.parametrize("name", sorted(recipes.settings()))
+def test_the_head_of_each_setting_states_command_and_source(name: str) -> None:
+    head = recipes.settings()[name].read_text().split("\ndataset:")[0]
+    assert f"--recipe {name}_" in head
+    if name != "quickstart":
+        assert all(word in head for word in ("Needs: ", "Hours: ", "Published: ", "Where sources differ"))
+
+
+def test_nothing_of_the_machine_or_of_an_index_is_tracked() -> None:
+    hosts = ["pypi" + ".org", "files.python" + "hosted", "/root" + "/", "/tmp" + "/lab"]
+    found = [
+        (file, host)
+        for file in TRACKED
+        if not file.endswith((".png", "LICENSE"))
+        for host in hosts
+        if host in (ROOT / file).read_text()
+    ]
+    assert not found
+
+
+def test_the_training_job_stays_readable() -> None:
+    text = (ROOT / "train_mixup.py").read_text()
+    assert text.count("\n") < 300
+    assert not [name for name in MIXERS if re.search(rf"""["']{name}["']""", text)], "the loop names a method"

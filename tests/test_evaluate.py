@@ -1,0 +1,66 @@
+"""evaluate_mixup.py and the console command, from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny run."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    recipe = tiny.make_recipe(folder, tiny.make_photos(folder / "photos"), ema_decay="null")
+    done = tiny.start("--recipe", recipe, "--output_dir", folder / "run", "--report_to", "none", "--epochs", 2)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_folder_scores_what_its_log_says_on_any_number_of_processes(run: Path, processes: int) -> None:
+    out = run.parent / f"scores{processes}.json"
+    done = tiny.start("--model", run, "--output", out, script="evaluate_mixup.py", processes=processes)
+    assert done.returncode == 0, done.stderr
+    assert f"{processes} process" in done.stdout
+    scores, logged = json.loads(out.read_text()), json.loads((run / "eval_results.json").read_text())["exported"]
+    assert (scores["count"], scores["bad_images"]) == (30, 0)
+    for key in ("top1", "top5", "ece", "nll"):
+        assert scores[key] == pytest.approx(logged[key], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "which model"),
+        (["--model", "resnet5"], "did you mean 'resnet50'"),
+        (["--model", "RUN", "--dataset", "nowhere"], "neither a folder"),
+        (["--model", "RUN", "--split", "tests"], "did you mean 'test'"),
+        (["--model", "PHOTOS"], "no config.json"),
+        (["--model", "RUN", "--bacth_size", "3"], "Did you mean --batch-size"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run: Path, args: list[str], words: str) -> None:
+    given = [{"RUN": str(run), "PHOTOS": str(run.parent / "photos")}.get(a, a) for a in args]
+    done = tiny.start(*given, script="evaluate_mixup.py")
+    assert done.returncode == 2
+    assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_console_command_lists_explains_and_compares_recipes() -> None:
+    script = "mixup_recipes.py"
+    assert "r50_100e" in tiny.start("recipes", "list", script=script).stdout
+    explained = tiny.start("recipes", "explain", "deit_s_cutmix", script=script).stdout
+    assert any(line.split() == ["lr", "0.001", "deit_s.yaml"] for line in explained.splitlines())
+    assert "mixer_args" in tiny.start("recipes", "diff", "deit_s_cutmix", "deit_s_deit", script=script).stdout
+    wrong = tiny.start("recipes", "show", "deit_x_cutmix", script=script)
+    assert wrong.returncode == 2 and "did you mean 'deit_s'" in wrong.stderr
+
+
+def test_the_report_of_a_run_has_its_protocol_number(run: Path) -> None:
+    done = tiny.start("report", run, "--out", run.parent / "report", script="mixup_recipes.py")
+    assert done.returncode == 0, done.stderr
+    number = json.loads((run / "eval_results.json").read_text())["reported"]["top1"]
+    assert f"{number:.2f}" in done.stdout
+    assert {p.name for p in (run.parent / "report").iterdir()} == {"table.md", "curves.png", "samples.png"}
