@@ -77,18 +77,22 @@ def init_trackers(accelerator: Accelerator, recipe: Recipe, start: int) -> None:
 class Progress:
     """A bar with images/s and the time left on a terminal; a line per evaluation in a pipe; silence on other ranks."""
 
-    NOTICE = 20  # updates after which the limiting stage is named
+    NOTICE = 20  # updates, at the most, after which the limiting stage is named
 
     def __init__(self, accelerator: Accelerator, recipe: Recipe, start: int, total: int):
-        self.main, self.images = accelerator.is_main_process, recipe.batch_size
+        self.main, self.images, self.left = accelerator.is_main_process, recipe.batch_size, total - start
         hidden = not self.main or not sys.stderr.isatty()
-        self.bar = tqdm(total=total, initial=start, unit="update", disable=hidden, dynamic_ncols=True)
-        self.left = total - start
-        self.restart()
+        self.bar = tqdm(
+            total=total * self.images, initial=start * self.images, unit=" images", disable=hidden, dynamic_ncols=True
+        )
         self.noticed = False
+        self.updates = 0
+        self.restart()
 
     def restart(self) -> None:
-        """Begin a new window: after a log line, an evaluation, a checkpoint."""
+        """Begin a new window of time: after a log line, an evaluation, a checkpoint."""
+        if self.updates:
+            self.notice()
         self.began, self.waited, self.updates = time.perf_counter(), 0.0, 0
 
     def update(self, waited: float) -> None:
@@ -96,17 +100,23 @@ class Progress:
         self.waited += waited
         self.updates += 1
         self.left -= 1
-        self.bar.update()
-        if not self.noticed and self.updates == self.NOTICE:
-            self.noticed = True
-            rate, share = self.speed()
-            stage = "loading images" if share > 0.3 else "the model"
-            hours = self.left * self.images / rate / 3600
-            self.say(
-                f"{rate:.0f} images/s, {share:.0%} of the time waiting for images: limited by {stage}; about "
-                + (f"{hours:.1f} h" if hours > 1 else f"{hours * 60:.0f} min")
-                + " of training to go"
-            )
+        self.bar.update(self.images)
+        if self.updates == self.NOTICE:
+            self.notice()
+
+    def notice(self) -> None:
+        """Say once what limits the run: loading above a third of the time means that it does."""
+        if self.noticed:
+            return
+        self.noticed = True
+        rate, share = self.speed()
+        stage = "loading images" if share > 1 / 3 else "the model"
+        minutes = self.left * self.images / rate / 60
+        left = f"{minutes / 60:.1f} h" if minutes > 90 else f"{minutes:.0f} min"
+        self.say(
+            f"{rate:.0f} images/s, {share:.0%} of the time waiting for images: limited by {stage}; "
+            f"about {left} of training left"
+        )
 
     def speed(self) -> tuple[float, float]:
         """Images per second over all processes, and the share of time spent waiting for images."""
