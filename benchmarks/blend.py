@@ -8,6 +8,7 @@ cost is the operating system handing out its pages. All of a row is measured in 
 """
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -53,9 +54,9 @@ def contestants(shape: tuple[int, int, int, int]) -> dict[str, Callable[[], obje
     made |= {name: ours(name) for name in ("mixup", "cutmix")}
     for name, alphas in (("mixup", (1.0, 0.0)), ("cutmix", (0.0, 1.0))):
         theirs = timm.data.Mixup(*alphas, label_smoothing=0.0, num_classes=1000)
-        made[f"timm {name}"] = lambda theirs=theirs: theirs(x, labels)
+        made[f"timm {name}"] = functools.partial(theirs, x, labels)
     for name, transform in (("mixup", v2.MixUp), ("cutmix", v2.CutMix)):
-        made[f"torchvision {name}"] = lambda t=transform(num_classes=1000): t(x, labels)
+        made[f"torchvision {name}"] = functools.partial(transform(num_classes=1000), x, labels)
     return made
 
 
