@@ -67,7 +67,10 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     wrong = UserError(f"{where}: expected {describe(annotation)}, got {value!r}")
     if origin is typing.Annotated:
-        converted = convert(value, args[0], where)
+        try:
+            converted = convert(value, args[0], where)
+        except UserError:
+            raise wrong from None
         if isinstance(converted, int | float) and converted not in args[1]:
             raise wrong
         return converted
@@ -116,6 +119,12 @@ def plain(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return float(value) if "e" in value.lower() else yaml.safe_load(value)
-    except (ValueError, yaml.YAMLError):
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
         return value
+    if not isinstance(read, str):
+        return plain(read)
+    try:
+        return float(read) if "e" in read.lower() else read
+    except ValueError:
+        return read
