@@ -123,7 +123,11 @@ def open_folder(folder: Path, split: str) -> datasets.Dataset:
         raise UserError(f"{folder} has no folder for split {split!r}; {nearest(split, found)}")
     if not any(p.is_dir() for p in directory.iterdir()):
         raise UserError(f"{directory} has no class folders; expected {directory.name}/<class>/<image>")
-    return datasets.load_dataset("imagefolder", data_dir=str(directory), split="train", drop_labels=False)
+    # "**" is all files: left alone, datasets sorts files into splits by words in their names, such as _val_
+    files = {"train": "**"}
+    return datasets.load_dataset(
+        "imagefolder", data_dir=str(directory), data_files=files, split="train", drop_labels=False
+    )
 
 
 def open_hub(recipe: Recipe, split: str) -> datasets.Dataset:
