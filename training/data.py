@@ -123,6 +123,8 @@ def open_folder(folder: Path, split: str) -> datasets.Dataset:
         raise UserError(f"{folder} has no folder for split {split!r}; {nearest(split, found)}")
     if not any(p.is_dir() for p in directory.iterdir()):
         raise UserError(f"{directory} has no class folders; expected {directory.name}/<class>/<image>")
+    if not any(p.is_file() for p in directory.rglob("*")):
+        raise UserError(f"{directory} has no images; expected {directory.name}/<class>/<image>")
     # "**" is all files: left alone, datasets sorts files into splits by words in their names, such as _val_
     files = {"train": "**"}
     return datasets.load_dataset(
@@ -156,8 +158,9 @@ def check_classes(recipe: Recipe, train: datasets.Dataset, evaluation: datasets.
     names = []
     for split, table in ((recipe.train_split, train), (recipe.eval_split, evaluation)):
         feature = table.features[recipe.label_column]
-        used = np.unique(np.asarray(table.with_format("numpy")[recipe.label_column]))
-        if used.dtype.kind not in "iu":
+        whole = "int" in str(getattr(feature, "dtype", ""))
+        used = np.unique(np.asarray(table.with_format("numpy")[recipe.label_column])) if whole else np.empty(0)
+        if used.dtype.kind not in "iu":  # an integer column with gaps becomes one of floats
             raise UserError(f"dataset {recipe.dataset!r}: label column {recipe.label_column!r} is not of whole numbers")
         if hasattr(feature, "names"):
             names.append(list(feature.names))
@@ -169,6 +172,11 @@ def check_classes(recipe: Recipe, train: datasets.Dataset, evaluation: datasets.
             raise UserError(
                 f"dataset {recipe.dataset!r}, split {split!r} has {len(names[-1])} classes, the recipe says "
                 f"num_classes {recipe.num_classes}; pass --num_classes {len(names[-1])} if that is meant"
+            )
+        if used.max() >= len(names[-1]):
+            raise UserError(
+                f"dataset {recipe.dataset!r}, split {split!r} has label {used.max()}, but only "
+                f"{len(names[-1])} class names"
             )
     if names[0] != names[1]:
         only = sorted(set(names[0]) ^ set(names[1]))
@@ -183,7 +191,7 @@ def subset(table: datasets.Dataset, size: int | None) -> datasets.Dataset:
     """The first ``size`` images of a shuffle that never changes, so that a small subset has all classes."""
     if size is None or size >= len(table):
         return table
-    return table.select(np.sort(keys.rng(keys.SUBSET, 0).permutation(len(table))[:size]))
+    return table.select(np.sort(keys.rng(keys.SUBSET, 0, 0).permutation(len(table))[:size]))
 
 
 def labels_hash(table: datasets.Dataset, column: str) -> str:
@@ -194,8 +202,13 @@ def labels_hash(table: datasets.Dataset, column: str) -> str:
 
 def encoded(table: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
     """The table with images left encoded (bytes or path) and only the two columns that are read."""
-    table = table.select_columns([recipe.image_column, recipe.label_column])
-    return table.cast_column(recipe.image_column, datasets.Image(decode=False))
+    try:
+        table = table.select_columns([recipe.image_column, recipe.label_column])
+        return table.cast_column(recipe.image_column, datasets.Image(decode=False))
+    except (KeyError, TypeError, ValueError, NotImplementedError):
+        raise UserError(
+            f"dataset {recipe.dataset!r}: column {recipe.image_column!r} does not hold images (set image_column)"
+        ) from None
 
 
 # --------------------------------------------------------------------------------------------- samples
@@ -224,7 +237,7 @@ class Samples(torch.utils.data.Dataset):
         for bad in range(len(self.table)):
             index = (key.index + bad) % len(self.table)
             row = self.table[index]
-            image = row[self.image_column]
+            image = row[self.image_column] or {"bytes": b"", "path": None}  # a table may have gaps
             try:
                 data = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
                 return self.transform(decode(data)), row[self.label_column], key.index, bad
