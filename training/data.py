@@ -329,8 +329,11 @@ def readable(batches: Any) -> Iterator[Any]:
     """The batches; a worker's ``UserError`` arrives as one line again instead of a printed traceback."""
     try:
         yield from batches
+        return
     except UserError as e:
-        raise UserError(str(e).strip().splitlines()[-1].split("UserError: ")[-1]) from None
+        line = str(e).strip().splitlines()[-1].split("UserError: ")[-1]
+        e.__traceback__ = None  # it is in a cycle with the loader: freed by the collector, that waits 10 s for workers
+    raise UserError(line)
 
 
 def batched(items: list[Key], size: int) -> Iterator[tuple[Key, ...]]:
