@@ -40,7 +40,9 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     """The end of an error message: the closest valid name, or all of them."""
     from mixers import nearest  # imports torch: only when there is an error to explain
 
-    return nearest(name, known)
+    known = list(known)
+    text = nearest(name, known)
+    return text if len(known) < 100 or len(text) < 200 else f"none of the {len(known)} valid names is like it"
 
 
 def describe(annotation: Any) -> str:
