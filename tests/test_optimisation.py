@@ -232,6 +232,21 @@ def test_an_unknown_optimiser_is_answered_with_the_nearest() -> None:
     assert str(caught.value) == "unknown optimiser 'momentun'; did you mean 'momentum'?"
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"opt": "adamw", "opt_betas": (1.5, 0.9)}, "optimiser 'adamw': Invalid beta parameter at index 0: 1.5"),
+        ({"opt": "fusedsgd"}, "optimiser 'fusedsgd': "),
+    ],
+)
+def test_an_optimiser_that_cannot_be_made_is_explained(changes: dict, says: str) -> None:
+    if changes["opt"] == "fusedsgd" and torch.cuda.is_available():
+        pytest.skip("this machine may have what the optimiser needs")
+    with pytest.raises(UserError) as caught:
+        optimizer(make_step(), recipe(**changes))
+    assert str(caught.value).startswith(says)
+
+
 # --------------------------------------------------------------------------------------------- learning rate
 
 

@@ -53,15 +53,17 @@ def optimizer(step: Step, recipe: Recipe) -> torch.optim.Optimizer:
     for group in groups:
         group["lr_scale"] = group.pop("lr", recipe.lr) / recipe.lr
     args = {"betas": recipe.opt_betas, "eps": recipe.opt_eps}
-    made = create_optimizer_v2(
-        groups,
-        opt=recipe.opt,
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        momentum=recipe.momentum,
-        **{k: v for k, v in args.items() if v is not None},
-    )
-    return made
+    try:
+        return create_optimizer_v2(
+            groups,
+            opt=recipe.opt,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            momentum=recipe.momentum,
+            **{k: v for k, v in args.items() if v is not None},
+        )
+    except (AssertionError, ImportError, ValueError) as e:  # a package or GPU it needs, or a beta of 1.5
+        raise UserError(f"optimiser {recipe.opt!r}: {e}") from None
 
 
 def learning_rate(recipe: Recipe, update: int, updates_per_epoch: int) -> float:
