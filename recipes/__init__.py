@@ -206,7 +206,7 @@ def resolve(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe,
     content = read_yaml(path)
     layers: list[tuple[str, dict[str, Any]]] = [(path.name, content)]
     if base := content.pop("base", None):
-        if base not in settings():
+        if not isinstance(base, str) or base not in settings():
             raise UserError(f"{path.name}: unknown base {base!r}; {nearest(str(base), settings())}")
         below = read_yaml(settings()[base])
         if "base" in below:

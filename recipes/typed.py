@@ -40,7 +40,9 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     """The end of an error message: the closest valid name, or all of them."""
     from mixers import nearest  # imports torch: only when there is an error to explain
 
-    return nearest(name, known)
+    known = list(known)
+    text = nearest(name, known)
+    return text if len(known) < 100 or len(text) < 200 else f"none of the {len(known)} valid names is like it"
 
 
 def describe(annotation: Any) -> str:
@@ -67,7 +69,10 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     wrong = UserError(f"{where}: expected {describe(annotation)}, got {value!r}")
     if origin is typing.Annotated:
-        converted = convert(value, args[0], where)
+        try:
+            converted = convert(value, args[0], where)
+        except UserError:
+            raise wrong from None
         if isinstance(converted, int | float) and converted not in args[1]:
             raise wrong
         return converted
@@ -116,6 +121,12 @@ def plain(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return float(value) if "e" in value.lower() else yaml.safe_load(value)
-    except (ValueError, yaml.YAMLError):
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
         return value
+    if not isinstance(read, str):
+        return plain(read)
+    try:
+        return float(read) if "e" in read.lower() else read
+    except ValueError:
+        return read

@@ -82,9 +82,14 @@ def load_split(recipe: Recipe, split: str, limit: int | None) -> tuple[datasets.
     if not len(table):
         raise UserError(f"dataset {recipe.dataset!r}: split {split!r} is empty")
     classes = class_names(recipe, split, table)
-    # images stay encoded, and only the two columns that are read are kept
-    table = table.select_columns([recipe.image_column, recipe.label_column])
-    return subset(table.cast_column(recipe.image_column, datasets.Image(decode=False)), limit), classes
+    try:  # images stay encoded, and only the two columns that are read are kept
+        table = table.select_columns([recipe.image_column, recipe.label_column])
+        table = table.cast_column(recipe.image_column, datasets.Image(decode=False))
+    except (KeyError, TypeError, ValueError, NotImplementedError):
+        raise UserError(
+            f"dataset {recipe.dataset!r}: column {recipe.image_column!r} does not hold images (set image_column)"
+        ) from None
+    return subset(table, limit), classes
 
 
 def open_split(recipe: Recipe, split: str) -> datasets.Dataset:
@@ -134,7 +139,13 @@ def open_folder(folder: Path, split: str) -> datasets.Dataset:
         raise UserError(f"{folder} has no folder for split {split!r}; {nearest(split, found)}")
     if not any(p.is_dir() for p in directory.iterdir()):
         raise UserError(f"{directory} has no class folders; expected {directory.name}/<class>/<image>")
-    return datasets.load_dataset("imagefolder", data_dir=str(directory), split="train", drop_labels=False)
+    if not any(p.is_file() for p in directory.rglob("*")):
+        raise UserError(f"{directory} has no images; expected {directory.name}/<class>/<image>")
+    # "**" is all files: left alone, datasets sorts files into splits by words in their names, such as _val_
+    files = {"train": "**"}
+    return datasets.load_dataset(
+        "imagefolder", data_dir=str(directory), data_files=files, split="train", drop_labels=False
+    )
 
 
 def open_hub(recipe: Recipe, split: str) -> datasets.Dataset:
@@ -161,8 +172,9 @@ def announce_copy(size: int) -> None:
 def class_names(recipe: Recipe, split: str, table: datasets.Dataset) -> list[str]:
     """The class names of a split, after checking that its labels and the recipe agree on them."""
     feature = table.features[recipe.label_column]
-    used = np.unique(np.asarray(table.with_format("numpy")[recipe.label_column]))
-    if used.dtype.kind not in "iu":
+    whole = "int" in str(getattr(feature, "dtype", ""))
+    used = np.unique(np.asarray(table.with_format("numpy")[recipe.label_column])) if whole else np.empty(0)
+    if used.dtype.kind not in "iu":  # an integer column with gaps becomes one of floats
         raise UserError(f"dataset {recipe.dataset!r}: label column {recipe.label_column!r} is not of whole numbers")
     if used.min() < 0:
         raise UserError(f"dataset {recipe.dataset!r}, split {split!r} has unlabelled images (label -1)")
@@ -170,10 +182,14 @@ def class_names(recipe: Recipe, split: str, table: datasets.Dataset) -> list[str
         names = list(feature.names)
     else:
         names = [str(i) for i in range(max(recipe.num_classes, int(used.max()) + 1))]
+    if used.max() >= len(names):
+        raise UserError(
+            f"dataset {recipe.dataset!r}, split {split!r} has label {used.max()}, but only {len(names)} class names"
+        )
     if len(names) != recipe.num_classes:
         raise UserError(
-            f"dataset {recipe.dataset!r}, split {split!r} has {len(names)} classes, expected num_classes "
-            f"{recipe.num_classes}; pass --num_classes {len(names)} if the data is meant"
+            f"dataset {recipe.dataset!r}, split {split!r} has {len(names)} classes, the recipe says num_classes "
+            f"{recipe.num_classes}; pass --num_classes {len(names)} if that is meant"
         )
     return names
 
@@ -182,7 +198,7 @@ def subset(table: datasets.Dataset, size: int | None) -> datasets.Dataset:
     """The first ``size`` images of a shuffle that never changes, so that a small subset has all classes."""
     if size is None or size >= len(table):
         return table
-    return table.select(np.sort(keys.rng(keys.SUBSET, 0).permutation(len(table))[:size]))
+    return table.select(np.sort(keys.rng(keys.SUBSET, 0, 0).permutation(len(table))[:size]))
 
 
 def labels_hash(table: datasets.Dataset, column: str) -> str:
@@ -217,7 +233,7 @@ class Samples(torch.utils.data.Dataset):
         for bad in range(len(self.table)):
             index = (key.index + bad) % len(self.table)
             row = self.table[index]
-            image = row[self.image_column]
+            image = row[self.image_column] or {"bytes": b"", "path": None}  # a table may have gaps
             try:
                 data = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
                 return self.transform(decode(data)), row[self.label_column], key.index, bad
@@ -309,8 +325,11 @@ def readable(batches: Any) -> Iterator[Any]:
     """The batches; a worker's ``UserError`` arrives as one line again instead of a printed traceback."""
     try:
         yield from batches
+        return
     except UserError as e:
-        raise UserError(str(e).strip().splitlines()[-1].split("UserError: ")[-1]) from None
+        line = str(e).strip().splitlines()[-1].split("UserError: ")[-1]
+        e.__traceback__ = None  # it is in a cycle with the loader: freed by the collector, that waits 10 s for workers
+    raise UserError(line)
 
 
 def batched(items: list[Key], size: int) -> Iterator[tuple[Key, ...]]:

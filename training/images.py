@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode, RandomCrop, RandomResizedCrop
@@ -40,6 +40,8 @@ def decode(data: bytes) -> Tensor:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return to_tensor(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise BadImage("not an image of a known format" if data else "no data") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise BadImage(str(e)) from None
 

@@ -1,7 +1,7 @@
 """Every random number of a run is a function of the seed and of what it is for: nothing has to be saved to resume.
 
 The last part of a key names the purpose and is never 0, since numpy pads keys with zeros. Mixing uses
-``default_rng((seed, update))`` and belongs to the mixers.
+``default_rng((seed, update))`` and belongs to the mixers: a key of ours has at least two parts and the purpose.
 """
 
 import random

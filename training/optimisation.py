@@ -63,8 +63,8 @@ def optimizer(step: Step, recipe: Recipe) -> torch.optim.Optimizer:
             momentum=recipe.momentum,
             **given,
         )
-    except (TypeError, ValueError) as e:
-        raise UserError(f"optimiser {recipe.opt!r} with {given}: {e}") from None
+    except (AssertionError, ImportError, TypeError, ValueError) as e:  # a package or GPU it needs, a beta of 1.5
+        raise UserError(f"optimiser {recipe.opt!r}: {e}") from None
 
 
 def learning_rate(recipe: Recipe, update: int, updates_per_epoch: int) -> float:

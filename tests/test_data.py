@@ -1,0 +1,527 @@
+"""Data: which image goes where, draws that depend on the key alone, and datasets that are refused in one line."""
+
+import itertools
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import ClassLabel, Features, Value
+from datasets import Image as ImageFeature
+from tiny import CLASSES, jpeg, make_photos
+
+from recipes import Recipe, UserError
+from training import keys
+from training.data import Key, Samples, Splits, TrainOrder, cut, eval_batches, load_splits, train_batches
+from training.images import EvalTransform, TrainTransform
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """72 training and 30 test images of four classes, in parquet files."""
+    return make_photos(tmp_path_factory.mktemp("photos") / "set")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """datasets and the Hub write into a folder of this module, quietly, and reach no network."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
+        patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder / "hub"))
+        datasets.disable_progress_bars()
+        yield folder
+        datasets.enable_progress_bars()
+
+
+def recipe(photos: Path | str = "", **changes: Any) -> Recipe:
+    values = {"dataset": str(photos), "eval_split": "test", "num_classes": 4, "image_size": 16, "epochs": 3}
+    values |= {"batch_size": 16, "per_device_train_batch_size": 4, "aa": "rand-m9-mstd0.5-inc1"}
+    return Recipe(**(values | changes))
+
+
+def complaint(r: Recipe) -> str:
+    """What load_splits says about a dataset; always one line."""
+    with pytest.raises(UserError) as caught:
+        load_splits(r)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --------------------------------------------------------------------------------------------- order
+
+
+def dealt(size: int, r: Recipe, world: int, start: int = 0) -> list[list[list[Key]]]:
+    """Every update of a run as its micro-batches, collected from all processes."""
+    micro_batches, accumulation = cut(r, world)
+    ranks = [list(TrainOrder(size, r, rank, world, start)) for rank in range(world)]
+    assert len({len(r) for r in ranks}) == 1  # no process waits for another
+    updates = []
+    for first in range(0, len(ranks[0]), accumulation):
+        update = [[]] * micro_batches
+        for rank, batches in enumerate(ranks):
+            for i, batch in enumerate(batches[first : first + accumulation]):
+                update[rank + i * world] = batch
+        updates.append(update)
+    return updates
+
+
+def flat(updates: list[list[list[Key]]]) -> list[Key]:
+    return [key for update in updates for micro in update for key in micro]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("size", [64, 70, 16, 17])
+def test_an_epoch_takes_each_image_once_and_leaves_out_the_rest(size: int, world: int) -> None:
+    r = recipe()
+    updates = dealt(size, r, world)
+    per_epoch = size // 16
+    assert len(updates) == 3 * per_epoch
+    for epoch in range(3):
+        seen = flat(updates[epoch * per_epoch : (epoch + 1) * per_epoch])
+        assert {key.epoch for key in seen} == {epoch}
+        assert {key.copy for key in seen} == {0}
+        assert len({key.index for key in seen}) == len(seen) == per_epoch * 16
+        assert {key.index for key in seen} <= set(range(size))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("size", [64, 70, 17, 5])
+def test_a_completed_epoch_takes_every_image_and_some_of_the_first_again(size: int, world: int) -> None:
+    r = recipe(drop_last=False)
+    updates = dealt(size, r, world)
+    per_epoch = -(-size // 16)
+    assert len(updates) == 3 * per_epoch
+    for epoch in range(3):
+        seen = flat(updates[epoch * per_epoch : (epoch + 1) * per_epoch])
+        assert len(seen) == len(set(seen)) == per_epoch * 16  # a second visit is another draw
+        counts = Counter(key.index for key in seen)
+        assert set(counts) == set(range(size))
+        assert max(counts.values()) == -(-per_epoch * 16 // size)
+        index, _ = TrainOrder(size, r, 0, 1).epoch(epoch)
+        assert index[size:].tolist() == index[: len(index) - size].tolist()
+
+
+@pytest.mark.parametrize("changes", [{}, {"drop_last": False}, {"aug_repeats": 3}])
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_micro_batch_is_the_same_whatever_the_number_of_processes(changes: dict, world: int) -> None:
+    assert dealt(70, recipe(**changes), world) == dealt(70, recipe(**changes), 1)
+
+
+@pytest.mark.parametrize("changes", [{}, {"drop_last": False, "aug_repeats": 2}])
+@pytest.mark.parametrize("world", [1, 2])
+def test_starting_at_any_update_equals_skipping_the_ones_before(changes: dict, world: int) -> None:
+    whole = dealt(70, recipe(**changes), world)
+    for start in range(len(whole) + 1):
+        assert dealt(70, recipe(**changes), world, start) == whole[start:]
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        return TrainOrder(64, recipe(seed=seed), 0, 1).epoch(epoch)[0].tolist()
+
+    assert order(0, 1) == order(0, 1)
+    orders = [order(seed, epoch) for seed in range(3) for epoch in range(3)]
+    assert all(a != b for a, b in itertools.combinations(orders, 2))
+    assert all(a != sorted(a) for a in orders)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("repeats", [2, 3, 4])
+def test_repeated_images_differ_in_their_draw_and_meet_in_no_micro_batch(repeats: int, world: int) -> None:
+    updates = dealt(64, recipe(aug_repeats=repeats), world)
+    assert len(updates) == 3 * 4  # the epoch is as long as without
+    for update in updates:
+        for micro in update:
+            assert len({key.index for key in micro}) == len(micro) == 4
+    for epoch in range(3):
+        seen = flat(updates[4 * epoch : 4 * epoch + 4])
+        assert len(set(seen)) == 64
+        counts = Counter(key.index for key in seen)
+        assert len(counts) == -(-64 // repeats)
+        assert sorted(counts.values())[1:] == [repeats] * (len(counts) - 1)
+        for index in counts:
+            copies = sorted(key.copy for key in seen if key.index == index)
+            assert copies == list(range(len(copies)))
+
+
+@pytest.mark.parametrize(
+    ("batch", "device_batch", "world", "micro_batches", "accumulation"),
+    [(256, 64, 1, 4, 4), (256, 64, 4, 4, 1), (256, 64, 2, 4, 2), (100, 100, 1, 1, 1), (96, 32, 3, 3, 1)],
+)
+def test_the_global_batch_is_shared_out(
+    batch: int, device_batch: int, world: int, micro_batches: int, accumulation: int
+) -> None:
+    r = recipe(batch_size=batch, per_device_train_batch_size=device_batch)
+    assert cut(r, world) == (micro_batches, accumulation)
+
+
+def test_a_batch_that_cannot_be_shared_out_says_what_would_do() -> None:
+    with pytest.raises(UserError) as caught:
+        cut(recipe(batch_size=256, per_device_train_batch_size=64), 8)
+    assert str(caught.value) == (
+        "batch_size 256 in micro-batches of 64 does not divide over 8 processes; "
+        "pass --per_device_train_batch_size 32 or another number of processes"
+    )
+    with pytest.raises(UserError) as caught:
+        cut(recipe(batch_size=256, per_device_train_batch_size=64), 3)
+    assert str(caught.value).endswith("use a number of processes that divides batch_size 256")
+
+
+def test_too_few_images_for_one_update_are_refused() -> None:
+    with pytest.raises(UserError, match="the training split has 15 images, fewer than batch_size 16"):
+        TrainOrder(15, recipe(), 0, 1)
+    assert len(dealt(15, recipe(drop_last=False), 1)) == 3
+
+
+# --------------------------------------------------------------------------------------------- random keys
+
+
+def test_every_purpose_and_key_has_a_stream_of_its_own() -> None:
+    purposes = (keys.ORDER, keys.SAMPLE, keys.STEP, keys.ERASE, keys.SUBSET)
+    assert len(set(purposes)) == len(purposes) and 0 not in purposes
+    small = range(7)
+    wanted = [(p, (a, b)) for p in purposes for a in small for b in small]
+    wanted += [(p, (a, b, c)) for p in purposes for a in small for b in small for c in small]
+    wanted += [(p, (a, b, c, d)) for p in purposes for a in (0, 1, 2) for b in small for c in small for d in (0, 1, 2)]
+    first = {keys.rng(p, *key).bytes(8) for p, key in wanted}
+    mixing = {np.random.default_rng((seed, update)).bytes(8) for seed in range(20) for update in range(200)}
+    assert len(first) == len(wanted)
+    assert len(mixing) == 4000
+    assert not first & mixing
+
+
+def test_seeding_fixes_every_global_generator() -> None:
+    import random
+
+    def draws(*key: int) -> tuple:
+        keys.seed_everything(keys.STEP, *key)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    assert draws(0, 1) == draws(0, 1)
+    assert all(a != b for a, b in zip(draws(0, 1), draws(0, 2), strict=True))
+
+
+# --------------------------------------------------------------------------------------------- samples
+
+
+def make_samples(photos: Path, on_bad_image: str = "stop", train: bool = True, **changes: Any) -> Samples:
+    r = recipe(photos, **changes)
+    splits = load_splits(r)
+    if train:
+        return Samples(splits.train, r, TrainTransform(r), on_bad_image)
+    return Samples(splits.eval, r, EvalTransform(16, 16, "bilinear"), on_bad_image)
+
+
+def test_augmentation_depends_on_the_key_alone(photos: Path) -> None:
+    samples = make_samples(photos)
+    wanted = [Key(e, i, c) for e in range(2) for i in range(5) for c in range(2)]
+    forward = {key: samples[key][0] for key in wanted}
+    torch.manual_seed(99)
+    backward = {key: samples[key][0] for key in reversed(wanted)}
+    for key in wanted:
+        assert torch.equal(forward[key], backward[key])
+    assert len({image.numpy().tobytes() for image in forward.values()}) == len(wanted)
+    other_seed = make_samples(photos, seed=1)
+    assert not all(torch.equal(other_seed[key][0], forward[key]) for key in wanted)
+
+
+def test_a_sample_is_pixels_label_index_and_no_complaint(photos: Path) -> None:
+    image, label, index, bad = make_samples(photos)[Key(0, 6, 0)]
+    assert (image.dtype, image.shape, label, index, bad) == (torch.uint8, (3, 16, 16), 6 % 4, 6, 0)
+
+
+def test_batches_are_the_same_with_and_without_workers(photos: Path) -> None:
+    samples = make_samples(photos)
+    order = TrainOrder(len(samples), samples_recipe := recipe(photos), 0, 1, start=7)
+    runs = [list(train_batches(samples, order, workers, CPU)) for workers in (0, 2)]
+    assert len(runs[0]) == len(runs[1]) == (12 - 7) * 4
+    for alone, shared in zip(*runs, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+    images, labels, indices, bad = runs[0][0]
+    assert images.shape == (samples_recipe.per_device_train_batch_size, 3, 16, 16)
+    assert labels.tolist() == (indices % 4).tolist()
+    assert not bad.any()
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (2, 0), (3, 0)])
+def test_evaluation_sees_each_image_once(photos: Path, world: int, workers: int) -> None:
+    samples = make_samples(photos, train=False, max_eval_samples=29)
+    seen = []
+    for rank in range(world):
+        for images, labels, indices, bad in eval_batches(samples, rank, world, 4, workers, CPU):
+            assert len(images) == len(labels) == len(indices) == len(bad) <= 4
+            seen += indices.tolist()
+    assert sorted(seen) == list(range(29))
+
+
+def spoil(photos: Path, folder: Path, bad: dict[int, bytes | None], split: str = "train") -> Path:
+    """A copy of the set in which some images are other bytes; None: no image at all."""
+    shutil.copytree(photos, folder)
+    path = folder / f"data/{split}-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    for index, data in bad.items():
+        rows[index]["image"] = None if data is None else {"bytes": data, "path": f"{split}-{index}.jpg"}
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_image_stops_with_its_index_and_path_in_one_line(photos: Path, tmp_path: Path, workers: int) -> None:
+    samples = make_samples(spoil(photos, tmp_path / "set", {3: jpeg(0, np.random.default_rng(0))[:200]}))
+    with pytest.raises(UserError) as caught:
+        list(train_batches(samples, [[Key(0, 2, 0)], [Key(0, 3, 0)]], workers, CPU))
+    says = str(caught.value)
+    assert says.startswith("image 3 (train-3.jpg) cannot be read: ")
+    assert says.endswith("; mend it, or pass --on_bad_image skip")
+    assert "\n" not in says
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", None])
+def test_no_data_and_no_image_are_bad_images_too(photos: Path, tmp_path: Path, data: bytes | None) -> None:
+    samples = make_samples(spoil(photos, tmp_path / "set", {3: data}))
+    with pytest.raises(UserError, match=r"^image 3 \((train-3.jpg|no path)\) cannot be read: "):
+        samples[Key(0, 3, 0)]
+
+
+def test_a_skipped_image_is_replaced_by_the_next_good_one_and_counted(photos: Path, tmp_path: Path) -> None:
+    folder = spoil(photos, tmp_path / "set", {3: b"", 4: None, 71: b"no image"})
+    samples = make_samples(folder, "skip")
+    image, label, index, bad = samples[Key(0, 3, 0)]
+    assert (label, index, bad) == (5 % 4, 3, 2)
+    assert torch.equal(image, samples[Key(0, 3, 0)][0])
+    assert samples[Key(0, 71, 0)][1:] == (0, 71, 1)  # goes on at the start
+    assert samples[Key(0, 5, 0)][1:] == (1, 5, 0)
+
+
+def test_evaluation_knows_which_images_to_leave_out(photos: Path, tmp_path: Path) -> None:
+    folder = spoil(photos, tmp_path / "set", {0: b"", 7: b"no image"}, split="test")
+    samples = make_samples(folder, "skip", train=False)
+    batches = list(eval_batches(samples, 0, 1, 8, 0, CPU))
+    indices, bad = (torch.cat([b[i] for b in batches]) for i in (2, 3))
+    assert indices.tolist() == list(range(30))
+    assert indices[bad > 0].tolist() == [0, 7]
+
+
+def test_a_set_without_any_good_image_is_refused_even_when_skipping(photos: Path, tmp_path: Path) -> None:
+    samples = make_samples(spoil(photos, tmp_path / "set", {i: b"" for i in range(72)}), "skip")
+    with pytest.raises(UserError, match="no image of the dataset can be read"):
+        samples[Key(0, 0, 0)]
+
+
+# --------------------------------------------------------------------------------------------- datasets
+
+
+def test_a_folder_of_parquet_files_is_a_dataset(photos: Path, own_cache: Path) -> None:
+    splits = load_splits(recipe(photos))
+    assert isinstance(splits, Splits)
+    assert (len(splits.train), len(splits.eval), splits.classes) == (72, 30, CLASSES)
+    assert splits.train.column_names == ["image", "label"]
+    assert splits.train[0]["image"]["bytes"][:2] == b"\xff\xd8"  # still encoded
+    assert json.loads(json.dumps(splits.record)) == splits.record
+    assert splits.record["splits"]["train"]["images"] == 72
+    assert not (own_cache / "datasets").exists()  # read in place
+
+
+def test_shards_are_read_in_order(photos: Path, tmp_path: Path) -> None:
+    table = pq.read_table(photos / "data/train-00000-of-00001.parquet")
+    shutil.copytree(photos, tmp_path / "set")
+    (tmp_path / "set/data/train-00000-of-00001.parquet").unlink()
+    pq.write_table(table.slice(40), tmp_path / "set/data/train-00001-of-00002.parquet")
+    pq.write_table(table.slice(0, 40), tmp_path / "set/data/train-00000-of-00002.parquet")
+    whole, sharded = load_splits(recipe(photos)), load_splits(recipe(tmp_path / "set"))
+    assert [r["image"]["bytes"] for r in whole.train] == [r["image"]["bytes"] for r in sharded.train]
+    assert whole.record["splits"] == sharded.record["splits"]
+
+
+def image_folder(folder: Path, splits: dict[str, dict[str, int]]) -> Path:
+    """``{split: {class: images}}`` as files; their names hold the words by which datasets tells splits."""
+    rng = np.random.default_rng(0)
+    for split, classes in splits.items():
+        for kind, (name, count) in enumerate(classes.items()):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                word = ("val", "test", "train")[i % 3]
+                (folder / split / name / f"ILSVRC_{word}_{i}.JPEG").write_bytes(jpeg(kind, rng))
+    return folder
+
+
+@pytest.mark.parametrize(("folder", "split"), [("val", "validation"), ("valid", "validation"), ("validation", "val"),
+                                               ("val", "test"), ("test", "test"), ("val", "val")])  # fmt: skip
+def test_a_folder_of_class_folders_is_a_dataset(tmp_path: Path, folder: str, split: str) -> None:
+    made = image_folder(tmp_path / "set", {"train": {"b": 5, "a": 4}, folder: {"a": 3, "b": 2}})
+    splits = load_splits(recipe(made, num_classes=2, eval_split=split))
+    assert splits.classes == ["a", "b"]
+    assert [row["label"] for row in splits.train] == [0] * 4 + [1] * 5
+    assert [row["label"] for row in splits.eval] == [0] * 3 + [1] * 2
+    samples = Samples(splits.eval, recipe(), EvalTransform(16, 16, "bilinear"))
+    assert samples[Key(0, 4, 0)][1:] == (1, 4, 0)
+
+
+def test_a_bad_file_of_an_image_folder_is_named_by_its_path(tmp_path: Path) -> None:
+    made = image_folder(tmp_path / "set", {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
+    (made / "train/a/ILSVRC_test_1.JPEG").write_bytes(b"no image")
+    samples = make_samples(made, num_classes=2)
+    with pytest.raises(UserError, match=r"^image 0 \(.*train/a/ILSVRC_test_1.JPEG\) cannot be read: not an image"):
+        samples[Key(0, 0, 0)]
+    (made / "train/a/ILSVRC_test_1.JPEG").unlink()
+    with pytest.raises(UserError, match=r"^image 0 \(.*train/a/ILSVRC_test_1.JPEG\) cannot be read: "):
+        samples[Key(0, 0, 0)]
+
+
+def write_table(folder: Path, kind: Any, train: list, test: list) -> Path:
+    """Parquet files with the given labels, of the given feature, and one image for all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    features = Features({"image": ImageFeature(), "label": kind})
+    data = jpeg(0, np.random.default_rng(0))
+    for split, labels in (("train", train), ("test", test)):
+        columns = {"image": [{"bytes": data, "path": None}] * len(labels), "label": labels}
+        pq.write_table(pa.table(columns, schema=features.arrow_schema), folder / f"{split}.parquet")
+    return folder
+
+
+NAMES = ClassLabel(names=CLASSES)
+GOOD = [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "train", "test", "changes", "says"),
+    [
+        (NAMES, GOOD, GOOD, {"eval_split": "tset"}, "has no split 'tset'; did you mean 'test'?"),
+        (NAMES, GOOD, GOOD, {"train_split": "zzz"}, "has no split 'zzz'; valid names: test, train"),
+        (NAMES, GOOD, [], {}, "split 'test' is empty"),
+        (NAMES, [], GOOD, {}, "split 'train' is empty"),
+        (NAMES, GOOD, GOOD, {"label_column": "lable"}, "split 'train': no column 'lable'; did you mean 'label'?"),
+        (NAMES, GOOD, GOOD, {"image_column": "img"}, "no column 'img'; did you mean 'image'? (set image_column or"),
+        (NAMES, GOOD, GOOD, {"image_column": "label"}, "column 'label' does not hold images (set image_column)"),
+        (NAMES, GOOD, GOOD, {"label_column": "image"}, "label column 'image' is not of whole numbers"),
+        (NAMES, GOOD, GOOD, {"num_classes": 5}, "split 'train' has 4 classes, the recipe says num_classes 5; pass --"),
+        (NAMES, GOOD, GOOD, {"num_classes": 3}, "3; pass --num_classes 4 if that is meant"),
+        (Value("int64"), [0, 1, 2, 7], GOOD, {}, "split 'train' has 8 classes, the recipe says num_classes 4"),
+        (NAMES, [0, 1, 2, 7], GOOD, {}, "split 'train' has label 7, but only 4 class names"),
+        (NAMES, GOOD, [-1, -1], {}, "split 'test' has unlabelled images (label -1)"),
+        (NAMES, GOOD, [0, None], {}, "label column 'label' is not of whole numbers"),
+        (Value("string"), list("abcd"), list("abcd"), {}, "label column 'label' is not of whole numbers"),
+        (Value("float32"), [0.0, 1.0], [0.0, 1.0], {}, "label column 'label' is not of whole numbers"),
+    ],
+)
+def test_a_dataset_that_does_not_fit_is_refused(
+    tmp_path: Path, own_cache: Path, kind: Any, train: list, test: list, changes: dict, says: str
+) -> None:
+    folder = write_table(tmp_path / "set", kind, train, test)
+    before = sorted(tmp_path.rglob("*")), sorted(own_cache.rglob("*"))
+    message = complaint(recipe(folder, **changes))
+    assert says in message
+    assert str(folder) in message
+    assert (sorted(tmp_path.rglob("*")), sorted(own_cache.rglob("*"))) == before  # nothing written
+
+
+def test_labels_may_be_plain_whole_numbers(tmp_path: Path) -> None:
+    splits = load_splits(recipe(write_table(tmp_path / "set", Value("uint8"), [0, 1, 1], [3, 2])))
+    assert splits.classes == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("splits", "says"),
+    [
+        ({"train": {"a": 1, "b": 1}}, "has no folder for split 'test'; valid names: train"),
+        ({"trian": {"a": 1, "b": 1}, "test": {"a": 1}}, "has no folder for split 'train'; did you mean 'trian'?"),
+        ({"train": {}, "test": {"a": 1}}, "has no folder for split 'train'"),
+        ({"train": {"a": 0, "b": 0}, "test": {"a": 1, "b": 1}}, "train has no images; expected train/<class>/<image>"),
+        ({"train": {"a": 1, "b": 1}, "test": {"a": 1, "c": 1}}, "classes of 'train' and 'test' differ: b, c in one"),
+        ({"train": {"a": 1, "b": 1}, "test": {"a": 1}}, "split 'test' has 1 classes, the recipe says num_classes 2"),
+    ],
+)
+def test_an_image_folder_that_does_not_fit_is_refused(tmp_path: Path, splits: dict, says: str) -> None:
+    (tmp_path / "set").mkdir()
+    assert says in complaint(recipe(image_folder(tmp_path / "set", splits), num_classes=2))
+
+
+def test_images_without_class_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "set/train").mkdir(parents=True)
+    (tmp_path / "set/train/1.jpg").write_bytes(jpeg(0, np.random.default_rng(0)))
+    assert complaint(recipe(tmp_path / "set")).endswith("train has no class folders; expected train/<class>/<image>")
+
+
+@pytest.mark.parametrize("name", ["grocries", "no/such/folder", "./nothing", "~/nothing-of-this-name"])
+def test_an_unknown_dataset_is_refused(name: str) -> None:
+    says = f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of ['groceries']"
+    assert complaint(recipe(name)) == says
+
+
+def test_a_prepared_set_that_is_not_prepared_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXUP_RECIPES_CACHE", str(tmp_path))
+    says = "dataset 'groceries' is not prepared on this machine; run: mixup-recipes prepare groceries"
+    assert complaint(recipe("groceries")) == says
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hub_dataset_out_of_reach_is_refused_and_nothing_written(own_cache: Path) -> None:
+    before = sorted(own_cache.rglob("*"))
+    message = complaint(recipe("owner/set"))
+    assert message.startswith("cannot open dataset 'owner/set', split 'train': Couldn't reach 'owner/set' on the Hub")
+    assert sorted(own_cache.rglob("*")) == before
+
+
+def test_a_gated_dataset_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+    def gated(*_: Any, **__: Any) -> None:
+        raise datasets.exceptions.DatasetNotFoundError(
+            "Dataset 'ILSVRC/imagenet-1k' is a gated dataset on the Hub.\nYou must be authenticated to access it."
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", gated)
+    before = sorted(own_cache.rglob("*"))
+    message = complaint(recipe("ILSVRC/imagenet-1k"))
+    assert "access is gated: accept the terms on its page on the Hub, then `hf auth login` or set HF_TOKEN" in message
+    assert sorted(own_cache.rglob("*")) == before
+
+
+def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.parquet").write_bytes(b"no parquet")
+    assert complaint(recipe(tmp_path)).startswith(f"cannot open dataset '{tmp_path}', split 'train': ")
+
+
+# --------------------------------------------------------------------------------------------- subsets and record
+
+
+def test_a_subset_never_changes_and_holds_all_classes(photos: Path) -> None:
+    def taken(**changes: Any) -> list[bytes]:
+        return [row["image"]["bytes"] for row in load_splits(recipe(photos, **changes)).train]
+
+    whole, part = taken(), taken(max_train_samples=24)
+    assert len(part) == 24
+    assert part == taken(max_train_samples=24, seed=5)
+    places = [whole.index(data) for data in part]
+    assert places == sorted(places) != list(range(24))
+    assert set(taken(max_train_samples=10)) < set(part)
+    assert taken(max_train_samples=1000) == whole
+    splits = load_splits(recipe(photos, max_train_samples=24, max_eval_samples=8))
+    assert {row["label"] for row in splits.train} == {0, 1, 2, 3}
+    assert [splits.record["splits"][split]["images"] for split in ("train", "test")] == [24, 8]
+
+
+def test_the_record_changes_with_the_labels_and_with_nothing_else(tmp_path: Path) -> None:
+    def hashes(name: str, train: list[int]) -> list[str]:
+        folder = write_table(tmp_path / name, NAMES, train, GOOD)
+        record = load_splits(recipe(folder)).record
+        return [split["labels_sha256"] for split in record["splits"].values()]
+
+    first = hashes("a", [0, 1, 2, 3])
+    assert hashes("b", [0, 1, 2, 3]) == first
+    for changed in ([0, 1, 3, 2], [0, 1, 2], [0, 1, 2, 3, 0]):
+        other = hashes("c", changed)
+        assert other[0] != first[0] and other[1] == first[1]

@@ -1,0 +1,334 @@
+"""Losses against slow formulas, who is decayed, and the learning rate of every update."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor, nn
+
+from mixers import Mixup, Step, Vanilla
+from recipes import Recipe, UserError, load, settings
+from training.optimisation import criterion, learning_rate, one_hot, optimizer, set_learning_rate
+
+
+def recipe(**changes: Any) -> Recipe:
+    return Recipe(**({"num_classes": 5} | changes))
+
+
+# --------------------------------------------------------------------------------------------- losses
+
+
+@pytest.fixture
+def logits_and_target() -> tuple[Tensor, Tensor]:
+    """Six samples of five classes: logits, and soft targets that sum to 1."""
+    rng = np.random.default_rng(0)
+    target = torch.from_numpy(rng.dirichlet(np.ones(5), 6)).float()
+    target[0] = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0])
+    return torch.from_numpy(rng.normal(0, 3, (6, 5))).float(), target
+
+
+def slow_cross_entropy(logits: list[float], target: list[float]) -> float:
+    total = sum(math.exp(v) for v in logits)
+    return -sum(t * math.log(math.exp(v) / total) for v, t in zip(logits, target, strict=True))
+
+
+def slow_binary(logits: list[float], target: list[float]) -> float:
+    loss = 0.0
+    for v, t in zip(logits, target, strict=True):
+        p = 1 / (1 + math.exp(-v))
+        loss -= t * math.log(p) + (1 - t) * math.log(1 - p)
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("changes", "formula"),
+    [
+        ({"loss": "ce"}, slow_cross_entropy),
+        ({"loss": "bce_sum"}, slow_binary),
+        ({"loss": "bce_mean"}, lambda v, t: slow_binary(v, t) / 5),
+        ({"loss": "bce_sum", "bce_target_thresh": 0.2}, lambda v, t: slow_binary(v, [float(s > 0.2) for s in t])),
+        ({"loss": "bce_mean", "bce_target_thresh": 0.0}, lambda v, t: slow_binary(v, [float(s > 0) for s in t]) / 5),
+    ],
+)
+def test_a_loss_is_its_formula_one_number_per_sample(logits_and_target: tuple, changes: dict, formula: Any) -> None:
+    logits, target = logits_and_target
+    before = logits.clone(), target.clone()
+    loss = criterion(recipe(**changes))(logits, target)
+    expected = [formula(v, t) for v, t in zip(logits.tolist(), target.tolist(), strict=True)]
+    assert loss.shape == (6,)
+    assert loss.tolist() == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(logits, before[0]) and torch.equal(target, before[1])
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce_sum", "bce_mean"])
+def test_half_precision_logits_give_a_full_precision_loss(logits_and_target: tuple, loss: str) -> None:
+    logits, target = logits_and_target
+    made = criterion(recipe(loss=loss))
+    rounded = logits.bfloat16()
+    assert made(rounded, target).dtype == torch.float32
+    assert torch.equal(made(rounded, target), made(rounded.float(), target))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_targets_are_smoothed_once_by_the_formula(smoothing: float) -> None:
+    y = one_hot(torch.tensor([0, 4, 2]), recipe(smoothing=smoothing))
+    assert (y.shape, y.dtype) == ((3, 5), torch.float32)
+    for row, label in zip(y.tolist(), [0, 4, 2], strict=True):
+        assert row == pytest.approx([(1 - smoothing) * (k == label) + smoothing / 5 for k in range(5)])
+    assert y.sum(1).tolist() == pytest.approx([1, 1, 1])
+
+
+def test_smoothed_targets_give_the_smoothed_loss_of_torch() -> None:
+    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 4, 1])
+    r = recipe(smoothing=0.1)
+    theirs = nn.functional.cross_entropy(logits, labels, label_smoothing=0.1, reduction="none")
+    torch.testing.assert_close(criterion(r)(logits, one_hot(labels, r)), theirs)
+
+
+def test_smoothing_before_mixing_is_smoothing_after_it() -> None:
+    labels, lam = torch.tensor([0, 3, 2]), 0.3
+    smooth, hard = one_hot(labels, recipe(smoothing=0.1)), one_hot(labels, recipe())
+    mixed_before = lam * smooth + (1 - lam) * smooth.flip(0)
+    mixed_after = (lam * hard + (1 - lam) * hard.flip(0)) * 0.9 + 0.1 / 5
+    torch.testing.assert_close(mixed_before, mixed_after)
+
+
+# --------------------------------------------------------------------------------------------- optimiser
+
+
+class Learned(Vanilla):
+    """A toy mixer with parameters and settings of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        return [{"params": [self.weight], "lr": 0.25 * lr, "weight_decay": 0.5}]
+
+
+class Plain(Vanilla):
+    """A toy mixer with a parameter that leaves its settings to the recipe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+
+def make_step(name: str = "test_resnet", mixer: nn.Module | None = None, r: Recipe | None = None) -> Step:
+    torch.manual_seed(0)
+    return Step(timm.create_model(name, num_classes=5), mixer or Mixup(), criterion(r or recipe()))
+
+
+def decayed(step: Step, r: Recipe) -> dict[str, float]:
+    """Name of each parameter -> its weight decay; every parameter stands in one group."""
+    names = {id(p): n for n, p in step.named_parameters()}
+    groups = optimizer(step, r).param_groups
+    found = [(names[id(p)], group["weight_decay"]) for group in groups for p in group["params"]]
+    assert sorted(n for n, _ in found) == sorted(names.values())
+    return dict(found)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_the_pytorch_style_decays_everything(name: str) -> None:
+    r = recipe(decay_bias_and_norm=True, weight_decay=1e-4)
+    assert set(decayed(make_step(name), r).values()) == {1e-4}
+
+
+def test_otherwise_a_resnet_is_decayed_in_its_weights_only() -> None:
+    step = make_step("test_resnet")
+    found = decayed(step, recipe(weight_decay=0.05))
+    weights = {f"model.{n}.weight" for n, m in step.model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    assert {n for n, v in found.items() if v == 0.05} == weights
+    assert {n for n, v in found.items() if v == 0} == set(found) - weights
+    assert any(".bn" in n for n in set(found) - weights)
+
+
+def test_otherwise_a_transformer_keeps_its_tokens_and_positions() -> None:
+    step = make_step("test_vit")
+    found = decayed(step, recipe(opt="adamw", weight_decay=0.05))
+    assert found["model.pos_embed"] == found["model.cls_token"] == 0
+    assert found["model.patch_embed.proj.weight"] == found["model.blocks.0.attn.qkv.weight"] == 0.05
+    assert {n for n, v in found.items() if n.endswith("bias") or (".norm" in n and v)} == {
+        n for n in found if n.endswith("bias")
+    }
+    assert not any(v for n, v in found.items() if n.endswith("bias") or ".norm" in n)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    for everything in (True, False):
+        step = make_step()
+        step.model.fc.weight.requires_grad_(False)
+        groups = optimizer(step, recipe(decay_bias_and_norm=everything)).param_groups
+        assert sum(len(g["params"]) for g in groups) == len(list(step.parameters())) - 1
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_a_mixer_may_bring_settings_of_its_own(everything: bool) -> None:
+    r = recipe(lr=0.8, weight_decay=0.05, decay_bias_and_norm=everything)
+    step = make_step(mixer=Learned())
+    made = optimizer(step, r)
+    (own,) = [g for g in made.param_groups if any(p is step.mixer.weight for p in g["params"])]
+    assert (own["weight_decay"], own["lr_scale"]) == (0.5, 0.25)
+    assert all(g["lr_scale"] == 1 for g in made.param_groups if g is not own)
+    set_learning_rate(made, 0.4)
+    assert own["lr"] == pytest.approx(0.1)
+    assert all(g["lr"] == pytest.approx(0.4) for g in made.param_groups if g is not own)
+
+
+def test_a_mixer_without_settings_takes_those_of_the_recipe() -> None:
+    step = make_step(mixer=Plain())
+    made = optimizer(step, recipe(lr=0.8, weight_decay=0.05))
+    (own,) = [g for g in made.param_groups if any(p is step.mixer.weight for p in g["params"])]
+    assert (own["weight_decay"], own["lr_scale"]) == (0.05, 1)
+
+
+def stepped(name: str, **changes: Any) -> tuple[torch.optim.Optimizer, Tensor]:
+    """The optimiser after three steps on one weight with gradients 1, 2 and 3, and the weight."""
+    step = make_step(mixer=Plain())
+    made = optimizer(step, recipe(opt=name, lr=0.1, **changes))
+    for gradient in (1.0, 2.0, 3.0):
+        made.zero_grad()
+        step.mixer.weight.grad = torch.full((2,), gradient)
+        set_learning_rate(made, 0.1)
+        made.step()
+    return made, step.mixer.weight.detach()
+
+
+def test_momentum_is_plain_momentum_and_not_nesterov() -> None:
+    made, weight = stepped("momentum", momentum=0.5, weight_decay=0.0)
+    velocity, expected = 0.0, 1.0
+    for gradient in (1.0, 2.0, 3.0):
+        velocity = 0.5 * velocity + gradient
+        expected -= 0.1 * velocity
+    assert weight.tolist() == pytest.approx([expected] * 2)
+    assert not any(g["nesterov"] for g in made.param_groups)
+    assert all(g["momentum"] == 0.5 for g in made.param_groups)
+
+
+def test_betas_and_epsilon_reach_the_optimiser_only_when_given() -> None:
+    given = optimizer(make_step(), recipe(opt="adamw", opt_betas=(0.8, 0.95), opt_eps=1e-5))
+    assert {(g["betas"], g["eps"]) for g in given.param_groups} == {((0.8, 0.95), 1e-5)}
+    default = optimizer(make_step(), recipe(opt="adamw"))
+    assert {(g["betas"], g["eps"]) for g in default.param_groups} == {((0.9, 0.999), 1e-8)}
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw", "sgd", "adam", "lion", "rmsprop"])
+def test_the_usual_optimisers_can_be_built_and_stepped(name: str) -> None:
+    _, weight = stepped(name)
+    assert torch.isfinite(weight).all()
+    assert (weight != 1).all()
+
+
+def test_an_unknown_optimiser_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError) as caught:
+        optimizer(make_step(), recipe(opt="momentun"))
+    assert str(caught.value) == "unknown optimiser 'momentun'; did you mean 'momentum'?"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"opt": "adamw", "opt_betas": (1.5, 0.9)}, "optimiser 'adamw': Invalid beta parameter at index 0: 1.5"),
+        ({"opt": "fusedsgd"}, "optimiser 'fusedsgd': "),
+    ],
+)
+def test_an_optimiser_that_cannot_be_made_is_explained(changes: dict, says: str) -> None:
+    if changes["opt"] == "fusedsgd" and torch.cuda.is_available():
+        pytest.skip("this machine may have what the optimiser needs")
+    with pytest.raises(UserError) as caught:
+        optimizer(make_step(), recipe(**changes))
+    assert str(caught.value).startswith(says)
+
+
+# --------------------------------------------------------------------------------------------- learning rate
+
+
+def openmixup_rate(r: Recipe, update: int, per_epoch: int) -> float:
+    """The hooks of mmcv, written down: an annealed rate, scaled down linearly while warming up."""
+    progress, end = (update, r.epochs * per_epoch) if r.sched_on_updates else (update // per_epoch, r.epochs)
+    weight = math.cos(math.pi * progress / end) + 1
+    regular = r.min_lr + 0.5 * weight * (r.lr - r.min_lr)
+    warmup = r.warmup_epochs * per_epoch
+    if update >= warmup:
+        return regular
+    ratio = r.warmup_lr / r.lr
+    k = (1 - update / warmup) * (1 - ratio)
+    return regular * (1 - k)
+
+
+SCHEDULES = [
+    recipe(epochs=10),
+    recipe(epochs=10, sched_on_updates=False),
+    recipe(epochs=12, lr=1e-3, min_lr=1e-5, warmup_epochs=5, warmup_lr=1e-8),
+    recipe(epochs=12, lr=8e-3, min_lr=1e-6, warmup_epochs=5, warmup_lr=8e-8, sched_on_updates=False),
+    recipe(epochs=4, warmup_epochs=2.5, warmup_lr=0.01),
+    recipe(epochs=1),
+]
+
+
+@pytest.mark.parametrize("per_epoch", [1, 7, 100])
+@pytest.mark.parametrize("r", SCHEDULES, ids=range(len(SCHEDULES)))
+def test_the_learning_rate_is_that_of_the_published_runs(r: Recipe, per_epoch: int) -> None:
+    for update in range(r.epochs * per_epoch):
+        assert learning_rate(r, update, per_epoch) == pytest.approx(openmixup_rate(r, update, per_epoch), rel=1e-12)
+
+
+@pytest.mark.parametrize("r", SCHEDULES, ids=range(len(SCHEDULES)))
+def test_the_learning_rate_is_that_of_timm_after_the_warm_up(r: Recipe) -> None:
+    per_epoch = 7
+    scale = per_epoch if r.sched_on_updates else 1
+    dummy = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=r.lr)
+    theirs = CosineLRScheduler(dummy, t_initial=r.epochs * scale, lr_min=r.min_lr, t_in_epochs=not r.sched_on_updates)
+    for update in range(math.ceil(r.warmup_epochs * per_epoch), r.epochs * per_epoch):
+        if r.sched_on_updates:
+            theirs.step_update(update)
+        else:
+            theirs.step(update // per_epoch)
+        assert learning_rate(r, update, per_epoch) == pytest.approx(dummy.param_groups[0]["lr"], rel=1e-9)
+
+
+def test_the_first_and_last_rates_are_known() -> None:
+    def ends(per_epoch: int = 10, **changes: Any) -> tuple[float, float]:
+        r = recipe(epochs=20, lr=0.4, **changes)
+        return learning_rate(r, 0, per_epoch), learning_rate(r, 20 * per_epoch - 1, per_epoch)
+
+    assert ends()[0] == 0.4
+    assert ends()[1] == pytest.approx(0.2 * (1 + math.cos(math.pi * 199 / 200)))
+    assert ends(sched_on_updates=False)[1] == pytest.approx(0.2 * (1 + math.cos(math.pi * 19 / 20)))
+    assert ends(warmup_epochs=5, warmup_lr=1e-6)[0] == pytest.approx(1e-6)
+    assert ends(warmup_epochs=5)[0] == 0
+    assert ends(sched="constant") == (0.4, 0.4)
+    assert ends(min_lr=0.4) == (0.4, 0.4)
+    r = recipe(epochs=20, lr=0.4, min_lr=0.01)
+    assert learning_rate(r, 200, 10) == pytest.approx(0.01)
+
+
+def test_the_rate_rises_all_through_the_warm_up_and_falls_afterwards() -> None:
+    r = load("deit_s_mixup")
+    rates = [learning_rate(r, update, 50) for update in range(r.epochs * 50)]
+    peak = 5 * 50
+    assert all(a < b for a, b in itertools.pairwise(rates[:peak]))
+    assert all(a > b for a, b in itertools.pairwise(rates[peak:]))
+    assert rates[0] == pytest.approx(1e-8) and max(rates) < 1e-3 and rates[-1] > 1e-5
+
+
+def test_an_epoch_wise_cosine_moves_at_epochs_only_and_a_warm_up_at_every_update() -> None:
+    r = recipe(epochs=6, sched_on_updates=False, warmup_epochs=2)
+    rates = [learning_rate(r, update, 5) for update in range(30)]
+    assert len(set(rates[:10])) == 10
+    assert [len(set(rates[i : i + 5])) for i in range(10, 30, 5)] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", settings())
+def test_the_rate_of_every_setting_stays_between_nothing_and_the_peak(name: str) -> None:
+    r = load(name)
+    rates = [learning_rate(r, update, 3) for update in range(3 * r.epochs)]
+    assert min(rates) >= 0
+    assert max(rates) <= r.lr

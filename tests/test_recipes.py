@@ -1,0 +1,450 @@
+"""Recipes: names resolve, values keep their origin, mistakes are explained, and published settings do not drift."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import recipes
+from mixers import MIXERS
+from recipes import (
+    Recipe,
+    UserError,
+    cli,
+    describe,
+    differences,
+    explain,
+    load,
+    resolve,
+    schema,
+    settings,
+    split_name,
+    to_yaml,
+)
+from recipes.typed import convert
+from training.job import Job
+
+NAMES = [f"{setting}_{mixer}" for setting, mixer in itertools.product(settings(), MIXERS)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of settings; write one with ``setting``."""
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def setting(folder: Path, name: str, text: str = "") -> Path:
+    """Write a setting that is complete but for ``text``."""
+    path = folder / f"{name}.yaml"
+    path.write_text(f"dataset: owner/set\nmodel: resnet18\n{text}\n")
+    return path
+
+
+def complaint(name: str, **overrides: Any) -> str:
+    """What resolve says about a mistake; always one line."""
+    with pytest.raises(UserError) as caught:
+        resolve(name, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --------------------------------------------------------------------------------------------- every cell
+
+
+def test_there_is_a_cell_for_every_setting_and_mixer() -> None:
+    assert len(NAMES) == len(settings()) * len(MIXERS) >= 20
+    assert {"r50_100e", "deit_s", "cifar10_r18_200e", "quickstart"} <= set(settings())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_cell_resolves_to_a_complete_recipe(name: str) -> None:
+    recipe, origin = resolve(name)
+    assert recipe.name == name == f"{split_name(name)[0]}_{recipe.mixer}"
+    assert set(dataclasses.asdict(recipe)) <= set(origin)
+    assert resolve(name)[0] == recipe
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_recipe_is_a_recipe_file(name: str, tmp_path: Path) -> None:
+    saved = tmp_path / "recipe.yaml"
+    saved.write_text(to_yaml(load(name)))
+    assert load(str(saved)) == load(name)
+
+
+def test_a_setting_alone_is_the_baseline() -> None:
+    assert load("r50_100e") == load("r50_100e_vanilla")
+
+
+@pytest.mark.parametrize("cls", [Recipe, Job])
+def test_every_field_has_a_docstring_and_a_type_in_words(cls: type) -> None:
+    docs = cli.field_docs(cls)
+    for field in dataclasses.fields(cls):
+        assert docs[field.name].endswith("."), field.name
+        assert describe(schema(cls)[field.name])
+
+
+@pytest.mark.parametrize("cls", [Recipe, Job])
+def test_every_default_is_valid_for_its_field(cls: type) -> None:
+    made = cls()
+    for name, kind in schema(cls).items():
+        assert convert(getattr(made, name), kind, name) == getattr(made, name)
+
+
+# --------------------------------------------------------------------------------------------- layers
+
+
+def test_command_line_beats_name_beats_file_beats_base_beats_default(folder: Path) -> None:
+    setting(folder, "below", "epochs: 11\nlr: 0.11\nseed: 11\nmixer: cutmix\nmomentum: 0.11")
+    setting(folder, "above", "base: below\nlr: 0.22\nseed: 22\nmixer: rsb")
+    recipe, origin = resolve("above_mixup", {"seed": 33})
+    seen = {k: (getattr(recipe, k), origin[k]) for k in ("weight_decay", "epochs", "lr", "mixer", "seed")}
+    assert seen == {
+        "weight_decay": (1e-4, "default"),
+        "epochs": (11, "below.yaml"),
+        "lr": (0.22, "above.yaml"),
+        "mixer": ("mixup", "recipe name"),
+        "seed": (33, "command line"),
+    }
+    assert recipe.name == "above_mixup"
+    assert load("above").mixer == "rsb"
+    assert load("above", mixer="cutmix").name == "above_cutmix"
+
+
+def test_each_mixer_argument_has_an_origin_too(folder: Path) -> None:
+    setting(folder, "one", "mixer_args: {deit: {mixup_alpha: 0.7}}")
+    for overrides, origins in (
+        ({}, ("one.yaml", "mixer's default")),
+        ({"cutmix_alpha": "0.5"}, ("one.yaml", "command line")),
+        ({"mixup_alpha": 0.3}, ("command line", "mixer's default")),
+    ):
+        recipe, origin = resolve("one_deit", {"mixer_args": overrides})
+        expected = {"mixup_alpha": 0.7, "cutmix_alpha": 1.0} | {k: float(v) for k, v in overrides.items()}
+        assert recipe.mixer_args["deit"] == expected
+        assert (origin["mixer_args.deit.mixup_alpha"], origin["mixer_args.deit.cutmix_alpha"]) == origins
+
+
+def test_a_base_is_used_once_and_never_chained(folder: Path) -> None:
+    setting(folder, "a")
+    setting(folder, "b", "base: a")
+    setting(folder, "c", "base: b")
+    assert load("b").dataset == "owner/set"
+    assert complaint("c") == "c.yaml: base 'b' has a base of its own; bases are not chained"
+
+
+def test_an_unknown_base_is_named_with_the_nearest(folder: Path) -> None:
+    setting(folder, "swin_t")
+    setting(folder, "x", "base: swin_s")
+    setting(folder, "y", "base: [swin_t]")
+    assert complaint("x") == "x.yaml: unknown base 'swin_s'; did you mean 'swin_t'?"
+    assert "y.yaml: unknown base" in complaint("y")
+
+
+def test_the_longest_setting_name_wins(folder: Path) -> None:
+    for name in ("r50", "r50_rsb", "r50_rsb_a3"):
+        setting(folder, name)
+    assert split_name("r50_rsb_a3_mixup") == ("r50_rsb_a3", "mixup")
+    assert split_name("r50_rsb") == ("r50_rsb", None)
+    assert split_name("r50_mixup") == ("r50", "mixup")
+    assert load("r50_rsb_a3_rsb").mixer == "rsb"
+    assert load("r50_rsb_rsb").name == "r50_rsb_rsb"
+
+
+def test_settings_are_the_files_of_the_folder(folder: Path) -> None:
+    assert settings() == {}
+    path = setting(folder, "one")
+    (folder / "notes.txt").write_text("no setting")
+    assert settings() == {"one": path}
+
+
+# --------------------------------------------------------------------------------------------- files
+
+
+def test_a_recipe_file_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting(tmp_path, "mine", "epochs: 7\nmixer: mixup")
+    recipe, origin = resolve(str(tmp_path / "mine.yaml"))
+    assert (recipe.name, recipe.epochs, recipe.mixer, origin["epochs"]) == ("mine", 7, "mixup", "mine.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert load("mine.yaml") == load("./mine.yaml") == recipe
+
+
+def test_a_recipe_file_may_stand_on_a_setting(tmp_path: Path) -> None:
+    path = tmp_path / "short.yaml"
+    path.write_text("base: r50_100e\nepochs: 2\n")
+    expected = {"name": ("r50_100e_vanilla", "short"), "epochs": (100, 2)}
+    assert differences(load("r50_100e"), load(str(path))) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("lr: [0.1", "is not valid YAML: while parsing a flow sequence"),
+        ("lr: 0.1\n\tepochs: 3", "is not valid YAML"),
+        ("- lr\n- epochs", "must assign recipe fields, got list"),
+        ("just words", "must assign recipe fields, got str"),
+        ("", "must assign recipe fields, got NoneType"),
+        (b"\xff\xfe\xfa", "is not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_explained(tmp_path: Path, text: str | bytes, says: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    message = complaint(str(path))
+    assert str(path) in message
+    assert says in message
+
+
+def test_a_missing_file_is_explained(tmp_path: Path) -> None:
+    assert complaint(str(tmp_path / "no.yaml")).endswith("no.yaml: No such file or directory")
+    assert complaint("no/such/file") == "cannot read recipe file no/such/file: No such file or directory"
+    assert complaint(f"{tmp_path}/").startswith("cannot read recipe file")
+
+
+# --------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("r50_100_cutmix", "unknown recipe 'r50_100_cutmix': no setting starts it; did you mean 'r50_100e'?"),
+        ("deit_cutmix", "unknown recipe 'deit_cutmix': no setting starts it; did you mean 'deit_s'?"),
+        ("zzz", "unknown recipe 'zzz': no setting starts it; valid names: cifar10_r18_200e, deit_s, "),
+        ("", "unknown recipe '': no setting starts it; valid names: cifar10_r18_200e, deit_s, "),
+        ("r50_100e_cutmx", "unknown mixer 'cutmx'; did you mean 'cutmix'?"),
+        ("r50_100e_zzz", "unknown mixer 'zzz'; valid names: cutmix, "),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, says: str) -> None:
+    assert complaint(name).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "says"),
+    [
+        ("epoch", 3, "unknown recipe field 'epoch'; did you mean 'epochs'?"),
+        ("weight_decy", 3, "unknown recipe field 'weight_decy'; did you mean 'weight_decay'?"),
+        ("epochs", 1.5, "epochs: expected an integer at least 1, got 1.5"),
+        ("epochs", "1.5", "epochs: expected an integer at least 1, got '1.5'"),
+        ("epochs", 0, "epochs: expected an integer at least 1, got 0"),
+        ("epochs", True, "epochs: expected an integer at least 1, got True"),
+        ("epochs", None, "epochs: expected an integer at least 1, got None"),
+        ("seed", -1, "seed: expected an integer at least 0, got -1"),
+        ("lr", 0, "lr: expected a number above 0, got 0"),
+        ("lr", "fast", "lr: expected a number above 0, got 'fast'"),
+        ("lr", "nan", "lr: expected a number above 0, got 'nan'"),
+        ("lr", float("inf"), "lr: expected a number above 0, got inf"),
+        ("lr", True, "lr: expected a number above 0, got True"),
+        ("smoothing", 1.5, "smoothing: expected a number at least 0 and at most 1, got 1.5"),
+        ("ema_decay", 2, "ema_decay: expected a number at least 0 and at most 1 or none, got 2"),
+        ("sync_bn", "maybe", "sync_bn: expected true or false, got 'maybe'"),
+        ("sync_bn", 1, "sync_bn: expected true or false, got 1"),
+        ("model", 18, "model: expected text, got 18"),
+        ("mean", [0.5, 0.5], "mean: expected 3 numbers, got [0.5, 0.5]"),
+        ("mean", 0.5, "mean: expected 3 numbers, got 0.5"),
+        ("mean", "abc", "mean: expected 3 numbers, got 'abc'"),
+        ("scale", ["a", 1], "scale: expected a number, got 'a'"),
+        ("opt_betas", [0.9], "opt_betas: expected 2 numbers or none, got [0.9]"),
+        ("model_args", "img_size=64", "model_args: expected a table, got 'img_size=64'"),
+        ("sched", "cosin", "expected one of cosine, constant, got 'cosin'; did you mean 'cosine'?"),
+        ("mixed_precision", "fp61", "expected one of no, fp16, bf16, got 'fp61'; did you mean 'fp16'?"),
+        ("mixed_precision", True, "expected one of no, fp16, bf16, got True"),
+        ("train_crop", ["rrc"], "expected one of rrc, pad, resize, got ['rrc']"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(folder: Path, field: str, given: Any, says: str) -> None:
+    setting(folder, "one")
+    message = complaint("one", **{field: given})
+    assert message.startswith("command line: ")
+    assert says in message
+
+
+def test_a_wrong_value_in_a_file_names_the_file(folder: Path) -> None:
+    setting(folder, "one", "epochs: many")
+    setting(folder, "two", "base: one")
+    setting(folder, "three", "epochz: 3")
+    assert complaint("one") == "one.yaml: epochs: expected an integer at least 1, got 'many'"
+    assert complaint("two") == "one.yaml: epochs: expected an integer at least 1, got 'many'"
+    assert complaint("three") == "three.yaml: unknown recipe field 'epochz'; did you mean 'epochs'?"
+
+
+@pytest.mark.parametrize(
+    ("text", "mixer", "args", "says"),
+    [
+        ("", "mixup", {"alhpa": 1}, "mixer 'mixup' has no argument 'alhpa'; did you mean 'alpha'?"),
+        ("", "vanilla", {"alpha": 1}, "mixer 'vanilla' has no argument 'alpha'; valid names: none"),
+        ("", "mixup", {"alpha": 0}, "alpha must be a number above 0, got 0"),
+        ("", "mixup", {"alpha": "much"}, "alpha must be a number above 0, got 'much'"),
+        ("", "mixup", "0.5", "command line: mixer: expected a table, got '0.5'"),
+        ("mixer_args: {mixup: {alhpa: 1}}", "mixup", {}, "mixer 'mixup' has no argument 'alhpa'; did you mean"),
+        ("mixer_args: {mixpu: {alpha: 1}}", "mixup", {}, "one.yaml: mixer_args: unknown mixer 'mixpu'; did you mean"),
+        ("mixer_args: {mixup: 0.5}", "mixup", {}, "one.yaml: mixer_args.mixup: expected a table of arguments"),
+        ("mixer_args: 0.5", "mixup", {}, "one.yaml: mixer_args: expected a table, got 0.5"),
+    ],
+)
+def test_a_wrong_mixer_argument_is_explained(
+    folder: Path, text: str, mixer: str, args: Any, says: str, without_shape_checks: None
+) -> None:
+    setting(folder, "one", text)
+    assert complaint(f"one_{mixer}", mixer_args=args).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"dataset": ""}, "recipe 'one_vanilla' must set dataset and model"),
+        ({"model": ""}, "recipe 'one_vanilla' must set dataset and model"),
+        ({"batch_size": 100}, "batch_size 100 is not a multiple of per_device_train_batch_size 64; change one"),
+        ({"epochs": 4, "warmup_epochs": 5}, "warmup_epochs 5 exceeds epochs 4; lower warmup_epochs"),
+        ({"min_lr": 0.2}, "min_lr 0.2 exceeds lr 0.1"),
+        ({"report_ema": True}, "report_ema needs ema_decay"),
+        ({"eval_resize": 200}, "eval_resize 200 is smaller than the crop eval_size 224"),
+        ({"scale": [0.5, 0.2]}, "scale: expected 0 < low <= high, got 0.5 0.2"),
+        ({"ratio": [0, 1]}, "ratio: expected 0 < low <= high, got 0 1"),
+        ({"std": [0.2, 0.2, 0]}, "std: expected 3 numbers above 0, got (0.2, 0.2, 0.0)"),
+        ({"bce_target_thresh": 0.2}, "bce_target_thresh needs loss bce_sum or bce_mean, got ce"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused(folder: Path, values: dict, says: str) -> None:
+    setting(folder, "one")
+    assert complaint("one", **values).startswith(says)
+
+
+# --------------------------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("lr: 1e-4", "lr", 1e-4),  # YAML reads this as text
+        ("lr: 1", "lr", 1.0),
+        ("lr: '0.5'", "lr", 0.5),
+        ("epochs: '3'", "epochs", 3),
+        ("mixed_precision: no", "mixed_precision", "no"),  # YAML reads this as false
+        ("mixed_precision: 'no'", "mixed_precision", "no"),
+        ("clip_grad: null", "clip_grad", None),
+        ("clip_grad: none", "clip_grad", None),
+        ("mean: [0, 0.5, 1e-1]", "mean", (0.0, 0.5, 0.1)),
+        ("sync_bn: 'True'", "sync_bn", True),
+        ("model_args: {img_size: 64, eps: 1e-6, name: resnet}", "model_args", {"img_size": 64, "eps": 1e-6,
+                                                                               "name": "resnet"}),
+    ],
+)  # fmt: skip
+def test_text_becomes_what_the_field_needs(folder: Path, text: str, field: str, value: Any) -> None:
+    setting(folder, "one", text)
+    read = getattr(load("one"), field)
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("64", 64),
+        ("0.5", 0.5),
+        ("1e-4", 1e-4),
+        ("true", True),
+        ("False", False),
+        ("null", None),
+        ("[1e-3, true]", [1e-3, True]),
+        ("{a: 1}", {"a": 1}),
+        ("resnet", "resnet"),
+        ("[", "["),
+    ],
+)
+def test_text_in_a_free_table_is_read_as_yaml(text: str, value: Any) -> None:
+    read = load("quickstart", model_args={"x": text}).model_args["x"]
+    assert (read, type(read)) == (value, type(value))
+
+
+def test_a_recipe_with_overrides_survives_saving(tmp_path: Path) -> None:
+    recipe = load(
+        "deit_s_deit", lr="3e-5", min_lr="1e-8", mean=["0.1", "0.2", "0.3"], clip_grad="none", opt_betas=(0.8, 0.9),
+        model_args={"img_size": "64"}, mixed_precision="no", mixer_args={"mixup_alpha": "1e-1"}, channels_last="true",
+    )  # fmt: skip
+    saved = tmp_path / "recipe.yaml"
+    saved.write_text(to_yaml(recipe))
+    again, origin = resolve(str(saved))
+    assert again == recipe
+    assert again.mixer_args["deit"] == {"mixup_alpha": 0.1, "cutmix_alpha": 1.0}
+    assert {v for k, v in origin.items() if k in schema(Recipe)} == {"recipe.yaml"}
+    assert to_yaml(again) == to_yaml(recipe)
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load("quickstart").lr = 1.0  # type: ignore[misc]
+
+
+def test_differences_names_what_differs() -> None:
+    a = load("r50_100e_mixup")
+    assert differences(a, a) == {}
+    assert differences(a, load("r50_100e_mixup", epochs=2, seed=1)) == {"epochs": (100, 2), "seed": (0, 1)}
+    assert differences(a, load("r50_100e_mixup", epochs=2, seed=1), ignore=("seed",)) == {"epochs": (100, 2)}
+    b = load("r50_100e_mixup", mixer_args={"alpha": 0.5})
+    assert differences(a, b) == {"mixer_args": ({"alpha": 0.2}, {"alpha": 0.5})}
+    other_row = dataclasses.replace(a, mixer_args=a.mixer_args | {"cutmix": {"alpha": 9.0}})
+    assert differences(a, other_row) == {}
+
+
+def test_explain_shows_every_value_with_its_origin() -> None:
+    lines = explain(*resolve("deit_s_deit", {"seed": 3, "mixer_args": {"mixup_alpha": 0.5}})).splitlines()
+    words = {line.split()[0]: line.split() for line in lines}
+    assert set(words) >= set(schema(Recipe)) - {"mixer_args"}
+    assert words["seed"] == ["seed", "3", "command", "line"]
+    assert words["lr"] == ["lr", "0.001", "deit_s.yaml"]
+    assert words["hflip"] == ["hflip", "0.5", "default"]
+    assert words["mixer_args.deit.mixup_alpha"] == ["mixer_args.deit.mixup_alpha", "0.5", "command", "line"]
+
+
+# --------------------------------------------------------------------------------------------- published settings
+
+# What the published runs did, value by value: neither a file nor a default may change one unnoticed.
+NEUTRAL = {
+    "dataset_config": None, "dataset_revision": None, "train_split": "train", "max_train_samples": None,
+    "max_eval_samples": None, "model_args": {}, "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "hflip": 0.5,
+    "interpolation": "bicubic", "aug_repeats": 1, "bce_target_thresh": None, "sched": "cosine", "momentum": 0.9,
+    "ema_decay": None, "report_ema": False, "sync_bn": False, "channels_last": False, "torch_compile": False,
+    "eval_epochs": 1, "seed": 0, "init": "mmcls", "loss": "ce",
+}  # fmt: skip
+IMAGENET = {
+    "dataset": "ILSVRC/imagenet-1k", "eval_split": "validation", "image_column": "image", "label_column": "label",
+    "num_classes": 1000, "image_size": 224, "train_crop": "rrc", "eval_size": 224, "eval_resize": 256,
+    "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
+}  # fmt: skip
+PYTORCH_STYLE = {
+    "opt": "momentum", "lr": 0.1, "min_lr": 0.0, "weight_decay": 1e-4, "decay_bias_and_norm": True, "opt_betas": None,
+    "opt_eps": None, "clip_grad": None, "sched_on_updates": False, "warmup_epochs": 0.0, "warmup_lr": 0.0,
+    "smoothing": 0.0, "drop_path_rate": None, "aa": None, "reprob": 0.0, "remode": "pixel", "mixed_precision": "no",
+    "protocol": "median", "trials": 1,
+}  # fmt: skip
+PUBLISHED = {
+    "r50_100e_cutmix": NEUTRAL | IMAGENET | PYTORCH_STYLE | {
+        "mixer": "cutmix", "model": "resnet50", "epochs": 100, "batch_size": 256, "per_device_train_batch_size": 64,
+        "drop_last": False, "protocol_epochs": 5,
+        "mixer_args": {"mixup": {"alpha": 0.2}, "cutmix": {"alpha": 1.0},
+                       "deit": {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}},
+    },
+    "deit_s_deit": NEUTRAL | IMAGENET | {
+        "mixer": "deit", "model": "deit_small_patch16_224", "epochs": 300, "batch_size": 1024,
+        "per_device_train_batch_size": 128, "drop_last": False, "opt": "adamw", "lr": 1e-3, "min_lr": 1e-5,
+        "opt_betas": (0.9, 0.999), "opt_eps": 1e-8, "weight_decay": 0.05, "decay_bias_and_norm": False,
+        "clip_grad": 5.0, "sched_on_updates": True, "warmup_epochs": 5.0, "warmup_lr": 1e-8, "smoothing": 0.1,
+        "drop_path_rate": 0.0, "aa": "rand-m9-mstd0.5-inc1", "reprob": 0.25, "remode": "pixel",
+        "mixed_precision": "bf16", "protocol": "best", "protocol_epochs": 5, "trials": 3,
+        "mixer_args": {"mixup": {"alpha": 0.2}, "cutmix": {"alpha": 0.2},
+                       "deit": {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}},
+    },
+    "cifar10_r18_200e_mixup": NEUTRAL | PYTORCH_STYLE | {
+        "mixer": "mixup", "dataset": "uoft-cs/cifar10", "eval_split": "test", "image_column": "img",
+        "label_column": "label", "num_classes": 10, "model": "resnet18_cifar", "epochs": 200, "batch_size": 100,
+        "per_device_train_batch_size": 100, "drop_last": True, "image_size": 32, "train_crop": "pad",
+        "eval_size": 32, "eval_resize": 32, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010),
+        "protocol_epochs": 10, "mixer_args": {"mixup": {"alpha": 1.0}, "cutmix": {"alpha": 0.2}},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_setting_keeps_every_value(name: str) -> None:
+    assert dataclasses.asdict(load(name)) == PUBLISHED[name] | {"name": name}
