@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from metrics.calibration.formula import calibration
-from metrics.topk_accuracy.formula import topk_accuracy
 from torch import nn
 
+from metrics.calibration.formula import calibration
+from metrics.topk_accuracy.formula import topk_accuracy
 from recipes import Recipe
 
 from . import data
