@@ -85,6 +85,9 @@ def main() -> int | None:
         accelerator.print(f"resumed from {found.name}")
         if state["processes"] != world:
             accelerator.print(f"saved by {state['processes']} processes: goes on, but not bit for bit")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        checkpoint.forget(folder / "checkpoints", state["update"], accelerator.print)
     update, evaluated = state["update"], state["evaluated"]
     workers = launch.workers(job, accelerator)
     order = data.TrainOrder(len(splits.train), recipe, rank, world, start=update)

@@ -55,7 +55,9 @@ def open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
         if different := recipes.differences(found, recipe, ignore=("name",)):
             rows = "; ".join(f"{k}: {a} there, {b} now" for k, (a, b) in different.items())
             raise UserError(f"{folder} holds a run of another recipe: {rows}; choose another --output_dir")
-    elif folder.exists() and any(p.name != "checkpoints" and not p.name.startswith(".") for p in folder.iterdir()):
+    elif folder.exists() and any(
+        not (p.name.startswith(".") or (resume and p.name == "checkpoints")) for p in folder.iterdir()
+    ):
         raise UserError(f"{folder} is not empty and not a run; choose another --output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in (*folder.glob("checkpoints/tmp-*"), *folder.glob(".*.tmp")):
