@@ -31,9 +31,14 @@ class Case:
         self.recipe, self.own = recipe, args
         self.args = ["--recipe", recipe, "--output_dir", out, *LOG, *args]
 
+    def with_args(self, *args: object) -> list[object]:
+        """The arguments of the run, some of them replaced."""
+        pairs = dict(zip(self.args[::2], self.args[1::2], strict=True)) | dict(zip(args[::2], args[1::2], strict=True))
+        return [a for pair in pairs.items() for a in pair]
+
     def start(self, *args: object, **options: Any) -> tuple[list[int], str]:
         """Statuses of the processes, and what the first one printed."""
-        run = self.server.start(*self.args, *args, processes=self.processes, **options)
+        run = self.server.start(*self.with_args(*args), processes=self.processes, **options)
         return run.wait(), run.output()
 
     def kill_at(self, target: str, call: int, *args: object, rank: int = 0) -> None:
@@ -43,7 +48,7 @@ class Case:
 
     def finish(self, *args: object) -> str:
         """Resume to the end."""
-        return finish(self.server, *self.args, *args, *AUTO, processes=self.processes)
+        return finish(self.server, *self.with_args(*args, *AUTO), processes=self.processes)
 
     def expect_same(self) -> None:
         """Nothing differs from the undisturbed run."""
@@ -212,8 +217,9 @@ def test_a_damaged_checkpoint_does_not_push_out_whole_ones(case: Any) -> None:
     c = case("--checkpointing_steps", 1, "--save_total_limit", 2)
     c.kill_at(UPDATE, 7)
     truncate(checkpoints(c.out)[-1])
-    c.args += ["--save_total_limit", 1]
-    c.kill_at(UPDATE, 2)  # resumed from update 5, one update done: its checkpoint is the only whole one
+    c.kill_at(
+        UPDATE, 2, "--save_total_limit", 1
+    )  # resumed from update 5, one update done: its checkpoint is the only whole one
     assert lines(c.finish()) == ["resumed from step-00000006"]
     c.expect_same()
 
@@ -291,7 +297,7 @@ SIGNALLED = {
     "SIGTERM in training": (UPDATE, 6, TERM, 6),
     "SIGUSR1 in training": (UPDATE, 6, USR1, 6),
     "SIGTERM in evaluation": (EVALUATION, 14, TERM, 8),
-    "SIGUSR1 while a checkpoint is written": ("training.checkpoint:torch.save", 1, USR1, 4),
+    "SIGUSR1 while a checkpoint is written": ("training.checkpoint:torch.save", 1, USR1, 5),
 }
 
 
@@ -327,7 +333,7 @@ def test_torchrun_passes_a_signal_on_and_leaves_with_status_1(case: Any) -> None
     out = c.out.parent / "output"
     with out.open("w") as file:
         launcher = subprocess.Popen(
-            tiny.command(*c.args, "--epochs", 50, processes=2), env=tiny.environment(), stdout=file, stderr=file
+            tiny.command(*c.args, processes=2), env=tiny.environment(), stdout=file, stderr=file
         )
     deadline = time.monotonic() + 100
     while not (c.out / "checkpoints").exists() and time.monotonic() < deadline:
