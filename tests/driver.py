@@ -59,6 +59,7 @@ class Server:
             [sys.executable, __file__], env=os.environ | fixed, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self.runs = 0
+        self.ask(do="wait", pids=[], timeout=0)  # it answers when all is imported
 
     def __enter__(self) -> "Server":
         return self

@@ -6,8 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+import torch.nn.functional as F
 from driver import Server
+
+from mixers import Step, build
 
 # Files that are equal byte for byte, samples/*.png and the newest checkpoint's tensors beside them.
 SAME_BYTES = (
@@ -82,18 +86,31 @@ def finish(server: Server, *args: object, processes: int = 1) -> str:
     return run.output()
 
 
+def small_model_for(mixer: str) -> str:
+    """A small model that the mixer supports."""
+    for name in ("test_resnet", "test_vit"):
+        try:
+            Step(timm.create_model(name, num_classes=4), build(mixer), F.cross_entropy)
+        except ValueError:
+            continue
+        return name
+    raise AssertionError(f"no small model fits mixer {mixer!r}")
+
+
 class Reference:
     """Runs that nobody disturbed, made once: ``reference("--mixer", "cutmix", processes=2)`` is a run folder."""
 
     def __init__(self, server: Server, recipe: Path, folder: Path):
         self.server, self.recipe, self.folder = server, recipe, folder
         self.made: dict[object, Path] = {}
+        self.seconds: dict[Path, float] = {}
 
     def __call__(self, *args: object, processes: int = 1, recipe: Path | None = None) -> Path:
         key = (args, processes, recipe)
         if key not in self.made:
             out = self.folder / str(len(self.made))
             run = ["--recipe", recipe or self.recipe, "--output_dir", out, "--dataloader_num_workers", 0]
+            began = time.monotonic()
             finish(self.server, *run, *LOG, *args, processes=processes)
-            self.made[key] = out
+            self.made[key], self.seconds[out] = out, time.monotonic() - began
         return self.made[key]

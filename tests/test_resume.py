@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import tiny
-import torch.nn.functional as F
 from driver import Server
-from resuming import LOG, Reference, checkpoints, differences, finish, kill_after
+from resuming import LOG, Reference, checkpoints, differences, finish, kill_after, small_model_for
 
-from mixers import MIXERS, Step, build
+from mixers import MIXERS
 from training.job import STOPPED
 
 KILL, TERM, USR1 = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGUSR1)
@@ -76,17 +74,6 @@ def lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith(("error", "checkpoint", "resumed", "saved", "SIG"))]
 
 
-def model_for(mixer: str) -> str:
-    """A small model that the mixer supports."""
-    for name in ("test_resnet", "test_vit"):
-        try:
-            Step(timm.create_model(name, num_classes=4), build(mixer), F.cross_entropy)
-        except ValueError:
-            continue
-        return name
-    raise AssertionError(f"no small model fits mixer {mixer!r}")
-
-
 # ------------------------------------------------------------------------------------------------ killed at random
 
 # Every mixer once, in turn on 1 and 2 processes, with 0 and 2 loader processes, with other checkpoint intervals.
@@ -96,18 +83,14 @@ CASES = [(mixer, *SHAPES[i % 4]) for i, mixer in enumerate(MIXERS)] + [("deit", 
 
 @pytest.mark.parametrize("mixer, processes, workers, every", sorted(set(CASES), key=str))
 def test_a_run_killed_at_random_times_equals_the_undisturbed_one(
-    case: Any, mixer: str, processes: int, workers: int, every: object
+    case: Any, reference: Reference, mixer: str, processes: int, workers: int, every: object
 ) -> None:
-    model = [] if (name := model_for(mixer)) == "test_resnet" else ["--model", name]
-    started = time.monotonic()
-    c = case("--mixer", mixer, *model, processes=processes)
-    c.reference(*c.own[:2], *model, processes=processes, recipe=c.recipe)
-    seconds = max(1.0, min(time.monotonic() - started, 5.0))
-    c = case("--mixer", mixer, *model, "--dataloader_num_workers", workers, "--checkpointing_steps", every,
-             processes=processes)  # fmt: skip
+    fixed = ("--mixer", mixer, "--model", small_model_for(mixer))
+    seconds = reference.seconds[reference(*fixed, processes=processes)]
+    c = case(*fixed, "--dataloader_num_workers", workers, "--checkpointing_steps", every, processes=processes)
     draw = random.Random(f"{mixer} {processes} {workers} {every}")
     for _ in range(2 if mixer == "deit" else 1):
-        kill_after(c.server, draw.uniform(0.3, 1.2) * seconds, *c.args, *AUTO, processes=processes)
+        kill_after(c.server, draw.uniform(0.2, 1) * seconds, *c.args, *AUTO, processes=processes)
     c.finish()
     c.expect_same()
 
