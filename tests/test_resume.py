@@ -2,13 +2,10 @@
 
 import random
 import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from driver import Server
 from resuming import LOG, Reference, checkpoints, differences, finish, kill_after, small_model_for
 
@@ -308,21 +305,3 @@ def test_a_signal_to_one_process_makes_all_leave_at_the_same_update(
     assert checkpoints(c.out)[-1].name == f"step-{update:08d}"
     c.finish()
     c.expect_same()
-
-
-@pytest.mark.slow
-def test_torchrun_passes_a_signal_on_and_leaves_with_status_1(case: Any) -> None:
-    c = case("--epochs", 50, processes=2)
-    out = c.out.parent / "output"
-    with out.open("w") as file:
-        launcher = subprocess.Popen(
-            tiny.command(*c.args, processes=2), env=tiny.environment(), stdout=file, stderr=file
-        )
-    deadline = time.monotonic() + 100
-    while not (c.out / "checkpoints").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    launcher.send_signal(TERM)
-    assert launcher.wait(60) == 1  # torchrun says SignalException; the status of the processes is lost
-    assert "SIGTERM at update" in out.read_text()
-    assert f"exitcode  : {STOPPED}" in out.read_text() or "SignalException" in out.read_text()
-    assert checkpoints(c.out)
