@@ -43,6 +43,8 @@ def save(
         for name, module in modules.items():
             own |= {f"{name}/{k}": v.detach().cpu().clone() for k, v in module.named_buffers()}
     gathered = gather_object([own])
+    if not all(part["sums/loss"].isfinite() for part in gathered if "sums/loss" in part):
+        raise RuntimeError(f"loss not finite at update {update}: no checkpoint is written, earlier ones are kept")
     if accelerator.is_main_process:
         final, aside = folder / f"step-{update:08d}", folder / f"tmp-{update:08d}"
         shutil.rmtree(aside, ignore_errors=True)
