@@ -1,4 +1,4 @@
-"""A run folder is a complete record, a model repository that timm and transformers load, and never silently mixed up."""
+"""A run folder is a complete record and a model repository, and no run is written over another one."""
 
 import csv
 import json
@@ -77,7 +77,7 @@ def test_the_saved_recipe_is_a_recipe_equal_to_that_of_the_run(folder: Path, tin
 def test_log_summary_and_results_agree(folder: Path) -> None:
     lines = log(folder)
     val = [line for line in lines if line["mode"] == "val"]
-    rows = list(csv.DictReader((folder / "summary.csv").open()))
+    rows = list(csv.DictReader((folder / "summary.csv").read_text().splitlines()))
     results = json.loads((folder / "eval_results.json").read_text())
     assert [v["epoch"] for v in val] == [int(r["epoch"]) for r in rows] == [1, 2, 3]
     for v, r in zip(val, rows, strict=True):
@@ -264,7 +264,7 @@ def test_a_disk_that_fills_up_elsewhere_is_one_line_too(
     given = args(tiny_recipe, out, "--mixer", "deit")
     for call in (2, 6, 9):  # env.json, weights and results
         faults = [["no_space", "training.run:os.replace", call]]
-        expect_refused(server, "", *given, *(AUTO if out.exists() else ()), faults=faults)
+        expect_refused(server, f"cannot write {out}", *given, *(AUTO if out.exists() else ()), faults=faults)
     finish(server, *given, *AUTO)
     assert differences(reference("--mixer", "deit"), out) == []
 
@@ -272,8 +272,17 @@ def test_a_disk_that_fills_up_elsewhere_is_one_line_too(
 def test_a_loss_that_is_not_a_number_stops_the_run(server: Server, tiny_recipe: Path, tmp_path: Path) -> None:
     status, output = server.run(*args(tiny_recipe, tmp_path / "run"), faults=[["not_a_number", 10]])
     assert status == 1
-    assert "RuntimeError: loss nan at update 8: lower lr, or use bf16, not fp16" in output
+    assert "RuntimeError: loss nan at update 6: lower lr, or use bf16, not fp16" in output
     assert json.loads((tmp_path / "run/eval_results.json").read_text())["exported"]["epoch"] == 1
+
+
+def test_weights_that_are_not_numbers_push_out_no_checkpoint(server: Server, tiny_recipe: Path, tmp_path: Path) -> None:
+    given = args(tiny_recipe, tmp_path / "run", "--checkpointing_steps", 1)
+    given[given.index("--logging_steps") + 1] = 50
+    status, output = server.run(*given, faults=[["not_a_number", 10]])
+    assert status == 1
+    assert "RuntimeError: loss not finite at update 6: no checkpoint is written" in output
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step-00000004", "step-00000005"]
 
 
 # ------------------------------------------------------------------------------------------------ other recipes
