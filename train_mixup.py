@@ -97,6 +97,7 @@ def main() -> int | None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run.open_folder(folder, recipe, splits.record, run.environment(accelerator, recipe))
+        checkpoint.forget(folder / "checkpoints", update, accelerator.print)
     log = run.Log(folder / "log.jsonl", state["log_length"]) if accelerator.is_main_process else run.NoLog()
     launch.init_trackers(accelerator, recipe, start=update)
     progress = launch.Progress(accelerator, recipe, update, total)

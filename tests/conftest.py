@@ -2,13 +2,17 @@
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import beartype._check.code.codemain
 import jaxtyping
 import numpy as np
 import pytest
 import timm
+import tiny
 import torch
+from driver import Server
+from resuming import Reference
 from torch import Tensor, nn
 
 # beartype looks at one random item of each list, drawn from python's global generator, which the contract says no
@@ -61,3 +65,26 @@ def without_shape_checks() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+# ------------------------------------------------------------------------------------------------ whole runs
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """Starts whole runs in processes that have everything imported already."""
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe file over 72 training and 30 evaluation photos: 3 epochs of 4 updates."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return tiny.make_recipe(folder, tiny.make_photos(folder / "photos"))
+
+
+@pytest.fixture(scope="session")
+def reference(server: Server, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """Undisturbed runs by their arguments, without loader processes and with a checkpoint per epoch."""
+    return Reference(server, tiny_recipe, tmp_path_factory.mktemp("reference"))

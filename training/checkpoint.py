@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from recipes import UserError
 
+ALWAYS = {"model.safetensors", "optimizer.pt", "process.safetensors", "state.json"}
+
 
 def save(
     folder: Path,
@@ -41,6 +43,8 @@ def save(
         for name, module in modules.items():
             own |= {f"{name}/{k}": v.detach().cpu().clone() for k, v in module.named_buffers()}
     gathered = gather_object([own])
+    if not all(part["sums/loss"].isfinite() for part in gathered if "sums/loss" in part):
+        raise RuntimeError(f"loss not finite at update {update}: no checkpoint is written, earlier ones are kept")
     if accelerator.is_main_process:
         final, aside = folder / f"step-{update:08d}", folder / f"tmp-{update:08d}"
         shutil.rmtree(aside, ignore_errors=True)
@@ -82,6 +86,8 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
+        if not isinstance(manifest, dict) or not manifest.keys() >= ALWAYS:
+            return "manifest.json is incomplete"
         wrong = [name for name, digest in manifest.items() if file_hash(checkpoint / name) != digest]
     except (OSError, ValueError) as e:
         return str(e)
@@ -109,6 +115,17 @@ def find(resume: str | None, folder: Path, say: Any) -> Path | None:
             return checkpoint
         say(f"checkpoint {checkpoint.name} is damaged ({why}); trying the one before")
     return None
+
+
+def forget(folder: Path, after: int, say: Any) -> None:
+    """Remove the checkpoints newer than update ``after``: damaged ones, and those of a future that is given up.
+
+    They would count among the newest, and push out those of the run that goes on from ``after``.
+    """
+    for checkpoint in existing(folder):
+        if int(checkpoint.name.removeprefix("step-")) > after:
+            shutil.rmtree(checkpoint)
+            say(f"removed {checkpoint.name}: the run goes on from update {after}")
 
 
 def load(

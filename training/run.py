@@ -1,5 +1,6 @@
 """The run folder: a self-contained record that is also, at its root, a model repository in timm's format."""
 
+import contextlib
 import copy
 import csv
 import io
@@ -10,12 +11,14 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import recipes
@@ -27,11 +30,22 @@ PACKAGES = ("accelerate", "datasets", "numpy", "pillow", "safetensors", "timm", 
 # --------------------------------------------------------------------------------------------- files
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A full disk becomes one line that says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as e:
+        advice = "make room, then pass --resume_from_checkpoint auto"
+        raise UserError(f"cannot write {path}: {e}; {advice}") from e
+
+
 def write(path: Path, text: str | bytes) -> None:
     """Write a file whole or not at all."""
     aside = path.with_name(f".{path.name}.tmp")
-    aside.write_bytes(text.encode() if isinstance(text, str) else text)
-    os.replace(aside, path)
+    with writing(path):
+        aside.write_bytes(text.encode() if isinstance(text, str) else text)
+        os.replace(aside, path)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -52,8 +66,8 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
         if different := recipes.differences(found, recipe, ignore=("name",)):
             rows = "; ".join(f"{k}: {a} there, {b} now" for k, (a, b) in different.items())
             raise UserError(f"{folder} holds a run of another recipe: {rows}; choose another --output_dir")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not a run; choose another --output_dir")
+    elif folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
+        raise UserError(f"{folder} is not empty and not a run; choose another --output_dir")
 
 
 def check_disk(folder: Path, needed: int) -> None:
@@ -128,7 +142,7 @@ class Log:
     def write(self, **record: Any) -> None:
         """Append one record."""
         self.lines.append(record)
-        with self.path.open("a") as file:
+        with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def length(self) -> int:
@@ -188,7 +202,8 @@ def publish(folder: Path, model: nn.Module, recipe: Recipe, classes: list[str], 
     """
     number = reported(log, recipe)
     if recipe.protocol == "median" or number["epoch"] == epoch:
-        export(model, folder, recipe, classes)
+        with writing(folder / "model.safetensors"):
+            export(model, folder, recipe, classes)
         line = {k: v for k, v in log.val()[epoch].items() if k not in ("mode", "perf")}
         write_json(folder / "eval_results.json", {"exported": line, "reported": number})
     else:

@@ -1,0 +1,307 @@
+"""A run that is killed anywhere and resumed equals, to the bit, the run that was left alone."""
+
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from driver import Server
+from resuming import LOG, Reference, checkpoints, differences, finish, kill_after, small_model_for
+
+from mixers import MIXERS
+from training.job import STOPPED
+
+KILL, TERM, USR1 = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGUSR1)
+AUTO = ("--resume_from_checkpoint", "auto")
+UPDATE = "training.optimisation:set_learning_rate"  # called once per update
+EVALUATION = "training.evaluation:normalise"  # called once per batch: 4 of the model, 4 of its average
+
+
+class Case:
+    """One run folder, its reference, and ways to start the run in it."""
+
+    def __init__(self, server: Server, reference: Reference, recipe: Path, out: Path, *args: object, processes: int):
+        self.server, self.reference, self.out, self.processes = server, reference, out, processes
+        self.recipe, self.own = recipe, args
+        self.args = ["--recipe", recipe, "--output_dir", out, *LOG, *args]
+
+    def with_args(self, *args: object) -> list[object]:
+        """The arguments of the run, some of them replaced."""
+        pairs = dict(zip(self.args[::2], self.args[1::2], strict=True)) | dict(zip(args[::2], args[1::2], strict=True))
+        return [a for pair in pairs.items() for a in pair]
+
+    def start(self, *args: object, **options: Any) -> tuple[list[int], str]:
+        """Statuses of the processes, and what the first one printed."""
+        run = self.server.start(*self.with_args(*args), processes=self.processes, **options)
+        return run.wait(), run.output()
+
+    def kill_at(self, target: str, call: int, *args: object, rank: int = 0) -> None:
+        """Start or resume; one process kills itself at the given call of a function."""
+        statuses, output = self.start(*AUTO, *args, faults=[["receive", target, call, KILL]], ranks=[rank])
+        assert statuses == [-KILL] * self.processes, output
+
+    def finish(self, *args: object) -> str:
+        """Resume to the end."""
+        return finish(self.server, *self.with_args(*args, *AUTO), processes=self.processes)
+
+    def expect_same(self) -> None:
+        """Nothing differs from the undisturbed run."""
+        args = [a for k, v in zip(self.own[::2], self.own[1::2], strict=True) if k not in WHERE for a in (k, v)]
+        assert differences(self.reference(*args, processes=self.processes, recipe=self.recipe), self.out) == []
+
+
+WHERE = ("--dataloader_num_workers", "--checkpointing_steps", "--save_total_limit")  # never change what comes out
+
+
+@pytest.fixture
+def case(server: Server, reference: Reference, tiny_recipe: Path, tmp_path: Path) -> Any:
+    """Makes cases: ``case("--mixer", "cutmix", processes=2)``."""
+
+    def make(*args: object, processes: int = 1, recipe: Path = tiny_recipe) -> Case:
+        given = {"--mixer": "deit", "--dataloader_num_workers": 0} | dict(zip(args[::2], args[1::2], strict=True))
+        flat = [a for pair in given.items() for a in pair]
+        return Case(server, reference, recipe, tmp_path / "run", *flat, processes=processes)
+
+    return make
+
+
+def lines(text: str) -> list[str]:
+    """Lines that are not warnings of libraries."""
+    return [line for line in text.splitlines() if line.startswith(("error", "checkpoint", "resumed", "saved", "SIG"))]
+
+
+# ------------------------------------------------------------------------------------------------ killed at random
+
+# Every mixer once, in turn on 1 and 2 processes, with 0 and 2 loader processes, with other checkpoint intervals.
+SHAPES = [(1, 2, 1), (2, 0, "epoch"), (2, 2, 2), (1, 0, "epoch")]
+CASES = [(mixer, *SHAPES[i % 4]) for i, mixer in enumerate(MIXERS)] + [("deit", *shape) for shape in SHAPES]
+
+
+@pytest.mark.parametrize("mixer, processes, workers, every", sorted(set(CASES), key=str))
+def test_a_run_killed_at_random_times_equals_the_undisturbed_one(
+    case: Any, reference: Reference, mixer: str, processes: int, workers: int, every: object
+) -> None:
+    fixed = ("--mixer", mixer, "--model", small_model_for(mixer))
+    seconds = reference.seconds[reference(*fixed, processes=processes)]
+    c = case(*fixed, "--dataloader_num_workers", workers, "--checkpointing_steps", every, processes=processes)
+    draw = random.Random(f"{mixer} {processes} {workers} {every}")
+    for _ in range(2 if mixer == "deit" else 1):
+        kill_after(c.server, draw.uniform(0.2, 1) * seconds, *c.args, *AUTO, processes=processes)
+    c.finish()
+    c.expect_same()
+
+
+# ------------------------------------------------------------------------------------------------ killed at a moment
+
+MOMENTS = {
+    "before the folder is opened": ("training.run:open_folder", 1),
+    "before the first update": (UPDATE, 1),
+    "in an update": (UPDATE, 7),
+    "in the evaluation of the average": (EVALUATION, 14),
+    "between log line and results": ("training.run:publish", 2),
+    "between two files of a checkpoint": ("training.checkpoint:torch.save", 2),
+    "before a checkpoint gets its name": ("training.checkpoint:Path.rename", 2),
+    "before old checkpoints are removed": ("training.checkpoint:shutil.rmtree", 5),
+    "halfway through removing a checkpoint": ("os:unlink", 3),
+    "after the last update": (EVALUATION, 17),
+    "after the last checkpoint": ("accelerate:Accelerator.end_training", 1),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_killed_at_a_bad_moment_equals_the_undisturbed_one(case: Any, moment: str) -> None:
+    c = case("--checkpointing_steps", 2)
+    c.kill_at(*MOMENTS[moment])
+    c.finish()
+    c.expect_same()
+
+
+def test_two_processes_killed_again_and_again_equal_undisturbed_ones(case: Any) -> None:
+    c = case("--checkpointing_steps", 1, processes=2)
+    c.kill_at(UPDATE, 1, rank=1)
+    c.kill_at(UPDATE, 3, rank=1)
+    c.kill_at("training.checkpoint:torch.save", 2)
+    c.kill_at(EVALUATION, 3, rank=1)
+    c.kill_at("training.run:publish", 1)
+    c.kill_at("training.checkpoint:Path.rename", 2)
+    c.finish()
+    c.expect_same()
+
+
+def test_files_replaced_one_by_one_are_made_good_after_a_kill_between_any_two(case: Any) -> None:
+    c = case("--checkpointing_steps", 1)
+    for call in range(1, 11):  # recipe, env, data, samples, then weights, config, results and summary of an epoch
+        c.kill_at("training.run:os.replace", call)
+    c.finish()
+    c.expect_same()
+
+
+# ------------------------------------------------------------------------------------------------ damage
+
+
+def truncate(checkpoint: Path) -> None:
+    """As after a crash of the machine."""
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def flip(checkpoint: Path) -> None:
+    """One bit is not what it was."""
+    path = checkpoint / "ema.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "truncated": (truncate, "model.safetensors changed"),
+    "one bit flipped": (flip, "ema.safetensors changed"),
+    "a file missing": (lambda c: (c / "optimizer.pt").unlink(), "optimizer.pt"),
+    "no manifest": (lambda c: (c / "manifest.json").unlink(), "manifest.json"),
+    "empty manifest": (lambda c: (c / "manifest.json").write_text("{}"), "manifest.json"),
+}
+
+
+@pytest.fixture
+def killed(case: Any) -> Case:
+    """A run killed in its last epoch, with checkpoints of updates 4 and 8."""
+    c = case()
+    c.kill_at(UPDATE, 10)
+    assert [p.name for p in checkpoints(c.out)] == ["step-00000004", "step-00000008"]
+    return c
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(killed: Case, kind: str) -> None:
+    hurt, reason = DAMAGE[kind]
+    hurt(checkpoints(killed.out)[-1])
+    said = lines(killed.finish())
+    assert said[0].startswith("checkpoint step-00000008 is damaged (") and reason in said[0]
+    assert said[1] == "resumed from step-00000004"
+    killed.expect_same()
+
+
+def test_without_a_whole_checkpoint_the_run_starts_again(killed: Case) -> None:
+    for checkpoint in checkpoints(killed.out):
+        truncate(checkpoint)
+    said = lines(killed.finish())
+    assert [line.split(" (")[0] for line in said] == [
+        "checkpoint step-00000008 is damaged",
+        "checkpoint step-00000004 is damaged",
+    ]
+    killed.expect_same()
+
+
+def test_a_damaged_checkpoint_does_not_push_out_whole_ones(case: Any) -> None:
+    c = case("--checkpointing_steps", 1, "--save_total_limit", 2)
+    c.kill_at(UPDATE, 7)
+    truncate(checkpoints(c.out)[-1])
+    c.kill_at(
+        UPDATE, 2, "--save_total_limit", 1
+    )  # resumed from update 5, one update done: its checkpoint is the only whole one
+    assert lines(c.finish()) == ["resumed from step-00000006"]
+    c.expect_same()
+
+
+def test_a_damaged_checkpoint_that_is_named_is_an_error(killed: Case) -> None:
+    checkpoint = checkpoints(killed.out)[-1]
+    truncate(checkpoint)
+    statuses, output = killed.start("--resume_from_checkpoint", checkpoint)
+    assert statuses == [2]
+    assert lines(output) == [
+        f"error: checkpoint {checkpoint} is damaged: model.safetensors changed; use --resume_from_checkpoint auto"
+    ]
+
+
+def test_a_checkpoint_that_is_not_there_is_an_error_naming_those_that_are(killed: Case) -> None:
+    statuses, output = killed.start("--resume_from_checkpoint", killed.out / "checkpoints/step-00000005")
+    assert statuses == [2]
+    (line,) = lines(output)
+    assert line.endswith(": step-00000004, step-00000008")
+
+
+def test_going_back_to_a_named_checkpoint_forgets_what_came_after_it(killed: Case) -> None:
+    older = ("--resume_from_checkpoint", checkpoints(killed.out)[0], "--checkpointing_steps", 1)
+    statuses, output = killed.start(*older, faults=[["receive", UPDATE, 3, KILL]])
+    assert statuses == [-KILL], output
+    assert lines(killed.finish()) == ["resumed from step-00000006"]
+    killed.expect_same()
+
+
+def test_leftovers_of_a_save_are_removed(killed: Case) -> None:
+    (killed.out / "checkpoints/tmp-00000012").mkdir()
+    (killed.out / "checkpoints/tmp-00000012/model.safetensors").touch()
+    (killed.out / ".summary.csv.tmp").touch()
+    killed.finish()
+    killed.expect_same()  # which counts leftovers as differences
+
+
+# ------------------------------------------------------------------------------------------------ resumed otherwise
+
+
+def test_resuming_a_finished_run_changes_nothing(case: Any) -> None:
+    c = case()
+    c.finish()
+
+    def content() -> dict[str, bytes]:
+        files = [p for p in c.out.rglob("*") if p.is_file() and "tfevents" not in p.name and p.name != "env.json"]
+        return {str(p): p.read_bytes() for p in files}
+
+    before = content()
+    assert lines(c.finish()) == ["resumed from step-00000012"]
+    assert content() == before
+
+
+def test_a_run_may_go_on_with_another_number_of_loader_processes(case: Any) -> None:
+    c = case()
+    c.kill_at(UPDATE, 7, "--dataloader_num_workers", 2)
+    c.kill_at(UPDATE, 3, "--dataloader_num_workers", 1)
+    c.finish()
+    c.expect_same()
+
+
+def test_a_run_that_goes_on_with_another_number_of_processes_says_so(case: Any) -> None:
+    c = case(processes=2)
+    c.kill_at(UPDATE, 7)
+    c.processes = 1
+    assert lines(c.finish()) == [
+        "resumed from step-00000004",
+        "saved by 2 processes: goes on, but not bit for bit",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ signals
+
+SIGNALLED = {
+    "SIGTERM in training": (UPDATE, 6, TERM, 6),
+    "SIGUSR1 in training": (UPDATE, 6, USR1, 6),
+    "SIGTERM in evaluation": (EVALUATION, 14, TERM, 8),
+    "SIGUSR1 while a checkpoint is written": ("training.checkpoint:torch.save", 1, USR1, 5),
+}
+
+
+@pytest.mark.parametrize("what", SIGNALLED)
+def test_a_signal_saves_and_leaves_with_a_status_of_its_own(case: Any, what: str) -> None:
+    c = case()
+    target, call, number, update = SIGNALLED[what]
+    statuses, output = c.start(faults=[["receive", target, call, number]])
+    assert statuses == [STOPPED], output
+    name = signal.Signals(number).name
+    assert lines(output) == [f"{name} at update {update}: saved; continue with --resume_from_checkpoint auto"]
+    assert checkpoints(c.out)[-1].name == f"step-{update:08d}"
+    assert lines(c.finish()) == [f"resumed from step-{update:08d}"]
+    c.expect_same()
+
+
+@pytest.mark.parametrize("rank, call, update", [(1, 6, 8), (0, 9, 10)])
+def test_a_signal_to_one_process_makes_all_leave_at_the_same_update(
+    case: Any, rank: int, call: int, update: int
+) -> None:
+    c = case("--dataloader_num_workers", 1, processes=2)
+    statuses, output = c.start(faults=[["receive", UPDATE, call, TERM]], ranks=[rank])
+    assert statuses == [STOPPED, STOPPED], output
+    assert f" at update {update}: saved" in output
+    assert checkpoints(c.out)[-1].name == f"step-{update:08d}"
+    c.finish()
+    c.expect_same()
