@@ -38,7 +38,7 @@ def main() -> int | None:
     import torch
     from timm.utils import ModelEmaV3, distribute_bn
 
-    from mixers import Step, build, taps
+    from mixers import Step, build
     from training import backbones, checkpoint, data, dryrun, evaluation, images, keys, launch, optimisation, run
     from training.signals import Stop
 
@@ -66,7 +66,7 @@ def main() -> int | None:
         return None
     step = launch.on_device(step, recipe, accelerator)
     if recipe.torch_compile:
-        taps.compile_stages(step.model)
+        launch.compile_model(step.model)
     ema = ModelEmaV3(step.model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     modules = {"model": step} | ({"ema": ema.module} if ema else {})
     wrapped, optimizer = accelerator.prepare(step, optimisation.optimizer(step, recipe))

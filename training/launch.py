@@ -14,6 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import nn
 from tqdm import tqdm
 
+from mixers import taps
 from recipes import Recipe, UserError
 from recipes.typed import nearest
 
@@ -56,6 +57,16 @@ def on_device(step: nn.Module, recipe: Recipe, accelerator: Accelerator) -> Any:
         step = nn.SyncBatchNorm.convert_sync_batchnorm(step)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     return step.to(accelerator.device, memory_format=layout)
+
+
+def compile_model(model: nn.Module) -> None:
+    """Compile stage by stage, for the few shapes of a run: whole and last batches, training and evaluation.
+
+    All stages share one budget of recompilations, which torch sets to 8; and dynamic shapes, which it would try
+    next, do not compile for every model.
+    """
+    torch._dynamo.config.recompile_limit = 64
+    taps.compile_stages(model, dynamic=False)
 
 
 def workers(asked: int | None, accelerator: Accelerator) -> int:
