@@ -10,6 +10,7 @@ A child is what a launcher starts: it has the arguments and the environment vari
 """
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -124,6 +125,11 @@ def receive(target: str, call: int, number: int) -> None:
     wrap(target, call, lambda: os.kill(os.getpid(), number))
 
 
+def kill_parent(target: str, call: int) -> None:
+    """A loader process kills its training process."""
+    wrap(target, call, lambda: (os.kill(os.getppid(), signal.SIGKILL), time.sleep(0.5)))
+
+
 def no_space(target: str, call: int) -> None:
     """The disk is full."""
 
@@ -173,6 +179,7 @@ def weights_hash(folder: str) -> None:
 
 FAULTS: dict[str, Callable[..., None]] = {
     "receive": receive,
+    "kill_parent": kill_parent,
     "no_space": no_space,
     "small_disk": small_disk,
     "not_a_number": not_a_number,
@@ -197,6 +204,8 @@ def fork(request: dict[str, Any]) -> list[int] | None:
         if pid:
             pids.append(pid)
             continue
+        if sys.platform == "linux":  # leave with the server
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         out = os.open(f"{request['out']}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (out, 1), (out, 2)):

@@ -1,7 +1,9 @@
 """A run that is killed anywhere and resumed equals, to the bit, the run that was left alone."""
 
+import contextlib
 import random
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +307,32 @@ def test_a_signal_to_one_process_makes_all_leave_at_the_same_update(
     assert checkpoints(c.out)[-1].name == f"step-{update:08d}"
     c.finish()
     c.expect_same()
+
+
+# ------------------------------------------------------------------------------------------------ loader processes
+
+
+def holders(path: Path) -> list[int]:
+    """Processes that write to a file."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/fd/1"):
+        with contextlib.suppress(OSError):
+            if link.readlink() == path:
+                found.append(int(link.parts[2]))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize(
+    "fault",
+    [["receive", UPDATE, 5, KILL], ["kill_parent", "torch.utils.data._utils.worker:_worker_loop", 1]],
+    ids=["while they work", "while they start"],
+)
+def test_loader_processes_leave_when_a_run_is_killed(case: Any, fault: list[object]) -> None:
+    c = case("--dataloader_num_workers", 2)
+    run = c.server.start(*c.args, faults=[fault])
+    assert run.wait() == [-KILL], run.output()
+    deadline = time.monotonic() + 12  # torch's workers look every 5 seconds
+    while holders(run.out.with_suffix(".0")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert holders(run.out.with_suffix(".0")) == []

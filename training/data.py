@@ -360,6 +360,9 @@ def loader(samples: Samples, batch_sampler: Any, workers: int, device: torch.dev
 
 def start_worker(_worker: int) -> None:
     """One thread each: workers are the parallelism. Signals are the training process's business."""
+    parent = multiprocessing.parent_process()
+    if parent and multiprocessing.get_start_method() == "fork" and os.getppid() != parent.pid:
+        os._exit(1)  # killed meanwhile: torch, which compares parents from here on, would never see it
     torch.set_num_threads(1)
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
