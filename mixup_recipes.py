@@ -56,7 +56,7 @@ def report(*runs: Path, out: Annotated[Path, Parameter(help="folder to write to"
     from model_cards.report import report
 
     print(report(list(runs), out))
-    print(f"\nwritten: {out}/table.md {out}/curves.png {out}/samples.png")
+    print("\nwritten:", *sorted(str(path) for path in out.iterdir()))
 
 
 def main() -> None:

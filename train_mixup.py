@@ -52,10 +52,12 @@ def main() -> int | None:
         flush=True,
     )
 
-    # ----------------------------------------------------------------------------------------- model and mixer
+    # ----------------------------------------------------------------------------------------- model, mixer, transforms
     model = backbones.create_model(recipe)
     for size in {recipe.image_size, recipe.eval_size}:
         backbones.check_resolution(model, size, recipe.model)
+    train_transform = images.TrainTransform(recipe)
+    eval_transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
     mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
     try:
         step = Step(model, mixer, optimisation.criterion(recipe))
@@ -77,10 +79,10 @@ def main() -> int | None:
     # every process checks, so that every process leaves with the same status before anything is written
     run.check_folder(folder, recipe, resume=job.resume_from_checkpoint is not None)
     run.check_disk(folder, checkpoint.needed_bytes(modules, job.save_total_limit))
-    found = checkpoint.find(job.resume_from_checkpoint, folder / "checkpoints", accelerator.print)
+    found = checkpoint.choose(job.resume_from_checkpoint, folder / "checkpoints", accelerator)
     state, sums = {"update": 0, "evaluated": 0, "log_length": 0, "seconds": 0.0}, {}
     if found is not None:
-        state, sums = checkpoint.load(found, modules, [optimizer, accelerator.scaler], rank, device)
+        state, sums = checkpoint.load(found, modules, [optimizer, accelerator.scaler], rank, world, device)
         accelerator.print(f"resumed from {found.name}")
         if state["processes"] != world:
             accelerator.print(f"saved by {state['processes']} processes: goes on, but not bit for bit")
@@ -88,9 +90,8 @@ def main() -> int | None:
     workers = launch.workers(job.dataloader_num_workers, accelerator)
     order = data.TrainOrder(len(splits.train), recipe, rank, world, start=update)
     total, per_epoch = order.updates, order.updates_per_epoch
-    samples = data.Samples(splits.train, recipe, images.TrainTransform(recipe), job.on_bad_image)
+    samples = data.Samples(splits.train, recipe, train_transform, job.on_bad_image)
     batches = data.train_batches(samples, order, workers, device)
-    eval_transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
     eval_samples = data.Samples(splits.eval, recipe, eval_transform, job.on_bad_image)
 
     # ----------------------------------------------------------------------------------------- record
@@ -136,7 +137,7 @@ def main() -> int | None:
 
         # save, and leave when asked to
         finished = update == total and not leaving
-        leaving = leaving or (not finished and stop.agreed(accelerator, update))
+        leaving = leaving or (not finished and stop.agreed(accelerator))
         if update != last_saved and (finished or leaving or (update and update % save_every == 0)):
             state = {"evaluated": evaluated, "log_length": log.length(), "seconds": time.perf_counter() - began}
             optimizers = [optimizer.state_dict(), accelerator.scaler.state_dict() if accelerator.scaler else {}]
@@ -168,7 +169,7 @@ def main() -> int | None:
                 accelerator.backward(out.loss / accumulation)
             seen = {"steps": 1, "images": len(x), "bad": int(bad.gt(0).sum()), "loss": out.loss.detach(), **out.logs}
             for name, value in seen.items():
-                sums[name] = sums.get(name, torch.zeros((), device=device)) + value
+                sums[name] = sums[name] + value if name in sums else torch.zeros((), device=device) + value
             if accelerator.is_main_process and micro == within == 0 and epoch in pictured:
                 mixed, _ = step.mixer.mix(x, y, **out.plan)
                 run.sample_sheet(mixed, out.target, recipe, splits.classes, folder / f"samples/epoch_{epoch:03d}.png")

@@ -1,5 +1,7 @@
 """Mixers made of mixers. Options are composition: no mixer has a ``prob=`` or ``mode=`` flag."""
 
+from typing import Any
+
 import numpy as np
 from torch import Tensor, nn
 
@@ -49,6 +51,14 @@ class Switch(Mixer):
     def after_step(self, model: nn.Module, progress: float) -> None:
         for mixer in self.members():
             mixer.after_step(model, progress)
+
+    def models(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The classifiers of all members."""
+        return {name: net for mixer in self.members() for name, net in mixer.models(model).items()}
+
+    def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The groups of all members, each with its own settings."""
+        return [group for mixer in self.members() for group in mixer.param_groups(lr, weight_decay)]
 
     def members(self) -> list[Mixer]:
         """The mixers, typed."""

@@ -58,8 +58,8 @@ class Recipe:
     """Keyword arguments for timm.create_model."""
     drop_path_rate: Share | None = None
     """Stochastic depth; none leaves the model's default."""
-    init: Literal["timm", "mmcls"] = "timm"
-    """Initial weights: timm's, or those of the published runs where they differ (head, class token)."""
+    init: Literal["timm", "mmcls_cnn", "mmcls_vit"] = "timm"
+    """Initial weights: timm's, or as in the published runs, which start the head (and class token) differently."""
     # --- mixing
     mixer: str = "vanilla"
     """Name in mixers.MIXERS."""
@@ -287,8 +287,10 @@ def check(recipe: Recipe) -> None:
         raise UserError(f"eval_resize {recipe.eval_resize} is smaller than the crop eval_size {recipe.eval_size}")
     for name in ("scale", "ratio"):
         low, high = getattr(recipe, name)
-        if not 0 < low <= high:
-            raise UserError(f"{name}: expected 0 < low <= high, got {low:g} {high:g}")
+        if not 0 < low <= high or (name == "scale" and high > 1):
+            raise UserError(
+                f"{name}: expected 0 < low <= high{' <= 1' if name == 'scale' else ''}, got {low:g} {high:g}"
+            )
     if min(recipe.std) <= 0:
         raise UserError(f"std: expected 3 numbers above 0, got {recipe.std}")
     if recipe.opt in ("momentum", "sgd") and (recipe.opt_betas or recipe.opt_eps):

@@ -18,7 +18,7 @@ import docstring_parser
 from cyclopts import App, Group, Parameter
 
 from . import schema
-from .typed import UserError, convert, describe
+from .typed import RankError, UserError, convert, describe
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -79,11 +79,11 @@ def fill(cls: type, given: dict[str, Any]) -> Any:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a command; a ``UserError`` becomes one line on stderr (of the first process) and exit status 2."""
+    """Run a command; a ``UserError`` becomes one line on stderr, once, and exit status 2."""
     try:
         status = main()
     except UserError as e:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if isinstance(e, RankError) or int(os.environ.get("RANK", "0")) == 0:
             print(f"error: {e}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:

@@ -19,6 +19,10 @@ class UserError(ValueError):
     """Something the user can mend. The commands print it as one line and leave with exit status 2."""
 
 
+class RankError(UserError):
+    """A ``UserError`` that one process alone may meet, such as an image that cannot be read: it prints it itself."""
+
+
 @dataclass(frozen=True)
 class Between:
     """Inclusive range of a number; ``open_low`` excludes the lower end."""

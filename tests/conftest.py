@@ -1,10 +1,17 @@
 """What all tests share: one torch thread, and a tiny model and batch that are the same on every machine."""
 
+# ruff: noqa: E402
 import random
+
+import beartype._check.code.codemain
+
+# beartype looks at one random item of each list, drawn from python's global generator, which the contract says no
+# mixer moves: it gets a generator of its own, before the first annotated function is imported.
+beartype._check.code.codemain.getrandbits = random.Random(0).getrandbits
+
 from collections.abc import Iterator
 from pathlib import Path
 
-import beartype._check.code.codemain
 import jaxtyping
 import numpy as np
 import pytest
@@ -15,11 +22,7 @@ from driver import Server
 from resuming import Reference
 from torch import Tensor, nn
 
-# beartype looks at one random item of each list, drawn from python's global generator, which the contract says no
-# mixer moves: it gets a generator of its own, before the first annotated function is imported.
-beartype._check.code.codemain.getrandbits = random.Random(0).getrandbits
-
-from mixers.testing import batch  # noqa: E402
+from mixers.testing import batch
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -85,7 +85,7 @@ def test_initial_weights_are_a_function_of_the_seed() -> None:
 
 
 def test_the_head_of_a_published_resnet_starts_small() -> None:
-    head = create_model(recipe(model="resnet18_cifar", num_classes=200, init="mmcls")).get_classifier()
+    head = create_model(recipe(model="resnet18_cifar", num_classes=200, init="mmcls_cnn")).get_classifier()
     assert head.weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert head.weight.mean().item() == pytest.approx(0, abs=2e-4)
     assert head.weight.abs().max() > 0.03  # normal, not uniform
@@ -94,18 +94,22 @@ def test_the_head_of_a_published_resnet_starts_small() -> None:
     assert uniform.weight.abs().max() <= 512**-0.5
 
 
-def test_the_token_and_head_of_a_published_transformer_start_from_a_truncated_normal() -> None:
-    model = create_model(recipe(model="test_vit", num_classes=200, init="mmcls"))
+def test_the_token_and_head_of_a_published_transformer_start_from_a_normal_of_0_02() -> None:
+    model = create_model(recipe(model="test_vit", num_classes=200, init="mmcls_vit"))
     for weight in (model.cls_token, model.get_classifier().weight):
-        assert 0.02 * 0.6 < weight.std().item() < 0.02 * 1.2
-        assert weight.abs().max() <= 0.04
+        assert weight.std().item() == pytest.approx(0.02, rel=0.15)
     assert not model.get_classifier().bias.any()
     assert create_model(recipe(model="test_vit")).cls_token.std() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_the_published_start_changes_nothing_but_head_and_token(name: str) -> None:
-    ours, theirs = (create_model(recipe(model=name, init=init)).state_dict() for init in ("mmcls", "timm"))
+def test_the_start_of_a_transformer_needs_a_class_token() -> None:
+    with pytest.raises(UserError, match="needs a model with a class token"):
+        create_model(recipe(model="test_resnet", init="mmcls_vit"))
+
+
+@pytest.mark.parametrize(("name", "init"), [("test_resnet", "mmcls_cnn"), ("test_vit", "mmcls_vit")])
+def test_the_published_start_changes_nothing_but_head_and_token(name: str, init: str) -> None:
+    ours, theirs = (create_model(recipe(model=name, init=i)).state_dict() for i in (init, "timm"))
     changed = {k for k in ours if not torch.equal(ours[k], theirs[k])}
     head = "fc" if name == "test_resnet" else "head"
     assert changed - {f"{head}.bias"} == {f"{head}.weight"} | ({"cls_token"} if name == "test_vit" else set())

@@ -1,7 +1,10 @@
 """Making mixers by name: what works, and errors that say what was given, what was expected and what to do."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
 from mixers import BLOCKS, MIXERS, CutMix, Mixer, Mixup, Switch, Vanilla, build, deit, ops, rsb
 from mixers.testing import tiny_step
@@ -126,3 +129,27 @@ def test_a_wrong_batch_is_refused_in_words(name: str, x, y, error, says: str, wi
         else:
             tiny_step(MIXERS[name])(x, y, rng)
     assert says in str(caught.value)
+
+
+class Owner(Mixup):
+    """A member with a parameter, optimiser settings and a classifier of its own."""
+
+    def __init__(self, lr: float = 0.5):
+        super().__init__()
+        self.lr = lr
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        return [{"params": [self.weight], "lr": self.lr, "weight_decay": 0.0}]
+
+    def models(self, model: nn.Module) -> dict[str, nn.Module]:
+        return {"": model, "k": self}
+
+
+def test_a_switch_hands_on_what_its_members_own() -> None:
+    member, model = Owner(), nn.Linear(2, 2)
+    switch = Switch([CutMix(), Switch([member])])
+    (group,) = switch.param_groups(0.1, 0.05)
+    assert group["params"] == [member.weight] and (group["lr"], group["weight_decay"]) == (0.5, 0.0)
+    assert switch.models(model) == {"": model, "k": member}
+    assert CutMix().param_groups(0.1, 0.05) == [] and CutMix().models(model) == {"": model}

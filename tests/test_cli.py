@@ -9,6 +9,7 @@ import pytest
 from tiny import ROOT
 
 from recipes import Recipe, UserError, cli, resolve
+from recipes.typed import RankError
 from training.job import Job
 
 CLASSES = {"Run": Job, "Recipe fields": Recipe}
@@ -191,6 +192,8 @@ def test_a_user_error_is_one_line_from_the_first_process_only(
         monkeypatch.setenv("RANK", rank)
     assert leave(error=UserError("epochs: expected an integer")) == 2
     assert capsys.readouterr() == ("", "error: epochs: expected an integer\n" if shown else "")
+    assert leave(error=RankError("image 3 cannot be read")) == 2  # what one process alone meets, it says itself
+    assert capsys.readouterr() == ("", "error: image 3 cannot be read\n")
 
 
 def test_a_bug_keeps_its_traceback() -> None:

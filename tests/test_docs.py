@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import ROOT
 
 import recipes
 from mixers import MIXERS
 from recipes import Recipe, cli
-from tests.tiny import ROOT
 from training.job import Job
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -91,6 +91,11 @@ def test_nothing_of_the_machine_or_of_an_index_is_tracked() -> None:
         if host in (ROOT / file).read_text()
     ]
     assert not found
+
+
+def test_no_document_holds_a_placeholder() -> None:
+    for doc in [*DOCS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+        assert not re.search(r"^[A-Z]+_[A-Z_]+$|TODO|FIXME", doc.read_text(), re.M), doc.name
 
 
 def test_the_training_job_stays_readable() -> None:

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from tests import tiny
+import tiny
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
-from recipes import Recipe
+from recipes import Recipe, load
 from training import keys
 from training.images import BadImage, EvalTransform, TrainTransform, decode, erase, normalise, rand_augment, to_tensor
 
@@ -401,3 +402,14 @@ def test_erased_boxes_follow_the_law_of_timm() -> None:
         assert stats.ks_2samp(ours_, theirs_).pvalue > 1e-3
     assert measured[0][0].mean() == pytest.approx(measured[1][0].mean(), abs=0.01)  # four standard errors
     assert measured[0][0].min() > 0.01 and measured[0][0].max() < 0.36
+
+
+def test_transforms_travel_to_loader_processes_that_are_not_forked() -> None:
+    transform = TrainTransform(load("deit_s_deit"))
+    copy = pickle.loads(pickle.dumps(transform))
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 240, 240), dtype=np.uint8))
+    for draw in range(3):
+        keys.seed_everything(keys.SAMPLE, draw, 0, 0)
+        first = transform(image)
+        keys.seed_everything(keys.SAMPLE, draw, 0, 0)
+        assert torch.equal(first, copy(image))

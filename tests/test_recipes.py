@@ -300,7 +300,7 @@ def test_a_wrong_mixer_argument_is_explained(
         ({"min_lr": 0.2}, "min_lr 0.2 exceeds lr 0.1"),
         ({"report_ema": True}, "report_ema needs ema_decay"),
         ({"eval_resize": 200}, "eval_resize 200 is smaller than the crop eval_size 224"),
-        ({"scale": [0.5, 0.2]}, "scale: expected 0 < low <= high, got 0.5 0.2"),
+        ({"scale": [0.5, 0.2]}, "scale: expected 0 < low <= high <= 1, got 0.5 0.2"),
         ({"ratio": [0, 1]}, "ratio: expected 0 < low <= high, got 0 1"),
         ({"std": [0.2, 0.2, 0]}, "std: expected 3 numbers above 0, got (0.2, 0.2, 0.0)"),
         ({"bce_target_thresh": 0.2}, "bce_target_thresh needs loss bce_sum or bce_mean, got ce"),
@@ -405,7 +405,7 @@ NEUTRAL = {
     "max_eval_samples": None, "model_args": {}, "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "hflip": 0.5,
     "interpolation": "bicubic", "aug_repeats": 1, "bce_target_thresh": None, "sched": "cosine", "momentum": 0.9,
     "ema_decay": None, "report_ema": False, "sync_bn": False, "channels_last": False, "torch_compile": False,
-    "eval_epochs": 1, "seed": 0, "init": "mmcls", "loss": "ce",
+    "eval_epochs": 1, "seed": 0, "init": "mmcls_cnn", "loss": "ce",
 }  # fmt: skip
 IMAGENET = {
     "dataset": "ILSVRC/imagenet-1k", "eval_split": "validation", "image_column": "image", "label_column": "label",
@@ -426,7 +426,7 @@ PUBLISHED = {
                        "deit": {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}},
     },
     "deit_s_deit": NEUTRAL | IMAGENET | {
-        "mixer": "deit", "model": "deit_small_patch16_224", "epochs": 300, "batch_size": 1024,
+        "mixer": "deit", "model": "deit_small_patch16_224", "init": "mmcls_vit", "epochs": 300, "batch_size": 1024,
         "per_device_train_batch_size": 128, "drop_last": False, "opt": "adamw", "lr": 1e-3, "min_lr": 1e-5,
         "opt_betas": (0.9, 0.999), "opt_eps": 1e-8, "weight_decay": 0.05, "decay_bias_and_norm": False,
         "clip_grad": 5.0, "sched_on_updates": True, "warmup_epochs": 5.0, "warmup_lr": 1e-8, "smoothing": 0.1,

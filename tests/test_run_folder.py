@@ -289,7 +289,7 @@ def test_weights_that_are_not_numbers_push_out_no_checkpoint(server: Server, tin
 
 TRANSFORMER = {
     "model": "test_vit", "model_args": "{img_size: 32}", "opt": "adamw", "lr": "1e-3", "weight_decay": 0.05,
-    "clip_grad": 1.0, "drop_path_rate": 0.2, "loss": "bce_sum", "smoothing": 0.1, "mixer": "deit", "init": "mmcls",
+    "clip_grad": 1.0, "drop_path_rate": 0.2, "loss": "bce_sum", "smoothing": 0.1, "mixer": "deit", "init": "mmcls_vit",
     "aug_repeats": 3, "remode": "pixel", "drop_last": "false", "epochs": 2,
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -89,8 +89,10 @@ def damage(checkpoint: Path) -> str | None:
         if not isinstance(manifest, dict) or not manifest.keys() >= ALWAYS:
             return "manifest.json is incomplete"
         wrong = [name for name, digest in manifest.items() if file_hash(checkpoint / name) != digest]
-    except (OSError, ValueError) as e:
+    except (FileNotFoundError, ValueError) as e:
         return str(e)
+    except OSError as e:  # storage that is away for a moment is no reason to give a checkpoint up
+        raise UserError(f"cannot read {checkpoint}: {e}; try again") from None
     return f"{', '.join(wrong)} changed" if wrong else None
 
 
@@ -103,6 +105,8 @@ def find(resume: str | None, folder: Path, say: Any) -> Path | None:
         return None
     if resume.lower() not in ("auto", "true"):
         checkpoint = Path(resume)
+        if checkpoint.absolute().parent != folder.absolute():
+            raise UserError(f"checkpoint {checkpoint} belongs to another run; expected 'auto' or one of {folder}")
         if not (checkpoint / "manifest.json").exists():
             names = ", ".join(p.name for p in existing(folder)) or "none"
             raise UserError(f"no checkpoint at {checkpoint}; expected 'auto' or one of {folder}: {names}")
@@ -117,19 +121,35 @@ def find(resume: str | None, folder: Path, say: Any) -> Path | None:
     return None
 
 
+def choose(resume: str | None, folder: Path, accelerator: Any) -> Path | None:
+    """``find`` on the main process alone, so that all processes take the same checkpoint."""
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = find(resume, folder, accelerator.print)
+        except UserError as e:
+            found[1] = str(e)
+    chosen, error = broadcast_object_list(found)
+    if error:
+        raise UserError(error)
+    return chosen
+
+
 def forget(folder: Path, after: int, say: Any) -> None:
-    """Remove the checkpoints newer than update ``after``: damaged ones, and those of a future that is given up.
+    """Put aside, as ``given-up-...``, checkpoints newer than update ``after``: damaged ones, or a future left behind.
 
     They would count among the newest, and push out those of the run that goes on from ``after``.
     """
     for checkpoint in existing(folder):
         if int(checkpoint.name.removeprefix("step-")) > after:
-            shutil.rmtree(checkpoint)
-            say(f"removed {checkpoint.name}: the run goes on from update {after}")
+            aside = checkpoint.with_name(f"given-up-{checkpoint.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+            say(f"the run goes on from update {after}: {checkpoint.name} is put aside as {aside.name}")
 
 
 def load(
-    checkpoint: Path, modules: dict[str, nn.Module], optimizers: list[Any], rank: int, device: torch.device
+    checkpoint: Path, modules: dict[str, nn.Module], optimizers: list[Any], rank: int, world: int, device: torch.device
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Restore modules and optimisers in place; return the state and this process's sums.
 
@@ -143,12 +163,13 @@ def load(
     for target, part in zip(optimizers, saved, strict=True):
         if target is not None:
             target.load_state_dict(part)
-    source = rank if rank < state["processes"] else 0
-    own = {
-        k.removeprefix(f"{source}/"): v
-        for k, v in load_file(checkpoint / "process.safetensors").items()
-        if k.startswith(f"{source}/")
-    }
+    source = rank if state["processes"] == world else 0
+    stored = load_file(checkpoint / "process.safetensors")
+    own = {k.removeprefix(f"{source}/"): v for k, v in stored.items() if k.startswith(f"{source}/")}
+    if state["processes"] != world:  # the first process takes over what all had summed
+        for k in [k for k in own if k.startswith("sums/")]:
+            everyone = sum(stored[f"{r}/{k}"] for r in range(state["processes"]))
+            own[k] = everyone if rank == 0 else torch.zeros_like(own[k])
     with torch.no_grad():
         for name, module in modules.items():
             for k, buffer in module.named_buffers():

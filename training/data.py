@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from recipes import Recipe, UserError
-from recipes.typed import nearest
+from recipes.typed import RankError, nearest
 
 from . import keys
 from .images import BadImage, EvalTransform, TrainTransform, decode
@@ -56,6 +56,11 @@ def load_splits(recipe: Recipe) -> Splits:
         raise UserError(
             f"dataset {recipe.dataset!r}: classes of {recipe.train_split!r} and {recipe.eval_split!r} differ: "
             f"{', '.join(only[:5])}{' ...' if len(only) > 5 else ''} in one of them only"
+        )
+    if len(classes) != recipe.num_classes:
+        raise UserError(
+            f"dataset {recipe.dataset!r} has {len(classes)} classes, the recipe says num_classes "
+            f"{recipe.num_classes}; pass --num_classes {len(classes)} if that is meant"
         )
     record = {
         "dataset": recipe.dataset,
@@ -127,7 +132,7 @@ def open_folder(folder: Path, split: str) -> datasets.Dataset:
             import pyarrow.parquet as pq
 
             return datasets.concatenate_datasets([datasets.Dataset(pq.read_table(p)) for p in parquet])
-        announce_copy(size)
+        announce_copy(size, "parquet")
         return datasets.load_dataset("parquet", data_files={split: [str(p) for p in parquet]}, split=split)
     if any(folder.rglob("*.parquet")):
         names = sorted({p.name.split("-")[0].removesuffix(".parquet") for p in folder.rglob("*.parquet")})
@@ -154,23 +159,26 @@ def open_hub(recipe: Recipe, split: str) -> datasets.Dataset:
     info = datasets.load_dataset_builder(recipe.dataset, **where).info
     if info.splits and split not in info.splits:
         raise UserError(f"dataset {recipe.dataset!r} has no split {split!r}; {nearest(split, info.splits)}")
-    announce_copy((info.download_size or 0) + (info.dataset_size or 0))
+    announce_copy((info.download_size or 0) + (info.dataset_size or 0), recipe.dataset.replace("/", "___"))
     return datasets.load_dataset(recipe.dataset, **where, split=split)
 
 
-def announce_copy(size: int) -> None:
-    """Say how much disk ``datasets`` is about to fill; refuse when it is not there. ``size`` in bytes."""
+def announce_copy(size: int, kept: str) -> None:
+    """Say how much disk ``datasets`` is about to fill; refuse when it is not there. ``size`` in bytes.
+
+    ``kept``: the name under which the cache keeps the copy, if it was made before.
+    """
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(cache).free
     if size > SMALL and int(os.environ.get("RANK", "0")) == 0:
         print(f"datasets keeps up to {size / 1e9:.0f} GB in {cache} (once); {free / 1e9:.0f} GB are free there")
-    if size > free and not any(cache.iterdir()):
+    if size > free and not (cache / kept).exists():
         raise UserError(f"{cache}: {size / 1e9:.0f} GB needed, {free / 1e9:.0f} GB free; set HF_HOME to a larger disk")
 
 
 def class_names(recipe: Recipe, split: str, table: datasets.Dataset) -> list[str]:
-    """The class names of a split, after checking that its labels and the recipe agree on them."""
+    """The class names of a split, after checking that its labels are among them."""
     feature = table.features[recipe.label_column]
     whole = "int" in str(getattr(feature, "dtype", ""))
     used = np.unique(np.asarray(table.with_format("numpy")[recipe.label_column])) if whole else np.empty(0)
@@ -185,11 +193,6 @@ def class_names(recipe: Recipe, split: str, table: datasets.Dataset) -> list[str
     if used.max() >= len(names):
         raise UserError(
             f"dataset {recipe.dataset!r}, split {split!r} has label {used.max()}, but only {len(names)} class names"
-        )
-    if len(names) != recipe.num_classes:
-        raise UserError(
-            f"dataset {recipe.dataset!r}, split {split!r} has {len(names)} classes, the recipe says num_classes "
-            f"{recipe.num_classes}; pass --num_classes {len(names)} if that is meant"
         )
     return names
 
@@ -240,10 +243,10 @@ class Samples(torch.utils.data.Dataset):
             except (BadImage, OSError) as e:
                 if self.on_bad_image == "stop":
                     where = image["path"] or "no path"
-                    raise UserError(
+                    raise RankError(
                         f"image {index} ({where}) cannot be read: {e}; mend it, or pass --on_bad_image skip"
                     ) from None
-        raise UserError("no image of the dataset can be read")
+        raise RankError("no image of the dataset can be read")
 
 
 class TrainOrder:
@@ -322,14 +325,14 @@ def eval_batches(samples: Samples, rank: int, world: int, batch_size: int, worke
 
 
 def readable(batches: Any) -> Iterator[Any]:
-    """The batches; a worker's ``UserError`` arrives as one line again instead of a printed traceback."""
+    """The batches; a worker's error arrives as one line again instead of a printed traceback."""
     try:
         yield from batches
         return
-    except UserError as e:
-        line = str(e).strip().splitlines()[-1].split("UserError: ")[-1]
+    except RankError as e:
+        line = str(e).strip().splitlines()[-1].split("RankError: ")[-1]
         e.__traceback__ = None  # it is in a cycle with the loader: freed by the collector, that waits 10 s for workers
-    raise UserError(line)
+    raise RankError(line)
 
 
 def batched(items: list[Key], size: int) -> Iterator[tuple[Key, ...]]:

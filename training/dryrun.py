@@ -35,7 +35,8 @@ def activation_bytes(model: nn.Module, batch: int, size: int) -> int:
 
 def describe(recipe: Recipe, step: Step, world: int) -> str:
     """Images, updates, learning-rate trace and memory, as text."""
-    size = recipe.max_train_samples or KNOWN_SIZES.get(recipe.dataset)
+    known = [n for n in (recipe.max_train_samples, KNOWN_SIZES.get(recipe.dataset)) if n is not None]
+    size = min(known, default=None)
     _, accumulation = cut(recipe, world)
     rows: list[tuple[str, Any]] = [
         ("recipe", recipe.name),

@@ -33,8 +33,8 @@ def predict(
     parts: list[dict[str, torch.Tensor]] = []
     iterator = iter(batches)
     try:
-        for i in range(rounds):
-            if stop is not None and stop.agreed(accelerator, i):
+        for _ in range(rounds):
+            if stop is not None and stop.agreed(accelerator):
                 return None
             batch = next(iterator, None)
             if batch is None:

@@ -90,6 +90,13 @@ class EvalTransform:
         return TF.center_crop(image, [self.size, self.size])
 
 
+def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm's operation, with a black image for fewer than one bit."""
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits >= 1 else Image.new(image.mode, image.size)
+
+
 def rand_augment(recipe: Recipe) -> Any:
     """timm's RandAugment by its policy string, with one operation mended.
 
@@ -110,11 +117,6 @@ def rand_augment(recipe: Recipe) -> Any:
         raise UserError(
             f"aa: expected a RandAugment policy such as rand-m9-mstd0.5-inc1, got {recipe.aa!r} {e}"
         ) from None
-
-    def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-        if bits >= 8:
-            return image
-        return ImageOps.posterize(image, bits) if bits >= 1 else Image.new(image.mode, image.size)
 
     for op in policy.ops:
         if op.name.startswith("Posterize"):

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from tqdm import tqdm
 
@@ -46,6 +47,17 @@ def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", determini
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if made.num_processes != asked:
         raise UserError(f"the launcher started {asked} processes, but accelerate connected {made.num_processes}")
+    refused = {
+        "a sharded or otherwise wrapped model": made.distributed_type.value not in ("NO", "MULTI_GPU", "MULTI_CPU"),
+        "gradient accumulation of its own": made.gradient_accumulation_steps != 1,
+        "torch.compile of its own": made.state.dynamo_plugin.backend.value != "NO",
+    }
+    for what, asked_for in refused.items():
+        if asked_for:
+            raise UserError(
+                f"accelerate is configured for {what}, which would change what a recipe says; use a configuration "
+                "with plain processes (recipes have batch_size and torch_compile)"
+            )
     return made
 
 
@@ -54,7 +66,7 @@ def on_device(step: nn.Module, recipe: Recipe, accelerator: Accelerator) -> Any:
     if recipe.sync_bn and accelerator.num_processes > 1:
         if accelerator.device.type != "cuda":
             raise UserError("sync_bn works between GPUs only; pass --sync_bn false, or start one process")
-        step = nn.SyncBatchNorm.convert_sync_batchnorm(step)
+        step = convert_sync_batchnorm(step)  # timm's keeps the activation of its fused layers
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     return step.to(accelerator.device, memory_format=layout)
 
@@ -66,7 +78,10 @@ def compile_model(model: nn.Module) -> None:
     next, do not compile for every model.
     """
     torch._dynamo.config.recompile_limit = 64
-    taps.compile_stages(model, dynamic=False)
+    try:
+        taps.compile_stages(model, dynamic=False)
+    except ValueError as e:
+        raise UserError(f"torch_compile: {e}") from None
 
 
 def workers(asked: int | None, accelerator: Accelerator) -> int:

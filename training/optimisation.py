@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.optim._param_groups import param_groups_weight_decay
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from torch import Tensor
 
 from mixers import Step

@@ -201,14 +201,15 @@ def publish(folder: Path, model: nn.Module, recipe: Recipe, classes: list[str], 
     The exported weights are the last ones, or those of the best epoch where the protocol reports that.
     """
     number = reported(log, recipe)
-    if recipe.protocol == "median" or number["epoch"] == epoch:
+    lines = {e: {k: v for k, v in x.items() if k not in ("mode", "perf")} for e, x in log.val().items()}
+    results = folder / "eval_results.json"
+    exported = json.loads(results.read_text())["exported"] if results.exists() else None
+    # after going back to an earlier checkpoint the folder may hold weights that the log no longer knows
+    if recipe.protocol == "median" or number["epoch"] == epoch or exported not in lines.values():
         with writing(folder / "model.safetensors"):
             export(model, folder, recipe, classes)
-        line = {k: v for k, v in log.val()[epoch].items() if k not in ("mode", "perf")}
-        write_json(folder / "eval_results.json", {"exported": line, "reported": number})
-    else:
-        saved = json.loads((folder / "eval_results.json").read_text())
-        write_json(folder / "eval_results.json", saved | {"reported": number})
+        exported = lines[epoch]
+    write_json(results, {"exported": exported, "reported": number})
     write(folder / "summary.csv", log.summary())
 
 

@@ -9,8 +9,6 @@ import torch
 class Stop:
     """A flag that a signal sets and that all processes agree on."""
 
-    EVERY = 10  # rounds between agreements when there are several processes: one small host-side all-reduce
-
     def __init__(self) -> None:
         self.requested: str | None = None
         self.group = None
@@ -21,12 +19,10 @@ class Stop:
         """The signal handler."""
         self.requested = signal.Signals(number).name
 
-    def agreed(self, accelerator: Any, round_: int) -> bool:
-        """Whether all processes leave now. Every process must call it with the same ``round_``."""
+    def agreed(self, accelerator: Any) -> bool:
+        """Whether all processes leave now: a host-side all-reduce of one number. Every process must call it."""
         if accelerator.num_processes == 1:
             return self.requested is not None
-        if round_ % self.EVERY:
-            return False
         if self.group is None:  # gloo, so that the device is never waited for
             self.group = torch.distributed.new_group(backend="gloo")
         flag = torch.tensor(int(self.requested is not None))

@@ -28,8 +28,10 @@ def create_model(recipe: Recipe) -> nn.Module:
         model = timm.create_model(recipe.model, pretrained=False, num_classes=recipe.num_classes, **args)
     except (TypeError, ValueError, RuntimeError, AssertionError) as e:
         raise UserError(f"model {recipe.model!r} with {args}: {' '.join(str(e).split())[:300]}") from None
-    if recipe.init == "mmcls":
-        init_mmcls(model)
+    if recipe.init == "mmcls_vit" and getattr(model, "cls_token", None) is None:
+        raise UserError(f"init mmcls_vit needs a model with a class token, such as deit_small; got {recipe.model!r}")
+    if recipe.init != "timm":
+        init_published(model, recipe.init)
     return model
 
 
@@ -80,20 +82,18 @@ def check_resolution(model: nn.Module, size: int, name: str) -> None:
         ) from None
 
 
-def init_mmcls(model: nn.Module) -> None:
-    """Start the head and the class token as the published runs did, where timm differs.
+def init_published(model: nn.Module, init: str) -> None:
+    """Start head and class token as the published runs did, where timm differs.
 
-    Convolutional networks: head from N(0, 0.01), bias 0. Transformers: class token and head from a normal of
-    std 0.02, truncated at two standard deviations.
+    ``mmcls_cnn``: head from N(0, 0.01). ``mmcls_vit``: class token and head from N(0, 0.02), which the original
+    truncates at 2, so at a hundred standard deviations. Biases of the head are 0.
     """
     head = model.get_classifier()
-    token = getattr(model, "cls_token", None)
-    if token is None and any(isinstance(m, nn.Conv2d) and m.kernel_size[0] < 4 for m in model.modules()):
+    if init == "mmcls_cnn":
         nn.init.normal_(head.weight, std=0.01)
     else:
-        for weight in (token, head.weight):
-            if weight is not None:
-                nn.init.trunc_normal_(weight, std=0.02, a=-0.04, b=0.04)
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.trunc_normal_(model.cls_token, std=0.02)
     nn.init.zeros_(head.bias)
 
 

@@ -1,0 +1,94 @@
+"""Choosing and reading checkpoints, without whole runs."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from recipes import UserError
+from training import checkpoint
+
+
+def alone(**changes: Any) -> SimpleNamespace:
+    """What checkpoints need of accelerate, for one process."""
+    plain = {"is_main_process": True, "num_processes": 1, "wait_for_everyone": lambda: None, "print": print}
+    return SimpleNamespace(**plain | changes)
+
+
+def save(folder: Path, update: int, **sums: float) -> nn.Module:
+    """A checkpoint of a small module."""
+    module = nn.BatchNorm1d(3)
+    values = {k: torch.tensor(v) for k, v in sums.items()}
+    checkpoint.save(folder, update, {"model": module}, [{}, {}], values, {"evaluated": 0}, alone(), limit=9)
+    return module
+
+
+def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a save believe that a second process holds twice the first one's values."""
+    both = lambda parts: [*parts, {k: 2 * v for k, v in parts[0].items()}]  # noqa: E731
+    monkeypatch.setattr(checkpoint, "gather_object", both)
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
+    assert checkpoint.choose("auto", tmp_path, alone()) is None
+    for update in (3, 12):
+        save(tmp_path, update, loss=1.0)
+    assert checkpoint.choose("auto", tmp_path, alone()).name == "step-00000012"
+    assert checkpoint.choose(None, tmp_path, alone()) is None
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "other", 3, loss=1.0)
+    with pytest.raises(UserError, match="belongs to another run; expected 'auto' or one of"):
+        checkpoint.choose(str(tmp_path / "other/step-00000003"), tmp_path / "mine", alone())
+
+
+def test_storage_that_cannot_be_read_is_an_error_and_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 3, loss=1.0)
+
+    def away(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "file_hash", away)
+    with pytest.raises(UserError, match=r"cannot read .*step-00000003: .*Permission denied; try again"):
+        checkpoint.choose("auto", tmp_path, alone())
+
+
+def test_what_is_given_up_is_put_aside_and_not_lost(tmp_path: Path) -> None:
+    for update in (3, 6, 9):
+        save(tmp_path, update, loss=1.0)
+    checkpoint.forget(tmp_path, 3, print)
+    assert [p.name for p in checkpoint.existing(tmp_path)] == ["step-00000003"]
+    aside = sorted(tmp_path.glob("given-up-*"))
+    assert [p.name for p in aside] == ["given-up-step-00000006", "given-up-step-00000009"]
+    assert checkpoint.damage(aside[0]) is None
+
+
+@pytest.mark.parametrize(("rank", "world", "loss"), [(0, 2, 1.0), (1, 2, 2.0), (0, 1, 3.0), (0, 4, 3.0), (3, 4, 0.0)])
+def test_sums_of_the_log_are_neither_lost_nor_counted_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, world: int, loss: float
+) -> None:
+    two_processes(monkeypatch)
+    save(tmp_path, 3, loss=1.0)
+    module = nn.BatchNorm1d(3)
+    folder = tmp_path / "step-00000003"
+    state, sums = checkpoint.load(folder, {"model": module}, [None, None], rank, world, torch.device("cpu"))
+    assert state["processes"] == 2
+    assert {k: v.item() for k, v in sums.items()} == {"loss": loss}
+
+
+def test_each_process_gets_its_own_batch_statistics_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_processes(monkeypatch)
+    module = nn.BatchNorm1d(3)
+    module.running_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    accelerator = alone(num_processes=2)
+    checkpoint.save(tmp_path, 3, {"model": module}, [{}, {}], {"loss": torch.tensor(1.0)}, {}, accelerator, limit=9)
+    for rank, mean in ((0, [1.0, 2.0, 3.0]), (1, [2.0, 4.0, 6.0])):
+        again = nn.BatchNorm1d(3)
+        checkpoint.load(tmp_path / "step-00000003", {"model": again}, [None, None], rank, 2, torch.device("cpu"))
+        assert again.running_mean.tolist() == mean
