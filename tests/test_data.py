@@ -412,7 +412,7 @@ GOOD = [0, 1, 2, 3]
         (NAMES, GOOD, GOOD, {"label_column": "image"}, "label column 'image' is not of whole numbers"),
         (NAMES, GOOD, GOOD, {"num_classes": 5}, "has 4 classes, the recipe says num_classes 5; pass --"),
         (NAMES, GOOD, GOOD, {"num_classes": 3}, "3; pass --num_classes 4 if that is meant"),
-        (Value("int64"), [0, 1, 2, 7], GOOD, {}, "classes of 'train' and 'test' differ: 4, 5, 6, 7 in one of them only"),
+        (Value("int64"), [0, 1, 2, 7], GOOD, {}, "'train' and 'test' differ: 4, 5, 6, 7 in one of them only"),
         (NAMES, [0, 1, 2, 7], GOOD, {}, "split 'train' has label 7, but only 4 class names"),
         (NAMES, GOOD, [-1, -1], {}, "split 'test' has unlabelled images (label -1)"),
         (NAMES, GOOD, [0, None], {}, "label column 'label' is not of whole numbers"),

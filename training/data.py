@@ -11,6 +11,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -325,7 +327,13 @@ def eval_batches(samples: Samples, rank: int, world: int, batch_size: int, worke
 
 
 def readable(batches: Any) -> Iterator[Any]:
-    """The batches; a worker's error arrives as one line again instead of a printed traceback."""
+    """The batches; a worker's error arrives as one line again instead of a printed traceback.
+
+    In Python 3.11 a forked process hangs when another thread enters the interpreter just then, as those of gloo do
+    after a collective (about once in a thousand forks): they are given the time to finish.
+    """
+    if batches.num_workers and torch.distributed.is_initialized() and sys.version_info < (3, 12):
+        time.sleep(0.05)
     try:
         yield from batches
         return
