@@ -88,7 +88,7 @@ def test_log_summary_and_results_agree(folder: Path) -> None:
         assert float(r["lr"]) == seen[-1]["lr"]
     assert results["exported"] == {k: v for k, v in val[-1].items() if k != "mode"}
     assert results["reported"]["top1"] == statistics.median(v["top1"] for v in val[-2:])
-    assert results["reported"]["protocol"] == "median of the last 2 evaluations"
+    assert results["reported"]["protocol"] == "median of the last 2 epochs"
 
 
 def test_the_data_is_recorded(folder: Path) -> None:

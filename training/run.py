@@ -188,10 +188,10 @@ def reported(log: Log, recipe: Recipe) -> dict[str, Any]:
     if recipe.protocol == "best":
         epoch = max(values, key=lambda e: (values[e], -e))
         return {"protocol": "best epoch", "top1": values[epoch], "epoch": epoch}
-    last = [values[e] for e in sorted(values)[-recipe.protocol_epochs :]]
-    name = f"median of the last {recipe.protocol_epochs} evaluations"
+    last = [v for epoch, v in values.items() if epoch > max(values) - recipe.protocol_epochs]
+    name = f"median of the last {recipe.protocol_epochs} epochs"
     if len(last) < recipe.protocol_epochs:
-        name += f" ({len(last)} of {recipe.protocol_epochs} so far)"
+        name += f" ({len(last)} of {recipe.protocol_epochs} evaluated)"
     return {"protocol": name, "top1": statistics.median(last), "epoch": max(values)}
 
 
