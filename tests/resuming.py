@@ -28,8 +28,8 @@ def log(folder: Path) -> list[dict[str, Any]]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Everything in the checkpoint folder, oldest first."""
-    return sorted((folder / "checkpoints").iterdir())
+    """Everything in the checkpoint folder but what was put aside, oldest first."""
+    return sorted(p for p in (folder / "checkpoints").iterdir() if not p.name.startswith("given-up-"))
 
 
 def optimizer_states(checkpoint: Path) -> Any:
