@@ -59,8 +59,9 @@ def main() -> int | None:
     net = backbones.load_model(args.model)
     recipe = evaluation_recipe(args, net)
     accelerator = launch.accelerator(recipe, Path("."))
+    world = accelerator.num_processes
     accelerator.print(
-        f"{args.model}: {accelerator.num_processes} process(es) on {accelerator.device.type}, "
+        f"{args.model}: {world} process{'es' * (world > 1)} on {accelerator.device.type}, "
         f"{recipe.mixed_precision} mixed precision, {recipe.dataset} {recipe.eval_split}, "
         f"{recipe.eval_resize} -> {recipe.eval_size} px {recipe.interpolation}",
         flush=True,

@@ -1,4 +1,6 @@
-"""The console command ``mixup-recipes``: one thin line per subcommand; the work is done where it belongs."""
+"""Look at recipes, prepare data, report on runs."""
+
+# The console command mixup-recipes: one thin line per subcommand; the work is done where it belongs.
 
 import sys
 from pathlib import Path

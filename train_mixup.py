@@ -52,6 +52,9 @@ def main() -> int | None:
         flush=True,
     )
 
+    if not job.dry_run:
+        run.check_folder(folder, recipe, resume=job.resume_from_checkpoint is not None)
+
     # ----------------------------------------------------------------------------------------- model, mixer, transforms
     model = backbones.create_model(recipe)
     for size in {recipe.image_size, recipe.eval_size}:
@@ -77,7 +80,6 @@ def main() -> int | None:
     with accelerator.main_process_first():  # one process downloads, the others read
         splits = data.load_splits(recipe)
     # every process checks, so that every process leaves with the same status before anything is written
-    run.check_folder(folder, recipe, resume=job.resume_from_checkpoint is not None)
     run.check_disk(folder, checkpoint.needed_bytes(modules, job.save_total_limit))
     found = checkpoint.choose(job.resume_from_checkpoint, folder / "checkpoints", accelerator)
     state, sums = {"update": 0, "evaluated": 0, "log_length": 0, "seconds": 0.0}, {}

@@ -29,7 +29,7 @@ class Recipe:
     """All that decides a result. What only decides where and how it runs (paths, workers) is in ``training.Job``."""
 
     name: str = ""
-    """Recipe name, <setting>_<mixer>; set by the resolver."""
+    """Recipe name, SETTING_MIXER; set by the resolver."""
     # --- data
     dataset: str = ""
     """Hub id, a prepared set (`mixup-recipes prepare`), a folder of class folders, or a folder of parquet files."""
@@ -62,7 +62,7 @@ class Recipe:
     """Initial weights: timm's, or as in the published runs, which start the head (and class token) differently."""
     # --- mixing
     mixer: str = "vanilla"
-    """Name in mixers.MIXERS."""
+    """Name in mixers.MIXERS; --mixer.ARGUMENT sets an argument of it, as in --mixer.alpha 0.5."""
     mixer_args: dict = field(default_factory=dict)
     """Table of mixer -> arguments: what this setting changes in a mixer's published defaults."""
     # --- optimisation
@@ -273,9 +273,10 @@ def check(recipe: Recipe) -> None:
     if not recipe.dataset or not recipe.model:
         raise UserError(f"recipe {recipe.name!r} must set dataset and model")
     if recipe.batch_size % recipe.per_device_train_batch_size:
+        fits = max(n for n in range(1, recipe.per_device_train_batch_size + 1) if recipe.batch_size % n == 0)
         raise UserError(
             f"batch_size {recipe.batch_size} is not a multiple of per_device_train_batch_size "
-            f"{recipe.per_device_train_batch_size}; change one of them"
+            f"{recipe.per_device_train_batch_size}; pass --per_device_train_batch_size {fits}, or another batch_size"
         )
     if recipe.warmup_epochs > recipe.epochs:
         raise UserError(f"warmup_epochs {recipe.warmup_epochs:g} exceeds epochs {recipe.epochs}; lower warmup_epochs")

@@ -34,7 +34,12 @@ def flag(cls: type, name: str, group: Group, text: str) -> inspect.Parameter:
     if numbers:
         shape = types.GenericAlias(tuple, (str,) * len(typing.get_args(numbers[0])))
     text = f"{text} ({describe(kind)})" if shape is str else text
-    annotation = Annotated[shape | None, Parameter(help=text, group=group, show_default=False)]
+    default = next(f.default for f in dataclasses.fields(cls) if f.name == name)
+    if default not in (None, "", dataclasses.MISSING):
+        text += f" [default: {default}]"
+    # --no-flag for what is true or false only: cyclopts would add --empty-flag to tuples and tables
+    negative = {} if shape is bool else {"negative": ()}
+    annotation = Annotated[shape | None, Parameter(help=text, group=group, show_default=False, **negative)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

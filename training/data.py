@@ -122,6 +122,8 @@ def open_split(recipe: Recipe, split: str) -> datasets.Dataset:
                 f"access is gated: accept the terms on its page on the Hub, then `hf auth login` or set HF_TOKEN "
                 f"({reason[:160]})"
             )
+        if "reach" in reason or "offline" in reason.lower():
+            reason += "; check the network and `hf auth login` (ImageNet is gated), or pass --dataset FOLDER"
         raise UserError(f"cannot open dataset {name!r}, split {split!r}: {reason[:400]}") from None
 
 

@@ -41,7 +41,7 @@ def describe(recipe: Recipe, step: Step, world: int) -> str:
     rows: list[tuple[str, Any]] = [
         ("recipe", recipe.name),
         ("model", f"{recipe.model}, {sum(p.numel() for p in step.model.parameters()):,} parameters"),
-        ("mixer", " ".join(repr(step.mixer).split())),
+        ("mixer", f"{recipe.mixer} {recipe.mixer_args[recipe.mixer]}"),
         (
             "global batch",
             f"{recipe.batch_size} = {recipe.per_device_train_batch_size} per process x {world} x {accumulation}",

@@ -15,7 +15,7 @@ class Job:
     """How to run a recipe."""
 
     recipe: str | None = None
-    """Recipe name <setting>-<mixer> with an underscore between, or the path of a recipe file."""
+    """Recipe name SETTING_MIXER, such as r50_100e_cutmix, or the path of a recipe file."""
     output_dir: str | None = None
     """Run folder; default runs/NAME-seedN."""
     resume_from_checkpoint: str | None = None
