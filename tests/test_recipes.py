@@ -297,7 +297,7 @@ def test_a_wrong_mixer_argument_is_explained(
         ({"model": ""}, "recipe 'one_vanilla' must set dataset and model"),
         (
             {"batch_size": 100},
-            "batch_size 100 is not a multiple of per_device_train_batch_size 64; pass --per_device_train_batch_size 50",
+            "batch_size 100 is not a multiple of per_device_train_batch_size 64; pass --per_device_train",
         ),
         ({"epochs": 4, "warmup_epochs": 5}, "warmup_epochs 5 exceeds epochs 4; lower warmup_epochs"),
         ({"min_lr": 0.2}, "min_lr 0.2 exceeds lr 0.1"),
