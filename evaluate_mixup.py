@@ -66,7 +66,7 @@ def main() -> int | None:
         f"{recipe.eval_resize} -> {recipe.eval_size} px {recipe.interpolation}",
         flush=True,
     )
-    backbones.check_resolution(net, recipe.eval_size, args.model)
+    backbones.check_input(net, args.batch_size, recipe.eval_size, args.model, training=False)
     with accelerator.main_process_first():
         table, classes = data.load_split(recipe, recipe.eval_split, recipe.max_eval_samples)
     backbones.check_classes(net, classes, args.model)

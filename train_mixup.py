@@ -43,6 +43,7 @@ def main() -> int | None:
     from training.signals import Stop
 
     accelerator = launch.accelerator(recipe, folder, job.report_to, job.deterministic)
+    stop = Stop()  # from here on a signal means: save and leave
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     micro_batches, accumulation = data.cut(recipe, world)
     accelerator.print(
@@ -57,8 +58,8 @@ def main() -> int | None:
 
     # ----------------------------------------------------------------------------------------- model, mixer, transforms
     model = backbones.create_model(recipe)
-    for size in {recipe.image_size, recipe.eval_size}:
-        backbones.check_resolution(model, size, recipe.model)
+    backbones.check_input(model, recipe.per_device_train_batch_size, recipe.image_size, recipe.model, training=True)
+    backbones.check_input(model, 1, recipe.eval_size, recipe.model, training=False)
     train_transform = images.TrainTransform(recipe)
     eval_transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
     mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
@@ -108,7 +109,6 @@ def main() -> int | None:
     save_every = per_epoch if job.checkpointing_steps == "epoch" else int(job.checkpointing_steps)
     last_saved = update if found else -1
     pictured = {0, recipe.epochs // 2, recipe.epochs - 1}  # epochs that begin with a sheet of mixed samples
-    stop = Stop()
 
     def record(mode: str, perf: dict[str, float], **values: float) -> None:
         perf = {"seconds": round(time.perf_counter() - began, 3)} | perf

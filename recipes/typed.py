@@ -111,6 +111,8 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
             raise wrong from None
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if annotation is int and isinstance(value, int) and abs(value) >= 2**63:
+        raise wrong
     if type(value) is not annotation or (annotation is float and not math.isfinite(value)):
         raise wrong
     return value

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from recipes import Recipe, UserError, load
-from training.backbones import check_resolution, create_model, weight_bytes
+from training.backbones import check_input, create_model, weight_bytes
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -148,19 +148,25 @@ def test_a_model_refuses_images_of_a_size_it_cannot_take() -> None:
     fixed = {"img_size": 160, "dynamic_img_size": False}
     for args, good, wrong in ((fixed, 160, 64), ({}, 64, 50), ({"img_size": 64}, 64, 50)):
         model = create_model(recipe(model="test_vit", model_args=args))
-        check_resolution(model, good, "test_vit")
+        check_input(model, 2, good, "test_vit", training=False)
         with pytest.raises(UserError) as caught:
-            check_resolution(model, wrong, "test_vit")
+            check_input(model, 2, wrong, "test_vit", training=False)
         says = str(caught.value)
-        assert says.startswith(f"model 'test_vit' does not take {wrong} x {wrong} images: ")
-        assert says.endswith(f"; pass --model_args.img_size {wrong}, or another image_size")
+        assert says.startswith(f"model 'test_vit' does not take 2 images of {wrong} x {wrong}: ")
+        assert says.endswith(f"(some models want --model_args.img_size {wrong})")
+
+
+def test_one_image_at_a_time_is_refused_where_batchnorm_would_see_one_value() -> None:
+    with pytest.raises(UserError, match="does not take 1 image of 32 x 32 in training: Expected more than 1 value"):
+        check_input(create_model(recipe()), 1, 32, "test_resnet", training=True)
+    check_input(create_model(recipe()), 1, 32, "test_resnet", training=False)
 
 
 def test_checking_the_resolution_leaves_the_model_as_it_was() -> None:
     model = create_model(recipe())
     before = {k: v.clone() for k, v in model.state_dict().items()}
     for size in (32, 33, 64):
-        check_resolution(model, size, "test_resnet")
+        check_input(model, 2, size, "test_resnet", training=True)
     assert model.training
     assert all(v.device.type == "cpu" and torch.equal(v, before[k]) for k, v in model.state_dict().items())
 

@@ -303,6 +303,7 @@ def test_a_wrong_mixer_argument_is_explained(
         ({"min_lr": 0.2}, "min_lr 0.2 exceeds lr 0.1"),
         ({"report_ema": True}, "report_ema needs ema_decay"),
         ({"eval_resize": 200}, "eval_resize 200 is smaller than the crop eval_size 224"),
+        ({"seed": 10**23}, "command line: seed: expected an integer at least 0, got 1"),
         ({"scale": [0.5, 0.2]}, "scale: expected 0 < low <= high <= 1, got 0.5 0.2"),
         ({"ratio": [0, 1]}, "ratio: expected 0 < low <= high, got 0 1"),
         ({"std": [0.2, 0.2, 0]}, "std: expected 3 numbers above 0, got (0.2, 0.2, 0.0)"),

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -24,7 +24,10 @@ from torch import Tensor, nn
 import recipes
 from recipes import Recipe, UserError
 
+from .checkpoint import sync
+
 PACKAGES = ("accelerate", "datasets", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision", "transformers")
+LOCKS: list[IO[str]] = []  # open as long as the process lives
 
 
 # --------------------------------------------------------------------------------------------- files
@@ -85,6 +88,7 @@ def open_folder(folder: Path, recipe: Recipe, splits_record: dict[str, Any], env
     """Make the folder, remove what a killed process left half-written, and record recipe, data and environment."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock(folder)
         for leftover in (*folder.glob("checkpoints/tmp-*"), *folder.glob(".*.tmp")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         write(folder / "recipe.yaml", recipes.to_yaml(recipe))
@@ -92,6 +96,18 @@ def open_folder(folder: Path, recipe: Recipe, splits_record: dict[str, Any], env
         write_json(folder / "env.json", environment)
     except OSError as e:
         raise UserError(f"cannot write to {folder}: {e.strerror}; choose another --output_dir") from None
+
+
+def lock(folder: Path) -> None:
+    """Hold the folder until this process ends. Raises ``UserError`` when another run holds it."""
+    import fcntl
+
+    file = (folder / ".lock").open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # this process's own: loader workers do not inherit it
+    except OSError:
+        raise UserError(f"another run is writing to {folder}; wait for it, or choose another --output_dir") from None
+    LOCKS.append(file)
 
 
 def environment(accelerator: Any, recipe: Recipe) -> dict[str, Any]:
@@ -134,10 +150,16 @@ class Log:
 
     def __init__(self, path: Path, length: int = 0):
         path.touch()
-        with path.open("r+b") as file:
-            file.truncate(min(length, path.stat().st_size))
-        self.path = path
-        self.lines = [json.loads(line) for line in path.read_text().splitlines()]
+        kept = path.read_bytes()[:length]
+        self.path, self.lines = path, []
+        try:
+            self.lines = [json.loads(line) for line in kept.decode().splitlines()]
+            whole = len(kept) == length and kept[-1:] in (b"\n", b"")
+        except ValueError:
+            whole = False
+        if not whole:
+            raise UserError(f"{path} is damaged or shorter than its checkpoint expects; choose another --output_dir")
+        os.truncate(path, length)
 
     def write(self, **record: Any) -> None:
         """Append one record."""
@@ -146,7 +168,8 @@ class Log:
             file.write(json.dumps(record) + "\n")
 
     def length(self) -> int:
-        """Bytes so far: what a checkpoint remembers."""
+        """Bytes so far, all of them on the disk: what a checkpoint remembers."""
+        sync(self.path)
         return self.path.stat().st_size
 
     def val(self) -> dict[int, dict[str, Any]]:

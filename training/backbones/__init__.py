@@ -1,5 +1,6 @@
 """Models by timm name. What timm lacks is registered with timm from here, one file per family."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -68,17 +69,17 @@ def check_classes(model: nn.Module, classes: list[str], name: str) -> None:
         raise UserError(f"model {name!r} and the data number the same classes differently")
 
 
-def check_resolution(model: nn.Module, size: int, name: str) -> None:
-    """Raise ``UserError`` when the model cannot take images of ``size`` pixels. Runs no arithmetic (meta device)."""
-    import copy
-
+def check_input(model: nn.Module, batch: int, size: int, name: str, training: bool) -> None:
+    """Raise ``UserError`` when the model cannot take a batch of ``size`` pixels. Runs no arithmetic (meta device)."""
     try:
         with torch.no_grad():
-            copy.deepcopy(model).to("meta").eval()(torch.empty(2, 3, size, size, device="meta"))
+            empty = copy.deepcopy(model).to("meta").train(training)
+            empty(torch.empty(batch, 3, size, size, device="meta"))
     except (AssertionError, RuntimeError, ValueError) as e:
         raise UserError(
-            f"model {name!r} does not take {size} x {size} images: {' '.join(str(e).split())[:200]}; "
-            f"pass --model_args.img_size {size}, or another image_size"
+            f"model {name!r} does not take {batch} image{'s' * (batch > 1)} of {size} x {size}"
+            f"{' in training' * training}: {' '.join(str(e).split())[:160]}; choose another size or batch "
+            f"(some models want --model_args.img_size {size})"
         ) from None
 
 
