@@ -31,7 +31,7 @@ def stage(folder: Path) -> str:
     if not (folder / "log.jsonl").exists():
         return "start-up"
     names = [p.name for p in checkpoints(folder)] if (folder / "checkpoints").exists() else []
-    if any(name.startswith("tmp-") for name in names) or any(folder.glob(".*")):
+    if any(name.startswith("tmp-") for name in names) or any(folder.glob(".*.tmp")):
         return "writing a file"
     return "after a checkpoint" if names else "before a checkpoint"
 
