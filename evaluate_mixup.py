@@ -38,7 +38,7 @@ class Evaluation:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Autocast precision; default the recipe's, else none."""
     dataloader_num_workers: Annotated[int, Between(0)] | None = None
-    """Loader processes per process; none: as many as there are cores, at most 16."""
+    """Loader processes per process; none: 0 on a CPU, else the cores, at most 16."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """A corrupt image stops the evaluation, or is left out and counted."""
     output: str | None = None

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 # Elements of the batch that are blended at a time on a CPU. 2**17 float32 are 512 KiB: partner, own
-# pixels and result of one chunk stay in the second-level cache (measured by benchmarks/blend.py).
+# pixels and result of one chunk fit a second-level cache of 2 MiB.
 CPU_CHUNK = 2**17
 
 
