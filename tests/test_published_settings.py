@@ -178,7 +178,7 @@ def test_the_mix_block_learns_as_its_configs_say() -> None:
         for name in ("deit_t", "deit_s", "deit_b", "pvt_t", "swin_t", "convnext_t", "moganet_t"):
             args = rows[name][mixer]
             assert (args["block_lr"], args["block_min_lr"]) == (4e-3 if name == "convnext_t" else 1e-3, 1e-4)
-            assert (args["momentum_start"], args["switch_off"]) == (0.25, 0.8)
+            assert (args["momentum_delay"], args["switch_off"]) == (0.25, 0.8)
             assert args.get("momentum_end") == (0.99996 if name == "convnext_t" else None)
         assert rows["tiny_r18"][mixer]["momentum_end"] == rows["tiny_rx50"][mixer]["momentum_end"] == 0.999999
     assert (rows["tiny_r18"]["samix"]["lam_mul_k"], rows["tiny_rx50"]["samix"]["lam_mul_k"]) == (-1, 0.25)
