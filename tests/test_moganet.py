@@ -30,7 +30,7 @@ def pointwise(x: np.ndarray, m: nn.Conv2d) -> np.ndarray:
 def depthwise(x: np.ndarray, m: nn.Conv2d, dilation: int) -> np.ndarray:
     """Every channel by its own kernel, zeros outside."""
     w, b = m.weight.detach().numpy()[:, 0], m.bias.detach().numpy()
-    (batch, channels, height, width), k = x.shape, w.shape[-1]
+    (_, channels, height, width), k = x.shape, w.shape[-1]
     out = np.zeros_like(x)
     for c, i, j in np.ndindex(channels, height, width):
         out[:, c, i, j] = b[c]

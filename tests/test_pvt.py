@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from mixers.taps import compile_stages
 from recipes import Recipe, UserError
 from training.backbones import create_model
 
@@ -95,3 +96,12 @@ def test_images_of_another_size_are_refused_with_both_sizes() -> None:
 def test_a_size_that_the_model_cannot_have_is_explained(size: object) -> None:
     with pytest.raises(UserError, match="img_size must be square and a multiple of 32, got "):
         create_model(Recipe(model="pvt_tiny", num_classes=5, model_args={"img_size": size}))
+
+
+def test_a_model_with_compiled_stages_computes_the_same() -> None:
+    """Stages are compiled as a whole, so with the layers of transformers in them."""
+    model = timm.create_model("pvt_tiny", num_classes=5, img_size=64).eval()
+    with torch.no_grad():
+        plain = model(IMAGES)
+        compile_stages(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(model(IMAGES), plain)

@@ -1,4 +1,8 @@
-"""Models by timm name. What timm lacks is registered with timm from here, one file per family."""
+"""Models by timm name. What timm lacks is registered with timm from here, one file per family.
+
+Another program that loads such a model, with timm or as a transformers ``AutoModelForImageClassification`` (whose
+wrapper asks timm), imports ``training.backbones`` first; without, both say that timm does not know the architecture.
+"""
 
 import copy
 import math

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -158,7 +158,7 @@ class MogaNet(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = WIDTHS[-1]
-        stem = halve(in_chans, WIDTHS[0] // 2) + [nn.GELU()] + halve(WIDTHS[0] // 2, WIDTHS[0])
+        stem = [*halve(in_chans, WIDTHS[0] // 2), nn.GELU(), *halve(WIDTHS[0] // 2, WIDTHS[0])]
         rates = calculate_drop_path_rates(drop_path_rate, list(DEPTHS), stagewise=True)
         stages = []
         self.feature_info = []
@@ -169,12 +169,12 @@ class MogaNet(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # what leaves one input: kernel area times output channels per group
+            if isinstance(module, nn.Conv2d):  # fan-out of one group
                 fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
+                nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
     def no_weight_decay(self) -> set[str]:

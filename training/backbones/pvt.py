@@ -7,7 +7,8 @@ models of transformers build and reload it once ``training.backbones`` is import
 
 The layers are those of transformers' ``PvtForImageClassification``, arranged as timm arranges a model. Its weights
 fit under other names: ``pvt.encoder.patch_embeddings.I`` is ``stages.I.embed``, ``pvt.encoder.block.I`` is
-``stages.I.layers``, ``pvt.encoder.layer_norm`` is ``norm``, ``classifier`` is ``head``.
+``stages.I.layers``, ``pvt.encoder.layer_norm`` is ``norm``, ``classifier`` is ``head``. The attention of a layer
+(B, heads, queries, keys) is the output of its ``attention.self.dropout``.
 
 Deviations:
 
@@ -22,7 +23,7 @@ Deviations:
 from typing import Any
 
 import torch
-from timm.layers import to_2tuple, trunc_normal_
+from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ def to_map(tokens: Tensor, size: torch.Size) -> Tensor:
 class PVT(nn.Module):
     """PVT-Tiny for square images of ``img_size`` pixels, a multiple of 32. Raises ``ValueError`` for others."""
 
-    num_prefix_tokens = 1  # of the last stage; the others give maps
+    num_prefix_tokens = 1  # in the last stage; the others give maps
 
     def __init__(
         self,
@@ -109,10 +110,10 @@ class PVT(nn.Module):
         ]
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
+                nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         for name in sorted(self.no_weight_decay()):
-            trunc_normal_(self.get_parameter(name), std=0.02)
+            nn.init.trunc_normal_(self.get_parameter(name), std=0.02)
 
     def no_weight_decay(self) -> set[str]:
         """Names of class token and position embeddings."""
