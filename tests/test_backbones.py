@@ -108,11 +108,15 @@ def test_the_start_of_a_transformer_needs_a_class_token() -> None:
 
 
 @pytest.mark.parametrize(("name", "init"), [("test_resnet", "mmcls_cnn"), ("test_vit", "mmcls_vit")])
-def test_the_published_start_changes_nothing_but_head_and_token(name: str, init: str) -> None:
-    ours, theirs = (create_model(recipe(model=name, init=i)).state_dict() for i in (init, "timm"))
-    changed = {k for k in ours if not torch.equal(ours[k], theirs[k])}
-    head = "fc" if name == "test_resnet" else "head"
-    assert changed - {f"{head}.bias"} == {f"{head}.weight"} | ({"cls_token"} if name == "test_vit" else set())
+def test_the_published_start_changes_convolutions_and_head_or_token_and_head(name: str, init: str) -> None:
+    ours, theirs = (create_model(recipe(model=name, init=i)) for i in (init, "timm"))
+    before = theirs.state_dict()
+    changed = {k for k, v in ours.state_dict().items() if not torch.equal(v, before[k])}
+    if init == "mmcls_cnn":
+        expected = {f"{k}.weight" for k, m in ours.named_modules() if isinstance(m, nn.Conv2d)} | {"fc.weight"}
+        assert changed == expected | {"fc.bias"}
+    else:
+        assert changed == {"head.weight", "cls_token"}
 
 
 # --------------------------------------------------------------------------------------------- arguments and errors

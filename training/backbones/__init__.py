@@ -1,4 +1,8 @@
-"""Models by timm name. What timm lacks is registered with timm from here, one file per family."""
+"""Models by timm name. What timm lacks is registered with timm from here, one file per family.
+
+Another program that loads such a model, with timm or as a transformers ``AutoModelForImageClassification`` (whose
+wrapper asks timm), imports ``training.backbones`` first; without, both say that timm does not know the architecture.
+"""
 
 import copy
 import math
@@ -11,7 +15,7 @@ from torch import nn
 from recipes import Recipe, UserError
 from recipes.typed import nearest
 
-from . import resnet_cifar  # noqa: F401  registers resnet18_cifar and others
+from . import moganet, pvt, resnet_cifar  # noqa: F401  registers their models with timm
 
 
 def create_model(recipe: Recipe) -> nn.Module:
@@ -84,13 +88,23 @@ def check_input(model: nn.Module, batch: int, size: int, name: str, training: bo
 
 
 def init_published(model: nn.Module, init: str) -> None:
-    """Start head and class token as the published runs did, where timm differs.
+    """Start as the published runs did, where timm differs.
 
-    ``mmcls_cnn``: head from N(0, 0.01). ``mmcls_vit``: class token and head from N(0, 0.02), which the original
-    truncates at 2, so at a hundred standard deviations. Biases of the head are 0.
+    ``mmcls_cnn``: every convolution from torch's kaiming normal (fan-out, ReLU), head from N(0, 0.01). That is timm's
+    law for a ResNet's convolutions, but not for depth-wise ones: torch does not divide the fan by the groups.
+    BatchNorm stays as timm has it: weight 1, but 0 in the last of a ResNet's block.
+    ``mmcls_vit``: class token and head from N(0, 0.02), which the original truncates at 2, so at a hundred standard
+    deviations.
+    Biases of what is drawn are 0. The published Swin, ConvNeXt, PVT and MogaNet need neither: timm's start, or that
+    of the models here, is theirs.
     """
     head = model.get_classifier()
     if init == "mmcls_cnn":
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         nn.init.normal_(head.weight, std=0.01)
     else:
         nn.init.trunc_normal_(head.weight, std=0.02)

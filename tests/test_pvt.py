@@ -1,0 +1,107 @@
+"""PVT-Tiny: the arithmetic of transformers' model, the published start, and images of one size."""
+
+import math
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from mixers.taps import compile_stages
+from recipes import Recipe, UserError
+from training.backbones import create_model
+
+IMAGES = torch.linspace(-3, 3, 2 * 3 * 64 * 64).sin().reshape(2, 3, 64, 64)
+
+
+def theirs(size: int = 64, **config: float) -> nn.Module:
+    """The model of transformers with 5 classes."""
+    from transformers import PvtConfig, PvtForImageClassification
+
+    return PvtForImageClassification(PvtConfig(image_size=size, num_labels=5, **config))
+
+
+def renamed(key: str) -> str:
+    """Name of one of their weights in our model."""
+    parts = key.split(".")
+    if parts[0] == "classifier":
+        return ".".join(["head", *parts[1:]])
+    assert parts[:2] == ["pvt", "encoder"]
+    if parts[2] == "layer_norm":
+        return ".".join(["norm", *parts[3:]])
+    return ".".join(["stages", parts[3], {"patch_embeddings": "embed", "block": "layers"}[parts[2]], *parts[4:]])
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("size", [64, 224])
+def test_logits_are_those_of_transformers(size: int, training: bool) -> None:
+    other = theirs(size).train(training)
+    model = timm.create_model("pvt_tiny", num_classes=5, img_size=size).train(training)
+    model.load_state_dict({renamed(k): v for k, v in other.state_dict().items()}, strict=True)
+    images = IMAGES if size == 64 else IMAGES.repeat(1, 1, 4, 4)[:1, :, :224, :224] + torch.linspace(0, 1, 224)
+    with torch.no_grad():
+        expected = other(images).logits
+        assert expected.std() > 1e-3
+        torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-5)
+
+
+def test_the_dropout_of_a_layer_sees_its_attention() -> None:
+    """What mixers that cut by attention will hook."""
+    other = theirs(attn_implementation="eager").eval()
+    model = timm.create_model("pvt_tiny", num_classes=5, img_size=64).eval()
+    model.load_state_dict({renamed(k): v for k, v in other.state_dict().items()})
+    maps = []
+    module = model.get_submodule("stages.3.layers.1.attention.self.dropout")
+    module.register_forward_hook(lambda _module, _args, output: maps.append(output))
+    with torch.no_grad():
+        model(IMAGES)
+        expected = other(IMAGES, output_attentions=True, return_dict=True).attentions[-1]
+    assert maps[0].shape == (2, 8, 5, 5)  # 8 heads, the class token and 2 x 2 patches
+    torch.testing.assert_close(maps[0], expected)
+    torch.testing.assert_close(maps[0].sum(-1), torch.ones(2, 8, 5))
+
+
+def test_a_published_pvt_starts_convolutions_as_torch_and_all_else_from_a_normal_of_0_02() -> None:
+    model = create_model(Recipe(model="pvt_tiny", num_classes=200))
+    for m in model.modules():
+        if isinstance(m, nn.Conv2d):  # uniform within 1 / sqrt(fan-in), in torch
+            bound = (m.in_channels * math.prod(m.kernel_size)) ** -0.5
+            assert 0.99 * bound < m.weight.abs().max() <= bound
+            assert m.bias.any()
+        elif isinstance(m, nn.Linear):
+            assert m.weight.std().item() == pytest.approx(0.02, rel=0.03)
+            assert m.weight.abs().max() > 0.06
+            assert not m.bias.any()
+        elif isinstance(m, nn.LayerNorm):
+            assert (m.weight == 1).all() and not m.bias.any()
+    for name in model.no_weight_decay():
+        p = model.get_parameter(name)
+        assert p.std().item() == pytest.approx(0.02, rel=5 / math.sqrt(2 * p.numel()))
+
+
+def test_class_token_and_position_embeddings_are_not_decayed() -> None:
+    model = timm.create_model("pvt_tiny", img_size=64)
+    expected = {f"stages.{i}.embed.position_embeddings" for i in range(4)} | {"stages.3.embed.cls_token"}
+    assert model.no_weight_decay() == expected
+
+
+def test_images_of_another_size_are_refused_with_both_sizes() -> None:
+    model = timm.create_model("pvt_tiny", num_classes=5, img_size=64)
+    for run in (model, model.forward_features, model.forward_intermediates):
+        with pytest.raises(ValueError, match="made for 64 x 64, got 64 x 96"):
+            run(torch.zeros(1, 3, 64, 96))
+
+
+@pytest.mark.parametrize("size", [60, (64, 96)])
+def test_a_size_that_the_model_cannot_have_is_explained(size: object) -> None:
+    with pytest.raises(UserError, match="img_size must be square and a multiple of 32, got "):
+        create_model(Recipe(model="pvt_tiny", num_classes=5, model_args={"img_size": size}))
+
+
+def test_a_model_with_compiled_stages_computes_the_same() -> None:
+    """Stages are compiled as a whole, so with the layers of transformers in them."""
+    model = timm.create_model("pvt_tiny", num_classes=5, img_size=64).eval()
+    with torch.no_grad():
+        plain = model(IMAGES)
+        compile_stages(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(model(IMAGES), plain)
