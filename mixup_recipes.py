@@ -13,6 +13,7 @@ from recipes import cli
 
 app = App(name="mixup-recipes", help=__doc__.splitlines()[0], version_flags=[], result_action="return_value")
 app.command(recipes_app := App(name="recipes", help="List, show, explain and compare recipes."))
+app.command(cells_app := App(name="cells", help="The published numbers: list, show, explain, compare, export."))
 
 
 @recipes_app.command(name="list")
@@ -42,6 +43,97 @@ def diff(first: str, second: str) -> None:
     """Fields in which two recipes differ."""
     for key, (a, b) in recipes.differences(recipes.load(first), recipes.load(second)).items():
         print(f"{key:32} {a!s:36} {b}")
+
+
+@cells_app.command(name="list")
+def list_cells(
+    *,
+    benchmark: str | None = None,
+    setting: str | None = None,
+    backbone: str | None = None,
+    mixer: str | None = None,
+    source: str | None = None,
+    upstream_config: str | None = None,
+    numbered: bool | None = None,
+    results: Path | None = None,
+) -> None:
+    """One line per published cell: number, marks, status of our runs."""
+    from model_cards import cells, records
+
+    wanted = {"benchmark": benchmark, "setting": setting, "backbone": backbone, "mixer": mixer, "source": source}
+    chosen = cells.select(numbered, **wanted, upstream_config=upstream_config)
+    print(cells.listing(chosen, records.of_cells(results)))
+
+
+@cells_app.command(name="show")
+def show_cell(name: str, *, results: Path | None = None) -> None:
+    """A published number with its source, protocol, recipe, estimated hours and the status of our runs."""
+    from model_cards import cells, records
+
+    if name in cells.cells():
+        print(cells.describe(cells.find(name), records.of_cells(results).get(name)))
+    else:
+        recipe, _ = cells.resolve(name)
+        print(f"{recipe.name} is a recipe, but no published cell.\n\n{recipes.to_yaml(recipe)}", end="")
+
+
+@cells_app.command(name="explain")
+def explain_cell(name: str) -> None:
+    """Every value of a cell's recipe with its origin."""
+    from model_cards import cells
+
+    print(recipes.explain(*cells.resolve(name)))
+
+
+@cells_app.command(name="diff")
+def diff_cells(first: str, second: str) -> None:
+    """Recipe fields, mixer arguments and published numbers in which two cells or recipes differ."""
+    from model_cards import cells
+
+    print(cells.compare(first, second))
+
+
+@cells_app.command
+def export(name: str, *, out: Path | None = None) -> None:
+    """A cell's recipe as a file that --recipe accepts."""
+    from model_cards import cells
+
+    put(recipes.to_yaml(cells.resolve(name)[0]), out)
+
+
+@app.command
+def record(*runs: Path, out: Annotated[Path | None, Parameter(help="folder of the records")] = None) -> None:
+    """Write run folders of one recipe, one per seed, into its run record."""
+    from model_cards import records
+
+    path = records.save(list(runs), out)
+    content = records.read(path)
+    print(f"{path}: {content['recipe']}, seeds {', '.join(content['seeds'])}")
+
+
+@app.command
+def table(
+    *,
+    benchmark: str | None = None,
+    format: str = "md",
+    results: Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """The published tables with our runs beside them, as md, csv, latex or html."""
+    from model_cards import records, tables
+
+    put(tables.table(benchmark, records.of_cells(results), format, results), out)
+
+
+def put(text: str, out: Path | None) -> None:
+    """Print a text, or write it to a file, whole or not at all."""
+    if out is None:
+        print(text, end="")
+        return
+    from training.run import write
+
+    write(out, text)
+    print(out)
 
 
 @app.command
