@@ -34,12 +34,23 @@ def main() -> int | None:
     folder = Path(job.output_dir or f"runs/{recipe.name}-seed{recipe.seed}")
 
     # ----------------------------------------------------------------------------------------- processes
-    import numpy as np
     import torch
     from timm.utils import ModelEmaV3, distribute_bn
 
     from mixers import Step, build
-    from training import backbones, checkpoint, data, dryrun, evaluation, images, keys, launch, optimisation, run
+    from training import (
+        backbones,
+        checkpoint,
+        data,
+        dryrun,
+        evaluation,
+        images,
+        launch,
+        microbatch,
+        optimisation,
+        precise_bn,
+        run,
+    )
     from training.signals import Stop
 
     accelerator = launch.accelerator(recipe, folder, job.report_to, job.deterministic)
@@ -123,6 +134,10 @@ def main() -> int | None:
         due = epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs
         leaving = False
         if within == 0 and epoch > evaluated and due:
+            if recipe.precise_bn_samples is not None:
+                precise_bn.refresh(step, samples, recipe, epoch, workers, accelerator)
+                if world > 1:
+                    distribute_bn(step, world, reduce=True)
             nets = step.mixer.models(step.model) | ({"ema": ema.module} if ema else {})
             scores = evaluation.evaluate(nets, eval_samples, recipe, accelerator, workers, stop)
             if scores is None:
@@ -159,12 +174,7 @@ def main() -> int | None:
             before = time.perf_counter()
             pixels, labels, _, bad = next(batches)
             waited += time.perf_counter() - before
-            x = images.normalise(pixels, recipe, device)
-            if recipe.reprob:
-                x = images.erase(x, recipe.reprob, recipe.remode, keys.rng(keys.ERASE, recipe.seed, update, micro))
-            y = optimisation.one_hot(labels.to(device, non_blocking=True), recipe)
-            keys.seed_everything(keys.STEP, recipe.seed, update, micro)  # dropout and drop path draw from this
-            rng = np.random.default_rng((recipe.seed, update))  # the same for every micro-batch of the update
+            x, y, rng = microbatch.inputs(pixels, labels, recipe, update, micro, device)
             last = micro + world >= micro_batches
             with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
                 out = wrapped(x, y, rng)
@@ -182,6 +192,7 @@ def main() -> int | None:
         update += 1
         step.mixer.after_step(step.model, update / total)
         if ema:
+            ema.decay = optimisation.ema_decay(recipe, update, per_epoch)
             ema.update(step.model)
         if update % per_epoch == 0 and world > 1:
             for module in modules.values():

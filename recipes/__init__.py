@@ -2,10 +2,13 @@
 
 A setting is a YAML file in this folder. A recipe name is ``<setting>_<mixer>``, for example
 ``r50_100e_cutmix``; the longest setting name that fits wins. Precedence: defaults, ``base``, file, command line.
+A file assigns fields of ``Recipe``; beside them it may name one ``base`` setting, and hold a table ``per_mixer`` of
+the fields that the setting changes for one mixer only (mixer -> fields, ahead of the file's other fields).
 """
 
 import dataclasses
 import functools
+import inspect
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from .typed import Between, UserError, convert, describe, nearest
+from .typed import Between, UserError, convert, nearest
 
 FOLDER = Path(__file__).parent
 
@@ -22,6 +25,26 @@ Share = Annotated[float, Between(0, 1)]
 Positive = Annotated[float, Between(0, open_low=True)]
 NotNegative = Annotated[float, Between(0)]
 Rgb = tuple[float, float, float]
+
+# Methods of the published tables that mixers.MIXERS does not have yet: their recipes resolve with ``unbuilt=True``.
+AWAITED = (
+    "alignmix",
+    "attentivemix",
+    "automix",
+    "comixup",
+    "fmix",
+    "grafting",
+    "gridmix",
+    "manifoldmix",
+    "puzzlemix",
+    "resizemix",
+    "saliencymix",
+    "samix",
+    "smoothmix",
+    "supermix",
+    "tokenmix",
+    "transmix",
+)
 
 
 @dataclass(frozen=True)
@@ -100,6 +123,8 @@ class Recipe:
     """Linear warm-up, per update; the cosine runs from the start and is multiplied by it."""
     warmup_lr: NotNegative = 0.0
     """Learning rate at the first update of the warm-up."""
+    warmup_prefix: bool = False
+    """Begin the cosine when the warm-up ends, instead of multiplying the two."""
     # --- loss
     loss: Literal["ce", "bce_sum", "bce_mean"] = "ce"
     """Soft-target cross-entropy, or binary cross-entropy summed or averaged over classes."""
@@ -147,10 +172,14 @@ class Recipe:
     """Runs with different seeds that the published number averages."""
     ema_decay: Share | None = None
     """Decay of the exponential moving average of the weights; none: no average."""
+    ema_warmup_epochs: NotNegative = 0.0
+    """The decay of the average grows linearly from 0.9 times its value over these epochs."""
     report_ema: bool = False
     """Report and export the average instead of the raw weights."""
     sync_bn: bool = False
     """Share BatchNorm statistics between GPUs."""
+    precise_bn_samples: Count | None = None
+    """Before each evaluation, average BatchNorm statistics anew over this many mixed training images (PreciseBN)."""
     # --- numerics
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast precision."""
@@ -175,9 +204,18 @@ def split_name(name: str) -> tuple[str, str | None]:
     """``"r50_100e_cutmix"`` to ``("r50_100e", "cutmix")``: the longest setting name that fits; no mixer: None."""
     fits = [s for s in settings() if name == s or name.startswith(s + "_")]
     if not fits:
-        raise UserError(f"unknown recipe {name!r}: no setting starts it; {nearest(name, settings())}")
+        raise UserError(f"unknown recipe {name!r}: no setting starts it; {nearest_recipe(name)}")
     setting = max(fits, key=len)
     return setting, name[len(setting) + 1 :] or None
+
+
+def nearest_recipe(name: str) -> str:
+    """The end of an error message: the recipe that is spelled most alike, or all settings."""
+    from mixers import MIXERS, nearest
+
+    names = [*settings(), *(f"{s}_{m}" for s in settings() for m in (*MIXERS, *AWAITED))]
+    close = nearest(name, names)
+    return close if close.startswith("did you mean") else nearest(name, settings())
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -193,43 +231,49 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def resolve(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe, dict[str, str]]:
+def resolve(name: str, overrides: dict[str, Any] | None = None, unbuilt: bool = False) -> tuple[Recipe, dict[str, str]]:
     """The recipe behind a name or a file, and the origin of every value.
 
     ``name``: ``<setting>_<mixer>``, a setting alone, or the path of a YAML file. ``overrides``: field -> value,
-    typed or text; the key ``mixer_args`` updates the arguments of the chosen mixer.
+    typed or text; the key ``mixer_args`` updates the arguments of the chosen mixer. ``unbuilt``: accept a mixer of
+    ``AWAITED`` too; its arguments are then those that the setting names, unchecked.
     Raises ``UserError`` with the nearest valid name before anything is touched.
     """
     is_file = name.endswith((".yaml", ".yml")) or "/" in name
     setting, mixer = (name, None) if is_file else split_name(name)
     path = Path(name) if is_file else settings()[setting]
-    content = read_yaml(path)
-    layers: list[tuple[str, dict[str, Any]]] = [(path.name, content)]
-    if base := content.pop("base", None):
+    files = [(path.name, read_yaml(path))]
+    if base := files[0][1].pop("base", None):
         if not isinstance(base, str) or base not in settings():
             raise UserError(f"{path.name}: unknown base {base!r}; {nearest(str(base), settings())}")
         below = read_yaml(settings()[base])
         if "base" in below:
             raise UserError(f"{path.name}: base {base!r} has a base of its own; bases are not chained")
-        layers.insert(0, (f"{base}.yaml", below))
-    if mixer is not None:
-        layers.append(("recipe name", {"mixer": mixer}))
+        files.insert(0, (f"{base}.yaml", below))
     overrides = dict(overrides or {})
     own_args = overrides.pop("mixer_args", {})
-    layers.append(("command line", overrides))
+    given = [content.get("mixer") for _, content in files] + [mixer, overrides.get("mixer")]
+    chosen = next((str(m) for m in reversed(given) if m is not None), "vanilla")
 
+    layers: list[tuple[str, dict[str, Any]]] = []
+    for source, content in files:
+        rows = content.pop("per_mixer", {})
+        layers.append((source, content))
+        layers += [(f"{source}: per_mixer.{m}", fields) for m, fields in per_mixer(rows, source) if m == chosen]
+    layers += [("recipe name", {"mixer": mixer})] * (mixer is not None) + [("command line", overrides)]
     known = schema(Recipe)
     values: dict[str, Any] = {}
     origin = dict.fromkeys(known, "default")
     for source, layer in layers:
         for key, value in layer.items():
-            if key not in known:
-                raise UserError(f"{source}: unknown recipe field {key!r}; {nearest(str(key), known)}")
-            values[key] = convert(value, known[key], f"{source}: {key}")
+            converted = field_value(key, value, source)
+            if key == "mixer_args":
+                converted = merge_rows(values.get(key, {}), converted, source, origin)
+            values[key] = converted
             origin[key] = source
     if not is_file or not values.get("name"):
-        values["name"] = f"{setting}_{values.get('mixer', 'vanilla')}" if not is_file else path.stem
-    recipe = with_mixer_args(Recipe(**values), own_args, origin)
+        values["name"] = f"{setting}_{chosen}" if not is_file else path.stem
+    recipe = with_mixer_args(Recipe(**values), own_args, origin, unbuilt)
     check(recipe)
     return recipe, origin
 
@@ -239,30 +283,63 @@ def load(name: str, **overrides: Any) -> Recipe:
     return resolve(name, overrides)[0]
 
 
-def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, str]) -> Recipe:
-    """Write down every argument of the chosen mixer, defaults included, so that the saved recipe is complete."""
-    import inspect
+def field_value(key: str, value: Any, source: str) -> Any:
+    """A value as its field's type. Raises ``UserError`` for an unknown field or a wrong value."""
+    known = schema(Recipe)
+    if key not in known:
+        raise UserError(f"{source}: unknown recipe field {key!r}; {nearest(str(key), known)}")
+    return convert(value, known[key], f"{source}: {key}")
 
+
+def per_mixer(rows: Any, source: str) -> list[tuple[str, dict[str, Any]]]:
+    """The ``per_mixer`` table of a file, checked whole: a typo in a row is found whichever mixer is chosen."""
+    if not isinstance(rows, dict) or not all(isinstance(fields, dict) for fields in rows.values()):
+        raise UserError(f"{source}: per_mixer: expected a table of mixer -> fields")
+    for row, fields in rows.items():
+        check_mixer_name(row, f"{source}: per_mixer: ")
+        for key, value in fields.items():
+            if key in ("name", "mixer"):
+                raise UserError(f"{source}: per_mixer.{row} cannot set {key}")
+            field_value(key, value, f"{source}: per_mixer.{row}")
+    return list(rows.items())
+
+
+def merge_rows(below: dict[str, Any], above: dict[str, Any], source: str, origin: dict[str, str]) -> dict[str, Any]:
+    """Two ``mixer_args`` tables, argument by argument; notes where each argument comes from."""
+    for row, args in above.items():
+        check_mixer_name(row, f"{source}: mixer_args: ")
+        if not isinstance(args, dict):
+            raise UserError(f"{source}: mixer_args.{row}: expected a table of arguments")
+        origin |= {f"mixer_args.{row}.{key}": source for key in args}
+    return below | {row: below.get(row, {}) | args for row, args in above.items()}
+
+
+def check_mixer_name(name: str, where: str = "") -> None:
+    """Raise ``UserError`` unless a mixer of this name exists or is awaited."""
+    from mixers import MIXERS
+
+    if name not in MIXERS and name not in AWAITED:
+        raise UserError(f"{where}unknown mixer {name!r}; {nearest(str(name), [*MIXERS, *AWAITED])}")
+
+
+def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, str], unbuilt: bool) -> Recipe:
+    """Write down every argument of the chosen mixer, defaults included, so that the saved recipe is complete."""
     from mixers import MIXERS, build
 
-    if recipe.mixer not in MIXERS:
-        raise UserError(f"unknown mixer {recipe.mixer!r}; {nearest(recipe.mixer, MIXERS)}")
-    for row in recipe.mixer_args:
-        if row not in MIXERS:
-            raise UserError(f"{origin['mixer_args']}: mixer_args: unknown mixer {row!r}; {nearest(row, MIXERS)}")
-        if not isinstance(recipe.mixer_args[row], dict):
-            raise UserError(f"{origin['mixer_args']}: mixer_args.{row}: expected a table of arguments")
+    check_mixer_name(recipe.mixer)
+    if recipe.mixer not in MIXERS and not unbuilt:
+        raise UserError(f"recipe {recipe.name!r}: mixer {recipe.mixer!r} is not built yet; valid names: {[*MIXERS]}")
     given = recipe.mixer_args.get(recipe.mixer, {})
     own_args = convert(own_args, dict, "command line: mixer")
-    defaults = {
-        n: p.default for n, p in inspect.signature(MIXERS[recipe.mixer]).parameters.items() if p.default is not p.empty
-    }
+    parameters = inspect.signature(MIXERS[recipe.mixer]).parameters if recipe.mixer in MIXERS else {}
+    defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
     args = defaults | given | own_args
     for key in args:
-        source = "command line" if key in own_args else origin["mixer_args"] if key in given else "mixer's default"
-        origin[f"mixer_args.{recipe.mixer}.{key}"] = source
+        path = f"mixer_args.{recipe.mixer}.{key}"
+        origin[path] = "command line" if key in own_args else origin.get(path, "mixer's default")
     try:
-        build(recipe.mixer, **args)
+        if recipe.mixer in MIXERS:
+            build(recipe.mixer, **args)
     except (ValueError, TypeError) as e:
         raise UserError(str(e)) from None
     return dataclasses.replace(recipe, mixer_args=recipe.mixer_args | {recipe.mixer: args})
@@ -282,8 +359,8 @@ def check(recipe: Recipe) -> None:
         raise UserError(f"warmup_epochs {recipe.warmup_epochs:g} exceeds epochs {recipe.epochs}; lower warmup_epochs")
     if recipe.min_lr > recipe.lr:
         raise UserError(f"min_lr {recipe.min_lr:g} exceeds lr {recipe.lr:g}")
-    if recipe.report_ema and recipe.ema_decay is None:
-        raise UserError("report_ema needs ema_decay")
+    if (recipe.report_ema or recipe.ema_warmup_epochs) and recipe.ema_decay is None:
+        raise UserError("report_ema and ema_warmup_epochs need ema_decay")
     if recipe.eval_resize < recipe.eval_size:
         raise UserError(f"eval_resize {recipe.eval_resize} is smaller than the crop eval_size {recipe.eval_size}")
     for name in ("scale", "ratio"):
@@ -326,9 +403,9 @@ def differences(a: Recipe, b: Recipe, ignore: tuple[str, ...] = ()) -> dict[str,
 
 
 __all__ = [
+    "AWAITED",
     "Recipe",
     "UserError",
-    "describe",
     "differences",
     "explain",
     "load",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mixers import Mixup, Step, Vanilla
 from recipes import Recipe, UserError, load, settings
-from training.optimisation import criterion, learning_rate, one_hot, optimizer, set_learning_rate
+from training.optimisation import criterion, ema_decay, learning_rate, one_hot, optimizer, set_learning_rate
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -324,6 +324,29 @@ def test_an_epoch_wise_cosine_moves_at_epochs_only_and_a_warm_up_at_every_update
     rates = [learning_rate(r, update, 5) for update in range(30)]
     assert len(set(rates[:10])) == 10
     assert [len(set(rates[i : i + 5])) for i in range(10, 30, 5)] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("on_updates", [True, False])
+def test_a_cosine_that_begins_after_the_warm_up_is_that_of_timm(on_updates: bool) -> None:
+    r = recipe(
+        epochs=9, lr=0.4, min_lr=0.01, warmup_epochs=3, warmup_lr=0.1, warmup_prefix=True, sched_on_updates=on_updates
+    )
+    per_epoch, scale = 5, 5 if on_updates else 1
+    dummy = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=r.lr)
+    theirs = CosineLRScheduler(
+        dummy, t_initial=6 * scale, lr_min=0.01, warmup_t=3 * scale, warmup_lr_init=0.1, warmup_prefix=True,
+        t_in_epochs=not on_updates,
+    )  # fmt: skip
+    for update in range(15 if not on_updates else 0, 45):
+        theirs.step_update(update) if on_updates else theirs.step(update // per_epoch)
+        assert learning_rate(r, update, per_epoch) == pytest.approx(dummy.param_groups[0]["lr"], rel=1e-9)
+
+
+def test_the_decay_of_the_average_grows_while_it_warms_up() -> None:
+    r = recipe(epochs=9, ema_decay=0.5, ema_warmup_epochs=2)
+    decays = [ema_decay(r, update, 10) for update in (0, 5, 10, 20, 30)]
+    assert decays == pytest.approx([0.45, 0.4625, 0.475, 0.5, 0.5])
+    assert ema_decay(recipe(ema_decay=0.5), 0, 10) == 0.5
 
 
 @pytest.mark.parametrize("name", settings())

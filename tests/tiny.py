@@ -35,6 +35,8 @@ reprob: 0.3
 aa: rand-m9-mstd0.5-inc1
 smoothing: 0.1
 ema_decay: 0.9
+ema_warmup_epochs: 1
+precise_bn_samples: 20
 protocol_epochs: 2
 """
 

@@ -14,7 +14,12 @@ from .backbones import weight_bytes
 from .data import cut, updates_per_epoch
 
 # Training images of the datasets that the recipes name, for a dry run that must not download them.
-KNOWN_SIZES = {"ILSVRC/imagenet-1k": 1_281_167, "uoft-cs/cifar10": 50_000, "groceries": 675}
+KNOWN_SIZES = {
+    "ILSVRC/imagenet-1k": 1_281_167,
+    "zh-plus/tiny-imagenet": 100_000,
+    "uoft-cs/cifar10": 50_000,
+    "groceries": 675,
+}
 
 
 def activation_bytes(model: nn.Module, batch: int, size: int) -> int:

@@ -71,19 +71,29 @@ def learning_rate(recipe: Recipe, update: int, updates_per_epoch: int) -> float:
 
     A cosine from ``lr`` to ``min_lr`` over all epochs, moved per update or per epoch, multiplied by a linear
     warm-up per update that starts at ``warmup_lr`` (the schedule of the published runs; timm's schedulers
-    replace the cosine during the warm-up instead of multiplying it).
+    replace the cosine during the warm-up instead of multiplying it). With ``warmup_prefix`` the cosine begins when the
+    warm-up ends.
     """
-    position = update / updates_per_epoch
+    position, span = update / updates_per_epoch, recipe.epochs
+    if recipe.warmup_prefix:
+        position, span = max(0.0, position - recipe.warmup_epochs), recipe.epochs - recipe.warmup_epochs
     if not recipe.sched_on_updates:
         position = math.floor(position)
     rate = recipe.lr
-    if recipe.sched == "cosine":
-        rate = recipe.min_lr + 0.5 * (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * position / recipe.epochs))
+    if recipe.sched == "cosine" and span:
+        rate = recipe.min_lr + 0.5 * (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * position / span))
     warmup = recipe.warmup_epochs * updates_per_epoch
     if update < warmup:
         start = recipe.warmup_lr / recipe.lr
         rate *= start + (1 - start) * update / warmup
     return rate
+
+
+def ema_decay(recipe: Recipe, update: int, updates_per_epoch: int) -> float:
+    """The decay of the averaged weights at an update: grows linearly from 0.9 times its value while it warms up."""
+    assert recipe.ema_decay is not None
+    warmup = recipe.ema_warmup_epochs * updates_per_epoch
+    return recipe.ema_decay * (0.9 + 0.1 * min(1.0, update / warmup) if warmup else 1.0)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

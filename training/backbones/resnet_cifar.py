@@ -41,11 +41,11 @@ class ResNetCifar(ResNet):
 def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """ResNet-18 with the small stem."""
     layers = {"block": BasicBlock, "layers": (2, 2, 2, 2)}
-    return build_model_with_cfg(ResNetCifar, "resnet18_cifar", pretrained, **layers, **kwargs)
+    return build_model_with_cfg(ResNetCifar, "resnet18_cifar", pretrained, **(layers | kwargs))
 
 
 @register_model
 def resnext50_32x4d_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """ResNeXt-50 32x4d with the small stem."""
     layers = {"block": Bottleneck, "layers": (3, 4, 6, 3), "cardinality": 32, "base_width": 4}
-    return build_model_with_cfg(ResNetCifar, "resnext50_32x4d_cifar", pretrained, **layers, **kwargs)
+    return build_model_with_cfg(ResNetCifar, "resnext50_32x4d_cifar", pretrained, **(layers | kwargs))

@@ -1,0 +1,244 @@
+"""The 25 published settings, value by value, against a table of what the published runs did.
+
+``published_settings.csv`` was taken down from OpenMixup's configs independently of the recipes: one row per setting,
+an empty cell where something is not used. Neither a recipe nor a default may change a value unnoticed.
+"""
+
+import csv
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import recipes
+from mixers import MIXERS
+from recipes import AWAITED, Recipe, UserError, differences, load, resolve, schema, settings
+from recipes.typed import convert
+from training.backbones import create_model
+from training.data import updates_per_epoch
+from training.dryrun import KNOWN_SIZES
+
+ROWS = list(csv.DictReader((Path(__file__).parent / "published_settings.csv").read_text().splitlines()))
+PUBLISHED = [row["setting"] for row in ROWS]
+VARIANTS = {
+    "deit_b_official": "deit_b",
+    "deit_s_2022": "deit_s",
+    "deit_s_official": "deit_s",
+    "deit_t_2022": "deit_t",
+    "deit_t_official": "deit_t",
+    "r50_rsb_a2_original": "r50_rsb_a2",
+    "r50_rsb_a3_original": "r50_rsb_a3",
+    "swin_t_official": "swin_t",
+}
+
+
+def of(name: str) -> Recipe:
+    """A recipe whose mixer may not be built yet."""
+    return resolve(name, unbuilt=True)[0]
+
+
+def changed(name: str, base: str) -> dict[str, Any]:
+    """The fields of ``name`` that differ from those of ``base``."""
+    pairs = differences(of(base), of(name), ignore=("name", "mixer", "mixer_args"))
+    return {k: after for k, (_, after) in pairs.items()}
+
+
+def test_there_are_25_published_settings_and_their_variants() -> None:
+    assert len(PUBLISHED) == len(set(PUBLISHED)) == 25
+    assert {*PUBLISHED, *VARIANTS, "cifar10_r18_200e", "quickstart"} == set(settings())
+
+
+@pytest.mark.parametrize("row", ROWS, ids=PUBLISHED)
+def test_a_setting_does_what_the_published_runs_did(row: dict[str, str]) -> None:
+    recipe = load(row["setting"])
+    known = schema(Recipe)
+    for key, text in row.items():
+        if key in ("setting", "updates_per_epoch", "parameters") or (key == "protocol_epochs" and not text):
+            continue
+        expected = convert(text or None, known[key], key)
+        found = getattr(recipe, key)
+        if key == "drop_path_rate":  # models without it do not take the argument
+            found = found or 0.0
+        assert found == expected or found == pytest.approx(expected), key
+
+
+@pytest.mark.parametrize("row", ROWS, ids=PUBLISHED)
+def test_an_epoch_has_as_many_updates_as_the_published_runs(row: dict[str, str]) -> None:
+    recipe = load(row["setting"])
+    assert updates_per_epoch(KNOWN_SIZES[recipe.dataset], recipe) == int(row["updates_per_epoch"])
+
+
+@pytest.mark.parametrize("row", ROWS, ids=PUBLISHED)
+def test_a_setting_has_a_model_of_the_published_size(row: dict[str, str]) -> None:
+    recipe = dataclasses.replace(load(row["setting"]), init="timm")
+    with torch.device("meta"):
+        model = create_model(recipe)
+    assert sum(p.numel() for p in model.parameters()) == int(row["parameters"])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_all_published_settings_share(name: str) -> None:
+    recipe = load(name)
+    shared = {
+        "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "hflip": 0.5, "interpolation": "bicubic", "train_crop": "rrc",
+        "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "sched": "cosine", "remode": "pixel", "seed": 0,
+        "eval_epochs": 1, "bce_target_thresh": None, "warmup_prefix": False, "channels_last": False,
+        "torch_compile": False, "momentum": 0.9, "max_train_samples": None, "max_eval_samples": None,
+        "dataset_config": None, "dataset_revision": None, "train_split": "train", "label_column": "label",
+        "image_column": "image",
+    }  # fmt: skip
+    assert {k: getattr(recipe, k) for k in shared} == shared
+    betas = None if recipe.opt == "momentum" else (0.9, 0.999)
+    assert recipe.opt_betas == betas
+    assert recipe.mixed_precision == ("no" if recipe.opt == "momentum" else "bf16")
+    assert recipe.ema_warmup_epochs == (20 if recipe.ema_decay else 0)
+
+
+ALPHA = {
+    "pytorch": {
+        "mixup": 0.2, "cutmix": 1, "manifoldmix": 0.2, "saliencymix": 1, "attentivemix": 2, "fmix": 1, "gridmix": 0.2,
+        "puzzlemix": 1, "resizemix": 1, "automix": 2, "samix": 2, "alignmix": 2, "comixup": 2, "supermix": 2,
+        "grafting": 1,
+    },
+    "rsb": {
+        "mixup": 0.2, "cutmix": 0.2, "manifoldmix": 0.2, "attentivemix": 2, "saliencymix": 0.2, "fmix": 0.2,
+        "puzzlemix": 1, "resizemix": 1, "automix": 2, "samix": 2,
+    },
+    "deit": {
+        "mixup": 0.2, "cutmix": 0.2, "manifoldmix": 0.2, "attentivemix": 2, "saliencymix": 0.2, "puzzlemix": 1,
+        "fmix": 0.2, "resizemix": 1, "automix": 2, "samix": 2,
+    },
+    "tiny": {
+        "mixup": 1, "cutmix": 1, "manifoldmix": 0.2, "smoothmix": 0.2, "saliencymix": 1, "attentivemix": 2, "fmix": 1,
+        "puzzlemix": 1, "resizemix": 1, "gridmix": 0.2, "automix": 2, "samix": 2, "alignmix": 2, "grafting": 1,
+        "comixup": 2,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_row_has_the_alpha_that_was_used(name: str) -> None:
+    if name.startswith("tiny"):
+        table = "tiny"
+    else:
+        table = "rsb" if "_rsb_" in name else "pytorch" if name.endswith("e") and "0" in name else "deit"
+    expected = dict(ALPHA[table])
+    if name.startswith("r18_"):  # the note below the table, not its alpha column
+        expected |= dict.fromkeys(("cutmix", "saliencymix", "fmix", "resizemix"), 0.2)
+    rows = of(name).mixer_args
+    assert {m: rows[m]["alpha"] for m in expected} == expected
+    pair = {"mixup_alpha": 0.1 if name == "moganet_t" or table == "rsb" else 0.8, "cutmix_alpha": 1.0}
+    if table != "tiny":
+        assert rows["rsb" if table == "rsb" else "deit"] == pair
+    if table == "deit":
+        assert rows["tokenmix"] == {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
+        assert rows["transmix"] == {"mixup_alpha": 0.1 if name == "deit_t" else 0.8, "cutmix_alpha": 1.0}
+
+
+def both(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The same fields for AutoMix and SAMix."""
+    return {"automix": fields, "samix": fields}
+
+
+AVERAGED = {"ema_decay": 0.99996, "ema_warmup_epochs": 20.0, "report_ema": True}
+NOT_AVERAGED = {"ema_decay": None, "ema_warmup_epochs": 0.0, "report_ema": False}
+PER_MIXER = {
+    "deit_t": {
+        "automix": {"drop_path_rate": 0.1}, "samix": {"drop_path_rate": 0.1}, "transmix": {"weight_decay": 0.03},
+    },
+    "deit_s": {
+        "automix": {"drop_path_rate": 0.1}, "samix": {"drop_path_rate": 0.1}, "transmix": {"min_lr": 1e-4} | AVERAGED,
+    },
+    "pvt_t": both({"aug_repeats": 1, "clip_grad": 5.0, "drop_last": False}),
+    "convnext_t": both(NOT_AVERAGED),
+    "tiny_r18": both({"min_lr": 0.05}),
+    "tiny_rx50": both({"min_lr": 0.05, "per_device_train_batch_size": 50}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_setting_differs_for_a_mixer_exactly_where_its_config_did(name: str) -> None:
+    mixers = [*MIXERS, *AWAITED]
+    found = {m: fields for m in mixers if (fields := changed(f"{name}_{m}", f"{name}_vanilla"))}
+    assert found == PER_MIXER.get(name, {})
+
+
+def test_the_mix_block_learns_as_its_configs_say() -> None:
+    rows = {name: of(name).mixer_args for name in PUBLISHED}
+    for mixer in ("automix", "samix"):
+        assert {
+            name[-4:]: rows[name][mixer]["block_momentum"] for name in PUBLISHED if name[-4:] in ("100e", "300e")
+        } == {
+            "100e": 0.0,
+            "300e": 0.9,
+        }
+        for name in ("deit_t", "deit_s", "deit_b", "pvt_t", "swin_t", "convnext_t", "moganet_t"):
+            args = rows[name][mixer]
+            assert (args["block_lr"], args["block_min_lr"]) == (4e-3 if name == "convnext_t" else 1e-3, 1e-4)
+            assert (args["momentum_start"], args["switch_off"]) == (0.25, 0.8)
+            assert args.get("momentum_end") == (0.99996 if name == "convnext_t" else None)
+        assert rows["tiny_r18"][mixer]["momentum_end"] == rows["tiny_rx50"][mixer]["momentum_end"] == 0.999999
+    assert (rows["tiny_r18"]["samix"]["lam_mul_k"], rows["tiny_rx50"]["samix"]["lam_mul_k"]) == (-1, 0.25)
+
+
+CHANGES = {
+    "deit_b_official": {
+        "clip_grad": None, "warmup_lr": 1e-6, "sched_on_updates": False, "report_ema": False, "ema_warmup_epochs": 0.0,
+    },
+    "deit_s_2022": {"warmup_epochs": 20.0},
+    "deit_s_official": {
+        "drop_path_rate": 0.1, "aug_repeats": 3, "drop_last": True, "clip_grad": None, "warmup_lr": 1e-6,
+        "sched_on_updates": False,
+    },
+    "r50_rsb_a2_original": {
+        "loss": "bce_mean", "bce_target_thresh": 0.2, "warmup_lr": 1e-4, "eval_resize": 235, "sync_bn": False,
+    },
+    "swin_t_official": {"warmup_lr": 1e-6, "warmup_prefix": True},
+}  # fmt: skip
+CHANGES |= {"deit_t_2022": CHANGES["deit_s_2022"], "deit_t_official": CHANGES["deit_s_official"]}
+CHANGES |= {"r50_rsb_a3_original": CHANGES["r50_rsb_a2_original"]}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_changes_only_what_it_says(name: str) -> None:
+    assert changed(name, VARIANTS[name]) == CHANGES[name]
+
+
+def test_the_averaged_weights_of_2022() -> None:
+    for mixer in ("deit", "automix", "samix"):
+        assert changed(f"deit_s_2022_{mixer}", f"deit_s_{mixer}") == {"warmup_epochs": 20.0} | AVERAGED
+    assert changed("deit_s_2022_transmix", "deit_s_transmix") == {"warmup_epochs": 20.0}
+    assert changed("deit_s_official_transmix", "deit_s_official") == {}
+
+
+# --------------------------------------------------------------------------------------------- mixers to come
+
+
+def test_every_setting_resolves_with_every_method_of_the_tables() -> None:
+    names = [f"{s}_{m}" for s, m in itertools.product(settings(), [*MIXERS, *AWAITED])]
+    assert len(names) == len(settings()) * (len(MIXERS) + len(AWAITED))
+    assert [of(name).name for name in names] == names
+
+
+def test_a_mixer_is_awaited_until_it_is_built() -> None:
+    assert not set(AWAITED) & set(MIXERS)
+    for mixer in AWAITED:
+        with pytest.raises(UserError, match=f"mixer '{mixer}' is not built yet"):
+            load(f"deit_s_{mixer}")
+
+
+def test_an_awaited_mixer_keeps_the_arguments_of_its_setting() -> None:
+    recipe, origin = resolve("deit_s_samix", {"mixer_args": {"alpha": 3}}, unbuilt=True)
+    assert recipe.mixer_args["samix"]["alpha"] == 3
+    assert origin["mixer_args.samix.alpha"] == "command line"
+    assert origin["mixer_args.samix.block_lr"] == "deit_s.yaml"
+    assert recipe.drop_path_rate == 0.1
+    assert origin["drop_path_rate"] == "deit_s.yaml: per_mixer.samix"
+
+
+def test_unknown_mixers_are_answered_with_awaited_ones_too() -> None:
+    with pytest.raises(UserError, match="did you mean 'samix'"):
+        recipes.load("deit_s_samx")
