@@ -4,7 +4,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -151,6 +151,43 @@ def report(*runs: Path, out: Annotated[Path, Parameter(help="folder to write to"
 
     print(report(list(runs), out))
     print("\nwritten:", *sorted(str(path) for path in out.iterdir()))
+
+
+@app.command
+def protocol(
+    path: Path,
+    *,
+    recipe: str | None = None,
+    protocol: Literal["median", "best"] | None = None,
+    last: int | None = None,
+    epochs: int | None = None,
+) -> None:
+    """A log's number as the setting's text states it and as OpenMixup's tools compute it.
+
+    The log is a run folder, our log.jsonl or summary.csv, an OpenMixup JSON log or a folder of them, or timm's
+    summary.csv. The rule is the run's own, that of --recipe, or --protocol median or best, --last and --epochs.
+    """
+    from model_cards.logs import describe
+
+    print(describe(path, recipe, protocol, last, epochs))
+
+
+def listed(words: str) -> Parameter:
+    """A flag that takes several values."""
+    return Parameter(consume_multiple=True, negative="", help=words)
+
+
+@app.command
+def compare(
+    *,
+    a: Annotated[list[Path], listed("runs of one method, a seed each")],
+    b: Annotated[list[Path], listed("runs of the other")],
+    ignore: Annotated[list[str] | None, listed("recipe fields that may differ beside the mixer")] = None,
+) -> None:
+    """The difference of two methods' top-1 on the same images, with its 95 % interval."""
+    from model_cards.compare import compare
+
+    print(compare(a, b, tuple(ignore or ())))
 
 
 def main() -> None:
