@@ -142,14 +142,13 @@ def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
     args = recipe.mixer_args.get(cell.mixer, {})
     own = [f"{k} {v} ({origin[f'mixer_args.{cell.mixer}.{k}']})" for k, v in args.items()]
     low, mid, high = hours(cell)
-    seeds = "" if recipe.trials == 1 else " with --seed 0 to " + str(recipe.trials - 1)
+    seeds = ", ".join(map(str, range(recipe.trials)))
     seen = f"first seen {cell.first_seen}" if cell.first_seen else ""
     if cell.first_seen > NEW_INIT:
         seen += ", after OpenMixup changed its initialisation"
     published = "no number" if cell.top1 is None else f"{number(cell)} top-1"
     published += f", alpha {cell.alpha} as printed" if cell.alpha else ""
-    if cell.mixer not in MIXERS:
-        seeds += f" (awaits the mixer {cell.mixer}, which is not built yet)"
+    awaits = "" if cell.mixer in MIXERS else f"awaits the mixer {cell.mixer}, which is not built yet"
     lines = [
         ("cell", f"{cell.name}: {cell.method} on {cell.backbone}, benchmark {cell.benchmark}"),
         ("published", published),
@@ -158,7 +157,9 @@ def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
         ("source", SOURCE),
         ("protocol", protocol(recipe)),
         ("config", f"upstream: {UPSTREAM[cell.upstream_config]}"),
-        ("run", f"accelerate launch train_mixup.py --recipe {cell.name}{seeds}"),
+        ("run", f"accelerate launch train_mixup.py --recipe {cell.name}"),
+        ("", f"once with each --seed {seeds}" if recipe.trials > 1 else ""),
+        ("", awaits),
         ("hours", f"{mid:.1f} on one H200 ({low:.1f} to {high:.1f}), an estimate, not measured"),
         ("mixer", "; ".join(own)),
         *(("deviation", f"{k} {b}, in {cell.setting} otherwise {a}") for k, (a, b) in changed.items()),
