@@ -43,6 +43,8 @@ class Evaluation:
     """A corrupt image stops the evaluation, or is left out and counted."""
     output: str | None = None
     """Write the scores to this JSON file too."""
+    predictions: str | None = None
+    """Write what the model says of each image to this safetensors file."""
 
 
 def main() -> int | None:
@@ -52,9 +54,13 @@ def main() -> int | None:
     if args.model is None:
         raise UserError("which model? pass --model RUN_FOLDER, a timm name, or hf-hub:owner/name")
 
+    for file in (args.output, args.predictions):
+        if file and not Path(file).parent.is_dir():
+            raise UserError(f"cannot write {file}: there is no folder {Path(file).parent}")
+
     import evaluate
 
-    from training import backbones, data, evaluation, images, launch
+    from training import backbones, data, evaluation, images, launch, run
 
     net = backbones.load_model(args.model)
     recipe = evaluation_recipe(args, net)
@@ -88,10 +94,10 @@ def main() -> int | None:
         )
         scores |= {"count": len(top), "bad_images": len(samples) - len(top)}
         print("\n".join(f"{k:12}{v:.4f}" if isinstance(v, float) else f"{k:12}{v}" for k, v in scores.items()))
+        if args.predictions:
+            run.write_predictions(Path(args.predictions), columns)
         if args.output:
-            from training.run import write_json
-
-            write_json(Path(args.output), {"model": args.model, "dataset": recipe.dataset, **scores})
+            run.write_json(Path(args.output), {"model": args.model, "dataset": recipe.dataset, **scores})
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return None

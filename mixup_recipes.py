@@ -4,7 +4,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -13,6 +13,7 @@ from recipes import cli
 
 app = App(name="mixup-recipes", help=__doc__.splitlines()[0], version_flags=[], result_action="return_value")
 app.command(recipes_app := App(name="recipes", help="List, show, explain and compare recipes."))
+app.command(cells_app := App(name="cells", help="The published numbers: list, show, explain, compare, export."))
 
 
 @recipes_app.command(name="list")
@@ -44,6 +45,97 @@ def diff(first: str, second: str) -> None:
         print(f"{key:32} {a!s:36} {b}")
 
 
+@cells_app.command(name="list")
+def list_cells(
+    *,
+    benchmark: str | None = None,
+    setting: str | None = None,
+    backbone: str | None = None,
+    mixer: str | None = None,
+    source: str | None = None,
+    upstream_config: str | None = None,
+    numbered: bool | None = None,
+    results: Path | None = None,
+) -> None:
+    """One line per published cell: number, marks, status of our runs."""
+    from model_cards import cells, records
+
+    wanted = {"benchmark": benchmark, "setting": setting, "backbone": backbone, "mixer": mixer, "source": source}
+    chosen = cells.select(numbered, **wanted, upstream_config=upstream_config)
+    print(cells.listing(chosen, records.of_cells(results)))
+
+
+@cells_app.command(name="show")
+def show_cell(name: str, *, results: Path | None = None) -> None:
+    """A published number with its source, protocol, recipe, estimated hours and the status of our runs."""
+    from model_cards import cells, records
+
+    if name in cells.cells():
+        print(cells.describe(cells.find(name), records.of_cells(results).get(name)))
+    else:
+        recipe, _ = cells.resolve(name)
+        print(f"{recipe.name} is a recipe, but no published cell.\n\n{recipes.to_yaml(recipe)}", end="")
+
+
+@cells_app.command(name="explain")
+def explain_cell(name: str) -> None:
+    """Every value of a cell's recipe with its origin."""
+    from model_cards import cells
+
+    print(recipes.explain(*cells.resolve(name)))
+
+
+@cells_app.command(name="diff")
+def diff_cells(first: str, second: str) -> None:
+    """Recipe fields, mixer arguments and published numbers in which two cells or recipes differ."""
+    from model_cards import cells
+
+    print(cells.compare(first, second))
+
+
+@cells_app.command
+def export(name: str, *, out: Path | None = None) -> None:
+    """A cell's recipe as a file that --recipe accepts."""
+    from model_cards import cells
+
+    put(recipes.to_yaml(cells.resolve(name)[0]), out)
+
+
+@app.command
+def record(*runs: Path, out: Annotated[Path | None, Parameter(help="folder of the records")] = None) -> None:
+    """Write run folders of one recipe, one per seed, into its run record."""
+    from model_cards import records
+
+    path = records.save(list(runs), out)
+    content = records.read(path)
+    print(f"{path}: {content['recipe']}, seeds {', '.join(content['seeds'])}")
+
+
+@app.command
+def table(
+    *,
+    benchmark: str | None = None,
+    format: str = "md",
+    results: Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """The published tables with our runs beside them, as md, csv, latex or html."""
+    from model_cards import records, tables
+
+    put(tables.table(benchmark, records.of_cells(results), format, results), out)
+
+
+def put(text: str, out: Path | None) -> None:
+    """Print a text, or write it to a file, whole or not at all."""
+    if out is None:
+        print(text, end="")
+        return
+    from training.run import write
+
+    write(out, text)
+    print(out)
+
+
 @app.command
 def prepare(name: str) -> None:
     """Download and write a small real data set once, e.g. groceries."""
@@ -59,6 +151,43 @@ def report(*runs: Path, out: Annotated[Path, Parameter(help="folder to write to"
 
     print(report(list(runs), out))
     print("\nwritten:", *sorted(str(path) for path in out.iterdir()))
+
+
+@app.command
+def protocol(
+    path: Path,
+    *,
+    recipe: str | None = None,
+    protocol: Literal["median", "best"] | None = None,
+    last: int | None = None,
+    epochs: int | None = None,
+) -> None:
+    """A log's number as the setting's text states it and as OpenMixup's tools compute it.
+
+    The log is a run folder, our log.jsonl or summary.csv, an OpenMixup JSON log or a folder of them, or timm's
+    summary.csv. The rule is the run's own, that of --recipe, or --protocol median or best, --last and --epochs.
+    """
+    from model_cards.logs import describe
+
+    print(describe(path, recipe, protocol, last, epochs))
+
+
+def listed(words: str) -> Parameter:
+    """A flag that takes several values."""
+    return Parameter(consume_multiple=True, negative="", help=words)
+
+
+@app.command
+def compare(
+    *,
+    a: Annotated[list[Path], listed("runs of one method, a seed each")],
+    b: Annotated[list[Path], listed("runs of the other")],
+    ignore: Annotated[list[str] | None, listed("recipe fields that may differ beside the mixer")] = None,
+) -> None:
+    """The difference of two methods' top-1 on the same images, with its 95 % interval."""
+    from model_cards.compare import compare
+
+    print(compare(a, b, tuple(ignore or ())))
 
 
 def main() -> None:

@@ -139,17 +139,17 @@ def main() -> int | None:
                 if world > 1:
                     distribute_bn(step, world, reduce=True)
             nets = step.mixer.models(step.model) | ({"ema": ema.module} if ema else {})
-            scores = evaluation.evaluate(nets, eval_samples, recipe, accelerator, workers, stop)
-            if scores is None:
+            scored = evaluation.evaluate(nets, eval_samples, recipe, accelerator, workers, stop)
+            if scored is None:
                 leaving = True
             else:
-                evaluated = epoch
+                (scores, columns), evaluated = scored, epoch
                 record("val", {}, **scores)
                 text = ", ".join(f"{k} {v:.4g}" for k, v in scores.items())
                 progress.say(f"epoch {epoch}/{recipe.epochs}: {text}")
                 if accelerator.is_main_process:
-                    net = ema.module if ema and recipe.report_ema else step.model
-                    run.publish(folder, net, recipe, splits.classes, log, epoch)
+                    name = "ema" if ema and recipe.report_ema else ""
+                    run.publish(folder, nets[name], columns[name], recipe, splits.classes, log, epoch)
             progress.restart()
 
         # save, and leave when asked to

@@ -1,11 +1,10 @@
 """A report over run folders: one table, the curves, and the mixed batches, all generated from what the runs logged.
 
 Top-1, top-5 and ECE are percentages, NLL is in nats, times are wall seconds. The reported numbers follow the
-setting's protocol: ``median`` takes the median of each metric over the last epochs, ``best`` takes all metrics from
-the epoch with the highest top-1 (the first of equals).
+setting's protocol (``training.protocols``): each metric's median over the last epochs, or all metrics of the epoch
+with the highest top-1.
 """
 
-import json
 import re
 import statistics
 from pathlib import Path
@@ -18,6 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 import recipes
 from recipes.typed import UserError
+from training import protocols
+
+from .logs import read_log
 
 METRICS = ("top1", "top5", "nll", "ece")
 
@@ -40,32 +42,6 @@ STYLE = {
 # Okabe and Ito's palette, distinct for colour-blind readers too; the yellow is too pale for a line
 COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES = ("-", "--", ":", "-.")
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``log.jsonl``, ordered by epoch and update, each epoch and update once.
-
-    A resumed run may have logged an epoch twice: the last line wins. A last line cut off by a kill is left out.
-    Raises ``UserError`` for a missing file and for a damaged line elsewhere.
-    """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from None
-    rows = text.split("\n")
-    lines: dict[tuple, dict[str, Any]] = {}
-    for number, row in enumerate(rows, 1):
-        if not row.strip():
-            continue
-        try:
-            line = json.loads(row)
-            mode, epoch, update = line["mode"], line["epoch"], line["update"]
-        except (ValueError, KeyError, TypeError):
-            if number == len(rows):
-                break
-            raise UserError(f"{path}, line {number}: expected a JSON object with mode, epoch and update") from None
-        lines[(mode, epoch) if mode == "val" else (mode, epoch, update)] = line
-    return sorted(lines.values(), key=lambda line: (line["epoch"], line["update"]))
 
 
 def load_run(run: Path) -> tuple[recipes.Recipe, list[dict[str, Any]], list[dict[str, Any]]]:
@@ -98,19 +74,16 @@ def summarise(run: Path) -> dict[str, Any]:
 
     ``run`` (folder name), ``recipe``, ``mixer``, ``seed``, ``split`` and ``count`` (what was evaluated), ``epochs``
     done of ``epochs_planned``, ``protocol`` in words, ``epochs_used`` of ``epochs_wanted`` by it, ``ema`` (weights
-    averaged or not), ``top1 top5 ece`` (percent), ``nll`` (nats), ``seconds`` (wall time over all resumes),
-    ``img_per_s`` (median over training lines). Raises ``UserError``: see ``load_run``.
+    averaged or not), ``top1 top5 ece`` (percent), ``nll`` (nats), ``tool_protocol`` and ``tool_top1`` (what OpenMixup's
+    tools would report), ``seconds`` (wall time over all resumes), ``img_per_s`` (median over training lines). Raises
+    ``UserError``: see ``load_run``.
     """
     recipe, train, val = load_run(run)
     prefix = "ema_" if recipe.report_ema else ""
-    metrics = [{name: value(run, line, prefix + name) for name in METRICS} for line in val]
-    if recipe.protocol == "best":
-        protocol, wanted = "best epoch", 1
-        used = [max(metrics, key=lambda m: m["top1"])]
-    else:
-        protocol, wanted = f"median of last {recipe.protocol_epochs}", recipe.protocol_epochs
-        last = val[-1]["epoch"]
-        used = [m for m, line in zip(metrics, val, strict=True) if line["epoch"] > last - wanted]
+    metrics = {line["epoch"]: {name: value(run, line, prefix + name) for name in METRICS} for line in val}
+    number, tool = protocols.of_run(val, recipe)
+    top1 = {epoch: found["top1"] for epoch, found in metrics.items()}
+    window = protocols.window(top1, recipe.protocol, recipe.protocol_epochs, recipe.epochs)
     return {
         "run": run.resolve().name,
         "recipe": recipe.name,
@@ -120,11 +93,13 @@ def summarise(run: Path) -> dict[str, Any]:
         "count": int(value(run, val[-1], "count")),
         "epochs": val[-1]["epoch"],
         "epochs_planned": recipe.epochs,
-        "protocol": protocol + (", EMA" if recipe.report_ema else ""),
-        "epochs_used": len(used),
-        "epochs_wanted": wanted,
+        "protocol": number.name + (", EMA" if recipe.report_ema else ""),
+        "epochs_used": number.used,
+        "epochs_wanted": number.wanted,
         "ema": recipe.report_ema,
-        **{name: statistics.median(m[name] for m in used) for name in METRICS},
+        **{name: statistics.median(metrics[epoch][name] for epoch in window) for name in METRICS},
+        "tool_protocol": tool.label,
+        "tool_top1": tool.value,
         "seconds": max(value(run, line, "perf", "seconds") for line in (*train, *val)),
         "img_per_s": statistics.median(value(run, line, "perf", "img_per_s") for line in train),
     }

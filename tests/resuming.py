@@ -15,7 +15,8 @@ from mixers import Step, build
 
 # Files that are equal byte for byte, samples/*.png and the newest checkpoint's tensors beside them.
 SAME_BYTES = (
-    "model.safetensors", "config.json", "recipe.yaml", "data.json", "eval_results.json", "summary.csv",
+    "model.safetensors", "predictions.safetensors", "config.json", "recipe.yaml", "data.json", "eval_results.json",
+    "summary.csv",
 )  # fmt: skip
 
 LOG = ("--logging_steps", 3)  # does not divide the 4 updates of a tiny epoch: a checkpoint finds half-filled sums

@@ -8,6 +8,7 @@ from PIL import Image
 
 import recipes
 from model_cards import report
+from model_cards.logs import read_log
 from recipes.typed import UserError
 
 TOP1 = [10.0, 30.0, 50.0, 45.0, 41.0, 43.0, 40.0]
@@ -47,14 +48,18 @@ def test_median_of_the_last_epochs(make_run):
     assert (found["top1"], found["top5"], found["nll"], found["ece"]) == (43.0, 83.0, 4.3, 2.5)
     assert (found["epochs"], found["epochs_used"], found["epochs_wanted"]) == (7, 5, 5)
     assert (found["seconds"], found["img_per_s"], found["count"]) == (72.0, 304.0, 1322)
-    assert (found["mixer"], found["seed"], found["protocol"]) == ("cutmix", 0, "median of last 5")
+    assert (found["mixer"], found["seed"], found["protocol"]) == ("cutmix", 0, "median of the last 5 epochs")
+    # OpenMixup's tool takes six: 30 50 45 41 43 40, the middle between 41 and 43
+    assert (found["tool_top1"], found["tool_protocol"]) == (42.0, "OpenMixup's tool: median of the last 6 epochs")
 
 
 def test_best_takes_all_metrics_from_the_best_epoch(make_run):
     found = report.summarise(make_run(protocol="best"))
     assert (found["top1"], found["top5"], found["nll"], found["ece"]) == (50.0, 90.0, 5.0, 1.5)
+    assert (found["protocol"], found["epochs_used"], found["epochs_wanted"]) == ("best epoch", 7, 7)
+    assert found["tool_top1"] == pytest.approx((50 + 45 + 0.94 * 5) / 2)  # 99 % of the way through 7 values is 5.94
     tie = report.summarise(make_run("tie", log_of([20.0, 50.0, 50.0]), protocol="best"))
-    assert (tie["top1"], tie["ece"]) == (50.0, 1.0)
+    assert (tie["top1"], tie["ece"], tie["epochs_used"], tie["epochs_wanted"]) == (50.0, 1.0, 3, 7)
 
 
 def test_the_window_counts_epochs_not_evaluations(make_run):
@@ -69,7 +74,7 @@ def test_the_average_of_the_weights_is_reported_where_the_recipe_says_so(make_ru
     assert report.summarise(make_run("raw", lines, ema_decay=0.9))["top1"] == 40.0
     found = report.summarise(make_run("ema", lines, ema_decay=0.9, report_ema=True))
     assert (found["top1"], found["top5"], found["nll"], found["ece"]) == (60.0, 91.0, 1.0, 2.0)
-    assert found["protocol"] == "median of last 5, EMA"
+    assert found["protocol"] == "median of the last 5 epochs, EMA"
     with pytest.raises(UserError, match="val line of epoch 1: ema_top1 is missing"):
         report.summarise(make_run("lacking", [train_line(1), val_line(1, 40.0)], ema_decay=0.9, report_ema=True))
 
@@ -82,12 +87,12 @@ def test_fewer_epochs_than_the_protocol_are_named(make_run):
 def test_table_names_the_protocol(make_run):
     runs = [make_run("a", mixer="vanilla"), make_run("b")]
     text = report.table(runs).splitlines()
-    assert text[0].split(" | ")[3] == "top-1 (median of last 5)"
+    assert text[0].split(" | ")[3] == "top-1 (median of the last 5 epochs)"
     assert text[2] == "| a | vanilla | 7 | 43.00 | 83.00 | 4.300 | 2.50 | 72 | 304 |"
     assert len({line.count("|") for line in text[:4]}) == 1
     assert "1,322 images of `test`" in text[-1]
     mixed = report.table([*runs, make_run("c", protocol="best")])
-    assert "| top-1 |" in mixed and "43.00 (median of last 5)" in mixed and "50.00 (best epoch)" in mixed
+    assert "| top-1 |" in mixed and "43.00 (median of the last 5 epochs)" in mixed and "50.00 (best epoch)" in mixed
 
 
 def test_runs_of_the_same_name_are_told_apart(make_run):
@@ -98,13 +103,13 @@ def test_runs_of_the_same_name_are_told_apart(make_run):
 @pytest.mark.parametrize("cut", [1, 20, 60])
 def test_a_truncated_last_line_is_left_out(make_run, cut):
     run = make_run(tail=json.dumps(val_line(8, 99.0))[:cut])
-    assert len(report.read_log(run / "log.jsonl")) == 14
+    assert len(read_log(run / "log.jsonl")) == 14
     assert report.summarise(run)["top1"] == 43.0
 
 
 def test_a_whole_last_line_without_newline_counts(make_run):
     run = make_run(tail=json.dumps(val_line(8, 99.0)))
-    assert report.read_log(run / "log.jsonl")[-1]["top1"] == 99.0
+    assert read_log(run / "log.jsonl")[-1]["top1"] == 99.0
 
 
 def test_damage_elsewhere_is_an_error(make_run):
@@ -117,7 +122,7 @@ def test_epochs_logged_again_after_a_resume_count_once(make_run):
     # Killed after epoch 7, resumed from epoch 5; so far epoch 6 is there anew, with other numbers
     again = [train_line(6, loss=9.0), val_line(6, 48.0)]
     run = make_run(lines=log_of(TOP1) + again)
-    lines = report.read_log(run / "log.jsonl")
+    lines = read_log(run / "log.jsonl")
     assert [(line["mode"], line["epoch"]) for line in lines] == [(m, e) for e in range(1, 8) for m in ("train", "val")]
     assert [line["loss"] for line in lines if line["mode"] == "train" and line["epoch"] == 6] == [9.0]
     assert report.summarise(run)["top1"] == 45.0  # of 50 45 41 48 40

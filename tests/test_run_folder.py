@@ -63,7 +63,7 @@ def expect_refused(server: Server, start: str, *given: object, **options: Any) -
 def test_the_folder_is_complete(folder: Path) -> None:
     assert {p.name for p in folder.iterdir()} == {
         ".lock", "checkpoints", "config.json", "data.json", "env.json", "eval_results.json", "log.jsonl",
-        "model.safetensors", "recipe.yaml", "runs", "samples", "summary.csv",
+        "model.safetensors", "predictions.safetensors", "recipe.yaml", "runs", "samples", "summary.csv",
     }  # fmt: skip
     assert [p.name for p in checkpoints(folder)] == ["step-00000008", "step-00000012"]
 
@@ -89,6 +89,10 @@ def test_log_summary_and_results_agree(folder: Path) -> None:
     assert results["exported"] == {k: v for k, v in val[-1].items() if k != "mode"}
     assert results["reported"]["top1"] == statistics.median(v["top1"] for v in val[-2:])
     assert results["reported"]["protocol"] == "median of the last 2 epochs"
+    assert results["openmixup_tool"] == {
+        "protocol": "OpenMixup's tool: median of the last 3 epochs",
+        "top1": statistics.median(v["top1"] for v in val),
+    }
 
 
 def test_the_data_is_recorded(folder: Path) -> None:

@@ -91,15 +91,20 @@ def evaluate(
     accelerator: Any,
     workers: int,
     stop: Stop | None = None,
-) -> dict[str, float] | None:
-    """Scores of each model, its name in front (``""`` adds nothing); None when a signal asked to stop."""
+) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]] | None:
+    """Scores of all models, each with its model's name in front (``""`` adds nothing), and the columns by model.
+
+    None when a signal asked to stop.
+    """
     scores: dict[str, float] = {}
+    columns: dict[str, dict[str, np.ndarray]] = {}
     for name, model in models.items():
-        columns = predict_all(model, samples, recipe, accelerator, workers, stop)
-        if columns is None:
+        found = predict_all(model, samples, recipe, accelerator, workers, stop)
+        if found is None:
             return None
-        scores |= {f"{name}_{k}" if name else k: v for k, v in score(columns).items()}
-    return scores
+        columns[name] = found
+        scores |= {f"{name}_{k}" if name else k: v for k, v in score(found).items()}
+    return scores, columns
 
 
 def score(columns: dict[str, np.ndarray]) -> dict[str, float]:

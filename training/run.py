@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import safetensors.numpy
 import torch
 from PIL import Image, ImageDraw
 from safetensors import SafetensorError
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 import recipes
 from recipes import Recipe, UserError
 
+from . import protocols
 from .checkpoint import sync
 
 PACKAGES = ("accelerate", "datasets", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision", "transformers")
@@ -204,36 +206,50 @@ class NoLog:
         return 0
 
 
-def reported(log: Log, recipe: Recipe) -> dict[str, Any]:
-    """The run's number by its setting's protocol, and how much of the protocol the log covers."""
-    prefix = "ema_" if recipe.report_ema else ""
-    values = {epoch: line[f"{prefix}top1"] for epoch, line in log.val().items()}
-    if recipe.protocol == "best":
-        epoch = max(values, key=lambda e: (values[e], -e))
-        return {"protocol": "best epoch", "top1": values[epoch], "epoch": epoch}
-    last = [v for epoch, v in values.items() if epoch > max(values) - recipe.protocol_epochs]
-    name = f"median of the last {recipe.protocol_epochs} epochs"
-    if len(last) < recipe.protocol_epochs:
-        name += f" ({len(last)} of {recipe.protocol_epochs} evaluated)"
-    return {"protocol": name, "top1": statistics.median(last), "epoch": max(values)}
+def reported(log: Log, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """The run's number by its setting's protocol (``reported``), and as OpenMixup's tools would compute it."""
+    number, tool = protocols.of_run(log.val().values(), recipe)
+    return {
+        "reported": {"protocol": number.label, "top1": number.value, "epoch": number.epoch},
+        "openmixup_tool": {"protocol": tool.label, "top1": tool.value},
+    }
 
 
-def publish(folder: Path, model: nn.Module, recipe: Recipe, classes: list[str], log: Log, epoch: int) -> None:
+def publish(
+    folder: Path,
+    model: nn.Module,
+    columns: dict[str, np.ndarray],
+    recipe: Recipe,
+    classes: list[str],
+    log: Log,
+    epoch: int,
+) -> None:
     """After an evaluation: bring the folder's root up to date, so that it is usable whenever the run ends.
 
-    The exported weights are the last ones, or those of the best epoch where the protocol reports that.
+    The exported weights are the last ones, or those of the best epoch where the protocol reports that; with them
+    goes what they say of each image. ``columns``: see ``evaluation.predict``.
     """
-    number = reported(log, recipe)
+    numbers = reported(log, recipe)
     lines = {e: {k: v for k, v in x.items() if k not in ("mode", "perf")} for e, x in log.val().items()}
     results = folder / "eval_results.json"
     exported = json.loads(results.read_text())["exported"] if results.exists() else None
     # after going back to an earlier checkpoint the folder may hold weights that the log no longer knows
-    if recipe.protocol == "median" or number["epoch"] == epoch or exported not in lines.values():
+    if recipe.protocol == "median" or numbers["reported"]["epoch"] == epoch or exported not in lines.values():
         with writing(folder / "model.safetensors"):
             export(model, folder, recipe, classes)
+        write_predictions(folder / "predictions.safetensors", columns)
         exported = lines[epoch]
-    write_json(results, {"exported": exported, "reported": number})
+    write_json(results, {"exported": exported, **numbers})
     write(folder / "summary.csv", log.summary())
+
+
+def write_predictions(path: Path, columns: dict[str, np.ndarray]) -> None:
+    """What a model says of each image, whole or not at all: columns of ``evaluation.predict``, one row per image.
+
+    ``index`` (N,), ``label`` (N,), ``top`` (N, up to 5) int32; ``confidence`` (N,), ``nll`` (N,) float32.
+    """
+    types = {"index": "int32", "label": "int32", "top": "int32", "confidence": "float32", "nll": "float32"}
+    write(path, safetensors.numpy.save({k: np.ascontiguousarray(columns[k], dtype) for k, dtype in types.items()}))
 
 
 # --------------------------------------------------------------------------------------------- export

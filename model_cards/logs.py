@@ -1,0 +1,183 @@
+"""Validation curves from the logs people have: our run folders, OpenMixup's JSON logs, timm's summary.csv.
+
+What a file is shows in its content, not in its name:
+
+- ours, ``log.jsonl``: JSON lines with mode, epoch and update.
+- OpenMixup (mmcv's TextLoggerHook): JSON lines, the first with env_info; validation lines with ``head0_top1``, or
+  ``acc_{one,mix}_{q,k}_top1`` of AutoMix's and SAMix's four classifiers. Epochs from 1. Each start of a run begins a
+  file of its own: of a folder the last one in lexical order counts, as for OpenMixup's tools.
+- timm, ``summary.csv``: one row per evaluated epoch, epochs from 0, ``eval_top1`` and ``eval_loss``. With an average of
+  the weights ``eval_top1`` is that of the average, and of it alone. A resumed run repeats the header.
+- ours, ``summary.csv``: the same columns, but epochs from 1, and ``eval_nll`` where timm has ``eval_loss``.
+"""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import recipes
+from recipes import UserError
+from training import protocols
+
+
+class Curves(NamedTuple):
+    """Top-1 of a run over its epochs."""
+
+    source: str
+    """Path and format."""
+    heads: dict[str, dict[int, float]]
+    """Classifier ("" where there is one, "ema" for the average of the weights) -> epoch, from 1 -> top-1 in percent."""
+
+
+def read(path: Path) -> Curves:
+    """The validation curves of a log, or of the newest log in a folder. Of a repeated epoch the last line counts.
+
+    Raises ``UserError`` for no such file, an unknown format, damage, or a log without validation.
+    """
+    file = newest_log(path) if path.is_dir() else path
+    text = read_text(file)
+    first = next((row for row in text.split("\n") if row.strip()), "")
+    if first.startswith("{") and re.search('"(mode|env_info)"', text):
+        kind, lines = json_log(file, text)
+    elif re.match(r"epoch,.*\beval_top1\b", first):
+        kind, lines = csv_summary(file, text)
+    else:
+        raise unknown(file)
+    try:
+        heads = protocols.by_head(lines)
+    except UserError as e:
+        raise UserError(f"{file}: {e}") from None
+    if not heads:
+        raise UserError(f"{file}: {kind} without validation lines")
+    return Curves(f"{file}: {kind}", heads)
+
+
+def newest_log(folder: Path) -> Path:
+    """``log.jsonl`` of a run folder, else OpenMixup's last JSON log in lexical order, else ``summary.csv``."""
+    found = [*sorted(folder.glob("*.json"))[-1:], folder / "summary.csv"]
+    for file in (folder / "log.jsonl", *found):
+        if file.is_file():
+            return file
+    raise UserError(f"no log in {folder}: expected log.jsonl, an OpenMixup *.log.json or a summary.csv")
+
+
+def read_text(path: Path) -> str:
+    """A file's text. Raises ``UserError`` if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+
+
+def unknown(path: Path) -> UserError:
+    """The error for a file that is none of the known formats."""
+    return UserError(
+        f"{path}: unknown format; expected our log.jsonl or summary.csv, OpenMixup's JSON log, or timm's summary.csv"
+    )
+
+
+def json_lines(path: Path, text: str, keys: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """The JSON objects of a text, one a line; a last line cut off by a kill is left out.
+
+    Raises ``UserError`` naming the line for damage elsewhere, and for an object without one of ``keys``.
+    """
+    rows = text.split("\n")
+    lines = []
+    for number, row in enumerate(rows, 1):
+        if not row.strip():
+            continue
+        try:
+            line = json.loads(row)
+            whole = isinstance(line, dict) and all(key in line for key in keys)
+        except ValueError:
+            whole = False
+        if whole:
+            lines.append(line)
+        elif number < len(rows):
+            what = f" with {', '.join(keys)}" if keys else ""
+            raise UserError(f"{path}, line {number}: expected a JSON object{what}")
+    return lines
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``log.jsonl``, ordered by epoch and update, each epoch and update once.
+
+    A resumed run may have logged an epoch twice: the last line wins. A last line cut off by a kill is left out.
+    Raises ``UserError`` for a missing file and for a damaged line elsewhere.
+    """
+    lines: dict[tuple, dict[str, Any]] = {}
+    for line in json_lines(path, read_text(path), ("mode", "epoch", "update")):
+        mode, epoch, update = line["mode"], line["epoch"], line["update"]
+        lines[(mode, epoch) if mode == "val" else (mode, epoch, update)] = line
+    return sorted(lines.values(), key=lambda line: (line["epoch"], line["update"]))
+
+
+def json_log(path: Path, text: str) -> tuple[str, list[dict[str, Any]]]:
+    """Format and validation lines of a log in JSON lines, with OpenMixup's names turned into ours."""
+    lines = json_lines(path, text)
+    if ours := any("update" in line for line in lines):
+        lines = json_lines(path, text, ("mode", "epoch", "update"))
+    val = [line for line in lines if line.get("mode") == "val"]
+    if ours:
+        return "our log", val
+    if any("epoch" not in line for line in val):
+        raise UserError(f"{path}: a validation line has no epoch")
+    for old, new in (("head0_top1", "top1"), ("acc_one_", "one_"), ("acc_mix_", "mix_")):
+        val = [{re.sub(f"^{old}", new, key): value for key, value in line.items()} for line in val]
+    return "OpenMixup's log", val
+
+
+def csv_summary(path: Path, text: str) -> tuple[str, list[dict[str, Any]]]:
+    """Format and rows of a summary.csv, epochs from 1. A last row without a line's end may be cut and is left out."""
+    rows = list(csv.reader(text.splitlines()))[: None if text.endswith("\n") else -1]
+    lines, header = [], rows[0] if rows else []
+    kinds = {"eval_loss": ("timm's summary.csv", 1), "eval_nll": ("our summary.csv", 0)}
+    found = [kind for column, kind in kinds.items() if column in header]
+    if len(found) != 1:
+        raise UserError(
+            f"{path}: unknown format; expected a column eval_loss (timm) or eval_nll (ours) beside eval_top1"
+        )
+    kind, offset = found[0]
+    for number, row in enumerate(rows, 1):
+        if row == header:
+            continue
+        try:
+            values = {k: float(v) for k, v in zip(header, row, strict=True)}
+        except ValueError:
+            raise UserError(f"{path}, line {number}: expected {len(header)} numbers, one per column") from None
+        top1 = {k.removeprefix("eval_"): v for k, v in values.items() if k.startswith("eval_")}
+        lines.append({"epoch": int(values["epoch"]) + offset} | top1)
+    return kind, lines
+
+
+def describe(path: Path, recipe: str | None, protocol: str | None, last: int | None, epochs: int | None) -> str:
+    """Both readings of a log with their names. The rule comes from the recipe, the run's own if none is named, or is
+    given: ``protocol`` "median" or "best", ``last`` epochs of the median, planned ``epochs``.
+    """
+    for flag, value in (("--last", last), ("--epochs", epochs)):
+        if value is not None and value < 1:
+            raise UserError(f"{flag} {value}: expected at least 1")
+    curves = read(path)
+    own = path / "recipe.yaml"
+    source = recipe or (str(own) if own.is_file() else None)
+    known = recipes.resolve(source)[0] if source else None
+    if known:
+        protocol, last, epochs = protocol or known.protocol, last or known.protocol_epochs, epochs or known.epochs
+    if protocol not in ("median", "best"):
+        raise UserError(f"which protocol? pass --recipe NAME, or --protocol median or best (given: {protocol})")
+    if epochs is None or (protocol == "median" and last is None):
+        raise UserError("which window? pass --recipe NAME, or --last and --epochs, e.g. --last 5 --epochs 100")
+    ema = known.report_ema if known else False
+    heads = protocols.reported_heads(curves.heads, ema)
+    if not heads:
+        raise UserError(f"{curves.source} has {'only' if not ema else 'no'} values of averaged weights")
+    rule = (protocol, last or 1, epochs)
+    done = max(max(values) for values in heads.values())
+    rows = [f"{curves.source}, {done} of {epochs} epochs"]
+    for head, values in heads.items():
+        number = protocols.strict(values, *rule)
+        rows.append(f"{number.value:7.3f}  {number.label}" + (f", {head}" if head else ""))
+    number = protocols.tool(heads, *rule)
+    return "\n".join([*rows, f"{number.value:7.3f}  {number.label}"])

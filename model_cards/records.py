@@ -1,0 +1,236 @@
+"""Run records: what run folders say about one recipe, seed by seed, as JSON that tables and cards are made from.
+
+A record belongs to one recipe; its file is ``<recipe>.json``, or ``<recipe>+<hash>.json`` when the runs overrode
+fields of the published recipe. Such a record is kept and shown, but never counts as a reproduction.
+
+``recipe``: name. ``fields``: the resolved recipe without its seed. ``overrides``: field -> [published, here]; null when
+the name is no recipe of this package. ``protocol``: in words. ``images``: how many were evaluated. ``dataset``: what
+``data.json`` of the runs says, without the class names. ``seeds``: seed -> top-1 by the protocol and as OpenMixup's
+tool would read it, top5, nll, ece, epochs done and planned, seconds, images/s, and the environment of that run.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import recipes
+from recipes import Recipe, UserError
+
+from .cells import Cell, cells, protocol
+
+FOLDER = Path(__file__).parent / "results"
+ENVIRONMENT = ("commit", "python", "packages", "platform", "device", "processes", "mixed_precision")
+KEYS = ("recipe", "fields", "overrides", "protocol", "images", "dataset", "seeds")
+
+
+def plain(content: Any) -> Any:
+    """Content as JSON gives it back."""
+    return json.loads(json.dumps(content))
+
+
+def fields_of(recipe: Recipe) -> dict[str, Any]:
+    """What two seeds of one recipe share; of ``mixer_args`` only the row of the chosen mixer."""
+    fields = dataclasses.asdict(recipe) | {"mixer_args": {recipe.mixer: recipe.mixer_args.get(recipe.mixer, {})}}
+    return plain({k: v for k, v in fields.items() if k not in ("name", "seed")})
+
+
+def different(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
+    """Keys whose values differ, with both values."""
+    return {k: [a.get(k), b.get(k)] for k in {**a, **b} if a.get(k) != b.get(k)}
+
+
+def in_words(pairs: dict[str, list[Any]]) -> str:
+    """Differences as the end of an error message."""
+    return "; ".join(f"{k}: {a} and {b}" for k, (a, b) in pairs.items())
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file. Raises ``UserError`` when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+    except ValueError:
+        raise UserError(f"{path} is not valid JSON") from None
+
+
+def overrides(recipe: Recipe) -> dict[str, list[Any]] | None:
+    """Fields in which a recipe differs from the published one of its name; None: this package has none."""
+    try:
+        recipes.split_name(recipe.name)
+    except UserError:
+        return None
+    published, _ = recipes.resolve(recipe.name, unbuilt=True)
+    return different(fields_of(published), fields_of(recipe))
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """A record of one run folder, finished or not. Raises ``UserError`` naming what is missing."""
+    from training import protocols
+
+    from .report import load_run, summarise
+
+    recipe, _, val = load_run(run)
+    if not re.fullmatch(r"\w[\w.-]*", recipe.name) or recipe.name.endswith((".yaml", ".yml")):
+        raise UserError(f"{run}: recipe name {recipe.name!r} cannot name a record; expected letters, digits and _ . -")
+    summary = summarise(run)
+    strict, tool = protocols.of_run(val, recipe)
+    environment, data = read_json(run / "env.json"), read_json(run / "data.json")
+    numbers = ("top5", "nll", "ece", "epochs", "epochs_planned", "seconds", "img_per_s")
+    seed = {
+        "top1": strict.value,
+        "reading": strict._asdict(),
+        "tool": tool._asdict(),
+        **{k: summary[k] for k in numbers},
+        "env": {k: environment.get(k) for k in ENVIRONMENT},
+    }
+    content = {
+        "recipe": recipe.name,
+        "fields": fields_of(recipe),
+        "overrides": overrides(recipe),
+        "protocol": protocol(recipe),
+        "images": summary["count"],
+        "dataset": {k: v for k, v in data.items() if k != "classes"},
+        "seeds": {str(recipe.seed): seed},
+    }
+    return plain(content)
+
+
+def merge(record: dict[str, Any], other: dict[str, Any], where: str) -> dict[str, Any]:
+    """A record that gained the seeds of another. A seed already there may come again, or go on if it was unfinished.
+
+    Raises ``UserError`` unless both are of one recipe, on the same images, and agree on shared seeds.
+    """
+    if record["recipe"] != other["recipe"]:
+        raise UserError(f"{where}: runs of two recipes, {record['recipe']} and {other['recipe']}; record them apart")
+    shared = ("images", "dataset")
+    defaults = fields_of(Recipe())  # a record may be older than a field
+    pairs = different(defaults | record["fields"], defaults | other["fields"])
+    pairs |= different({k: record[k] for k in shared}, {k: other[k] for k in shared})
+    if pairs:
+        raise UserError(f"{where}: not the same recipe but for the seed: {in_words(pairs)}; record them apart")
+    seeds = dict(record["seeds"])
+    for seed, new in other["seeds"].items():
+        old = seeds.get(seed, new)
+        goes_on = old["epochs"] < old["epochs_planned"] and new["epochs"] > old["epochs"]
+        if old != new and not goes_on:
+            raise UserError(
+                f"{where}: seed {seed} has top-1 {old['top1']:.2f} after {old['epochs']} epochs already, and another "
+                f"run has {new['top1']:.2f} after {new['epochs']}; leave one of them out"
+            )
+        seeds[seed] = new
+    return other | {"seeds": dict(sorted(seeds.items(), key=lambda item: int(item[0])))}
+
+
+def record(runs: list[Path]) -> dict[str, Any]:
+    """One record of run folders that hold the same recipe but for the seed. Raises ``UserError``."""
+    if not runs:
+        raise UserError("no run folders given")
+    content = read_run(runs[0])
+    for run in runs[1:]:
+        content = merge(content, read_run(run), str(run))
+    return content
+
+
+def file_name(content: dict[str, Any]) -> str:
+    """``<recipe>.json``; with overrides ``<recipe>+<hash of the overrides>.json``."""
+    if not content["overrides"]:
+        return f"{content['recipe']}.json"
+    text = json.dumps(content["overrides"], sort_keys=True)
+    return f"{content['recipe']}+{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
+
+
+def save(runs: list[Path], folder: Path | None = None) -> Path:
+    """Record runs in a folder, together with the seeds recorded there before. Returns the file.
+
+    Raises ``UserError`` for runs that don't belong together or contradict the record; then nothing is written.
+    """
+    from training.run import write_json
+
+    folder = folder or FOLDER
+    content = record(runs)
+    path = folder / file_name(content)
+    if path.exists():
+        content = merge(read(path), content, str(path))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot write to {folder}: {e.strerror}") from None
+    write_json(path, content)
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """One record. Raises ``UserError`` for a file that is none."""
+    content = read_json(path)
+    if not isinstance(content, dict) or any(k not in content for k in KEYS) or not content["seeds"]:
+        raise UserError(f"{path} is no run record: expected {', '.join(KEYS)}")
+    return content
+
+
+def load(folder: Path | None = None) -> dict[str, dict[str, Any]]:
+    """All records of a folder by file name without its ending. Raises ``UserError`` for a damaged one."""
+    folder = folder or FOLDER
+    if not folder.is_dir():
+        raise UserError(f"no folder of run records {folder}")
+    return {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
+
+
+def finished(content: dict[str, Any]) -> list[float]:
+    """Top-1 of the seeds that ran to the end and cover the protocol's epochs."""
+    done = [s for s in content["seeds"].values() if s["epochs"] == s["epochs_planned"]]
+    return [s["top1"] for s in done if not s["reading"]["missing"]]
+
+
+def ours(content: dict[str, Any] | None) -> tuple[float, float | None, int] | None:
+    """Mean, standard deviation (None for one seed) and number of finished seeds; None when none is."""
+    values = finished(content) if content else []
+    if not values:
+        return None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values)
+
+
+def in_short(content: dict[str, Any]) -> str:
+    """Our number as it is shown: ``80.91 ± 0.07 (3 seeds)``."""
+    mean, std, seeds = ours(content) or (0.0, None, 0)
+    return f"{mean:.2f}" + (f" ± {std:.2f}" if std is not None else "") + f" ({seeds} seed{'s' * (seeds > 1)})"
+
+
+def status(cell: Cell, content: dict[str, Any] | None) -> tuple[str, str]:
+    """Where a cell stands, and why, in words.
+
+    ``published`` (a number, no run that counts), ``not run`` (neither), ``run`` (runs, but nothing to compare with),
+    ``too early to say``, ``reproduced within the band``, ``off``. Only the seeds that ran to the end without overrides
+    count. A published number that OpenMixup did not train is said to be one.
+    """
+    foreign = "" if cell.trained_upstream or cell.top1 is None else "; OpenMixup did not train the published number"
+    none = ("not run", "no published number") if cell.top1 is None else ("published", "not run here")
+    if content is None:
+        return none[0], none[1] + foreign
+    if content["recipe"] != cell.name:
+        raise UserError(f"a record of {content['recipe']} cannot speak for the cell {cell.name}")
+    if content["overrides"]:
+        changed = ", ".join(f"{k} {b} instead of {a}" for k, (a, b) in content["overrides"].items())
+        return none[0], f"{none[1]}; runs with {changed} do not count{foreign}"
+    values = finished(content)
+    if not values:
+        progress = ", ".join(
+            f"seed {k} at epoch {s['epochs']} of {s['epochs_planned']}" for k, s in content["seeds"].items()
+        )
+        return "too early to say", f"no run has finished: {progress}{foreign}"
+    if cell.top1 is None:
+        return "run", f"{in_short(content)}, no published number to compare with"
+    from .noise import verdict
+
+    judged = verdict(values, cell.top1, content["fields"]["trials"], content["images"])
+    text = f"{in_short(content)}, {judged.difference:+.2f} from {cell.top1:.2f}, band ±{judged.band:.2f}"
+    return judged.status, text + foreign
+
+
+def of_cells(folder: Path | None = None) -> dict[str, dict[str, Any]]:
+    """The records that speak for a published cell, by the cell's name."""
+    return {name: content for name, content in load(folder).items() if name in cells()}

@@ -1,0 +1,285 @@
+"""Promise: a record says what the runs of one recipe logged, seed by seed, and a status is never better than them."""
+
+import copy
+import json
+import re
+import statistics
+import sys
+
+import pytest
+
+import mixup_recipes
+import recipes
+from model_cards import cells, records
+from recipes import UserError
+
+TOP1 = [10.0, 30.0, 50.0, 45.0, 41.0, 43.0, 40.0]
+DATA = {"dataset": "groceries", "config": None, "revision": None, "classes": ["a", "b"]}
+DATA |= {"splits": {"train": {"images": 675, "labels_sha256": "aa"}, "test": {"images": 661, "labels_sha256": "bb"}}}
+ENV = {"command": ["train_mixup.py"], "python": "3.11.7", "packages": {"torch": "2.14.1"}, "platform": "Linux"}
+ENV |= {"device": "cpu", "device_type": "cpu", "processes": 1, "threads": 2, "mixed_precision": "bf16", "commit": "abc"}
+
+
+def lines(top1):
+    for epoch, value in enumerate(top1, 1):
+        perf = {"img_per_s": 300.0 + epoch, "seconds": 10.0 * epoch}
+        yield {"mode": "train", "epoch": epoch, "update": 4 * epoch - 1, "lr": 0.1, "loss": 2.0, "perf": perf}
+        scores = {"top1": value, "top5": value + 40, "nll": value / 10, "ece": epoch / 2, "count": 661}
+        yield {"mode": "val", "epoch": epoch, "update": 4 * epoch, "perf": perf} | scores
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """A run folder of quickstart_cutmix, 7 epochs being an override."""
+
+    def make(name, top1=TOP1, recipe="quickstart_cutmix", data=DATA, **fields):
+        run = tmp_path / name
+        run.mkdir()
+        resolved = recipes.load(recipe, **{"epochs": 7, "warmup_epochs": 0} | fields)
+        (run / "recipe.yaml").write_text(recipes.to_yaml(resolved))
+        (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines(top1)))
+        (run / "env.json").write_text(json.dumps(ENV))
+        (run / "data.json").write_text(json.dumps(data))
+        return run
+
+    return make
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Exit status, output and errors of the console command."""
+
+    def call(*argv):
+        monkeypatch.setattr(sys, "argv", ["mixup-recipes", *map(str, argv)])
+        with pytest.raises(SystemExit) as left:
+            mixup_recipes.main()
+        shown = capsys.readouterr()
+        return left.value.code or 0, shown.out, shown.err
+
+    return call
+
+
+def cell_record(name, tops, epochs=None, **changes):
+    """A record of a published cell's recipe with finished seeds of the given top-1."""
+    recipe, _ = recipes.resolve(name, unbuilt=True)
+    seeds = {
+        str(seed): {"top1": top1, "reading": {"missing": ""}, "epochs": recipe.epochs, "epochs_planned": recipe.epochs}
+        for seed, top1 in enumerate(tops)
+    }
+    for seed in seeds.values():
+        seed |= {"epochs": epochs} if epochs else {}
+    content = {"recipe": name, "fields": records.fields_of(recipe), "overrides": {}, "protocol": "", "images": 50_000}
+    return content | {"dataset": {}, "seeds": seeds} | changes
+
+
+# ------------------------------------------------------------------------------------------------ what a record holds
+
+
+def test_a_record_holds_each_seed_by_the_protocol_and_as_the_tool_reads_it(make_run):
+    found = records.record([make_run("a"), make_run("b", [t + 1 for t in TOP1], seed=3)])
+    assert (found["recipe"], found["images"], found["protocol"]) == (
+        "quickstart_cutmix",
+        661,
+        "median of the last 5 epochs",
+    )
+    assert list(found["seeds"]) == ["0", "3"]
+    first = found["seeds"]["0"]
+    # Of 50 45 41 43 40, and for the tool 30 beside them
+    assert first["top1"] == statistics.median([50, 45, 41, 43, 40]) == 43.0
+    assert first["tool"]["value"] == statistics.median([30, 50, 45, 41, 43, 40]) == 42.0
+    assert (first["top5"], first["nll"], first["ece"]) == (83.0, 4.3, 2.5)
+    assert (first["epochs"], first["epochs_planned"], first["seconds"], first["img_per_s"]) == (7, 7, 70.0, 304.0)
+    assert first["env"]["commit"] == "abc" and first["env"]["packages"] == {"torch": "2.14.1"}
+    assert found["seeds"]["3"]["top1"] == 44.0
+    assert found["dataset"]["splits"] == DATA["splits"] and "classes" not in found["dataset"]
+
+
+def test_a_record_holds_the_whole_recipe_but_the_seed_and_what_was_overridden(make_run):
+    found = records.record([make_run("a", seed=5)])
+    published = recipes.load("quickstart_cutmix")
+    assert found["overrides"] == {"epochs": [published.epochs, 7], "warmup_epochs": [published.warmup_epochs, 0.0]}
+    assert "seed" not in found["fields"] and "name" not in found["fields"]
+    assert found["fields"]["lr"] == published.lr and found["fields"]["mixer_args"] == {"cutmix": {"alpha": 1.0}}
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_an_unfinished_run_is_recorded_as_such(make_run):
+    found = records.record([make_run("a", TOP1[:3])])
+    assert (found["seeds"]["0"]["epochs"], found["seeds"]["0"]["epochs_planned"]) == (3, 7)
+    assert records.finished(found) == []
+
+
+def test_a_recipe_that_is_not_of_this_package_has_no_overrides(make_run, tmp_path):
+    run = make_run("a")
+    text = (run / "recipe.yaml").read_text().replace("name: quickstart_cutmix", "name: mine")
+    (run / "recipe.yaml").write_text(text)
+    found = records.record([run])
+    assert found["overrides"] is None and records.file_name(found) == "mine.json"
+    (run / "recipe.yaml").write_text(text.replace("name: mine", "name: ../mine"))
+    with pytest.raises(UserError, match=r"recipe name '\.\./mine' cannot name a record"):
+        records.record([run])
+
+
+def test_runs_of_different_recipes_are_refused_with_the_differing_fields(make_run):
+    with pytest.raises(UserError, match=r"not the same recipe but for the seed: lr: 0\.2 and 0\.4; "):
+        records.record([make_run("a"), make_run("b", seed=1, lr=0.4)])
+    with pytest.raises(UserError, match="runs of two recipes, quickstart_cutmix and quickstart_mixup"):
+        records.record([make_run("c"), make_run("d", recipe="quickstart_mixup", seed=1)])
+    other = DATA | {"splits": DATA["splits"] | {"train": {"images": 674, "labels_sha256": "cc"}}}
+    with pytest.raises(UserError, match="not the same recipe but for the seed: dataset: "):
+        records.record([make_run("e"), make_run("f", seed=1, data=other)])
+    with pytest.raises(UserError, match=r"seed 0 has top-1 43\.00 after 7 epochs already, and another run has 44\.00"):
+        records.record([make_run("g"), make_run("h", [t + 1 for t in TOP1])])
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def test_a_record_gains_seeds_and_refuses_contradictions(make_run, tmp_path):
+    out = tmp_path / "results"
+    a, b = make_run("a"), make_run("b", seed=1)
+    path = records.save([b], out)
+    assert records.save([a], out) == path and list(records.read(path)["seeds"]) == ["0", "1"]
+    before = path.read_bytes()
+    records.save([b, a], out)
+    assert path.read_bytes() == before  # the same runs again change nothing
+    with pytest.raises(UserError, match="leave one of them out"):
+        records.save([make_run("c", [t + 1 for t in TOP1], seed=1)], out)
+    assert path.read_bytes() == before
+    assert [p.name for p in out.iterdir()] == [path.name]
+
+
+def test_an_unfinished_seed_may_go_on(make_run, tmp_path):
+    path = records.save([make_run("a", TOP1[:3])], tmp_path / "results")
+    assert records.save([make_run("b")], tmp_path / "results") == path
+    assert records.read(path)["seeds"]["0"]["epochs"] == 7
+    with pytest.raises(UserError, match=r"has top-1 43\.00 after 7 epochs already"):
+        records.save([make_run("c", TOP1[:3])], tmp_path / "results")
+
+
+def test_overrides_get_a_file_of_their_own(make_run, tmp_path):
+    name, *others = (
+        records.save([run], tmp_path / "results").name for run in (make_run("a"), make_run("b", lr=0.4), make_run("c"))
+    )
+    assert name.startswith("quickstart_cutmix+") and others[1] == name != others[0]
+    epochs = recipes.load("quickstart_cutmix").epochs
+    plain = make_run("d", TOP1, epochs=epochs, warmup_epochs=recipes.load("quickstart_cutmix").warmup_epochs)
+    assert records.save([plain], tmp_path / "results").name == "quickstart_cutmix.json"
+    assert len(records.load(tmp_path / "results")) == 3
+    assert records.of_cells(tmp_path / "results") == {}  # none of them is a published cell
+
+
+def test_a_record_may_be_older_than_a_recipe_field(make_run, tmp_path):
+    path = records.save([make_run("a")], tmp_path / "results")
+    old = json.loads(path.read_text())
+    del old["fields"]["sync_bn"]
+    path.write_text(json.dumps(old))
+    records.save([make_run("b", seed=1)], tmp_path / "results")
+    assert list(records.read(path)["seeds"]) == ["0", "1"]
+
+
+def test_the_records_of_this_package_are_whole():
+    for name, content in records.load().items():
+        assert records.file_name(content) == f"{name}.json"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda run: (run / "log.jsonl").unlink(), "is no run folder: log.jsonl is missing"),
+        (lambda run: (run / "env.json").unlink(), "cannot read .*env.json: No such file"),
+        (lambda run: (run / "data.json").write_text("{"), "data.json is not valid JSON"),
+        (lambda run: (run / "log.jsonl").write_text(""), "log.jsonl has no trained epoch yet"),
+    ],
+)
+def test_a_damaged_run_is_explained_and_leaves_with_2(make_run, run, tmp_path, spoil, says):
+    folder = make_run("a")
+    spoil(folder)
+    status, out, err = run("record", folder, "--out", tmp_path / "results")
+    assert (status, out) == (2, "") and err.startswith("error: ") and re.search(says, err)
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_command_writes_the_record(make_run, run, tmp_path):
+    status, out, _ = run("record", make_run("a"), make_run("b", seed=1), "--out", tmp_path / "results")
+    (path,) = (tmp_path / "results").iterdir()
+    assert status == 0 and out == f"{path}: quickstart_cutmix, seeds 0, 1\n"
+    assert run("record", "--out", tmp_path / "results")[::2] == (2, "error: no run folders given\n")
+    status, _, err = run("cells", "list", "--results", tmp_path / "none")
+    assert (status, err) == (2, f"error: no folder of run records {tmp_path / 'none'}\n")
+    path.write_text('{"recipe": "quickstart_cutmix"}')
+    status, _, err = run("table", "--results", tmp_path / "results")
+    assert status == 2 and "is no run record: expected recipe, fields, overrides" in err
+
+
+# ------------------------------------------------------------------------------------------------ status
+
+
+# r50_100e_cutmix: 77.17 on 50,000 images, one run: sigma = 100 sqrt(.7717 * .2283 / 50000) = .188, and the band of one
+# run is 2.306 * .188 * sqrt(2) = .61.
+@pytest.mark.parametrize(
+    ("name", "tops", "expected", "words"),
+    [
+        ("r50_100e_cutmix", [77.00], "reproduced within the band", "77.00 (1 seed), -0.17 from 77.17, band ±0.61"),
+        ("r50_100e_cutmix", [77.7], "reproduced within the band", "77.70 (1 seed), +0.53"),
+        ("r50_100e_cutmix", [76.0], "too early to say", "76.00 (1 seed), -1.17"),
+        ("r50_100e_cutmix", [75.9, 76.0, 76.1], "off", "76.00 ± 0.10 (3 seeds), -1.17"),
+        ("deit_s_samix", [80.9, 81.0, 80.95], "reproduced within the band", "80.95 ± 0.05 (3 seeds), +0.01"),
+        ("r34_100e_gridmix", [74.0], "run", "74.00 (1 seed), no published number to compare with"),
+    ],
+)
+def test_status_of_finished_runs(name, tops, expected, words):
+    status, text = records.status(cells.find(name), cell_record(name, tops))
+    assert status == expected and text.startswith(words)
+
+
+def test_status_without_runs():
+    assert records.status(cells.find("deit_s_samix"), None) == ("published", "not run here")
+    assert records.status(cells.find("r34_100e_gridmix"), None) == ("not run", "no published number")
+    status, text = records.status(cells.find("r50_100e_comixup"), None)
+    assert status == "published" and "OpenMixup did not train the published number" in text
+
+
+def test_a_number_that_upstream_did_not_train_is_marked_whatever_we_found():
+    for tops in ([77.6], [70.0, 70.1], [70.0]):
+        _, text = records.status(cells.find("r50_100e_comixup"), cell_record("r50_100e_comixup", tops))
+        assert text.endswith("OpenMixup did not train the published number")
+
+
+def test_only_finished_seeds_count():
+    cell = cells.find("r50_100e_cutmix")
+    status, text = records.status(cell, cell_record(cell.name, [77.1, 77.2], epochs=60))
+    assert (status, text) == (
+        "too early to say",
+        "no run has finished: seed 0 at epoch 60 of 100, seed 1 at epoch 60 of 100",
+    )
+    mixed = cell_record(cell.name, [77.1, 50.0])
+    mixed["seeds"]["1"]["epochs"] = 60
+    assert records.status(cell, mixed)[1].startswith("77.10 (1 seed)")
+    gaps = cell_record(cell.name, [77.1, 50.0])
+    gaps["seeds"]["1"]["reading"]["missing"] = "3 of 5 epochs"
+    assert records.status(cell, gaps)[1].startswith("77.10 (1 seed)")
+
+
+def test_overrides_never_count():
+    cell = cells.find("r50_100e_cutmix")
+    content = cell_record(cell.name, [77.17, 77.17], overrides={"epochs": [100, 90]})
+    assert records.status(cell, content) == (
+        "published",
+        "not run here; runs with epochs 90 instead of 100 do not count",
+    )
+    empty = copy.deepcopy(content) | {"recipe": "r34_100e_gridmix"}
+    assert records.status(cells.find("r34_100e_gridmix"), empty)[0] == "not run"
+
+
+def test_a_record_speaks_for_its_own_cell_only():
+    with pytest.raises(UserError, match="a record of r50_100e_mixup cannot speak for the cell r50_100e_cutmix"):
+        records.status(cells.find("r50_100e_cutmix"), cell_record("r50_100e_mixup", [77.0]))
+
+
+def test_show_says_what_our_runs_found(run, tmp_path):
+    (tmp_path / "r50_100e_cutmix.json").write_text(json.dumps(cell_record("r50_100e_cutmix", [77.0])))
+    status, out, _ = run("cells", "show", "r50_100e_cutmix", "--results", tmp_path)
+    assert status == 0 and "status     reproduced within the band: 77.00 (1 seed), -0.17 from 77.17" in out
+    out = run("cells", "list", "--setting", "r50_100e", "--results", tmp_path)[1]
+    assert "r50_100e_cutmix              77.17  reproduced within the band: 77.00" in out

@@ -1,0 +1,298 @@
+"""Promise: the published tables come out of the data in every format, each number in its place, never typed."""
+
+import csv
+import io
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from test_records import cell_record
+from tiny import ROOT
+
+import mixup_recipes
+from model_cards import records, tables
+from recipes import UserError
+
+BENCHMARKS = ["pytorch_100e", "pytorch_300e", "rsb_a3", "rsb_a2", "deit", "tiny"]
+with (ROOT / "model_cards/published.csv").open(newline="") as file:
+    ROWS = list(csv.DictReader(file))
+MARKS = {"own": "", "arxiv": "†", "official": "‡"}
+# As the published tables head their columns; one heading per backbone
+HEADINGS = {
+    **{"resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50", "resnet101": "ResNet-101"},
+    **{"resnext101_32x4d": "ResNeXt-101", "efficientnet_b0": "EfficientNet-B0", "mobilenet_v2_1x": "MobileNet.V2 1x"},
+    **{"deit_tiny": "DeiT-T", "deit_small": "DeiT-S", "deit_base": "DeiT-B", "pvt_tiny": "PVT-T"},
+    **{"swin_tiny": "Swin-T", "convnext_tiny": "ConvNeXt-T", "moganet_tiny": "MogaNet-T"},
+    **{"resnext50_32x4d": "ResNeXt-50"},
+}
+RECORDS = {
+    name: cell_record(name, tops)
+    for name, tops in {
+        "r50_100e_cutmix": [77.0, 77.1, 77.2],
+        "r50_100e_comixup": [70.0, 70.1],
+        "r50_100e_mixup": [76.0],
+        "r34_100e_gridmix": [74.0],
+    }.items()
+}
+
+
+def published(benchmark):
+    """(method, alpha, heading) -> what a table shows, from the data file; the empty cell is a hyphen."""
+    return {
+        (r["method"], r["alpha"] or "-", HEADINGS[r["backbone"]]): r["top1"] + MARKS[r["source"]] if r["top1"] else "-"
+        for r in ROWS
+        if r["benchmark"] == benchmark
+    }
+
+
+def best(benchmark):
+    """Number of the best cells per column."""
+    columns = {}
+    for r in ROWS:
+        if r["benchmark"] == benchmark and r["top1"]:
+            columns.setdefault(HEADINGS[r["backbone"]], []).append(r["top1"])
+    return {column: max(values) for column, values in columns.items()}
+
+
+def as_cells(grid):
+    """A parsed grid with a head row as (method, alpha, heading) -> text."""
+    (_, _, *headings), *body = grid
+    assert all(len(row) == len(headings) + 2 for row in body)
+    return {(row[0], row[1], h): text for row in body for h, text in zip(headings, row[2:], strict=True)}
+
+
+def parse_markdown(text):
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if "---" not in row]
+
+
+def parse_latex(text):
+    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
+    return [
+        [cell.strip() for cell in line.removesuffix(r"\\").split(" & ")] for line in body.splitlines() if " & " in line
+    ]
+
+
+class Grid(HTMLParser):
+    """Rows of a page's tables; every tag must be closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tables, self.bold = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag in ("meta", "br"):
+            return
+        self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag == "span":
+            self.tables[-1][-1][-1] += "|"
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "td" in self.open or "th" in self.open:
+            self.tables[-1][-1][-1] += data
+            if "strong" in self.open:
+                self.bold.append(data)
+
+
+def parse_html(text):
+    parser = Grid()
+    parser.feed(text)
+    assert parser.open == []
+    return parser
+
+
+# ------------------------------------------------------------------------------------------------ every number
+
+
+def test_markdown_carries_every_number_in_its_place():
+    numbers = 0
+    for benchmark in BENCHMARKS:
+        found = as_cells(parse_markdown(tables.table(benchmark, {}, "md")))
+        assert {k: v.replace("*", "") for k, v in found.items()} == published(benchmark)
+        bold = {(h, v.rstrip("†‡").strip("*")) for (_, _, h), v in found.items() if "**" in v}
+        assert bold == set(best(benchmark).items())
+        numbers += sum(v != "-" for v in found.values())
+    assert numbers == 284
+
+
+def test_latex_carries_every_number_in_its_place():
+    for benchmark in BENCHMARKS:
+        text = tables.table(benchmark, {}, "latex")
+        for mark, macro in (("†", r"\textsuperscript{\textdagger}"), ("‡", r"\textsuperscript{\textdaggerdbl}")):
+            text = text.replace(macro, mark)
+        found = as_cells(parse_latex(text))
+        assert {k: re.sub(r"\\textbf\{(.*?)\}", r"\1", v) for k, v in found.items()} == published(benchmark)
+        bold = {(h, re.findall(r"\\textbf\{(.*?)\}", v)[0]) for (_, _, h), v in found.items() if "textbf" in v}
+        assert bold == set(best(benchmark).items())
+
+
+def test_html_carries_every_number_in_its_place():
+    page = parse_html(tables.table(None, {}, "html"))
+    assert len(page.tables) == 6
+    for benchmark, grid in zip(BENCHMARKS, page.tables, strict=True):
+        assert as_cells(grid) == published(benchmark)
+    assert sorted(page.bold) == sorted(v for b in BENCHMARKS for v in best(b).values())
+
+
+def test_csv_is_one_row_per_cell_with_everything():
+    found = list(csv.DictReader(io.StringIO(tables.table(None, RECORDS, "csv"))))
+    assert len(found) == 329
+    for benchmark in BENCHMARKS:
+        wanted = [r for r in ROWS if r["benchmark"] == benchmark]
+        assert [{k: r[k] for k in wanted[0]} for r in found if r["benchmark"] == benchmark] == wanted
+    rows = {r["name"]: r for r in found}
+    cutmix = rows["r50_100e_cutmix"]
+    assert (cutmix["our_mean"], cutmix["our_std"], cutmix["our_seeds"]) == ("77.100", "0.100", "3")
+    assert (cutmix["status"], cutmix["protocol"]) == ("reproduced within the band", "median of the last 5 epochs")
+    assert (cutmix["hours_low"], cutmix["hours_mid"]) == ("5.31", "7.67")  # 7.3 * 1.05 = 7.665
+    assert rows["r50_100e_comixup"]["status"] == "off" and rows["r50_100e_comixup"]["mark"] == "‡"
+    assert "OpenMixup did not train" in rows["r50_100e_comixup"]["status_text"]
+    assert rows["deit_s_samix"]["status"] == "published" and rows["deit_s_samix"]["our_mean"] == ""
+    assert rows["r18_100e_deit"]["status"] == "not run" and rows["r18_100e_deit"]["top1"] == ""
+
+
+# ------------------------------------------------------------------------------------------------ our runs
+
+
+def test_our_runs_stand_beside_the_published_number():
+    found = as_cells(parse_markdown(tables.table("pytorch_100e", RECORDS, "md")))
+    cell = {(m, h): text for (m, _, h), text in found.items()}
+    assert cell["CutMix", "ResNet-50"] == "77.17<br>77.10 ± 0.10 (3 seeds)<br>reproduced within the band"
+    assert cell["Co-Mixup", "ResNet-50"] == "77.60‡<br>70.05 ± 0.07 (2 seeds)<br>off"
+    assert cell["MixUp", "ResNet-50"] == "77.12<br>76.00 (1 seed)<br>too early to say"
+    assert cell["GridMix", "ResNet-34"] == "-<br>74.00 (1 seed)<br>run"
+    assert cell["MixUp", "ResNet-34"] == "73.97"
+    grid = parse_html(tables.table("pytorch_100e", RECORDS, "html")).tables[0]
+    shown = {(m, h): text for (m, _, h), text in as_cells(grid).items()}
+    assert shown["CutMix", "ResNet-50"] == "77.17|77.10 ± 0.10 (3 seeds)|reproduced within the band"
+    latex = tables.table("pytorch_100e", RECORDS, "latex")
+    assert r"77.17 / 77.10 $\pm$ 0.10 (3 seeds) / reproduced within the band" in latex
+
+
+def test_runs_with_overrides_and_unfinished_runs_show_no_number():
+    name = "r50_100e_cutmix"
+    changed = {name: cell_record(name, [77.1], overrides={"epochs": [100, 90]})}
+    assert "77.10" not in tables.table("pytorch_100e", changed, "md")
+    assert "77.10" not in tables.table("pytorch_100e", changed, "csv")
+    begun = {name: cell_record(name, [77.1], epochs=60)}
+    assert "| 77.17<br>too early to say |" in tables.table("pytorch_100e", begun, "md")
+
+
+# ------------------------------------------------------------------------------------------------ what stands below
+
+
+def test_the_caption_names_source_protocol_marks_and_command():
+    text = tables.table("deit", {}, "md")
+    for part in (
+        "commit 1fb74ee (2023-08-16)",
+        "best epoch, mean of 3 trials (DeiT-T, DeiT-S, PVT-T, Swin-T, MogaNet-T); best epoch, mean of 3 trials, "
+        "averaged weights (EMA) (DeiT-B, ConvNeXt-T).",
+        "† method known from an arXiv pre-print, trained by OpenMixup.",
+        "‡ result of the method's official code, not trained by OpenMixup.",
+        "No runs of ours are recorded",
+        "deit_t, deit_s, deit_b, pvt_t, swin_t, convnext_t, moganet_t",
+        "`mixup-recipes table --benchmark deit --format md`",
+    ):
+        assert part in text
+    assert "‡" not in tables.table("rsb_a3", {}, "md")  # no such mark in that table
+    assert "median of the last 10 epochs." in tables.table("tiny", {}, "md")
+    assert "our runs, mean" not in text and "(4 cells)" in tables.table("pytorch_100e", RECORDS, "md")
+
+
+def test_latex_is_escaped_and_its_environments_are_balanced():
+    text = tables.table(None, RECORDS, "latex")
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 6
+    opened = re.findall(r"\\(begin|end)\{(\w+)\}", text)
+    stack = []
+    for kind, name in opened:
+        if kind == "begin":
+            stack.append(name)
+        else:
+            assert stack.pop() == name
+    assert stack == [] and text.isascii()
+    assert [text.count(rf"\{rule}rule") for rule in ("top", "mid", "bottom")] == [6, 6, 6]
+    for line in text.splitlines():
+        bare = re.sub(r"\\[&%$#_{}\\]|\\textbackslash\{\}", "", line)  # what is escaped is gone
+        assert "_" not in bare and "#" not in bare and "^" not in bare
+        assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
+        assert "%" not in bare[1:]
+        if columns := re.match(r"\\begin\{tabular\}\{(\w+)\}", line):
+            width = len(columns[1])
+        assert "&" not in bare or bare.count("&") == width - 1
+    assert tables.tex(r"a_b & 5% ± #{x} ~^\ --flag") == (
+        r"a\_b \& 5\% $\pm$ \#\{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} -{}-flag"
+    )
+
+
+def test_html_is_escaped_and_self_contained():
+    table = tables.Table(
+        "a < b", ["<i>"], [("R&D", "-", [tables.Entry("1.00", "", False, "<x>", "off")])], ["&"], "x > y"
+    )
+    text = tables.webpage([table])
+    assert "<h2>a &lt; b</h2>" in text and "R&amp;D" in text and "<i>" not in text and "<x>" not in text
+    assert '<span class="off">off</span>' in text  # the colour says nothing that the text does not
+    page = tables.table(None, RECORDS, "html")
+    assert "http" not in page and "<script" not in page and "<link" not in page
+    assert all(f".{kind} " in page for kind in tables.CLASSES.values())
+
+
+@pytest.mark.parametrize("fmt", ["md", "csv", "latex", "html"])
+def test_the_same_data_gives_the_same_bytes(fmt):
+    backwards = dict(reversed(RECORDS.items()))
+    assert tables.table(None, RECORDS, fmt) == tables.table(None, backwards, fmt)
+
+
+# ------------------------------------------------------------------------------------------------ the console command
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    def call(*argv):
+        monkeypatch.setattr(sys, "argv", ["mixup-recipes", "table", *map(str, argv)])
+        with pytest.raises(SystemExit) as left:
+            mixup_recipes.main()
+        shown = capsys.readouterr()
+        return left.value.code or 0, shown.out, shown.err
+
+    return call
+
+
+def test_the_command_prints_or_writes_the_table(run, tmp_path):
+    for name, content in RECORDS.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    status, out, _ = run("--benchmark", "pytorch_100e", "--results", tmp_path)
+    assert status == 0 and out == tables.table("pytorch_100e", records.of_cells(tmp_path), "md", tmp_path)
+    assert f"--format md --results {tmp_path}`" in out and "77.10 ± 0.10 (3 seeds)" in out
+    path = tmp_path / "table.tex"
+    assert run("--format", "latex", "--out", path)[:2] == (0, f"{path}\n")
+    assert path.read_text() == tables.table(None, records.of_cells(), "latex")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--benchmark", "diet"], "unknown benchmark 'diet'; did you mean 'deit'?"),
+        (["--format", "latx"], "unknown format 'latx'; did you mean 'latex'?"),
+        (["--results", "/nowhere"], "no folder of run records /nowhere"),
+    ],
+)
+def test_bad_input_is_explained_and_leaves_with_2(run, tmp_path, argv, says):
+    status, out, err = run(*argv, "--out", tmp_path / "table")
+    assert (status, out, err) == (2, "", f"error: {says}\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(UserError, match="unknown format 'pdf'"):
+        tables.table("deit", {}, "pdf")
