@@ -75,9 +75,7 @@ def compare(runs_a: list[Path], runs_b: list[Path], ignore: tuple[str, ...] = ()
             shown = shown or columns
             for column in ("index", "label"):
                 if not np.array_equal(columns[column], shown[column]):
-                    raise UserError(
-                        f"{run} was evaluated on other images than {first_run} ({column} differs): not comparable"
-                    )
+                    raise UserError(f"{run} was evaluated on other images than {first_run}: {column} differs")
             found.append(columns["top"][:, 0] == columns["label"])
     a, b = (np.stack(rows) for rows in right)
     difference, low, high = paired_bootstrap(a, b, np.random.default_rng(seed))
@@ -108,8 +106,10 @@ def check_same(one: Path, a: Recipe, other: Path, b: Recipe, ignore: tuple[str, 
 def predictions(run: Path) -> dict[str, np.ndarray]:
     """What a run's exported weights say of each image."""
     path = run / "predictions.safetensors"
+    again = f"make it with evaluate_mixup.py --model {run} --predictions {path}"
+    if not path.is_file():
+        raise UserError(f"{run} has no {path.name}, without which runs cannot be paired; {again}")
     try:
         return load_file(path)
     except (OSError, SafetensorError) as e:
-        again = f"evaluate_mixup.py --model {run} --predictions {path}"
-        raise UserError(f"no pairing without {path} ({e}); make it with {again}") from None
+        raise UserError(f"{path} is damaged ({e}); {again}") from None

@@ -1,10 +1,13 @@
 """evaluate_mixup.py and the console command, from the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import load_file
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +32,26 @@ def test_a_run_folder_scores_what_its_log_says_on_any_number_of_processes(run: P
         assert scores[key] == pytest.approx(logged[key], rel=1e-5)
 
 
+def test_predictions_are_those_that_the_run_wrote_with_its_weights(run: Path) -> None:
+    out = run.parent / "predictions.safetensors"
+    done = tiny.start("--model", run, "--predictions", out, script="evaluate_mixup.py")
+    assert done.returncode == 0, done.stderr
+    found, expected = load_file(out), load_file(run / "predictions.safetensors")
+    assert found.keys() == expected.keys() == {"index", "label", "top", "confidence", "nll"}
+    for key in ("index", "label", "top"):
+        assert np.array_equal(found[key], expected[key]) and found[key].dtype == np.int32
+    for key in ("confidence", "nll"):
+        assert found[key] == pytest.approx(expected[key], rel=1e-4) and found[key].dtype == np.float32
+    scores = json.loads((run / "eval_results.json").read_text())["exported"]
+    assert 100 * (expected["top"][:, 0] == expected["label"]).mean() == pytest.approx(scores["top1"])
+    assert expected["nll"].mean() == pytest.approx(scores["nll"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         ([], "which model"),
+        (["--model", "RUN", "--predictions", "nowhere/p.safetensors"], "there is no folder nowhere"),
         (["--model", "resnet5"], "did you mean 'resnet50'"),
         (["--model", "RUN", "--dataset", "nowhere"], "neither a folder"),
         (["--model", "RUN", "--split", "tests"], "did you mean 'test'"),
@@ -63,3 +82,21 @@ def test_the_report_of_a_run_has_its_protocol_number(run: Path) -> None:
     number = json.loads((run / "eval_results.json").read_text())["reported"]["top1"]
     assert f"{number:.2f}" in done.stdout
     assert {p.name for p in (run.parent / "report").iterdir()} == {"table.md", "curves.png", "samples.png"}
+
+
+def test_the_console_command_reads_protocols_and_compares_runs(run: Path) -> None:
+    script = "mixup_recipes.py"
+    done = tiny.start("protocol", run, script=script)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((run / "eval_results.json").read_text())
+    for key in ("reported", "openmixup_tool"):
+        assert f"{results[key]['top1']:.3f}  {results[key]['protocol']}" in done.stdout
+    assert "2 of 2 epochs" in done.stdout
+    given = ("--protocol", "median", "--last", 2, "--epochs", 2)
+    assert tiny.start("protocol", run / "summary.csv", *given, script=script).stdout.count("median of the last") == 2
+    other = shutil.copytree(run, run.parent / "other")
+    done = tiny.start("compare", "--a", run, "--b", other, script=script)
+    assert done.returncode == 0, done.stderr
+    assert "a - b: +0.00, 95 % interval +0.00 to +0.00 (paired bootstrap, 30 images, 1 and 1 runs)" in done.stdout
+    wrong = tiny.start("compare", "--a", run, other, "--b", other, script=script)
+    assert wrong.returncode == 2 and "error: group a has seed 0 twice" in wrong.stderr

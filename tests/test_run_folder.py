@@ -189,6 +189,9 @@ def test_the_best_epoch_is_exported_where_the_protocol_says_so(reference: Refere
     with torch.no_grad():
         logits = timm.create_model(f"local-dir:{found}", pretrained=True).eval()(pixels)
     assert accuracy(logits) == pytest.approx(scores[best])
+    said = load_file(found / "predictions.safetensors")
+    assert torch.equal(said["index"], torch.arange(30, dtype=torch.int32))
+    assert torch.equal(said["top"][:, 0].long(), logits.argmax(1))
 
 
 def test_the_best_epoch_survives_a_kill(

@@ -1,0 +1,256 @@
+"""Promise: what is called a difference is one. Verdicts, paired intervals, and which runs may be compared."""
+
+import json
+import math
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import recipes
+from model_cards.compare import compare
+from model_cards.noise import EARLY, OFF, REPRODUCED, paired_bootstrap, verdict
+from recipes import UserError
+from training.run import Log, write_predictions
+
+# ------------------------------------------------------------------------------------------------ verdicts
+
+
+def test_the_band_by_hand() -> None:
+    # 80 % of 10,000 images: sigma_b = .4. Three runs, s = .3: (8 x .16 + 2 x .09) / 10 = .146; t(.975, 10) = 2.228139
+    found = verdict([79.4, 79.7, 80.0], 80.0, 1, 10_000)
+    assert found.std == pytest.approx(0.3) and found.mean == pytest.approx(79.7)
+    assert found.difference == pytest.approx(-0.3)
+    assert found.band == pytest.approx(2.228139 * math.sqrt(0.146) * math.sqrt(4 / 3), rel=1e-6)
+    assert found.status == REPRODUCED
+    assert verdict([79.4, 79.7, 80.0], 80.0, 3, 10_000).band == pytest.approx(found.band / math.sqrt(2))
+    # one run: t(.975, 8) = 2.306004
+    assert verdict([80.0], 80.0, 1, 10_000).band == pytest.approx(2.306004 * 0.4 * math.sqrt(2), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "status"),
+    [
+        ([], EARLY),
+        ([80.9], REPRODUCED),
+        ([83.0], EARLY),  # how far seeds spread is not known yet
+        ([80.3, 80.5], REPRODUCED),
+        ([83.0, 83.1], OFF),
+        ([77.0, 76.9, 77.0], OFF),
+    ],
+)
+def test_a_verdict_needs_two_runs_to_be_off(values: list[float], status: str) -> None:
+    found = verdict(values, 80.0, 1, 10_000)
+    assert found.status == status
+    assert (found.mean is None) == (not values) and (found.std is None) == (len(values) < 2)
+
+
+def test_the_band_is_inclusive_and_grows_with_the_spread_of_our_runs() -> None:
+    band = verdict([80.0, 80.0], 80.0, 1, 10_000).band
+    shifted = [80.0 + band * (1 - 1e-9)] * 2
+    assert verdict(shifted, 80.0, 1, 10_000).status == REPRODUCED
+    assert verdict([80.0 + band * (1 + 1e-9)] * 2, 80.0, 1, 10_000).status == OFF
+    assert verdict([79.0, 81.0], 80.0, 1, 10_000).band > 1.5 * band
+
+
+def test_of_true_reproductions_few_are_called_off_and_a_clear_difference_is_found() -> None:
+    rng = np.random.default_rng(0)
+    spread = 0.4  # as much as the binomial deviation, the careful case
+    for runs, missed in ((2, 0.25), (3, 0.2)):
+        off = {}
+        for shift in (0.0, 4 * spread):
+            ours, theirs = 80 + shift + spread * rng.normal(size=(2000, runs)), 80 + spread * rng.normal(size=2000)
+            statuses = [verdict(row, float(p), 1, 10_000).status for row, p in zip(ours.tolist(), theirs, strict=True)]
+            off[shift] = statuses.count(OFF) / len(statuses)
+        assert off[0.0] < 0.05 and off[4 * spread] > 1 - missed
+
+
+def test_impossible_numbers_are_refused() -> None:
+    for given in ((101.0, 1, 100), (-1.0, 1, 100), (50.0, 0, 100), (50.0, 1, 0)):
+        with pytest.raises(ValueError, match="expected a percentage, trials and images"):
+            verdict([50.0], *given)
+
+
+# ------------------------------------------------------------------------------------------------ paired intervals
+
+
+def answers(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    """Correctness (1, images) of two models by how often which of them is right."""
+    counts = (both, only_a, only_b, neither)
+    return np.repeat([[True, True, False, False]], counts, 1), np.repeat([[True, False, True, False]], counts, 1)
+
+
+def test_the_interval_is_mcnemars() -> None:
+    a, b = answers(7000, 800, 700, 1500)
+    difference, low, high = paired_bootstrap(a, b, np.random.default_rng(0), 40_000)
+    assert difference == pytest.approx(1.0)
+    deviation = 100 * math.sqrt((800 + 700 - (800 - 700) ** 2 / 10_000) / 10_000**2)
+    assert low == pytest.approx(1 - 1.96 * deviation, abs=0.05 * deviation)
+    assert high == pytest.approx(1 + 1.96 * deviation, abs=0.05 * deviation)
+    p = 0.78  # unpaired, the interval would be half as wide again
+    assert high - low < 0.7 * 2 * 1.96 * 100 * math.sqrt(2 * p * (1 - p) / 10_000)
+
+
+def naive(a: np.ndarray, b: np.ndarray, rng: np.random.Generator, n: int) -> list[float]:
+    """The differences of ``n`` resamples, drawn one image and one run at a time."""
+    found = []
+    for _ in range(n):
+        columns = rng.integers(0, a.shape[1], a.shape[1])
+        means = []
+        for group in (a, b):
+            rows = rng.integers(0, len(group), len(group) - 1) if len(group) > 1 else [0]
+            means.append(np.mean([np.mean([group[r, c] for c in columns]) for r in rows]))
+        found.append(100 * (means[0] - means[1]))
+    return found
+
+
+@pytest.mark.parametrize(("runs_a", "runs_b"), [(1, 1), (3, 1), (3, 2), (4, 4)])
+def test_the_interval_is_that_of_a_naive_loop(runs_a: int, runs_b: int) -> None:
+    rng = np.random.default_rng(2)
+    ease = rng.uniform(size=40)
+    a = rng.uniform(size=(runs_a, 40)) < ease + 0.1 * np.arange(runs_a)[:, None]
+    b = rng.uniform(size=(runs_b, 40)) < ease
+    difference, low, high = paired_bootstrap(a, b, np.random.default_rng(3), 20_000)
+    assert difference == pytest.approx(100 * (a.mean() - b.mean()))
+    expected = np.percentile(naive(a, b, np.random.default_rng(4), 1000), (2.5, 97.5))
+    assert (low, high) == pytest.approx(expected, abs=0.1 * (high - low))
+
+
+def test_the_spread_over_runs_is_unbiased() -> None:
+    # all images alike: only the runs differ, by whole percentages; the variance of the mean of S is s^2 / S
+    share = np.array([30, 50, 70, 90])
+    a = np.arange(1000) % 100 < share[:, None]
+    b = np.zeros((1, 1000), bool)
+    _, low, high = paired_bootstrap(a, b, np.random.default_rng(0), 40_000)
+    deviation = math.sqrt(np.var(share, ddof=1) / 4 + 60 * 40 / 1000)
+    assert (high - low) / (2 * 1.96) == pytest.approx(deviation, rel=0.08)
+
+
+def test_the_interval_is_a_function_of_the_generator_and_covers_a_true_zero() -> None:
+    a, b = answers(60, 20, 10, 10)
+    assert paired_bootstrap(a, b, np.random.default_rng(1)) == paired_bootstrap(a, b, np.random.default_rng(1))
+    rng, covered = np.random.default_rng(5), 0
+    for _ in range(300):
+        ease = rng.uniform(size=500)
+        a, b = rng.uniform(size=(1, 500)) < ease, rng.uniform(size=(1, 500)) < ease
+        _, low, high = paired_bootstrap(a, b, rng, 500)
+        covered += low <= 0 <= high
+    assert stats.binomtest(covered, 300, 0.95).pvalue > 1e-3
+
+
+def test_imagenet_needs_little_memory() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.uniform(size=(6, 50_000)) < 0.77
+    tracemalloc.start()
+    paired_bootstrap(right[:3], right[3:], rng, 10_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200e6
+
+
+def test_other_shapes_are_refused() -> None:
+    for a, b in (((1, 3), (1, 4)), ((3,), (3,)), ((0, 3), (1, 3))):
+        with pytest.raises(ValueError, match="of the same images"):
+            paired_bootstrap(np.ones(a, bool), np.ones(b, bool), np.random.default_rng(0))
+
+
+# ------------------------------------------------------------------------------------------------ runs
+
+
+@pytest.fixture
+def make_run(tmp_path: Path):
+    """A run folder by seed and how many of 100 images its exported weights get right."""
+
+    def make(name: str, right: int, seed: int = 0, mixer: str = "cutmix", done: int = 3, labels=None, **fields) -> Path:
+        run = tmp_path / name
+        run.mkdir()
+        fields = {"epochs": 3, "warmup_epochs": 0, "seed": seed} | fields
+        (run / "recipe.yaml").write_text(recipes.to_yaml(recipes.load(f"quickstart_{mixer}", **fields)))
+        log = Log(run / "log.jsonl")
+        for epoch in range(1, done + 1):
+            log.write(mode="val", epoch=epoch, update=epoch, top1=float(right + epoch))
+        labels = np.zeros(100, int) if labels is None else labels
+        top = np.stack([np.where(np.arange(100) < right, labels, labels + 1), labels + 2], 1)
+        columns = {
+            "index": np.arange(100),
+            "label": labels,
+            "top": top,
+            "confidence": np.ones(100),
+            "nll": np.ones(100),
+        }
+        write_predictions(run / "predictions.safetensors", columns | {"bad": np.zeros(100)})
+        return run
+
+    return make
+
+
+def test_two_groups_of_runs_are_compared_on_the_same_images(make_run) -> None:
+    a = [make_run("a0", 60, 0), make_run("a1", 64, 1)]
+    b = [make_run("b0", 50, 0, "mixup"), make_run("b1", 50, 1, "mixup")]
+    found = compare(a, b)
+    assert found.reported == (64.0, 52.0)  # medians of three epochs
+    assert found.top1 == pytest.approx((62.0, 50.0)) and found.difference == pytest.approx(12.0)
+    assert found.low < 12 < found.high and (found.images, found.runs) == (100, (2, 2))
+    rows = np.arange(100)
+    a_right, b_right = np.stack([rows < 60, rows < 64]), np.stack([rows < 50] * 2)
+    expected = paired_bootstrap(a_right, b_right, np.random.default_rng(0))
+    assert (found.difference, found.low, found.high) == expected
+    assert "a - b: +12.00" in str(found) and "2 and 2 runs" in str(found) and "one run" not in str(found)
+    assert "spread over seeds is not in the interval" in str(compare(a[:1], b[:1]))
+    assert compare(b, a).difference == pytest.approx(-12.0)
+
+
+def test_only_the_mixer_may_differ_between_groups_and_only_the_seed_within(make_run) -> None:
+    a, b = make_run("a", 60), make_run("b", 50, mixer="mixup", lr=0.02, weight_decay=0.5)
+    with pytest.raises(UserError, match=r"a and .*b differ in lr: [0-9.e-]+ and 0.02; weight_decay: .* and 0.5; pass"):
+        compare([a], [b])
+    assert compare([a], [b], ignore=("lr", "weight_decay")).difference == pytest.approx(10.0)
+    other = make_run("other", 50, 1, mixer="mixup")
+    with pytest.raises(UserError, match=r"a and .*other differ in mixer: cutmix and mixup"):
+        compare([a, other], [other])
+    strength = make_run("strength", 50, 1, mixer_args={"alpha": 0.3})
+    with pytest.raises(UserError, match="differ in mixer_args: "):
+        compare([a, strength], [other])
+    assert compare([a], [strength]).difference == pytest.approx(10.0)
+    with pytest.raises(UserError, match="unknown recipe field 'weight_decy'; did you mean 'weight_decay'"):
+        compare([a], [b], ignore=("weight_decy",))
+
+
+def test_runs_that_are_no_evidence_are_refused(make_run) -> None:
+    a, b = make_run("a", 60), make_run("b", 50, mixer="mixup")
+    with pytest.raises(UserError, match="group a has seed 0 twice"):
+        compare([a, a], [b])
+    with pytest.raises(UserError, match="no run folders in group b"):
+        compare([a], [])
+    with pytest.raises(UserError, match="young is not finished: 2 of 3 epochs"):
+        compare([a], [make_run("young", 50, done=2)])
+    with pytest.raises(UserError, match=r"nothing is no run folder: recipe.yaml is missing"):
+        compare([a], [a.parent / "nothing"])
+
+
+def test_without_predictions_of_the_same_images_there_is_no_pairing(make_run) -> None:
+    a, b = make_run("a", 60), make_run("b", 50, 1)
+    other = make_run("other", 50, 2, labels=np.arange(100) % 7)
+    with pytest.raises(UserError, match=r"other was evaluated on other images than .*a: label differs"):
+        compare([a], [other])
+    (b / "predictions.safetensors").unlink()
+    with pytest.raises(
+        UserError, match=r"b has no predictions.safetensors.*evaluate_mixup.py --model .*b --predictions"
+    ):
+        compare([a], [b])
+    (b / "predictions.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"b/predictions.safetensors is damaged"):
+        compare([a], [b])
+
+
+def test_predictions_are_written_in_small_types(make_run) -> None:
+    from safetensors.numpy import load_file
+
+    run = make_run("a", 60)
+    found = load_file(run / "predictions.safetensors")
+    types = {"index": "int32", "label": "int32", "top": "int32", "confidence": "float32", "nll": "float32"}
+    assert {k: str(v.dtype) for k, v in found.items()} == types
+    assert found["top"].shape == (100, 2) and (found["top"][:, 0] == 0).sum() == 60
+    assert json.loads((run / "log.jsonl").read_text().splitlines()[0])["top1"] == 61.0
