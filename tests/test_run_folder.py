@@ -277,7 +277,7 @@ def test_a_disk_that_fills_up_elsewhere_is_one_line_too(
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(server: Server, tiny_recipe: Path, tmp_path: Path) -> None:
-    status, output = server.run(*args(tiny_recipe, tmp_path / "run"), faults=[["not_a_number", 10]])
+    status, output = server.run(*args(tiny_recipe, tmp_path / "run"), faults=[["not_a_number", 14]])
     assert status == 1
     assert "RuntimeError: loss nan at update 6: lower lr, or use bf16, not fp16" in output
     assert json.loads((tmp_path / "run/eval_results.json").read_text())["exported"]["epoch"] == 1
@@ -286,7 +286,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(server: Server, tiny_recipe: 
 def test_weights_that_are_not_numbers_push_out_no_checkpoint(server: Server, tiny_recipe: Path, tmp_path: Path) -> None:
     given = args(tiny_recipe, tmp_path / "run", "--checkpointing_steps", 1)
     given[given.index("--logging_steps") + 1] = 50
-    status, output = server.run(*given, faults=[["not_a_number", 10]])
+    status, output = server.run(*given, faults=[["not_a_number", 14]])
     assert status == 1
     assert "RuntimeError: loss not finite at update 6: no checkpoint is written" in output
     assert [p.name for p in checkpoints(tmp_path / "run")] == ["step-00000004", "step-00000005"]
