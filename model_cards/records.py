@@ -25,6 +25,10 @@ from .cells import Cell, cells, protocol
 FOLDER = Path(__file__).parent / "results"
 ENVIRONMENT = ("commit", "python", "packages", "platform", "device", "processes", "mixed_precision")
 KEYS = ("recipe", "fields", "overrides", "protocol", "images", "dataset", "seeds")
+PLACE = ("dataset", "dataset_config", "dataset_revision", "image_column", "label_column", "train_split", "eval_split")
+"""Fields that say where the images come from: no override, as long as their numbers are those of the benchmark."""
+IMAGES = {"ILSVRC/imagenet-1k": (1_281_167, 50_000), "zh-plus/tiny-imagenet": (100_000, 10_000)}
+"""Training and evaluation images of the published data sets."""
 
 
 def plain(content: Any) -> Any:
@@ -65,7 +69,17 @@ def overrides(recipe: Recipe) -> dict[str, list[Any]] | None:
     except UserError:
         return None
     published, _ = recipes.resolve(recipe.name, unbuilt=True)
-    return different(fields_of(published), fields_of(recipe))
+    pairs = different(fields_of(published), fields_of(recipe))
+    return {k: v for k, v in pairs.items() if k not in PLACE}
+
+
+def other_images(content: dict[str, Any]) -> str:
+    """How the data differ in number from those of the published recipe of this name, in words; empty if they don't."""
+    published, _ = recipes.resolve(content["recipe"], unbuilt=True)
+    splits = content["dataset"]["splits"]
+    found = tuple(splits[content["fields"][key]]["images"] for key in ("train_split", "eval_split"))
+    wanted = IMAGES.get(published.dataset, found)
+    return "" if found == wanted else f"{found[0]:,} + {found[1]:,} images instead of {wanted[0]:,} + {wanted[1]:,}"
 
 
 def read_run(run: Path) -> dict[str, Any]:
@@ -216,6 +230,8 @@ def status(cell: Cell, content: dict[str, Any] | None) -> tuple[str, str]:
     if content["overrides"]:
         changed = ", ".join(f"{k} {b} instead of {a}" for k, (a, b) in content["overrides"].items())
         return none[0], f"{none[1]}; runs with {changed} do not count{foreign}"
+    if images := other_images(content):
+        return none[0], f"{none[1]}; runs on {images} do not count{foreign}"
     values = finished(content)
     if not values:
         progress = ", ".join(

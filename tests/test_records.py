@@ -10,7 +10,7 @@ import pytest
 
 import mixup_recipes
 import recipes
-from model_cards import cells, records
+from model_cards import cells, noise, records
 from recipes import UserError
 
 TOP1 = [10.0, 30.0, 50.0, 45.0, 41.0, 43.0, 40.0]
@@ -69,7 +69,10 @@ def cell_record(name, tops, epochs=None, **changes):
     for seed in seeds.values():
         seed |= {"epochs": epochs} if epochs else {}
     content = {"recipe": name, "fields": records.fields_of(recipe), "overrides": {}, "protocol": "", "images": 50_000}
-    return content | {"dataset": {}, "seeds": seeds} | changes
+    splits = {recipe.train_split: {"images": 1_281_167}, recipe.eval_split: {"images": 50_000}}
+    if name.startswith("tiny_"):
+        splits = {"train": {"images": 100_000}, "valid": {"images": 10_000}}
+    return content | {"dataset": {"splits": splits}, "seeds": seeds} | changes
 
 
 # ------------------------------------------------------------------------------------------------ what a record holds
@@ -283,3 +286,20 @@ def test_show_says_what_our_runs_found(run, tmp_path):
     assert status == 0 and "status     reproduced within the band: 77.00 (1 seed), -0.17 from 77.17" in out
     out = run("cells", "list", "--setting", "r50_100e", "--results", tmp_path)[1]
     assert "r50_100e_cutmix              77.17  reproduced within the band: 77.00" in out
+
+
+def test_a_local_copy_of_the_data_counts_when_its_numbers_are_those_of_the_benchmark():
+    cell = cells.find("r50_100e_cutmix")
+    recipe = recipes.load(cell.name, dataset="/data/imagenet", image_column="jpg", label_column="cls", eval_split="val")
+    assert records.overrides(recipe) == {}
+    local = {"fields": records.fields_of(recipe)}
+    whole = {"train": {"images": 1_281_167}, "val": {"images": 50_000}}
+    assert (
+        records.status(cell, cell_record(cell.name, [77.2], **local, dataset={"splits": whole}))[0] == noise.REPRODUCED
+    )
+    part = whole | {"val": {"images": 10_000}}
+    found = records.status(cell, cell_record(cell.name, [77.2], **local, dataset={"splits": part}))
+    assert found == (
+        "published",
+        "not run here; runs on 1,281,167 + 10,000 images instead of 1,281,167 + 50,000 do not count",
+    )
