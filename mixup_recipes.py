@@ -13,6 +13,7 @@ from recipes import cli
 
 app = App(name="mixup-recipes", help=__doc__.splitlines()[0], version_flags=[], result_action="return_value")
 app.command(recipes_app := App(name="recipes", help="List, show, explain and compare recipes."))
+app.command(plot_app := App(name="plot", help="Draw runs into a .png or .svg file."))
 
 
 @recipes_app.command(name="list")
@@ -59,6 +60,33 @@ def report(*runs: Path, out: Annotated[Path, Parameter(help="folder to write to"
 
     print(report(list(runs), out))
     print("\nwritten:", *sorted(str(path) for path in out.iterdir()))
+
+
+Picture = Annotated[Path, Parameter(help="file to write, .png or .svg")]
+
+
+@plot_app.command
+def curves(*runs: Path, out: Picture) -> None:
+    """Training loss and top-1 over epochs."""
+    from model_cards import plots
+
+    plots.curves(list(runs), out)
+
+
+@plot_app.command
+def cost(*runs: Path, out: Picture) -> None:
+    """Top-1 against training time, relative to vanilla where a vanilla run of the same machine is among the runs."""
+    from model_cards import plots
+
+    plots.cost(list(runs), out)
+
+
+@plot_app.command
+def dots(*runs: Path, out: Picture) -> None:
+    """Top-1 of each seed with mean and standard deviation, a row per mixer, a panel per setting."""
+    from model_cards import plots
+
+    plots.dots(list(runs), out)
 
 
 def main() -> None:
