@@ -62,6 +62,33 @@ def report(*runs: Path, out: Annotated[Path, Parameter(help="folder to write to"
     print("\nwritten:", *sorted(str(path) for path in out.iterdir()))
 
 
+def many(name: str, text: str) -> Parameter:
+    """A flag that takes several words."""
+    return Parameter(name=name, help=text, consume_multiple=True, negative=())
+
+
+@app.command
+def sweep(
+    file: Annotated[Path | None, Parameter(help="sweep file; flags add to it")] = None,
+    *,
+    recipes: Annotated[list[str] | None, many("--recipes", "recipe names or files")] = None,
+    seeds: Annotated[list[str] | None, many("--seeds", "seeds of each recipe")] = None,
+    set_: Annotated[list[str] | None, many("--set", "flags of train_mixup.py for all runs, epochs=20 ...")] = None,
+    grid: Annotated[list[str] | None, many("--grid", "fields to vary, lr=0.1,0.2 ...: every combination")] = None,
+    launcher: Annotated[str | None, Parameter(help="what starts train_mixup.py, 'accelerate launch'")] = None,
+    output_dir: Annotated[str | None, Parameter(help="folder of all runs and results [default: runs/sweep]")] = None,
+    dry_run: Annotated[bool, Parameter(help="print commands and states only", negative=())] = False,
+    report: Annotated[bool, Parameter(help="tables and plots of what is finished, no runs", negative=())] = False,
+    slurm: Annotated[Path | None, Parameter(help="write an sbatch script instead of running")] = None,
+    slurm_options: Annotated[list[str] | None, many("--slurm_options", "of sbatch, gres=gpu:1 time=12:00:00")] = None,
+) -> int:
+    """Recipes x grid x seeds, one run after another; what is finished is skipped. Then tables and plots."""
+    from model_cards.sweep import sweep
+
+    parts = {"recipes": recipes, "seeds": seeds, "launcher": launcher, "output_dir": output_dir}
+    return sweep(file, parts | {"set": set_, "grid": grid}, dry_run, report, slurm, slurm_options)
+
+
 Picture = Annotated[Path, Parameter(help="file to write, .png or .svg")]
 
 

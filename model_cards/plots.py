@@ -61,13 +61,20 @@ def picture_format(out: Path) -> str:
 
 
 def save(figure: Figure, out: Path) -> None:
-    """Write the picture whole or not at all, without date and version of matplotlib, which would change the bytes."""
-    kind, buffer, aside = picture_format(out), io.BytesIO(), out.with_name(f".{out.name}.tmp")
-    metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
-    figure.savefig(buffer, format=kind, metadata=metadata)
+    """Write the picture without date and version of matplotlib, which would change the bytes."""
+    kind, buffer = picture_format(out), io.BytesIO()
+    figure.savefig(
+        buffer, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None, "Creator": None}
+    )
+    write(out, buffer.getvalue())
+
+
+def write(out: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all, and its folder if need be. Raises ``UserError``."""
+    aside = out.with_name(f".{out.name}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(buffer.getvalue())
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(aside, out)
     except OSError as e:
         raise UserError(f"cannot write {out}: {e.strerror or e}") from None
