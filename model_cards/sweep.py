@@ -274,7 +274,7 @@ class Stop:
         self.child: subprocess.Popen[bytes] | None = None
         self.before = {n: signal.getsignal(n) for n in SIGNALS}
         for number, handler in self.before.items():
-            if handler is not signal.SIG_IGN:  # as under nohup
+            if number != signal.SIGHUP or handler is not signal.SIG_IGN:  # nohup ignores it
                 signal.signal(number, self.request)
 
     def request(self, number: int, _frame: Any) -> None:

@@ -41,9 +41,14 @@ if what == "refuse":
 folder.mkdir(parents=True, exist_ok=True)
 shutil.copy(here / f"{folder.name}.yaml", folder / "recipe.yaml")
 if what == "wait":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    signal.signal(signal.SIGTERM, lambda *_: ((here / "saved").touch(), sys.exit(75)))
     (here / "waiting").touch()
     time.sleep(60)
+if what == "stubborn":
+    signal.signal(signal.SIGTERM, lambda *_: (here / "asked").touch())
+    (here / "waiting").touch()
+    time.sleep(60)
+    (here / "over").touch()
 if what == "leave":  # as accelerate launch does: the launcher ends at once, its process saves
     child = "import pathlib, signal, sys, time; p = pathlib.Path(sys.argv[1])\\n"
     child += "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), p.joinpath('saved').touch(), sys.exit(75)))\\n"
@@ -293,6 +298,13 @@ def test_finished_runs_are_skipped_and_killed_ones_resumed(stub: Stub, capsys: p
     assert stub({}) == 0 and len(stub.calls()) == 3
 
 
+def test_only_the_last_lines_of_this_time_are_shown(tmp_path: Path) -> None:
+    file = tmp_path / "run.out"
+    file.write_bytes(b"before\n" * 9 + b"$ command\n\n50 %\r100 %\r\nend \xff\n")
+    assert sweep.last_lines(file, 9 * 7) == ["50 %", "100 %", "end \ufffd"]
+    assert sweep.last_lines(file, 0) == ["before", "before", "50 %", "100 %", "end \ufffd"]
+
+
 def test_nothing_finished_is_said_and_makes_no_table(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
     assert stub(dict.fromkeys((run.name for run in stub.runs()), "refuse")) == 1
     assert "no run is finished" in capsys.readouterr().out
@@ -340,10 +352,39 @@ def test_a_signal_reaches_the_run_which_saves_and_the_sweep_leaves_with_75(
     thread.join()
     text = capsys.readouterr().out
     assert f"{first}: 0.0 min, stopped" in text and f"{name}: stopped; the same command goes on" in text
+    assert (stub.folder / "saved").exists() and f"{second}: started" not in text
     assert signal.getsignal(signal.Signals[name]) == handler
     assert stub.called() == [first]
     assert stub() == 0
     assert stub.called() == [first, first, second]
+
+
+def test_a_signal_while_a_run_is_being_started_reaches_it(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = (run.name for run in stub.runs())
+    start = subprocess.Popen
+
+    def popen(*args: Any, **options: Any) -> Any:
+        child = start(*args, **options)
+        soon((stub.folder / "waiting").exists, lambda: None).join()
+        signal.raise_signal(signal.SIGTERM)  # nobody knows the child yet
+        return child
+
+    monkeypatch.setattr(sweep.subprocess, "Popen", popen)
+    assert stub({first: "wait"}) == 75
+    assert (stub.folder / "saved").exists()
+
+
+def test_a_second_signal_kills_a_run_that_does_not_leave(stub: Stub) -> None:
+    first, _ = (run.name for run in stub.runs())
+    main = threading.main_thread().ident
+    threads = [
+        soon((stub.folder / name).exists, lambda: signal.pthread_kill(main, signal.SIGINT))
+        for name in ("waiting", "asked")
+    ]
+    assert stub({first: "stubborn"}) == 75
+    for thread in threads:
+        thread.join()
+    assert not (stub.folder / "over").exists()
 
 
 def test_a_run_that_was_stopped_by_its_own_signal_is_no_failure(stub: Stub) -> None:
