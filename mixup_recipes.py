@@ -189,6 +189,8 @@ def compare(
     from model_cards.compare import compare
 
     print(compare(a, b, tuple(ignore or ())))
+
+
 def many(name: str, text: str) -> Parameter:
     """A flag that takes several words."""
     return Parameter(name=name, help=text, consume_multiple=True, negative=())
@@ -236,11 +238,17 @@ def cost(*runs: Path, out: Picture) -> None:
 
 
 @plot_app.command
-def dots(*runs: Path, out: Picture) -> None:
-    """Top-1 of each seed with mean and standard deviation, a row per mixer, a panel per setting."""
-    from model_cards import plots
+def dots(*runs: Path, out: Picture, published: bool = False) -> None:
+    """Top-1 of each seed with mean and standard deviation, a row per mixer, a panel per setting.
 
-    plots.dots(list(runs), out)
+    Parameters
+    ----------
+    published
+        Draw the published numbers of the runs' setting too.
+    """
+    from model_cards import cells, plots
+
+    plots.dots(list(runs), out, cells.published(list(runs)) if published else None)
 
 
 def main() -> None:

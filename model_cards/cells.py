@@ -97,6 +97,16 @@ def select(numbered: bool | None = None, **wanted: Any) -> list[Cell]:
     return list(chosen)
 
 
+def published(runs: list[Path]) -> dict[str, float]:
+    """Mixer -> published top-1 for the setting that the run folders belong to. Raises ``UserError`` if it has none."""
+    from .report import load_run
+
+    if not runs:
+        raise UserError("no run folders given")
+    setting, _ = recipes.split_name(load_run(runs[0])[0].name)
+    return {c.mixer: c.top1 for c in select(setting=setting, numbered=True) if c.top1 is not None}
+
+
 def hours(cell: Cell) -> tuple[float, float, float]:
     """Estimated hours of one run on one H200: low, middle, high. Nothing of it was measured."""
     table = {(r["kind"], r["name"]): tuple(float(r[k]) for k in ("low", "mid", "high")) for r in rows("hours.csv")}

@@ -153,11 +153,11 @@ def test_the_summary_compares_only_like_with_like(make_run: Make) -> None:
         make_run("vanilla", 7.0, lr=0.4, epochs=3),
     ]
     assert seeds.summary(runs) == (
-        "| quickstart, lr 0.2 | top-1 (median of last 1) | std | seeds | lowest | highest |\n"
+        "| quickstart, lr 0.2 | top-1 (median of the last 1 epochs) | std | seeds | lowest | highest |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: |\n"
         "| mixup | 60.00 |  | 1 | 60.00 | 60.00 |\n"
         "| vanilla | 51.00 | 1.41 | 2 | 50.00 | 52.00 |\n\n"  # the root of 2
-        "| quickstart, lr 0.4 | top-1 (median of last 1) | std | seeds | lowest | highest |\n"
+        "| quickstart, lr 0.4 | top-1 (median of the last 1 epochs) | std | seeds | lowest | highest |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: |\n"
         "| mixup | 61.00 |  | 1 | 61.00 | 61.00 |\n"
         "| vanilla | 7.00 |  | 1 | 7.00 | 7.00 |\n\n"
@@ -227,7 +227,7 @@ def test_cost_is_relative_to_vanilla_on_the_same_machine(runs: list[Path], make_
         "cutmix": [(2.5, 53.0), (2.5, 55.0)],
     }
     assert axes.get_xlabel() == "training time per image, relative to vanilla"
-    assert axes.get_ylabel() == "top-1 on test (%), median of last 1"
+    assert axes.get_ylabel() == "top-1 on test (%), median of the last 1 epochs"
     quick = {"env": HERE | {"device": "B"}, "seed": 2}
     both = [*runs, make_run("vanilla", 51.0, 1000.0, **quick), make_run("mixup", 51.0, 800.0, **quick)]
     (axes,) = plots.cost_figure(seeds.grouped(both)).axes
@@ -279,7 +279,7 @@ def test_dots_are_sorted_rows_of_seeds_with_mean_and_deviation(runs: list[Path])
         (ends,) = segments.get_segments()
         assert ends.tolist() == [[pytest.approx(top1 + 1 - 2**0.5), y], [pytest.approx(top1 + 1 + 2**0.5), y]]
     assert "dots: seeds, bar: mean ± standard deviation, hollow: published" in axes.get_xlabel()
-    assert "top-1 on test (%), median of last 1" in axes.get_xlabel()
+    assert "top-1 on test (%), median of the last 1 epochs" in axes.get_xlabel()
 
 
 def test_a_panel_per_setting_and_a_colour_per_mixer_in_all_of_them(runs: list[Path], make_run: Make) -> None:
