@@ -1,4 +1,4 @@
-"""Look at recipes, prepare data, report on runs."""
+"""Recipes and published cells, sweeps, and what is made from runs: numbers, records, tables, plots."""
 
 # The console command mixup-recipes: one thin line per subcommand; the work is done where it belongs.
 
@@ -156,8 +156,7 @@ def report(*runs: Path, out: Annotated[Path, Parameter(help="folder to write to"
 
 @app.command
 def protocol(
-    path: Path,
-    *,
+    *logs: Path,
     recipe: str | None = None,
     protocol: Literal["median", "best"] | None = None,
     last: int | None = None,
@@ -165,12 +164,13 @@ def protocol(
 ) -> None:
     """A log's number as the setting's text states it and as OpenMixup's tools compute it.
 
-    The log is a run folder, our log.jsonl or summary.csv, an OpenMixup JSON log or a folder of them, or timm's
-    summary.csv. The rule is the run's own, that of --recipe, or --protocol median or best, --last and --epochs.
+    A log is a run folder, our log.jsonl or summary.csv, an OpenMixup JSON log or a folder of them, or timm's
+    summary.csv; of several logs the mean over the newest three is told too. The rule is the run's own, that of
+    --recipe, or --protocol median or best, --last and --epochs.
     """
     from model_cards.logs import describe
 
-    print(describe(path, recipe, protocol, last, epochs))
+    print(describe(list(logs), recipe, protocol, last, epochs))
 
 
 def listed(words: str) -> Parameter:

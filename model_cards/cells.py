@@ -98,12 +98,20 @@ def select(numbered: bool | None = None, **wanted: Any) -> list[Cell]:
 
 
 def published(runs: list[Path]) -> dict[str, float]:
-    """Mixer -> published top-1 for the setting that the run folders belong to. Raises ``UserError`` if it has none."""
+    """Mixer -> published top-1 for the setting that the run folders belong to.
+
+    Raises ``UserError`` if it has none, or for runs that changed the published recipe.
+    """
+    from .records import overrides
     from .report import load_run
 
     if not runs:
         raise UserError("no run folders given")
     setting, _ = recipes.split_name(load_run(runs[0])[0].name)
+    for run in runs:
+        if pairs := overrides(load_run(run)[0]):
+            changed = ", ".join(f"{k} {b} instead of {a}" for k, (a, b) in pairs.items())
+            raise UserError(f"{run} is no run of a published recipe: {changed}; leave out --published")
     return {c.mixer: c.top1 for c in select(setting=setting, numbered=True) if c.top1 is not None}
 
 
@@ -162,7 +170,7 @@ def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
     lines = [
         ("cell", f"{cell.name}: {cell.method} on {cell.backbone}, benchmark {cell.benchmark}"),
         ("published", published),
-        ("", MEANING[cell.source]),
+        ("", MEANING[cell.source] if cell.top1 is not None else ""),
         ("", seen),
         ("source", SOURCE),
         ("protocol", protocol(recipe)),

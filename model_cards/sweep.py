@@ -28,7 +28,8 @@ from recipes import Recipe, cli
 from recipes.typed import UserError, convert, nearest
 from training.job import STOPPED, Job
 
-from .report import read_log, report, summarise
+from .logs import read_log
+from .report import report, summarise
 from .seeds import summary
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -80,7 +81,7 @@ def read(file: Path | None, given: dict[str, Any]) -> Sweep:
     ``given``: flag -> value or None; ``recipes seeds launcher output_dir`` as in the file, ``set`` and ``grid`` as
     lists of ``KEY=VALUE``. Raises ``UserError`` with the nearest valid key.
     """
-    where, content = str(file or "command line"), load(file) if file else {}
+    where, content = str(file or "command line"), recipes.read_yaml(file, "sweep file") if file else {}
     for key in content:
         if key not in Sweep._fields:
             raise UserError(f"{where}: unknown key {key!r}; {nearest(str(key), Sweep._fields)}")
@@ -107,19 +108,6 @@ def read(file: Path | None, given: dict[str, Any]) -> Sweep:
         launcher=convert(content.get("launcher"), str | None, f"{where}: launcher"),
         output_dir=convert(content.get("output_dir", "runs/sweep"), str, f"{where}: output_dir"),
     )
-
-
-def load(file: Path) -> dict[str, Any]:
-    """A YAML file that holds a table."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"cannot read {file}: {e.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: expected {', '.join(Sweep._fields)}, got {type(content).__name__}")
-    return content
 
 
 def assignment(text: str) -> tuple[str, str]:
