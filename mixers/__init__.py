@@ -12,7 +12,12 @@ from typing import Any
 from .base import Mixer, Out, Plan, Step
 from .compose import Switch, deit, rsb
 from .cutmix import CutMix
+from .fmix import FMix
+from .gridmix import GridMix
 from .mixup import Mixup
+from .resizemix import ResizeMix
+from .saliencymix import SaliencyMix
+from .smoothmix import SmoothMix
 from .vanilla import Vanilla
 
 MIXERS: dict[str, Callable[..., Mixer]] = {
@@ -21,6 +26,11 @@ MIXERS: dict[str, Callable[..., Mixer]] = {
     "cutmix": CutMix,
     "deit": deit,
     "rsb": rsb,
+    "smoothmix": SmoothMix,
+    "gridmix": GridMix,
+    "fmix": FMix,
+    "resizemix": ResizeMix,
+    "saliencymix": SaliencyMix,
 }
 
 # Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.
@@ -70,10 +80,15 @@ __all__ = [
     "BLOCKS",
     "MIXERS",
     "CutMix",
+    "FMix",
+    "GridMix",
     "Mixer",
     "Mixup",
     "Out",
     "Plan",
+    "ResizeMix",
+    "SaliencyMix",
+    "SmoothMix",
     "Step",
     "Switch",
     "Vanilla",

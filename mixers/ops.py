@@ -5,6 +5,7 @@ device once; nothing here reads a value back from the device.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -34,6 +35,33 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a number above 0, got {value!r}")
 
 
+def check_between(name: str, value: object, low: float, high: float = math.inf) -> None:
+    """Raise ValueError unless a hyperparameter is a finite number from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or value == math.inf:
+        most = "" if high == math.inf else f" and at most {high:g}"
+        raise ValueError(f"{name} must be a number of at least {low:g}{most}, got {value!r}")
+
+
+def check_interval(name: str, pair: object, low: float, high: float = math.inf, whole: bool = False) -> None:
+    """Raise ValueError unless a hyperparameter is a pair of numbers, ``low <= first <= second <= high``.
+
+    ``whole``: only integers.
+    """
+    expected = f"{name} must be two {'integers' if whole else 'numbers'}, the smaller first, got {pair!r}"
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or (whole and not all(isinstance(v, int) for v in pair)):
+        raise ValueError(expected)
+    for value in pair:
+        check_between(name, value, low, high)
+    if pair[0] > pair[1]:
+        raise ValueError(expected)
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ValueError unless a hyperparameter is one of ``choices``, e.g. ``(False, True)``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
 def send(values: np.ndarray, like: Tensor) -> Tensor:
     """Copy a host array to the device of ``like`` without waiting; floats arrive as float32, integers as int64."""
     dtype = torch.float32 if np.issubdtype(values.dtype, np.floating) else torch.int64
@@ -58,10 +86,14 @@ def per_sample(lam: float, x: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
     return send(np.full(len(x), lam, dtype=np.float64), x)
 
 
+def half_sides(height: int, width: int, lam: float) -> tuple[int, int]:
+    """Half the height and width in pixels, rounded down twice as CutMix does, of a box of ``1-lam`` of the area."""
+    return int(height * math.sqrt(1 - lam)) // 2, int(width * math.sqrt(1 - lam)) // 2
+
+
 def clipped_box(height: int, width: int, lam: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """CutMix's box ``(top, bottom, left, right)`` in pixels: about ``1-lam`` of the area, clipped at the border."""
-    half_height = int(height * math.sqrt(1 - lam)) // 2
-    half_width = int(width * math.sqrt(1 - lam)) // 2
+    half_height, half_width = half_sides(height, width, lam)
     row, column = int(rng.integers(height)), int(rng.integers(width))
     return (
         max(row - half_height, 0),
@@ -87,6 +119,14 @@ def box_mask(top: int, bottom: int, left: int, right: int, x: Float[Tensor, "B C
     return outside.to(torch.float32).expand(len(x), 1, height, width)
 
 
+def product_mask(rows: np.ndarray, columns: np.ndarray, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 H W"]:
+    """Mask of the whole batch: ``1 - rows[i] * columns[j]``, from two host vectors ``(H,)`` and ``(W,)`` in [0, 1].
+
+    Its mean is ``1 - rows.mean() * columns.mean()``: no pass over the pixels is needed for the label.
+    """
+    return (1 - torch.outer(send(rows, x), send(columns, x))).expand(len(x), 1, -1, -1)
+
+
 def blend(
     x: Float[Tensor, "B *rest"], index: Int[Tensor, " B"], mask: Float[Tensor, "B *#rest"]
 ) -> Float[Tensor, "B *rest"]:
@@ -97,9 +137,13 @@ def blend(
     mask = mask.to(x.dtype)
     if x.device.type != "cpu" or x.requires_grad or mask.requires_grad:
         return torch.lerp(x[index], x, mask)
-    # On a CPU a gathered copy of the whole batch doubles the memory traffic: gather and blend in chunks of rows.
+    # On a CPU a gathered copy of the whole batch doubles the memory traffic: gather and blend small images in chunks.
     out = torch.empty_like(x)
-    rows = max(1, CPU_CHUNK // max(1, x[0].numel()))
+    rows = CPU_CHUNK // max(1, x[0].numel())
+    if rows <= 1:  # large images: one at a time, the partner where it lies
+        for i, j in enumerate(index.tolist()):
+            torch.lerp(x[j], x[i], mask[i], out=out[i])
+        return out
     for i in range(0, len(x), rows):
         part = slice(i, i + rows)
         torch.lerp(x[index[part]], x[part], mask[part], out=out[part])
