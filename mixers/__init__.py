@@ -9,9 +9,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .alignmix import AlignMix
 from .base import Mixer, Out, Plan, Step
-from .compose import Switch, deit, rsb
+from .compose import Switch, alignmixup, deit, rsb
 from .cutmix import CutMix
+from .manifoldmix import ManifoldMix
 from .mixup import Mixup
 from .vanilla import Vanilla
 
@@ -21,10 +23,12 @@ MIXERS: dict[str, Callable[..., Mixer]] = {
     "cutmix": CutMix,
     "deit": deit,
     "rsb": rsb,
+    "manifoldmix": ManifoldMix,
+    "alignmix": alignmixup,
 }
 
 # Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.
-BLOCKS: dict[str, Callable[..., Mixer]] = {"switch": Switch}
+BLOCKS: dict[str, Callable[..., Mixer]] = {"switch": Switch, "align": AlignMix}
 
 
 def build(spec: str | Mapping[str, Any], **args: Any) -> Mixer:
@@ -69,7 +73,9 @@ def nearest(name: str, known: Any) -> str:
 __all__ = [
     "BLOCKS",
     "MIXERS",
+    "AlignMix",
     "CutMix",
+    "ManifoldMix",
     "Mixer",
     "Mixup",
     "Out",
@@ -77,6 +83,7 @@ __all__ = [
     "Step",
     "Switch",
     "Vanilla",
+    "alignmixup",
     "build",
     "deit",
     "nearest",

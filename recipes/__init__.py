@@ -28,14 +28,12 @@ Rgb = tuple[float, float, float]
 
 # Methods of the published tables that mixers.MIXERS does not have yet: their recipes resolve with ``unbuilt=True``.
 AWAITED = (
-    "alignmix",
     "attentivemix",
     "automix",
     "comixup",
     "fmix",
     "grafting",
     "gridmix",
-    "manifoldmix",
     "puzzlemix",
     "resizemix",
     "saliencymix",
