@@ -9,11 +9,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .alignmix import AlignMix
 from .base import Mixer, Out, Plan, Step
-from .compose import Switch, deit, rsb
+from .compose import Switch, alignmixup, deit, rsb
 from .cutmix import CutMix
 from .fmix import FMix
 from .gridmix import GridMix
+from .manifoldmix import ManifoldMix
 from .mixup import Mixup
 from .resizemix import ResizeMix
 from .saliencymix import SaliencyMix
@@ -31,10 +33,12 @@ MIXERS: dict[str, Callable[..., Mixer]] = {
     "fmix": FMix,
     "resizemix": ResizeMix,
     "saliencymix": SaliencyMix,
+    "manifoldmix": ManifoldMix,
+    "alignmix": alignmixup,
 }
 
 # Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.
-BLOCKS: dict[str, Callable[..., Mixer]] = {"switch": Switch}
+BLOCKS: dict[str, Callable[..., Mixer]] = {"switch": Switch, "align": AlignMix}
 
 
 def build(spec: str | Mapping[str, Any], **args: Any) -> Mixer:
@@ -79,9 +83,11 @@ def nearest(name: str, known: Any) -> str:
 __all__ = [
     "BLOCKS",
     "MIXERS",
+    "AlignMix",
     "CutMix",
     "FMix",
     "GridMix",
+    "ManifoldMix",
     "Mixer",
     "Mixup",
     "Out",
@@ -92,6 +98,7 @@ __all__ = [
     "Step",
     "Switch",
     "Vanilla",
+    "alignmixup",
     "build",
     "deit",
     "nearest",

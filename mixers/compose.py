@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from .alignmix import AlignMix
 from .base import Criterion, Mixer, Out, Plan
 from .cutmix import CutMix
+from .manifoldmix import ManifoldMix
 from .mixup import Mixup
 
 
@@ -81,3 +83,16 @@ def rsb(mixup_alpha: float = 0.1, cutmix_alpha: float = 1.0) -> Switch:
     https://arxiv.org/abs/2110.00476, table 2: mixup 0.1, cutmix 1.0, switched per batch.
     """
     return Switch([Mixup(mixup_alpha), CutMix(cutmix_alpha)])
+
+
+def alignmixup(alpha: float = 2.0, partner: str = "mixup") -> Switch:
+    """The AlignMix rows: alignment of the last feature, or ``partner``, with probability one half each.
+
+    ``partner``: "mixup" as in the reference code, whose numbers the tables print, or "manifoldmix" as in OpenMixup's
+    configurations. AlignMixup: Improving Representations By Interpolating Aligned Features. Venkataramanan et al.
+    CVPR 2022, https://arxiv.org/abs/2103.15375; alpha = 2 for both.
+    """
+    others = {"mixup": Mixup, "manifoldmix": ManifoldMix}
+    if partner not in others:
+        raise ValueError(f"partner must be one of {', '.join(others)}, got {partner!r}")
+    return Switch([others[partner](alpha), AlignMix(alpha)])

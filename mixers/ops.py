@@ -4,6 +4,7 @@ B batch, C channels, H W pixels, K classes. Scalars are drawn on the CPU in floa
 device once; nothing here reads a value back from the device.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -153,3 +154,10 @@ def blend(
 def blend_targets(y: Float[Tensor, "B K"], index: Int[Tensor, " B"], lam: Float[Tensor, " B"]) -> Float[Tensor, "B K"]:
     """``lam*y + (1-lam)*y[index]``, one lambda per sample."""
     return torch.lerp(y[index], y, lam.to(y.dtype)[:, None])
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Arithmetic in the types of its operands during the block, also under autocast."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()

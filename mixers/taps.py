@@ -1,15 +1,33 @@
-"""Looks into a model that is not ours: the names of its stages, and editing a hidden feature.
+"""Looks into a model that is not ours: its stages, hidden features, attention and input gradient; a frozen teacher.
 
 Everything works on plain timm models from outside, through the module paths that timm publishes in
-``feature_info``, and leaves no trace on the model. A tap that did not fire raises: a hook on a model that was
-compiled as a whole, or that recomputes activations, would otherwise be ignored without a word.
+``feature_info``, and leaves no trace on the model: no hook, mode, flag, buffer or gradient. A tap that did not
+fire raises: a hook on a model that was compiled as a whole, or that recomputes activations, would otherwise be
+ignored without a word.
+
+Two limits of torch decide what is possible. Inside a stage that was compiled no new hook fires, so a tap there
+runs that one stage uncompiled during its block. Activation checkpointing runs a module again in the backward
+pass, when hooks are gone: ``edit`` refuses it, ``record``, ``attention`` and ``saliency`` work where it reaches
+the module at all.
 """
 
+import contextlib
+import copy
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import timm
+import torch
+from jaxtyping import Float
+from timm.layers import use_reentrant_ckpt
+from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from . import ops
 
 
 def stages(model: nn.Module) -> list[str]:
@@ -18,24 +36,42 @@ def stages(model: nn.Module) -> list[str]:
     Leaves out an entry that is not a stage of residual blocks or tokens but the stem's activation.
     Raises ``ValueError`` when the model does not publish its stages.
     """
+    return list(reductions(model))
+
+
+def reductions(model: nn.Module) -> dict[str, int]:
+    """The published stages, and how much coarser than the image each one's output is. Raises like ``stages``."""
     info = getattr(model, "feature_info", None)
     if info is None:
         raise ValueError(
             f"{type(model).__name__} does not publish its stages (feature_info); use a timm model such as "
             "resnet50, deit_small_patch16_224, swin_tiny_patch4_window7_224 or convnext_tiny"
         )
-    entries = info.info if hasattr(info, "info") else info
-    names = [entry["module"] for entry in entries]
-    return [name for name in names if not isinstance(model.get_submodule(name), nn.ReLU | nn.SiLU | nn.GELU)]
+    found = {entry["module"]: entry["reduction"] for entry in (info.info if hasattr(info, "info") else info)}
+    stems = (nn.ReLU, nn.SiLU, nn.GELU)
+    return {name: by for name, by in found.items() if not isinstance(model.get_submodule(name), stems)}
+
+
+def compile_stages(model: nn.Module, **options: Any) -> None:
+    """Compile every stage by itself, in place: hooks between the stages keep working, state-dict keys stay.
+
+    ``options`` are those of ``torch.compile``, e.g. ``backend``.
+    """
+    for name in stages(model):
+        model.get_submodule(name).compile(**options)
+
+
+# -------------------------------------------------------------------------------------------- hidden features
 
 
 @contextmanager
 def edit(model: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Replace the output of the submodule ``name`` by ``change(output)`` during the block.
 
-    ``name`` is a module path, or ``""`` for the model's input. Raises ``RuntimeError`` when the block ends and
-    the submodule never ran.
+    ``name`` is a module path, or ``""`` for the model's input. Raises ``RuntimeError`` at once when the submodule
+    lies where activations are checkpointed, and when the block ends and the submodule never ran.
     """
+    refuse_recomputation(model, name)
     fired = False
 
     def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -48,22 +84,338 @@ def edit(model: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Ite
         fired = True
         return change(output)
 
-    handle = model.get_submodule(name).register_forward_hook(after) if name else model.register_forward_pre_hook(before)
+    module = model.get_submodule(name)
+    with hooked(model, name, module.register_forward_hook(after) if name else model.register_forward_pre_hook(before)):
+        yield
+    if not fired:
+        raise did_not_fire(model, name)
+
+
+@contextmanager
+def record(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
+    """A dict that holds, after one forward in the block, the output of each submodule in ``names``, with its graph.
+
+    Raises ``RuntimeError`` when the block ends and a submodule never ran, or ran more than once.
+    """
+    outputs: dict[str, Tensor] = {}
+    calls = dict.fromkeys(names, 0)
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def after(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+            outputs[name] = output
+            calls[name] += 1
+
+        return after
+
+    with contextlib.ExitStack() as stack:
+        for name in calls:
+            if use_reentrant_ckpt():  # it runs the forward without a graph
+                refuse_recomputation(model, name)
+            handle = model.get_submodule(name).register_forward_hook(keep(name))
+            stack.enter_context(hooked(model, name, handle))
+        yield outputs
+    for name, times in calls.items():
+        if times == 0:
+            raise did_not_fire(model, name)
+        if times > 1:
+            raise RuntimeError(
+                f"the tap on {name!r} of {type(model).__name__} fired {times} times: a record is of one forward, "
+                "without the backward pass if activations are checkpointed"
+            )
+
+
+@contextmanager
+def hooked(model: nn.Module, name: str, *handles: Any) -> Iterator[None]:
+    """Remove the hooks when the block ends, and run what is compiled around the submodule uncompiled until then."""
+    compiled = [(m, m._compiled_call_impl) for m in around(model, name)[1:] if m._compiled_call_impl is not None]
+    for module, _ in compiled:
+        module._compiled_call_impl = None
     try:
         yield
     finally:
-        handle.remove()
-    if not fired:
+        for handle in handles:
+            handle.remove()
+        for module, call in compiled:
+            module._compiled_call_impl = call
+
+
+def around(model: nn.Module, name: str) -> list[nn.Module]:
+    """The modules that contain the submodule ``name``, the model first; none contains the model itself."""
+    parts = name.split(".") if name else []
+    return [model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
+
+
+def refuse_recomputation(model: nn.Module, name: str) -> None:
+    """Raise RuntimeError when the submodule runs again in the backward pass, as timm's flag says."""
+    if any(getattr(module, "grad_checkpointing", False) for module in around(model, name)):
         raise RuntimeError(
-            f"the tap on {name or 'the input'!r} of {type(model).__name__} did not fire: a model that was compiled as "
-            "a whole or that checkpoints activations bypasses it; compile it stage by stage (compile_stages) instead"
+            f"no tap on {name!r} of {type(model).__name__} while it checkpoints activations: they would be recomputed "
+            "without the tap; call set_grad_checkpointing(False)"
         )
 
 
-def compile_stages(model: nn.Module, **options: Any) -> None:
-    """Compile every stage by itself, in place: hooks between the stages keep working, state-dict keys stay.
+def did_not_fire(model: nn.Module, name: str) -> RuntimeError:
+    """The error of a block in which the submodule never ran."""
+    return RuntimeError(
+        f"the tap on {name or 'the input'!r} of {type(model).__name__} did not fire: a model that was compiled as "
+        "a whole or that checkpoints activations bypasses it; compile it stage by stage (compile_stages) instead"
+    )
 
-    ``options`` are those of ``torch.compile``, e.g. ``backend``.
+
+def to_tokens(model: nn.Module, feature: Tensor) -> Float[Tensor, "B P C"]:
+    """The positions of a hidden feature: a map (B, C, h, w), or (B, h, w, C) as timm's ``output_fmt`` says, or tokens.
+
+    Class and register tokens, which the model counts as ``num_prefix_tokens``, are left out.
     """
-    for name in stages(model):
-        model.get_submodule(name).compile(**options)
+    if feature.ndim == 3:
+        return feature[:, getattr(model, "num_prefix_tokens", 0) :]
+    if getattr(model, "output_fmt", "NCHW") == "NHWC":
+        return feature.flatten(1, 2)
+    return feature.flatten(2).transpose(1, 2)
+
+
+def from_tokens(model: nn.Module, tokens: Float[Tensor, "B P C"], like: Tensor) -> Tensor:
+    """The inverse of ``to_tokens``: a feature of the shape of ``like``, with the prefix tokens of ``like``."""
+    if like.ndim == 3:
+        return torch.cat((like[:, : like.shape[1] - tokens.shape[1]], tokens), dim=1)
+    if getattr(model, "output_fmt", "NCHW") == "NHWC":
+        return tokens.reshape(like.shape)
+    return tokens.transpose(1, 2).reshape(like.shape)
+
+
+# -------------------------------------------------------------------------------------------- input gradient
+
+
+def saliency(
+    model: nn.Module,
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    x: Float[Tensor, "B C H W"],
+    y: Float[Tensor, "B K"],
+    training: bool = False,
+) -> Float[Tensor, "B C H W"]:
+    """Gradient of the summed loss of ``model(x)`` with respect to the images, detached, at least in float32.
+
+    In evaluation mode, so row i is the gradient of sample i's own loss: BatchNorm takes its running statistics,
+    dropout and drop path are off. ``training=True`` leaves the modes as they are, and still no buffer and no random
+    generator is moved. Only activations are differentiated: the gradients of parameters, also those accumulated
+    so far, and the hooks of DistributedDataParallel (give this function the module inside it) are not touched.
+
+    Nothing underflows in float16: the gradient is started at a size near 1, per sample where samples do not
+    interact, and scaled back at the end, by powers of 2.
+    """
+    images = x.detach().requires_grad_()
+    with as_is(model) if training else evaluating(model), torch.enable_grad():
+        logits = model(images)
+        top = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).requires_grad_()
+        (slope,) = torch.autograd.grad(criterion(top, y).sum(), top)
+        largest = slope.abs().amax() if training else slope.abs().amax(1)
+        scale = torch.exp2(-torch.frexp(largest)[1].to(slope.dtype)).expand(len(x))
+        (gradient,) = torch.autograd.grad(logits, images, (slope * scale[:, None]).to(logits.dtype))
+    return gradient.to(slope.dtype) / scale[:, None, None, None]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every submodule in evaluation mode during the block, and in its own mode again after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def as_is(model: nn.Module) -> Iterator[None]:
+    """Every submodule in its own mode, but running statistics and the generators of torch stay where they are."""
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    for module in norms:
+        module.track_running_stats = False  # in training mode: statistics of the batch, none written
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for module in norms:
+            module.track_running_stats = True
+
+
+# -------------------------------------------------------------------------------------------- attention
+
+
+def attention_layers(model: nn.Module) -> list[str]:
+    """Module paths of the layers that ``attention`` can look at, in order of depth.
+
+    A model that is not made of timm's ``Attention`` (ViT, DeiT) or ``WindowAttention`` (Swin) says itself where its
+    maps are: ``model.attention_info`` is a list like ``feature_info``, and the input of each ``entry["module"]`` is
+    the attention (B, heads, N, N) after the softmax. Raises ``ValueError`` for a model that has none.
+    """
+    info = getattr(model, "attention_info", None)
+    if info is not None:
+        return [entry["module"] for entry in info]
+    names = [name for name, m in model.named_modules() if type(m) in (timm.layers.Attention, WindowAttention)]
+    if not names:
+        raise ValueError(
+            f"{type(model).__name__} has no attention between image tokens to look at; models that have: "
+            "deit_small_patch16_224, vit_base_patch16_224, swin_tiny_patch4_window7_224, pvt_tiny"
+        )
+    return names
+
+
+class Attention:
+    """Where one attention layer looked in the forward just done.
+
+    B images, N tokens: ``prefix`` tokens that are no patches, the class token first, then a grid of h x w patches.
+    Everything is detached and at least in float32; nothing is computed before it is asked for.
+    """
+
+    def __init__(self, rows: Callable[[Tensor, slice], Tensor], prefix: int, has_class_token: bool):
+        self.rows, self.prefix, self.has_class_token = rows, prefix, has_class_token
+        self.captured: Tensor | None = None
+        self.images: torch.Size | None = None
+
+    def weights(self, queries: slice = slice(None)) -> Float[Tensor, "B heads Q N"]:
+        """Rows of the attention, each a distribution over the N tokens: of all queries, or of a slice of them."""
+        if self.captured is None or self.images is None:
+            raise RuntimeError("no attention yet: run the model inside the block first")
+        with torch.no_grad(), ops.full_precision(self.captured.device):
+            values = self.captured.to(torch.promote_types(self.captured.dtype, torch.float32))
+            rows = self.rows(values, queries)
+        if len(rows) != self.images[0]:
+            raise RuntimeError(
+                f"the attention has {len(rows) // self.images[0]} windows per image, which share no token: look at a "
+                "layer of one window, for Swin the last one at its published image size"
+            )
+        return rows
+
+    def of_class_token(self) -> Float[Tensor, "B h w"]:
+        """Where the class token looks: mean over heads; the shares of the patches sum to 1.
+
+        Raises ``ValueError`` when the model has none.
+        """
+        if not self.has_class_token:
+            raise ValueError("the model has no class token; of_patches() gives the attention of all patches")
+        return self.on_grid(self.weights(slice(0, 1)))
+
+    def of_patches(self) -> Float[Tensor, "B h w"]:
+        """Where the patches look: mean over heads and patches as queries; the shares of the patches sum to 1."""
+        return self.on_grid(self.weights(slice(self.prefix, None)))
+
+    def on_grid(self, rows: Float[Tensor, "B heads Q N"]) -> Float[Tensor, "B h w"]:
+        """Mean over heads and queries, the prefix left out, summing to 1, on a grid of the images' proportions."""
+        assert self.images is not None
+        share = rows[..., self.prefix :].mean((1, 2))
+        height, width = self.images[-2:]
+        down = max(1, round((share.shape[1] * height / width) ** 0.5))
+        if share.shape[1] % down:
+            raise RuntimeError(f"{share.shape[1]} patches are no grid on images of {height} x {width}")
+        return (share / share.sum(1, keepdim=True)).unflatten(1, (down, -1))
+
+
+@contextmanager
+def attention(model: nn.Module, block: int = -1) -> Iterator[Attention]:
+    """What the attention layer ``block`` looked at in the last forward of the block, fused attention left on.
+
+    Only the projection to queries and keys is kept, and what is asked for is computed from it: the class token's row
+    costs next to nothing, all rows as much as the layer itself without fusion. A stage that was compiled runs
+    uncompiled during the block when the layer lies in it. Raises ``ValueError`` for a model or block that cannot be
+    looked at, and ``RuntimeError`` when the layer never ran::
+
+        with taps.attention(model) as look:
+            logits = model(x)
+        where = look.of_class_token()
+    """
+    layers = attention_layers(model)
+    if not -len(layers) <= block < len(layers):
+        raise ValueError(f"block must be in [{-len(layers)}, {len(layers) - 1}], got {block}")
+    name = layers[block]
+    layer = model.get_submodule(name)
+    if getattr(layer, "fused_attn", False) and isinstance(layer, WindowAttention):
+        raise ValueError(f"{name} of {type(model).__name__} fuses its attention: set its fused_attn to False")
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    projects = isinstance(layer, timm.layers.Attention)
+    look = Attention(
+        functools.partial(rows_of_projection, layer) if projects else lambda weights, queries: weights[:, :, queries],
+        prefix,
+        getattr(model, "has_class_token", prefix > 0),
+    )
+
+    def size(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        look.images = args[0].shape
+
+    def projected(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> None:
+        look.captured = output.detach()
+
+    def weighed(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        look.captured = args[0].detach()
+
+    tapped = name + {timm.layers.Attention: ".qkv", WindowAttention: ".attn_drop"}.get(type(layer), "")
+    module = model.get_submodule(tapped)
+    hook = module.register_forward_hook(projected) if projects else module.register_forward_pre_hook(weighed)
+    with hooked(model, tapped, model.register_forward_pre_hook(size), hook):
+        yield look
+    if look.captured is None or look.images is None:
+        raise did_not_fire(model, tapped)
+
+
+def rows_of_projection(layer: Any, qkv: Tensor, queries: slice) -> Tensor:
+    """Attention (B, heads, Q, N) of timm's ``Attention`` from the output (B, N, 3 * heads * d) of its ``qkv``."""
+    q, k, _ = qkv.unflatten(2, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    q, k = layer.q_norm(q[:, :, queries]), layer.k_norm(k)
+    return (q * layer.scale @ k.transpose(2, 3)).softmax(3)
+
+
+# -------------------------------------------------------------------------------------------- a frozen teacher
+
+
+class Frozen(nn.Module):
+    """A trained model that never changes: in evaluation mode whatever is called, without parameters to train.
+
+    ``source``: the name of timm weights (``resnet18.tv_in1k``), ``hf-hub:owner/name``, a run folder, or a module, which
+    is copied. Raises ``ValueError``, in one line, when its weights cannot be had.
+
+    The model inside is hidden from torch's registration: it moves with ``.to()``, but optimiser, checkpoint,
+    DistributedDataParallel, SyncBatchNorm's conversion and whatever resets BatchNorm statistics do not see it. A run
+    that is resumed loads it again by its name. Gradient flows through it to its input, not to its weights.
+    """
+
+    def __init__(self, source: str | nn.Module):
+        super().__init__()
+        self.source = source if isinstance(source, str) else type(source).__name__
+        model = pretrained(source) if isinstance(source, str) else copy.deepcopy(source)
+        self.hidden = [model.eval().requires_grad_(False)]
+        self.training = False
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself, for ``forward_features`` and taps."""
+        return self.hidden[0]
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Tensor:
+        """What the model makes of images."""
+        return self.model(x)
+
+    def train(self, mode: bool = True) -> "Frozen":
+        """Stays in evaluation mode."""
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Frozen":
+        self.model._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        return repr(self.source)
+
+
+def pretrained(name: str) -> nn.Module:
+    """A timm model with its trained weights, by timm name, ``hf-hub:`` or ``local-dir:`` address, or folder."""
+    try:
+        return timm.create_model(f"local-dir:{name}" if Path(name).is_dir() else name, pretrained=True)
+    except Exception as e:  # the Hub, timm and safetensors raise some twenty types between them
+        reason = " ".join(str(e).split())[:200]
+        raise ValueError(
+            f"no weights for the teacher {name!r} ({type(e).__name__}: {reason}); expected timm weights such as "
+            "'resnet18.tv_in1k', hf-hub:owner/name, or a run folder"
+        ) from None

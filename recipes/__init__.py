@@ -28,12 +28,10 @@ Rgb = tuple[float, float, float]
 
 # Methods of the published tables that mixers.MIXERS does not have yet: their recipes resolve with ``unbuilt=True``.
 AWAITED = (
-    "alignmix",
     "attentivemix",
     "automix",
     "comixup",
     "grafting",
-    "manifoldmix",
     "puzzlemix",
     "samix",
     "supermix",

@@ -15,6 +15,8 @@ REPRS = {
     "cutmix": "CutMix(alpha=1.0)",
     "deit": "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=0.8) (1): CutMix(alpha=1.0)))",
     "rsb": "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=0.1) (1): CutMix(alpha=1.0)))",
+    "manifoldmix": "ManifoldMix(alpha=2.0)",
+    "alignmix": "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=2.0) (1): AlignMix(alpha=2.0)))",
 }
 
 
@@ -65,13 +67,15 @@ def test_every_name_makes_a_new_mixer_each_time() -> None:
         ("cutmx", {}, "unknown mixer 'cutmx'; did you mean 'cutmix'?"),
         ("Mixup", {}, "unknown mixer 'Mixup'; did you mean 'mixup'?"),
         ("swich", {}, "unknown mixer 'swich'; did you mean 'switch'?"),
-        ("zzz", {}, "valid names: cutmix, deit, mixup, rsb, switch, vanilla"),
+        ("zzz", {}, "valid names: align, alignmix, cutmix, deit, manifoldmix, mixup, rsb, switch, vanilla"),
         ("mixup", {"alhpa": 1.0}, "mixer 'mixup' has no argument 'alhpa'; did you mean 'alpha'?"),
         ("deit", {"mixup_alfa": 1.0}, "mixer 'deit' has no argument 'mixup_alfa'; did you mean 'mixup_alpha'?"),
         ("vanilla", {"alpha": 1.0}, "mixer 'vanilla' has no argument 'alpha'; valid names: none"),
         ("vanilla", {"args": 1.0}, "mixer 'vanilla' has no argument 'args'; valid names: none"),
         ("mixup", {"alpha": 0}, "alpha must be a number above 0, got 0"),
         ("mixup", {"alpha": True}, "alpha must be a number above 0, got True"),
+        ("manifoldmix", {"alpha": 0}, "alpha must be a number above 0, got 0"),
+        ("align", {"alpha": -1.0}, "alpha must be a number above 0, got -1.0"),
         ("cutmix", {"alpha": float("nan")}, "alpha must be a number above 0, got nan"),
         ("cutmix", {"alpha": float("inf")}, "alpha must be a number above 0, got inf"),
         ("rsb", {"cutmix_alpha": -1.0}, "alpha must be a number above 0, got -1.0"),

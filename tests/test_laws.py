@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mixers import CutMix, Mixup, Switch, Vanilla, deit, ops, rsb
+from mixers import AlignMix, CutMix, ManifoldMix, Mixup, Switch, Vanilla, alignmixup, deit, ops, rsb
 
 # A correct sampler fails a test at this level once in a thousand seeds; the seeds are fixed.
 LEVEL = 1e-3
@@ -184,3 +184,29 @@ def test_lambda_of_exactly_zero_or_one_is_a_legal_draw() -> None:
         assert largest == area
     draws = [Mixup(0.01).plan(*tiny(), np.random.default_rng((15, i)))["mask"].item() for i in range(200)]
     assert {0.0, 1.0} <= set(draws)
+
+
+def test_manifoldmix_draws_each_layer_as_often_and_its_lambda_apart_from_it() -> None:
+    plans = [ManifoldMix(0.2).plan(*tiny(2), np.random.default_rng((16, i))) for i in range(6000)]
+    assert stats.chisquare([sum(plan["layer"] == layer for plan in plans) for layer in range(3)]).pvalue > LEVEL
+    for layer in range(3):
+        lam = np.array([plan["lam"][0].item() for plan in plans if plan["layer"] == layer], dtype=np.float64)
+        inside = lam[(lam > 1e-6) & (lam < 1 - 1e-6)]  # float32 keeps no more digits next to 1
+        low, high = stats.beta(0.2, 0.2).cdf([1e-6, 1 - 1e-6])
+        assert stats.kstest((stats.beta(0.2, 0.2).cdf(inside) - low) / (high - low), "uniform").pvalue > LEVEL
+        assert len(inside) / len(lam) == pytest.approx(high - low, abs=0.03)
+    assert all(plan["lam"].tolist() == [plan["lam"][0].item()] * 2 for plan in plans[:50])
+
+
+def test_alignmix_lays_either_over_the_other_as_often_and_its_lambda_follows_the_beta_law() -> None:
+    plans = [AlignMix().plan(*tiny(2), np.random.default_rng((17, i))) for i in range(4000)]
+    assert {plan["over"] for plan in plans} == {"sample", "partner"}
+    for over in ("sample", "partner"):
+        lam = [plan["lam"][0].item() for plan in plans if plan["over"] == over]
+        assert stats.binomtest(len(lam), len(plans)).pvalue > LEVEL
+        assert stats.kstest(lam, stats.beta(2, 2).cdf).pvalue > LEVEL
+
+
+def test_the_published_alignmix_aligns_half_of_the_batches() -> None:
+    rng, switch = np.random.default_rng(18), alignmixup()
+    assert stats.binomtest(sum(switch.draw(rng) for _ in range(4000)), 4000).pvalue > LEVEL

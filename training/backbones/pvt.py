@@ -7,8 +7,8 @@ models of transformers build and reload it once ``training.backbones`` is import
 
 The layers are those of transformers' ``PvtForImageClassification``, arranged as timm arranges a model. Its weights
 fit under other names: ``pvt.encoder.patch_embeddings.I`` is ``stages.I.embed``, ``pvt.encoder.block.I`` is
-``stages.I.layers``, ``pvt.encoder.layer_norm`` is ``norm``, ``classifier`` is ``head``. The attention of a layer
-(B, heads, queries, keys) is the output of its ``attention.self.dropout``.
+``stages.I.layers``, ``pvt.encoder.layer_norm`` is ``norm``, ``classifier`` is ``head``. ``attention_info`` names, as
+``mixers.taps`` asks for it, the layers whose attention is between all tokens: those of the last stage.
 
 Deviations:
 
@@ -107,6 +107,9 @@ class PVT(nn.Module):
         self.feature_info = [
             {"num_chs": width, "reduction": 4 * 2**i, "module": f"stages.{i}"}
             for i, width in enumerate(config.hidden_sizes)
+        ]
+        self.attention_info = [
+            {"module": f"stages.3.layers.{i}.attention.self.dropout"} for i in range(len(self.stages[3].layers))
         ]
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -1,0 +1,104 @@
+"""Manifold Mixup: Better Representations by Interpolating Hidden States. Verma et al. ICML 2019.
+
+https://arxiv.org/abs/1806.05236, reference code https://github.com/vikasverma1077/manifold_mixup
+
+Formula: a layer is drawn from {the input, after stage 1, after stage 2}; up to it the network sees the clean batch,
+``h' = lam*h + (1-lam)*h[index]`` replaces its output, and the rest of the network sees h';
+``y' = lam*y + (1-lam)*y[index]`` with ``lam ~ Beta(alpha, alpha)``. Gradient flows through both parts of h'.
+
+Published defaults: alpha = 2 (paper, CIFAR); the tables of the benchmark use 0.2 throughout.
+
+Sampling law: ``manifoldmix@verma-2019``: one lambda and one layer for the whole batch, the three layers equally
+likely, so that a third of the batches is plain Mixup, to the bit; the partner is a uniformly random permutation of
+the batch, fixed points allowed.
+
+Where a stage ends: of a network whose maps get coarser, stages 1 and 2 are the first two of its last four published
+stages. These are layer1 and layer2 of a ResNet and the first two stages of ConvNeXt, Swin, PVT and MogaNet, as in
+the reference code and OpenMixup. Placement ours: EfficientNet and MobileNet.V2 are mixed after the blocks that end at
+strides 4 and 8, for which no code was published; a ViT, whose blocks all have one resolution, is taken as four equal
+parts (DeiT: after blocks 3 and 6 of 12), with all of its tokens mixed. The tables have no such cell.
+
+Deviations: the target is compared with the logits by the recipe's loss (reference code: binary cross entropy on the
+softmax). OpenMixup blends by a constant mask whose size it guesses from the layer; here lambda is a scalar, and any
+stride works. ``mix`` returns the images as the network receives them, so they are unmixed when the layer is hidden.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from . import ops, taps
+from .base import Criterion, Mixer, Out, Plan
+
+LAYERS = 3
+
+
+class ManifoldMix(Mixer):
+    """Blend images or a hidden feature by one lambda per batch. ``alpha`` > 0 is the Beta parameter."""
+
+    def __init__(self, alpha: float = 2.0):
+        super().__init__()
+        ops.check_positive("alpha", alpha)
+        self.alpha = alpha
+
+    def setup(self, model: nn.Module) -> None:
+        """Find the modules whose output is mixed. Raises ``ValueError`` when the model does not publish stages."""
+        self.modules_mixed = ["", *hidden_layers(model)]
+
+    def plan(
+        self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: object
+    ) -> Plan:
+        """``lam`` (B,), ``layer`` 0 (the input), 1 or 2 (after that stage), ``index`` (B,)."""
+        lam = ops.beta(self.alpha, self.alpha, rng)
+        layer = int(rng.integers(LAYERS))
+        return {"index": ops.partners(x, rng), "lam": ops.per_sample(lam, x), "layer": layer}
+
+    def mix(  # type: ignore[override]
+        self,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        *,
+        index: Int[Tensor, " B"],
+        lam: Float[Tensor, " B"],
+        layer: int,
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
+        """Mixed targets, and the images: mixed for layer 0, as they are when it is a hidden feature that is mixed."""
+        ops.check_batch(x, y)
+        return blend(x, index, lam) if layer == 0 else x, ops.blend_targets(y, index, lam)
+
+    def forward(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        rng: np.random.Generator,
+    ) -> Out:
+        """One forward, with the planned layer's output mixed."""
+        plan = self.plan(x, y, rng, model, criterion)
+        mixed, target = self.mix(x, y, **plan)
+        if plan["layer"] == 0:
+            logits = model(mixed)
+        else:
+            name = self.modules_mixed[plan["layer"]]
+            with taps.edit(model, name, lambda h: blend(h, plan["index"], plan["lam"])):
+                logits = model(mixed)
+        return Out.of(logits, target, plan, mix=criterion(logits, target))
+
+
+def blend(h: Float[Tensor, "B *rest"], index: Int[Tensor, " B"], lam: Float[Tensor, " B"]) -> Float[Tensor, "B *rest"]:
+    """``lam*h + (1-lam)*h[index]``, for images, maps and tokens."""
+    return ops.blend(h, index, lam.view(-1, *[1] * (h.ndim - 1)))
+
+
+def hidden_layers(model: nn.Module) -> list[str]:
+    """Module paths of stages 1 and 2. Raises ``ValueError`` for a model with fewer than two stages."""
+    reductions = taps.reductions(model)
+    names = list(reductions)
+    if len(names) < 2:
+        raise ValueError(f"ManifoldMix needs two stages, {type(model).__name__} publishes {len(names)}; use resnet50")
+    if len(set(reductions.values())) == 1:
+        return [names[math.ceil(k * len(names) / 4) - 1] for k in (1, 2)]
+    return names[-4:][:2]
