@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from .base import Criterion, Mixer, Out, Plan
+from .base import Criterion, Mixer, Needs, Out, Plan
 from .cutmix import CutMix
 from .mixup import Mixup
 
@@ -29,6 +29,12 @@ class Switch(Mixer):
     def draw(self, rng: np.random.Generator) -> int:
         """The position of the member that performs this step."""
         return int(rng.choice(len(self.mixers), p=self.probs))
+
+    @property
+    def needs(self) -> Needs:
+        """The most that a member needs."""
+        found = {mixer.needs for mixer in self.members()}
+        return "step" if "step" in found else "model" if "model" in found else "batch"
 
     def setup(self, model: nn.Module) -> None:
         for mixer in self.members():
