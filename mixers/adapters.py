@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate, get_worker_info
 
-from . import MIXERS
+from . import MIXERS, ops
 from .base import Criterion, Mixer, Needs, Plan, Step
 
 
@@ -87,6 +87,7 @@ def mix_batch(
     """
     require(mixer, "mix_batch", *(("batch",) if model is None else ("batch", "model")))
     y = dense_targets(labels, num_classes, label_smoothing)
+    ops.check_batch(x, y)
     look = (model, criterion) if mixer.needs == "model" else ()
     plan = mixer.plan(x, y, np.random.default_rng((seed, step)), *look)
     return Mixed(*mixer.mix(x, y, **plan), plan)
@@ -185,7 +186,7 @@ def soft_cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Tensor 
 
 
 class TrainerMixin:
-    """Mixing for transformers' ``Trainer``: ``class MixTrainer(TrainerMixin, Trainer)``, which takes ``mixer=`` as well.
+    """Mixing for transformers' ``Trainer``: ``class MixTrainer(TrainerMixin, Trainer)`` takes ``mixer=`` as well.
 
     The mix is made in ``compute_loss``, on the device and in training only: a ``Trainer`` has one collator for
     training and evaluation. Batches hold ``pixel_values`` and ``labels``, as the default collator gives them. The
