@@ -177,6 +177,12 @@ def test_a_mixer_that_a_loop_cannot_run_is_refused_with_what_works(build: Any, m
     assert f"Here work: {', '.join(ANY_LOOP)}" in str(caught.value)
 
 
+def test_every_other_mixer_is_refused_by_the_loops_that_only_hand_over_a_batch() -> None:
+    for name in set(MIXERS) - set(ANY_LOOP):
+        with pytest.raises(ValueError, match="Here work"):
+            BatchMixer(MIXERS[name](), K)
+
+
 # ------------------------------------------------------------------------------------------------ the function
 
 

@@ -69,7 +69,7 @@ class IgnoresTheGenerator(Mixup):
 
 class LooksInSilence(Mixup):
     def plan(self, x, y, rng, *look):
-        model, _ = look
+        _model, _criterion = look
         return super().plan(x, y, rng)
 
 
