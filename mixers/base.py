@@ -20,7 +20,7 @@ Conventions that hold in every file of this package:
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from . import ops
 
 Plan = dict[str, Any]
+Needs = Literal["batch", "model", "step"]
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -60,6 +61,21 @@ class Mixer(nn.Module):
     def __init__(self) -> None:
         # Without this the signature of a mixer without hyperparameters is that of nn.Module: (*args, **kwargs).
         super().__init__()
+
+    @property
+    def needs(self) -> Needs:
+        """What a loop has to hand over, so that an adapter can refuse in time; read off what the class defines.
+
+        ``"batch"``: the step is ``mix(x, y, **plan(x, y, rng))``, then the model and the loss; any loop will do.
+        ``"model"``: the same, but ``plan`` names the model and the criterion that it looks at behind ``rng``. A
+        ``plan`` that takes them out of ``*look`` says so in its class: ``needs = "model"``.
+        ``"step"``: the mixer defines another verb, so the loop must run it through ``Step`` and ``after_step``.
+        """
+        verbs = ("setup", "forward", "after_step", "models", "param_groups")
+        if any(getattr(type(self), verb) is not getattr(Mixer, verb) for verb in verbs):
+            return "step"
+        looks = list(inspect.signature(self.plan).parameters.values())[3:]  # behind x, y and rng
+        return "model" if any(look.kind is not look.VAR_POSITIONAL for look in looks) else "batch"
 
     def setup(self, model: nn.Module) -> None:
         """Build what depends on the model: blocks, encoders, stage names. Called once, before the optimiser.

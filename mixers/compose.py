@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from .alignmix import AlignMix
-from .base import Criterion, Mixer, Out, Plan
+from .base import Criterion, Mixer, Needs, Out, Plan
 from .cutmix import CutMix
 from .manifoldmix import ManifoldMix
 from .mixup import Mixup
@@ -31,6 +31,12 @@ class Switch(Mixer):
     def draw(self, rng: np.random.Generator) -> int:
         """The position of the member that performs this step."""
         return int(rng.choice(len(self.mixers), p=self.probs))
+
+    @property
+    def needs(self) -> Needs:
+        """The most that a member needs."""
+        found = {mixer.needs for mixer in self.members()}
+        return "step" if "step" in found else "model" if "model" in found else "batch"
 
     def setup(self, model: nn.Module) -> None:
         for mixer in self.members():

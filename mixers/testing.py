@@ -18,14 +18,14 @@ import io
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import wraps
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
 
-from .base import Mixer, Out, Plan, Step
+from .base import Mixer, Needs, Out, Plan, Step
 
 Factory = Callable[[], Mixer]
 Check = Callable[[Factory], None]
@@ -244,6 +244,24 @@ def plan_keys_are_mix_keywords(factory: Factory) -> None:
             step.mixer.mix(x, y, **plan)
         except TypeError as error:
             raise AssertionError(f"expected the keywords of mix{signature}; found {list(plan)}: {error}") from error
+
+
+@check
+def needs_is_true(factory: Factory) -> None:
+    """A mixer that says it needs only the batch, or the batch and the model, plans its step from these alone."""
+    step, (x, y) = tiny_step(factory), batch()
+    needs = step.mixer.needs
+    expect(needs in get_args(Needs), f"needs to be one of {get_args(Needs)}", repr(needs))
+    look = {"batch": (), "model": (step.model, step.criterion), "step": None}[needs]
+    if look is None:
+        return
+    for index in range(3):
+        try:
+            plan = factory().plan(x, y, rng_of(index), *look)
+        except Exception as error:
+            raise AssertionError(f"expected a plan without more than needs={needs!r}; found {error!r}") from error
+        found = differences(step(x, y, rng_of(index)).plan, plan)
+        expect(not found, f"the plan of the step from what needs={needs!r} hands over", f"another one at {found}")
 
 
 @check

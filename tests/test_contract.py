@@ -36,7 +36,7 @@ def test_every_mixer_meets_every_check(request: pytest.FixtureRequest) -> None:
     collected = [item for item in here if item.name.startswith("test_mixer_keeps_the_promise")]
     assert len(collected) == len(MIXERS) * len(CHECKS)
     assert len(MIXERS) >= 5
-    assert len(CHECKS) == 22
+    assert len(CHECKS) == 23
 
 
 def test_exceptions_name_real_mixers_and_checks() -> None:

@@ -45,6 +45,30 @@ def test_the_python_of_the_documents_runs(doc: str) -> None:
     assert names["out"].loss.isfinite() and names["mixed"].shape == names["x"].shape
 
 
+SCRIPTS = dict(re.findall(r"^## (.*?)\n.*?```python\n(.*?)```", (ROOT / "docs/loops.md").read_text(), re.S | re.M))
+
+
+# Lightning 2.6 asks torch's pytree in a way that torch 2.14 calls deprecated, and advises workers for any loader.
+# A Trainer pins memory unless told that there is no GPU.
+@pytest.mark.filterwarnings(
+    "ignore:`isinstance.treespec, LeafSpec:FutureWarning", "ignore:.*many workers", "ignore:.pin_memory"
+)
+@pytest.mark.parametrize("loop", SCRIPTS)
+def test_each_script_of_the_loops_document_runs_by_itself(loop: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict = {"__name__": "__main__"}
+    exec(compile(SCRIPTS[loop], loop, "exec"), names)
+    assert 0 < torch.as_tensor(names["loss"]).item() < 20
+
+
+def test_the_loops_document_has_a_script_for_every_loop() -> None:
+    text = (ROOT / "docs/loops.md").read_text()
+    assert len(SCRIPTS) == text.count("```python") == text.count("\n## ") == 6
+    for name in ("mix_batch", "BatchMixer", "MixCollate", "TrainerMixin", "LightningMixin"):
+        assert f"`{name}`" in text and any(name in code for code in SCRIPTS.values())
+
+
 def test_the_readme_snippet_of_one_mixer_runs() -> None:
     block = re.search(r"```python\n(import numpy.*?)```", (ROOT / "README.md").read_text(), re.S)
     names: dict = {}

@@ -67,6 +67,22 @@ class IgnoresTheGenerator(Mixup):
         return super().plan(x, y, np.random.default_rng(0), *look)
 
 
+class LooksInSilence(Mixup):
+    def plan(self, x, y, rng, *look):
+        _model, _criterion = look
+        return super().plan(x, y, rng)
+
+
+class LooksIfItMay(Mixup):
+    def plan(self, x, y, rng, *look):
+        lam = 0.5 if look else 0.2
+        return super().plan(x, y, rng) | {"mask": x.new_full((len(x), 1, 1, 1), lam)}
+
+
+class NeedsMore(Mixup):
+    needs = "everything"
+
+
 class MovesPython(Mixup):
     def mix(self, x, y, **plan):
         random.random()
@@ -341,6 +357,9 @@ BROKEN: list[tuple[type, str, str]] = [
     (PlansWithAGraph, "plan_is_plain_detached_data", "plan['mask'] detached"),
     (PlansAFunction, "plan_is_plain_detached_data", "plan['again'][0]; found function"),
     (LogsInThePlan, "plan_keys_are_mix_keywords", "note"),
+    (LooksInSilence, "needs_is_true", "without more than needs='batch'"),
+    (LooksIfItMay, "needs_is_true", "another one at [\"['mask']\"]"),
+    (NeedsMore, "needs_is_true", "found 'everything'"),
     (DrawsFromElsewhere, "same_rng_same_plan", "equal plans from equal generators"),
     (IgnoresTheGenerator, "other_rng_other_plan", "five equal plans"),
     (MovesPython, "global_rng_untouched", "global generator of python"),
