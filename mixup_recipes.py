@@ -137,6 +137,23 @@ def put(text: str, out: Path | None) -> None:
 
 
 @app.command
+def replay(run: Path, *, step: int, micro: int = 0, out: Path | None = None, data: Path | None = None) -> None:
+    """The mixed batch of any update of a run, rebuilt bit for bit: as text, --out FILE.png, --data FILE.safetensors.
+
+    --step counts updates from 0, --micro the micro-batches within one. A mixer that looks at the model needs the
+    run's checkpoint of that update.
+    """
+    from training import replay
+
+    batch = replay.replay(run, step, micro)
+    print(batch)
+    for path, save in ((out, replay.save_picture), (data, replay.save_data)):
+        if path is not None:
+            save(batch, path)
+            print(path)
+
+
+@app.command
 def prepare(name: str) -> None:
     """Download and write a small real data set once, e.g. groceries."""
     from training.prepare import prepare
