@@ -16,6 +16,11 @@ app.command(recipes_app := App(name="recipes", help="List, show, explain and com
 app.command(cells_app := App(name="cells", help="The published numbers: list, show, explain, compare, export."))
 
 
+def listed(words: str) -> Parameter:
+    """A flag that takes several values."""
+    return Parameter(consume_multiple=True, negative="", help=words)
+
+
 @recipes_app.command(name="list")
 def list_() -> None:
     """All settings with the first line of their file, and all mixers."""
@@ -154,6 +159,24 @@ def replay(run: Path, *, step: int, micro: int = 0, out: Path | None = None, dat
 
 
 @app.command
+def preview(
+    *names: str,
+    mixers: Annotated[list[str] | None, listed("a row for each, under the recipe's setting or with defaults")] = None,
+    images: int = 8,
+    photos: Annotated[str | None, Parameter(help="folder of images, or 'synthetic' for drawn shapes")] = None,
+    out: Path = Path("runs/preview.png"),
+) -> None:
+    """What recipes or mixers do to a few images, as a picture: rows are methods, columns images.
+
+    Without recipes and mixers: all mixers with their published defaults. Without --photos: the recipe's own images
+    when they are on this machine, else the prepared groceries, else drawn shapes.
+    """
+    from model_cards.preview import preview
+
+    print(preview(list(names), mixers or [], images, photos, out))
+
+
+@app.command
 def prepare(name: str) -> None:
     """Download and write a small real data set once, e.g. groceries."""
     from training.prepare import prepare
@@ -187,11 +210,6 @@ def protocol(
     from model_cards.logs import describe
 
     print(describe(path, recipe, protocol, last, epochs))
-
-
-def listed(words: str) -> Parameter:
-    """A flag that takes several values."""
-    return Parameter(consume_multiple=True, negative="", help=words)
 
 
 @app.command

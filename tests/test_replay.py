@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from tiny import make_photos, make_recipe
 from torch import nn
 
-from mixers import MIXERS, Mixup, Step, build
+from mixers import MIXERS, Mixup, build
+from mixers.base import plan_alone
 from mixers.testing import batch, tiny_step
 from recipes import UserError
 from training import replay
@@ -147,7 +148,7 @@ def test_a_mixer_that_looks_at_the_model_is_rebuilt_with_the_weights_as_they_wer
 def test_a_plan_made_without_the_model_is_that_of_the_step(name: str) -> None:
     step, (x, y) = tiny_step(lambda: build(name)), batch()
     for update in range(6):
-        alone = replay.plan_alone(step, x, y, np.random.default_rng((0, update)))
+        alone = plan_alone(step.mixer, x, y, np.random.default_rng((0, update)))
         if alone is None:
             continue
         planned = step(x, y, np.random.default_rng((0, update))).plan
@@ -161,8 +162,8 @@ def test_a_plan_that_needs_the_model_is_not_guessed() -> None:
         def plan(self, x, y, rng, *look):
             return super().plan(x, y, rng) | {"mask": look[0](x).amax(1).view(-1, 1, 1, 1)}
 
-    step: Step = tiny_step(Needs)
-    assert replay.plan_alone(step, *batch(), np.random.default_rng(0)) is None
+    step = tiny_step(Needs)
+    assert plan_alone(step.mixer, *batch(), np.random.default_rng(0)) is None
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from torch.utils.data import default_collate
 
 import recipes
 from mixers import Plan, Step, build
+from mixers.base import plan_alone
 from recipes import Recipe, UserError
 
 from . import backbones, checkpoint, data, images, microbatch, optimisation, run
@@ -87,7 +88,7 @@ def replay(folder: Path, step: int, micro: int = 0) -> Replayed:
         return *microbatch.inputs(pixels, labels, recipe, step, number, device), labels, indices
 
     x, y, rng, labels, indices = given(micro)
-    plan = plan_alone(module, x, y, rng)
+    plan = plan_alone(module.mixer, x, y, rng)
     if plan is None:  # the process's own micro-batches of this update, with the weights as they were
         world = env.get("processes", 1)
         load_weights(module, recipe, folder, step, micro % world, world)
@@ -119,14 +120,6 @@ def check_data(folder: Path, split: str, found: dict[str, Any]) -> None:
             f"dataset {found['dataset']!r}, split {split!r} is not what the run in {folder} was trained on: "
             f"{before} then, {now} now"
         )
-
-
-def plan_alone(step: Step, x: Tensor, y: Tensor, rng: np.random.Generator) -> Plan | None:
-    """The plan of a mixer that looks at nothing but the batch; None when it asks for more. May use up ``rng``."""
-    try:
-        return step.mixer.plan(x, y, rng)
-    except Exception:  # whatever is missing; if it was another mistake, the step itself will raise it
-        return None
 
 
 def load_weights(module: Step, recipe: Recipe, folder: Path, update: int, rank: int, world: int) -> None:
