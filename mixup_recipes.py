@@ -177,6 +177,25 @@ def preview(
 
 
 @app.command
+def check(
+    *targets: str,
+    alpha: Annotated[float | None, Parameter(help="Beta parameter whose law a callable without such declares")] = None,
+    format: Literal["text", "md"] = "text",
+) -> int:
+    """Hold mixers against the contract: what they do to pixels, labels, lambda, pairs, and to the caller's tensors.
+
+    A target is a mixer (cutmix), timm:mixup, timm:cutmix, torchvision:mixup, torchvision:cutmix, or
+    path/to/file.py:callable, a Mixer, a factory, or a function (x, y) -> (x', y'). The file is run. Exit status 1
+    when something fails that the contract asks for.
+    """
+    from model_cards import conformance
+
+    reports = conformance.check(list(targets), alpha)
+    print(conformance.table(reports, format), end="")
+    return int(not all(report.passed for report in reports))
+
+
+@app.command
 def prepare(name: str) -> None:
     """Download and write a small real data set once, e.g. groceries."""
     from training.prepare import prepare
