@@ -1,4 +1,4 @@
-"""Look at recipes, prepare data, report on runs."""
+"""Recipes and published cells, sweeps, and what is made from runs: numbers, records, tables, plots."""
 
 # The console command mixup-recipes: one thin line per subcommand; the work is done where it belongs.
 
@@ -14,6 +14,7 @@ from recipes import cli
 app = App(name="mixup-recipes", help=__doc__.splitlines()[0], version_flags=[], result_action="return_value")
 app.command(recipes_app := App(name="recipes", help="List, show, explain and compare recipes."))
 app.command(cells_app := App(name="cells", help="The published numbers: list, show, explain, compare, export."))
+app.command(plot_app := App(name="plot", help="Draw runs into a .png or .svg file."))
 
 
 def listed(words: str) -> Parameter:
@@ -214,8 +215,7 @@ def report(*runs: Path, out: Annotated[Path, Parameter(help="folder to write to"
 
 @app.command
 def protocol(
-    path: Path,
-    *,
+    *logs: Path,
     recipe: str | None = None,
     protocol: Literal["median", "best"] | None = None,
     last: int | None = None,
@@ -223,12 +223,13 @@ def protocol(
 ) -> None:
     """A log's number as the setting's text states it and as OpenMixup's tools compute it.
 
-    The log is a run folder, our log.jsonl or summary.csv, an OpenMixup JSON log or a folder of them, or timm's
-    summary.csv. The rule is the run's own, that of --recipe, or --protocol median or best, --last and --epochs.
+    A log is a run folder, our log.jsonl or summary.csv, an OpenMixup JSON log or a folder of them, or timm's
+    summary.csv; of several logs the mean over the newest three is told too. The rule is the run's own, that of
+    --recipe, or --protocol median or best, --last and --epochs.
     """
     from model_cards.logs import describe
 
-    print(describe(path, recipe, protocol, last, epochs))
+    print(describe(list(logs), recipe, protocol, last, epochs))
 
 
 @app.command
@@ -242,6 +243,66 @@ def compare(
     from model_cards.compare import compare
 
     print(compare(a, b, tuple(ignore or ())))
+
+
+def many(name: str, text: str) -> Parameter:
+    """A flag that takes several words."""
+    return Parameter(name=name, help=text, consume_multiple=True, negative=())
+
+
+@app.command
+def sweep(
+    file: Annotated[Path | None, Parameter(help="sweep file; flags add to it")] = None,
+    *,
+    recipes: Annotated[list[str] | None, many("--recipes", "recipe names or files")] = None,
+    seeds: Annotated[list[str] | None, many("--seeds", "seeds of each recipe")] = None,
+    set_: Annotated[list[str] | None, many("--set", "flags of train_mixup.py for all runs, epochs=20 ...")] = None,
+    grid: Annotated[list[str] | None, many("--grid", "fields to vary, lr=0.1,0.2 ...: every combination")] = None,
+    launcher: Annotated[str | None, Parameter(help="what starts train_mixup.py, 'accelerate launch'")] = None,
+    output_dir: Annotated[str | None, Parameter(help="folder of all runs and results [default: runs/sweep]")] = None,
+    dry_run: Annotated[bool, Parameter(help="print commands and states only", negative=())] = False,
+    report: Annotated[bool, Parameter(help="tables and plots of what is finished, no runs", negative=())] = False,
+    slurm: Annotated[Path | None, Parameter(help="write an sbatch script instead of running")] = None,
+    slurm_options: Annotated[list[str] | None, many("--slurm_options", "of sbatch, gres=gpu:1 time=12:00:00")] = None,
+) -> int:
+    """Recipes x grid x seeds, one run after another; what is finished is skipped. Then tables and plots."""
+    from model_cards.sweep import sweep
+
+    parts = {"recipes": recipes, "seeds": seeds, "launcher": launcher, "output_dir": output_dir}
+    return sweep(file, parts | {"set": set_, "grid": grid}, dry_run, report, slurm, slurm_options)
+
+
+Picture = Annotated[Path, Parameter(help="file to write, .png or .svg")]
+
+
+@plot_app.command
+def curves(*runs: Path, out: Picture) -> None:
+    """Training loss and top-1 over epochs."""
+    from model_cards import plots
+
+    plots.curves(list(runs), out)
+
+
+@plot_app.command
+def cost(*runs: Path, out: Picture) -> None:
+    """Top-1 against training time, relative to vanilla where a vanilla run of the same machine is among the runs."""
+    from model_cards import plots
+
+    plots.cost(list(runs), out)
+
+
+@plot_app.command
+def dots(*runs: Path, out: Picture, published: bool = False) -> None:
+    """Top-1 of each seed with mean and standard deviation, a row per mixer, a panel per setting.
+
+    Parameters
+    ----------
+    published
+        Draw the published numbers of the runs' setting too.
+    """
+    from model_cards import cells, plots
+
+    plots.dots(list(runs), out, cells.published(list(runs)) if published else None)
 
 
 def main() -> None:

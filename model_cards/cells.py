@@ -97,6 +97,24 @@ def select(numbered: bool | None = None, **wanted: Any) -> list[Cell]:
     return list(chosen)
 
 
+def published(runs: list[Path]) -> dict[str, float]:
+    """Mixer -> published top-1 for the setting that the run folders belong to.
+
+    Raises ``UserError`` if it has none, or for runs that changed the published recipe.
+    """
+    from .records import overrides
+    from .report import load_run
+
+    if not runs:
+        raise UserError("no run folders given")
+    setting, _ = recipes.split_name(load_run(runs[0])[0].name)
+    for run in runs:
+        if pairs := overrides(load_run(run)[0]):
+            changed = ", ".join(f"{k} {b} instead of {a}" for k, (a, b) in pairs.items())
+            raise UserError(f"{run} is no run of a published recipe: {changed}; leave out --published")
+    return {c.mixer: c.top1 for c in select(setting=setting, numbered=True) if c.top1 is not None}
+
+
 def hours(cell: Cell) -> tuple[float, float, float]:
     """Estimated hours of one run on one H200: low, middle, high. Nothing of it was measured."""
     table = {(r["kind"], r["name"]): tuple(float(r[k]) for k in ("low", "mid", "high")) for r in rows("hours.csv")}
@@ -152,7 +170,7 @@ def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
     lines = [
         ("cell", f"{cell.name}: {cell.method} on {cell.backbone}, benchmark {cell.benchmark}"),
         ("published", published),
-        ("", MEANING[cell.source]),
+        ("", MEANING[cell.source] if cell.top1 is not None else ""),
         ("", seen),
         ("source", SOURCE),
         ("protocol", protocol(recipe)),

@@ -27,6 +27,8 @@ class Curves(NamedTuple):
 
     source: str
     """Path and format."""
+    ours: bool
+    """Our formats tell the average of the weights apart; OpenMixup and timm log it as if it were the model."""
     heads: dict[str, dict[int, float]]
     """Classifier ("" where there is one, "ema" for the average of the weights) -> epoch, from 1 -> top-1 in percent."""
 
@@ -51,7 +53,7 @@ def read(path: Path) -> Curves:
         raise UserError(f"{file}: {e}") from None
     if not heads:
         raise UserError(f"{file}: {kind} without validation lines")
-    return Curves(f"{file}: {kind}", heads)
+    return Curves(f"{file}: {kind}", kind.startswith("our"), heads)
 
 
 def newest_log(folder: Path) -> Path:
@@ -152,24 +154,46 @@ def csv_summary(path: Path, text: str) -> tuple[str, list[dict[str, Any]]]:
     return kind, lines
 
 
-def describe(path: Path, recipe: str | None, protocol: str | None, last: int | None, epochs: int | None) -> str:
-    """Both readings of a log with their names. The rule comes from the recipe, the run's own if none is named, or is
-    given: ``protocol`` "median" or "best", ``last`` epochs of the median, planned ``epochs``.
+def describe(paths: list[Path], recipe: str | None, protocol: str | None, last: int | None, epochs: int | None) -> str:
+    """Both readings of each log with their names; of several logs, oldest first, also mean and deviation over trials.
+
+    The rule comes from the recipe, the run's own if none is named, or is given: ``protocol`` "median" or "best",
+    ``last`` epochs of the median, planned ``epochs``.
     """
+    if not paths:
+        raise UserError("which log? pass a run folder, a log or a summary.csv")
     for flag, value in (("--last", last), ("--epochs", epochs)):
         if value is not None and value < 1:
             raise UserError(f"{flag} {value}: expected at least 1")
+    rows, readings = [], []
+    for path in paths:
+        text, *numbers = readings_of(path, recipe, protocol, last, epochs)
+        rows.append(text)
+        readings.append(numbers)
+    if len(paths) > 1:
+        for numbers in zip(*readings, strict=True):
+            names = {number.name for number in numbers}
+            if len(names) == 1 and not any(number.missing for number in numbers):
+                mean, std = protocols.over_trials([number.value for number in numbers])
+                rows.append(f"{mean:7.3f}  ± {std:.3f}, mean of the newest {min(3, len(paths))} runs: {names.pop()}")
+    return "\n".join(rows)
+
+
+def readings_of(
+    path: Path, recipe: str | None, protocol: str | None, last: int | None, epochs: int | None
+) -> tuple[str, protocols.Reading, protocols.Reading]:
+    """The readings of one log as text, the strict one (of the last classifier) and that of OpenMixup's tool."""
     curves = read(path)
     own = path / "recipe.yaml"
     source = recipe or (str(own) if own.is_file() else None)
-    known = recipes.resolve(source)[0] if source else None
+    known = recipes.resolve(source, unbuilt=True)[0] if source else None
     if known:
         protocol, last, epochs = protocol or known.protocol, last or known.protocol_epochs, epochs or known.epochs
     if protocol not in ("median", "best"):
         raise UserError(f"which protocol? pass --recipe NAME, or --protocol median or best (given: {protocol})")
     if epochs is None or (protocol == "median" and last is None):
         raise UserError("which window? pass --recipe NAME, or --last and --epochs, e.g. --last 5 --epochs 100")
-    ema = known.report_ema if known else False
+    ema = known.report_ema if known and curves.ours else False
     heads = protocols.reported_heads(curves.heads, ema)
     if not heads:
         raise UserError(f"{curves.source} has {'only' if not ema else 'no'} values of averaged weights")
@@ -177,7 +201,7 @@ def describe(path: Path, recipe: str | None, protocol: str | None, last: int | N
     done = max(max(values) for values in heads.values())
     rows = [f"{curves.source}, {done} of {epochs} epochs"]
     for head, values in heads.items():
-        number = protocols.strict(values, *rule)
-        rows.append(f"{number.value:7.3f}  {number.label}" + (f", {head}" if head else ""))
-    number = protocols.tool(heads, *rule)
-    return "\n".join([*rows, f"{number.value:7.3f}  {number.label}"])
+        strict = protocols.strict(values, *rule)
+        rows.append(f"{strict.value:7.3f}  {strict.label}" + (f", {head}" if head else ""))
+    tool = protocols.tool(heads, *rule)
+    return "\n".join([*rows, f"{tool.value:7.3f}  {tool.label}"]), strict, tool

@@ -68,8 +68,13 @@ def overrides(recipe: Recipe) -> dict[str, list[Any]] | None:
         recipes.split_name(recipe.name)
     except UserError:
         return None
-    published, _ = recipes.resolve(recipe.name, unbuilt=True)
-    pairs = different(fields_of(published), fields_of(recipe))
+    return changes(recipe.name, fields_of(recipe))
+
+
+def changes(name: str, fields: dict[str, Any]) -> dict[str, list[Any]]:
+    """Fields of a record that differ from the published recipe of this name, with both values."""
+    published = fields_of(recipes.resolve(name, unbuilt=True)[0])
+    pairs = different(published, fields_of(Recipe()) | fields)  # a record may be older than a field
     return {k: v for k, v in pairs.items() if k not in PLACE}
 
 
@@ -227,8 +232,8 @@ def status(cell: Cell, content: dict[str, Any] | None) -> tuple[str, str]:
         return none[0], none[1] + foreign
     if content["recipe"] != cell.name:
         raise UserError(f"a record of {content['recipe']} cannot speak for the cell {cell.name}")
-    if content["overrides"]:
-        changed = ", ".join(f"{k} {b} instead of {a}" for k, (a, b) in content["overrides"].items())
+    if pairs := changes(cell.name, content["fields"]):  # now: the recipe may have changed since the record was made
+        changed = ", ".join(f"{k} {b} instead of {a}" for k, (a, b) in pairs.items())
         return none[0], f"{none[1]}; runs with {changed} do not count{foreign}"
     if images := other_images(content):
         return none[0], f"{none[1]}; runs on {images} do not count{foreign}"

@@ -10,9 +10,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 import recipes
@@ -22,26 +19,6 @@ from training import protocols
 from .logs import read_log
 
 METRICS = ("top1", "top5", "nll", "ece")
-
-STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture everywhere
-    "font.size": 12,
-    "axes.titlesize": 13,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "lines.linewidth": 2,
-    "lines.solid_capstyle": "round",
-    "savefig.dpi": 150,
-}
-# Okabe and Ito's palette, distinct for colour-blind readers too; the yellow is too pale for a line
-COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-DASHES = ("-", "--", ":", "-.")
 
 
 def load_run(run: Path) -> tuple[recipes.Recipe, list[dict[str, Any]], list[dict[str, Any]]]:
@@ -145,87 +122,6 @@ def table(runs: list[Path]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}\n"
 
 
-def spread(heights: list[float], gap: float) -> list[float]:
-    """Move label positions apart to at least ``gap``, each as little as the pile it stands in allows."""
-    order = sorted(range(len(heights)), key=heights.__getitem__)
-    piles: list[tuple[float, list[int]]] = []  # centre and members
-    for i in order:
-        centre, members = heights[i], [i]
-        while piles and centre - (len(members) - 1) / 2 * gap < piles[-1][0] + (len(piles[-1][1]) + 1) / 2 * gap:
-            members = piles.pop()[1] + members
-            centre = statistics.fmean(heights[m] for m in members)
-        piles.append((centre, members))
-    placed = dict.fromkeys(order, 0.0)
-    for centre, members in piles:
-        for place, i in enumerate(members):
-            placed[i] = centre + (place - (len(members) - 1) / 2) * gap
-    return [placed[i] for i in range(len(heights))]
-
-
-def curves(runs: list[Path], out: Path) -> None:
-    """Draw training loss and top-1 over epochs into the PNG ``out``: one colour per run, the same bytes every time."""
-    if not runs:
-        raise UserError("no run folders given")
-    rows = [summarise(run) for run in runs]
-    mixers = [row["mixer"] for row in rows]
-    names = mixers if len(set(mixers)) == len(mixers) else labels(runs)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12, 4.8), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        ends = []
-        for i, (run, row) in enumerate(zip(runs, rows, strict=True)):
-            _, train, val = load_run(run)
-            style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % len(DASHES)]}
-            style["marker"] = "o" if len(val) == 1 else ""  # a line needs two epochs
-            losses: dict[int, list[float]] = {}
-            for line in train:
-                losses.setdefault(line["epoch"], []).append(value(run, line, "loss"))
-            left.plot(list(losses), [statistics.fmean(loss) for loss in losses.values()], **style)
-            key = "ema_top1" if row["ema"] else "top1"
-            right.plot([line["epoch"] for line in val], [value(run, line, key) for line in val], **style)
-            ends.append((val[-1]["epoch"], value(run, val[-1], key)))
-        splits = " / ".join(dict.fromkeys(row["split"] for row in rows))
-        left.set(title="Training loss, on mixed targets", xlabel="epoch")
-        protocols = {row["protocol"] for row in rows}
-        labelled = protocols.pop() if len(protocols) == 1 else "as reported"
-        right.set(title=f"Top-1 on {splits} (%), labelled: {labelled}", xlabel="epoch")
-        for axes in (left, right):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
-            axes.tick_params(length=0)
-            axes.margins(x=0.02)
-        label_ends(right, names, rows, ends)
-        # Without matplotlib's version, which would change the bytes; a PNG holds no date
-        figure.savefig(out, format="png", metadata={"Software": None})
-
-
-def label_ends(axes: Any, names: list[str], rows: list[dict[str, Any]], ends: list[tuple[float, float]]) -> None:
-    """Write name and reported top-1 of each run to the right of its curve, in its colour."""
-    low, high = axes.get_ylim()
-    size = 12 if len(rows) <= 12 else 9
-    gap = (high - low) * size / 200  # a line of text, on axes of about 4 inches
-    right = axes.get_xlim()[1]
-    for i, height in enumerate(spread([top1 for _, top1 in ends], gap)):
-        line = axes.lines[i]
-        axes.annotate(
-            f"{names[i]}  {rows[i]['top1']:.1f}",
-            xy=ends[i],
-            xytext=(right + (right - axes.get_xlim()[0]) * 0.04, height),
-            color=line.get_color(),
-            fontsize=size,
-            fontweight="bold",
-            va="center",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": line.get_color(),
-                "linewidth": 0.8,
-                "shrinkB": 2,
-                "relpos": (0, 0.5),
-            },
-        )
-    axes.set_ylim(low, high)
-
-
 def last_sheet(run: Path) -> Path | None:
     """The newest sample sheet of a run, by the numbers in its name: file times don't survive a copy."""
 
@@ -263,6 +159,8 @@ def report(runs: list[Path], out: Path) -> str:
 
     Returns the table. Raises ``UserError`` for an unreadable run folder, before anything is written.
     """
+    from . import plots  # it reads runs through this module
+
     text = table(runs)
     rows = [summarise(run) for run in runs]
     mixers = [row["mixer"] for row in rows]
@@ -271,7 +169,7 @@ def report(runs: list[Path], out: Path) -> str:
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "table.md").write_text(text, encoding="utf-8")
-        curves(runs, out / "curves.png")
+        plots.curves(runs, out / "curves.png")
         if sheets:
             stack_sheets(sheets, out / "samples.png")
     except OSError as e:

@@ -218,16 +218,16 @@ def nearest_recipe(name: str) -> str:
     return close if close.startswith("did you mean") else nearest(name, settings())
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A recipe file as a dict, with readable errors."""
+def read_yaml(path: Path, what: str = "recipe file") -> dict[str, Any]:
+    """A YAML file that holds a table, with readable errors."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as e:
-        raise UserError(f"cannot read recipe file {path}: {e.strerror}") from None
+        raise UserError(f"cannot read {what} {path}: {e.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} must assign recipe fields, got {type(content).__name__}")
+        raise UserError(f"{path}: a {what} must be a table of names and values, got {type(content).__name__}")
     return content
 
 
@@ -361,6 +361,9 @@ def check(recipe: Recipe) -> None:
         raise UserError(f"min_lr {recipe.min_lr:g} exceeds lr {recipe.lr:g}")
     if (recipe.report_ema or recipe.ema_warmup_epochs) and recipe.ema_decay is None:
         raise UserError("report_ema and ema_warmup_epochs need ema_decay")
+    if recipe.precise_bn_samples is not None and (recipe.report_ema or recipe.torch_compile):
+        other = "report_ema" if recipe.report_ema else "torch_compile"
+        raise UserError(f"precise_bn_samples looks at the layers of the raw model: it does not go with {other}")
     if recipe.eval_resize < recipe.eval_size:
         raise UserError(f"eval_resize {recipe.eval_resize} is smaller than the crop eval_size {recipe.eval_size}")
     for name in ("scale", "ratio"):

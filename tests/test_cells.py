@@ -1,6 +1,8 @@
 """Promise: every published cell is an object with its number, marks, protocol and recipe."""
 
 import csv
+import hashlib
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -261,3 +263,31 @@ def test_an_unknown_filter_is_explained_and_leaves_with_2(run):
 def test_find_names_the_nearest_cell():
     with pytest.raises(UserError, match="unknown cell 'r50_100e_cutmx'; did you mean 'r50_100e_cutmix'"):
         cells.find("r50_100e_cutmx")
+
+
+def test_the_published_numbers_beside_runs_are_those_of_their_setting(tmp_path):
+    def run(name, **changes):
+        folder = tmp_path / "-".join((name, *changes))
+        folder.mkdir()
+        (folder / "recipe.yaml").write_text(recipes.to_yaml(recipes.load(name, **changes)))
+        line = {"epoch": 1, "update": 1, "perf": {"seconds": 1.0, "img_per_s": 1.0}}
+        lines = [line | {"mode": "train", "loss": 1.0}, line | {"mode": "val", "top1": 1.0}]
+        (folder / "log.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        return folder
+
+    found = cells.published([run("r18_300e_mixup")])
+    assert found["mixup"] == 71.72 and found["vanilla"] == 71.83 and "deit" not in found
+    assert len(found) == len(cells.select(setting="r18_300e", numbered=True))
+    with pytest.raises(UserError, match="no run of a published recipe: epochs 5 instead of 300"):
+        cells.published([run("r18_300e_mixup", epochs=5)])
+    with pytest.raises(UserError, match="no published cell has setting 'quickstart'"):
+        cells.published([run("quickstart_mixup")])
+    with pytest.raises(UserError, match="no run folders given"):
+        cells.published([])
+
+
+def test_no_published_number_changes_unnoticed():
+    """The hash was taken from the published tables, apart from this package's file."""
+    numbers = sorted(f"{c.setting} {c.mixer} {c.top1:.2f}" for c in cells.cells().values() if c.top1 is not None)
+    digest = hashlib.sha256("\n".join(numbers).encode()).hexdigest()
+    assert digest == "e8b8de9e933304e7632b255a459bd7c4be0e35f69a82287b7fe65429aa97bcbc"

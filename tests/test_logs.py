@@ -160,26 +160,26 @@ def test_what_is_not_there_is_explained(tmp_path: Path) -> None:
 
 def test_a_run_folder_knows_its_rule(tmp_path: Path) -> None:
     run = ours(tmp_path / "run", [90.0, 90.0, 10.0, 50.0, 20.0, 40.0, 30.0])
-    text = logs.describe(run, None, None, None, None).splitlines()
+    text = logs.describe([run], None, None, None, None).splitlines()
     assert text[0] == f"{run}/log.jsonl: our log, 7 of 7 epochs"
     assert text[1].split(maxsplit=1) == ["30.000", "median of the last 5 epochs"]
     assert text[2].split(maxsplit=1) == ["35.000", "OpenMixup's tool: median of the last 6 epochs"]
-    best = logs.describe(run, None, "best", None, 8).splitlines()  # what is given goes before the recipe
+    best = logs.describe([run], None, "best", None, 8).splitlines()  # what is given goes before the recipe
     assert "7 of 8 epochs" in best[0] and best[1].split(maxsplit=1) == ["90.000", "best epoch (7 of 8 epochs)"]
 
 
 def test_the_average_is_read_where_the_recipe_reports_it(tmp_path: Path) -> None:
     run = ours(tmp_path / "run", [1.0, 2.0], ema_decay=0.9, report_ema=True)
-    assert [line.split()[0] for line in logs.describe(run, None, None, None, None).splitlines()[1:]] == ["2.500"] * 2
+    assert [line.split()[0] for line in logs.describe([run], None, None, None, None).splitlines()[1:]] == ["2.500"] * 2
 
 
 def test_another_log_needs_a_rule(tmp_path: Path) -> None:
     four = [{f"acc_{head}_top1": 10.0 * i + e for i, head in enumerate(HEADS)} for e in range(7)]
     path = openmixup(tmp_path / "a.log.json", *four)
-    text = logs.describe(path, None, "median", 5, 7).splitlines()
+    text = logs.describe([path], None, "median", 5, 7).splitlines()
     assert [line.split(maxsplit=1)[1] for line in text[1:5]] == [f"median of the last 5 epochs, {h}" for h in HEADS]
     assert [line.split()[0] for line in text[1:]] == ["4.000", "14.000", "24.000", "34.000", "33.500"]
-    assert logs.describe(path, "r50_100e_cutmix", None, None, 7) == "\n".join(text)
+    assert logs.describe([path], "r50_100e_cutmix", None, None, 7) == "\n".join(text)
     for given, words in (
         ((None, None, None, None), "which protocol"),
         ((None, "mode", 5, 7), "which protocol"),
@@ -189,9 +189,34 @@ def test_another_log_needs_a_rule(tmp_path: Path) -> None:
         ((None, "best", None, 3), "only 3 epochs are planned"),
     ):
         with pytest.raises(UserError, match=words):
-            logs.describe(path, *given)
+            logs.describe([path], *given)
 
 
 def test_the_summary_of_a_run_has_columns_that_tell_it_from_timms(tmp_path: Path) -> None:
     header = next(csv.reader(io.StringIO((ours(tmp_path / "run", [1.0]) / "summary.csv").read_text())))
     assert "eval_nll" in header and "eval_loss" not in header
+
+
+def test_several_logs_are_averaged_over_the_newest_three_as_the_tool_does(tmp_path):
+    def log(name, tops):
+        rows = "".join(f"{e},1.0,{t},0.1,0.2\n" for e, t in enumerate(tops))
+        (tmp_path / name).write_text("epoch,train_loss,eval_top1,eval_loss,lr\n" + rows)
+        return tmp_path / name
+
+    paths = [log(f"{i}.csv", tops) for i, tops in enumerate(([10, 20], [30, 41], [42, 33], [44, 44]))]
+    text = logs.describe(paths, None, "best", None, 2).splitlines()
+    bests = [41, 42, 44]
+    mean = sum(bests) / 3
+    std = (sum((b - mean) ** 2 for b in bests) / 3) ** 0.5
+    assert text[-2] == f"{mean:7.3f}  ± {std:.3f}, mean of the newest 3 runs: best epoch"
+    tools = [(max(t) + max(t) - 0.01 * (max(t) - min(t))) / 2 for t in ([30, 41], [42, 33], [44, 44])]
+    assert text[-1].startswith(f"{sum(tools) / 3:7.3f}  ± ") and "OpenMixup's tool" in text[-1]
+    unfinished = logs.describe(paths, None, "best", None, 3).splitlines()
+    assert not [line for line in unfinished if "mean of" in line]
+
+
+def test_the_log_of_another_tool_holds_the_average_where_the_recipe_reports_it(tmp_path):
+    path = tmp_path / "summary.csv"
+    path.write_text("epoch,train_loss,eval_top1,eval_loss,lr\n299,1.0,81.5,0.1,0.2\n")
+    assert "81.500" in logs.describe([path], "deit_b_mixup", None, None, None)
+    assert "81.500" in logs.describe([path], "deit_b_samix", None, None, None)  # a recipe of any published cell will do

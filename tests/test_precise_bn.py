@@ -3,13 +3,12 @@
 import dataclasses
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from tiny import make_photos, make_recipe
 from torch import nn
 
-from mixers import Step, build
+from mixers import Mixup, Step, build
 from recipes import Recipe, load
 from training import backbones, data, images, microbatch, optimisation, precise_bn
 
@@ -91,6 +90,7 @@ def test_nothing_but_the_statistics_of_layers_that_ran_changes(recipe: Recipe, s
     changed = {k for k, v in step.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {k for k in before if k.endswith(("running_mean", "running_var")) and "unused" not in k}
     assert [m.momentum for m in step.modules() if isinstance(m, nn.BatchNorm2d)] == momenta
+    assert not any(m._forward_pre_hooks for m in step.modules())
     assert not any(p.grad is not None for p in step.parameters())
 
 
@@ -101,9 +101,44 @@ def test_more_images_than_an_epoch_has_are_one_epoch(recipe: Recipe, samples: da
     assert all(torch.equal(a, b) for a, b in zip(whole.buffers(), more.buffers(), strict=True))
 
 
-def test_a_failure_leaves_the_layers_as_they_were_set(recipe: Recipe, samples: data.Samples) -> None:
+class Frozen(nn.Module):
+    """A teacher that stays in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.seen = nn.BatchNorm2d(3), []
+
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(False)
+
+
+class Taught(Mixup):
+    """A mixer that looks at the images through its teacher."""
+
+    def __init__(self) -> None:
+        super().__init__(0.4)
+        self.teacher = Frozen()
+
+    def plan(self, x, y, rng, *look):
+        self.teacher.seen.append(self.teacher.norm(x).detach())
+        return super().plan(x, y, rng, *look)
+
+
+def test_a_frozen_teacher_sees_with_its_own_statistics(recipe: Recipe, samples: data.Samples) -> None:
+    step = Step(backbones.create_model(recipe), Taught(), optimisation.criterion(recipe)).train()
+    teacher = step.mixer.teacher
+    teacher.norm.running_mean.fill_(100)
+    refresh(step, samples, recipe)
+    assert len(teacher.seen) == 4
+    assert all((seen < -50).all() for seen in teacher.seen)
+    assert (teacher.norm.running_mean == 100).all() and (teacher.norm.running_var == 1).all()
+
+
+def test_a_failure_leaves_the_layers_as_they_were(recipe: Recipe, samples: data.Samples) -> None:
     step = make_step(recipe)
+    before = {k: v.clone() for k, v in step.state_dict().items()}
     step.criterion = lambda logits, target: 1 / 0
     with pytest.raises(ZeroDivisionError):
         refresh(step, samples, recipe)
-    assert np.allclose([m.momentum for m in step.modules() if isinstance(m, nn.BatchNorm2d)], 0.1)
+    assert all(torch.equal(v, before[k]) for k, v in step.state_dict().items())
+    assert not any(m._forward_pre_hooks for m in step.modules())

@@ -223,9 +223,9 @@ def test_a_recipe_file_may_stand_on_a_setting(tmp_path: Path) -> None:
     [
         ("lr: [0.1", "is not valid YAML: while parsing a flow sequence"),
         ("lr: 0.1\n\tepochs: 3", "is not valid YAML"),
-        ("- lr\n- epochs", "must assign recipe fields, got list"),
-        ("just words", "must assign recipe fields, got str"),
-        ("", "must assign recipe fields, got NoneType"),
+        ("- lr\n- epochs", "a recipe file must be a table of names and values, got list"),
+        ("just words", "a recipe file must be a table of names and values, got str"),
+        ("", "a recipe file must be a table of names and values, got NoneType"),
         (b"\xff\xfe\xfa", "is not valid YAML"),
     ],
 )

@@ -128,33 +128,6 @@ def test_epochs_logged_again_after_a_resume_count_once(make_run):
     assert report.summarise(run)["top1"] == 45.0  # of 50 45 41 48 40
 
 
-def test_curves_are_a_picture_and_the_same_bytes_twice(make_run, tmp_path):
-    runs = [make_run(m, log_of([t + i for t in TOP1]), m) for i, m in enumerate(("vanilla", "mixup", "cutmix"))]
-    report.curves(runs, tmp_path / "one.png")
-    report.curves(runs, tmp_path / "two.png")
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-    with Image.open(tmp_path / "one.png") as picture:
-        assert not picture.info.keys() & {"Software", "Creation Time", "date:create"}
-        pixels = np.asarray(picture.convert("RGB"))
-    assert pixels.shape[1] > pixels.shape[0] > 500
-    colours = {tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in report.COLOURS[:3]}
-    found = {tuple(colour) for colour in np.unique(pixels.reshape(-1, 3), axis=0).tolist()}
-    assert colours <= found  # every run has left its colour
-
-
-def test_curves_change_with_the_data(make_run, tmp_path):
-    report.curves([make_run("a")], tmp_path / "a.png")
-    report.curves([make_run("b", log_of([t + 1 for t in TOP1]))], tmp_path / "b.png")
-    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
-
-
-def test_labels_keep_their_distance_and_their_order():
-    assert report.spread([10.0, 30.0], 5) == [10.0, 30.0]
-    assert report.spread([30.0, 10.0, 10.0], 5) == [30.0, 7.5, 12.5]
-    placed = report.spread([1.0, 1.1, 1.2, 4.0, 9.0], 2)
-    assert placed == sorted(placed) and min(np.diff(placed)) >= 2 - 1e-9 and placed[-1] == 9.0
-
-
 def test_report_writes_table_curves_and_samples(make_run, tmp_path):
     runs = [make_run("a", mixer="mixup"), make_run("b"), make_run("c", mixer="vanilla")]
     for run, colour, names in ((runs[0], "red", (2, 10, 9)), (runs[1], "blue", (1,))):

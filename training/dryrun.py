@@ -57,7 +57,13 @@ def describe(recipe: Recipe, step: Step, world: int) -> str:
         per_epoch = 1000
     else:
         per_epoch = updates_per_epoch(size, recipe)
-        rows.append(("images", f"{size:,} per epoch, {per_epoch * recipe.batch_size * recipe.epochs:,} in all"))
+        seen = per_epoch * recipe.batch_size
+        filled = (
+            ""
+            if seen == size
+            else f" ({seen:,} per epoch: the last update is {'filled' if seen > size else 'left out'})"
+        )
+        rows.append(("images", f"{size:,}, {seen * recipe.epochs:,} in all{filled}"))
         rows.append(("updates", f"{per_epoch:,} per epoch, {per_epoch * recipe.epochs:,} in all"))
     marks = sorted({0, 1, recipe.epochs // 4, recipe.epochs // 2, 3 * recipe.epochs // 4, recipe.epochs - 1})
     trace = "  ".join(

@@ -7,7 +7,8 @@ runs that use it, the averages are of the batches' means and variances, over mix
 import math
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixers import Step
@@ -21,7 +22,7 @@ def refresh(step: Step, samples: data.Samples, recipe: Recipe, epoch: int, worke
 
     Rounded up to whole updates, at most the epoch; images, mixing and drop path are those of that epoch's updates.
     ``epoch`` counts from 1. Each process averages over its own images; the caller averages over the processes.
-    Layers that the forward does not reach keep their statistics; no momentum changes.
+    Layers that see no batch in training mode (a frozen teacher's) keep their statistics; no counter changes.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     per_epoch = data.updates_per_epoch(len(samples), recipe)
@@ -31,10 +32,17 @@ def refresh(step: Step, samples: data.Samples, recipe: Recipe, epoch: int, worke
     batches = data.train_batches(samples, order, workers, accelerator.device)
 
     layers = [m for m in step.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    before = [(layer.momentum, {k: v.clone() for k, v in layer.named_buffers()}) for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # torch: the cumulative average over all batches since the reset
+    before = [{k: v.clone() for k, v in layer.named_buffers()} for layer in layers]
+    sums: dict[nn.Module, list[Tensor]] = {}
+
+    def see(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if layer.training:
+            x = args[0].detach().float()
+            var, mean = torch.var_mean(x, [d for d in range(x.ndim) if d != 1])
+            old = sums.get(layer, [torch.zeros_like(mean), torch.zeros_like(var), 0])
+            sums[layer] = [old[0] + mean, old[1] + var, old[2] + 1]
+
+    hooks = [layer.register_forward_pre_hook(see) for layer in layers]
     step.train()
     try:
         for update in range(start, start + updates):
@@ -42,13 +50,11 @@ def refresh(step: Step, samples: data.Samples, recipe: Recipe, epoch: int, worke
                 pixels, labels, *_ = next(batches)
                 step(*microbatch.inputs(pixels, labels, recipe, update, micro, accelerator.device))
     finally:
-        for layer, (momentum, buffers) in zip(layers, before, strict=True):
-            layer.momentum = momentum
-            seen = int(layer.num_batches_tracked or 0)
-            put_back(layer, buffers if not seen else {"num_batches_tracked": buffers["num_batches_tracked"]})
-
-
-def put_back(layer: nn.Module, buffers: dict[str, Any]) -> None:
-    """Copy buffers back into a layer."""
-    for name, value in buffers.items():
-        layer.get_buffer(name).copy_(value)
+        for hook in hooks:
+            hook.remove()
+        for layer, buffers in zip(layers, before, strict=True):
+            for name, value in buffers.items():
+                layer.get_buffer(name).copy_(value)
+    for layer, (mean, var, count) in sums.items():
+        layer.get_buffer("running_mean").copy_(mean / count)
+        layer.get_buffer("running_var").copy_(var / count)

@@ -293,6 +293,7 @@ def export(model: nn.Module, folder: Path, recipe: Recipe, classes: list[str]) -
     config.get("model_args", {}).pop("num_classes", None)
     config["pretrained_cfg"] = {k: v for k, v in config["pretrained_cfg"].items() if v is not None}
     write_json(aside / "config.json", config)
+    shutil.copymode(aside / "config.json", aside / "model.safetensors")  # safetensors writes for the owner alone
     for name in ("model.safetensors", "config.json"):
         os.replace(aside / name, folder / name)
     shutil.rmtree(aside)

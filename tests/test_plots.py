@@ -1,0 +1,298 @@
+"""Promise: plots show what the runs logged, the same bytes each time, and compare only like with like."""
+
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+import mixup_recipes
+import recipes
+from model_cards import plots, seeds
+from recipes import UserError
+
+Make = Callable[..., Path]
+KINDS = {"curves": plots.curves, "cost": plots.cost, "dots": plots.dots}
+HERE = {"device": "A", "platform": "L", "processes": 1, "threads": 2, "packages": {"torch": "2"}}
+
+
+@pytest.fixture(autouse=True)
+def style() -> Iterator[None]:
+    """Figures that a test makes look as in a file."""
+    with matplotlib.rc_context(plots.STYLE):
+        yield
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Make:
+    """Write a run folder of three epochs that ends with the given top-1."""
+
+    def make(
+        mixer: str, top1: float, speed: float = 100.0, seed: int = 0, env: object = HERE, **fields: object
+    ) -> Path:
+        run = tmp_path / "runs" / "-".join(map(str, (mixer, seed, *fields.values(), speed, top1)))
+        run.mkdir(parents=True)
+        fields = {"epochs": 3, "warmup_epochs": 0, "protocol_epochs": 1, "seed": seed} | fields
+        (run / "recipe.yaml").write_text(recipes.to_yaml(recipes.load(f"quickstart_{mixer}", **fields)))
+        lines = []
+        for epoch in (1, 2, 3):
+            line = {"epoch": epoch, "update": epoch, "perf": {"seconds": epoch * 1000 / speed, "img_per_s": speed}}
+            lines.append(line | {"mode": "train", "loss": 3.0 - epoch * 0.5 + seed})
+            now = top1 - 10 * (3 - epoch)
+            lines.append(line | {"mode": "val", "top1": now, "top5": 90.0, "nll": 1.0, "ece": 2.0, "count": 50})
+        (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if env is not None:
+            (run / "env.json").write_text(json.dumps(env))
+        return run
+
+    return make
+
+
+@pytest.fixture
+def runs(make_run: Make) -> list[Path]:
+    """Three mixers, two seeds each."""
+    found = itertools.product((("vanilla", 50.0, 200.0), ("mixup", 54.0, 100.0), ("cutmix", 53.0, 80.0)), (0, 1))
+    return [make_run(mixer, top1 + 2 * seed, speed, seed) for (mixer, top1, speed), seed in found]
+
+
+def cut(run: Path, epochs: int) -> Path:
+    """Leave only the first epochs in a run's log."""
+    lines = (run / "log.jsonl").read_text().splitlines()[: 2 * epochs]
+    (run / "log.jsonl").write_text("\n".join(lines) + "\n")
+    return run
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_the_same_runs_give_the_same_bytes_and_other_numbers_give_others(
+    kind: str, suffix: str, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three = (tmp_path / f"{name}.{suffix}" for name in ("one", "two", "new/three"))
+    KINDS[kind](runs, one)
+    monkeypatch.setattr(matplotlib, "__version__", "99")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")  # another day
+    KINDS[kind](runs, two)
+    assert one.read_bytes() == two.read_bytes()
+    log = runs[0] / "log.jsonl"
+    log.write_text(log.read_text().replace('"top1": 50.0', '"top1": 51.5'))
+    KINDS[kind](runs, three)
+    assert one.read_bytes() != three.read_bytes()
+    assert not any(word in one.read_bytes() for word in (b"dc:date", b"Software", b"Matplotlib v"))
+    assert sorted(p.name for p in tmp_path.rglob("*.*") if "runs" not in p.parts) == sorted(
+        p.name for p in (one, two, three)
+    )  # nothing half-written is left
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_recipe_leaves_its_colour(kind: str, runs: list[Path], tmp_path: Path) -> None:
+    KINDS[kind](runs, tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as picture:
+        assert not picture.info.keys() & {"Software", "Creation Time", "date:create"}
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    KINDS[kind](runs, tmp_path / "one.svg")
+    text = (tmp_path / "one.svg").read_text()
+    for colour in plots.COLOURS[:3]:
+        assert colour in text
+        if kind != "dots":  # whose dots are translucent
+            assert (pixels == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(1).any()
+
+
+def test_styles_are_distinct_beyond_the_palette() -> None:
+    assert len({tuple(plots.style(i).values()) for i in range(28)}) == 28
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mistakes_are_named_before_anything_is_written(kind: str, runs: list[Path], tmp_path: Path) -> None:
+    draw, out = KINDS[kind], tmp_path / "new/a.png"
+    with pytest.raises(UserError, match=r"a.pdf: expected a file name that ends in .png or .svg"):
+        draw(runs, tmp_path / "new/a.pdf")
+    with pytest.raises(UserError, match="no run folders given"):
+        draw([], out)
+    with pytest.raises(UserError, match=r"no run folder .*nothing"):
+        draw([*runs, tmp_path / "nothing"], out)
+    (runs[1] / "log.jsonl").write_text((runs[1] / "log.jsonl").read_text().splitlines()[0] + "\n")
+    with pytest.raises(UserError, match="no evaluated epoch yet"):
+        draw(runs, out)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match="cannot write"):
+        draw(runs[2:], runs[0] / "log.jsonl/a.png")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_command_draws_the_picture(kind: str, runs: list[Path], tmp_path: Path) -> None:
+    mixup_recipes.app(["plot", kind, *map(str, runs), "--out", str(tmp_path / "command.svg")])
+    KINDS[kind](runs, tmp_path / "function.svg")
+    assert (tmp_path / "command.svg").read_bytes() == (tmp_path / "function.svg").read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------ groups
+
+
+def test_seeds_of_a_recipe_make_a_group_with_sample_mean_and_deviation(make_run: Make) -> None:
+    runs = [make_run("mixup", top1, seed=seed) for seed, top1 in enumerate((50.0, 53.0, 56.0))]
+    (group,) = seeds.grouped(runs)
+    assert (group.setting, group.name, group.top1) == ("quickstart", "mixup", [50.0, 53.0, 56.0])
+    assert (group.mean, group.std, group.number) == (53.0, 3.0, "53.00 ± 3.00")
+    assert seeds.grouped(runs[:1])[0].std is None and seeds.grouped(runs[:1])[0].number == "50.00"
+
+
+def test_the_summary_compares_only_like_with_like(make_run: Make) -> None:
+    runs = [make_run("vanilla", 50.0 + 2 * seed, seed=seed, lr=0.2) for seed in (0, 1)]
+    runs += [
+        make_run("mixup", 60.0, lr=0.2),
+        make_run("mixup", 61.0, lr=0.4),
+        make_run("vanilla", 7.0, lr=0.4, epochs=3),
+    ]
+    assert seeds.summary(runs) == (
+        "| quickstart, lr 0.2 | top-1 (median of the last 1 epochs) | std | seeds | lowest | highest |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| mixup | 60.00 |  | 1 | 60.00 | 60.00 |\n"
+        "| vanilla | 51.00 | 1.41 | 2 | 50.00 | 52.00 |\n\n"  # the root of 2
+        "| quickstart, lr 0.4 | top-1 (median of the last 1 epochs) | std | seeds | lowest | highest |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| mixup | 61.00 |  | 1 | 61.00 | 61.00 |\n"
+        "| vanilla | 7.00 |  | 1 | 7.00 | 7.00 |\n\n"
+        "Mean, standard deviation (n - 1) and range over seeds, top-1 in percent.\n"
+    )
+
+
+def test_what_is_no_seed_of_the_same_is_named_apart(make_run: Make) -> None:
+    usual, other = make_run("mixup", 50.0), make_run("mixup", 50.0, seed=1, mixer_args={"alpha": 0.7})
+    young, again = cut(make_run("mixup", 50.0, seed=2), 2), make_run("mixup", 50.0, speed=99.0)
+    names = [group.name for group in seeds.grouped([usual, other, young])]
+    assert names == ["mixup alpha 0.4", "mixup alpha 0.7", "mixup alpha 0.4 (2 of 3 epochs)"]
+    assert [g.name for g in seeds.grouped([usual, again])] == [f"mixup ({run.name})" for run in (usual, again)]
+    fewer = make_run("mixup", 50.0, seed=3, protocol_epochs=2, weight_decay=0)
+    settings = [group.setting for group in seeds.grouped([usual, fewer])]
+    assert settings[0] == "quickstart, weight_decay 0.0005, protocol_epochs 1"
+    assert settings[1] == "quickstart, weight_decay 0, protocol_epochs 2"
+
+
+# ------------------------------------------------------------------------------------------------ curves
+
+
+def test_curves_draw_each_seed_thin_and_their_mean_bold(runs: list[Path]) -> None:
+    left, right = plots.curves_figure(seeds.grouped(runs)).axes
+    for axes, first, second in ((left, [2.5, 2.0, 1.5], [3.5, 3.0, 2.5]), (right, [30, 40, 50], [32, 42, 52])):
+        thin, thin_too, bold = axes.lines[:3]
+        assert list(thin.get_ydata()) == first and list(thin_too.get_ydata()) == second
+        assert list(bold.get_ydata()) == [statistics.fmean(pair) for pair in zip(first, second, strict=True)]
+        assert thin.get_linewidth() < 1 < bold.get_linewidth()
+        assert len({line.get_color() for line in axes.lines}) == 3 and len(axes.lines) == 9
+        assert {line.get_color() for line in axes.lines[:3]} == {plots.COLOURS[0]}
+        assert list(bold.get_xdata()) == [1, 2, 3]
+    assert [text.get_text() for text in right.texts] == [
+        "vanilla  51.00 ± 1.41", "mixup  55.00 ± 1.41", "cutmix  54.00 ± 1.41",
+    ]  # fmt: skip
+
+
+def test_a_single_run_is_one_line_and_a_single_epoch_a_point(make_run: Make) -> None:
+    (line,) = plots.curves_figure(seeds.grouped([make_run("mixup", 50.0)])).axes[1].lines
+    assert line.get_marker() == "" and list(line.get_ydata()) == [30, 40, 50]
+    (point,) = plots.curves_figure(seeds.grouped([cut(make_run("cutmix", 50.0), 1)])).axes[1].lines
+    assert point.get_marker() == "o" and list(point.get_ydata()) == [30]
+
+
+def test_labels_keep_their_distance_their_order_and_the_limits() -> None:
+    assert plots.spread([10.0, 30.0], 5) == [10.0, 30.0]
+    assert plots.spread([30.0, 10.0, 10.0], 5) == [30.0, 7.5, 12.5]
+    placed = plots.spread([1.0, 1.1, 1.2, 4.0, 9.0], 2)
+    assert placed == sorted(placed) and min(np.diff(placed)) >= 2 - 1e-9 and placed[-1] == 9.0
+    assert plots.within([5.0, 9.0, 12.0], 2, 0, 10) == [5.0, 8.0, 10.0]
+    assert plots.within([-3.0, 0.5, 7.0], 2, 0, 10) == [0.0, 2.0, 7.0]
+
+
+# ------------------------------------------------------------------------------------------------ cost
+
+
+def points(axes: object) -> dict[str, list[tuple[float, float]]]:
+    """The drawn points by the name of their group."""
+    return {line.get_gid(): [tuple(xy) for xy in line.get_xydata()] for line in axes.lines if line.get_gid()}
+
+
+def test_cost_is_relative_to_vanilla_on_the_same_machine(runs: list[Path], make_run: Make) -> None:
+    (axes,) = plots.cost_figure(seeds.grouped(runs)).axes
+    assert points(axes) == {  # vanilla: 200 images/s
+        "vanilla": [(1.0, 50.0), (1.0, 52.0)],
+        "mixup": [(2.0, 54.0), (2.0, 56.0)],
+        "cutmix": [(2.5, 53.0), (2.5, 55.0)],
+    }
+    assert axes.get_xlabel() == "training time per image, relative to vanilla"
+    assert axes.get_ylabel() == "top-1 on test (%), median of the last 1 epochs"
+    quick = {"env": HERE | {"device": "B"}, "seed": 2}
+    both = [*runs, make_run("vanilla", 51.0, 1000.0, **quick), make_run("mixup", 51.0, 800.0, **quick)]
+    (axes,) = plots.cost_figure(seeds.grouped(both)).axes
+    assert points(axes)["mixup"][-1] == (1.25, 51.0) and points(axes)["cutmix"][0] == (2.5, 53.0)
+
+
+@pytest.mark.parametrize("env", [None, HERE | {"device": "B"}, {"device": "A"}, [1]])
+def test_cost_is_wall_time_where_a_run_has_no_vanilla_beside_it(env: object, runs: list[Path], make_run: Make) -> None:
+    (axes,) = plots.cost_figure(seeds.grouped([*runs, make_run("rsb", 40.0, 50.0, env=env)])).axes
+    assert axes.get_xlabel() == "wall time of the run (s)"
+    assert points(axes)["rsb"] == [(60.0, 40.0)] and points(axes)["vanilla"] == [(15.0, 50.0), (15.0, 52.0)]
+
+
+@pytest.mark.parametrize("count", [1, 4, 12])
+def test_names_cover_neither_points_nor_each_other(count: int, make_run: Make) -> None:
+    rng = np.random.default_rng(count)
+    runs = [make_run("vanilla", 50.0, 100.0)]
+    for i in range(1, count):
+        for seed in (0, 1, 2):
+            top1, speed = 50 + round(rng.normal(0, 1), 2), 100 - round(rng.uniform(0, 6), 2)
+            runs.append(make_run("mixup", top1, speed, seed, mixer_args={"alpha": i / 10}))
+    figure = plots.cost_figure(seeds.grouped(runs))
+    (axes,) = figure.axes
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    assert len(axes.texts) == count
+    boxes = [matplotlib.text.Text.get_window_extent(text, canvas.get_renderer()) for text in axes.texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    for xy in (xy for line in axes.lines if line.get_gid() for xy in line.get_xydata()):
+        assert not any(box.contains(*axes.transData.transform(xy)) for box in boxes)
+    for box in boxes:
+        assert all(axes.get_window_extent().padded(1).contains(*corner) for corner in box.corners())
+
+
+# ------------------------------------------------------------------------------------------------ dots
+
+
+def test_dots_are_sorted_rows_of_seeds_with_mean_and_deviation(runs: list[Path]) -> None:
+    figure = plots.dots_figure(seeds.grouped(runs), {"mixup": 58.5, "rsb": 1.0})
+    (axes,) = figure.axes
+    rows = [(0, "vanilla", 50.0), (1, "cutmix", 53.0), (2, "mixup", 54.0)]  # the best on top
+    assert [label.get_text() for label in axes.get_yticklabels()] == [name for _, name, _ in rows]
+    drawn = points(axes)
+    assert drawn.pop("published") == [(58.5, 2.0)]
+    assert drawn == {name: [(top1, y), (top1 + 2, y)] for y, name, top1 in rows}
+    for (y, _, top1), bar in zip(rows, axes.containers, strict=True):
+        mark, _, (segments,) = bar.lines
+        assert mark.get_xydata().tolist() == [[top1 + 1, y]]
+        (ends,) = segments.get_segments()
+        assert ends.tolist() == [[pytest.approx(top1 + 1 - 2**0.5), y], [pytest.approx(top1 + 1 + 2**0.5), y]]
+    assert "dots: seeds, bar: mean ± standard deviation, hollow: published" in axes.get_xlabel()
+    assert "top-1 on test (%), median of the last 1 epochs" in axes.get_xlabel()
+
+
+def test_a_panel_per_setting_and_a_colour_per_mixer_in_all_of_them(runs: list[Path], make_run: Make) -> None:
+    groups = seeds.grouped([*runs, make_run("cutmix", 70.0, lr=0.1)])
+    first, second = plots.dots_figure(groups, {}).axes
+    assert (first.get_title("left"), second.get_title("left")) == ("quickstart, lr 0.2", "quickstart, lr 0.1")
+    assert points(second) == {"cutmix": [(70.0, 0.0)]}
+    colours = [line.get_color() for axes in (first, second) for line in axes.lines if line.get_gid() == "cutmix"]
+    assert colours == [plots.COLOURS[2]] * 2
+    assert len(plots.cost_figure(groups).axes) == 2
+
+
+def test_published_numbers_belong_to_one_setting(runs: list[Path], make_run: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="published numbers belong to one setting, got runs of 2"):
+        plots.dots([*runs, make_run("cutmix", 70.0, lr=0.1)], tmp_path / "a.png", {"cutmix": 77.0})
+    assert not (tmp_path / "a.png").exists()

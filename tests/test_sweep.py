@@ -1,0 +1,575 @@
+"""Promise: a sweep checks everything first, runs what is not finished, survives failures and signals, and sums up."""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import ROOT, environment
+
+import mixup_recipes
+import recipes
+from model_cards import report, seeds, sweep
+from recipes import Recipe, UserError, cli
+from training.job import Job
+
+# What stands where a launcher does: it acts as train_mixup.py would, without the training.
+STUB = """
+import json, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+here, args = Path(__file__).parent, sys.argv[2:]
+folder = Path(args[args.index("--output_dir") + 1])
+with (here / "calls").open("a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+what = json.loads((here / "what.json").read_text()).get(folder.name, "finish")
+print("first line\\n\\n" + "\\n".join(f"{folder.name} line {i}" for i in range(9)), flush=True)
+if what == "refuse":
+    sys.exit(2)
+folder.mkdir(parents=True, exist_ok=True)
+shutil.copy(here / f"{folder.name}.yaml", folder / "recipe.yaml")
+if what == "wait":
+    signal.signal(signal.SIGTERM, lambda *_: ((here / "saved").touch(), sys.exit(75)))
+    (here / "waiting").touch()
+    time.sleep(60)
+if what == "stubborn":
+    signal.signal(signal.SIGTERM, lambda *_: (here / "asked").touch())
+    (here / "waiting").touch()
+    time.sleep(60)
+    (here / "over").touch()
+if what == "leave":  # as accelerate launch does: the launcher ends at once, its process saves
+    child = "import pathlib, signal, sys, time; p = pathlib.Path(sys.argv[1])\\n"
+    child += "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), p.joinpath('saved').touch(), sys.exit(75)))\\n"
+    child += "p.joinpath('waiting').touch(); time.sleep(60)"
+    subprocess.Popen([sys.executable, "-c", child, here])
+    time.sleep(60)
+if what == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if what.isdigit():
+    sys.exit(int(what))
+epochs = next(int(line.split()[1]) for line in (folder / "recipe.yaml").read_text().splitlines() if "epochs: " in line)
+if what == "early":
+    epochs -= 1
+seed, log = int(args[args.index("--seed") + 1]), []
+for epoch in range(1, epochs + 1):
+    perf = {"seconds": 60.0 * epoch, "img_per_s": 100.0}
+    line = {"epoch": epoch, "update": epoch, "perf": perf}
+    log.append(line | {"mode": "train", "loss": 2.0, "images": 4, "lr": 0.1})
+    log.append(line | {"mode": "val", "top1": 50.0 + seed, "top5": 90.0, "nll": 1.0, "ece": 3.0, "count": 30})
+(folder / "log.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in log))
+(folder / "summary.csv").write_text("epoch,train_loss\\n" + "".join(f"{e},2.0\\n" for e in range(1, epochs + 1)))
+"""
+
+
+class Stub:
+    """The stub as a launcher, what it is to do for which run, and the sweep that uses it."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.out = folder, folder / "out"
+        (folder / "stub.py").write_text(STUB)
+        self.launcher = shlex.join([sys.executable, str(folder / "stub.py")])
+        self.base = {"recipes": ["quickstart_vanilla", "quickstart_cutmix"], "launcher": self.launcher}
+        self.base |= {"output_dir": str(self.out), "set": ["epochs=2"]}
+
+    def runs(self, **given: Any) -> list[sweep.Run]:
+        """The runs; their recipes lie ready for the stub."""
+        runs = sweep.plan(sweep.read(None, self.base | given))
+        for run in runs:
+            (self.folder / f"{run.name}.yaml").write_text(recipes.to_yaml(run.recipe))
+        return runs
+
+    def __call__(self, what: dict[str, str] | None = None, **given: Any) -> int:
+        """Run the sweep."""
+        self.runs(**given)
+        (self.folder / "what.json").write_text(json.dumps(what or {}))
+        return sweep.sweep(None, self.base | given)
+
+    def calls(self) -> list[list[str]]:
+        """The arguments of every start of the stub, the script's path first."""
+        file = self.folder / "calls"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def called(self) -> list[str]:
+        """The folder names of the calls."""
+        return [Path(args[args.index("--output_dir") + 1]).name for args in self.calls()]
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Stub:
+    """See ``Stub``."""
+    return Stub(tmp_path)
+
+
+def soon(condition: Callable[[], bool], action: Callable[[], object]) -> threading.Thread:
+    """Do something once a condition holds, beside the main thread."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 30
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        action()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+# ------------------------------------------------------------------------------------------------ what is run
+
+
+def test_every_recipe_value_and_seed_makes_a_run_and_seeds_come_last_to_change(stub: Stub) -> None:
+    runs = stub.runs(seeds=["0", "3"], grid=["lr=0.1,0.20"], set=["epochs=2"])
+    assert [run.name for run in runs] == [
+        f"quickstart_{mixer}-lr{lr}-seed{seed}"
+        for seed in (0, 3)
+        for mixer in ("vanilla", "cutmix")
+        for lr in (0.1, 0.2)
+    ]
+    assert [(r.recipe.seed, r.recipe.mixer, r.recipe.lr, r.recipe.epochs) for r in runs] == [
+        (seed, mixer, lr, 2) for seed in (0, 3) for mixer in ("vanilla", "cutmix") for lr in (0.1, 0.2)
+    ]
+    script, *args = runs[-1].command[2:]
+    assert Path(script) == ROOT / "train_mixup.py"
+    name = "quickstart_cutmix-lr0.2-seed3"
+    expected = ["--recipe", "quickstart_cutmix", "--seed", "3", "--output_dir", f"{stub.out}/{name}"]
+    assert args == [*expected, "--resume_from_checkpoint", "auto", "--epochs=2", "--lr=0.2"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"scale": [0.5, 1], "mean": [-0.1, 0, 1e-5]},
+        {"clip_grad": None, "aa": "rand-m9-mstd0.5-inc1", "drop_last": False, "sync_bn": True},
+        {"model_args": {"drop_rate": 0.1, "output_stride": 8}, "lr": "1e-4", "mixed_precision": False},
+        {"mixer.alpha": 0.3, "weight_decay": 0, "dataset": "-odd name's", "max_train_samples": 64},
+        {"dataloader_num_workers": 0, "deterministic": True, "report_to": "none"},
+    ],
+)
+def test_each_command_line_says_what_was_asked_for(overrides: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump({"recipes": ["quickstart_cutmix"], "overrides": overrides}))
+    (run,) = sweep.plan(sweep.read(file, {}))
+    given = cli.parse(run.command[2:], "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
+    fields = {k: v for k, v in overrides.items() if k in recipes.schema(Recipe)}
+    own = {k[6:]: v for k, v in overrides.items() if k.startswith("mixer.")}
+    expected = recipes.load("quickstart_cutmix", **fields, mixer_args=own)
+    assert recipes.resolve("quickstart_cutmix", given["Recipe fields"])[0] == expected == run.recipe
+    job = cli.fill(Job, given["Run"])
+    assert {k: getattr(job, k) for k in overrides if k in recipes.schema(Job)} == {
+        k: v for k, v in overrides.items() if k in recipes.schema(Job)
+    }
+    assert (job.recipe, job.output_dir) == ("quickstart_cutmix", "runs/sweep/quickstart_cutmix-seed0")
+
+
+def test_flags_replace_and_extend_what_a_file_says_and_the_record_of_a_sweep_is_a_sweep_file(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("recipes: [quickstart_mixup]\nseeds: [0, 1]\noverrides: {epochs: 20, lr: 0.1}\noutput_dir: a b\n")
+    asked = sweep.read(file, {"seeds": ["5"], "set": ["epochs=3", "clip-grad=none"], "grid": ["mixer.alpha=0.2,1"]})
+    assert asked == sweep.Sweep(
+        recipes=["quickstart_mixup"],
+        seeds=[5],
+        overrides={"epochs": 3, "lr": 0.1, "clip_grad": "none"},
+        grid={"mixer.alpha": [0.2, 1]},
+        launcher=None,
+        output_dir="a b",
+    )
+    file.write_text(sweep.to_yaml(asked))
+    assert sweep.read(file, {}) == asked
+
+
+def test_the_command_line_reaches_the_sweep(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["sweep", "--recipes", "quickstart_mixup", "quickstart_cutmix", "--seeds", "1", "2", "--set", "epochs=2"]
+    argv += ["--launcher", stub.launcher, "--output_dir", str(stub.out), "--grid", "lr=0.1", "--dry_run"]
+    assert mixup_recipes.app(argv) == 0
+    assert len(re.findall(r"^new  .*--epochs=2 --lr=0.1$", capsys.readouterr().out, re.M)) == 4
+
+
+# ------------------------------------------------------------------------------------------------ refused
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("recipe: [quickstart_mixup]", "unknown key 'recipe'; did you mean 'recipes'"),
+        ("seeds: [1]", "which recipes?"),
+        ("recipes: quickstart_mixup", "recipes: expected a list, got 'quickstart_mixup'"),
+        ("recipes: [quickstart_mixup, quickstart_cutmx]", "unknown mixer 'cutmx'; did you mean 'cutmix'"),
+        ("recipes: [quikstart_mixup]", "unknown recipe 'quikstart_mixup'.*did you mean 'quickstart'"),
+        ("recipes: [quickstart_mixup]\nseeds: [one]", "seeds: expected an integer at least 0, got 'one'"),
+        ("recipes: [quickstart_mixup]\nseeds: [-1]", "seeds: expected an integer at least 0, got -1"),
+        ("recipes: [quickstart_mixup]\nseeds: []", r"seeds: expected a list, got \[\]"),
+        ("recipes: [quickstart_mixup]\nseeds: [1, 1]", "two runs would share the folder .*quickstart_mixup-seed1"),
+        ("recipes: [quickstart_mixup]\noverrides: {epoch: 2}", "unknown field 'epoch'; did you mean 'epochs'"),
+        ("recipes: [quickstart_mixup]\noverrides: {epochs: two}", "quickstart_mixup: .*epochs: expected an integer"),
+        ("recipes: [quickstart_mixup]\noverrides: [epochs]", "overrides: expected a table"),
+        ("recipes: [quickstart_mixup]\noverrides: {seed: 2}", "'seed' cannot stand here; write it under seeds"),
+        (
+            "recipes: [quickstart_mixup]\noverrides: {output_dir: x}",
+            "'output_dir' cannot .*; the sweep sets it",
+        ),
+        ("recipes: [quickstart_mixup]\noverrides: {save_total_limit: 0}", "save_total_limit: expected an integer"),
+        ("recipes: [quickstart_mixup]\noverrides: {mixer.alhpa: 2}", "no argument 'alhpa'; did you mean 'alpha'"),
+        ("recipes: [quickstart_mixup]\ngrid: {lrs: [1]}", "grid: unknown field 'lrs'; did you mean 'lr'"),
+        ("recipes: [quickstart_mixup]\ngrid: {lr: 0.1}", "grid: lr: expected a list, got 0.1"),
+        ("recipes: [quickstart_mixup]\ngrid: {lr: [0.1, -1]}", "lr: expected a number above 0, got -1"),
+        ("recipes: [quickstart_mixup]\ngrid: {lr: [0.1, '1e-1']}", "share the folder .*-lr0.1-seed0"),
+        ("recipes: [quickstart_mixup]\ngrid: {report_to: [none]}", "grid: unknown field 'report_to'"),
+        ("recipes: [quickstart_mixup]\noverrides: {lr: 1}\ngrid: {lr: [2]}", "lr is both in overrides and in grid"),
+        ("recipes: [quickstart_mixup]\nlauncher: acelerate launch", "no such executable in PATH: 'acelerate'"),
+        ("recipes: [quickstart_mixup]\nlauncher: ' '", "no such executable"),
+        ("- quickstart_mixup", "expected recipes, seeds, .* got list"),
+        ("recipes: [", "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(content: str, message: str, tmp_path: Path) -> None:
+    file, out = tmp_path / "s.yaml", tmp_path / "out"
+    file.write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        sweep.sweep(file, {"output_dir": str(out)})
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_with_another_recipe_is_refused_before_the_first_run_starts(stub: Stub) -> None:
+    assert stub(recipes=["quickstart_cutmix"]) == 0
+    before = stub.calls()
+    with pytest.raises(UserError, match="another recipe: epochs: 2 there, 3 now"):
+        stub(set=["epochs=3"])  # vanilla comes first and has no folder yet
+    assert stub.calls() == before and not (stub.out / "quickstart_vanilla-seed0").exists()
+
+
+def test_a_dry_run_says_what_each_run_is_and_writes_nothing(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [run.name for run in stub.runs(seeds=[0, 1])]
+    stub({names[1]: "1"})
+    stub({names[2]: "finish"}, recipes=["quickstart_vanilla"], seeds=[1])
+    before = {p: p.read_bytes() for p in stub.out.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert sweep.sweep(None, stub.base | {"seeds": [0, 1]}, dry_run=True) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["finished", "resumable", "finished", "new"]
+    assert [line.split(maxsplit=1)[1] for line in lines] == [shlex.join(r.command) for r in stub.runs(seeds=[0, 1])]
+    assert {p: p.read_bytes() for p in stub.out.rglob("*") if p.is_file()} == before
+
+
+# ------------------------------------------------------------------------------------------------ failures, resuming
+
+
+def test_failures_do_not_stop_the_others_and_are_reported_at_the_end(
+    stub: Stub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [run.name for run in stub.runs(seeds=[0, 1])]
+    assert stub({names[0]: "1", names[1]: "kill", names[2]: "early"}, seeds=[0, 1]) == 1
+    assert stub.called() == names
+    text = capsys.readouterr().out
+    assert f"[1/4] {names[0]}: started" in text and re.search(rf"\[4/4\] {names[3]}: 0.0 min, top-1 51.00 \(", text)
+    at_the_end = text[text.index("[4/4]") :]
+    lines = "\n".join(f"    {names[0]} line {i}" for i in range(4, 9))
+    assert f"{names[0]} failed: exit status 1; its output is in {stub.out / names[0]}.out\n{lines}\n" in at_the_end
+    assert f"{names[1]} failed: killed by SIGKILL" in at_the_end
+    assert f"{names[2]} failed: exit status 0, but epoch 2 was not evaluated" in at_the_end
+    assert "3 of 4 runs failed" in at_the_end and "1 of 4 runs are finished" in at_the_end
+    assert (stub.out / f"{names[0]}.out").read_text().splitlines()[:2] == [
+        f"$ {shlex.join(stub.runs(seeds=[0, 1])[0].command)}",
+        "first line",
+    ]
+    assert "| cutmix | 51.00 (2 of 5 epochs) |  | 1 | 51.00 | 51.00 |" in (stub.out / "summary.md").read_text()
+    assert all((stub.out / name).exists() for name in ("table.md", "dots.png", "curves.png", "sweep.yaml"))
+
+
+def test_finished_runs_are_skipped_and_killed_ones_resumed(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (run.name for run in stub.runs())
+    assert stub({second: "kill"}) == 1
+    assert stub({}) == 0
+    assert stub.called() == [first, second, second]
+    text = capsys.readouterr().out
+    assert f"{first}: finished before" in text and f"{second}: resumed" in text
+    assert stub({}) == 0 and len(stub.calls()) == 3
+
+
+def test_only_the_last_lines_of_this_time_are_shown(tmp_path: Path) -> None:
+    file = tmp_path / "run.out"
+    file.write_bytes(b"before\n" * 9 + b"$ command\n\n50 %\r100 %\r\nend \xff\n")
+    assert sweep.last_lines(file, 9 * 7) == ["50 %", "100 %", "end \ufffd"]
+    assert sweep.last_lines(file, 0) == ["before", "before", "50 %", "100 %", "end \ufffd"]
+
+
+def test_nothing_finished_is_said_and_makes_no_table(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stub(dict.fromkeys((run.name for run in stub.runs()), "refuse")) == 1
+    assert "no run is finished" in capsys.readouterr().out
+    assert not (stub.out / "table.md").exists()
+
+
+def test_a_run_whose_export_lags_behind_its_log_is_not_finished(stub: Stub) -> None:
+    stub()
+    run = stub.runs()[0]
+    assert sweep.state(run) == "finished"
+    (run.folder / "summary.csv").write_text("epoch,train_loss\n1,2.0\n")
+    assert sweep.state(run) == "resumable"
+
+
+def test_the_report_can_be_made_without_running_anything(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    stub({"quickstart_cutmix-seed0": "1"})
+    (stub.out / "summary.md").unlink()
+    assert sweep.sweep(stub.out / "sweep.yaml", {}, report_only=True) == 0
+    assert "1 of 2 runs are finished" in capsys.readouterr().out and (stub.out / "summary.md").exists()
+    assert len(stub.calls()) == 2
+
+
+def test_the_time_left_is_that_of_other_seeds_or_else_the_mean(stub: Stub) -> None:
+    stub(seeds=[0], set=["epochs=2"])
+    vanilla, cutmix, *rest = stub.runs(seeds=[0, 1])
+    log = cutmix.folder / "log.jsonl"
+    log.write_text(log.read_text().replace("120.0", "480.0"))  # seconds
+    other = stub.runs(recipes=["quickstart_mixup"])
+    assert sweep.time_left([vanilla, cutmix], rest) == "; about 10.0 min left"  # 2 + 8
+    assert sweep.time_left([vanilla, cutmix], other) == "; about 5.0 min left"  # (2 + 8) / 2
+    assert sweep.time_left([vanilla, cutmix], []) == ""
+
+
+# ------------------------------------------------------------------------------------------------ signals
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_reaches_the_run_which_saves_and_the_sweep_leaves_with_75(
+    stub: Stub, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (run.name for run in stub.runs())
+    main, handler = threading.main_thread().ident, signal.getsignal(signal.Signals[name])
+    thread = soon((stub.folder / "waiting").exists, lambda: signal.pthread_kill(main, signal.Signals[name]))
+    assert stub({first: "wait"}) == 75
+    thread.join()
+    text = capsys.readouterr().out
+    assert f"{first}: 0.0 min, stopped" in text and f"{name}: stopped; the same command goes on" in text
+    assert (stub.folder / "saved").exists() and f"{second}: started" not in text
+    assert signal.getsignal(signal.Signals[name]) == handler
+    assert stub.called() == [first]
+    assert stub() == 0
+    assert stub.called() == [first, first, second]
+
+
+def test_a_signal_while_a_run_is_being_started_reaches_it(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = (run.name for run in stub.runs())
+    start = subprocess.Popen
+
+    def popen(*args: Any, **options: Any) -> Any:
+        child = start(*args, **options)
+        soon((stub.folder / "waiting").exists, lambda: None).join()
+        signal.raise_signal(signal.SIGTERM)  # nobody knows the child yet
+        return child
+
+    monkeypatch.setattr(sweep.subprocess, "Popen", popen)
+    assert stub({first: "wait"}) == 75
+    assert (stub.folder / "saved").exists()
+
+
+def test_a_second_signal_kills_a_run_that_does_not_leave(stub: Stub) -> None:
+    first, _ = (run.name for run in stub.runs())
+    main = threading.main_thread().ident
+    threads = [
+        soon((stub.folder / name).exists, lambda: signal.pthread_kill(main, signal.SIGINT))
+        for name in ("waiting", "asked")
+    ]
+    assert stub({first: "stubborn"}) == 75
+    for thread in threads:
+        thread.join()
+    assert not (stub.folder / "over").exists()
+
+
+def test_a_run_that_was_stopped_by_its_own_signal_is_no_failure(stub: Stub) -> None:
+    first, second = (run.name for run in stub.runs())
+    assert stub({first: "75"}) == 75
+    assert stub.called() == [first, second]
+
+
+def test_a_process_that_outlives_its_launcher_is_asked_to_save_and_waited_for(stub: Stub) -> None:
+    first, _ = (run.name for run in stub.runs())
+    main = threading.main_thread().ident
+    thread = soon((stub.folder / "waiting").exists, lambda: signal.pthread_kill(main, signal.SIGTERM))
+    assert stub({first: "leave"}) == 75
+    thread.join()
+    assert (stub.folder / "saved").exists()
+
+
+def test_a_run_that_another_sweep_is_at_is_left_to_it(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = stub.runs()
+    stub.out.mkdir()
+    with first.output.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert sweep.state(first) == "running"
+        assert stub() == 75
+    assert stub.called() == [second.name]
+    assert f"{first.name}: another process is running it; skipped" in capsys.readouterr().out
+    assert stub() == 0
+
+
+def test_a_run_that_somebody_started_by_hand_counts_as_running(stub: Stub) -> None:
+    stub({"quickstart_vanilla-seed0": "1"})
+    run = stub.runs()[0]
+    lock = (
+        "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print('', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", lock, run.folder / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        assert sweep.state(run) == "running"
+        other.stdin.close()
+    assert sweep.state(run) == "resumable"
+
+
+def test_a_run_left_behind_by_a_sweep_that_was_killed_counts_as_running(stub: Stub) -> None:
+    first, _ = stub.runs()
+    (stub.folder / "what.json").write_text(json.dumps({first.name: "wait"}))
+    code = f"from model_cards import sweep; sweep.sweep(None, {stub.base!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment(), stdout=subprocess.DEVNULL)
+    soon((stub.folder / "waiting").exists, process.kill).join()
+    process.wait()
+    assert sweep.state(first) == "running"
+    (pid,) = group_of(stub.folder)
+    os.kill(pid, signal.SIGTERM)
+    soon(lambda: sweep.state(first) != "running", lambda: None).join()
+    assert sweep.state(first) == "resumable"
+
+
+def group_of(folder: Path) -> list[int]:
+    """Processes that run the stub of a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"{folder}/stub.py".encode() in path.read_bytes().split(b"\0")[1:2]:
+                found.append(int(path.parent.name))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ slurm
+
+
+@pytest.fixture
+def slurm(stub: Stub) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Run one task of the array as Slurm would, with a scontrol that writes down what it was asked."""
+    (stub.folder / "bin").mkdir()
+    scontrol = stub.folder / "bin/scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(stub.folder))}/requeued\n')
+    scontrol.chmod(0o755)
+
+    def task(number: int, script: Path) -> subprocess.Popen[str]:
+        env = os.environ | {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_ARRAY_JOB_ID": "77"}
+        env["PATH"] = f"{stub.folder}/bin:{env['PATH']}"
+        return subprocess.Popen(["bash", script], env=env, cwd="/", stderr=subprocess.PIPE, text=True)
+
+    yield task
+
+
+def test_the_slurm_script_holds_one_task_per_unfinished_run(
+    stub: Stub, slurm: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(stub.folder)
+    stub.out = Path("with space's")  # relative to where the script is written
+    stub.base["output_dir"] = str(stub.out)
+    stub(recipes=["quickstart_vanilla"])
+    names, script = [run.name for run in stub.runs(seeds=[0, 1])], stub.folder / "job.sh"
+    capsys.readouterr()
+    asked = stub.base | {"seeds": [0, 1]}
+    assert sweep.sweep(None, asked, slurm=script, slurm_options=["gres=gpu:1", "--time=1:00:00"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"  sbatch {script}",
+        f"  mixup-recipes sweep {shlex.quote(f'{stub.out}/sweep.yaml')} --report",
+    ]
+    head = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
+    assert {"#SBATCH --array=0-2", "#SBATCH --gres=gpu:1", "#SBATCH --time=1:00:00", "#SBATCH --requeue"} <= {*head}
+    assert "#SBATCH --signal=B:USR1@120" in head
+    subprocess.run(["bash", "-n", script], check=True)
+    (stub.folder / "what.json").write_text(json.dumps({names[1]: "75", names[2]: "1"}))
+    for number, status in enumerate((75, 1, 0)):
+        process = slurm(number, script)
+        assert process.communicate(timeout=30)[1] == "" and process.returncode == status
+    assert stub.called()[1:] == names[1:]
+    assert stub.calls()[1:] == [run.command[2:] for run in stub.runs(seeds=[0, 1])[1:]]
+    assert (stub.folder / "requeued").read_text() == "requeue 77_0\n"  # what failed is not tried for ever
+    assert (stub.out / f"{names[2]}.out").read_text().startswith("first line")
+    process = slurm(3, script)
+    assert "no task 3" in process.communicate(timeout=30)[1] and process.returncode == 2
+
+
+def test_a_slurm_task_saves_before_its_time_is_up_and_is_queued_again(stub: Stub, slurm: Any) -> None:
+    script, first = stub.folder / "job.sh", stub.runs()[0].name
+    sweep.sweep(None, stub.base, slurm=script)
+    (stub.folder / "what.json").write_text(json.dumps({first: "wait"}))
+    process = slurm(0, script)
+    soon((stub.folder / "waiting").exists, lambda: process.send_signal(signal.SIGUSR1)).join()
+    assert process.communicate(timeout=30)[1] == "" and process.returncode == 75
+    assert (stub.folder / "requeued").read_text() == "requeue 77_0\n"
+
+
+def test_nothing_to_submit_writes_no_script(stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stub()
+    assert sweep.sweep(None, stub.base, slurm=tmp_path / "job.sh") == 0
+    assert "nothing to submit" in capsys.readouterr().out and not (tmp_path / "job.sh").exists()
+
+
+@pytest.mark.parametrize("option", ["gres gpu", "time=1\nrm -rf x", "-", ""])
+def test_slurm_options_are_checked(stub: Stub, option: str) -> None:
+    with pytest.raises(UserError, match="slurm_options: expected options of sbatch"):
+        sweep.sweep(None, stub.base, slurm=stub.folder / "job.sh", slurm_options=[option])
+    assert not stub.out.exists() and not (stub.folder / "job.sh").exists()
+
+
+# ------------------------------------------------------------------------------------------------ documents
+
+
+def test_each_sweep_of_the_documents_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    docs = "\n".join((ROOT / name).read_text() for name in ("README.md", "docs/sweeps.md"))
+    (content,) = re.findall(r"```yaml\n# baselines.yaml\n(.*?)```", docs, re.S)
+    Path("baselines.yaml").write_text(content)
+    commands = {line.rstrip(" &") for line in re.findall(r"mixup-recipes (sweep [^`\n#]*)", docs)}
+    assert len(commands) >= 5
+    for command in commands:
+        argv = shlex.split(command)
+        assert mixup_recipes.app(argv if "--dry_run" in argv else [*argv, "--dry_run"]) == 0
+        runs = capsys.readouterr().out.splitlines()
+        assert len(runs) == (18 if "baselines.yaml" in argv else 12 if "--grid" in argv else 6)
+
+
+# ------------------------------------------------------------------------------------------------ the real thing
+
+
+def test_a_sweep_of_real_runs_ends_in_tables_and_plots_and_is_done_the_second_time(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key, value in environment().items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "sweep.yaml"
+    overrides = {"epochs": 1, "warmup_epochs": 0, "max_train_samples": 32, "dataloader_num_workers": 0}
+    grid = {"mixer": ["vanilla", "cutmix"]}
+    content = {"recipes": [str(tiny_recipe)], "overrides": overrides | {"report_to": "none"}, "grid": grid}
+    file.write_text(yaml.safe_dump(content | {"output_dir": "out"}))
+    assert mixup_recipes.app(["sweep", str(file)]) == 0
+    text = capsys.readouterr().out
+    folders = [Path("out/tiny-mixervanilla-seed0"), Path("out/tiny-mixercutmix-seed0")]
+    top1 = [report.summarise(folder)["top1"] for folder in folders]
+    for number, (folder, value) in enumerate(zip(folders, top1, strict=True), 1):
+        assert re.search(rf"\[{number}/2\] {folder.name}: \d+\.\d min, top-1 {value:.2f} \(median of last 2", text)
+    assert Path("out/summary.md").read_text() == seeds.summary(folders)
+    assert Path("out/summary.md").read_text() in text
+    assert Path("out/table.md").read_text() == report.table(folders)
+    assert all(Path(f"out/{name}.png").stat().st_size > 10_000 for name in ("dots", "curves"))
+    logs = [(folder / "log.jsonl").read_bytes() for folder in folders]
+    assert mixup_recipes.app(["sweep", str(file)]) == 0
+    assert capsys.readouterr().out.count("finished before") == 2
+    assert [(folder / "log.jsonl").read_bytes() for folder in folders] == logs
