@@ -49,8 +49,8 @@ class Subject:
     """Beta parameters that ``make`` takes and whose law it declares; empty: no law is declared."""
     draws: int = DRAWS
     """How many batches a law is judged by."""
-    own_randomness: bool = False
-    """It declares that it leaves the global generators alone."""
+    is_mixer: bool = False
+    """It is a ``Mixer``, which may mix inside the model, but leaves the global generators and the device alone."""
 
 
 Probe = Callable[["Bench"], Finding]
@@ -120,7 +120,7 @@ def of_mixer(step: Callable[[float | None], Step], alphas: tuple[float, ...] = (
 
     x, y = torch.zeros(2, 3, HEIGHT, WIDTH), torch.eye(2, CLASSES)
     looks = plan_alone(step(None).mixer, x, y, np.random.default_rng(0)) is None
-    return Subject(make, seed, () if looks else alphas, 100 if looks else DRAWS, own_randomness=True)
+    return Subject(make, seed, () if looks else alphas, 100 if looks else DRAWS, is_mixer=True)
 
 
 def forms(mix: Mix) -> list[str]:
@@ -228,11 +228,14 @@ def is_box(pasted: Tensor) -> bool:
 @entry("pixel share = label share")
 def same_shares(bench: Bench) -> Finding:
     """Each source has the same share of an image and of its label."""
-    off = 0.0
+    off, hidden = 0.0, 0
     for mixed, target in bench.calls(four(), 200):
-        pixels = sources(mixed).mean((2, 3))
-        off = max(off, (pixels - target[:, :4]).abs().max().item())
-    return Finding(off < 1e-3, f"largest difference {off:.4f}")
+        pixels, labels = sources(mixed).mean((2, 3)), target[:, :4]
+        if bench.subject.is_mixer and torch.equal(mixed, four()) and (labels - torch.eye(4)).abs().max() > 1e-3:
+            hidden += 1  # a feature is mixed instead of the images: the checks of the contract see to that
+        else:
+            off = max(off, (pixels - labels).abs().max().item())
+    return Finding(off < 1e-3, f"off by {off:.1g}" + f", {hidden} of 200 batches mixed in the network" * (hidden > 0))
 
 
 @entry("targets are distributions")
@@ -242,7 +245,7 @@ def distributions(bench: Bench) -> Finding:
     for _, target in bench.calls(noise(), 50):
         low = min(low, target.min().item(), 1 - target.max().item())
         off = max(off, (target.sum(1) - 1).abs().max().item())
-    return Finding(low > -1e-5 and off < 1e-4, f"sums off by {off:.1g}" if low > -1e-5 else f"outside by {-low:.2g}")
+    return Finding(low > -1e-5 and off < 1e-4, f"off by {off:.1g}" if low > -1e-5 else f"outside by {-low:.2g}")
 
 
 # --------------------------------------------------------------------------------------------- laws
@@ -413,7 +416,7 @@ def device(bench: Bench) -> Finding:
         holds, text = mixed.device.type == target.device.type == "meta", "yes"
     except Exception as error:
         holds, text = False, f"no: {raised(error)}"
-    return Finding(holds if bench.subject.own_randomness else None, text if holds or "no" in text else "leaves it")
+    return Finding(holds if bench.subject.is_mixer else None, text if holds or "no" in text else "leaves it")
 
 
 @entry("the same under a seed")
@@ -441,4 +444,4 @@ def global_generators(bench: Bench) -> Finding:
         names = zip(("python", "numpy", "torch"), before, global_rngs(), strict=True)
         moved |= {name for name, then, now in names if differences(then, now)}
     text = f"moves {' and '.join(sorted(moved))}" if moved else "left alone"
-    return Finding(not moved if bench.subject.own_randomness else None, text)
+    return Finding(not moved if bench.subject.is_mixer else None, text)

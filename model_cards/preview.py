@@ -162,8 +162,8 @@ def shapes(count: int, side: int = 224) -> Photos:
         image = Image.new("RGB", (big, big), paper)
         pen = ImageDraw.Draw(image)
         for stripe in range(0, big, big // 8):  # a background by which a box is seen too
-            tilt = stripe + big // 8 if i % 2 else stripe
-            pen.line([(stripe, 0), (tilt, big)], fill=second, width=big // 100)
+            line = [(stripe, 0), (stripe, big)] if i % 2 else [(0, stripe), (big, stripe)]
+            pen.line(line, fill=second, width=big // 100)
         around = [0.36 * big * (0.45 if name == "star" and k % 2 else 1) for k in range(corners)]
         start = -math.pi / 2 + (math.pi / 4 if name == "square" else 0)
         points = [
@@ -195,7 +195,7 @@ class Row(NamedTuple):
     """uint8 (N, 3, S, S)."""
     shares: Tensor
     """(N, N): ``shares[i, j]`` is the share of image j in the label of sample i."""
-    note: str
+    notes: list[str]
 
 
 def mixed(recipe: Recipe, photos: Photos) -> Row:
@@ -203,17 +203,20 @@ def mixed(recipe: Recipe, photos: Photos) -> Row:
     shrink = images.EvalTransform(recipe.image_size, recipe.image_size, "bicubic")
     x = images.normalise(torch.stack([shrink(image) for image in photos.images]), recipe, torch.device("cpu"))
     y = torch.eye(len(x))
-    step, note = new_step(recipe, len(x)), ""
+    step, notes = new_step(recipe, len(x)), set()
     results = []
     for update in range(len(x)):
         plan = plan_alone(step.mixer, x, y, np.random.default_rng((recipe.seed, update)))
         if plan is None:
             plan = step(x, y, np.random.default_rng((recipe.seed, update))).plan
-            note = "looks at an untrained model"
+            notes.add("looks at an untrained model")
         with torch.no_grad():
             images_, target = step.mixer.mix(x, y, **plan)
+        if torch.equal(images_, x) and not torch.allclose(target, y, atol=0.01):
+            notes.add("some mixed in the network")
         results.append((images_[update], target[update]))
-    return Row(run.to_pixels(torch.stack([i for i, _ in results]), recipe), torch.stack([t for _, t in results]), note)
+    made, shares = (torch.stack(values) for values in zip(*results, strict=True))
+    return Row(run.to_pixels(made, recipe), shares, sorted(notes))
 
 
 def new_step(recipe: Recipe, classes: int) -> Step:
@@ -256,7 +259,7 @@ def draw(rows: list[Recipe], photos: Photos) -> Image.Image:
         row, y = mixed(recipe, photos), 24 + cell * (r + 1)
         args = [f"{k} {v}" for k, v in recipe.mixer_args[recipe.mixer].items()]
         pen.text((GAP, y), fitted(recipe.name, LEFT - 2 * GAP), fill="black", font=bold)
-        for line, text in enumerate([*args, *([row.note] if row.note else [])]):
+        for line, text in enumerate([*args, *row.notes]):
             pen.text((GAP, y + 22 + 15 * line), fitted(text, LEFT - 2 * GAP), fill="dimgray", font=font)
         for i in range(count):
             x, shares = LEFT + i * (SIDE + GAP), row.shares[i]

@@ -117,7 +117,16 @@ def test_a_mixer_that_looks_at_the_model_is_shown_with_an_untrained_one(monkeypa
 
     monkeypatch.setitem(MIXERS, "looking", Looking)
     rows = [preview.mixed(recipe, preview.shapes(4)) for recipe in preview.chosen([], ["looking", "cutmix"])]
-    assert [row.note for row in rows] == ["looks at an untrained model", ""]
+    assert [row.notes for row in rows] == [["looks at an untrained model"], []]
+
+
+def test_what_is_mixed_behind_the_images_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hidden(Mixup):
+        def mix(self, x, y, **plan):
+            return x, super().mix(x, y, **plan)[1]
+
+    monkeypatch.setitem(MIXERS, "hidden", Hidden)
+    assert preview.mixed(preview.chosen([], ["hidden"])[0], preview.shapes(4)).notes == ["some mixed in the network"]
 
 
 @pytest.mark.parametrize(

@@ -178,10 +178,20 @@ def test_the_probe_catches_it(name: str, mix: Callable, alphas: tuple[float, ...
 
 @pytest.mark.parametrize("name", ["reads nothing from the device", "global generators"])
 def test_what_only_ours_promise_is_a_fault_of_ours_and_a_fact_of_others(name: str) -> None:
-    assert found(name, reads_the_device, own_randomness=True).holds is False
+    assert found(name, reads_the_device, is_mixer=True).holds is False
     fact = found(name, reads_the_device)
     assert fact.holds is None
     assert fact.found.startswith(("no: RuntimeError", "moves numpy"))
+
+
+def test_images_left_to_the_network_are_a_fact_of_a_mixer_and_a_fault_of_a_function() -> None:
+    def labels_only(x, y):
+        return x, mixup(x, y)[1]
+
+    assert found("pixel share = label share", labels_only).holds is False
+    holds, text = found("pixel share = label share", labels_only, is_mixer=True)
+    assert holds
+    assert int(text.removeprefix("off by 0, ").split()[0]) > 180  # of 200; one permutation of 24 moves nothing
 
 
 def test_every_probe_that_can_fail_is_seen_failing() -> None:
@@ -424,5 +434,5 @@ def test_no_target_and_a_wrong_alpha_are_one_line() -> None:
 def test_every_mixer_can_be_probed(name: str) -> None:
     made, _ = conformance.subject(name, None)
     bench = probes.Bench(made)
-    for probe in ("pixel share = label share", "targets are distributions", "the same under a seed", "any batch size"):
+    for probe in ("targets are distributions", "the same under a seed", "any batch size", "caller's tensors untouched"):
         assert probes.PROBES[probe](bench).holds is True, probe
