@@ -17,6 +17,11 @@ app.command(cells_app := App(name="cells", help="The published numbers: list, sh
 app.command(plot_app := App(name="plot", help="Draw runs into a .png or .svg file."))
 
 
+def listed(words: str) -> Parameter:
+    """A flag that takes several values."""
+    return Parameter(consume_multiple=True, negative="", help=words)
+
+
 @recipes_app.command(name="list")
 def list_() -> None:
     """All settings with the first line of their file, and all mixers."""
@@ -138,6 +143,60 @@ def put(text: str, out: Path | None) -> None:
 
 
 @app.command
+def replay(run: Path, *, step: int, micro: int = 0, out: Path | None = None, data: Path | None = None) -> None:
+    """The mixed batch of any update of a run, rebuilt bit for bit: as text, --out FILE.png, --data FILE.safetensors.
+
+    --step counts updates from 0, --micro the micro-batches within one. A mixer that looks at the model needs the
+    run's checkpoint of that update.
+    """
+    from training import replay
+
+    batch = replay.replay(run, step, micro)
+    print(batch)
+    for path, save in ((out, replay.save_picture), (data, replay.save_data)):
+        if path is not None:
+            save(batch, path)
+            print(path)
+
+
+@app.command
+def preview(
+    *names: str,
+    mixers: Annotated[list[str] | None, listed("a row for each, under the recipe's setting or with defaults")] = None,
+    images: int = 8,
+    photos: Annotated[str | None, Parameter(help="folder of images, or 'synthetic' for drawn shapes")] = None,
+    out: Path = Path("runs/preview.png"),
+) -> None:
+    """What recipes or mixers do to a few images, as a picture: rows are methods, columns images.
+
+    Without recipes and mixers: all mixers with their published defaults. Without --photos: the recipe's own images
+    when they are on this machine, else the prepared groceries, else drawn shapes.
+    """
+    from model_cards.preview import preview
+
+    print(preview(list(names), mixers or [], images, photos, out))
+
+
+@app.command
+def check(
+    *targets: str,
+    alpha: Annotated[float | None, Parameter(help="Beta parameter whose law a callable without such declares")] = None,
+    format: Literal["text", "md"] = "text",
+) -> int:
+    """Hold mixers against the contract: what they do to pixels, labels, lambda, pairs, and to the caller's tensors.
+
+    A target is a mixer (cutmix), timm:mixup, timm:cutmix, torchvision:mixup, torchvision:cutmix, or
+    path/to/file.py:callable, a Mixer, a factory, or a function (x, y) -> (x', y'). The file is run. Exit status 1
+    when something fails that the contract asks for.
+    """
+    from model_cards import conformance
+
+    reports = conformance.check(list(targets), alpha)
+    print(conformance.table(reports, format), end="")
+    return int(not all(report.passed for report in reports))
+
+
+@app.command
 def prepare(name: str) -> None:
     """Download and write a small real data set once, e.g. groceries."""
     from training.prepare import prepare
@@ -171,11 +230,6 @@ def protocol(
     from model_cards.logs import describe
 
     print(describe(list(logs), recipe, protocol, last, epochs))
-
-
-def listed(words: str) -> Parameter:
-    """A flag that takes several values."""
-    return Parameter(consume_multiple=True, negative="", help=words)
 
 
 @app.command

@@ -161,3 +161,11 @@ class Step(nn.Module):
     def forward(self, x: Tensor, y: Tensor, rng: np.random.Generator) -> Out:
         """One training step on a batch, see ``Mixer.forward``."""
         return self.mixer(self.model, self.criterion, x, y, rng)
+
+
+def plan_alone(mixer: Mixer, x: Tensor, y: Tensor, rng: np.random.Generator) -> Plan | None:
+    """The plan of a mixer that looks at nothing but the batch; None when it asks for more. May use up ``rng``."""
+    try:
+        return mixer.plan(x, y, rng)
+    except Exception:  # whatever is missing; if it was another mistake, the step itself raises it
+        return None

@@ -79,7 +79,7 @@ def expect(holds: bool, expected: str, found: object) -> None:
         raise AssertionError(f"expected {expected}; found {found}")
 
 
-def tiny_step(factory: Factory, seed: int = 0) -> Step:
+def tiny_step(factory: Factory, seed: int = 0, classes: int = CLASSES) -> Step:
     """A new mixer on a tiny convolutional network with BatchNorm, or on a tiny ViT when it refuses the first one.
 
     Weights depend on ``seed`` only, those that the mixer makes in ``setup`` included.
@@ -89,7 +89,7 @@ def tiny_step(factory: Factory, seed: int = 0) -> Step:
         for name in ("test_resnet", "test_vit"):
             options: dict[str, Any] = {"dynamic_img_size": True} if name == "test_vit" else {}
             torch.manual_seed(seed)
-            model = timm.create_model(name, num_classes=CLASSES, **options)
+            model = timm.create_model(name, num_classes=classes, **options)
             try:
                 return Step(model, factory(), nn.CrossEntropyLoss(reduction="none"))
             except ValueError as error:

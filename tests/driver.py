@@ -14,6 +14,7 @@ import ctypes
 import importlib
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -177,6 +178,11 @@ def weights_hash(folder: str) -> None:
     Accelerator.end_training = end_training
 
 
+def script(path: str) -> None:
+    """Run a Python file first."""
+    runpy.run_path(path)
+
+
 FAULTS: dict[str, Callable[..., None]] = {
     "receive": receive,
     "kill_parent": kill_parent,
@@ -184,6 +190,7 @@ FAULTS: dict[str, Callable[..., None]] = {
     "small_disk": small_disk,
     "not_a_number": not_a_number,
     "weights_hash": weights_hash,
+    "script": script,
 }
 
 # --------------------------------------------------------------------------------------------- the server's side

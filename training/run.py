@@ -299,13 +299,17 @@ def export(model: nn.Module, folder: Path, recipe: Recipe, classes: list[str]) -
     shutil.rmtree(aside)
 
 
+def to_pixels(images: Tensor, recipe: Recipe) -> Tensor:
+    """Normalised (B, 3, H, W) to uint8 on the host."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.mean, recipe.std))
+    return ((images.float().cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def sample_sheet(images: Tensor, targets: Tensor, recipe: Recipe, classes: list[str], path: Path) -> None:
     """Up to 8 mixed training images with their labels as a PNG. images normalised (B, 3, H, W), targets (B, K)."""
-    images, targets = images[:8].float().cpu(), targets[:8].float().cpu()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.mean, recipe.std))
-    pixels = ((images * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels, targets = to_pixels(images[:8], recipe), targets[:8].float().cpu()
     side, line = max(160, images.shape[-1]), 13
-    sheet = Image.new("RGB", (4 * side, (len(images) + 3) // 4 * (side + 2 * line + 4)), "white")
+    sheet = Image.new("RGB", (4 * side, (len(pixels) + 3) // 4 * (side + 2 * line + 4)), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (image, target) in enumerate(zip(pixels, targets, strict=True)):
         x, y = i % 4 * side, i // 4 * (side + 2 * line + 4)

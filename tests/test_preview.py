@@ -1,0 +1,151 @@
+"""The contact sheet shows what the methods really do, the same each time, on images that are at hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import CLASSES, make_photos, make_recipe
+
+from mixers import MIXERS, Mixup
+from model_cards import preview
+from recipes import Recipe, UserError, load
+from training import images, prepare
+
+SIDE, COLUMN, ROW = preview.SIDE, preview.SIDE + preview.GAP, preview.SIDE + preview.CAPTION + preview.GAP
+
+
+def cell(path: Path, row: int, column: int) -> np.ndarray:
+    """The picture of one cell, (SIDE, SIDE, 3); row 0 holds the images themselves."""
+    left, top = preview.LEFT + column * COLUMN, 24 + row * ROW
+    with Image.open(path) as sheet:
+        return np.array(sheet.crop((left, top, left + SIDE, top + SIDE)))
+
+
+def small(photos: preview.Photos) -> np.ndarray:
+    """The images at the size of the sheet, (N, SIDE, SIDE, 3)."""
+    shrink = images.EvalTransform(SIDE, SIDE, "bicubic")
+    return torch.stack([shrink(image) for image in photos.images]).permute(0, 2, 3, 1).numpy()
+
+
+def test_each_cell_shows_its_image_mixed_with_the_draw_of_its_update(tmp_path: Path) -> None:
+    said = preview.preview([], ["vanilla", "mixup", "cutmix"], 5, "synthetic", tmp_path / "new/sheet.png")
+    assert said == f"{tmp_path}/new/sheet.png: 3 methods by 5 images (drawn shapes)"
+    x = small(preview.shapes(5))
+    for i in range(5):
+        assert np.array_equal(cell(tmp_path / "new/sheet.png", 0, i), x[i])
+        assert np.array_equal(cell(tmp_path / "new/sheet.png", 1, i), x[i])
+        rng = np.random.default_rng((0, i))
+        lam = rng.beta(1, 1)
+        mixed = lam * x[i] + (1 - lam) * x[rng.permutation(5)[i]].astype(float)
+        assert np.abs(cell(tmp_path / "new/sheet.png", 2, i) - mixed).max() < 0.51
+        rng = np.random.default_rng((0, i))
+        half, row, column = int(SIDE * np.sqrt(1 - rng.beta(1, 1))) // 2, rng.integers(SIDE), rng.integers(SIDE)
+        pasted, partner = x[i].copy(), x[rng.permutation(5)[i]]
+        box = np.s_[max(row - half, 0) : row + half, max(column - half, 0) : column + half]
+        pasted[box] = partner[box]
+        assert np.array_equal(cell(tmp_path / "new/sheet.png", 3, i), pasted)
+
+
+def test_shares_are_those_of_the_label_by_source() -> None:
+    recipe = preview.chosen([], ["cutmix"])[0]
+    shares = preview.mixed(recipe, preview.shapes(4)).shares
+    for i in range(4):
+        rng = np.random.default_rng((0, i))
+        half, row, column = int(SIDE * np.sqrt(1 - rng.beta(1, 1))) // 2, rng.integers(SIDE), rng.integers(SIDE)
+        height, width = (min(c + half, SIDE) - max(c - half, 0) for c in (row, column))
+        expected = np.zeros(4)
+        expected[i] += 1 - height * width / SIDE**2
+        expected[rng.permutation(4)[i]] += height * width / SIDE**2
+        assert shares[i].numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_same_call_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        preview.preview([], ["cutmix", "deit"], 3, "synthetic", tmp_path / name)
+        torch.rand(1)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_rows_are_all_mixers_or_recipes_or_mixers_under_one_setting() -> None:
+    assert [(r.mixer, r.mixer_args[r.mixer]) for r in preview.chosen([], [])][1] == ("mixup", {"alpha": 1.0})
+    assert [r.mixer for r in preview.chosen([], [])] == list(MIXERS)
+    assert [r.name for r in preview.chosen(["r50_100e_mixup", "deit_s_cutmix"], [])] == [
+        "r50_100e_mixup",
+        "deit_s_cutmix",
+    ]
+    under = preview.chosen(["quickstart"], ["mixup", "cutmix"])
+    assert [r.mixer_args[r.mixer] for r in under] == [
+        load(f"quickstart_{m}").mixer_args[m] for m in ("mixup", "cutmix")
+    ]
+
+
+def test_images_are_the_recipe_s_own_else_the_prepared_set_else_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = load(str(make_recipe(tmp_path, make_photos(tmp_path / "photos"))))
+    found = preview.find_photos(own, None, 6)
+    assert found.names == [CLASSES[k] for k in (0, 1, 2, 3, 0, 1)]  # one of each class before a second
+    elsewhere = Recipe(dataset="ILSVRC/imagenet-1k", model="test_resnet")
+    monkeypatch.setattr(prepare, "prepared", lambda _: None)
+    assert preview.find_photos(elsewhere, None, 3).source == "drawn shapes"
+    monkeypatch.setattr(prepare, "prepared", lambda _: tmp_path)
+    monkeypatch.setattr(preview, "table_photos", lambda recipe, count: (recipe.dataset, count))
+    assert preview.find_photos(elsewhere, None, 3) == ("groceries", 3)
+
+
+def test_photos_of_a_folder_are_named_by_class_folder_or_file(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png", "dog/broken.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 30), "red").save(tmp_path / name)
+    (tmp_path / "dog/broken.png").write_bytes(b"no image")
+    (tmp_path / "notes.txt").write_text("no image either")
+    found = preview.find_photos(preview.chosen([], [])[0], str(tmp_path), 8)
+    assert found.names == ["cat", "dog", "cat"]
+    assert found.images[0].shape == (3, 30, 20)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (20, 30), "red").save(tmp_path / "cat" / name)
+    assert preview.folder_photos(tmp_path / "cat", 2).names == ["1", "2"]
+
+
+def test_a_mixer_that_looks_at_the_model_is_shown_with_an_untrained_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Looking(Mixup):
+        def plan(self, x, y, rng, *look):
+            lam = look[0](x).softmax(1).amax(1).detach()
+            return super().plan(x, y, rng) | {"mask": lam.view(-1, 1, 1, 1)}
+
+    monkeypatch.setitem(MIXERS, "looking", Looking)
+    rows = [preview.mixed(recipe, preview.shapes(4)) for recipe in preview.chosen([], ["looking", "cutmix"])]
+    assert [row.notes for row in rows] == [["looks at an untrained model"], []]
+
+
+def test_what_is_mixed_behind_the_images_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hidden(Mixup):
+        def mix(self, x, y, **plan):
+            return x, super().mix(x, y, **plan)[1]
+
+    monkeypatch.setitem(MIXERS, "hidden", Hidden)
+    assert preview.mixed(preview.chosen([], ["hidden"])[0], preview.shapes(4)).notes == ["some mixed in the network"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (([], ["cutmx"], 8, None), "unknown mixer 'cutmx'; did you mean 'cutmix'?"),
+        ((["r50_100e_mixp"], [], 8, None), "unknown mixer 'mixp'"),
+        ((["r50_100e", "deit_s"], ["cutmix"], 8, None), "with --mixers one recipe gives the setting, got 2"),
+        (([], [], 1, "synthetic"), "images: expected 2 to 32, got 1"),
+        (([], [], 8, "nowhere"), "photos: expected a folder of images or 'synthetic', got 'nowhere'"),
+    ],
+)
+def test_mistakes_are_one_line_and_nothing_is_written(tmp_path: Path, args: tuple, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        preview.preview(*args, tmp_path / "sheet.png")
+    assert str(error.value).startswith(says)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_images_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected at least 2 images that can be read, found 0"):
+        preview.find_photos(preview.chosen([], [])[0], str(tmp_path), 8)
