@@ -9,6 +9,7 @@ from mixers.testing import CHECKS
 EXPECTED: dict[tuple[str, str], str] = {
     ("vanilla", "it_mixes"): "it is the baseline that does not mix",
     ("vanilla", "other_rng_other_plan"): "nothing is drawn, so there is one plan",
+    ("resizemix", "identical_images_stay"): "the partner is shrunk before it is pasted",
 }
 
 CASES = [(mixer, check) for mixer in MIXERS for check in CHECKS]
