@@ -1,5 +1,6 @@
 """The sampling laws that the mixers promise, tested on many draws with fixed seeds."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -200,7 +201,7 @@ def test_lambda_of_exactly_zero_or_one_is_a_legal_draw() -> None:
     assert {0.0, 1.0} <= set(draws)
 
 
-def shares(mixer, draws: int, side: int = 224) -> np.ndarray:
+def shares(mixer, draws: int, side: int = 64) -> np.ndarray:
     """Label shares of the first sample over many plans, on square images."""
     x, y = tiny(1, side, side)
     return np.array([mixer.plan(x, y, np.random.default_rng((16, i)))["lam"][0].item() for i in range(draws)])
@@ -263,24 +264,24 @@ def test_fmix_mask_has_the_share_that_was_drawn_rounded_up_or_down(alpha: float)
     assert stats.binomtest(up, 300).pvalue > LEVEL
 
 
-@pytest.mark.parametrize(("isotropic", "energies"), [(False, [0.12, 0.88, 0, 0]), (True, [0.32, 0.65, 0.03, 0.004])])
+@pytest.mark.parametrize(("isotropic", "energies"), [(False, [0.12, 0.88, 0, 0]), (True, [0.30, 0.67, 0.03, 0.004])])
 def test_fmix_image_has_the_known_frequencies_across(isotropic: bool, energies: list[float]) -> None:
     rng = np.random.default_rng(22)
-    x, _ = tiny(1, 224, 224)
+    x, _ = tiny(1, 64, 64)
     found = []
-    for _ in range(250):
+    for _ in range(1000):
         image = FMix(isotropic=isotropic).low_frequency_image(x, rng).double().numpy()
         energy = np.abs(np.fft.fft2(image - image.mean())) ** 2
         across = energy.sum(0) + np.roll(energy.sum(0)[::-1], 1)  # positive and negative frequencies together
         found.append(across[:4] / [2, 1, 1, 1] / energy.sum())
-    assert np.mean(found, axis=0) == pytest.approx(energies, abs=0.03)
+    assert np.mean(found, axis=0) == pytest.approx(energies, abs=0.02)
 
 
 def test_fmix_keeps_none_or_all_pixels_at_the_ends_and_more_with_each_count() -> None:
     image = torch.from_numpy(np.random.default_rng(23).random((6, 8), dtype=np.float32))
     masks = [fmix.top_pixels(image, kept, 0) for kept in range(49)]
     assert masks[0].sum() == 0 and masks[48].sum() == 48
-    assert all((fewer <= more).all() for fewer, more in zip(masks, masks[1:], strict=False))
+    assert all((fewer <= more).all() for fewer, more in itertools.pairwise(masks))
 
 
 @pytest.mark.parametrize(("placement", "mean"), [("clip", 0.827), ("inside", 0.756)])
@@ -328,7 +329,7 @@ def test_resizemix_places_one_box_per_batch_or_one_per_sample() -> None:
 def test_saliencymix_noise_is_near_the_top_and_the_same_for_the_batch(height: int) -> None:
     x, y = tiny(2, height, 20)
     rows, columns = [], []
-    for i in range(3000):
+    for i in range(1000):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ops, "half_sides", lambda *_: (1, 1))
             mask = SaliencyMix(box_from="noise").plan(x, y, np.random.default_rng((27, i)))["mask"]
@@ -339,7 +340,7 @@ def test_saliencymix_noise_is_near_the_top_and_the_same_for_the_batch(height: in
     probabilities = np.exp(-np.arange(height) / 18) * (1 - np.exp(-1 / 18)) / (1 - np.exp(-height / 18))
     edges = [0, 5, 10, 20, height]
     counts = np.histogram(rows, edges)[0]
-    expected = [probabilities[a:b].sum() * 3000 for a, b in zip(edges, edges[1:], strict=False)]
+    expected = [probabilities[a:b].sum() * 1000 for a, b in itertools.pairwise(edges)]
     assert stats.chisquare(counts, expected).pvalue > LEVEL
     assert stats.chisquare(list(Counter(columns).values())).pvalue > LEVEL
     assert len(set(columns)) == 20
