@@ -1,7 +1,8 @@
 """GridMixup: mixing by a grid of holes. Dobrynin. 2020, code only, https://github.com/IlyaDobrynin/GridMixup
 
-OpenMixup's tables call it GridMix. GridMix: Strong regularization through local context mapping, Baek et al.
-Pattern Recognition 2021, is another method, with a loss per grid cell, and has no public code.
+OpenMixup's tables call it GridMix. GridMix: Strong regularization through local context mapping, Baek et al. Pattern
+Recognition 2021, https://www.sciencedirect.com/science/article/pii/S0031320320303976, is another method, with a loss
+per grid cell, and has no public code.
 
 Formula: a crop with random area, shape and place is cut into ``n`` patches across and as many of its height as
 fit; the upper left ``sqrt(1-lam0)`` of each side of every patch is a hole in which ``x[index]`` shows,
@@ -17,7 +18,7 @@ vanishes. That happens in 56 % of the draws at 224 x 224; there E[lam] = 0.69 at
 partner is a uniformly random permutation of the batch, fixed points allowed.
 
 Deviations: none from the two codes on square images, which are the only ones they take. With ``clip=True`` the
-crop is cut to the image instead, and E[lam] is 0.655.
+crop is cut to the image instead, and E[lam] is 0.66.
 """
 
 import math

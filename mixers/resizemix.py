@@ -88,16 +88,17 @@ class ResizeMix(Mixer):
 
 
 def paste_slices(x: Tensor, index: Tensor, box: Tensor) -> Tensor:
-    """On a CPU: shrink the batch once, then copy patches into a copy of it. Reads ``box``."""
-    boxes = box.tolist()
+    """On a CPU: shrink while copying, as the images are in the cache then; paste the patches after. Reads ``box``."""
+    boxes = box.expand(len(x), 4).tolist()
     top, bottom, left, right = boxes[0]
-    small = F.interpolate(x, size=(bottom - top, right - left), mode="nearest")
-    out = x.clone()
-    if len(boxes) == 1:
-        out[:, :, top:bottom, left:right] = small[index]
-    else:
-        for i, (top, bottom, left, right) in enumerate(boxes):
-            out[i, :, top:bottom, left:right] = small[index[i]]
+    some = max(1, ops.CPU_CHUNK // x[0].numel())
+    out = torch.empty_like(x)
+    patches: list[Tensor] = []
+    for part, copy in zip(x.split(some), out.split(some), strict=True):
+        copy.copy_(part)
+        patches.extend(F.interpolate(part, size=(bottom - top, right - left), mode="nearest"))
+    for i, (partner, (top, bottom, left, right)) in enumerate(zip(index.tolist(), boxes, strict=True)):
+        out[i, :, top:bottom, left:right] = patches[partner]
     return out
 
 
@@ -108,7 +109,8 @@ def paste_by_gather(x: Tensor, index: Tensor, box: Tensor) -> Tensor:
     columns, in_columns = source(x.shape[3], left, right)
     channels = torch.arange(x.shape[1], device=x.device)[:, None, None]
     patch = x[index[:, None, None, None], channels, rows[:, None, :, None], columns[:, None, None, :]]
-    return torch.where(in_rows[:, None, :, None] & in_columns[:, None, None, :], patch, x)
+    outside = ~(in_rows[:, None, :, None] & in_columns[:, None, None, :])
+    return torch.where(outside, x, patch)  # x comes first: its memory format is that of the result
 
 
 def source(length: int, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:

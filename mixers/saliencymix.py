@@ -120,15 +120,16 @@ def fine_grained_saliency(grey: Float[Tensor, "n H W"]) -> Float[Tensor, "n H W"
     integral = F.pad(grey.to(exact).cumsum(1).cumsum(2), (1, 0, 1, 0))
     most = max(WINDOWS)
     integral = F.pad(integral, (most, most, most, most), mode="replicate")  # a window ends at the image's border
+    halves = ops.send(np.array(WINDOWS, dtype=float), grey)[:, None]
+    others = (covered(height, halves)[:, :, None] * covered(width, halves)[:, None, :]).sub_(1).clamp_(min=1)
     on, off = torch.zeros_like(grey), torch.zeros_like(grey)
-    for n in WINDOWS:  # rows y-n+1 ... y+n of the window around row y, and the same columns
+    for n, count in zip(WINDOWS, others, strict=True):  # around row y: rows y-n+1 ... y+n; the same for columns
         low, high, across = most - n + 1, most + n + 1, slice(most - n + 1, most + n + 1 + width)
         strip = integral[:, high : high + height, across] - integral[:, low : low + height, across]
-        rest = (strip[:, :, 2 * n :] - strip[:, :, :width]).to(grey.dtype).sub_(grey)
-        area = torch.outer(span(height, n, grey), span(width, n, grey)).sub_(1)
-        contrast = grey - rest.div_(area)
+        window = (strip[:, :, 2 * n :] - strip[:, :, :width]).to(grey.dtype)
+        contrast = torch.addcdiv(grey, grey - window, count)  # the pixel minus the mean of the others
         on += contrast.relu().floor_()
-        off += contrast.neg_().relu_().floor_()
+        off -= contrast.clamp_(max=0).ceil_()
     return full_scale(on).add_(full_scale(off))
 
 
@@ -139,10 +140,10 @@ def blur(grey: Float[Tensor, "n H W"]) -> Float[Tensor, "n H W"]:
     return (rows[:, :, :-2] + rows[:, :, 2:]).add_(rows[:, :, 1:-1], alpha=2).add_(8).mul_(1 / 16).floor_()
 
 
-def span(length: int, n: int, like: Tensor) -> Float[Tensor, " length"]:
-    """How many places of an axis the window of half side ``n`` around each place covers."""
-    place = torch.arange(length, device=like.device, dtype=like.dtype)
-    return (place + n + 1).clamp(max=length) - (place - n + 1).clamp(min=0)
+def covered(length: int, halves: Float[Tensor, "w 1"]) -> Float[Tensor, "w length"]:
+    """How many places of an axis each window covers, around each place."""
+    place = torch.arange(length, device=halves.device, dtype=halves.dtype)
+    return (place + halves + 1).clamp(max=length) - (place - halves + 1).clamp(min=0)
 
 
 def full_scale(cells: Float[Tensor, "n H W"]) -> Float[Tensor, "n H W"]:

@@ -325,11 +325,19 @@ def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, 
     given = recipe.mixer_args.get(recipe.mixer, {})
     own_args = convert(own_args, dict, "command line: mixer")
     parameters = inspect.signature(MIXERS[recipe.mixer]).parameters if recipe.mixer in MIXERS else {}
-    defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
-    args = defaults | given | own_args
+    # A tuple becomes what the saved file will read back, or a resumed run would look like another one.
+    defaults = {
+        n: list(p.default) if isinstance(p.default, tuple) else p.default
+        for n, p in parameters.items()
+        if p.default is not p.empty
+    }
+    # A mixer that undoes the normalisation gets the numbers that it was made with.
+    normalised = {n: list(getattr(recipe, n)) for n in ("mean", "std") if n in parameters}
+    args = defaults | normalised | given | own_args
     for key in args:
         path = f"mixer_args.{recipe.mixer}.{key}"
-        origin[path] = "command line" if key in own_args else origin.get(path, "mixer's default")
+        source = f"the recipe's {key}" if key in normalised else "mixer's default"
+        origin[path] = "command line" if key in own_args else origin.get(path, source)
     try:
         if recipe.mixer in MIXERS:
             build(recipe.mixer, **args)

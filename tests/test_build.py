@@ -17,6 +17,14 @@ REPRS = {
     "rsb": "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=0.1) (1): CutMix(alpha=1.0)))",
     "manifoldmix": "ManifoldMix(alpha=2.0)",
     "alignmix": "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=2.0) (1): AlignMix(alpha=2.0)))",
+    "smoothmix": "SmoothMix(alpha=None, swapped_label=False)",
+    "gridmix": (
+        "GridMix(alpha=0.2, n_holes=(2, 6), hole_aspect_ratio=1.0, cut_area_ratio=(0.5, 1.0), "
+        "cut_aspect_ratio=(0.5, 2.0), clip=False)"
+    ),
+    "fmix": "FMix(alpha=1.0, decay_power=3.0, max_soft=0.0, reformulate=False, isotropic=False)",
+    "resizemix": "ResizeMix(alpha=1.0, scope=(0.1, 0.8), use_alpha=True, placement='clip')",
+    "saliencymix": ("SaliencyMix(alpha=1.0, box_from='each', mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))"),
 }
 
 
@@ -67,7 +75,7 @@ def test_every_name_makes_a_new_mixer_each_time() -> None:
         ("cutmx", {}, "unknown mixer 'cutmx'; did you mean 'cutmix'?"),
         ("Mixup", {}, "unknown mixer 'Mixup'; did you mean 'mixup'?"),
         ("swich", {}, "unknown mixer 'swich'; did you mean 'switch'?"),
-        ("zzz", {}, "valid names: align, alignmix, cutmix, deit, manifoldmix, mixup, rsb, switch, vanilla"),
+        ("zzz", {}, "valid names: align, alignmix, cutmix, deit, fmix, gridmix, manifoldmix, mixup, resizemix, rsb, "),
         ("mixup", {"alhpa": 1.0}, "mixer 'mixup' has no argument 'alhpa'; did you mean 'alpha'?"),
         ("deit", {"mixup_alfa": 1.0}, "mixer 'deit' has no argument 'mixup_alfa'; did you mean 'mixup_alpha'?"),
         ("vanilla", {"alpha": 1.0}, "mixer 'vanilla' has no argument 'alpha'; valid names: none"),
@@ -79,6 +87,21 @@ def test_every_name_makes_a_new_mixer_each_time() -> None:
         ("cutmix", {"alpha": float("nan")}, "alpha must be a number above 0, got nan"),
         ("cutmix", {"alpha": float("inf")}, "alpha must be a number above 0, got inf"),
         ("rsb", {"cutmix_alpha": -1.0}, "alpha must be a number above 0, got -1.0"),
+        ("smoothmix", {"alpha": 0}, "alpha must be a number above 0, got 0"),
+        ("smoothmix", {"swapped_label": "no"}, "swapped_label must be one of False, True, got 'no'"),
+        ("gridmix", {"n_holes": 4}, "n_holes must be two integers, the smaller first, got 4"),
+        ("gridmix", {"n_holes": [2.5, 6]}, "n_holes must be two integers, the smaller first, got [2.5, 6]"),
+        ("gridmix", {"n_holes": [0, 6]}, "n_holes must be a number of at least 1, got 0"),
+        ("gridmix", {"n_holes": [6, 2]}, "n_holes must be two integers, the smaller first, got [6, 2]"),
+        ("gridmix", {"cut_area_ratio": [0.5, 1.5]}, "cut_area_ratio must be a number of at least 0 and at most 1, got"),
+        ("gridmix", {"clip": 3}, "clip must be one of False, True, got 3"),
+        ("fmix", {"decay_power": -1.0}, "decay_power must be a number of at least 0, got -1.0"),
+        ("fmix", {"max_soft": 0.6}, "max_soft must be a number of at least 0 and at most 0.5, got 0.6"),
+        ("resizemix", {"scope": [0.8, 0.1]}, "scope must be two numbers, the smaller first, got [0.8, 0.1]"),
+        ("resizemix", {"placement": "outside"}, "placement must be one of 'clip', 'inside', got 'outside'"),
+        ("saliencymix", {"box_from": "all"}, "box_from must be one of 'each', 'first', 'noise', got 'all'"),
+        ("saliencymix", {"mean": 0.5}, "mean must be three numbers, one per channel, got 0.5"),
+        ("saliencymix", {"std": [0.2, 0.2, None]}, "std must be a number of at least 0, got None"),
         ({"mixup": {}, "cutmix": {}}, {}, "a mixer is written as name or {name: {argument: value}}, got"),
         ({}, {}, "a mixer is written as name or {name: {argument: value}}, got {}"),
         ({"mixup": 0.5}, {}, "a mixer is written as name or {name: {argument: value}}, got {'mixup': 0.5}"),

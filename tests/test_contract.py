@@ -1,9 +1,11 @@
 """Every entry of MIXERS keeps every promise of the contract, but for the exceptions listed here with a reason."""
 
+from collections.abc import Callable
+
 import pytest
 
-from mixers import MIXERS
-from mixers.testing import CHECKS
+from mixers import MIXERS, FMix, GridMix, Mixer, ResizeMix, SaliencyMix, SmoothMix
+from mixers.testing import CHECKS, check_mixer
 
 # An exception that no longer fails is an error, so that this table cannot outlive its reasons.
 EXPECTED: dict[tuple[str, str], str] = {
@@ -11,6 +13,7 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("manifoldmix", "label_share_is_pixel_share"): "two layers in three are hidden: mix leaves the images as they are",
     ("alignmix", "label_share_is_pixel_share"): "half of the batches are mixed in the last feature, not in the images",
     ("vanilla", "other_rng_other_plan"): "nothing is drawn, so there is one plan",
+    ("resizemix", "identical_images_stay"): "the partner is shrunk before it is pasted",
 }
 
 CASES = [(mixer, check) for mixer in MIXERS for check in CHECKS]
@@ -42,3 +45,23 @@ def test_every_mixer_meets_every_check(request: pytest.FixtureRequest) -> None:
 def test_exceptions_name_real_mixers_and_checks() -> None:
     assert set(EXPECTED) <= set(CASES)
     assert all(EXPECTED.values())
+
+
+# Named options that are another method or another law, with the promises that they break by what they are.
+OPTIONS: dict[Callable[[], Mixer], set[str]] = {
+    lambda: SmoothMix(swapped_label=True): {"label_share_is_pixel_share"},
+    lambda: GridMix(clip=True): set(),
+    lambda: FMix(isotropic=True, max_soft=0.3): set(),
+    lambda: FMix(reformulate=True): {"label_share_is_pixel_share", "it_mixes"},
+    lambda: ResizeMix(placement="inside", use_alpha=False): {"identical_images_stay"},
+    lambda: SaliencyMix(box_from="first"): set(),
+    lambda: SaliencyMix(box_from="noise"): set(),
+}
+
+
+@pytest.mark.parametrize("make", OPTIONS, ids=lambda make: repr(make()).split(", mean")[0])
+def test_named_options_keep_the_promises_too(make: Callable[[], Mixer]) -> None:
+    check_mixer(make, skip=OPTIONS[make])
+    for name in OPTIONS[make]:
+        with pytest.raises(AssertionError, match=name):
+            CHECKS[name](make)

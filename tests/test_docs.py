@@ -16,6 +16,7 @@ from training.job import Job
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAPERS = [p for p in sorted((ROOT / "mixers").glob("*.py")) if "Sampling law" in p.read_text()]
+PAPER = re.compile(r"https://(arxiv\.org/abs|openaccess\.thecvf\.com|www\.sciencedirect\.com)/")
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
 
 
@@ -87,13 +88,13 @@ def test_each_method_file_states_formula_law_and_deviations(path: Path) -> None:
     text = path.read_text().split('"""')[1]
     for part in ("Formula: ", "Sampling law: ``", "Deviations: "):
         assert part in text, f"{path.name} does not say {part!r}"
-    assert path.stem == "vanilla" or ("https://arxiv.org/abs/" in text and "Published defaults: " in text)
+    assert path.stem == "vanilla" or (PAPER.search(text) and "Published defaults: " in text)
 
 
 def test_every_mixer_comes_from_a_file_that_states_its_paper() -> None:
     for name, make in MIXERS.items():
         doc = f"{make.__doc__} {__import__(make.__module__, fromlist=['x']).__doc__}"
-        assert name == "vanilla" or "https://arxiv.org/abs/" in doc, name
+        assert name == "vanilla" or PAPER.search(doc), name
 
 
 @pytest.mark.parametrize("name", sorted(recipes.settings()))

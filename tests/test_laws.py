@@ -1,5 +1,6 @@
 """The sampling laws that the mixers promise, tested on many draws with fixed seeds."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -8,7 +9,24 @@ import pytest
 import torch
 from scipy import stats
 
-from mixers import AlignMix, CutMix, ManifoldMix, Mixup, Switch, Vanilla, alignmixup, deit, ops, rsb
+from mixers import (
+    AlignMix,
+    CutMix,
+    FMix,
+    GridMix,
+    ManifoldMix,
+    Mixup,
+    ResizeMix,
+    SaliencyMix,
+    SmoothMix,
+    Switch,
+    Vanilla,
+    alignmixup,
+    deit,
+    fmix,
+    ops,
+    rsb,
+)
 
 # A correct sampler fails a test at this level once in a thousand seeds; the seeds are fixed.
 LEVEL = 1e-3
@@ -210,3 +228,179 @@ def test_alignmix_lays_either_over_the_other_as_often_and_its_lambda_follows_the
 def test_the_published_alignmix_aligns_half_of_the_batches() -> None:
     rng, switch = np.random.default_rng(18), alignmixup()
     assert stats.binomtest(sum(switch.draw(rng) for _ in range(4000)), 4000).pvalue > LEVEL
+def shares(mixer, draws: int, side: int = 64) -> np.ndarray:
+    """Label shares of the first sample over many plans, on square images."""
+    x, y = tiny(1, side, side)
+    return np.array([mixer.plan(x, y, np.random.default_rng((16, i)))["lam"][0].item() for i in range(draws)])
+
+
+def test_smoothmix_label_share_has_the_known_law_whatever_alpha() -> None:
+    pasted = 1 - shares(SmoothMix(), 2000)
+    assert pasted.mean() == pytest.approx(0.43, abs=0.01)
+    assert np.quantile(pasted, [0.05, 0.95]) == pytest.approx([0.225, 0.642], abs=0.01)
+    assert np.array_equal(shares(SmoothMix(0.2), 20), shares(SmoothMix(5.0), 20))
+    assert shares(SmoothMix(swapped_label=True), 20) == pytest.approx(1 - shares(SmoothMix(), 20), abs=1e-6)
+
+
+def test_smoothmix_centre_is_uniform_around_the_middle() -> None:
+    x, y = tiny(1, 8, 9)
+    masks = [SmoothMix().plan(x, y, np.random.default_rng((17, i)))["mask"][0, 0] for i in range(1500)]
+    # With 9 columns the darkest column is the centre; with 8 rows centres lie between rows, the first above row 0.
+    columns = Counter(mask.amin(0).argmin().item() for mask in masks)
+    assert set(columns) == set(range(9))
+    assert stats.chisquare(list(columns.values())).pvalue > LEVEL
+    above = sum((mask[:, 4].diff() > 0).all().item() for mask in masks)  # brighter row by row: centred at -0.5
+    assert stats.binomtest(above, 1500, 1 / 8).pvalue > LEVEL
+
+
+@pytest.mark.parametrize(("clip", "mean"), [(False, 0.69), (True, 0.66)])
+def test_gridmix_label_share_has_the_known_law(clip: bool, mean: float) -> None:
+    rng = np.random.default_rng(18)
+    grids = [GridMix(0.2, clip=clip).grid(224, 224, rng) for _ in range(4000)]
+    assert np.mean([1 - rows.mean() * columns.mean() for rows, columns in grids]) == pytest.approx(mean, abs=0.01)
+
+
+def test_gridmix_has_two_to_six_holes_across_with_equal_odds() -> None:
+    rng = np.random.default_rng(19)
+    mixer = GridMix(1.0, cut_area_ratio=[1.0, 1.0], cut_aspect_ratio=[1.0, 1.0])
+    counts = Counter(int((np.diff(mixer.grid(60, 60, rng)[1], prepend=0) == 1).sum()) for _ in range(2000))
+    assert set(counts) == {2, 3, 4, 5, 6}
+    assert stats.chisquare(list(counts.values())).pvalue > LEVEL
+
+
+def test_gridmix_never_takes_a_whole_patch_nor_leaves_it_whole() -> None:
+    for lam, holes in ((0.0, 9), (1.0, 1)):  # of patches of 10 pixels
+        mixer, rng = GridMix(cut_area_ratio=[1.0, 1.0], cut_aspect_ratio=[1.0, 1.0]), np.random.default_rng(20)
+        mixer.n_holes = (6, 6)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ops, "beta", lambda *_, lam=lam: lam)
+            for line in mixer.grid(60, 60, rng):
+                assert line.reshape(6, 10).sum(1).tolist() == [holes] * 6
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_fmix_mask_has_the_share_that_was_drawn_rounded_up_or_down(alpha: float) -> None:
+    x, y = tiny(1, 9, 7)
+    up = 0
+    for i in range(300):
+        plan = FMix(alpha).plan(x, y, np.random.default_rng((21, i)))
+        kept, drawn = plan["mask"].sum().item(), np.random.default_rng((21, i)).beta(alpha, alpha) * 63
+        assert set(plan["mask"].unique().tolist()) <= {0.0, 1.0}
+        assert kept in (math.floor(drawn), math.ceil(drawn))
+        up += kept > drawn
+    assert stats.binomtest(up, 300).pvalue > LEVEL
+
+
+@pytest.mark.parametrize(("isotropic", "energies"), [(False, [0.12, 0.88, 0, 0]), (True, [0.30, 0.67, 0.03, 0.004])])
+def test_fmix_image_has_the_known_frequencies_across(isotropic: bool, energies: list[float]) -> None:
+    rng = np.random.default_rng(22)
+    x, _ = tiny(1, 64, 64)
+    found = []
+    for _ in range(1000):
+        image = FMix(isotropic=isotropic).low_frequency_image(x, rng).double().numpy()
+        energy = np.abs(np.fft.fft2(image - image.mean())) ** 2
+        across = energy.sum(0) + np.roll(energy.sum(0)[::-1], 1)  # positive and negative frequencies together
+        found.append(across[:4] / [2, 1, 1, 1] / energy.sum())
+    assert np.mean(found, axis=0) == pytest.approx(energies, abs=0.02)
+
+
+def test_fmix_keeps_none_or_all_pixels_at_the_ends_and_more_with_each_count() -> None:
+    image = torch.from_numpy(np.random.default_rng(23).random((6, 8), dtype=np.float32))
+    masks = [fmix.top_pixels(image, kept, 0) for kept in range(49)]
+    assert masks[0].sum() == 0 and masks[48].sum() == 48
+    assert all((fewer <= more).all() for fewer, more in itertools.pairwise(masks))
+
+
+@pytest.mark.parametrize(("placement", "mean"), [("clip", 0.827), ("inside", 0.756)])
+def test_resizemix_area_has_the_known_law(placement: str, mean: float) -> None:
+    x, y = tiny(1, 224, 224)
+    mixer = ResizeMix(placement=placement)
+    boxes = np.array([mixer.plan(x, y, np.random.default_rng((24, i)))["box"][0].tolist() for i in range(3000)])
+    top, bottom, left, right = boxes.T
+    assert (1 - (bottom - top) * (right - left) / 224**2).mean() == pytest.approx(mean, abs=0.01)
+    assert boxes.min() >= 0 and boxes.max() <= 224
+    free = (top > 0) & (bottom < 224) & (left > 0) & (right < 224)
+    assert free.sum() > 300
+    assert (bottom - top == right - left)[free].all()
+    if placement == "clip":
+        assert ((bottom - top) % 2 == 0)[free].all()
+    else:
+        assert (bottom - top == right - left).all()
+
+
+@pytest.mark.parametrize(("alpha", "use_alpha", "mean"), [(1.0, True, 0.45), (0.2, True, 0.444), (0.2, False, 0.45)])
+def test_resizemix_scale_follows_the_beta_law_within_its_scope(alpha: float, use_alpha: bool, mean: float) -> None:
+    x, y = tiny(1, 1000, 1)
+    mixer = ResizeMix(alpha, use_alpha=use_alpha, placement="inside")
+    boxes = [mixer.plan(x, y, np.random.default_rng((25, i)))["box"][0].tolist() for i in range(2000)]
+    scales = np.array([bottom - top for top, bottom, _, _ in boxes]) / 1000
+    assert scales.min() >= 0.1 and scales.max() < 0.8
+    assert scales.mean() == pytest.approx(mean, abs=0.012)
+    drawn = [np.random.default_rng((25, i)).beta(alpha, alpha) for i in range(2000)]
+    kept = [int(1000 * lam) / 1000 == scale for lam, scale in zip(drawn, scales, strict=True)]
+    expected = np.diff(stats.beta(alpha, alpha).cdf([0.1, 0.8]))[0] if use_alpha else 0
+    assert np.mean(kept) == pytest.approx(expected, abs=0.03)
+
+
+def test_resizemix_places_one_box_per_batch_or_one_per_sample() -> None:
+    x, y = tiny(64, 40, 60)
+    for i in range(10):
+        rng = np.random.default_rng((26, i))
+        assert len(ResizeMix().plan(x, y, rng)["box"]) == 1
+        top, bottom, left, right = ResizeMix(placement="inside").plan(x, y, rng)["box"].unbind(1)
+        assert len(set(top.tolist())) > 3 and len(set(left.tolist())) > 3
+        assert len(set((bottom - top).tolist())) == len(set((right - left).tolist())) == 1
+
+
+@pytest.mark.parametrize("height", [224, 32])
+def test_saliencymix_noise_is_near_the_top_and_the_same_for_the_batch(height: int) -> None:
+    x, y = tiny(2, height, 20)
+    rows, columns = [], []
+    for i in range(1000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ops, "half_sides", lambda *_: (1, 1))
+            mask = SaliencyMix(box_from="noise").plan(x, y, np.random.default_rng((27, i)))["mask"]
+        assert torch.equal(mask[0], mask[1])
+        inside = (mask[0, 0] == 0).nonzero()
+        rows.append(inside[:, 0].max().item())
+        columns.append(inside[:, 1].max().item())
+    probabilities = np.exp(-np.arange(height) / 18) * (1 - np.exp(-1 / 18)) / (1 - np.exp(-height / 18))
+    edges = [0, 5, 10, 20, height]
+    counts = np.histogram(rows, edges)[0]
+    expected = [probabilities[a:b].sum() * 1000 for a, b in itertools.pairwise(edges)]
+    assert stats.chisquare(counts, expected).pvalue > LEVEL
+    assert stats.chisquare(list(Counter(columns).values())).pvalue > LEVEL
+    assert len(set(columns)) == 20
+
+
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        SmoothMix(),
+        GridMix(),
+        GridMix(clip=True),
+        FMix(),
+        FMix(max_soft=0.5, isotropic=True),
+        ResizeMix(),
+        ResizeMix(placement="inside"),
+        SaliencyMix(),
+        SaliencyMix(box_from="first"),
+        SaliencyMix(box_from="noise"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("lam", [None, 0.0, 1.0])
+@pytest.mark.parametrize(("size", "height", "width"), [(1, 8, 8), (3, 8, 11), (2, 13, 8)])
+def test_small_images_and_extreme_draws_keep_labels_and_pixels_together(
+    mixer, lam, size, height, width, monkeypatch
+) -> None:
+    if lam is not None:
+        monkeypatch.setattr(ops, "beta", lambda *_: lam)
+    y = torch.eye(3)[:size]
+    x = y[:, :, None, None].expand(size, 3, height, width).contiguous()  # constant images, one channel each
+    for i in range(10):
+        plan = mixer.plan(x, y, np.random.default_rng((28, i)))
+        mixed, target = mixer.mix(x, y, **plan)
+        torch.testing.assert_close(mixed.mean((2, 3)), target, atol=1e-6, rtol=0)
+        if size == 1:
+            assert torch.equal(mixed, x) and torch.equal(target, y)

@@ -125,6 +125,16 @@ def test_each_mixer_argument_has_an_origin_too(folder: Path) -> None:
         assert (origin["mixer_args.deit.mixup_alpha"], origin["mixer_args.deit.cutmix_alpha"]) == origins
 
 
+def test_a_mixer_that_undoes_the_normalisation_gets_the_recipes_numbers() -> None:
+    recipe, origin = resolve("cifar10_r18_200e_saliencymix", {"std": (0.3, 0.3, 0.3)})
+    args = recipe.mixer_args["saliencymix"]
+    assert (args["mean"], args["std"]) == ([0.4914, 0.4822, 0.4465], [0.3, 0.3, 0.3])
+    assert origin["mixer_args.saliencymix.mean"] == "the recipe's mean"
+    recipe, origin = resolve("cifar10_r18_200e_saliencymix", {"mixer_args": {"mean": [0.5, 0.5, 0.5]}})
+    assert recipe.mixer_args["saliencymix"]["mean"] == [0.5, 0.5, 0.5]
+    assert origin["mixer_args.saliencymix.mean"] == "command line"
+
+
 def test_fields_for_one_mixer_stand_between_their_file_and_the_next_layer(folder: Path) -> None:
     setting(folder, "below", "epochs: 11\nlr: 0.11\nper_mixer: {mixup: {epochs: 22, lr: 0.22, seed: 22}}")
     setting(folder, "above", "base: below\nlr: 0.33\nper_mixer: {mixup: {momentum: 0.5}, cutmix: {lr: 0.44}}")
