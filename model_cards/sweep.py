@@ -33,6 +33,7 @@ from .report import report, summarise
 from .seeds import summary
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+LONGEST = 251  # letters of a folder's name: with .out it is still a file name
 GRACE = 60  # seconds that processes have which outlive their launcher, once they are asked to leave
 
 FIXED = {
@@ -188,6 +189,8 @@ def make_run(
     typed = {k: args[k[6:]] if k.startswith("mixer.") else jobs[k] if k in jobs else getattr(recipe, k) for k in values}
     parts = [recipe.name, *(k.removeprefix("mixer.") + plain(typed[k]) for k in grid), f"seed{seed}"]
     name = re.sub(r"[^\w.+-]+", "_", "-".join(parts), flags=re.ASCII)
+    if len(name) > LONGEST:
+        raise UserError(f"{recipe_name}: the folder name {name[:60]}... has {len(name)} letters, at most {LONGEST} fit")
     script = find_spec("train_mixup").origin  # type: ignore[union-attr]  # it is installed with this module
     command = [*launcher, script, "--recipe", recipe_name, "--seed", str(seed)]
     command += ["--output_dir", str(out / name), "--resume_from_checkpoint", "auto", *flags(typed)]
