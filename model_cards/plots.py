@@ -29,6 +29,7 @@ from .seeds import Group, grouped, settings
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture everywhere
     "font.size": 12,
+    "text.parse_math": False,  # a $ in a name is a $
     "axes.titlesize": 13,
     "axes.titlelocation": "left",
     "axes.titlepad": 12,

@@ -134,6 +134,18 @@ def test_the_command_draws_the_picture(kind: str, runs: list[Path], tmp_path: Pa
     assert (tmp_path / "command.svg").read_bytes() == (tmp_path / "function.svg").read_bytes()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dollar_in_a_name_is_a_dollar(kind: str, make_run: Make, tmp_path: Path) -> None:
+    runs, out, pictures = [make_run("mixup", 50.0), make_run("cutmix", 51.0, lr=0.1)], tmp_path / "p.svg", []
+    file = runs[1] / "recipe.yaml"
+    text = file.read_text()
+    for name in (r"a$\x$b", r"a$\y$b"):
+        file.write_text(text.replace("name: quickstart_cutmix", f"name: {name}"))
+        KINDS[kind](runs, out)
+        pictures.append(out.read_bytes())
+    assert pictures[0] != pictures[1]
+
+
 # ------------------------------------------------------------------------------------------------ groups
 
 
