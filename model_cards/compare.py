@@ -78,12 +78,12 @@ def compare(runs_a: list[Path], runs_b: list[Path], ignore: tuple[str, ...] = ()
         seeds = [run.recipe.seed for run in group]
         if again := [s for s in seeds if seeds.count(s) > 1]:
             raise UserError(f"group {name} has seed {again[0]} twice: {', '.join(str(run.path) for run in group)}")
-    if both := {run.resolve() for run in runs_a} & {run.resolve() for run in runs_b}:
-        raise UserError(f"{min(both)} is in both groups; leave it out of one")
     for group in groups:
         for run in group:
             check_same(group[0], run, ("name", "seed", *ignore))
             check_same(groups[0][0], run, (*MAY_DIFFER, *ignore))
+    if both := {run.resolve() for run in runs_a} & {run.resolve() for run in runs_b}:
+        raise UserError(f"{min(both)} is in both groups; leave it out of one")
     shown: dict[str, np.ndarray] | None = None
     right: list[list[np.ndarray]] = [[], []]
     for group, found in zip(groups, right, strict=True):
@@ -115,7 +115,9 @@ def check_same(one: Run, other: Run, ignore: tuple[str, ...]) -> None:
     """Raise ``UserError`` with the fields in which two recipes differ, or for other training images."""
     if different := recipes.differences(one.recipe, other.recipe, ignore):
         rows = "; ".join(f"{field}: {x} and {y}" for field, (x, y) in different.items())
-        raise UserError(f"{one.path} and {other.path} differ in {rows}; pass --ignore FIELD to compare them all the same")
+        raise UserError(
+            f"{one.path} and {other.path} differ in {rows}; pass --ignore FIELD to compare them all the same"
+        )
     if one.trained_on != other.trained_on and not set(ignore) & set(PLACE):
         raise UserError(
             f"{one.path} and {other.path} were trained on other images: {one.trained_on} and {other.trained_on}; "

@@ -160,7 +160,9 @@ def merge(record: dict[str, Any], other: dict[str, Any], where: str) -> dict[str
     Raises ``UserError`` unless both are of one recipe, on the same images, and agree on shared seeds.
     """
     if record["recipe"] != other["recipe"]:
-        raise UserError(f"{where}: runs of two recipes, {record['recipe']} and {other['recipe']}; record each recipe by itself")
+        raise UserError(
+            f"{where}: runs of two recipes, {record['recipe']} and {other['recipe']}; record each recipe by itself"
+        )
     shared = ("images", "dataset")
     defaults = fields_of(Recipe())  # a record may be older than a field
     pairs = different(defaults | record["fields"], defaults | other["fields"])

@@ -88,7 +88,7 @@ def text(values: dict[str, Any]) -> str:
 
 
 def images(data: dict[str, Any] | None) -> str:
-    """``train 675 images (labels 1f3a5b7c), test 661 images (labels 9d8e7f60)``; the hash tells sets of one size apart."""
+    """``train 675 images (labels 1f3a5b7c), test 661 images (labels 9d8e7f60)``, or unknown images."""
     splits = data["splits"] if data else {}
     found = [f"{name} {s['images']} images (labels {s['labels_sha256'][:8]})" for name, s in splits.items()]
     return ", ".join(found) or "unknown images"

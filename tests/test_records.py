@@ -268,7 +268,10 @@ def put(path, value):
         (put("images", 50_001), "images: 50001 were evaluated, but validation has 50000"),
         (put("images", True), "images: expected a positive integer, got True"),
         (put("dataset", {}), "dataset.splits is missing"),
-        (put("dataset.splits.train.images", "72"), "dataset.splits.train.images: expected a positive integer, got '72'"),
+        (
+            put("dataset.splits.train.images", "72"),
+            "dataset.splits.train.images: expected a positive integer, got '72'",
+        ),
         (put("seeds", {}), "seeds: expected a table of seeds, got []"),
         (put("seeds", {"x": {}}), "seeds: expected a table of seeds, got ['x']"),
         (put("seeds.0", None), "seeds.0: expected a table, got None"),
