@@ -30,20 +30,21 @@ def list_() -> None:
 @recipes_app.command
 def show(name: str) -> None:
     """The resolved recipe as a file that --recipe accepts."""
-    print(recipes.to_yaml(recipes.load(name)), end="")
+    print(recipes.to_yaml(recipes.resolve(name, unbuilt=True)[0]), end="")
 
 
 @recipes_app.command
 def explain(name: str) -> None:
     """Every value of a recipe with its origin."""
-    print(recipes.explain(*recipes.resolve(name)))
+    print(recipes.explain(*recipes.resolve(name, unbuilt=True)))
 
 
 @recipes_app.command
 def diff(first: str, second: str) -> None:
     """Fields in which two recipes differ."""
-    for key, (a, b) in recipes.differences(recipes.load(first), recipes.load(second)).items():
-        print(f"{key:32} {a!s:36} {b}")
+    (a, _), (b, _) = (recipes.resolve(name, unbuilt=True) for name in (first, second))
+    for key, (x, y) in recipes.differences(a, b).items():
+        print(f"{key:32} {x!s:36} {y}")
 
 
 @cells_app.command(name="list")
@@ -253,7 +254,17 @@ def dots(*runs: Path, out: Picture, published: bool = False) -> None:
 
 def main() -> None:
     """Entry point."""
-    cli.run(lambda: app(sys.argv[1:]))
+    cli.run(command)
+
+
+def command() -> int | None:
+    """The command that the arguments ask for. A file or folder that the system does not let us use is one line."""
+    try:
+        return app(sys.argv[1:])
+    except OSError as e:
+        if e.filename is None:  # no file of the user's
+            raise
+        raise recipes.UserError(f"{e.filename}: {e.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def long_form(benchmarks: list[str], records: dict[str, dict[str, Any]]) -> str:
         if cell.setting not in words:
             words[cell.setting] = protocol(recipes.load(cell.setting))
         content = records.get(cell.name)
-        mean, std, seeds = (not (content and content["overrides"]) and ours(content)) or (None, None, 0)
+        mean, std, seeds = ours(content) or (None, None, 0)
         row = cell._asdict() | dict(zip(more[:1], [MARKS[cell.source]], strict=True))
         row |= {"top1": "" if cell.top1 is None else f"{cell.top1:.2f}", "protocol": words[cell.setting]}
         row |= {"trained_upstream": "yes" if cell.trained_upstream else "no"}
@@ -240,5 +240,5 @@ def table(
     if fmt == "csv":
         return long_form(benchmarks, records)
     command = f"mixup-recipes table{f' --benchmark {benchmark}' if benchmark else ''} --format {fmt}"
-    command += f" --results {results}" if results else ""
+    command += f" --results {' '.join(str(results).splitlines())}" if results else ""
     return FORMATS[fmt]([build(b, records, command) for b in benchmarks])

@@ -44,7 +44,7 @@ def make_run(tmp_path: Path) -> Make:
         for epoch in (1, 2, 3):
             line = {"epoch": epoch, "update": epoch, "perf": {"seconds": epoch * 1000 / speed, "img_per_s": speed}}
             lines.append(line | {"mode": "train", "loss": 3.0 - epoch * 0.5 + seed})
-            now = top1 - 10 * (3 - epoch)
+            now = max(0.0, top1 - 10 * (3 - epoch))
             lines.append(line | {"mode": "val", "top1": now, "top5": 90.0, "nll": 1.0, "ece": 2.0, "count": 50})
         (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         if env is not None:
