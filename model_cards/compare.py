@@ -52,12 +52,13 @@ class Comparison(NamedTuple):
         numbers = (
             f"a: {self.reported[0]:.2f}, b: {self.reported[1]:.2f} by the protocol; "
             f"exported weights {self.top1[0]:.2f} and {self.top1[1]:.2f}\n"
-            f"a - b: {self.difference:+.2f}, 95 % interval {self.low:+.2f} to {self.high:+.2f} "
+            f"a - b of the exported weights: {self.difference:+.2f}, 95 % interval {self.low:+.2f} to {self.high:+.2f} "
             f"(paired bootstrap, {self.images:,} images, {self.runs[0]} and {self.runs[1]} runs)"
         )
-        if min(self.runs) > 1:
-            return numbers
-        return numbers + "\nA group of one run: its spread over seeds is not in the interval."
+        if min(self.runs) == 1:
+            return numbers + "\nA group of one run: its spread over seeds is not in the interval."
+        few = "\nFewer than four runs a group: their spread over seeds is known poorly, and so is the interval."
+        return numbers + few * (min(self.runs) < 4)
 
 
 def compare(runs_a: list[Path], runs_b: list[Path], ignore: tuple[str, ...] = (), seed: int = 0) -> Comparison:

@@ -262,15 +262,17 @@ def readings_of(
 ) -> tuple[str, protocols.Reading, protocols.Reading]:
     """The readings of one log as text, the strict one (of the last classifier) and that of OpenMixup's tool."""
     curves = read(path)
-    own = path / "recipe.yaml"
-    source = recipe or (str(own) if own.is_file() else None)
+    own = (path if path.is_dir() else path.parent) / "recipe.yaml"
+    source = recipe or (str(own) if curves.ours and own.is_file() else None)
     known = recipes.resolve(source, unbuilt=True)[0] if source else None
     if known:
         protocol, last, epochs = protocol or known.protocol, last or known.protocol_epochs, epochs or known.epochs
     if protocol not in ("median", "best"):
-        raise UserError(f"which protocol? pass --recipe NAME, or --protocol median or best (given: {protocol})")
+        given = "" if protocol is None else f", not {protocol!r}"
+        raise UserError(f"which protocol? pass --recipe NAME, or --protocol median or best{given}")
     if epochs is None or (protocol == "median" and last is None):
-        raise UserError("which window? pass --recipe NAME, or --last and --epochs, e.g. --last 5 --epochs 100")
+        example = "--epochs 300" if protocol == "best" else "--last 5 --epochs 100"
+        raise UserError(f"which window? pass --recipe NAME, or {example}")
     ema = known.report_ema if known and curves.ours else False
     heads = protocols.reported_heads(curves.heads, ema)
     if not heads:

@@ -92,8 +92,9 @@ def style(i: int) -> dict[str, str]:
 
 
 def styles(groups: list[Group]) -> dict[str, dict[str, str]]:
-    """A style per name of a group, the same in all settings."""
-    return {name: style(i) for i, name in enumerate(dict.fromkeys(group.name for group in groups))}
+    """A style per name of a group, the same in all settings and in any order of the runs; vanilla has the first."""
+    names = sorted({group.name for group in groups}, key=lambda name: (name != "vanilla", name))
+    return {name: style(i) for i, name in enumerate(names)}
 
 
 def accuracy(groups: list[Group]) -> str:

@@ -33,7 +33,7 @@ from .report import report, summarise
 from .seeds import summary
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-LONGEST = 251  # letters of a folder's name: with .out it is still a file name
+LONGEST = 244  # letters of a folder's name: with output- and .txt it is still a file name
 GRACE = 60  # seconds that processes have which outlive their launcher, once they are asked to leave
 
 FIXED = {
@@ -198,7 +198,7 @@ def make_run(
     if recipes.resolve(recipe_name, given["Recipe fields"])[0] != recipe:
         raise UserError(f"{recipe_name}: cannot be written as flags: {shlex.join(flags(typed))}; write a recipe file")
     cli.fill(Job, given["Run"])
-    return Run(name, recipe, out / name, out / f"{name}.out", command)
+    return Run(name, recipe, out / name, out / f"output-{name}.txt", command)
 
 
 def plain(value: Any) -> str:
@@ -240,6 +240,12 @@ def state(run: Run) -> str:
         return "resumable" if (run.folder / "recipe.yaml").exists() else "new"
     except OSError as e:  # its name is too long for the disk, its output is a folder
         raise UserError(f"cannot read {e.filename or run.folder}: {e.strerror}") from None
+
+
+def short(row: dict[str, Any]) -> str:
+    """How much of the protocol a run covers, where it is not all: ``: 2 of 5 epochs``."""
+    used, wanted = row["epochs_used"], row["epochs_wanted"]
+    return f": {used} of {wanted} epochs" if used < wanted else ""
 
 
 def finished(run: Run) -> bool:
@@ -376,7 +382,7 @@ def run_all(runs: list[Run], say: Any = print) -> int:
                 done.append(run)
                 row = summarise(run.folder)
                 rest = time_left(done, [r for r in runs[number:] if r not in done])
-                say(f"{head}: {took}, top-1 {row['top1']:.2f} ({row['protocol']}){rest}")
+                say(f"{head}: {took}, top-1 {row['top1']:.2f} ({row['protocol']}{short(row)}){rest}")
             elif status == STOPPED or stop.asked:
                 say(f"{head}: {took}, stopped")
                 unfinished += 1

@@ -300,7 +300,7 @@ def test_a_panel_per_setting_and_a_colour_per_mixer_in_all_of_them(runs: list[Pa
     assert (first.get_title("left"), second.get_title("left")) == ("quickstart, lr 0.2", "quickstart, lr 0.1")
     assert points(second) == {"cutmix": [(70.0, 0.0)]}
     colours = [line.get_color() for axes in (first, second) for line in axes.lines if line.get_gid() == "cutmix"]
-    assert colours == [plots.COLOURS[2]] * 2
+    assert colours == [plots.COLOURS[1]] * 2  # vanilla, cutmix, mixup
     assert len(plots.cost_figure(groups).axes) == 2
 
 

@@ -264,8 +264,8 @@ def test_a_flag_that_is_no_value_is_one_line(value: str, tmp_path: Path) -> None
 
 
 def test_an_output_that_is_a_folder_is_one_line(stub: Stub) -> None:
-    (stub.out / "quickstart_vanilla-seed0.out").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"cannot read .*quickstart_vanilla-seed0.out: Is a directory"):
+    (stub.out / "output-quickstart_vanilla-seed0.txt").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cannot read .*output-quickstart_vanilla-seed0.txt: Is a directory"):
         sweep.sweep(None, stub.base, dry_run=True)
 
 
@@ -274,7 +274,7 @@ def test_a_dry_run_opens_nothing_for_writing_and_sees_who_runs(
 ) -> None:
     assert stub() == 0
     (stub.out / "quickstart_cutmix-seed0/summary.csv").write_bytes(b"\xff\xfe\x00")
-    first = stub.out / "quickstart_vanilla-seed0.out"
+    first = stub.out / "output-quickstart_vanilla-seed0.txt"
     capsys.readouterr()
 
     def read_only(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
@@ -331,11 +331,13 @@ def test_failures_do_not_stop_the_others_and_are_reported_at_the_end(
     assert f"[1/4] {names[0]}: started" in text and re.search(rf"\[4/4\] {names[3]}: 0.0 min, top-1 51.00 \(", text)
     at_the_end = text[text.index("[4/4]") :]
     lines = "\n".join(f"    {names[0]} line {i}" for i in range(4, 9))
-    assert f"{names[0]} failed: exit status 1; its output is in {stub.out / names[0]}.out\n{lines}\n" in at_the_end
+    assert (
+        f"{names[0]} failed: exit status 1; its output is in {stub.out}/output-{names[0]}.txt\n{lines}\n" in at_the_end
+    )
     assert f"{names[1]} failed: killed by SIGKILL" in at_the_end
     assert f"{names[2]} failed: exit status 0, but epoch 2 was not evaluated" in at_the_end
     assert "3 of 4 runs failed" in at_the_end and "1 of 4 runs are finished" in at_the_end
-    assert (stub.out / f"{names[0]}.out").read_text().splitlines()[:2] == [
+    assert (stub.out / f"output-{names[0]}.txt").read_text().splitlines()[:2] == [
         f"$ {shlex.join(stub.runs(seeds=[0, 1])[0].command)}",
         "first line",
     ]
@@ -553,7 +555,7 @@ def test_the_slurm_script_holds_one_task_per_unfinished_run(
     assert stub.called()[1:] == names[1:]
     assert stub.calls()[1:] == [run.command[2:] for run in stub.runs(seeds=[0, 1])[1:]]
     assert (stub.folder / "requeued").read_text() == "requeue 77_0\n"  # what failed is not tried for ever
-    assert (stub.out / f"{names[2]}.out").read_text().startswith("first line")
+    assert (stub.out / f"output-{names[2]}.txt").read_text().startswith("first line")
     process = slurm(3, script)
     assert "no task 3" in process.communicate(timeout=30)[1] and process.returncode == 2
 
