@@ -13,7 +13,7 @@ from recipes import cli
 
 app = App(name="mixup-recipes", help=__doc__.splitlines()[0], version_flags=[], result_action="return_value")
 app.command(recipes_app := App(name="recipes", help="List, show, explain and compare recipes."))
-app.command(cells_app := App(name="cells", help="The published numbers: list, show, explain, compare, export."))
+app.command(cells_app := App(name="cells", help="The published numbers: list, show, explain, diff, export."))
 app.command(plot_app := App(name="plot", help="Draw runs into a .png or .svg file."))
 
 
@@ -35,20 +35,21 @@ def list_() -> None:
 @recipes_app.command
 def show(name: str) -> None:
     """The resolved recipe as a file that --recipe accepts."""
-    print(recipes.to_yaml(recipes.load(name)), end="")
+    print(recipes.to_yaml(recipes.resolve(name, unbuilt=True)[0]), end="")
 
 
 @recipes_app.command
 def explain(name: str) -> None:
     """Every value of a recipe with its origin."""
-    print(recipes.explain(*recipes.resolve(name)))
+    print(recipes.explain(*recipes.resolve(name, unbuilt=True)))
 
 
 @recipes_app.command
 def diff(first: str, second: str) -> None:
     """Fields in which two recipes differ."""
-    for key, (a, b) in recipes.differences(recipes.load(first), recipes.load(second)).items():
-        print(f"{key:32} {a!s:36} {b}")
+    (a, _), (b, _) = (recipes.resolve(name, unbuilt=True) for name in (first, second))
+    for key, (x, y) in recipes.differences(a, b).items():
+        print(f"{key:32} {x!s:36} {y}")
 
 
 @cells_app.command(name="list")
@@ -80,6 +81,8 @@ def show_cell(name: str, *, results: Path | None = None) -> None:
         print(cells.describe(cells.find(name), records.of_cells(results).get(name)))
     else:
         recipe, _ = cells.resolve(name)
+        if recipe.name in cells.cells():  # a setting alone is its vanilla row
+            return show_cell(recipe.name, results=results)
         print(f"{recipe.name} is a recipe, but no published cell.\n\n{recipes.to_yaml(recipe)}", end="")
 
 
@@ -121,12 +124,27 @@ def record(*runs: Path, out: Annotated[Path | None, Parameter(help="folder of th
 def table(
     *,
     benchmark: str | None = None,
-    format: str = "md",
+    format: str | None = None,
     results: Path | None = None,
     out: Path | None = None,
 ) -> None:
-    """The published tables with our runs beside them, as md, csv, latex or html."""
+    """The published tables with our runs beside them, as md, csv, latex or html.
+
+    Parameters
+    ----------
+    benchmark
+        pytorch_100e, pytorch_300e, rsb_a3, rsb_a2, deit or tiny; default all.
+    format
+        md, csv, latex or html; default what the ending of --out says, else md.
+    results
+        Folder of run records; default that of this package.
+    out
+        File to write to.
+    """
     from model_cards import records, tables
+
+    if format is None:
+        format = {".csv": "csv", ".tex": "latex", ".html": "html", ".htm": "html"}.get(out.suffix if out else "", "md")
 
     put(tables.table(benchmark, records.of_cells(results), format, results), out)
 
@@ -307,7 +325,17 @@ def dots(*runs: Path, out: Picture, published: bool = False) -> None:
 
 def main() -> None:
     """Entry point."""
-    cli.run(lambda: app(sys.argv[1:]))
+    cli.run(command)
+
+
+def command() -> int | None:
+    """The command that the arguments ask for. A file or folder that the system does not let us use is one line."""
+    try:
+        return app(sys.argv[1:])
+    except OSError as e:
+        if e.filename is None:  # no file of the user's
+            raise
+        raise recipes.UserError(f"{e.filename}: {e.strerror}") from None
 
 
 if __name__ == "__main__":

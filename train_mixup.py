@@ -79,6 +79,7 @@ def main() -> int | None:
     except ValueError as e:
         raise UserError(f"mixer {recipe.mixer!r} with model {recipe.model!r}: {e}") from None
     if job.dry_run:
+        optimisation.optimizer(step, recipe)  # only to see that it can be made
         accelerator.print(dryrun.describe(recipe, step, world))
         return None
     step = launch.on_device(step, recipe, accelerator)

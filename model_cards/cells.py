@@ -107,11 +107,15 @@ def published(runs: list[Path]) -> dict[str, float]:
 
     if not runs:
         raise UserError("no run folders given")
-    setting, _ = recipes.split_name(load_run(runs[0])[0].name)
     for run in runs:
-        if pairs := overrides(load_run(run)[0]):
+        recipe = load_run(run)[0]
+        pairs = overrides(recipe)
+        if pairs is None:
+            raise UserError(f"{run} is no run of a published recipe: {recipe.name!r} is none; leave out --published")
+        if pairs:
             changed = ", ".join(f"{k} {b} instead of {a}" for k, (a, b) in pairs.items())
             raise UserError(f"{run} is no run of a published recipe: {changed}; leave out --published")
+    setting, _ = recipes.split_name(load_run(runs[0])[0].name)
     return {c.mixer: c.top1 for c in select(setting=setting, numbered=True) if c.top1 is not None}
 
 

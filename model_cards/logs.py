@@ -11,9 +11,11 @@ What a file is shows in its content, not in its name:
 - ours, ``summary.csv``: the same columns, but epochs from 1, and ``eval_nll`` where timm has ``eval_loss``.
 """
 
+import contextlib
 import csv
 import json
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,58 @@ class Curves(NamedTuple):
     """Classifier ("" where there is one, "ema" for the average of the weights) -> epoch, from 1 -> top-1 in percent."""
 
 
+# ------------------------------------------------------------------------------------------- checks
+
+
+class Kind(NamedTuple):
+    """What a JSON value must be."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+COUNT = Kind("a positive integer", lambda v: type(v) is int and 0 < v < 2**53)
+UPDATE = Kind("an integer, 0 or more", lambda v: type(v) is int and 0 <= v < 2**53)
+NUMBER = Kind("a finite number", lambda v: type(v) in (int, float) and abs(v) < 1e300)  # compares false with nan
+PERCENT = Kind("a number from 0 to 100", lambda v: type(v) in (int, float) and 0 <= v <= 100)
+TEXT = Kind("text", lambda v: type(v) is str)
+TABLE = Kind("a table", lambda v: type(v) is dict)
+METRICS = {"top1": PERCENT, "top5": PERCENT, "ece": PERCENT, "nll": NUMBER, "count": COUNT}
+"""Of a validation line, each also with the name of a classifier or ``ema`` in front."""
+
+
+def check(value: Any, shape: Any, where: str, key: str = "") -> None:
+    """Raise ``UserError`` unless a JSON value is of a ``Kind``, or a table with the keys of ``shape``, each as there.
+
+    ``where`` and ``key`` are for the error: the file, and the keys that lead to the value.
+    """
+    kind = TABLE if isinstance(shape, dict) else shape
+    if not kind.fits(value):
+        raise UserError(f"{where}: {f'{key}: ' if key else ''}expected {kind.words}, got {value!r:.60}")
+    for name, inner in shape.items() if isinstance(shape, dict) else ():
+        path = f"{key}.{name}" if key else name
+        if name not in value:
+            raise UserError(f"{where}: {path} is missing")
+        check(value[name], inner, where, path)
+
+
+def check_validation(line: dict[str, Any], where: str) -> None:
+    """Raise ``UserError`` for a validation line without an epoch, or with one or a metric that can't be."""
+    check(line, {"epoch": COUNT} | {k: METRICS[n] for k in line if (n := k.rpartition("_")[2]) in METRICS}, where)
+
+
+@contextlib.contextmanager
+def naming(where: Path) -> Iterator[None]:
+    """Errors of what is read from a run or file name it."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(f"{where}: {e}") from None
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
 def read(path: Path) -> Curves:
     """The validation curves of a log, or of the newest log in a folder. Of a repeated epoch the last line counts.
 
@@ -47,10 +101,7 @@ def read(path: Path) -> Curves:
         kind, lines = csv_summary(file, text)
     else:
         raise unknown(file)
-    try:
-        heads = protocols.by_head(lines)
-    except UserError as e:
-        raise UserError(f"{file}: {e}") from None
+    heads = protocols.by_head(lines)
     if not heads:
         raise UserError(f"{file}: {kind} without validation lines")
     return Curves(f"{file}: {kind}", kind.startswith("our"), heads)
@@ -58,19 +109,30 @@ def read(path: Path) -> Curves:
 
 def newest_log(folder: Path) -> Path:
     """``log.jsonl`` of a run folder, else OpenMixup's last JSON log in lexical order, else ``summary.csv``."""
-    found = [*sorted(folder.glob("*.json"))[-1:], folder / "summary.csv"]
-    for file in (folder / "log.jsonl", *found):
+    found = sorted(file for file in folder.iterdir() if file.suffix == ".json")  # glob hides unreadable folders
+    for file in (folder / "log.jsonl", *found[-1:], folder / "summary.csv"):
         if file.is_file():
             return file
     raise UserError(f"no log in {folder}: expected log.jsonl, an OpenMixup *.log.json or a summary.csv")
 
 
 def read_text(path: Path) -> str:
-    """A file's text. Raises ``UserError`` if it cannot be read."""
+    """A file's text, without a byte order mark. Raises ``UserError`` if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ``UserError`` when it is missing, damaged or something else."""
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is not valid JSON") from None
+    check(content, TABLE, str(path))
+    return content
 
 
 def unknown(path: Path) -> UserError:
@@ -80,37 +142,44 @@ def unknown(path: Path) -> UserError:
     )
 
 
-def json_lines(path: Path, text: str, keys: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """The JSON objects of a text, one a line; a last line cut off by a kill is left out.
+def json_lines(path: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
+    """The JSON objects of a text, one a line, each with its place; a last line cut off by a kill is left out.
 
-    Raises ``UserError`` naming the line for damage elsewhere, and for an object without one of ``keys``.
+    Raises ``UserError`` naming the line for damage elsewhere.
     """
     rows = text.split("\n")
     lines = []
     for number, row in enumerate(rows, 1):
-        if not row.strip():
-            continue
         try:
-            line = json.loads(row)
-            whole = isinstance(line, dict) and all(key in line for key in keys)
-        except ValueError:
+            line = json.loads(row) if row.strip() else None
+            whole = isinstance(line, dict)
+        except (ValueError, RecursionError):
             whole = False
         if whole:
-            lines.append(line)
-        elif number < len(rows):
-            what = f" with {', '.join(keys)}" if keys else ""
-            raise UserError(f"{path}, line {number}: expected a JSON object{what}")
+            lines.append((f"{path}, line {number}", line))
+        elif row.strip() and number < len(rows):
+            raise UserError(f"{path}, line {number}: expected a JSON object")
     return lines
+
+
+def our_lines(path: Path, text: str) -> list[dict[str, Any]]:
+    """The lines of a ``log.jsonl``, each checked. Raises ``UserError`` naming the line and the key."""
+    lines = json_lines(path, text)
+    for where, line in lines:
+        check(line, {"mode": TEXT, "epoch": COUNT, "update": UPDATE}, where)
+        if line["mode"] == "val":
+            check_validation(line, where)
+    return [line for _, line in lines]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a ``log.jsonl``, ordered by epoch and update, each epoch and update once.
 
     A resumed run may have logged an epoch twice: the last line wins. A last line cut off by a kill is left out.
-    Raises ``UserError`` for a missing file and for a damaged line elsewhere.
+    Raises ``UserError`` for a missing file, for a damaged line elsewhere, and for values that cannot be.
     """
     lines: dict[tuple, dict[str, Any]] = {}
-    for line in json_lines(path, read_text(path), ("mode", "epoch", "update")):
+    for line in our_lines(path, read_text(path)):
         mode, epoch, update = line["mode"], line["epoch"], line["update"]
         lines[(mode, epoch) if mode == "val" else (mode, epoch, update)] = line
     return sorted(lines.values(), key=lambda line: (line["epoch"], line["update"]))
@@ -119,38 +188,47 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def json_log(path: Path, text: str) -> tuple[str, list[dict[str, Any]]]:
     """Format and validation lines of a log in JSON lines, with OpenMixup's names turned into ours."""
     lines = json_lines(path, text)
-    if ours := any("update" in line for line in lines):
-        lines = json_lines(path, text, ("mode", "epoch", "update"))
-    val = [line for line in lines if line.get("mode") == "val"]
-    if ours:
-        return "our log", val
-    if any("epoch" not in line for line in val):
-        raise UserError(f"{path}: a validation line has no epoch")
-    for old, new in (("head0_top1", "top1"), ("acc_one_", "one_"), ("acc_mix_", "mix_")):
-        val = [{re.sub(f"^{old}", new, key): value for key, value in line.items()} for line in val]
+    if any("update" in line for _, line in lines):
+        return "our log", [line for line in our_lines(path, text) if line["mode"] == "val"]
+    val = []
+    for where, line in lines:
+        if line.get("mode") == "val":
+            check_validation(line, where)
+            for old, new in (("head0_top1", "top1"), ("acc_one_", "one_"), ("acc_mix_", "mix_")):
+                line = {re.sub(f"^{old}", new, key): value for key, value in line.items()}
+            val.append(line)
     return "OpenMixup's log", val
 
 
 def csv_summary(path: Path, text: str) -> tuple[str, list[dict[str, Any]]]:
     """Format and rows of a summary.csv, epochs from 1. A last row without a line's end may be cut and is left out."""
-    rows = list(csv.reader(text.splitlines()))[: None if text.endswith("\n") else -1]
-    lines, header = [], rows[0] if rows else []
+    reader = csv.reader(text.splitlines())
+    try:
+        rows = [(reader.line_num, row) for row in reader][: None if text.endswith("\n") else -1]
+    except csv.Error as e:
+        raise UserError(f"{path}, line {reader.line_num}: {e}") from None
+    lines, header = [], rows[0][1] if rows else []
     kinds = {"eval_loss": ("timm's summary.csv", 1), "eval_nll": ("our summary.csv", 0)}
     found = [kind for column, kind in kinds.items() if column in header]
     if len(found) != 1:
         raise UserError(
             f"{path}: unknown format; expected a column eval_loss (timm) or eval_nll (ours) beside eval_top1"
         )
+    if again := [column for column in header if header.count(column) > 1]:
+        raise UserError(f"{path}, line 1: column {again[0]} comes {header.count(again[0])} times")
     kind, offset = found[0]
-    for number, row in enumerate(rows, 1):
+    for number, row in rows:
         if row == header:
             continue
         try:
             values = {k: float(v) for k, v in zip(header, row, strict=True)}
         except ValueError:
             raise UserError(f"{path}, line {number}: expected {len(header)} numbers, one per column") from None
-        top1 = {k.removeprefix("eval_"): v for k, v in values.items() if k.startswith("eval_")}
-        lines.append({"epoch": int(values["epoch"]) + offset} | top1)
+        values = {k: int(v) if v.is_integer() else v for k, v in values.items()}
+        line = {"epoch": values["epoch"] + offset}
+        line |= {k.removeprefix("eval_"): v for k, v in values.items() if k.startswith("eval_")}
+        check_validation(line, f"{path}, line {number}")
+        lines.append(line)
     return kind, lines
 
 
@@ -184,15 +262,17 @@ def readings_of(
 ) -> tuple[str, protocols.Reading, protocols.Reading]:
     """The readings of one log as text, the strict one (of the last classifier) and that of OpenMixup's tool."""
     curves = read(path)
-    own = path / "recipe.yaml"
-    source = recipe or (str(own) if own.is_file() else None)
+    own = (path if path.is_dir() else path.parent) / "recipe.yaml"
+    source = recipe or (str(own) if curves.ours and own.is_file() else None)
     known = recipes.resolve(source, unbuilt=True)[0] if source else None
     if known:
         protocol, last, epochs = protocol or known.protocol, last or known.protocol_epochs, epochs or known.epochs
     if protocol not in ("median", "best"):
-        raise UserError(f"which protocol? pass --recipe NAME, or --protocol median or best (given: {protocol})")
+        given = "" if protocol is None else f", not {protocol!r}"
+        raise UserError(f"which protocol? pass --recipe NAME, or --protocol median or best{given}")
     if epochs is None or (protocol == "median" and last is None):
-        raise UserError("which window? pass --recipe NAME, or --last and --epochs, e.g. --last 5 --epochs 100")
+        example = "--epochs 300" if protocol == "best" else "--last 5 --epochs 100"
+        raise UserError(f"which window? pass --recipe NAME, or {example}")
     ema = known.report_ema if known and curves.ours else False
     heads = protocols.reported_heads(curves.heads, ema)
     if not heads:
@@ -200,8 +280,9 @@ def readings_of(
     rule = (protocol, last or 1, epochs)
     done = max(max(values) for values in heads.values())
     rows = [f"{curves.source}, {done} of {epochs} epochs"]
-    for head, values in heads.items():
-        strict = protocols.strict(values, *rule)
-        rows.append(f"{strict.value:7.3f}  {strict.label}" + (f", {head}" if head else ""))
-    tool = protocols.tool(heads, *rule)
+    with naming(path):
+        for head, values in heads.items():
+            strict = protocols.strict(values, *rule)
+            rows.append(f"{strict.value:7.3f}  {strict.label}" + (f", {head}" if head else ""))
+        tool = protocols.tool(heads, *rule)
     return "\n".join([*rows, f"{tool.value:7.3f}  {tool.label}"]), strict, tool

@@ -29,6 +29,7 @@ from .seeds import Group, grouped, settings
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture everywhere
     "font.size": 12,
+    "text.parse_math": False,  # a $ in a name is a $
     "axes.titlesize": 13,
     "axes.titlelocation": "left",
     "axes.titlepad": 12,
@@ -91,8 +92,9 @@ def style(i: int) -> dict[str, str]:
 
 
 def styles(groups: list[Group]) -> dict[str, dict[str, str]]:
-    """A style per name of a group, the same in all settings."""
-    return {name: style(i) for i, name in enumerate(dict.fromkeys(group.name for group in groups))}
+    """A style per name of a group, the same in all settings and in any order of the runs; vanilla has the first."""
+    names = sorted({group.name for group in groups}, key=lambda name: (name != "vanilla", name))
+    return {name: style(i) for i, name in enumerate(names)}
 
 
 def accuracy(groups: list[Group]) -> str:

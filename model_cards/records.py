@@ -9,11 +9,14 @@ the name is no recipe of this package. ``protocol``: in words. ``images``: how m
 tool would read it, top5, nll, ece, epochs done and planned, seconds, images/s, and the environment of that run.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import re
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,16 @@ import recipes
 from recipes import Recipe, UserError
 
 from .cells import Cell, cells, protocol
+from .logs import COUNT, NUMBER, PERCENT, TABLE, TEXT, check, naming, read_table
 
 FOLDER = Path(__file__).parent / "results"
 ENVIRONMENT = ("commit", "python", "packages", "platform", "device", "processes", "mixed_precision")
-KEYS = ("recipe", "fields", "overrides", "protocol", "images", "dataset", "seeds")
+FIELDS = {"epochs": COUNT, "trials": COUNT, "train_split": TEXT, "eval_split": TEXT}
+KEYS = {"recipe": TEXT, "fields": FIELDS, "protocol": TEXT, "images": COUNT, "dataset": TABLE, "seeds": TABLE}
+READING = {"name": TEXT, "value": PERCENT, "used": COUNT, "wanted": COUNT, "epoch": COUNT, "missing": TEXT}
+SEED = {"top1": PERCENT, "reading": READING, "tool": READING, "top5": PERCENT, "nll": NUMBER, "ece": PERCENT}
+SEED |= {"epochs": COUNT, "epochs_planned": COUNT, "seconds": NUMBER, "img_per_s": NUMBER, "env": TABLE}
+APART = "record them apart, into another --out folder or under another name in recipe.yaml"
 PLACE = ("dataset", "dataset_config", "dataset_revision", "image_column", "label_column", "train_split", "eval_split")
 """Fields that say where the images come from: no override, as long as their numbers are those of the benchmark."""
 IMAGES = {"ILSVRC/imagenet-1k": (1_281_167, 50_000), "zh-plus/tiny-imagenet": (100_000, 10_000)}
@@ -52,23 +61,12 @@ def in_words(pairs: dict[str, list[Any]]) -> str:
     return "; ".join(f"{k}: {a} and {b}" for k, (a, b) in pairs.items())
 
 
-def read_json(path: Path) -> Any:
-    """Content of a JSON file. Raises ``UserError`` when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from None
-    except ValueError:
-        raise UserError(f"{path} is not valid JSON") from None
-
-
 def overrides(recipe: Recipe) -> dict[str, list[Any]] | None:
     """Fields in which a recipe differs from the published one of its name; None: this package has none."""
     try:
-        recipes.split_name(recipe.name)
-    except UserError:
+        return changes(recipe.name, fields_of(recipe))
+    except UserError:  # no such recipe, although its name may begin like a setting's
         return None
-    return changes(recipe.name, fields_of(recipe))
 
 
 def changes(name: str, fields: dict[str, Any]) -> dict[str, list[Any]]:
@@ -79,26 +77,39 @@ def changes(name: str, fields: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def other_images(content: dict[str, Any]) -> str:
-    """How the data differ in number from those of the published recipe of this name, in words; empty if they don't."""
+    """How the images differ in number from those of the published recipe of this name, in words; empty if they don't.
+
+    Images that could not be read and were passed over in the evaluation are missing too.
+    """
     published, _ = recipes.resolve(content["recipe"], unbuilt=True)
-    splits = content["dataset"]["splits"]
-    found = tuple(splits[content["fields"][key]]["images"] for key in ("train_split", "eval_split"))
-    wanted = IMAGES.get(published.dataset, found)
+    there = tuple(content["dataset"]["splits"][content["fields"][k]]["images"] for k in ("train_split", "eval_split"))
+    found, wanted = (there[0], content["images"]), IMAGES.get(published.dataset, there)
     return "" if found == wanted else f"{found[0]:,} + {found[1]:,} images instead of {wanted[0]:,} + {wanted[1]:,}"
+
+
+def excluded(content: dict[str, Any]) -> str:
+    """Why the runs of a published recipe's record do not count, whatever they found, in words; empty if they count."""
+    # compared with the recipe of today, which may have changed since the record was made
+    if pairs := changes(content["recipe"], content["fields"]) or content["overrides"]:
+        changed = ", ".join(f"{k} {b} instead of {a}" for k, (a, b) in pairs.items())
+        return f"runs with {changed} do not count"
+    images = other_images(content)
+    return f"runs on {images} do not count" if images else ""
 
 
 def read_run(run: Path) -> dict[str, Any]:
     """A record of one run folder, finished or not. Raises ``UserError`` naming what is missing."""
     from training import protocols
 
-    from .report import load_run, summarise
+    from .report import load_data, load_run, summarise
 
     recipe, _, val = load_run(run)
     if not re.fullmatch(r"\w[\w.-]*", recipe.name) or recipe.name.endswith((".yaml", ".yml")):
         raise UserError(f"{run}: recipe name {recipe.name!r} cannot name a record; expected letters, digits and _ . -")
     summary = summarise(run)
-    strict, tool = protocols.of_run(val, recipe)
-    environment, data = read_json(run / "env.json"), read_json(run / "data.json")
+    with naming(run):
+        strict, tool = protocols.of_run(val, recipe)
+    environment = read_table(run / "env.json")
     numbers = ("top5", "nll", "ece", "epochs", "epochs_planned", "seconds", "img_per_s")
     seed = {
         "top1": strict.value,
@@ -113,10 +124,34 @@ def read_run(run: Path) -> dict[str, Any]:
         "overrides": overrides(recipe),
         "protocol": protocol(recipe),
         "images": summary["count"],
-        "dataset": {k: v for k, v in data.items() if k != "classes"},
+        "dataset": load_data(run, recipe),
         "seeds": {str(recipe.seed): seed},
     }
-    return plain(content)
+    content = plain(content)
+    validate(content, str(run))
+    return content
+
+
+def validate(content: Any, where: str) -> None:
+    """Raise ``UserError`` unless content is a whole record that does not contradict itself. ``where``: its file."""
+    from .report import images_of
+
+    check(content, KEYS, where)
+    fields, overrides = content["fields"], content.get("overrides")
+    pairs = overrides.values() if isinstance(overrides, dict) else [] if overrides is None else [None]
+    if "overrides" not in content or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise UserError(f"{where}: overrides: expected null, or a table of pairs, got {overrides!r:.60}")
+    splits = Recipe(train_split=fields["train_split"], eval_split=fields["eval_split"])
+    check(content["dataset"], images_of(splits), where, "dataset")
+    if content["images"] > (there := content["dataset"]["splits"][splits.eval_split]["images"]):
+        raise UserError(f"{where}: images: {content['images']} were evaluated, but {splits.eval_split} has {there}")
+    if not content["seeds"] or not all(re.fullmatch(r"\d+", seed) for seed in content["seeds"]):
+        raise UserError(f"{where}: seeds: expected a table of seeds, got {list(content['seeds'])}")
+    for seed, found in content["seeds"].items():
+        check(found, SEED, where, f"seeds.{seed}")
+        done, planned, epochs = found["epochs"], found["epochs_planned"], fields["epochs"]
+        if planned != epochs or done > planned:
+            raise UserError(f"{where}: seeds.{seed}: {done} of {planned} epochs, but the recipe has {epochs}")
 
 
 def merge(record: dict[str, Any], other: dict[str, Any], where: str) -> dict[str, Any]:
@@ -125,13 +160,15 @@ def merge(record: dict[str, Any], other: dict[str, Any], where: str) -> dict[str
     Raises ``UserError`` unless both are of one recipe, on the same images, and agree on shared seeds.
     """
     if record["recipe"] != other["recipe"]:
-        raise UserError(f"{where}: runs of two recipes, {record['recipe']} and {other['recipe']}; record them apart")
+        raise UserError(
+            f"{where}: runs of two recipes, {record['recipe']} and {other['recipe']}; record each recipe by itself"
+        )
     shared = ("images", "dataset")
     defaults = fields_of(Recipe())  # a record may be older than a field
     pairs = different(defaults | record["fields"], defaults | other["fields"])
     pairs |= different({k: record[k] for k in shared}, {k: other[k] for k in shared})
     if pairs:
-        raise UserError(f"{where}: not the same recipe but for the seed: {in_words(pairs)}; record them apart")
+        raise UserError(f"{where}: not the same recipe but for the seed: {in_words(pairs)}; {APART}")
     seeds = dict(record["seeds"])
     for seed, new in other["seeds"].items():
         old = seeds.get(seed, new)
@@ -173,21 +210,32 @@ def save(runs: list[Path], folder: Path | None = None) -> Path:
     folder = folder or FOLDER
     content = record(runs)
     path = folder / file_name(content)
-    if path.exists():
-        content = merge(read(path), content, str(path))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"cannot write to {folder}: {e.strerror}") from None
-    write_json(path, content)
+    with locked(folder):
+        if path.exists():
+            content = merge(read(path), content, str(path))
+        write_json(path, content)
     return path
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder if need be and wait until no other process records into it, so that no seed is lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")
+    except OSError as e:
+        raise UserError(f"cannot write to {folder}: {e.strerror}") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def read(path: Path) -> dict[str, Any]:
-    """One record. Raises ``UserError`` for a file that is none."""
-    content = read_json(path)
-    if not isinstance(content, dict) or any(k not in content for k in KEYS) or not content["seeds"]:
-        raise UserError(f"{path} is no run record: expected {', '.join(KEYS)}")
+    """One record. Raises ``UserError`` for a file that is none, or not the one that its name says."""
+    content = read_table(path)
+    validate(content, str(path))
+    if path.name != file_name(content):
+        raise UserError(f"{path}: this record belongs into a file {file_name(content)}")
     return content
 
 
@@ -196,7 +244,8 @@ def load(folder: Path | None = None) -> dict[str, dict[str, Any]]:
     folder = folder or FOLDER
     if not folder.is_dir():
         raise UserError(f"no folder of run records {folder}")
-    return {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
+    paths = sorted(path for path in folder.iterdir() if path.suffix == ".json")  # glob hides unreadable folders
+    return {path.stem: read(path) for path in paths}
 
 
 def finished(content: dict[str, Any]) -> list[float]:
@@ -206,8 +255,11 @@ def finished(content: dict[str, Any]) -> list[float]:
 
 
 def ours(content: dict[str, Any] | None) -> tuple[float, float | None, int] | None:
-    """Mean, standard deviation (None for one seed) and number of finished seeds; None when none is."""
-    values = finished(content) if content else []
+    """Mean, standard deviation (None for one seed) and number of the finished seeds of a record that counts, or None.
+
+    ``content``: the record of a published recipe.
+    """
+    values = finished(content) if content and not excluded(content) else []
     if not values:
         return None
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values)
@@ -232,11 +284,8 @@ def status(cell: Cell, content: dict[str, Any] | None) -> tuple[str, str]:
         return none[0], none[1] + foreign
     if content["recipe"] != cell.name:
         raise UserError(f"a record of {content['recipe']} cannot speak for the cell {cell.name}")
-    if pairs := changes(cell.name, content["fields"]):  # now: the recipe may have changed since the record was made
-        changed = ", ".join(f"{k} {b} instead of {a}" for k, (a, b) in pairs.items())
-        return none[0], f"{none[1]}; runs with {changed} do not count{foreign}"
-    if images := other_images(content):
-        return none[0], f"{none[1]}; runs on {images} do not count{foreign}"
+    if why := excluded(content):
+        return none[0], f"{none[1]}; {why}{foreign}"
     values = finished(content)
     if not values:
         progress = ", ".join(

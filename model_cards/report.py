@@ -7,6 +7,7 @@ with the highest top-1.
 
 import re
 import statistics
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import recipes
 from recipes.typed import UserError
 from training import protocols
 
-from .logs import read_log
+from .logs import COUNT, NUMBER, TEXT, check, naming, read_log, read_table
 
 METRICS = ("top1", "top5", "nll", "ece")
 
@@ -36,13 +37,28 @@ def load_run(run: Path) -> tuple[recipes.Recipe, list[dict[str, Any]], list[dict
     return recipe, train, val
 
 
+def images_of(recipe: recipes.Recipe) -> dict[str, Any]:
+    """The shape of what a run says of its images (``logs.check``)."""
+    split = {"images": COUNT, "labels_sha256": TEXT}
+    return {"splits": {recipe.train_split: split, recipe.eval_split: split}}
+
+
+def load_data(run: Path, recipe: recipes.Recipe) -> dict[str, Any]:
+    """What ``data.json`` of a run folder says of its images, without the class names. Raises ``UserError``."""
+    content = read_table(run / "data.json")
+    check(content, images_of(recipe), str(run / "data.json"))
+    return {k: v for k, v in content.items() if k != "classes"}
+
+
 def value(run: Path, line: dict[str, Any], *keys: str) -> float:
     """A number of a log line; ``keys`` lead to it. Raises ``UserError`` if it isn't there."""
     found: Any = line
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(found, int | float):
-        raise UserError(f"{run}: log.jsonl, {line['mode']} line of epoch {line['epoch']}: {'.'.join(keys)} is missing")
+    place = f"{run}: log.jsonl, {line['mode']} line of epoch {line['epoch']}: {'.'.join(keys)}"
+    if found is None:
+        raise UserError(f"{place} is missing")
+    check(found, NUMBER, place)
     return found
 
 
@@ -58,7 +74,8 @@ def summarise(run: Path) -> dict[str, Any]:
     recipe, train, val = load_run(run)
     prefix = "ema_" if recipe.report_ema else ""
     metrics = {line["epoch"]: {name: value(run, line, prefix + name) for name in METRICS} for line in val}
-    number, tool = protocols.of_run(val, recipe)
+    with naming(run):
+        number, tool = protocols.of_run(val, recipe)
     top1 = {epoch: found["top1"] for epoch, found in metrics.items()}
     window = protocols.window(top1, recipe.protocol, recipe.protocol_epochs, recipe.epochs)
     return {
@@ -92,6 +109,11 @@ def labels(runs: list[Path]) -> list[str]:
     return [str(run) for run in runs]
 
 
+def markdown(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
 def table(runs: list[Path]) -> str:
     """The runs as a Markdown table, with a line that says what was measured."""
     rows = [summarise(run) for run in runs]
@@ -107,7 +129,7 @@ def table(runs: list[Path]) -> str:
         notes = [] if shared else [row["protocol"]]
         notes += [f"{used} of {wanted} epochs"] if used < wanted else []
         lines.append([
-            name,
+            markdown(name),
             row["mixer"],
             f"{done}" if done == planned else f"{done} of {planned}",
             f"{row['top1']:.2f}" + (f" ({', '.join(notes)})" if notes else ""),
@@ -157,7 +179,7 @@ def stack_sheets(sheets: list[tuple[str, Path]], out: Path) -> None:
 def report(runs: list[Path], out: Path) -> str:
     """Write ``table.md``, ``curves.png`` and, if runs have sample sheets, ``samples.png`` into the folder ``out``.
 
-    Returns the table. Raises ``UserError`` for an unreadable run folder, before anything is written.
+    Returns the table. Raises ``UserError`` for what cannot be read or drawn, before anything is written.
     """
     from . import plots  # it reads runs through this module
 
@@ -166,12 +188,12 @@ def report(runs: list[Path], out: Path) -> str:
     mixers = [row["mixer"] for row in rows]
     titles = [m if mixers.count(m) == 1 else f"{m} ({n})" for m, n in zip(mixers, labels(runs), strict=True)]
     sheets = [(title, sheet) for title, run in zip(titles, runs, strict=True) if (sheet := last_sheet(run))]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "table.md").write_text(text, encoding="utf-8")
-        plots.curves(runs, out / "curves.png")
+    with tempfile.TemporaryDirectory() as folder:  # all is made before any of it is written
+        aside = Path(folder)
+        plots.curves(runs, aside / "curves.png")
         if sheets:
-            stack_sheets(sheets, out / "samples.png")
-    except OSError as e:
-        raise UserError(f"cannot write the report to {out}: {e.strerror or e}") from None
+            stack_sheets(sheets, aside / "samples.png")
+        made = {path.name: path.read_bytes() for path in sorted(aside.iterdir())}
+    for name, content in (made | {"table.md": text.encode()}).items():
+        plots.write(out / name, content)
     return text

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import recipes
 from recipes.typed import UserError
 
-from .report import labels, load_run, summarise
+from .report import labels, load_data, load_run, markdown, summarise
 
 COMPARED = ("name", "mixer", "mixer_args", "seed")
 """Recipe fields in which runs may differ and still be compared: one table, one panel."""
@@ -26,6 +26,8 @@ class Group(NamedTuple):
     """Run folders, one per seed."""
     rows: list[dict[str, Any]]
     """What ``report.summarise`` says about each run."""
+    data: dict[str, Any] | None
+    """What ``data.json`` says of the images, the same for all; None for runs that do not have it."""
 
     @property
     def top1(self) -> list[float]:
@@ -51,23 +53,24 @@ class Group(NamedTuple):
 def grouped(runs: list[Path]) -> list[Group]:
     """Group run folders by recipe, seeds aside, in order of appearance.
 
-    Runs that got equally far make a group, each seed once: what repeats recipe and seed stands alone, and so does a
-    run that is unfinished. Raises ``UserError``: see ``report.load_run``.
+    Runs on the same images that got equally far make a group, each seed once: what repeats recipe and seed stands
+    alone, and so does a run that is unfinished. Raises ``UserError``: see ``report.load_run``.
     """
     if not runs:
         raise UserError("no run folders given")
     groups: list[Group] = []
     for run in runs:
         recipe, row = load_run(run)[0], summarise(run)
+        data = load_data(run, recipe) if (run / "data.json").exists() else None
         for group in groups:
-            same = not recipes.differences(group.recipe, recipe, ignore=("name", "seed"))
+            same = data == group.data and not recipes.differences(group.recipe, recipe, ignore=("name", "seed"))
             far = row["epochs"] == group.rows[0]["epochs"]
             if same and far and row["seed"] not in [r["seed"] for r in group.rows]:
                 group.runs.append(run)
                 group.rows.append(row)
                 break
         else:
-            groups.append(Group("", "", recipe, [run], [row]))
+            groups.append(Group("", "", recipe, [run], [row], data))
     return named(groups)
 
 
@@ -84,24 +87,34 @@ def text(values: dict[str, Any]) -> str:
     return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
 
 
+def images(data: dict[str, Any] | None) -> str:
+    """``train 675 images (labels 1f3a5b7c), test 661 images (labels 9d8e7f60)``, or unknown images."""
+    splits = data["splits"] if data else {}
+    found = [f"{name} {s['images']} images (labels {s['labels_sha256'][:8]})" for name, s in splits.items()]
+    return ", ".join(found) or "unknown images"
+
+
 def named(groups: list[Group]) -> list[Group]:
     """The groups with ``setting`` and ``name`` filled in; no two have both the same."""
     clusters: list[list[int]] = []  # groups of one setting each
     for i, group in enumerate(groups):
         for cluster in clusters:
-            if not recipes.differences(groups[cluster[0]].recipe, group.recipe, ignore=COMPARED):
+            first = groups[cluster[0]]
+            if first.data == group.data and not recipes.differences(first.recipe, group.recipe, ignore=COMPARED):
                 cluster.append(i)
                 break
         else:
             clusters.append([i])
     firsts = [groups[cluster[0]].recipe for cluster in clusters]
+    data = [images(groups[cluster[0]].data) for cluster in clusters]
     bases = [recipe.name.removesuffix(f"_{recipe.mixer}") for recipe in firsts]
     found = dict(enumerate(groups))
-    for cluster, base, first in zip(clusters, bases, firsts, strict=True):
+    for cluster, base, first, own in zip(clusters, bases, firsts, data, strict=True):
         alike = [other for other, b in zip(firsts, bases, strict=True) if b == base]
         different = {k for other in alike for k in recipes.differences(first, other, ignore=COMPARED)}
         values = {k: getattr(first, k) for k in recipes.schema(recipes.Recipe) if k in different}
-        setting = ", ".join(filter(None, (base, text(values))))
+        same = {d for d, b in zip(data, bases, strict=True) if b == base} == {own}
+        setting = ", ".join(filter(None, (base, text(values), "" if same else own)))
         for i, name in zip(cluster, names([groups[i] for i in cluster]), strict=True):
             found[i] = groups[i]._replace(setting=setting, name=name)
     return [found[i] for i in range(len(groups))]
@@ -129,13 +142,13 @@ def summary(runs: list[Path]) -> str:
     tables = []
     for setting, groups in settings(grouped(runs)).items():
         protocol = groups[0].rows[0]["protocol"]  # a recipe decides it, so that all groups share it
-        lines = [f"| {setting} | top-1 ({protocol}) | std | seeds | lowest | highest |"]
+        lines = [f"| {markdown(setting)} | top-1 ({protocol}) | std | seeds | lowest | highest |"]
         lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
         for group in sorted(groups, key=lambda g: -g.mean):
             std = "" if group.std is None else f"{group.std:.2f}"
             used, wanted = group.rows[0]["epochs_used"], group.rows[0]["epochs_wanted"]
             mean = f"{group.mean:.2f}" + (f" ({used} of {wanted} epochs)" if used < wanted else "")
             numbers = f"{mean} | {std} | {len(group.runs)} | {min(group.top1):.2f} | {max(group.top1):.2f}"
-            lines.append(f"| {group.name} | {numbers} |")
+            lines.append(f"| {markdown(group.name)} | {numbers} |")
         tables.append("\n".join(lines))
     return "\n\n".join(tables) + "\n\nMean, standard deviation (n - 1) and range over seeds, top-1 in percent.\n"

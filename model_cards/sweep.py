@@ -25,7 +25,7 @@ import yaml
 
 import recipes
 from recipes import Recipe, cli
-from recipes.typed import UserError, convert, nearest
+from recipes.typed import UserError, convert, from_yaml, nearest
 from training.job import STOPPED, Job
 
 from .logs import read_log
@@ -33,6 +33,7 @@ from .report import report, summarise
 from .seeds import summary
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+LONGEST = 244  # letters of a folder's name: with output- and .txt it is still a file name
 GRACE = 60  # seconds that processes have which outlive their launcher, once they are asked to leave
 
 FIXED = {
@@ -121,9 +122,9 @@ def assignment(text: str) -> tuple[str, str]:
 def yaml_value(key: str, text: str) -> Any:
     """Text of a command line as a YAML value."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"command line: {key}: {text!r} is no YAML value") from None
+        return from_yaml(text)
+    except UserError as e:
+        raise UserError(f"command line: {key}: {e}") from None
 
 
 def to_yaml(sweep: Sweep) -> str:
@@ -136,7 +137,10 @@ def to_yaml(sweep: Sweep) -> str:
 
 def plan(sweep: Sweep) -> list[Run]:
     """The runs of a sweep, one seed of everything before the next. Raises ``UserError``; writes nothing."""
-    launcher = shlex.split(sweep.launcher or shlex.quote(sys.executable))
+    try:
+        launcher = shlex.split(sweep.launcher or shlex.quote(sys.executable))
+    except ValueError as e:
+        raise UserError(f"launcher {sweep.launcher!r}: {e}") from None
     if not launcher or shutil.which(launcher[0]) is None:
         raise UserError(f"launcher {sweep.launcher!r}: no such executable in PATH: {launcher[0] if launcher else ''!r}")
     for key in sweep.overrides:
@@ -168,6 +172,8 @@ def make_run(
     recipe_name: str, seed: int, overrides: dict[str, Any], grid: dict[str, Any], launcher: list[str], out: Path
 ) -> Run:
     """Resolve one run. Raises ``UserError`` that names it."""
+    from training import backbones, optimisation
+
     values, known, job_flags = overrides | grid, recipes.schema(Recipe), recipes.schema(Job)
     fields = {k: v for k, v in values.items() if k in known} | {"seed": seed}
     if own_args := {k.removeprefix("mixer."): v for k, v in values.items() if k.startswith("mixer.")}:
@@ -175,12 +181,16 @@ def make_run(
     jobs = {k: convert(v, job_flags[k], f"overrides: {k}") for k, v in values.items() if k in job_flags}
     try:
         recipe, _ = recipes.resolve(recipe_name, fields)
+        backbones.check_name(recipe.model)
+        optimisation.check_name(recipe.opt)
     except UserError as e:
         raise UserError(str(e) if recipe_name in str(e) else f"{recipe_name}: {e}") from None
     args = recipe.mixer_args.get(recipe.mixer, {})
     typed = {k: args[k[6:]] if k.startswith("mixer.") else jobs[k] if k in jobs else getattr(recipe, k) for k in values}
     parts = [recipe.name, *(k.removeprefix("mixer.") + plain(typed[k]) for k in grid), f"seed{seed}"]
     name = re.sub(r"[^\w.+-]+", "_", "-".join(parts), flags=re.ASCII)
+    if len(name) > LONGEST:
+        raise UserError(f"{recipe_name}: the folder name {name[:60]}... has {len(name)} letters, at most {LONGEST} fit")
     script = find_spec("train_mixup").origin  # type: ignore[union-attr]  # it is installed with this module
     command = [*launcher, script, "--recipe", recipe_name, "--seed", str(seed)]
     command += ["--output_dir", str(out / name), "--resume_from_checkpoint", "auto", *flags(typed)]
@@ -188,7 +198,7 @@ def make_run(
     if recipes.resolve(recipe_name, given["Recipe fields"])[0] != recipe:
         raise UserError(f"{recipe_name}: cannot be written as flags: {shlex.join(flags(typed))}; write a recipe file")
     cli.fill(Job, given["Run"])
-    return Run(name, recipe, out / name, out / f"{name}.out", command)
+    return Run(name, recipe, out / name, out / f"output-{name}.txt", command)
 
 
 def plain(value: Any) -> str:
@@ -217,22 +227,31 @@ def text(value: Any) -> str:
 def state(run: Run) -> str:
     """``finished``, ``running`` (another process is at it), ``resumable`` or ``new``.
 
-    Raises ``UserError`` when the folder holds something else, with the fields that differ.
+    Raises ``UserError`` when the folder holds something else, with the fields that differ, or cannot be read.
     """
     from training.run import check_folder
 
-    check_folder(run.folder, run.recipe, resume=True)
-    if held(run.output, fcntl.flock) or held(run.folder / ".lock", fcntl.lockf):
-        return "running"
-    if finished(run):
-        return "finished"
-    return "resumable" if (run.folder / "recipe.yaml").exists() else "new"
+    try:
+        check_folder(run.folder, run.recipe, resume=True)
+        if held(run.output, fcntl.flock) or held(run.folder / ".lock", fcntl.lockf):
+            return "running"
+        if finished(run):
+            return "finished"
+        return "resumable" if (run.folder / "recipe.yaml").exists() else "new"
+    except OSError as e:  # its name is too long for the disk, its output is a folder
+        raise UserError(f"cannot read {e.filename or run.folder}: {e.strerror}") from None
+
+
+def short(row: dict[str, Any]) -> str:
+    """How much of the protocol a run covers, where it is not all: ``: 2 of 5 epochs``."""
+    used, wanted = row["epochs_used"], row["epochs_wanted"]
+    return f": {used} of {wanted} epochs" if used < wanted else ""
 
 
 def finished(run: Run) -> bool:
     """Whether the last epoch is evaluated, and what was exported is up to date (summary.csv is written last)."""
     try:
-        last_row = (run.folder / "summary.csv").read_text().splitlines()[-1]
+        last_row = (run.folder / "summary.csv").read_text(encoding="utf-8", errors="replace").splitlines()[-1]
     except (OSError, IndexError):
         return False
     evaluated = [line["epoch"] for line in read_log(run.folder / "log.jsonl") if line["mode"] == "val"]
@@ -240,12 +259,12 @@ def finished(run: Run) -> bool:
 
 
 def held(path: Path, lock: Any) -> bool:
-    """Whether another process holds a lock on the file."""
+    """Whether another process holds a lock on the file. A shared lock tells, for which it need not be writable."""
     if not path.exists():
         return False
-    with path.open("ab") as file:
+    with path.open("rb") as file:
         try:
-            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             return True
     return False
@@ -363,7 +382,7 @@ def run_all(runs: list[Run], say: Any = print) -> int:
                 done.append(run)
                 row = summarise(run.folder)
                 rest = time_left(done, [r for r in runs[number:] if r not in done])
-                say(f"{head}: {took}, top-1 {row['top1']:.2f} ({row['protocol']}){rest}")
+                say(f"{head}: {took}, top-1 {row['top1']:.2f} ({row['protocol']}{short(row)}){rest}")
             elif status == STOPPED or stop.asked:
                 say(f"{head}: {took}, stopped")
                 unfinished += 1
@@ -394,14 +413,16 @@ def results(runs: list[Run], out: Path) -> str:
     from . import plots
 
     done = [run.folder for run in runs if state(run) == "finished"]
+    others = sorted({path.parent.name for path in out.glob("*/recipe.yaml")} - {run.name for run in runs})
+    rest = f"\nalso in {out}, but not of this sweep: {', '.join(others)}" if others else ""
     if not done:
-        return "no run is finished: no table"
+        return f"no run is finished: no table{rest}"
     text = summary(done)
     report(done, out)
     plots.dots(done, out / "dots.png")
     plots.write(out / "summary.md", text)
     files = "summary.md, table.md, dots.png, curves.png"
-    return f"{text}\n{len(done)} of {len(runs)} runs are finished; written to {out}: {files}"
+    return f"{text}\n{len(done)} of {len(runs)} runs are finished; written to {out}: {files}{rest}"
 
 
 def slurm_script(runs: list[Run], out: Path, options: list[str]) -> str:

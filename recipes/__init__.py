@@ -9,6 +9,7 @@ the fields that the setting changes for one mixer only (mixer -> fields, ahead o
 import dataclasses
 import functools
 import inspect
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from .typed import Between, UserError, convert, nearest
+from .typed import Between, UserError, convert, from_yaml, nearest
 
 FOLDER = Path(__file__).parent
 
@@ -196,7 +197,7 @@ def settings() -> dict[str, Path]:
 def split_name(name: str) -> tuple[str, str | None]:
     """``"r50_100e_cutmix"`` to ``("r50_100e", "cutmix")``: the longest setting name that fits; no mixer: None."""
     fits = [s for s in settings() if name == s or name.startswith(s + "_")]
-    if not fits:
+    if not fits or name.endswith("_"):
         raise UserError(f"unknown recipe {name!r}: no setting starts it; {nearest_recipe(name)}")
     setting = max(fits, key=len)
     return setting, name[len(setting) + 1 :] or None
@@ -214,11 +215,13 @@ def nearest_recipe(name: str) -> str:
 def read_yaml(path: Path, what: str = "recipe file") -> dict[str, Any]:
     """A YAML file that holds a table, with readable errors."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = from_yaml(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"cannot read {what} {path}: {e.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not valid YAML: {e}") from None
+    except UserError as e:
+        raise UserError(f"{path} is {e}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a {what} must be a table of names and values, got {type(content).__name__}")
     return content
@@ -236,7 +239,8 @@ def resolve(name: str, overrides: dict[str, Any] | None = None, unbuilt: bool = 
     setting, mixer = (name, None) if is_file else split_name(name)
     path = Path(name) if is_file else settings()[setting]
     files = [(path.name, read_yaml(path))]
-    if base := files[0][1].pop("base", None):
+    if "base" in files[0][1]:
+        base = files[0][1].pop("base")
         if not isinstance(base, str) or base not in settings():
             raise UserError(f"{path.name}: unknown base {base!r}; {nearest(str(base), settings())}")
         below = read_yaml(settings()[base])
@@ -281,7 +285,10 @@ def field_value(key: str, value: Any, source: str) -> Any:
     known = schema(Recipe)
     if key not in known:
         raise UserError(f"{source}: unknown recipe field {key!r}; {nearest(str(key), known)}")
-    return convert(value, known[key], f"{source}: {key}")
+    converted = convert(value, known[key], f"{source}: {key}")
+    if key == "mixer_args":
+        check_rows(converted, source)
+    return converted
 
 
 def per_mixer(rows: Any, source: str) -> list[tuple[str, dict[str, Any]]]:
@@ -297,12 +304,23 @@ def per_mixer(rows: Any, source: str) -> list[tuple[str, dict[str, Any]]]:
     return list(rows.items())
 
 
-def merge_rows(below: dict[str, Any], above: dict[str, Any], source: str, origin: dict[str, str]) -> dict[str, Any]:
-    """Two ``mixer_args`` tables, argument by argument; notes where each argument comes from."""
-    for row, args in above.items():
+def check_rows(rows: dict[str, Any], source: str) -> None:
+    """Raise ``UserError`` for a mixer or argument that isn't, whichever mixer is chosen. ``rows``: ``mixer_args``."""
+    from mixers import MIXERS
+
+    for row, args in rows.items():
         check_mixer_name(row, f"{source}: mixer_args: ")
         if not isinstance(args, dict):
             raise UserError(f"{source}: mixer_args.{row}: expected a table of arguments")
+        known = inspect.signature(MIXERS[row]).parameters if row in MIXERS else args
+        for name in args:
+            if name not in known:
+                raise UserError(f"{source}: mixer_args: mixer {row!r} has no argument {name!r}; {nearest(name, known)}")
+
+
+def merge_rows(below: dict[str, Any], above: dict[str, Any], source: str, origin: dict[str, str]) -> dict[str, Any]:
+    """Two ``mixer_args`` tables, argument by argument; notes where each argument comes from."""
+    for row, args in above.items():
         origin |= {f"mixer_args.{row}.{key}": source for key in args}
     return below | {row: below.get(row, {}) | args for row, args in above.items()}
 
@@ -375,10 +393,28 @@ def check(recipe: Recipe) -> None:
             )
     if min(recipe.std) <= 0:
         raise UserError(f"std: expected 3 numbers above 0, got {recipe.std}")
+    check_policy(recipe.aa)
     if recipe.opt in ("momentum", "sgd") and (recipe.opt_betas or recipe.opt_eps):
         raise UserError(f"opt_betas and opt_eps mean nothing to opt {recipe.opt!r}; leave them out, or choose adamw")
     if recipe.bce_target_thresh is not None and recipe.loss == "ce":
         raise UserError("bce_target_thresh needs loss bce_sum or bce_mean, got ce")
+
+
+# magnitude, its noise, whether operations grow with it, operations per image, probability of each, and which
+POLICY_PART = re.compile(r"m(\d|10)|mstd\d+(\.\d+)?|inc[01]|n[1-9]\d?|p(0(\.\d+)?|1(\.0+)?)|t(weights|3aw?)")
+
+
+def check_policy(aa: str | None) -> None:
+    """Raise ``UserError`` unless timm understands every part of a RandAugment policy: it passes over some mistakes."""
+    if aa is None:
+        return
+    head, *parts = aa.split("-")
+    keys = [re.match("t|[a-z]*", part)[0] for part in parts]  # type: ignore[index]  # it always matches
+    if head != "rand" or len(set(keys)) < len(keys) or not all(map(POLICY_PART.fullmatch, parts)):
+        raise UserError(
+            "aa: expected a RandAugment policy such as rand-m9-mstd0.5-inc1 (m0 to m10, mstd, inc0 or inc1, n, p, "
+            f"tweights t3a or t3aw, each at most once), got {aa!r}"
+        )
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -7,6 +7,7 @@ A value is checked against the annotation of its field, wherever it comes from. 
 """
 
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -38,6 +39,69 @@ class Between:
         low = "" if self.low == -math.inf else f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
         high = "" if self.high == math.inf else f"at most {self.high:g}"
         return " and ".join(part for part in (low, high) if part)
+
+
+DEEPEST = 50
+PLAIN = re.compile(":(null|bool|int|float|str|seq|map)$")
+
+
+class Loader(yaml.SafeLoader):
+    """Plain YAML: tables, lists, text, numbers, true, false and null. What would hide or change a value is refused.
+
+    Refused: a key twice in a table, an alias within what it names, more than ``DEEPEST`` levels. Text stays what YAML
+    1.1 takes for a date, a number to base 60 (``1:30``), or an octal or binary one (``010``).
+    """
+
+    yaml_constructors = {k: v for k, v in yaml.SafeLoader.yaml_constructors.items() if k is None or PLAIN.search(k)}  # noqa: RUF012
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.level = 0
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
+        """The tag of a node that has none."""
+        tag = super().resolve(kind, value, implicit)
+        odd = tag.endswith(":timestamp") or (tag.endswith((":int", ":float")) and re.match(r"[-+]?0[\d_b]|.*:", value))
+        return "tag:yaml.org,2002:str" if odd else tag
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Read one node and what is in it."""
+        self.level += 1
+        if self.level > DEEPEST:
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem=f"more than {DEEPEST} levels", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        if node.end_mark is None:  # not read to its end yet
+            raise yaml.MarkedYAMLError(problem="an alias within what it names", problem_mark=node.start_mark)
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """Read a table."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """Make the value of a node."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError) as e:  # !!bool maybe, an integer of 5,000 digits
+            raise yaml.MarkedYAMLError(problem=str(e), problem_mark=node.start_mark) from None
+
+
+def from_yaml(text: str) -> Any:
+    """YAML text as plain values: see ``Loader``. Raises ``UserError`` with the line, whatever is wrong."""
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as e:
+        raise UserError(
+            "not valid YAML: " + " ".join(str(e).replace('in "<unicode string>", ', "in ").split())
+        ) from None
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -110,10 +174,12 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
         except ValueError:
             raise wrong from None
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2**1023 else math.inf
     if annotation is int and isinstance(value, int) and abs(value) >= 2**63:
         raise wrong
     if type(value) is not annotation or (annotation is float and not math.isfinite(value)):
+        raise wrong
+    if annotation is str and "\0" in value:  # no path, no name
         raise wrong
     return value
 
@@ -127,8 +193,8 @@ def plain(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        read = yaml.safe_load(value)
-    except yaml.YAMLError:
+        read = from_yaml(value)
+    except UserError:
         return value
     if not isinstance(read, str):
         return plain(read)

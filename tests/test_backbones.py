@@ -140,6 +140,16 @@ def test_arguments_reach_the_model() -> None:
         ({"model_args": {"img_sise": 64}}, "model 'test_resnet' with {'img_sise': 64}: "),
         ({"model": "test_vit", "model_args": {"img_size": "big"}}, "model 'test_vit' with {'img_size': 'big'}: "),
         ({"model_args": {"num_classes": 7}}, "model 'test_resnet' with {'num_classes': 7}: "),
+        ({"model_args": {"block": "x"}}, "model 'test_resnet' with {'block': 'x'}: AttributeError: "),
+        (
+            {"model_args": {"checkpoint_path": "/no"}},
+            "model 'test_resnet' with {'checkpoint_path': '/no'}: FileNotFound",
+        ),
+        ({"model": "pvt_tiny", "model_args": {"img_size": 64.0}}, "model 'pvt_tiny' with {'img_size': 64.0}: Strict"),
+        (
+            {"model_args": {"features_only": True}},
+            "model 'test_resnet' with {'features_only': True} is no classifier of 5",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_made_is_explained(changes: dict, says: str) -> None:
@@ -158,6 +168,14 @@ def test_a_model_refuses_images_of_a_size_it_cannot_take() -> None:
         says = str(caught.value)
         assert says.startswith(f"model 'test_vit' does not take 2 images of {wrong} x {wrong}: ")
         assert says.endswith(f"(some models want --model_args.img_size {wrong})")
+
+
+def test_a_model_that_gives_no_logits_is_refused() -> None:
+    model = create_model(recipe(model="test_vit", model_args={"img_size": 32, "global_pool": ""}))
+    with pytest.raises(
+        UserError, match=r"model 'test_vit' gives \(2, 5, 5\) and not logits \(2, 5\)"
+    ):  # 4 patches, 1 token
+        check_input(model, 2, 32, "test_vit", training=False)
 
 
 def test_one_image_at_a_time_is_refused_where_batchnorm_would_see_one_value() -> None:

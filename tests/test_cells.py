@@ -1,6 +1,7 @@
 """Promise: every published cell is an object with its number, marks, protocol and recipe."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -234,8 +235,23 @@ def test_export_gives_the_recipe_back(run, tmp_path):
     assert run("cells", "export", "deit_s_samix", "--out", str(path))[0] == 0
     assert recipes.resolve(str(path), unbuilt=True)[0] == recipes.resolve("deit_s_samix", unbuilt=True)[0]
     assert run("cells", "export", "deit_s_samix")[1] == path.read_text()
-    status, _, err = run("cells", "export", "deit_s_samix", "--out", str(tmp_path / "no" / "such.yaml"))
-    assert status == 2 and "cannot write" in err
+    # commands that only read recipes take one whose mixer is not built yet
+    assert run("recipes", "show", str(path))[:2] == (0, path.read_text())
+    assert run("recipes", "explain", str(path))[0] == 0
+    assert run("recipes", "diff", str(path), "deit_s_mixup")[1].startswith("name ")
+    for out, why in (("no/such.yaml", "No such file or directory"), ("", "Is a directory"), ("recipe.yaml/x", "Not a")):
+        status, _, err = run("cells", "export", "deit_s_samix", "--out", str(tmp_path / out))
+        assert status == 2 and err.startswith(f"error: cannot write {tmp_path / out}: {why}") and "resume" not in err
+    assert list(tmp_path.iterdir()) == [path] and not list(tmp_path.parent.glob(".*.tmp"))
+
+
+def test_a_file_that_the_system_withholds_is_one_line(run, tmp_path, monkeypatch):
+    def withheld(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", withheld)  # root may read everything
+    assert run("cells", "list", "--results", str(tmp_path)) == (2, "", f"error: {tmp_path}: Permission denied\n")
+    assert run("protocol", str(tmp_path)) == (2, "", f"error: {tmp_path}: Permission denied\n")
 
 
 def test_a_recipe_that_is_no_cell_says_so(run):
@@ -266,10 +282,11 @@ def test_find_names_the_nearest_cell():
 
 
 def test_the_published_numbers_beside_runs_are_those_of_their_setting(tmp_path):
-    def run(name, **changes):
-        folder = tmp_path / "-".join((name, *changes))
+    def run(name, called=None, **changes):
+        folder = tmp_path / "-".join((called or name, *changes))
         folder.mkdir()
-        (folder / "recipe.yaml").write_text(recipes.to_yaml(recipes.load(name, **changes)))
+        recipe = dataclasses.replace(recipes.load(name, **changes), name=called or name)
+        (folder / "recipe.yaml").write_text(recipes.to_yaml(recipe))
         line = {"epoch": 1, "update": 1, "perf": {"seconds": 1.0, "img_per_s": 1.0}}
         lines = [line | {"mode": "train", "loss": 1.0}, line | {"mode": "val", "top1": 1.0}]
         (folder / "log.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
@@ -280,6 +297,8 @@ def test_the_published_numbers_beside_runs_are_those_of_their_setting(tmp_path):
     assert len(found) == len(cells.select(setting="r18_300e", numbered=True))
     with pytest.raises(UserError, match="no run of a published recipe: epochs 5 instead of 300"):
         cells.published([run("r18_300e_mixup", epochs=5)])
+    with pytest.raises(UserError, match="no run of a published recipe: 'deit_s_mine' is none"):
+        cells.published([run("deit_s_mixup", "deit_s_mine")])
     with pytest.raises(UserError, match="no published cell has setting 'quickstart'"):
         cells.published([run("quickstart_mixup")])
     with pytest.raises(UserError, match="no run folders given"):

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished tiny run."""
     folder = tmp_path_factory.mktemp("evaluate")
-    recipe = tiny.make_recipe(folder, tiny.make_photos(folder / "photos"), ema_decay="null")
+    recipe = tiny.make_recipe(folder, tiny.make_photos(folder / "photos"), ema_decay="null", ema_warmup_epochs=0)
     done = tiny.start("--recipe", recipe, "--output_dir", folder / "run", "--report_to", "none", "--epochs", 2)
     assert done.returncode == 0, done.stderr
     return folder / "run"
@@ -73,7 +73,7 @@ def test_the_console_command_lists_explains_and_compares_recipes() -> None:
     assert any(line.split() == ["lr", "0.001", "deit_s.yaml"] for line in explained.splitlines())
     assert "mixer_args" in tiny.start("recipes", "diff", "deit_s_cutmix", "deit_s_deit", script=script).stdout
     wrong = tiny.start("recipes", "show", "deit_x_cutmix", script=script)
-    assert wrong.returncode == 2 and "did you mean 'deit_s'" in wrong.stderr
+    assert wrong.returncode == 2 and "did you mean 'deit_" in wrong.stderr
 
 
 def test_the_report_of_a_run_has_its_protocol_number(run: Path) -> None:

@@ -48,7 +48,7 @@ def train(recipe: Recipe, updates: int) -> tuple[Step, torch.nn.Module, set[str]
     """A few updates from the middle of the recipe's schedule on, as in the training job.
 
     Returns the step, a copy of its start, the names of the parameters that a gradient reached, and of those that felt
-    one worth a movement in float32 (the last scale of a residual block starts at 0: before it nothing is felt at first).
+    one worth a movement in float32 (a block's last scale starts at 0: nothing is felt before it at first).
     """
     mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
     step = Step(backbones.create_model(recipe), mixer, optimisation.criterion(recipe)).train()

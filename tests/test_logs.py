@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ def test_a_cut_last_line_is_left_out_and_damage_elsewhere_names_its_line(tmp_pat
         logs.read(path)
     run = ours(tmp_path / "run", [1.0, 2.0])
     (run / "log.jsonl").write_text((run / "log.jsonl").read_text().replace('"update": 4, ', "", 1))
-    with pytest.raises(UserError, match=r"log\.jsonl, line 1: expected a JSON object with mode, epoch, update"):
+    with pytest.raises(UserError, match=r"log\.jsonl, line 1: update is missing"):
         logs.read(run)
     table = timm_summary(tmp_path / "summary.csv", [1.0, 2.0, 3.0])
     table.write_text(table.read_text().replace("1,2.0,1.0,2.0", "1,2.0,2.0"))
@@ -136,8 +137,8 @@ def test_a_cut_last_line_is_left_out_and_damage_elsewhere_names_its_line(tmp_pat
         ('{"env_info": "linux", "seed": 0}\n', "OpenMixup's log without validation lines"),
         ('{"mode": "train", "epoch": 1, "update": 3}\n', "our log without validation lines"),
         ('{"mode": "val", "epoch": 1, "head0_mAP": 3}\n', "OpenMixup's log without validation lines"),
-        ('{"mode": "val", "head0_top1": 3.0}\n', "a validation line has no epoch"),
-        ('{"mode": "val", "epoch": 2, "head0_top1": "x"}\n', "validation of epoch 2: expected a number as top1"),
+        ('{"mode": "val", "head0_top1": 3.0}\n', "line 1: epoch is missing"),
+        ('{"mode": "val", "epoch": 2, "head0_top1": "x"}\n', "line 1: head0_top1: expected a number from 0 to 100"),
     ],
 )
 def test_what_is_no_log_is_explained_in_one_line(tmp_path: Path, text: str, words: str) -> None:
@@ -145,7 +146,87 @@ def test_what_is_no_log_is_explained_in_one_line(tmp_path: Path, text: str, word
     path.write_text(text)
     with pytest.raises(UserError, match=words) as error:
         logs.read(path)
-    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+WHOLE = {"mode": "val", "epoch": 1, "update": 3, "top1": 50.0, "top5": 90.0, "nll": 1.0, "ece": 2.0, "count": 100}
+TIMM = "epoch,train_loss,eval_loss,eval_top1\n0,1,1,50\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "expected"),
+    [
+        ("epoch", ("1", None, True, 1.5, 0, -3, [1], {}, math.nan, 10**30), "a positive integer"),
+        ("update", ("1", None, True, 1.5, -1), "an integer, 0 or more"),
+        ("mode", (None, ["val"], 1), "text"),
+        ("top1", ("50", None, True, [1], math.nan, math.inf, -5, 500.0, 10**400), "a number from 0 to 100"),
+        ("ema_top5", (math.nan, 100.1), "a number from 0 to 100"),
+        ("ece", (-0.1, None), "a number from 0 to 100"),
+        ("nll", (math.nan, -math.inf, None, 10**400), "a finite number"),
+        ("count", (0, math.nan, None, 1.5), "a positive integer"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_with_its_line(
+    tmp_path: Path, key: str, values: tuple, expected: str
+) -> None:
+    path = tmp_path / "log.jsonl"
+    foreign = json.dumps({"env_info": "linux"})
+    for value in values:
+        spoilt = WHOLE | {key: value}
+        logs_of = {f"{json.dumps(WHOLE)}\n{json.dumps(spoilt)}\n": (logs.read, logs.read_log)}
+        if key not in ("mode", "update"):
+            del spoilt["update"]
+            logs_of[f"{foreign}\n{json.dumps(spoilt)}\n"] = (logs.read,)
+        for text, readers in logs_of.items():
+            path.write_text(text)
+            for read in readers:
+                with pytest.raises(UserError) as error:
+                    read(path)
+                assert str(error.value).startswith(f"{path}, line 2: {key}: expected {expected}, got ")
+                assert len(str(error.value)) < len(str(path)) + 150
+
+
+@pytest.mark.parametrize("damage", ["[" * 100_000, '{"epoch": ' + "9" * 5000 + "}", "[1]", "null"])
+def test_a_line_that_cannot_be_read_is_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(f"{json.dumps(WHOLE)}\n{damage}\n{json.dumps(WHOLE)}\n")
+    for read in (logs.read, logs.read_log):
+        with pytest.raises(UserError, match=r"log\.jsonl, line 2: expected a JSON object$"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("0,1,1,50", "nan,1,1,50", "line 2: epoch: expected a positive integer, got nan"),
+        ("0,1,1,50", "inf,1,1,50", "line 2: epoch: expected a positive integer, got inf"),
+        ("0,1,1,50", "0.9,1,1,50", "line 2: epoch: expected a positive integer, got 1.9"),
+        ("0,1,1,50", "-1,1,1,50", "line 2: epoch: expected a positive integer, got 0"),
+        ("0,1,1,50", "0,1,1,nan", "line 2: top1: expected a number from 0 to 100, got nan"),
+        ("0,1,1,50", '0,1,"' + "1" * 200_000 + '",50', "line 2: field larger than field limit"),
+        ("eval_loss", "eval_top1,eval_loss", "line 1: column eval_top1 comes 2 times"),
+    ],
+)
+def test_a_damaged_summary_is_refused_with_its_line(tmp_path: Path, old: str, new: str, says: str) -> None:
+    path = tmp_path / "summary.csv"
+    path.write_text(TIMM)
+    assert logs.read(path).heads == {"": {1: 50}}
+    path.write_text(TIMM.replace(old, new))
+    with pytest.raises(UserError) as error:
+        logs.read(path)
+    assert str(error.value).startswith(f"{path}, {says}")
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path: Path) -> None:
+    for name, text in (("log.jsonl", json.dumps(WHOLE) + "\n"), ("summary.csv", TIMM)):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert logs.read(tmp_path / name).heads == {"": {1: 50}}
+
+
+def test_an_epoch_beyond_the_planned_ones_names_the_run(tmp_path: Path) -> None:
+    run = ours(tmp_path / "run", [1.0, 2.0, 3.0], epochs=2)
+    with pytest.raises(UserError, match=r"^.*/run: epoch 3 was evaluated, but only 2 epochs are planned"):
+        logs.describe([run], None, None, None, None)
 
 
 def test_what_is_not_there_is_explained(tmp_path: Path) -> None:

@@ -170,7 +170,11 @@ def make_run(tmp_path: Path):
         (run / "recipe.yaml").write_text(recipes.to_yaml(recipes.load(f"quickstart_{mixer}", **fields)))
         log = Log(run / "log.jsonl")
         for epoch in range(1, done + 1):
+            log.write(mode="train", epoch=epoch, update=epoch)
             log.write(mode="val", epoch=epoch, update=epoch, top1=float(right + epoch))
+        splits = {"train": {"images": 675, "labels_sha256": "aa"}, "test": {"images": 100, "labels_sha256": "bb"}}
+        (run / "data.json").write_text(json.dumps({"splits": splits, "classes": []}))
+        (run / "eval_results.json").write_text(json.dumps({"exported": {"top1": float(right), "count": 100}}))
         labels = np.zeros(100, int) if labels is None else labels
         top = np.stack([np.where(np.arange(100) < right, labels, labels + 1), labels + 2], 1)
         columns = {
@@ -197,7 +201,7 @@ def test_two_groups_of_runs_are_compared_on_the_same_images(make_run) -> None:
     a_right, b_right = np.stack([rows < 60, rows < 64]), np.stack([rows < 50] * 2)
     expected = paired_bootstrap(a_right, b_right, np.random.default_rng(0))
     assert (found.difference, found.low, found.high) == expected
-    assert "a - b: +12.00" in str(found) and "2 and 2 runs" in str(found) and "one run" not in str(found)
+    assert "a - b of the exported weights: +12.00" in str(found) and "2 and 2 runs" in str(found) and "one run" not in str(found)
     assert "spread over seeds is not in the interval" in str(compare(a[:1], b[:1]))
     assert compare(b, a).difference == pytest.approx(-12.0)
 
@@ -226,8 +230,16 @@ def test_runs_that_are_no_evidence_are_refused(make_run) -> None:
         compare([a], [])
     with pytest.raises(UserError, match="young is not finished: 2 of 3 epochs"):
         compare([a], [make_run("young", 50, done=2)])
-    with pytest.raises(UserError, match=r"nothing is no run folder: recipe.yaml is missing"):
+    with pytest.raises(UserError, match=r"no run folder .*nothing"):
         compare([a], [a.parent / "nothing"])
+    with pytest.raises(UserError, match="/a is in both groups"):
+        compare([a], [b.parent / "b/../a"])
+    data = json.loads((b / "data.json").read_text())
+    data["splits"]["train"]["images"] = 5
+    (b / "data.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"a and .*b were trained on other images: .*675.* and .*5.*--ignore dataset"):
+        compare([a], [b])
+    assert compare([a], [b], ignore=("dataset",)).difference == pytest.approx(10.0)
 
 
 def test_without_predictions_of_the_same_images_there_is_no_pairing(make_run) -> None:
@@ -245,6 +257,36 @@ def test_without_predictions_of_the_same_images_there_is_no_pairing(make_run) ->
         compare([a], [b])
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda p: p.pop("index"), "is damaged"),
+        (lambda p: p.update(more=p["nll"]), "is damaged"),
+        (lambda p: p.update(top=p["top"][:, 0].copy()), "is damaged"),
+        (lambda p: p.update(top=p["top"][:-1].copy()), "is damaged"),
+        (lambda p: p.update(top=p["top"].astype(np.float32)), "is damaged"),
+        (lambda p: p.update({k: v[:0].copy() for k, v in p.items()}), "is damaged"),
+        (
+            lambda p: p.update({k: v[:-1].copy() for k, v in p.items()}),
+            "is not of the exported weights: top-1 50.51 of 99",
+        ),
+        (
+            lambda p: p.update(top=p["top"] + 1),
+            "is not of the exported weights: top-1 0.00 of 100 images, but .* 50.00",
+        ),
+    ],
+)
+def test_predictions_that_cannot_be_of_the_run_are_refused(make_run, change, says) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    a, b = make_run("a", 60), make_run("b", 50, mixer="mixup")
+    columns = load_file(b / "predictions.safetensors")
+    change(columns)
+    save_file(columns, b / "predictions.safetensors")
+    with pytest.raises(UserError, match=f"b/predictions.safetensors {says}"):
+        compare([a], [b])
+
+
 def test_predictions_are_written_in_small_types(make_run) -> None:
     from safetensors.numpy import load_file
 
@@ -253,4 +295,4 @@ def test_predictions_are_written_in_small_types(make_run) -> None:
     types = {"index": "int32", "label": "int32", "top": "int32", "confidence": "float32", "nll": "float32"}
     assert {k: str(v.dtype) for k, v in found.items()} == types
     assert found["top"].shape == (100, 2) and (found["top"][:, 0] == 0).sum() == 60
-    assert json.loads((run / "log.jsonl").read_text().splitlines()[0])["top1"] == 61.0
+    assert json.loads((run / "log.jsonl").read_text().splitlines()[1])["top1"] == 61.0

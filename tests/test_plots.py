@@ -44,7 +44,7 @@ def make_run(tmp_path: Path) -> Make:
         for epoch in (1, 2, 3):
             line = {"epoch": epoch, "update": epoch, "perf": {"seconds": epoch * 1000 / speed, "img_per_s": speed}}
             lines.append(line | {"mode": "train", "loss": 3.0 - epoch * 0.5 + seed})
-            now = top1 - 10 * (3 - epoch)
+            now = max(0.0, top1 - 10 * (3 - epoch))
             lines.append(line | {"mode": "val", "top1": now, "top5": 90.0, "nll": 1.0, "ece": 2.0, "count": 50})
         (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         if env is not None:
@@ -132,6 +132,18 @@ def test_the_command_draws_the_picture(kind: str, runs: list[Path], tmp_path: Pa
     mixup_recipes.app(["plot", kind, *map(str, runs), "--out", str(tmp_path / "command.svg")])
     KINDS[kind](runs, tmp_path / "function.svg")
     assert (tmp_path / "command.svg").read_bytes() == (tmp_path / "function.svg").read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dollar_in_a_name_is_a_dollar(kind: str, make_run: Make, tmp_path: Path) -> None:
+    runs, out, pictures = [make_run("mixup", 50.0), make_run("cutmix", 51.0, lr=0.1)], tmp_path / "p.svg", []
+    file = runs[1] / "recipe.yaml"
+    text = file.read_text()
+    for name in (r"a$\x$b", r"a$\y$b"):
+        file.write_text(text.replace("name: quickstart_cutmix", f"name: {name}"))
+        KINDS[kind](runs, out)
+        pictures.append(out.read_bytes())
+    assert pictures[0] != pictures[1]
 
 
 # ------------------------------------------------------------------------------------------------ groups
@@ -288,7 +300,7 @@ def test_a_panel_per_setting_and_a_colour_per_mixer_in_all_of_them(runs: list[Pa
     assert (first.get_title("left"), second.get_title("left")) == ("quickstart, lr 0.2", "quickstart, lr 0.1")
     assert points(second) == {"cutmix": [(70.0, 0.0)]}
     colours = [line.get_color() for axes in (first, second) for line in axes.lines if line.get_gid() == "cutmix"]
-    assert colours == [plots.COLOURS[2]] * 2
+    assert colours == [plots.COLOURS[1]] * 2  # vanilla, cutmix, mixup
     assert len(plots.cost_figure(groups).axes) == 2
 
 

@@ -2,10 +2,13 @@
 
 import dataclasses
 import itertools
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from timm.data.auto_augment import rand_augment_transform
 
 import recipes
 from mixers import MIXERS
@@ -191,6 +194,9 @@ def test_an_unknown_base_is_named_with_the_nearest(folder: Path) -> None:
     setting(folder, "y", "base: [swin_t]")
     assert complaint("x") == "x.yaml: unknown base 'swin_s'; did you mean 'swin_t'?"
     assert "y.yaml: unknown base" in complaint("y")
+    for empty in ("[]", "''", "{}", ""):
+        setting(folder, "z", f"base: {empty}")
+        assert "z.yaml: unknown base" in complaint("z")
 
 
 def test_the_longest_setting_name_wins(folder: Path) -> None:
@@ -237,6 +243,20 @@ def test_a_recipe_file_may_stand_on_a_setting(tmp_path: Path) -> None:
         ("just words", "a recipe file must be a table of names and values, got str"),
         ("", "a recipe file must be a table of names and values, got NoneType"),
         (b"\xff\xfe\xfa", "is not valid YAML"),
+        ("lr: 1\nepochs: 3\nepochs: 90", "key 'epochs' is given twice in line 3, column 1"),
+        ("epochs: 3\n'epochs': 3", "key 'epochs' is given twice in line 2"),
+        ("per_mixer:\n  mixup: {lr: 1}\n  mixup: {lr: 2}", "key 'mixup' is given twice in line 3"),
+        ("<<: {lr: 1, lr: 2}", "key 'lr' is given twice in line 1"),
+        ("model_args: &a {x: *a}", "an alias within what it names in line 1"),
+        ("model_args: &a [1, [*a]]", "an alias within what it names in line 1"),
+        ("model_args: " + "[" * 51 + "]" * 51, "more than 50 levels in line 1"),
+        ("model_args: " + "{a: " * 3000 + "1" + "}" * 3000, "more than 50 levels in line 1"),
+        ("epochs: " + "9" * 5000, "Exceeds the limit (4300 digits)"),
+        ("lr: !!timestamp 2020-13-45", "could not determine a constructor"),
+        ("sync_bn: !!bool maybe", "'maybe' in line 1"),
+        ("epochs: !!int ''", "is not valid YAML"),
+        ("model_args: {x: !!binary aGVsbG8=}", "could not determine a constructor"),
+        ("a\0b: 1", "is not valid YAML"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_explained(tmp_path: Path, text: str | bytes, says: str) -> None:
@@ -245,6 +265,15 @@ def test_a_file_that_is_no_recipe_is_explained(tmp_path: Path, text: str | bytes
     message = complaint(str(path))
     assert str(path) in message
     assert says in message
+
+
+def test_a_table_may_take_over_another_and_change_it(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        "base: quickstart\nmodel_args: &a {x: 1, y: 2}\nmixer_args: {<<: {mixup: {alpha: 3}}}\n<<: {lr: 1}\nlr: 2"
+    )
+    recipe = load(str(path))
+    assert (recipe.lr, recipe.model_args, recipe.mixer_args["mixup"]) == (2.0, {"x": 1, "y": 2}, {"alpha": 3})
 
 
 def test_a_missing_file_is_explained(tmp_path: Path) -> None:
@@ -266,6 +295,11 @@ def test_a_missing_file_is_explained(tmp_path: Path) -> None:
         ("", "unknown recipe '': no setting starts it; valid names: cifar10_r18_200e, convnext_t, "),
         ("r50_100e_cutmx", "unknown mixer 'cutmx'; did you mean 'cutmix'?"),
         ("r50_100e_zzz", "unknown mixer 'zzz'; valid names: alignmix, "),
+        ("r50_100e_", "unknown recipe 'r50_100e_': no setting starts it; did you mean 'r50_100e"),
+        (
+            "r50_100e_cutmix_",
+            "unknown recipe 'r50_100e_cutmix_': no setting starts it; did you mean 'r50_100e_cutmix'?",
+        ),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name: str, says: str) -> None:
@@ -293,6 +327,8 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, says: str) -> N
         ("sync_bn", "maybe", "sync_bn: expected true or false, got 'maybe'"),
         ("sync_bn", 1, "sync_bn: expected true or false, got 1"),
         ("model", 18, "model: expected text, got 18"),
+        ("dataset", "a\0b", "dataset: expected text, got 'a\\x00b'"),
+        ("lr", 10**400, "lr: expected a number above 0, got 1000"),
         ("mean", [0.5, 0.5], "mean: expected 3 numbers, got [0.5, 0.5]"),
         ("mean", 0.5, "mean: expected 3 numbers, got 0.5"),
         ("mean", "abc", "mean: expected 3 numbers, got 'abc'"),
@@ -321,6 +357,14 @@ def test_a_wrong_value_in_a_file_names_the_file(folder: Path) -> None:
     assert complaint("three") == "three.yaml: unknown recipe field 'epochz'; did you mean 'epochs'?"
 
 
+@pytest.mark.parametrize("text", ["epochs: 1:30", "epochs: 2020-01-01", "lr: 1:30.5", "lr: 2020-13-45", "epochs: 0b11"])
+def test_what_yaml_takes_for_times_and_dates_is_no_number(folder: Path, text: str) -> None:
+    setting(folder, "one", text)
+    field, given = text.split(": ")
+    assert complaint("one").startswith(f"one.yaml: {field}: expected a")
+    assert complaint("one").endswith(f"got '{given}'")
+
+
 @pytest.mark.parametrize(
     ("text", "mixer", "args", "says"),
     [
@@ -329,7 +373,24 @@ def test_a_wrong_value_in_a_file_names_the_file(folder: Path) -> None:
         ("", "mixup", {"alpha": 0}, "alpha must be a number above 0, got 0"),
         ("", "mixup", {"alpha": "much"}, "alpha must be a number above 0, got 'much'"),
         ("", "mixup", "0.5", "command line: mixer: expected a table, got '0.5'"),
-        ("mixer_args: {mixup: {alhpa: 1}}", "mixup", {}, "mixer 'mixup' has no argument 'alhpa'; did you mean"),
+        (
+            "mixer_args: {mixup: {alhpa: 1}}",
+            "mixup",
+            {},
+            "one.yaml: mixer_args: mixer 'mixup' has no argument 'alhpa'; ",
+        ),
+        (
+            "mixer_args: {mixup: {alhpa: 1}}",
+            "cutmix",
+            {},
+            "one.yaml: mixer_args: mixer 'mixup' has no argument 'alhpa'; ",
+        ),
+        (
+            "per_mixer: {mixup: {mixer_args: {mixup: {alhpa: 1}}}}",
+            "cutmix",
+            {},
+            "one.yaml: per_mixer.mixup: mixer_args: mixer 'mixup' has no argument 'alhpa'; did you mean 'alpha'?",
+        ),
         ("mixer_args: {mixpu: {alpha: 1}}", "mixup", {}, "one.yaml: mixer_args: unknown mixer 'mixpu'; did you mean"),
         ("mixer_args: {mixup: 0.5}", "mixup", {}, "one.yaml: mixer_args.mixup: expected a table of arguments"),
         ("mixer_args: 0.5", "mixup", {}, "one.yaml: mixer_args: expected a table, got 0.5"),
@@ -367,6 +428,67 @@ def test_values_that_do_not_fit_together_are_refused(folder: Path, values: dict,
     assert complaint("one", **values).startswith(says)
 
 
+def random_policies(rng: random.Random) -> Iterator[str]:
+    """Policies, of which most have something wrong with them."""
+    right = ("m0", "m9", "m10", "mstd0.5", "mstd1", "inc0", "inc1", "n1", "n3", "p0.3", "p1", "tweights", "t3a", "t3aw")
+    wrong = (
+        "m11",
+        "m-1",
+        "mX",
+        "m9.5",
+        "m",
+        "mstdinf",
+        "mstd0,5",
+        "inc",
+        "inc2",
+        "n0",
+        "n2.5",
+        "p2",
+        "foo9",
+        "w0",
+        "tx",
+        "",
+    )
+    for _ in range(300):
+        yield "-".join(["rand", *rng.sample(right, rng.randint(0, 4)), *rng.sample(wrong, rng.randint(0, 1))])
+
+
+def understood(policy: str) -> bool:
+    """Whether every part of a policy, cut by hand into key and value, says what timm makes of it."""
+    values: dict[str, str] = {}
+    for part in policy.split("-")[1:]:
+        key = "t" if part[:1] == "t" else part.rstrip("0123456789.")
+        value = part[len(key) :]
+        if key in values:
+            return False
+        values[key] = value
+        if key == "t":
+            good = value in ("weights", "3a", "3aw")
+        elif key not in ("m", "n", "p", "mstd", "inc") or value.strip("0123456789.") or not value:
+            good = False
+        elif key in ("m", "n", "inc"):
+            good = "." not in value and int(value) in {"m": range(11), "n": range(1, 100), "inc": range(2)}[key]
+        else:
+            good = key == "mstd" or 0 <= float(value) <= 1
+        if not good:
+            return False
+    return True
+
+
+def test_a_policy_is_accepted_if_and_only_if_timm_understands_every_part_of_it(folder: Path) -> None:
+    setting(folder, "one")
+    found = set()
+    for policy in random_policies(random.Random(0)):
+        found.add(understood(policy))
+        if understood(policy):
+            assert rand_augment_transform(load("one", aa=policy).aa, {}).ops
+        else:
+            assert complaint("one", aa=policy).endswith(f"each at most once), got {policy!r}")
+    assert found == {True, False}
+    for policy in ("", "v0", "original", "augmix-m5", "rond-m9", "rand-", "rand m9", "rand-m9\n"):
+        assert complaint("one", aa=policy).startswith("aa: expected a RandAugment policy such as rand-m9-mstd0.5-inc1 ")
+
+
 # --------------------------------------------------------------------------------------------- values
 
 
@@ -376,6 +498,9 @@ def test_values_that_do_not_fit_together_are_refused(folder: Path, values: dict,
         ("lr: 1e-4", "lr", 1e-4),  # YAML reads this as text
         ("lr: 1", "lr", 1.0),
         ("lr: '0.5'", "lr", 0.5),
+        ("epochs: 010", "epochs", 10),  # YAML 1.1 reads 8
+        ("epochs: 0x10", "epochs", 16),
+        ("model_args: {day: 2020-01-01}", "model_args", {"day": "2020-01-01"}),
         ("epochs: '3'", "epochs", 3),
         ("mixed_precision: no", "mixed_precision", "no"),  # YAML reads this as false
         ("mixed_precision: 'no'", "mixed_precision", "no"),
@@ -406,7 +531,13 @@ def test_text_becomes_what_the_field_needs(folder: Path, text: str, field: str, 
         ("{a: 1}", {"a": 1}),
         ("resnet", "resnet"),
         ("[", "["),
+        ("2020-13-45", "2020-13-45"),
+        ("9" * 5000, "9" * 5000),
+        ("&a [*a]", "&a [*a]"),
+        ("{a: 1, a: 2}", "{a: 1, a: 2}"),
+        ("[" * 3000, "[" * 3000),
     ],
+    ids=lambda x: str(x)[:20],
 )
 def test_text_in_a_free_table_is_read_as_yaml(text: str, value: Any) -> None:
     read = load("quickstart", model_args={"x": text}).model_args["x"]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import multiprocessing
 import re
 import statistics
 import sys
@@ -62,17 +63,20 @@ def run(capsys, monkeypatch):
 def cell_record(name, tops, epochs=None, **changes):
     """A record of a published cell's recipe with finished seeds of the given top-1."""
     recipe, _ = recipes.resolve(name, unbuilt=True)
-    seeds = {
-        str(seed): {"top1": top1, "reading": {"missing": ""}, "epochs": recipe.epochs, "epochs_planned": recipe.epochs}
-        for seed, top1 in enumerate(tops)
-    }
-    for seed in seeds.values():
-        seed |= {"epochs": epochs} if epochs else {}
-    content = {"recipe": name, "fields": records.fields_of(recipe), "overrides": {}, "protocol": "", "images": 50_000}
-    splits = {recipe.train_split: {"images": 1_281_167}, recipe.eval_split: {"images": 50_000}}
-    if name.startswith("tiny_"):
-        splits = {"train": {"images": 100_000}, "valid": {"images": 10_000}}
-    return content | {"dataset": {"splits": splits}, "seeds": seeds} | changes
+    reading = {"name": "best epoch", "value": 50.0, "used": 5, "wanted": 5, "epoch": 5, "missing": ""}
+    same = {"tool": reading, "top5": 90.0, "nll": 1.0, "ece": 2.0, "seconds": 9.0, "img_per_s": 300.0, "env": {}}
+    same |= {"epochs": epochs or recipe.epochs, "epochs_planned": recipe.epochs}
+    seeds = {str(seed): {"top1": top1, "reading": dict(reading), **same} for seed, top1 in enumerate(tops)}
+    content = {"recipe": name, "fields": records.fields_of(recipe), "overrides": {}, "protocol": ""}
+    train, evaluation = (100_000, 10_000) if name.startswith("tiny_") else (1_281_167, 50_000)
+    content |= {"images": evaluation, "dataset": dataset(train, evaluation, recipe.train_split, recipe.eval_split)}
+    return content | {"seeds": seeds} | changes
+
+
+def dataset(train, evaluation, train_split="train", eval_split="validation"):
+    """What a record says of its images."""
+    counts = {train_split: train, eval_split: evaluation}
+    return {"splits": {split: {"images": n, "labels_sha256": "aa"} for split, n in counts.items()}}
 
 
 # ------------------------------------------------------------------------------------------------ what a record holds
@@ -121,6 +125,9 @@ def test_a_recipe_that_is_not_of_this_package_has_no_overrides(make_run, tmp_pat
     (run / "recipe.yaml").write_text(text.replace("name: mine", "name: ../mine"))
     with pytest.raises(UserError, match=r"recipe name '\.\./mine' cannot name a record"):
         records.record([run])
+    # a setting's name is not enough to be one of its recipes
+    (run / "recipe.yaml").write_text(text.replace("name: mine", "name: quickstart_mine"))
+    assert records.record([run])["overrides"] is None
 
 
 def test_runs_of_different_recipes_are_refused_with_the_differing_fields(make_run):
@@ -149,7 +156,7 @@ def test_a_record_gains_seeds_and_refuses_contradictions(make_run, tmp_path):
     with pytest.raises(UserError, match="leave one of them out"):
         records.save([make_run("c", [t + 1 for t in TOP1], seed=1)], out)
     assert path.read_bytes() == before
-    assert [p.name for p in out.iterdir()] == [path.name]
+    assert sorted(p.name for p in out.iterdir()) == [".lock", path.name]
 
 
 def test_an_unfinished_seed_may_go_on(make_run, tmp_path):
@@ -192,6 +199,9 @@ def test_the_records_of_this_package_are_whole():
         (lambda run: (run / "log.jsonl").unlink(), "is no run folder: log.jsonl is missing"),
         (lambda run: (run / "env.json").unlink(), "cannot read .*env.json: No such file"),
         (lambda run: (run / "data.json").write_text("{"), "data.json is not valid JSON"),
+        (lambda run: (run / "data.json").write_text("[]"), "data.json: expected a table, got \\[\\]"),
+        (lambda run: (run / "data.json").write_text('{"splits": {}}'), "data.json: splits.train is missing"),
+        (lambda run: (run / "env.json").write_text("3"), "env.json: expected a table, got 3"),
         (lambda run: (run / "log.jsonl").write_text(""), "log.jsonl has no trained epoch yet"),
     ],
 )
@@ -205,14 +215,82 @@ def test_a_damaged_run_is_explained_and_leaves_with_2(make_run, run, tmp_path, s
 
 def test_the_command_writes_the_record(make_run, run, tmp_path):
     status, out, _ = run("record", make_run("a"), make_run("b", seed=1), "--out", tmp_path / "results")
-    (path,) = (tmp_path / "results").iterdir()
+    (path,) = (tmp_path / "results").glob("*.json")
     assert status == 0 and out == f"{path}: quickstart_cutmix, seeds 0, 1\n"
     assert run("record", "--out", tmp_path / "results")[::2] == (2, "error: no run folders given\n")
     status, _, err = run("cells", "list", "--results", tmp_path / "none")
     assert (status, err) == (2, f"error: no folder of run records {tmp_path / 'none'}\n")
     path.write_text('{"recipe": "quickstart_cutmix"}')
     status, _, err = run("table", "--results", tmp_path / "results")
-    assert status == 2 and "is no run record: expected recipe, fields, overrides" in err
+    assert status == 2 and f"{path}: fields is missing" in err
+
+
+def test_seeds_that_are_recorded_at_once_all_arrive(make_run, tmp_path):
+    runs = [make_run(f"run{seed}", seed=seed) for seed in range(4)]
+    records.read_run(runs[0])  # what is slow is imported before the race
+    context = multiprocessing.get_context("fork")
+    for turn in range(3):
+        start = context.Barrier(len(runs))
+
+        def save(run, out=tmp_path / str(turn), start=start):
+            start.wait()
+            records.save([run], out)
+
+        processes = [context.Process(target=save, args=(run,)) for run in runs]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        (found,) = records.load(tmp_path / str(turn)).values()
+        assert list(found["seeds"]) == ["0", "1", "2", "3"]
+
+
+def put(path, value):
+    """Change a record where dots lead to."""
+
+    def change(content):
+        *keys, last = path.split(".")
+        for key in keys:
+            content = content[key]
+        content[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (put("recipe", None), "recipe: expected text, got None"),
+        (put("recipe", "r50_100e_mixup"), "this record belongs into a file r50_100e_mixup.json"),
+        (put("fields.trials", 0), "fields.trials: expected a positive integer, got 0"),
+        (put("overrides", [1]), "overrides: expected null, or a table of pairs, got [1]"),
+        (put("overrides", {"lr": 3}), "overrides: expected null, or a table of pairs, got {'lr': 3}"),
+        (put("images", 50_001), "images: 50001 were evaluated, but validation has 50000"),
+        (put("images", True), "images: expected a positive integer, got True"),
+        (put("dataset", {}), "dataset.splits is missing"),
+        (
+            put("dataset.splits.train.images", "72"),
+            "dataset.splits.train.images: expected a positive integer, got '72'",
+        ),
+        (put("seeds", {}), "seeds: expected a table of seeds, got []"),
+        (put("seeds", {"x": {}}), "seeds: expected a table of seeds, got ['x']"),
+        (put("seeds.0", None), "seeds.0: expected a table, got None"),
+        (put("seeds.0.top1", float("nan")), "seeds.0.top1: expected a number from 0 to 100, got nan"),
+        (put("seeds.0.top1", 500.0), "seeds.0.top1: expected a number from 0 to 100, got 500.0"),
+        (put("seeds.0.reading", {}), "seeds.0.reading.name is missing"),
+        (put("seeds.0.epochs_planned", 7), "seeds.0: 100 of 7 epochs, but the recipe has 100"),
+        (put("seeds.0.epochs", 101), "seeds.0: 101 of 100 epochs, but the recipe has 100"),
+    ],
+)
+def test_a_damaged_record_is_refused_with_its_file_and_key(tmp_path, change, says):
+    content, path = cell_record("r50_100e_cutmix", [77.0]), tmp_path / "r50_100e_cutmix.json"
+    path.write_text(json.dumps(content))
+    assert records.load(tmp_path) == {"r50_100e_cutmix": content}
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError) as error:
+        records.load(tmp_path)
+    assert str(error.value) == f"{path}: {says}"
 
 
 # ------------------------------------------------------------------------------------------------ status
@@ -294,13 +372,12 @@ def test_a_local_copy_of_the_data_counts_when_its_numbers_are_those_of_the_bench
     recipe = recipes.load(cell.name, dataset="/data/imagenet", image_column="jpg", label_column="cls", eval_split="val")
     assert records.overrides(recipe) == {}
     local = {"fields": records.fields_of(recipe)}
-    whole = {"train": {"images": 1_281_167}, "val": {"images": 50_000}}
-    assert (
-        records.status(cell, cell_record(cell.name, [77.2], **local, dataset={"splits": whole}))[0] == noise.REPRODUCED
-    )
-    part = whole | {"val": {"images": 10_000}}
-    found = records.status(cell, cell_record(cell.name, [77.2], **local, dataset={"splits": part}))
-    assert found == (
-        "published",
-        "not run here; runs on 1,281,167 + 10,000 images instead of 1,281,167 + 50,000 do not count",
-    )
+    whole = dataset(1_281_167, 50_000, eval_split="val")
+    assert records.status(cell, cell_record(cell.name, [77.2], **local, dataset=whole))[0] == noise.REPRODUCED
+    part = dataset(1_281_167, 10_000, eval_split="val")
+    for data in (whole, part):  # of the whole set, 40,000 images could not be read
+        found = records.status(cell, cell_record(cell.name, [77.2], **local, dataset=data, images=10_000))
+        assert found == (
+            "published",
+            "not run here; runs on 1,281,167 + 10,000 images instead of 1,281,167 + 50,000 do not count",
+        )

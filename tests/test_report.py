@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import recipes
-from model_cards import report
+from model_cards import report, seeds
 from model_cards.logs import read_log
 from recipes.typed import UserError
 
@@ -20,7 +20,7 @@ def train_line(epoch, loss=2.0, **more):
 
 
 def val_line(epoch, top1, **more):
-    metrics = {"top1": top1, "top5": top1 + 40, "nll": top1 / 10, "ece": epoch / 2, "count": 1322}
+    metrics = {"top1": top1, "top5": min(100.0, top1 + 40), "nll": top1 / 10, "ece": epoch / 2, "count": 1322}
     return {"mode": "val", "epoch": epoch, "update": epoch * 4, "perf": {"seconds": 10.0 * epoch + 2}} | metrics | more
 
 
@@ -167,6 +167,10 @@ def test_unreadable_runs_are_explained(make_run, tmp_path):
         report.summarise(make_run("empty", []))
     with pytest.raises(UserError, match=r"train line of epoch 1: perf.img_per_s is missing"):
         report.summarise(make_run("odd", [train_line(1, perf={"seconds": 1.0}), val_line(1, 40.0)]))
+    with pytest.raises(UserError, match=r"train line of epoch 1: perf.seconds: expected a finite number, got True"):
+        report.summarise(make_run("bool", [train_line(1, perf={"seconds": True, "img_per_s": 1}), val_line(1, 40.0)]))
+    with pytest.raises(UserError, match=r"/over: epoch 7 was evaluated, but only 6 epochs are planned"):
+        report.summarise(make_run("over", epochs=6))
     with pytest.raises(UserError, match="no run folders given"):
         report.report([], tmp_path / "out")
     broken = make_run("broken")
@@ -174,3 +178,31 @@ def test_unreadable_runs_are_explained(make_run, tmp_path):
     (broken / "samples" / "1.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="cannot read the sample sheet"):
         report.report([broken], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*/file/"):
+        report.report([make_run("whole")], tmp_path / "file")
+
+
+def test_names_cannot_break_a_table(make_run):
+    run = make_run("a|<b>")
+    assert "\n| a\\|&lt;b> | cutmix |" in report.table([run])
+    (run / "recipe.yaml").write_text((run / "recipe.yaml").read_text().replace("quickstart_cutmix", "x|<y>_cutmix"))
+    assert seeds.summary([run]).startswith("| x\\|&lt;y> | top-1 (")
+
+
+def test_seeds_on_other_images_are_not_averaged(make_run):
+    runs = [make_run(str(seed), seed=seed) for seed in range(4)]
+    for run, images, labels in zip(runs, (675, 675, 5, 675), ("aa", "aa", "bb", "cc"), strict=True):
+        splits = {"train": {"images": images, "labels_sha256": labels}, "test": {"images": 661, "labels_sha256": "dd"}}
+        (run / "data.json").write_text(json.dumps({"dataset": "groceries", "splits": splits, "classes": []}))
+    groups = seeds.grouped(runs)
+    assert [group.runs for group in groups] == [runs[:2], runs[2:3], runs[3:]]
+    assert [group.setting for group in groups] == [
+        f"quickstart, train {images} images (labels {labels}), test 661 images (labels dd)"
+        for images, labels in ((675, "aa"), (5, "bb"), (675, "cc"))
+    ]
+    assert [group.setting for group in seeds.grouped(runs[:2])] == ["quickstart"]
+    (runs[0] / "data.json").write_text('{"splits": {"train": 5}}')
+    with pytest.raises(UserError, match=r"0/data.json: splits.train: expected a table, got 5"):
+        seeds.grouped(runs)

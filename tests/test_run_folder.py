@@ -271,7 +271,9 @@ def test_a_disk_that_fills_up_elsewhere_is_one_line_too(
     given = args(tiny_recipe, out, "--mixer", "deit")
     for call in (2, 6, 9):  # env.json, weights and results
         faults = [["no_space", "training.run:os.replace", call]]
-        expect_refused(server, f"cannot write {out}", *given, *(AUTO if out.exists() else ()), faults=faults)
+        more = AUTO if out.exists() else ()
+        output = expect_refused(server, f"cannot write {out}", *given, *more, faults=faults)
+        assert "No space left on device; make room, then pass --resume_from_checkpoint auto" in output
     finish(server, *given, *AUTO)
     assert differences(reference("--mixer", "deit"), out) == []
 

@@ -206,7 +206,7 @@ def test_the_command_line_reaches_the_sweep(stub: Stub, capsys: pytest.CaptureFi
         ("seeds: [1]", "which recipes?"),
         ("recipes: quickstart_mixup", "recipes: expected a list, got 'quickstart_mixup'"),
         ("recipes: [quickstart_mixup, quickstart_cutmx]", "unknown mixer 'cutmx'; did you mean 'cutmix'"),
-        ("recipes: [quikstart_mixup]", "unknown recipe 'quikstart_mixup'.*did you mean 'quickstart'"),
+        ("recipes: [quikstart_mixup]", "unknown recipe 'quikstart_mixup'.*did you mean 'quickstart_mixup'"),
         ("recipes: [quickstart_mixup]\nseeds: [one]", "seeds: expected an integer at least 0, got 'one'"),
         ("recipes: [quickstart_mixup]\nseeds: [-1]", "seeds: expected an integer at least 0, got -1"),
         ("recipes: [quickstart_mixup]\nseeds: []", r"seeds: expected a list, got \[\]"),
@@ -229,8 +229,20 @@ def test_the_command_line_reaches_the_sweep(stub: Stub, capsys: pytest.CaptureFi
         ("recipes: [quickstart_mixup]\noverrides: {lr: 1}\ngrid: {lr: [2]}", "lr is both in overrides and in grid"),
         ("recipes: [quickstart_mixup]\nlauncher: acelerate launch", "no such executable in PATH: 'acelerate'"),
         ("recipes: [quickstart_mixup]\nlauncher: ' '", "no such executable"),
-        ("- quickstart_mixup", "expected recipes, seeds, .* got list"),
+        ("- quickstart_mixup", "a sweep file must be a table of names and values, got list"),
         ("recipes: [", "not valid YAML"),
+        ("recipes: [quickstart_mixup]\nrecipes: [a]", "key 'recipes' is given twice in line 2"),
+        ("recipes: [quickstart_mixup]\nlauncher: torchrun 'x", 'launcher "torchrun \'x": No closing quotation'),
+        ('recipes: ["a\\0.yaml"]', r"recipes: expected text, got 'a\\x00.yaml'"),
+        ('recipes: [quickstart_mixup]\nlauncher: "a\\0b"', r"launcher: expected text or none, got 'a\\x00b'"),
+        (
+            f"recipes: [quickstart_mixup]\ngrid: {{dataset: [{'x' * 250}]}}",
+            r"the folder name quickstart_mixup-datasetx+\.\.\. has 280 letters, at most 251 fit",
+        ),
+        ("recipes: [quickstart_mixup]\noverrides: {model: resnet10x}", "quickstart_mixup: unknown model 'resnet10x'"),
+        ("recipes: [quickstart_mixup]\noverrides: {opt: adamww}", "unknown optimiser 'adamww'; did you mean 'adamw'"),
+        ("recipes: [quickstart_mixup]\noverrides: {aa: rond-m9}", "aa: expected a RandAugment policy .*got 'rond-m9'"),
+        ("recipes: [quickstart_mixup]\noverrides: {lr: 2020-13-45}", "lr: expected a number above 0, got '2020-13-45'"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(content: str, message: str, tmp_path: Path) -> None:
@@ -240,6 +252,49 @@ def test_a_mistake_is_one_line_and_nothing_is_written(content: str, message: str
         sweep.sweep(file, {"output_dir": str(out)})
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("value", ["2020-13-45", "9" * 5000, "&a [*a]", "{a: 1, a: 2}", "[" * 3000, "[a", "\0"])
+def test_a_flag_that_is_no_value_is_one_line(value: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"command line: (lr|.*lr): ") as caught:
+        sweep.sweep(
+            None, {"recipes": ["quickstart_mixup"], "set": [f"lr={value}"], "output_dir": str(tmp_path / "out")}
+        )
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_an_output_that_is_a_folder_is_one_line(stub: Stub) -> None:
+    (stub.out / "output-quickstart_vanilla-seed0.txt").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cannot read .*output-quickstart_vanilla-seed0.txt: Is a directory"):
+        sweep.sweep(None, stub.base, dry_run=True)
+
+
+def test_a_dry_run_opens_nothing_for_writing_and_sees_who_runs(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stub() == 0
+    (stub.out / "quickstart_cutmix-seed0/summary.csv").write_bytes(b"\xff\xfe\x00")
+    first = stub.out / "output-quickstart_vanilla-seed0.txt"
+    capsys.readouterr()
+
+    def read_only(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        assert not set(mode) & set("wax+"), f"{path} is opened for writing"
+        return opened(path, mode, *args, **options)
+
+    opened = Path.open
+    with first.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        monkeypatch.setattr(Path, "open", read_only)
+        assert sweep.sweep(None, stub.base, dry_run=True) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["running", "resumable"]
+
+
+def test_runs_that_were_not_asked_for_this_time_are_named(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stub(seeds=[0, 1]) == 0
+    assert "not of this sweep" not in capsys.readouterr().out
+    assert stub(seeds=[0]) == 0
+    says = f"also in {stub.out}, but not of this sweep: quickstart_cutmix-seed1, quickstart_vanilla-seed1\n"
+    assert says in capsys.readouterr().out
 
 
 def test_a_folder_with_another_recipe_is_refused_before_the_first_run_starts(stub: Stub) -> None:
@@ -276,11 +331,13 @@ def test_failures_do_not_stop_the_others_and_are_reported_at_the_end(
     assert f"[1/4] {names[0]}: started" in text and re.search(rf"\[4/4\] {names[3]}: 0.0 min, top-1 51.00 \(", text)
     at_the_end = text[text.index("[4/4]") :]
     lines = "\n".join(f"    {names[0]} line {i}" for i in range(4, 9))
-    assert f"{names[0]} failed: exit status 1; its output is in {stub.out / names[0]}.out\n{lines}\n" in at_the_end
+    assert (
+        f"{names[0]} failed: exit status 1; its output is in {stub.out}/output-{names[0]}.txt\n{lines}\n" in at_the_end
+    )
     assert f"{names[1]} failed: killed by SIGKILL" in at_the_end
     assert f"{names[2]} failed: exit status 0, but epoch 2 was not evaluated" in at_the_end
     assert "3 of 4 runs failed" in at_the_end and "1 of 4 runs are finished" in at_the_end
-    assert (stub.out / f"{names[0]}.out").read_text().splitlines()[:2] == [
+    assert (stub.out / f"output-{names[0]}.txt").read_text().splitlines()[:2] == [
         f"$ {shlex.join(stub.runs(seeds=[0, 1])[0].command)}",
         "first line",
     ]
@@ -498,7 +555,7 @@ def test_the_slurm_script_holds_one_task_per_unfinished_run(
     assert stub.called()[1:] == names[1:]
     assert stub.calls()[1:] == [run.command[2:] for run in stub.runs(seeds=[0, 1])[1:]]
     assert (stub.folder / "requeued").read_text() == "requeue 77_0\n"  # what failed is not tried for ever
-    assert (stub.out / f"{names[2]}.out").read_text().startswith("first line")
+    assert (stub.out / f"output-{names[2]}.txt").read_text().startswith("first line")
     process = slurm(3, script)
     assert "no task 3" in process.communicate(timeout=30)[1] and process.returncode == 2
 
@@ -564,7 +621,7 @@ def test_a_sweep_of_real_runs_ends_in_tables_and_plots_and_is_done_the_second_ti
     folders = [Path("out/tiny-mixervanilla-seed0"), Path("out/tiny-mixercutmix-seed0")]
     top1 = [report.summarise(folder)["top1"] for folder in folders]
     for number, (folder, value) in enumerate(zip(folders, top1, strict=True), 1):
-        assert re.search(rf"\[{number}/2\] {folder.name}: \d+\.\d min, top-1 {value:.2f} \(median of last 2", text)
+        assert re.search(rf"\[{number}/2\] {folder.name}: \d+\.\d min, top-1 {value:.2f} \(median of the last 2", text)
     assert Path("out/summary.md").read_text() == seeds.summary(folders)
     assert Path("out/summary.md").read_text() in text
     assert Path("out/table.md").read_text() == report.table(folders)

@@ -17,7 +17,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode, RandomCrop, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
-from recipes import Recipe, UserError
+from recipes import Recipe
 
 
 class BadImage(Exception):
@@ -111,13 +111,7 @@ def rand_augment(recipe: Recipe) -> Any:
         "img_mean": tuple(min(255, round(255 * m)) for m in recipe.mean),
         "interpolation": str_to_pil_interp(recipe.interpolation),
     }
-    try:
-        policy = rand_augment_transform(recipe.aa, hparams)
-    except (AssertionError, ValueError, KeyError) as e:
-        raise UserError(
-            f"aa: expected a RandAugment policy such as rand-m9-mstd0.5-inc1, got {recipe.aa!r} {e}"
-        ) from None
-
+    policy = rand_augment_transform(recipe.aa, hparams)
     for op in policy.ops:
         if op.name.startswith("Posterize"):
             op.aug_fn = posterize

@@ -41,16 +41,21 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as e:
-        advice = "make room, then pass --resume_from_checkpoint auto"
-        raise UserError(f"cannot write {path}: {e}; {advice}") from e
+        # a process that holds a run folder is a training run, and can be resumed
+        advice = "; make room, then pass --resume_from_checkpoint auto" if LOCKS else ""
+        raise UserError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}{advice}") from e
 
 
 def write(path: Path, text: str | bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all. Raises ``UserError``."""
     aside = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        aside.write_bytes(text.encode() if isinstance(text, str) else text)
-        os.replace(aside, path)
+    try:
+        with writing(path):
+            aside.write_bytes(text.encode() if isinstance(text, str) else text)
+            os.replace(aside, path)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()  # there only if something failed
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -18,21 +18,30 @@ from recipes.typed import nearest
 from . import moganet, pvt, resnet_cifar  # noqa: F401  registers their models with timm
 
 
+def check_name(name: str) -> None:
+    """Raise ``UserError`` unless there is a model of this name."""
+    if not timm.is_model(name):
+        raise UserError(f"unknown model {name!r}; {nearest(name, timm.list_models())}")
+
+
 def create_model(recipe: Recipe) -> nn.Module:
     """The recipe's model with its initial weights, a function of the seed alone.
 
-    Raises ``UserError`` for a name that timm does not know or arguments that the model does not take.
+    Raises ``UserError`` for a name that timm does not know, arguments that the model does not take, and arguments that
+    make it no classifier.
     """
-    if not timm.is_model(recipe.model):
-        raise UserError(f"unknown model {recipe.model!r}; {nearest(recipe.model, timm.list_models())}")
+    check_name(recipe.model)
     args = dict(recipe.model_args)
     if recipe.drop_path_rate is not None:
         args["drop_path_rate"] = recipe.drop_path_rate
     torch.manual_seed(recipe.seed)
     try:
         model = timm.create_model(recipe.model, pretrained=False, num_classes=recipe.num_classes, **args)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as e:
-        raise UserError(f"model {recipe.model!r} with {args}: {' '.join(str(e).split())[:300]}") from None
+    except Exception as e:  # what wrong arguments raise is up to the model
+        reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
+        raise UserError(f"model {recipe.model!r} with {args}: {reason}") from None
+    if not hasattr(model, "get_classifier") or getattr(model, "num_classes", None) != recipe.num_classes:
+        raise UserError(f"model {recipe.model!r} with {args} is no classifier of {recipe.num_classes} classes")
     if recipe.init == "mmcls_vit" and getattr(model, "cls_token", None) is None:
         raise UserError(f"init mmcls_vit needs a model with a class token, such as deit_small; got {recipe.model!r}")
     if recipe.init != "timm":
@@ -74,17 +83,23 @@ def check_classes(model: nn.Module, classes: list[str], name: str) -> None:
 
 
 def check_input(model: nn.Module, batch: int, size: int, name: str, training: bool) -> None:
-    """Raise ``UserError`` when the model cannot take a batch of ``size`` pixels. Runs no arithmetic (meta device)."""
+    """Raise ``UserError`` when the model cannot take a batch of ``size`` pixels, or gives no logits for it.
+
+    Runs no arithmetic (meta device).
+    """
     try:
         with torch.no_grad():
             empty = copy.deepcopy(model).to("meta").train(training)
-            empty(torch.empty(batch, 3, size, size, device="meta"))
-    except (AssertionError, RuntimeError, ValueError) as e:
+            logits = empty(torch.empty(batch, 3, size, size, device="meta"))
+    except Exception as e:  # what a wrong size raises is up to the model
         raise UserError(
             f"model {name!r} does not take {batch} image{'s' * (batch > 1)} of {size} x {size}"
             f"{' in training' * training}: {' '.join(str(e).split())[:160]}; choose another size or batch "
             f"(some models want --model_args.img_size {size})"
         ) from None
+    got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if got != (batch, model.num_classes):
+        raise UserError(f"model {name!r} gives {got} and not logits {(batch, model.num_classes)}; check its model_args")
 
 
 def init_published(model: nn.Module, init: str) -> None:
