@@ -47,6 +47,8 @@ class Subject:
     """Start the randomness of every ``mix`` anew."""
     alphas: tuple[float, ...] = ()
     """Beta parameters that ``make`` takes and whose law it declares; empty: no law is declared."""
+    boxes_as_cutmix: bool = True
+    """The declared law of a pasted box is that of CutMix; of another method's boxes none is known here."""
     draws: int = DRAWS
     """How many batches a law is judged by."""
     is_mixer: bool = False
@@ -92,7 +94,9 @@ def seed_globals(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def of_mixer(step: Callable[[float | None], Step], alphas: tuple[float, ...] = ()) -> Subject:
+def of_mixer(
+    step: Callable[[float | None], Step], alphas: tuple[float, ...] = (), boxes_as_cutmix: bool = True
+) -> Subject:
     """One of our mixers as a subject: call number n after a seed is update n of a run with that seed.
 
     ``step(alpha)`` returns a new step with a model of ``CLASSES`` classes, at which only a mixer looks that must;
@@ -120,7 +124,7 @@ def of_mixer(step: Callable[[float | None], Step], alphas: tuple[float, ...] = (
 
     x, y = torch.zeros(2, 3, HEIGHT, WIDTH), torch.eye(2, CLASSES)
     looks = plan_alone(step(None).mixer, x, y, np.random.default_rng(0)) is None
-    return Subject(make, seed, () if looks else alphas, 100 if looks else DRAWS, is_mixer=True)
+    return Subject(make, seed, () if looks else alphas, boxes_as_cutmix, 100 if looks else DRAWS, is_mixer=True)
 
 
 def forms(mix: Mix) -> list[str]:
@@ -194,9 +198,9 @@ def four() -> Tensor:
     return colours[:, :, None, None].expand(4, 3, HEIGHT, WIDTH).contiguous()
 
 
-def noise(size: int = BATCH, height: int = HEIGHT, width: int = WIDTH) -> Tensor:
-    """Random images (size, 3, height, width)."""
-    pixels = np.random.default_rng(0).standard_normal((size, 3, height, width), dtype=np.float32)
+def noise(size: int = BATCH) -> Tensor:
+    """Random images (size, 3, H, W)."""
+    pixels = np.random.default_rng(0).standard_normal((size, 3, HEIGHT, WIDTH), dtype=np.float32)
     return torch.from_numpy(pixels)
 
 
@@ -256,6 +260,7 @@ def law(bench: Bench) -> Finding:
     """A blend's share against Beta(alpha, alpha), a box's against the paper's law with clipping, where declared."""
     subject = bench.subject
     alphas: list[float | None] = [*subject.alphas] or [None]
+    known = bench.kinds == {"blend"} or (bench.kinds == {"box"} and subject.boxes_as_cutmix)
     texts, holds = [], True
     for alpha in alphas:
         lam = lambdas(bench, alpha)
@@ -263,13 +268,12 @@ def law(bench: Bench) -> Finding:
         text = f"mean {lam.mean():.3f}, {outside}"
         if bench.kinds == {"blend"} and (lam.min() >= 0.4999 or lam.max() <= 0.5001):
             text += ", folded"
-        if alpha is not None and bench.kinds in ({"blend"}, {"box"}):
+        if alpha is not None and known:
             expected, p = judge(lam, alpha, bench.kinds == {"box"})
-            text = f"alpha {alpha:g}: {text}, p {p:.1g}".replace(",", f" (law: {expected:.3f}),", 1)
+            text = f"{text}, p {p:.1g}".replace(",", f" (law: {expected:.3f}),", 1)
             holds = holds and p > LEVEL
-        texts.append(text)
-    declared = bool(subject.alphas) and bench.kinds in ({"blend"}, {"box"})
-    return Finding(holds if declared else None, "; ".join(texts))
+        texts.append(text if alpha is None else f"alpha {alpha:g}: {text}")
+    return Finding(holds if subject.alphas and known else None, "; ".join(texts))
 
 
 def lambdas(bench: Bench, alpha: float | None) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from mixers import MIXERS, Mixer, build, probes
+from mixers import MIXERS, CutMix, Mixer, build, probes
 from mixers.testing import CHECKS, Factory, tiny_step
 from recipes import UserError
 from recipes.typed import nearest
@@ -58,8 +58,8 @@ def check(targets: list[str], alpha: float | None = None) -> list[Report]:
     """Probe each target: a name of ``MIXERS``, one of ``STRANGERS``, or ``file.py:callable``.
 
     The callable is a ``Mixer`` class or factory, a class or factory of something that is called with images and
-    labels, or that itself; the file is run. ``alpha``: the Beta parameter whose law is declared; None: those of
-    ``ALPHAS`` where the target has an argument ``alpha``. Raises ``UserError``.
+    labels, or that itself; the file is run. ``alpha``: the Beta parameter whose law is declared (of a pasted box:
+    CutMix's law); None: those of ``ALPHAS`` where the target has an argument ``alpha``. Raises ``UserError``.
     """
     if not targets:
         raise UserError(f"check what? a mixer ({', '.join(MIXERS)}), {', '.join(STRANGERS)}, or file.py:callable")
@@ -121,7 +121,7 @@ def mixer_subject(
     def step(a: float | None) -> Any:
         return tiny_step(lambda: make(**({} if a is None else {"alpha": a})), classes=probes.CLASSES)
 
-    return probes.of_mixer(step, alphas), make
+    return probes.of_mixer(step, alphas, isinstance(make(), CutMix)), make
 
 
 def of_file(path: Path, name: str, alpha: float | None) -> tuple[probes.Subject, Factory | None]:
@@ -140,7 +140,7 @@ def of_file(path: Path, name: str, alpha: float | None) -> tuple[probes.Subject,
     alphas = (alpha,) if alpha else ALPHAS if takes else ()
     if len(needed) == 2 and not inspect.isclass(found):
         make = lambda a: functools.partial(found, alpha=a) if takes and a is not None else found  # noqa: E731
-        return probes.Subject(make, probes.seed_globals, alphas), None
+        return probes.Subject(make, probes.seed_globals, alphas, alpha is not None), None
     if needed:
         raise UserError(
             f"{path}:{name} needs {', '.join(p.name for p in needed)}; expected a Mixer, a factory without required "
@@ -154,7 +154,7 @@ def of_file(path: Path, name: str, alpha: float | None) -> tuple[probes.Subject,
             f"{path}:{name} makes a {type(made).__name__}; expected a Mixer, or something called with (x, y)"
         )
     factory = lambda a: found(alpha=a) if takes and a is not None else found()  # noqa: E731
-    return probes.Subject(factory, probes.seed_globals, alphas), None
+    return probes.Subject(factory, probes.seed_globals, alphas, alpha is not None), None
 
 
 def load(path: Path) -> ModuleType:

@@ -184,6 +184,12 @@ def test_what_only_ours_promise_is_a_fault_of_ours_and_a_fact_of_others(name: st
     assert fact.found.startswith(("no: RuntimeError", "moves numpy"))
 
 
+def test_a_box_that_declares_no_law_of_cutmix_is_not_judged_by_it() -> None:
+    holds, text = found("law of lambda", cut_with(no_clipping), (1.0,), boxes_as_cutmix=False)
+    assert holds is None
+    assert "law:" not in text
+
+
 def test_images_left_to_the_network_are_a_fact_of_a_mixer_and_a_fault_of_a_function() -> None:
     def labels_only(x, y):
         return x, mixup(x, y)[1]
