@@ -23,6 +23,7 @@ if "MIXERS_BENCHMARK" not in os.environ:
 
 import argparse
 import functools
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -41,6 +42,7 @@ Function = Callable[[], object]
 SHAPES = ((128, 3, 224, 224), (128, 3, 64, 64), (128, 3, 32, 32))
 MODEL, STEP_SHAPE = "resnet10t", (32, 3, 64, 64)
 COMPILED_STEPS = 20
+WARM_UP = 2  # turns
 
 
 def main() -> None:
@@ -65,15 +67,20 @@ def main() -> None:
 
 def alone(names: list[str], repeats: int, device: torch.device) -> list[str]:
     """Print the milliseconds of ``plan`` and ``mix``; returns the mixers of which only whole steps tell the cost."""
-    columns, skipped = [], []
+    columns, skipped, faults = [], [], []
     for shape in SHAPES:
         made, skipped = contestants(names, shape, device)
+        measure(made, 1, device)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         columns.append(measure(made, repeats, device))
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        faults.append(str((after - before) // ((repeats + WARM_UP) * len(made))))
     print("| milliseconds (times the floor) |", " | ".join("x".join(map(str, shape)) for shape in SHAPES), "|")
     print("|---|" + "---:|" * len(SHAPES))
     for name in columns[0]:
         cells = [f"{1e3 * times[name]:.3g} ({times[name] / times['floor']:.1f}x)" for times in columns]
         print(f"| {name} | {' | '.join(cells)} |")
+    print(f"| page faults of a call, on average | {' | '.join(faults)} |")
     return skipped
 
 
@@ -199,13 +206,13 @@ def measure(functions: dict[str, Function], repeats: int, device: torch.device) 
     """Median seconds of each, measured in turns so that a slow moment of the machine hits all alike."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(repeats + 2):
+    for turn in range(repeats + WARM_UP):
         for name, function in functions.items():
             wait()
             began = time.perf_counter()
             function()
             wait()
-            if turn >= 2:  # warm-up
+            if turn >= WARM_UP:
                 times[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in times.items()}
 

@@ -147,7 +147,8 @@ def blend(
         return out
     for i in range(0, len(x), rows):
         part = slice(i, i + rows)
-        torch.lerp(x[index[part]], x[part], mask[part], out=out[part])
+        partner = x.index_select(0, index[part]) if x.is_contiguous() else x[index[part]]  # the first is the faster
+        torch.lerp(partner, x[part], mask[part], out=out[part])
     return out
 
 
