@@ -144,10 +144,12 @@ def without_waiting(function: Function, device: torch.device, name: str) -> None
     """Raise an error when ours makes the host wait for a GPU."""
     if device.type != "cuda":
         return
-    function()
+    for _ in range(3):
+        function()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        function()
+        for _ in range(COMPILED_STEPS):
+            function()
     except RuntimeError as error:
         raise SystemExit(f"{name} waits for the device: {error}") from error
     finally:
@@ -161,9 +163,8 @@ def whole_steps(names: list[str], repeats: int, device: torch.device) -> None:
     steps = {name: new_step(name) for name in ["vanilla", *names]}
     ready = {name: step.to(device).train() for name, step in steps.items() if isinstance(step, Step)}
     for step in ready.values():
-        without_waiting(
-            functools.partial(train_once, step, x, y, np.random.default_rng(0)), device, step.mixer._get_name()
-        )
+        rng = np.random.default_rng(0)  # goes on from call to call, so that every branch is taken
+        without_waiting(functools.partial(train_once, step, x, y, rng), device, step.mixer._get_name())
     made = {name: functools.partial(train_once, step, x, y, np.random.default_rng(0)) for name, step in ready.items()}
     times = measure(made, repeats, device)
     head = f"whole step of {MODEL}, {'x'.join(map(str, STEP_SHAPE))}"

@@ -17,6 +17,7 @@ adapter                       where ``step`` comes from              mixers (see
 ============================  =====================================  ==================================
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -285,7 +286,10 @@ def require(mixer: Mixer, where: str, *works: Needs) -> None:
         "model": ("looks at the model", "mix_batch with model=, TrainerMixin, LightningMixin"),
         "step": ("performs the training step itself", "LightningMixin"),
     }[mixer.needs]
-    name, here = type(mixer).__name__, [name for name, make in MIXERS.items() if make().needs in works]
+    name, here = type(mixer).__name__, []
+    for known, make in MIXERS.items():
+        with contextlib.suppress(TypeError, ValueError):  # one that needs arguments, or weights that are not there
+            here += [known] if make().needs in works else []
     raise ValueError(
         f"{name} {what}, which {where} cannot let it do. Here work: {', '.join(here)}. For {name} use {adapters} or "
         "Step in a loop of your own"

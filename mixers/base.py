@@ -165,7 +165,11 @@ class Step(nn.Module):
 
 def plan_alone(mixer: Mixer, x: Tensor, y: Tensor, rng: np.random.Generator) -> Plan | None:
     """The plan of a mixer that looks at nothing but the batch; None when it asks for more. May use up ``rng``."""
+    if mixer.needs == "model":
+        return None
     try:
         return mixer.plan(x, y, rng)
-    except Exception:  # whatever is missing; if it was another mistake, the step itself raises it
+    except (TypeError, ValueError, IndexError):  # a look that is missing: a step may hand one over
+        if mixer.needs == "batch":
+            raise
         return None

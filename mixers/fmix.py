@@ -11,8 +11,8 @@ Published defaults: alpha = 1, decay_power = 3, max_soft = 0 (paper, section 4 a
 Sampling law: ``fmix@harris-2020``: one mask for the whole batch; k is lam*H*W rounded up or down with equal odds.
 The published code takes the random numbers of the spectrum's first two rows for its real and imaginary part, so
 that what is transformed has W/2+1 rows and two columns: across the image only the frequencies 0 and 1 occur, with
-0.12 and 0.88 of the energy of the grey image. ``isotropic=True`` is the spectrum of the paper, with 0.30, 0.67 and
-0.03 in the frequencies 0, 1 and 2. The partner is a uniformly random permutation of the batch, fixed points
+0.12 and 0.88 of the energy at 64 x 64. ``isotropic=True`` is the spectrum of the paper, with 0.30, 0.67 and 0.03 in
+the frequencies 0, 1 and 2. The partner is a uniformly random permutation of the batch, fixed points
 allowed.
 
 Deviations: the label share is the mask's mean, which is within 1/(H*W) of the published lam; the mask has the size

@@ -136,7 +136,7 @@ def blend(
     Exact at both ends: a mask of 1 returns ``x``, a mask of 0 returns ``x[index]``, bit for bit.
     """
     mask = mask.to(x.dtype)
-    if x.device.type != "cpu" or x.requires_grad or mask.requires_grad:
+    if x.device.type != "cpu" or x.requires_grad or mask.requires_grad or torch.compiler.is_compiling():
         return torch.lerp(x[index], x, mask)
     # On a CPU a gathered copy of the whole batch doubles the memory traffic: gather and blend small images in chunks.
     out = torch.empty_like(x)

@@ -48,7 +48,7 @@ class ResizeMix(Mixer):
     ):
         super().__init__()
         ops.check_positive("alpha", alpha)
-        ops.check_interval("scope", scope, 0.0, 1.0)
+        ops.check_interval("scope", scope, 0.01, 1.0)
         ops.check_choice("use_alpha", use_alpha, (False, True))
         ops.check_choice("placement", placement, ("clip", "inside"))
         self.alpha = alpha
@@ -83,7 +83,8 @@ class ResizeMix(Mixer):
         ops.check_batch(x, y)
         top, bottom, left, right = box.unbind(1)
         lam = 1 - (bottom - top) * (right - left) / x[0, 0].numel()
-        paste = paste_slices if x.device.type == "cpu" and not x.requires_grad else paste_by_gather
+        slices = x.device.type == "cpu" and not x.requires_grad and not torch.compiler.is_compiling()
+        paste = paste_slices if slices else paste_by_gather
         return paste(x, index, box), ops.blend_targets(y, index, lam.expand(len(x)))
 
 

@@ -69,19 +69,23 @@ def edit(model: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Ite
     """Replace the output of the submodule ``name`` by ``change(output)`` during the block.
 
     ``name`` is a module path, or ``""`` for the model's input. Raises ``RuntimeError`` at once when the submodule
-    lies where activations are checkpointed, and when the block ends and the submodule never ran.
+    lies where activations are checkpointed or runs a second time, and when the block ends and it never ran.
     """
     refuse_recomputation(model, name)
     fired = False
 
-    def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def fire() -> None:
         nonlocal fired
+        if fired:
+            raise RuntimeError(f"{name or 'the input'} would be edited twice: one forward belongs into the block")
         fired = True
+
+    def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        fire()
         return (change(args[0]), *args[1:])
 
     def after(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        nonlocal fired
-        fired = True
+        fire()
         return change(output)
 
     module = model.get_submodule(name)
@@ -412,7 +416,8 @@ class Frozen(nn.Module):
 def pretrained(name: str) -> nn.Module:
     """A timm model with its trained weights, by timm name, ``hf-hub:`` or ``local-dir:`` address, or folder."""
     try:
-        return timm.create_model(f"local-dir:{name}" if Path(name).is_dir() else name, pretrained=True)
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn before the trained ones are read
+            return timm.create_model(f"local-dir:{name}" if Path(name).is_dir() else name, pretrained=True)
     except Exception as e:  # the Hub, timm and safetensors raise some twenty types between them
         reason = " ".join(str(e).split())[:200]
         raise ValueError(

@@ -1,13 +1,18 @@
 """Making mixers by name: what works, and errors that say what was given, what was expected and what to do."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
+from tiny import environment
 from torch import nn
 
 from mixers import BLOCKS, MIXERS, CutMix, Mixer, Mixup, Switch, Vanilla, build, deit, ops, rsb
 from mixers.testing import tiny_step
+
+TEXT: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
 
 REPRS = {
     "vanilla": "Vanilla()",
@@ -180,3 +185,38 @@ def test_a_switch_hands_on_what_its_members_own() -> None:
     assert group["params"] == [member.weight] and (group["lr"], group["weight_decay"]) == (0.5, 0.0)
     assert switch.models(model) == {"": model, "k": member}
     assert CutMix().param_groups(0.1, 0.05) == [] and CutMix().models(model) == {"": model}
+
+
+COMPILED = """
+import numpy as np, torch
+from mixers import MIXERS, build
+
+for name in MIXERS:
+    mixer = build(name)
+    for side in (64, 224) if mixer.needs == "batch" else ():
+        graphs, branches = 0, set()
+
+        def count(graph, _inputs):
+            global graphs
+            graphs += 1
+            return graph.forward
+
+        torch.compiler.reset()
+        compiled = torch.compile(mixer.mix, backend=count)
+        x, y = torch.randn(4, 3, side, side), torch.eye(4)
+        for update in range(20):
+            plan = mixer.plan(x, y, np.random.default_rng((0, update)))
+            branches.add(repr({k: v.shape if isinstance(v, torch.Tensor) else v for k, v in plan.items()}))
+            for found, expected in zip(compiled(x, y, **plan), mixer.mix(x, y, **plan)):
+                torch.testing.assert_close(found, expected)
+        print(name, side, graphs, len(branches))
+"""
+
+
+def test_a_compiled_mix_is_compiled_at_most_once_per_branch() -> None:
+    """In a process of its own: the shape checks of these tests cannot be compiled."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILED], env=environment(), **TEXT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert {name for name, *_ in rows} == {name for name in MIXERS if MIXERS[name]().needs == "batch"}
+    assert [row for row in rows if int(row[2]) > int(row[3])] == []

@@ -228,6 +228,8 @@ def test_alignmix_lays_either_over_the_other_as_often_and_its_lambda_follows_the
 def test_the_published_alignmix_aligns_half_of_the_batches() -> None:
     rng, switch = np.random.default_rng(18), alignmixup()
     assert stats.binomtest(sum(switch.draw(rng) for _ in range(4000)), 4000).pvalue > LEVEL
+
+
 def shares(mixer, draws: int, side: int = 64) -> np.ndarray:
     """Label shares of the first sample over many plans, on square images."""
     x, y = tiny(1, side, side)
@@ -340,6 +342,25 @@ def test_resizemix_scale_follows_the_beta_law_within_its_scope(alpha: float, use
     kept = [int(1000 * lam) / 1000 == scale for lam, scale in zip(drawn, scales, strict=True)]
     expected = np.diff(stats.beta(alpha, alpha).cdf([0.1, 0.8]))[0] if use_alpha else 0
     assert np.mean(kept) == pytest.approx(expected, abs=0.03)
+
+
+def test_resizemix_scale_stays_in_the_scope_that_is_given() -> None:
+    x, y = tiny(1, 1000, 1)
+    mixer = ResizeMix(scope=(0.3, 0.4), use_alpha=False, placement="inside")
+    boxes = [mixer.plan(x, y, np.random.default_rng((26, i)))["box"][0].tolist() for i in range(1000)]
+    scales = np.array([bottom - top for top, bottom, _, _ in boxes]) / 1000
+    assert scales.min() >= 0.3 and scales.max() < 0.4
+    assert stats.kstest(scales + 0.0005, stats.uniform(0.3, 0.1).cdf).pvalue > LEVEL
+
+
+def test_resizemix_shifts_a_box_of_uniform_centre_to_lie_inside() -> None:
+    x, y = tiny(1, 10, 10)
+    mixer = ResizeMix(scope=(0.4, 0.4), use_alpha=False, placement="inside")
+    tops = [mixer.plan(x, y, np.random.default_rng((27, i)))["box"][0][0].item() for i in range(4000)]
+    # 4 of 10 pixels: centres 0, 1, 2 are shifted to the top, 8 and 9 to row 6
+    expected = {0: 3, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 2}
+    counts = [tops.count(row) for row in range(7)]
+    assert stats.chisquare(counts, [400 * n for n in expected.values()]).pvalue > LEVEL
 
 
 def test_resizemix_places_one_box_per_batch_or_one_per_sample() -> None:

@@ -243,7 +243,7 @@ def test_gridmix_mask_is_its_holes(height: int, width: int, har: float, clip: bo
     assert beyond == 0 if clip else beyond > 0
 
 
-def fmix_image(height: int, width: int, rng: np.random.Generator, isotropic: bool) -> np.ndarray:
+def fmix_image(height: int, width: int, rng: np.random.Generator, isotropic: bool, decay: float = 3) -> np.ndarray:
     """The grey image, with numpy's transform in float64, from the spectrum as its authors index it."""
     size = (2, height, width // 2 + 1) if isotropic else (2, width // 2 + 1, 2)
     draws = rng.standard_normal(size)
@@ -252,9 +252,16 @@ def fmix_image(height: int, width: int, rng: np.random.Generator, isotropic: boo
         for x in range(width // 2 + 1):
             frequency = math.hypot(min(y, height - y) / height, x / width)
             numbers = draws[:, y, x] if isotropic else draws[y, x] if y < 2 else np.zeros(2)
-            scaled[y, x] = numbers / max(frequency, 1 / max(height, width)) ** 3
+            scaled[y, x] = numbers / max(frequency, 1 / max(height, width)) ** decay
     parts = np.moveaxis(scaled, 2, 0) if isotropic else scaled  # the published code splits the rows, not the parts
     return np.fft.irfftn(parts[0] + 1j * parts[1], (height, width), axes=(0, 1))
+
+
+@pytest.mark.parametrize("isotropic", [False, True])
+def test_fmix_amplitudes_fall_with_the_given_power(isotropic: bool) -> None:
+    found = FMix(decay_power=1.5, isotropic=isotropic).low_frequency_image(blank(12, 20)[0], np.random.default_rng(3))
+    expected = fmix_image(12, 20, np.random.default_rng(3), isotropic, decay=1.5)
+    np.testing.assert_array_equal(np.argsort(found.flatten().numpy()), np.argsort(expected.flatten()))
 
 
 @pytest.mark.parametrize("isotropic", [False, True])

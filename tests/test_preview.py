@@ -111,6 +111,8 @@ def test_photos_of_a_folder_are_named_by_class_folder_or_file(tmp_path: Path) ->
 
 def test_a_mixer_that_looks_at_the_model_is_shown_with_an_untrained_one(monkeypatch: pytest.MonkeyPatch) -> None:
     class Looking(Mixup):
+        needs = "model"
+
         def plan(self, x, y, rng, *look):
             lam = look[0](x).softmax(1).amax(1).detach()
             return super().plan(x, y, rng) | {"mask": lam.view(-1, 1, 1, 1)}

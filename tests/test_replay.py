@@ -33,6 +33,8 @@ FOLDER = {folder!r}
 
 
 class Looking(Mixup):
+    needs = "model"
+
     def plan(self, x, y, rng, *look):
         model, _ = look
         training = model.training
@@ -159,6 +161,8 @@ def test_a_plan_made_without_the_model_is_that_of_the_step(name: str) -> None:
 
 def test_a_plan_that_needs_the_model_is_not_guessed() -> None:
     class Needs(Mixup):
+        needs = "model"
+
         def plan(self, x, y, rng, *look):
             return super().plan(x, y, rng) | {"mask": look[0](x).amax(1).view(-1, 1, 1, 1)}
 

@@ -796,3 +796,16 @@ def test_a_teacher_whose_weights_cannot_be_had_is_one_line(tmp_path, monkeypatch
         message = str(caught.value)
         assert message.startswith(f"no weights for the teacher '{name}' (") and "\n" not in message
         assert "expected timm weights such as 'resnet18.tv_in1k', hf-hub:owner/name, or a run folder" in message
+
+
+def test_loading_a_teacher_moves_no_generator(tmp_path):
+    timm.models.save_for_hf(timm.create_model("test_resnet", num_classes=5), str(tmp_path), safe_serialization=True)
+    before = global_rngs()
+    taps.Frozen(str(tmp_path))
+    assert not differences(before, global_rngs())
+
+
+def test_an_edit_is_for_one_forward(model):
+    with pytest.raises(RuntimeError, match="would be edited twice"), taps.edit(model, "layer1", lambda h: h):
+        for _ in range(2):
+            model(torch.zeros(2, 3, 32, 32))

@@ -41,10 +41,12 @@ class Replayed(NamedTuple):
     classes: list[str]
     notes: list[str]
     """What may keep this from being the job's batch bit for bit; empty when nothing does."""
+    remarks: list[str]
+    """What one should know to read the picture."""
 
     def __str__(self) -> str:
         """The notes, and a line for each of the first 8 images: its row, class, and the shares of its target."""
-        lines = [f"note: {note}" for note in self.notes]
+        lines = [f"note: {note}" for note in (*self.notes, *self.remarks)]
         for i, target in enumerate(self.targets[:8].tolist()):
             shares = sorted(enumerate(target), key=lambda pair: -pair[1])[:2]
             text = " + ".join(f"{share:.3f} {self.classes[k]}" for k, share in shares if share > 0.005)
@@ -71,7 +73,8 @@ def replay(folder: Path, step: int, micro: int = 0) -> Replayed:
 
     env = json.loads((folder / "env.json").read_text()) if (folder / "env.json").is_file() else {}
     device = torch.device(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-    notes = []
+    notes: list[str] = []
+    remarks: list[str] = []
     if env.get("device_type", device.type) != device.type:
         notes.append(f"the run was on {env['device_type']}, this is {device.type}: equal but for rounding and noise")
     module = new_step(recipe)  # before any image, whose keys move the generator that initial weights come from
@@ -101,7 +104,9 @@ def replay(folder: Path, step: int, micro: int = 0) -> Replayed:
             notes.append("the run compiled the model that the mixer looks at, this did not: equal but for rounding")
     with torch.no_grad():
         mixed, targets = module.mixer.mix(x, y, **plan)
-    return Replayed(mixed, targets, plan, labels, indices, recipe, splits.classes, notes)
+    if torch.equal(mixed, x) and not torch.equal(targets, y):
+        remarks.append("this update mixed inside the network: the images are unmixed, the targets are mixed")
+    return Replayed(mixed, targets, plan, labels, indices, recipe, splits.classes, notes, remarks)
 
 
 def new_step(recipe: Recipe) -> Step:
