@@ -4,7 +4,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -20,6 +20,17 @@ app.command(plot_app := App(name="plot", help="Draw runs into a .png or .svg fil
 def listed(words: str) -> Parameter:
     """A flag that takes several values."""
     return Parameter(consume_multiple=True, negative="", help=words)
+
+
+def whole(_kind: type, tokens: Any) -> int:
+    """An integer; cyclopts itself would round."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"expected an integer, got {tokens[0].value!r}") from None
+
+
+Whole = Annotated[int, Parameter(converter=whole)]
 
 
 @recipes_app.command(name="list")
@@ -161,7 +172,7 @@ def put(text: str, out: Path | None) -> None:
 
 
 @app.command
-def replay(run: Path, *, step: int, micro: int = 0, out: Path | None = None, data: Path | None = None) -> None:
+def replay(run: Path, *, step: Whole, micro: Whole = 0, out: Path | None = None, data: Path | None = None) -> None:
     """The mixed batch of any update of a run, rebuilt bit for bit: as text, --out FILE.png, --data FILE.safetensors.
 
     --step counts updates from 0, --micro the micro-batches within one. A mixer that looks at the model needs the
@@ -181,7 +192,7 @@ def replay(run: Path, *, step: int, micro: int = 0, out: Path | None = None, dat
 def preview(
     *names: str,
     mixers: Annotated[list[str] | None, listed("a row for each, under the recipe's setting or with defaults")] = None,
-    images: int = 8,
+    images: Whole = 8,
     photos: Annotated[str | None, Parameter(help="folder of images, or 'synthetic' for drawn shapes")] = None,
     out: Path = Path("runs/preview.png"),
 ) -> None:

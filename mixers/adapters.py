@@ -115,11 +115,13 @@ class BatchMixer:
         if not isinstance(pair, tuple | list) or [isinstance(part, Tensor) for part in pair] != [True, True]:
             raise TypeError(f"expected a batch of two tensors, images and labels, got {type(pair).__name__}")
         x, labels = pair
-        step, self.step = self.step, self.step + 1
         y = dense_targets(labels, self.num_classes, self.label_smoothing)
+        mixed = x
+        if self.mixup_enabled:
+            mixed, y, _ = mix_batch(self.mixer, x, y, seed=self.seed, step=self.step)
+        self.step += 1  # a call that failed is none
         if not self.mixup_enabled:
             return x, y
-        mixed, y, _ = mix_batch(self.mixer, x, y, seed=self.seed, step=step)
         if type(x).__module__.startswith("torchvision"):  # its images are a kind of tensor, and stay one
             from torchvision import tv_tensors
 

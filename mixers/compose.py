@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from . import ops
 from .alignmix import AlignMix
 from .base import Criterion, Mixer, Needs, Out, Plan
 from .cutmix import CutMix
@@ -23,7 +24,12 @@ class Switch(Mixer):
         super().__init__()
         if not mixers:
             raise ValueError("Switch needs at least one mixer, got none")
-        if probs is not None and (len(probs) != len(mixers) or min(probs) < 0 or abs(sum(probs) - 1) > 1e-6):
+        if probs is not None and not (
+            isinstance(probs, list | tuple)
+            and len(probs) == len(mixers)
+            and all(isinstance(p, int | float) and 0 <= p <= 1 for p in probs)
+            and abs(sum(probs) - 1) <= 1e-6
+        ):
             raise ValueError(f"probs must be {len(mixers)} probabilities that sum to 1, got {probs}")
         self.mixers = nn.ModuleList(mixers)
         self.probs = probs
@@ -98,7 +104,5 @@ def alignmixup(alpha: float = 2.0, partner: str = "mixup") -> Switch:
     configurations. AlignMixup: Improving Representations By Interpolating Aligned Features. Venkataramanan et al.
     CVPR 2022, https://arxiv.org/abs/2103.15375; alpha = 2 for both.
     """
-    others = {"mixup": Mixup, "manifoldmix": ManifoldMix}
-    if partner not in others:
-        raise ValueError(f"partner must be one of {', '.join(others)}, got {partner!r}")
-    return Switch([others[partner](alpha), AlignMix(alpha)])
+    ops.check_choice("partner", partner, ("mixup", "manifoldmix"))
+    return Switch([{"mixup": Mixup, "manifoldmix": ManifoldMix}[partner](alpha), AlignMix(alpha)])

@@ -1,5 +1,6 @@
 """Hold mixers, ours and others', against the contract: what each probe found, as a table."""
 
+import copy
 import functools
 import importlib.util
 import inspect
@@ -87,6 +88,8 @@ def failed_checks(factory: Factory) -> list[str]:
             run(factory)
         except AssertionError as error:
             failures.append(str(error))
+        except (Exception, SystemExit) as error:
+            failures.append(probes.raised(error))
     return failures
 
 
@@ -128,6 +131,8 @@ def of_file(path: Path, name: str, alpha: float | None) -> tuple[probes.Subject,
     """A callable of a file."""
     module = load(path)
     found = getattr(module, name, None)
+    if isinstance(found, Mixer):
+        return mixer_subject(lambda: copy.deepcopy(found), lambda: None, alpha)
     if not callable(found):
         raise UserError(f"{path} has no callable {name!r}; {nearest(name, own_callables(module))}")
     try:
@@ -146,7 +151,10 @@ def of_file(path: Path, name: str, alpha: float | None) -> tuple[probes.Subject,
             f"{path}:{name} needs {', '.join(p.name for p in needed)}; expected a Mixer, a factory without required "
             "arguments, or a function (x, y)"
         )
-    made = found()
+    try:
+        made = found()
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{path}:{name} cannot be made: {probes.raised(error)}") from None
     if isinstance(made, Mixer):
         return mixer_subject(found, found, alpha)
     if not callable(made):
@@ -167,7 +175,7 @@ def load(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.absolute().parent))  # what lies beside it can be imported, as when it is a script
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"cannot import {path}: {probes.raised(error)}") from None
     finally:
         sys.path.remove(str(path.absolute().parent))

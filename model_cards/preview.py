@@ -212,8 +212,8 @@ def mixed(recipe: Recipe, photos: Photos) -> Row:
             notes.add("looks at an untrained model")
         with torch.no_grad():
             images_, target = step.mixer.mix(x, y, **plan)
-        if torch.equal(images_, x) and not torch.allclose(target, y, atol=0.01):
-            notes.add("some mixed in the network")
+        if step.mixer.needs == "step" and torch.equal(images_, x) and not torch.allclose(target, y, atol=0.01):
+            notes.add("mixes features")
         results.append((images_[update], target[update]))
     made, shares = (torch.stack(values) for values in zip(*results, strict=True))
     return Row(run.to_pixels(made, recipe), shares, sorted(notes))
@@ -246,7 +246,7 @@ def draw(rows: list[Recipe], photos: Photos) -> Image.Image:
     top = "Column i shows image i as mixed in update i; numbers are shares of the label, the image's own first."
     pen.text((GAP, 4), top, fill="black", font=font)
 
-    def fitted(text: str, width: int) -> str:
+    def fitted(text: str, width: int, font: Any = font) -> str:
         while pen.textlength(text, font) > width:
             text = text[:-2] + "…"
         return text
@@ -258,7 +258,7 @@ def draw(rows: list[Recipe], photos: Photos) -> Image.Image:
     for r, recipe in enumerate(rows):
         row, y = mixed(recipe, photos), 24 + cell * (r + 1)
         args = [f"{k} {v}" for k, v in recipe.mixer_args[recipe.mixer].items()]
-        pen.text((GAP, y), fitted(recipe.name, LEFT - 2 * GAP), fill="black", font=bold)
+        pen.text((GAP, y), fitted(recipe.name, LEFT - 2 * GAP, bold), fill="black", font=bold)
         for line, text in enumerate([*args, *row.notes]):
             pen.text((GAP, y + 22 + 15 * line), fitted(text, LEFT - 2 * GAP), fill="dimgray", font=font)
         for i in range(count):

@@ -124,11 +124,13 @@ def test_a_mixer_that_looks_at_the_model_is_shown_with_an_untrained_one(monkeypa
 
 def test_what_is_mixed_behind_the_images_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     class Hidden(Mixup):
+        needs = "step"
+
         def mix(self, x, y, **plan):
             return x, super().mix(x, y, **plan)[1]
 
     monkeypatch.setitem(MIXERS, "hidden", Hidden)
-    assert preview.mixed(preview.chosen([], ["hidden"])[0], preview.shapes(4)).notes == ["some mixed in the network"]
+    assert preview.mixed(preview.chosen([], ["hidden"])[0], preview.shapes(4)).notes == ["mixes features"]
 
 
 @pytest.mark.parametrize(

@@ -442,3 +442,31 @@ def test_every_mixer_can_be_probed(name: str) -> None:
     bench = probes.Bench(made)
     for probe in ("targets are distributions", "the same under a seed", "any batch size", "caller's tensors untouched"):
         assert probes.PROBES[probe](bench).holds is True, probe
+
+
+def test_results_that_are_not_numbers_fail_shares_and_targets():
+    findings = probes.probe(
+        probes.Subject(lambda _: lambda x, y: (x * math.nan, y.float() * math.nan), probes.seed_globals)
+    )
+    assert findings["pixel share = label share"].holds is False
+    assert findings["targets are distributions"].holds is False
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "says"),
+    [
+        ("import sys; sys.exit(0)", "a", "cannot import .*SystemExit"),
+        ("import sys\ndef a(x, y): sys.exit(0)", "a", "expected mix\\(x, y\\).*SystemExit"),
+        ("def a(): raise ValueError('nope')", "a", "cannot be made: ValueError: nope"),
+    ],
+)
+def test_a_file_that_leaves_or_raises_is_one_line(tmp_path, text, target, says):
+    (tmp_path / "theirs.py").write_text(text)
+    with pytest.raises(UserError, match=says):
+        conformance.check([f"{tmp_path}/theirs.py:{target}"])
+
+
+def test_an_instance_of_a_mixer_is_a_target(tmp_path):
+    (tmp_path / "theirs.py").write_text("from mixers import CutMix\nmine = CutMix(0.5)")
+    (report,) = conformance.check([f"{tmp_path}/theirs.py:mine"])
+    assert report.passed

@@ -195,6 +195,17 @@ def test_a_folder_without_a_run_and_other_data_are_refused(run: Path, tmp_path: 
         replay.replay(tmp_path / "out", 0)
 
 
+def test_damaged_files_of_a_run_are_one_line(run: Path, tmp_path: Path) -> None:
+    for name, text in (("data.json", "{"), ("data.json", "[]"), ("data.json", '{"splits": 3}'), ("env.json", "[")):
+        part = tmp_path / "part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        shutil.copy(run / "recipe.yaml", part)
+        (part / name).write_text(text)
+        with pytest.raises(UserError, match=f"{name} is damaged: expected a JSON table"):
+            replay.replay(part, 0)
+
+
 def test_the_text_names_row_class_and_shares(run: Path) -> None:
     rebuilt = replay.replay(run, 0)
     lines = str(rebuilt).splitlines()

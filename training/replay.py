@@ -71,7 +71,7 @@ def replay(folder: Path, step: int, micro: int = 0) -> Replayed:
             what = "updates" if name == "step" else "micro-batches per update"
             raise UserError(f"{name} {given}: {recipe.name} has {size} {what}, 0 to {size - 1}")
 
-    env = json.loads((folder / "env.json").read_text()) if (folder / "env.json").is_file() else {}
+    env = read(folder / "env.json")
     device = torch.device(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
     notes: list[str] = []
     remarks: list[str] = []
@@ -115,11 +115,23 @@ def new_step(recipe: Recipe) -> Step:
     return Step(model, build(recipe.mixer, **recipe.mixer_args[recipe.mixer]), optimisation.criterion(recipe))
 
 
+def read(path: Path) -> dict[str, Any]:
+    """A JSON table of the run folder; empty when it is not there. Raises ``UserError`` for what is none."""
+    try:
+        content = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("splits", {}), dict):
+        raise UserError(f"{path} is damaged: expected a JSON table as a run writes it")
+    return content
+
+
 def check_data(folder: Path, split: str, found: dict[str, Any]) -> None:
     """Raise ``UserError`` when the training table isn't the one that the run recorded."""
-    if not (folder / "data.json").is_file():
+    record = read(folder / "data.json")
+    if not record:
         return
-    before, now = json.loads((folder / "data.json").read_text())["splits"][split], found["splits"][split]
+    before, now = record.get("splits", {}).get(split), found["splits"][split]
     if before != now:
         raise UserError(
             f"dataset {found['dataset']!r}, split {split!r} is not what the run in {folder} was trained on: "
