@@ -89,18 +89,30 @@ class ResizeMix(Mixer):
 
 
 def paste_slices(x: Tensor, index: Tensor, box: Tensor) -> Tensor:
-    """On a CPU: shrink while copying, as the images are in the cache then; paste the patches after. Reads ``box``."""
-    boxes = box.expand(len(x), 4).tolist()
+    """On a CPU: shrink all images, and paste the patches into a copy. Reads ``box``."""
+    boxes = box.tolist()
     top, bottom, left, right = boxes[0]
-    some = max(1, ops.CPU_CHUNK // x[0].numel())
-    out = torch.empty_like(x)
-    patches: list[Tensor] = []
-    for part, copy in zip(x.split(some), out.split(some), strict=True):
-        copy.copy_(part)
-        patches.extend(F.interpolate(part, size=(bottom - top, right - left), mode="nearest"))
+    height, width = bottom - top, right - left
+    if x[0].numel() < ops.CPU_CHUNK and x.is_contiguous():  # small images: row by row, which the cache holds
+        rows, columns = (shrunk(length, size) for length, size in zip(x.shape[2:], (height, width), strict=True))
+        out, patches = x.clone(), x.index_select(2, rows).index_select(3, columns)
+    else:  # large images: each is shrunk while it is copied, as it is in the cache then
+        out, patches = torch.empty_like(x), x.new_empty(*x.shape[:2], height, width)
+        for image, copy, patch in zip(x[:, None], out[:, None], patches[:, None], strict=True):
+            copy.copy_(image)
+            patch.copy_(F.interpolate(image, size=(height, width), mode="nearest"))
+    if len(boxes) == 1:
+        out[:, :, top:bottom, left:right] = patches.index_select(0, index)
+        return out
     for i, (partner, (top, bottom, left, right)) in enumerate(zip(index.tolist(), boxes, strict=True)):
         out[i, :, top:bottom, left:right] = patches[partner]
     return out
+
+
+def shrunk(length: int, size: int) -> Tensor:
+    """Source (size,) of each place on an axis of ``length`` that is shrunk to ``size``, as in ``F.interpolate``."""
+    ratio = torch.tensor(length, dtype=torch.float32) / size
+    return (torch.arange(size) * ratio).to(torch.int64).clamp(max=length - 1)
 
 
 def paste_by_gather(x: Tensor, index: Tensor, box: Tensor) -> Tensor:
