@@ -396,7 +396,7 @@ def test_the_published_alignmix_switches_with_mixup_or_manifoldmix(partner: str,
     assert repr(alignmixup(partner=partner)) == repr(Switch([made, AlignMix(2.0)]))
     assert repr(build("alignmix", alpha=2.0, partner=partner)) == repr(Switch([made, AlignMix(2.0)]))
     assert repr(build({"switch": {"mixers": ["cutmix", {"align": {"alpha": 1.0}}]}})).count("AlignMix(alpha=1.0)") == 1
-    with pytest.raises(ValueError, match="partner must be one of mixup, manifoldmix, got 'cutmix'"):
+    with pytest.raises(ValueError, match="partner must be one of 'mixup', 'manifoldmix', got 'cutmix'"):
         alignmixup(partner="cutmix")
 
 
