@@ -237,7 +237,7 @@ def test_the_command_line_reaches_the_sweep(stub: Stub, capsys: pytest.CaptureFi
         ('recipes: [quickstart_mixup]\nlauncher: "a\\0b"', r"launcher: expected text or none, got 'a\\x00b'"),
         (
             f"recipes: [quickstart_mixup]\ngrid: {{dataset: [{'x' * 250}]}}",
-            r"the folder name quickstart_mixup-datasetx+\.\.\. has 280 letters, at most 251 fit",
+            r"the folder name quickstart_mixup-datasetx+\.\.\. has 280 letters, at most 244 fit",
         ),
         ("recipes: [quickstart_mixup]\noverrides: {model: resnet10x}", "quickstart_mixup: unknown model 'resnet10x'"),
         ("recipes: [quickstart_mixup]\noverrides: {opt: adamww}", "unknown optimiser 'adamww'; did you mean 'adamw'"),
