@@ -15,8 +15,8 @@ from training import protocols
 from .logs import COUNT, PERCENT, check, naming, read_table
 from .noise import paired_bootstrap
 from .report import load_data, load_run
+from .seeds import COMPARED
 
-MAY_DIFFER = ("name", "seed", "mixer", "mixer_args")
 PLACE = ("dataset", "dataset_config", "dataset_revision", "train_split", "max_train_samples")
 """Recipe fields that decide what is trained on."""
 COLUMNS = {"index": ("int32", 1), "label": ("int32", 1), "top": ("int32", 2)}
@@ -82,7 +82,7 @@ def compare(runs_a: list[Path], runs_b: list[Path], ignore: tuple[str, ...] = ()
     for group in groups:
         for run in group:
             check_same(group[0], run, ("name", "seed", *ignore))
-            check_same(groups[0][0], run, (*MAY_DIFFER, *ignore))
+            check_same(groups[0][0], run, (*COMPARED, *ignore))
     if both := {run.resolve() for run in runs_a} & {run.resolve() for run in runs_b}:
         raise UserError(f"{min(both)} is in both groups; leave it out of one")
     shown: dict[str, np.ndarray] | None = None

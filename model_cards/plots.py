@@ -7,7 +7,6 @@ several seeds is their mean and sample standard deviation (n - 1).
 import io
 import itertools
 import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -72,13 +71,13 @@ def save(figure: Figure, out: Path) -> None:
 
 def write(out: Path, content: str | bytes) -> None:
     """Write a file whole or not at all, and its folder if need be. Raises ``UserError``."""
-    aside = out.with_name(f".{out.name}.tmp")
+    from training import run  # imports torch
+
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(aside, out)
     except OSError as e:
-        raise UserError(f"cannot write {out}: {e.strerror or e}") from None
+        raise UserError(f"cannot write {out}: {e.strerror}") from None
+    run.write(out, content)
 
 
 def style(i: int) -> dict[str, str]:
