@@ -17,9 +17,9 @@ app.command(cells_app := App(name="cells", help="The published numbers: list, sh
 app.command(plot_app := App(name="plot", help="Draw runs into a .png or .svg file."))
 
 
-def listed(words: str) -> Parameter:
-    """A flag that takes several values."""
-    return Parameter(consume_multiple=True, negative="", help=words)
+def listed(words: str, name: str | None = None) -> Parameter:
+    """A flag that takes several values; ``name`` where it is not that of the argument."""
+    return Parameter(name=name, consume_multiple=True, negative="", help=words)
 
 
 def whole(_kind: type, tokens: Any) -> int:
@@ -88,12 +88,12 @@ def show_cell(name: str, *, results: Path | None = None) -> None:
     """A published number with its source, protocol, recipe, estimated hours and the status of our runs."""
     from model_cards import cells, records
 
+    if name in recipes.settings():
+        name = recipes.load(name).name  # a setting alone is its vanilla row
     if name in cells.cells():
         print(cells.describe(cells.find(name), records.of_cells(results).get(name)))
     else:
         recipe, _ = cells.resolve(name)
-        if recipe.name in cells.cells():  # a setting alone is its vanilla row
-            return show_cell(recipe.name, results=results)
         print(f"{recipe.name} is a recipe, but no published cell.\n\n{recipes.to_yaml(recipe)}", end="")
 
 
@@ -274,25 +274,20 @@ def compare(
     print(compare(a, b, tuple(ignore or ())))
 
 
-def many(name: str, text: str) -> Parameter:
-    """A flag that takes several words."""
-    return Parameter(name=name, help=text, consume_multiple=True, negative=())
-
-
 @app.command
 def sweep(
     file: Annotated[Path | None, Parameter(help="sweep file; flags add to it")] = None,
     *,
-    recipes: Annotated[list[str] | None, many("--recipes", "recipe names or files")] = None,
-    seeds: Annotated[list[str] | None, many("--seeds", "seeds of each recipe")] = None,
-    set_: Annotated[list[str] | None, many("--set", "flags of train_mixup.py for all runs, epochs=20 ...")] = None,
-    grid: Annotated[list[str] | None, many("--grid", "fields to vary, lr=0.1,0.2 ...: every combination")] = None,
+    recipes: Annotated[list[str] | None, listed("recipe names or files", "--recipes")] = None,
+    seeds: Annotated[list[str] | None, listed("seeds of each recipe", "--seeds")] = None,
+    set_: Annotated[list[str] | None, listed("flags of train_mixup.py for all runs, epochs=20 ...", "--set")] = None,
+    grid: Annotated[list[str] | None, listed("fields to vary, lr=0.1,0.2 ...: every combination", "--grid")] = None,
     launcher: Annotated[str | None, Parameter(help="what starts train_mixup.py, 'accelerate launch'")] = None,
     output_dir: Annotated[str | None, Parameter(help="folder of all runs and results [default: runs/sweep]")] = None,
     dry_run: Annotated[bool, Parameter(help="print commands and states only", negative=())] = False,
     report: Annotated[bool, Parameter(help="tables and plots of what is finished, no runs", negative=())] = False,
     slurm: Annotated[Path | None, Parameter(help="write an sbatch script instead of running")] = None,
-    slurm_options: Annotated[list[str] | None, many("--slurm_options", "of sbatch, gres=gpu:1 time=12:00:00")] = None,
+    slurm_options: Annotated[list[str] | None, listed("of sbatch, gres=gpu:1 time=12:00:00", "--slurm_options")] = None,
 ) -> int:
     """Recipes x grid x seeds, one run after another; what is finished is skipped. Then tables and plots."""
     from model_cards.sweep import sweep

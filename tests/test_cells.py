@@ -310,3 +310,10 @@ def test_no_published_number_changes_unnoticed():
     numbers = sorted(f"{c.setting} {c.mixer} {c.top1:.2f}" for c in cells.cells().values() if c.top1 is not None)
     digest = hashlib.sha256("\n".join(numbers).encode()).hexdigest()
     assert digest == "e8b8de9e933304e7632b255a459bd7c4be0e35f69a82287b7fe65429aa97bcbc"
+
+
+def test_a_setting_alone_is_its_vanilla_cell(capsys):
+    for name in ("deit_s", "deit_s_vanilla"):
+        mixup_recipes.app(["cells", "show", name])
+    alone, named = capsys.readouterr().out.split("cell       ")[1:]
+    assert alone == named and "75.66 top-1" in alone
