@@ -84,7 +84,7 @@ def main() -> int | None:
         return None
     step = launch.on_device(step, recipe, accelerator)
     if recipe.torch_compile:
-        launch.compile_model(step.model)
+        launch.compile_step(step)
     ema = ModelEmaV3(step.model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     modules = {"model": step} | ({"ema": ema.module} if ema else {})
     wrapped, optimizer = accelerator.prepare(step, optimisation.optimizer(step, recipe))
@@ -149,8 +149,7 @@ def main() -> int | None:
                 text = ", ".join(f"{k} {v:.4g}" for k, v in scores.items())
                 progress.say(f"epoch {epoch}/{recipe.epochs}: {text}")
                 if accelerator.is_main_process:
-                    name = "ema" if ema and recipe.report_ema else ""
-                    run.publish(folder, nets[name], columns[name], recipe, splits.classes, log, epoch)
+                    run.publish(folder, nets, columns, recipe, splits.classes, log, epoch)
             progress.restart()
 
         # save, and leave when asked to
@@ -169,7 +168,7 @@ def main() -> int | None:
 
         # one update
         step.train()
-        optimisation.set_learning_rate(optimizer, optimisation.learning_rate(recipe, update, per_epoch))
+        optimisation.set_learning_rates(optimizer, recipe, update, per_epoch)
         waited = 0.0
         for micro in range(rank, micro_batches, world):
             before = time.perf_counter()

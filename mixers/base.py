@@ -132,13 +132,21 @@ class Mixer(nn.Module):
         """Run after each optimiser update: momentum encoders, annealing. ``progress`` goes from 0 to 1."""
 
     def models(self, model: nn.Module) -> dict[str, nn.Module]:
-        """The classifiers to evaluate and export, by suffix; ``""`` is the model itself."""
+        """The classifiers to evaluate and export, by name; ``""`` is the one that a run reports, here the model itself.
+
+        Each is a plain timm model, whose state dict loads into ``timm.create_model`` without the mixer.
+        """
         return {"": model}
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimiser groups of the mixer's own parameters; a method with its own settings overrides this."""
+        """Optimiser groups of the mixer's own parameters; a method with settings of its own overrides this.
+
+        ``lr``, ``weight_decay``: those of the recipe. A group may have ``lr``, and ``min_lr`` and ``warmup_epochs`` of
+        its own cosine, ``weight_decay``, and what else the optimiser knows by group; what it leaves out is as for the
+        model's parameters.
+        """
         own = [p for p in self.parameters() if p.requires_grad]
-        return [{"params": own, "lr": lr, "weight_decay": weight_decay}] if own else []
+        return [{"params": own}] if own else []
 
     def extra_repr(self) -> str:
         """``repr`` shows the constructor call: every argument is stored under its own name."""

@@ -60,14 +60,15 @@ class Switch(Mixer):
         """The chosen member's own step; its plan gains ``choice``."""
         choice = self.draw(rng)
         out = self.members()[choice](model, criterion, x, y, rng)
-        return out._replace(plan={"choice": choice, **out.plan})
+        idle = (p for i, mixer in enumerate(self.members()) if i != choice for p in mixer.parameters())
+        return out._replace(loss=out.loss + ops.touch(idle), plan={"choice": choice, **out.plan})
 
     def after_step(self, model: nn.Module, progress: float) -> None:
         for mixer in self.members():
             mixer.after_step(model, progress)
 
     def models(self, model: nn.Module) -> dict[str, nn.Module]:
-        """The classifiers of all members."""
+        """The classifiers of all members; of equal names, ``""`` among them, that of the last one."""
         return {name: net for mixer in self.members() for name, net in mixer.models(model).items()}
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:

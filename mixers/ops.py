@@ -6,7 +6,7 @@ device once; nothing here reads a value back from the device.
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -159,6 +159,14 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
 def blend_targets(y: Float[Tensor, "B K"], index: Int[Tensor, " B"], lam: Float[Tensor, " B"]) -> Float[Tensor, "B K"]:
     """``lam*y + (1-lam)*y[index]``, one lambda per sample."""
     return torch.lerp(gather(y, index), y, lam.to(y.dtype)[:, None])
+
+
+def touch(parameters: Iterable[Tensor]) -> Tensor | float:
+    """0, as a sum over nothing of each parameter, so that each has a gradient, of zeros.
+
+    DistributedDataParallel waits for the gradient of every parameter, also of one that a step does without.
+    """
+    return sum(p.flatten()[:0].sum() for p in parameters if p.requires_grad)
 
 
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -62,7 +62,7 @@ def train(recipe: Recipe, updates: int) -> tuple[Step, torch.nn.Module, set[str]
     for update in range(middle, middle + updates):
         rate = optimisation.learning_rate(recipe, update, per_epoch)
         assert recipe.min_lr < rate <= recipe.lr
-        optimisation.set_learning_rate(optimizer, rate)
+        optimisation.set_learning_rates(optimizer, recipe, update, per_epoch)
         size, batch = recipe.image_size, recipe.batch_size
         pixels = torch.from_numpy(rng.integers(0, 256, (batch, 3, size, size), dtype=np.uint8))
         labels = torch.from_numpy(rng.integers(0, recipe.num_classes, batch))

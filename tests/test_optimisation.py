@@ -1,5 +1,6 @@
 """Losses against slow formulas, who is decayed, and the learning rate of every update."""
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from mixers import Mixup, Step, Vanilla
 from recipes import Recipe, UserError, load, settings
-from training.optimisation import criterion, ema_decay, learning_rate, one_hot, optimizer, set_learning_rate
+from training.optimisation import criterion, ema_decay, learning_rate, one_hot, optimizer, set_learning_rates
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -110,7 +111,7 @@ class Learned(Vanilla):
         self.weight = nn.Parameter(torch.ones(2))
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        return [{"params": [self.weight], "lr": 0.25 * lr, "weight_decay": 0.5}]
+        return [{"params": [self.weight], "lr": 0.25 * lr, "min_lr": 0.1 * lr, "warmup_epochs": 0, "weight_decay": 0.5}]
 
 
 class Plain(Vanilla):
@@ -175,18 +176,26 @@ def test_a_mixer_may_bring_settings_of_its_own(everything: bool) -> None:
     step = make_step(mixer=Learned())
     made = optimizer(step, r)
     (own,) = [g for g in made.param_groups if any(p is step.mixer.weight for p in g["params"])]
-    assert (own["weight_decay"], own["lr_scale"]) == (0.5, 0.25)
-    assert all(g["lr_scale"] == 1 for g in made.param_groups if g is not own)
-    set_learning_rate(made, 0.4)
-    assert own["lr"] == pytest.approx(0.1)
-    assert all(g["lr"] == pytest.approx(0.4) for g in made.param_groups if g is not own)
+    assert own["weight_decay"] == 0.5
+    # half way, a cosine is half way between its ends; the model's warm-up is not the mixer's
+    for epoch, rates in ((0, (0.0, 0.2)), (5, (0.4, 0.14)), (10, (0.0, 0.08))):
+        set_learning_rates(made, dataclasses.replace(r, epochs=10, warmup_epochs=2, warmup_lr=0.0), epoch * 7, 7)
+        assert own["lr"] == pytest.approx(rates[1])
+        assert all(g["lr"] == pytest.approx(rates[0]) for g in made.param_groups if g is not own)
+
+
+def test_a_rate_alone_is_that_of_the_recipe_times_a_constant() -> None:
+    r = recipe(lr=0.8, min_lr=0.2, warmup_lr=0.1, warmup_epochs=2, epochs=10)
+    for update in range(70):
+        assert learning_rate(r, update, 7, lr=0.2) == pytest.approx(0.25 * learning_rate(r, update, 7))
 
 
 def test_a_mixer_without_settings_takes_those_of_the_recipe() -> None:
     step = make_step(mixer=Plain())
-    made = optimizer(step, recipe(lr=0.8, weight_decay=0.05))
-    (own,) = [g for g in made.param_groups if any(p is step.mixer.weight for p in g["params"])]
-    assert (own["weight_decay"], own["lr_scale"]) == (0.05, 1)
+    for everything, weight_decay in ((True, 0.05), (False, 0.0)):  # a tensor of one dimension
+        made = optimizer(step, recipe(lr=0.8, weight_decay=0.05, decay_bias_and_norm=everything))
+        (own,) = [g for g in made.param_groups if any(p is step.mixer.weight for p in g["params"])]
+        assert (own["weight_decay"], own["schedule"]) == (weight_decay, {})
 
 
 def stepped(name: str, **changes: Any) -> tuple[torch.optim.Optimizer, Tensor]:
@@ -196,7 +205,7 @@ def stepped(name: str, **changes: Any) -> tuple[torch.optim.Optimizer, Tensor]:
     for gradient in (1.0, 2.0, 3.0):
         made.zero_grad()
         step.mixer.weight.grad = torch.full((2,), gradient)
-        set_learning_rate(made, 0.1)
+        set_learning_rates(made, recipe(opt=name, lr=0.1, sched="constant"), 0, 1)
         made.step()
     return made, step.mixer.weight.detach()
 

@@ -15,7 +15,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from tqdm import tqdm
 
-from mixers import taps
+from mixers import Step, taps
 from recipes import Recipe, UserError
 from recipes.typed import nearest
 
@@ -71,7 +71,7 @@ def on_device(step: nn.Module, recipe: Recipe, accelerator: Accelerator) -> Any:
     return step.to(accelerator.device, memory_format=layout)
 
 
-def compile_model(model: nn.Module) -> None:
+def compile_step(step: Step) -> None:
     """Compile stage by stage, for the few shapes of a run: whole and last batches, training and evaluation.
 
     All stages share one budget of recompilations, which torch sets to 8; and dynamic shapes, which it would try
@@ -79,7 +79,8 @@ def compile_model(model: nn.Module) -> None:
     """
     torch._dynamo.config.recompile_limit = 64
     try:
-        taps.compile_stages(model, dynamic=False)
+        for net in (step.model, *step.mixer.models(step.model).values()):
+            taps.compile_stages(net, dynamic=False)
     except ValueError as e:
         raise UserError(f"torch_compile: {e}") from None
 

@@ -222,8 +222,8 @@ def reported(log: Log, recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 def publish(
     folder: Path,
-    model: nn.Module,
-    columns: dict[str, np.ndarray],
+    nets: dict[str, nn.Module],
+    columns: dict[str, dict[str, np.ndarray]],
     recipe: Recipe,
     classes: list[str],
     log: Log,
@@ -232,17 +232,23 @@ def publish(
     """After an evaluation: bring the folder's root up to date, so that it is usable whenever the run ends.
 
     The exported weights are the last ones, or those of the best epoch where the protocol reports that; with them
-    goes what they say of each image. ``columns``: see ``evaluation.predict``.
+    goes what they say of each image. ``nets``: the classifiers that were evaluated, by name; the reported one is
+    exported at the root, the others under ``models/<name>`` (``raw`` beside an average that is reported).
+    ``columns``: by the same names, see ``evaluation.predict``.
     """
+    main = "ema" if recipe.report_ema else ""
     numbers = reported(log, recipe)
     lines = {e: {k: v for k, v in x.items() if k not in ("mode", "perf")} for e, x in log.val().items()}
     results = folder / "eval_results.json"
     exported = json.loads(results.read_text())["exported"] if results.exists() else None
     # after going back to an earlier checkpoint the folder may hold weights that the log no longer knows
     if recipe.protocol == "median" or numbers["reported"]["epoch"] == epoch or exported not in lines.values():
-        with writing(folder / "model.safetensors"):
-            export(model, folder, recipe, classes)
-        write_predictions(folder / "predictions.safetensors", columns)
+        for name, net in nets.items():
+            place = folder if name == main else folder / "models" / (name or "raw")
+            with writing(place / "model.safetensors"):
+                place.mkdir(parents=True, exist_ok=True)
+                export(net, place, recipe, classes)
+        write_predictions(folder / "predictions.safetensors", columns[main])
         exported = lines[epoch]
     write_json(results, {"exported": exported, **numbers})
     write(folder / "summary.csv", log.summary())
