@@ -166,7 +166,7 @@ def touch(parameters: Iterable[Tensor]) -> Tensor | float:
 
     DistributedDataParallel waits for the gradient of every parameter, also of one that a step does without.
     """
-    return sum(p.flatten()[:0].sum() for p in parameters if p.requires_grad)
+    return sum((p.flatten()[:0].sum() for p in parameters if p.requires_grad), start=0.0)
 
 
 def full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
