@@ -32,6 +32,10 @@ SMALLER = {
     "mobilenetv2": {},
 }
 
+# By mixer: the families of models that it cannot train; the error names some that it can.
+WITHOUT_ATTENTION = {"resnet", "resnext", "convnext", "moganet", "tf_efficientnet", "mobilenetv2"}
+UNSUPPORTED: dict[str, set[str]] = {}
+
 
 def smaller(recipe: Recipe) -> Recipe:
     """The recipe at 64 pixels or less, four images at a time, with a small model of the same family."""
@@ -112,6 +116,10 @@ def test_every_pair_of_setting_and_mixer_is_a_case(request: pytest.FixtureReques
 @pytest.mark.parametrize(("setting", "mixer"), CELLS, ids=["_".join(cell) for cell in CELLS])
 def test_every_setting_trains_with_every_mixer(setting: str, mixer: str) -> None:
     recipe = smaller(load(f"{setting}_{mixer}"))
+    if family(recipe) in UNSUPPORTED.get(mixer, ()):
+        with pytest.raises(ValueError, match="deit_small_patch16_224"):
+            train(recipe, updates=1)
+        return
     check(*train(recipe, updates=2), recipe)
 
 
@@ -119,4 +127,6 @@ def test_every_setting_trains_with_every_mixer(setting: str, mixer: str) -> None
 @pytest.mark.parametrize(("setting", "mixer"), CELLS, ids=["_".join(cell) for cell in CELLS])
 def test_every_full_size_model_trains_a_step(setting: str, mixer: str) -> None:
     recipe = dataclasses.replace(load(f"{setting}_{mixer}"), batch_size=2, per_device_train_batch_size=2)
+    if family(recipe) in UNSUPPORTED.get(mixer, ()):
+        pytest.skip("the small version asserts the error")
     check(*train(recipe, updates=1), recipe)

@@ -63,7 +63,7 @@ def expect_refused(server: Server, start: str, *given: object, **options: Any) -
 def test_the_folder_is_complete(folder: Path) -> None:
     assert {p.name for p in folder.iterdir()} == {
         ".lock", "checkpoints", "config.json", "data.json", "env.json", "eval_results.json", "log.jsonl",
-        "model.safetensors", "predictions.safetensors", "recipe.yaml", "runs", "samples", "summary.csv",
+        "model.safetensors", "models", "predictions.safetensors", "recipe.yaml", "runs", "samples", "summary.csv",
     }  # fmt: skip
     assert [p.name for p in checkpoints(folder)] == ["step-00000008", "step-00000012"]
 
@@ -93,6 +93,17 @@ def test_log_summary_and_results_agree(folder: Path) -> None:
         "protocol": "OpenMixup's tool: median of the last 3 epochs",
         "top1": statistics.median(v["top1"] for v in val),
     }
+
+
+def test_every_classifier_is_exported_and_scores_what_the_log_says(folder: Path, tiny_recipe: Path) -> None:
+    """The average beside the model that is reported, each loadable by timm alone."""
+    assert [p.name for p in (folder / "models").iterdir()] == ["ema"]
+    final, labels = log(folder, "val")[-1], eval_labels(tiny_recipe)
+    for place, key in ((folder, "top1"), (folder / "models" / "ema", "ema_top1")):
+        model = timm.create_model(f"local-dir:{place}", pretrained=True).eval()
+        with torch.no_grad():
+            right = model(eval_images(tiny_recipe)).argmax(1) == labels
+        assert 100 * right.double().mean().item() == pytest.approx(final[key])
 
 
 def test_the_data_is_recorded(folder: Path) -> None:
