@@ -132,12 +132,13 @@ def blend(
         return torch.lerp(x[index], x, mask)
     out = torch.empty_like(x)
     if x[0].numel() >= CPU_LARGE:  # one image at a time, the partner where it lies
-        for j, own, weight, mixed in zip(index.tolist(), x, mask, out, strict=True):
-            torch.lerp(x[j], own, weight, out=mixed)
+        images = x.unbind()
+        for j, own, weight, mixed in zip(index.tolist(), images, mask.unbind(), out.unbind(), strict=True):
+            torch.lerp(images[j], own, weight, out=mixed)
         return out
-    images = max(1, CPU_CHUNK // max(1, x[0].numel()))
-    for i in range(0, len(x), images):  # fetch partners to where the result will be, while that is in cache
-        part = slice(i, i + images)
+    size = max(1, CPU_CHUNK // max(1, x[0].numel()))
+    for i in range(0, len(x), size):  # fetch partners to where the result will be, and blend while that is in cache
+        part = slice(i, i + size)
         if x.is_contiguous():
             torch.index_select(x, 0, index[part], out=out[part])
         else:
