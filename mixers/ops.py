@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Elements of the batch that are worked on at a time on a CPU: 2**18 float32 are 1 MiB, so that own pixels and result of
+# Elements of the batch that are worked on at a time on a CPU: 2**19 float32 are 2 MiB, so that own pixels and result of
 # a chunk stay in cache. Images of CPU_LARGE elements are worth a call each.
-CPU_CHUNK = 2**18
+CPU_CHUNK = 2**19
 CPU_LARGE = 2**15
 
 

@@ -90,7 +90,7 @@ class SaliencyMix(Mixer):
     def salient_pixel(self, x: Float[Tensor, "n C H W"]) -> Int[Tensor, "n 2"]:
         """Row and column of the most salient pixel of each image; on a CPU a few images at a time, to stay in cache."""
         height, width = x.shape[-2:]
-        some = max(1, ops.CPU_CHUNK // (height * width)) if x.device.type == "cpu" else len(x)
+        some = max(1, ops.CPU_CHUNK // (2 * height * width)) if x.device.type == "cpu" else len(x)
         areas, found = window_areas(x), []
         for part in x.detach().split(some):
             saliency = fine_grained_saliency(self.grey(part), areas)

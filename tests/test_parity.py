@@ -56,7 +56,7 @@ def random_mask(*shape: int) -> Tensor:
 @pytest.mark.parametrize("mask_shape", [(5, 1, 1, 1), (5, 1, 4, 6)], ids=["constant", "per pixel"])
 @pytest.mark.parametrize(
     ("chunk", "large"),
-    [(1, 2**15), (2 * 3 * 4 * 6, 2**15), (2**18, 2**15), (2**18, 3 * 4 * 6)],
+    [(1, 2**15), (2 * 3 * 4 * 6, 2**15), (2**19, 2**15), (2**19, 3 * 4 * 6)],
     ids=["a row a chunk", "three chunks", "one chunk", "image by image"],
 )
 def test_blend_is_the_formula_for_every_pixel(dtype, layout, mask_shape, chunk, large, monkeypatch) -> None:
