@@ -11,15 +11,18 @@ from typing import Any
 
 from .alignmix import AlignMix
 from .base import Mixer, Out, Plan, Step
-from .compose import Switch, alignmixup, deit, rsb
+from .compose import Switch, alignmixup, deit, mixpro, rsb, transmix
 from .cutmix import CutMix
 from .fmix import FMix
 from .gridmix import GridMix
 from .manifoldmix import ManifoldMix
+from .mixpro import MixPro
 from .mixup import Mixup
 from .resizemix import ResizeMix
 from .saliencymix import SaliencyMix
 from .smoothmix import SmoothMix
+from .tlalign import TLAlign
+from .transmix import TransMix
 from .vanilla import Vanilla
 
 MIXERS: dict[str, Callable[..., Mixer]] = {
@@ -35,10 +38,13 @@ MIXERS: dict[str, Callable[..., Mixer]] = {
     "saliencymix": SaliencyMix,
     "manifoldmix": ManifoldMix,
     "alignmix": alignmixup,
+    "transmix": transmix,
+    "mixpro": mixpro,
+    "tlalign": TLAlign,
 }
 
 # Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.
-BLOCKS: dict[str, Callable[..., Mixer]] = {"switch": Switch, "align": AlignMix}
+BLOCKS: dict[str, Callable[..., Mixer]] = {"switch": Switch, "align": AlignMix, "attend": TransMix, "maskmix": MixPro}
 
 
 def build(spec: str | Mapping[str, Any], **args: Any) -> Mixer:
@@ -69,6 +75,8 @@ def build(spec: str | Mapping[str, Any], **args: Any) -> Mixer:
         if not isinstance(args["mixers"], list | tuple):
             raise ValueError(f"mixers must be a list of mixers, got {args['mixers']!r}")
         args = args | {"mixers": [m if isinstance(m, Mixer) else build(m) for m in args["mixers"]]}
+    if "base" in args and not isinstance(args["base"], Mixer):
+        args = args | {"base": build(args["base"])}
     return known[spec](**args)
 
 
@@ -88,6 +96,7 @@ __all__ = [
     "FMix",
     "GridMix",
     "ManifoldMix",
+    "MixPro",
     "Mixer",
     "Mixup",
     "Out",
@@ -97,10 +106,14 @@ __all__ = [
     "SmoothMix",
     "Step",
     "Switch",
+    "TLAlign",
+    "TransMix",
     "Vanilla",
     "alignmixup",
     "build",
     "deit",
+    "mixpro",
     "nearest",
     "rsb",
+    "transmix",
 ]

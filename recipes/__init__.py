@@ -37,7 +37,6 @@ AWAITED = (
     "samix",
     "supermix",
     "tokenmix",
-    "transmix",
 )
 
 
