@@ -116,8 +116,8 @@ def transmix(mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, share: float =
 
     TransMix: Attend to Mix for Vision Transformers. Chen et al. CVPR 2022, https://arxiv.org/abs/2111.09833.
     """
-    ops.check_between("share", share, 0, 1)
-    return Switch([Mixup(mixup_alpha), TransMix(CutMix(cutmix_alpha))], [1 - share, share])
+    ops.check_between("share", share, 0.0, 1.0)
+    return Switch([Mixup(mixup_alpha), TransMix(CutMix(cutmix_alpha))], [round(1 - share, 12), share])
 
 
 def mixpro(
@@ -129,10 +129,12 @@ def mixpro(
     detach: bool = True,
     smoothed: bool = False,
 ) -> Switch:
-    """MixPro as published: MaskMix with progressive labels for ``share`` of the batches, the DeiT switch for the others.
+    """MixPro as published: MaskMix with progressive labels for ``share`` of the batches, Mixup or CutMix for the others.
 
     MixPro: Data Augmentation with MaskMix and Progressive Attention Labeling for Vision Transformer. Zhao et al.
     ICLR 2023, https://arxiv.org/abs/2304.12043; ``alpha, cell, detach, smoothed`` are those of ``MixPro``.
     """
-    ops.check_between("share", share, 0, 1)
-    return Switch([MixPro(alpha, cell, detach, smoothed), deit(mixup_alpha, cutmix_alpha)], [share, 1 - share])
+    ops.check_between("share", share, 0.0, 1.0)
+    return Switch(
+        [MixPro(alpha, cell, detach, smoothed), deit(mixup_alpha, cutmix_alpha)], [share, round(1 - share, 12)]
+    )

@@ -1,12 +1,13 @@
-"""MixPro: Data Augmentation with MaskMix and Progressive Attention Labeling for Vision Transformer. Zhao et al. ICLR 2023.
+"""MixPro: Data Augmentation with MaskMix and Progressive Attention Labeling for Vision Transformer. ICLR 2023.
 
-https://arxiv.org/abs/2304.12043, reference code https://github.com/fistyee/MixPro
+Zhao, Huang, Hu, Zhang, Liu. https://arxiv.org/abs/2304.12043, reference code https://github.com/fistyee/MixPro
 
-Formula: MaskMix cuts the images into square cells; ``count = ceil(rho*n)`` of the n cells, ``rho ~ Beta(alpha, alpha)``,
-show the sample itself and the others its partner. ``area`` is the share of the pixels that stay; ``attention`` the share
-of what the class token looks at in the last layer of the same forward, mean over heads, that falls on them. Progressive
-attention labeling trusts the attention as far as the model is right: ``s = cos(softmax(logits), y_area)`` with the
-target mixed by area, ``lam = s*attention + (1-s)*area``, and the loss is ``lam*CE(y) + (1-lam)*CE(y[index])``.
+Formula: MaskMix cuts the images into square cells; ``count = ceil(rho*n)`` of the n cells, ``rho ~ Beta(alpha,
+alpha)``, show the sample itself and the others its partner. ``area`` is the share of the pixels that stay;
+``attention`` the share of what the class token looks at in the last layer of the same forward, mean over heads, that
+falls on them. Progressive attention labeling trusts the attention as far as the model is right: ``s =
+cos(softmax(logits), y_area)`` with the target mixed by area, ``lam = s*attention + (1-s)*area``, and the loss is
+``lam*CE(y) + (1-lam)*CE(y[index])``.
 
 Published defaults: alpha = 1; cells of 56 pixels on a ViT with patches of 14. Here patches are of 16 and cells of 32.
 The published method, ``compose.mixpro``, does so for half of the batches and mixes the others as DeiT does.
@@ -18,17 +19,17 @@ random permutation of the batch, fixed points allowed.
 Cost: no extra pass; one row of the last layer's attention. A stage that was compiled runs uncompiled when that layer
 lies in it (DeiT: the last block of 12).
 
-Label smoothing: the loss of these batches is of class labels, as in the reference code: the largest entry of each row of
-y. ``s`` compares with the targets as they come, smoothed. ``smoothed=True`` keeps them for the loss too.
+Label smoothing: the loss of these batches is of class labels, as in the reference code: the largest entry of each row
+of y. ``s`` compares with the targets as they come, smoothed. ``smoothed=True`` keeps them for the loss too.
 
 Models: those of TransMix, Swin by the mean over all patches as queries. A cell must be a whole number of the model's
 coarsest patches (DeiT 16 pixels, PVT and Swin 32), so that each shows one image.
 
-Deviations: ``s`` carries no gradient; in the reference code it does (``detach=False``), and so does the attention, which
-never does here. The published numbers are of patches of 14, hence 1.3 times the compute of DeiT at 16; its shipped
-configurations switch the labeling off, which its README contradicts. Images whose sides are no whole number of cells
-have smaller ones at the far border, with ``area`` that of the pixels; OpenMixup counts cells, cuts them to 64 pixels and
-looks at the unmixed images in another forward.
+Deviations: ``s`` carries no gradient; in the reference code it does (``detach=False``), and so does the attention,
+which never does here. The published numbers are of patches of 14, hence 1.3 times the compute of DeiT at 16; its
+shipped configurations switch the labeling off, which its README contradicts. Images whose sides are no whole number of
+cells have smaller ones at the far border, with ``area`` that of the pixels; OpenMixup counts cells, cuts them to 64
+pixels and looks at the unmixed images in another forward.
 """
 
 import numpy as np

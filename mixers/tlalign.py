@@ -3,11 +3,11 @@
 https://arxiv.org/abs/2210.06455, reference code https://github.com/Euphoria16/TL-Align
 
 Formula: CutMix with a box of whole patches. Every token has a label: a patch that of its image, the class token the one
-mixed by area. In each block the labels follow the tokens: ``Y <- (A Y + Y) / 2`` with A the block's attention, mean over
-heads, and Y itself for the residual connection. The target is the class token's label after the last block. All labels
-lie between y and y[index] and the rows of A sum to 1, so one number per token says the same: ``w <- (A w + w) / 2`` with
-w = 1 in a patch of the sample itself, 0 in one of its partner, and ``y' = w_class*y + (1-w_class)*y[index]``. No gradient
-flows through A.
+mixed by area. In each block the labels follow the tokens: ``Y <- (A Y + Y) / 2`` with A the block's attention, mean
+over heads, and Y itself for the residual connection. The target is the class token's label after the last block. All
+labels lie between y and y[index] and the rows of A sum to 1, so one number per token says the same: ``w <- (A w + w) /
+2`` with w = 1 in a patch of the sample itself, 0 in one of its partner, and ``y' = w_class*y + (1-w_class)*y[index]``.
+No gradient flows through A.
 
 Published defaults: alpha = 1, every batch.
 

@@ -2,8 +2,8 @@
 
 https://arxiv.org/abs/2111.09833, reference code https://github.com/Beckschen/TransMix
 
-Formula: images are mixed with a mask as by the base. ``a`` is where the class token looks in the last attention layer of
-the forward that is trained, mean over heads, on the grid of patches; ``M`` the mask on that grid, 1 where the sample
+Formula: images are mixed with a mask as by the base. ``a`` is where the class token looks in the last attention layer
+of the forward that is trained, mean over heads, on the grid of patches; ``M`` the mask on that grid, 1 where the sample
 itself stays, each patch its first pixel. ``lam = (area + sum(M*a) / sum(a)) / 2`` with the base's share of the label as
 ``area``, and ``y' = lam*y + (1-lam)*y[index]``, one lambda per sample. No gradient flows through a.
 
@@ -34,7 +34,7 @@ from .base import Criterion, Mixer, Out, Plan
 
 
 class TransMix(Mixer):
-    """Mix like ``base``, and share the label by where the model looks. ``base`` blends images by ``index`` and ``mask``.
+    """Mix like ``base``, which blends images by ``index`` and ``mask``, and share the label by where the model looks.
 
     Raises ``ValueError`` for a base that does more than blend images, in a step for one that plans something else.
     """
@@ -53,7 +53,7 @@ class TransMix(Mixer):
         """The plan of ``base``; in a step, ``lam`` (B,) takes what was looked at into account."""
         return self.base.plan(x, y, rng, *look)
 
-    def mix(  # type: ignore[override]
+    def mix(
         self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], **plan: Any
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
         """What ``base`` does."""
