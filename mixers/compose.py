@@ -129,12 +129,13 @@ def mixpro(
     detach: bool = True,
     smoothed: bool = False,
 ) -> Switch:
-    """MixPro as published: MaskMix with progressive labels for ``share`` of the batches, Mixup or CutMix for the others.
+    """MixPro as published: MaskMix with progressive labels for ``share`` of the batches, Mixup or CutMix for the rest.
 
     MixPro: Data Augmentation with MaskMix and Progressive Attention Labeling for Vision Transformer. Zhao et al.
     ICLR 2023, https://arxiv.org/abs/2304.12043; ``alpha, cell, detach, smoothed`` are those of ``MixPro``.
     """
     ops.check_between("share", share, 0.0, 1.0)
+    each = round((1 - share) / 2, 12)
     return Switch(
-        [MixPro(alpha, cell, detach, smoothed), deit(mixup_alpha, cutmix_alpha)], [share, round(1 - share, 12)]
+        [MixPro(alpha, cell, detach, smoothed), Mixup(mixup_alpha), CutMix(cutmix_alpha)], [share, each, each]
     )
