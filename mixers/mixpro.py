@@ -71,6 +71,7 @@ class MixPro(Mixer):
         self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: object
     ) -> Plan:
         """``index`` (B,), ``mask`` (B, 1, H, W) of 0 and 1, ``lam`` (B,) its exact mean, later that of the label."""
+        ops.check_look(look)
         sides = [np.diff(np.r_[0 : side : self.cell, side]) for side in x.shape[-2:]]
         area = np.outer(*sides).ravel() / (x.shape[-2] * x.shape[-1])
         count = int(np.ceil(ops.beta(self.alpha, self.alpha, rng) * len(area)))
@@ -113,7 +114,8 @@ class MixPro(Mixer):
             logits = model(mixed)
         by_area = ops.blend_targets(y, plan["index"], plan["lam"])
         trust = agreement(logits.detach() if self.detach else logits, by_area)
-        lam = torch.lerp(plan["lam"], look.share(plan["mask"]), trust)
+        area, attention = (share.to(trust.dtype) for share in (plan["lam"], look.share(plan["mask"])))
+        lam = torch.lerp(area, attention, trust)
         target = ops.blend_targets(self.labels(y), plan["index"], lam)
         loss = criterion(logits, target)
         return Out.of(logits, target.detach(), plan | {"lam": lam.detach()}, mix=loss)

@@ -26,6 +26,8 @@ Deviations: the reference code carries (B, N, K) labels through the network, whi
 in reverse. What OpenMixup calls TLA has no alignment and is another method.
 """
 
+from typing import Any
+
 import numpy as np
 import timm
 import torch
@@ -54,15 +56,13 @@ class TLAlign(Mixer):
                 "others; use deit_small_patch16_224 or vit_base_patch16_224"
             )
 
-    def plan(
-        self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: object
-    ) -> Plan:
+    def plan(self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: Any) -> Plan:
         """``index`` (B,), ``mask`` (B, 1, H, W) with 0 inside the box, ``lam`` (B,) its mean, later that of the label.
 
         ``look``: the model, for the size of its patches.
         """
-        model, *_ = look
-        patch = max(taps.reductions(model).values())  # type: ignore[arg-type]
+        ops.check_look(look)
+        patch = max(taps.reductions(look[0]).values())
         height, width = (side // patch for side in x.shape[-2:])
         box = ops.clipped_box(height, width, ops.beta(self.alpha, self.alpha, rng), rng)
         top, bottom, left, right = (patch * side for side in box)

@@ -51,6 +51,7 @@ class TransMix(Mixer):
 
     def plan(self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: Any) -> Plan:
         """The plan of ``base``; in a step, ``lam`` (B,) takes what was looked at into account."""
+        ops.check_look(look)
         return self.base.plan(x, y, rng, *look)
 
     def mix(
