@@ -13,7 +13,7 @@ the module at all.
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,15 @@ def from_tokens(model: nn.Module, tokens: Float[Tensor, "B P C"], like: Tensor) 
     return tokens.transpose(1, 2).reshape(like.shape)
 
 
+def grid(positions: int, size: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of ``positions`` patches on images of ``size``, height first. Raises when there is no grid."""
+    height, width = size
+    down = max(1, round((positions * height / width) ** 0.5))
+    if positions % down:
+        raise RuntimeError(f"{positions} patches are no grid on images of {height} x {width}")
+    return down, positions // down
+
+
 # -------------------------------------------------------------------------------------------- input gradient
 
 
@@ -346,22 +355,14 @@ class Attention:
 
     def on_patches(self, mask: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B P"]:
         """The mask at the patches of the grid, each its first pixel: nearest downsampling as in TransMix."""
-        captured, _ = self.seen()
+        captured, images = self.seen()
         tokens = captured.shape[1] if self.projects else captured.shape[3]
-        return nn.functional.interpolate(mask, self.grid(tokens - self.prefix)).flatten(1)
+        return nn.functional.interpolate(mask, grid(tokens - self.prefix, images[-2:])).flatten(1)
 
     def on_grid(self, rows: Float[Tensor, "B heads Q N"]) -> Float[Tensor, "B h w"]:
         """Mean over heads and queries, the prefix left out, summing to 1, on a grid of the images' proportions."""
         share = rows[..., self.prefix :].mean((1, 2))
-        return (share / share.sum(1, keepdim=True)).unflatten(1, self.grid(share.shape[1]))
-
-    def grid(self, patches: int) -> tuple[int, int]:
-        """Height and width of the grid of patches, in the images' proportions."""
-        height, width = self.seen()[1][-2:]
-        down = max(1, round((patches * height / width) ** 0.5))
-        if patches % down:
-            raise RuntimeError(f"{patches} patches are no grid on images of {height} x {width}")
-        return down, patches // down
+        return (share / share.sum(1, keepdim=True)).unflatten(1, grid(share.shape[1], self.seen()[1][-2:]))
 
 
 @contextmanager
