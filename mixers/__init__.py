@@ -9,9 +9,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from . import compose  # its functions of the names of modules here are reached through it
+from .adautomix import AdAutoMix
 from .alignmix import AlignMix
+from .automix import AutoMix
 from .base import Mixer, Out, Plan, Step
-from .compose import Switch, alignmixup, deit, mixpro, rsb, transmix
+from .compose import Switch, alignmixup, deit, rsb
 from .cutmix import CutMix
 from .fmix import FMix
 from .gridmix import GridMix
@@ -38,9 +41,12 @@ MIXERS: dict[str, Callable[..., Mixer]] = {
     "saliencymix": SaliencyMix,
     "manifoldmix": ManifoldMix,
     "alignmix": alignmixup,
-    "transmix": transmix,
-    "mixpro": mixpro,
+    "automix": compose.automix,
+    "samix": compose.samix,
+    "transmix": compose.transmix,
+    "mixpro": compose.mixpro,
     "tlalign": TLAlign,
+    "adautomix": AdAutoMix,
 }
 
 # Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.
@@ -91,7 +97,9 @@ def nearest(name: str, known: Any) -> str:
 __all__ = [
     "BLOCKS",
     "MIXERS",
+    "AdAutoMix",
     "AlignMix",
+    "AutoMix",
     "CutMix",
     "FMix",
     "GridMix",
@@ -112,8 +120,6 @@ __all__ = [
     "alignmixup",
     "build",
     "deit",
-    "mixpro",
     "nearest",
     "rsb",
-    "transmix",
 ]

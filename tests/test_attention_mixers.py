@@ -1,7 +1,6 @@
 """Labels by where the model looks: TransMix, MixPro and TL-Align against loops written from their definitions."""
 
 import copy
-import sys
 from collections import Counter
 
 import numpy as np
@@ -15,21 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixers import (
-    CutMix,
-    Mixer,
-    MixPro,
-    Mixup,
-    ResizeMix,
-    Step,
-    TLAlign,
-    TransMix,
-    Vanilla,
-    mixpro,
-    ops,
-    taps,
-    transmix,
-)
+from mixers import CutMix, Mixer, MixPro, Mixup, ResizeMix, Step, TLAlign, TransMix, Vanilla, compose, ops, taps
 from mixers.mixpro import agreement
 from mixers.testing import batch, differences
 from mixers.tlalign import align
@@ -268,7 +253,7 @@ def test_transmix_needs_a_base_with_a_mask_and_a_model_with_attention() -> None:
 
 
 def test_the_published_switches_draw_their_members_as_often_as_they_say() -> None:
-    for switch, probs in ((transmix(), [0.2, 0.8]), (mixpro(), [0.5, 0.25, 0.25])):
+    for switch, probs in ((compose.transmix(), [0.2, 0.8]), (compose.mixpro(), [0.5, 0.25, 0.25])):
         drawn = Counter(switch.draw(np.random.default_rng((31, i))) for i in range(4000))
         expected = [4000 * p for p in probs]
         assert stats.chisquare([drawn[i] for i in range(len(probs))], expected).pvalue > LEVEL
@@ -340,7 +325,7 @@ def test_mixpro_trusts_the_attention_as_far_as_the_model_is_right(name: str, smo
 
 @pytest.mark.parametrize("trust", [0.0, 1.0])
 def test_mixpro_without_trust_takes_the_area_and_with_all_of_it_the_attention(trust: float, monkeypatch) -> None:
-    monkeypatch.setattr(sys.modules[MixPro.__module__], "agreement", lambda *_: torch.full((4,), trust))
+    monkeypatch.setattr("mixers.mixpro.agreement", lambda *_: torch.full((4,), trust))
     model, (x, y) = network(), photos()
     out = Step(model, MixPro(), CRITERION)(x, y, rng_of(2))
     plan = MixPro().plan(x, y, rng_of(2), None)

@@ -15,6 +15,12 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("transmix", "label_share_is_pixel_share"): "the label follows where the model looks",
     ("mixpro", "label_share_is_pixel_share"): "the label follows where the model looks",
     ("tlalign", "label_share_is_pixel_share"): "the label follows where the model looks",
+    ("automix", "label_share_is_pixel_share"): "the label is the drawn lambda, which a learned mask only approaches",
+    ("automix", "model_left_as_found"): "the model sees the clean batch too, so its BatchNorm statistics move twice",
+    ("samix", "label_share_is_pixel_share"): "the label is the drawn lambda, which a learned mask only approaches",
+    ("samix", "model_left_as_found"): "the model sees the clean batch too, so its BatchNorm statistics move twice",
+    ("adautomix", "label_share_is_pixel_share"): "the label is the drawn lambda, which a learned mask only approaches",
+    ("adautomix", "model_left_as_found"): "the model sees the clean batch too, so its BatchNorm statistics move twice",
     ("vanilla", "other_rng_other_plan"): "nothing is drawn, so there is one plan",
     ("resizemix", "identical_images_stay"): "the partner is shrunk before it is pasted",
 }
