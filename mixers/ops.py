@@ -64,6 +64,12 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def check_look(look: Sequence[object]) -> None:
+    """Raise ValueError in a ``plan`` that is only complete after a look at the model, where it is given none."""
+    if not look:
+        raise ValueError("this plan needs a look at the model: run a step and take Out.plan")
+
+
 def send(values: np.ndarray, like: Tensor) -> Tensor:
     """Copy a host array to the device of ``like`` without waiting; floats arrive as float32, integers as int64."""
     dtype = torch.float32 if values.dtype.kind == "f" else torch.int64

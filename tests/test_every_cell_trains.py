@@ -34,7 +34,11 @@ SMALLER = {
 
 # By mixer: the families of models that it cannot train; the error names some that it can.
 WITHOUT_ATTENTION = {"resnet", "resnext", "convnext", "moganet", "tf_efficientnet", "mobilenetv2"}
-UNSUPPORTED: dict[str, set[str]] = {}
+UNSUPPORTED: dict[str, set[str]] = {
+    "transmix": WITHOUT_ATTENTION,
+    "mixpro": WITHOUT_ATTENTION,
+    "tlalign": WITHOUT_ATTENTION | {"swin", "pvt"},
+}
 
 
 def smaller(recipe: Recipe) -> Recipe:
