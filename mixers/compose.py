@@ -9,6 +9,7 @@ from . import ops
 from .alignmix import AlignMix
 from .base import Criterion, Mixer, Needs, Out, Plan
 from .cutmix import CutMix
+from .decouplemix import DecoupleMix
 from .manifoldmix import ManifoldMix
 from .mixup import Mixup
 
@@ -107,3 +108,14 @@ def alignmixup(alpha: float = 2.0, partner: str = "mixup") -> Switch:
     """
     ops.check_choice("partner", partner, ("mixup", "manifoldmix"))
     return Switch([{"mixup": Mixup, "manifoldmix": ManifoldMix}[partner](alpha), AlignMix(alpha)])
+
+
+def decouplemix(
+    base: Mixer | None = None, eta: float = 0.1, power: float = 0.0, two_hot: float | None = None, xi: float = 1.0
+) -> DecoupleMix:
+    """The decoupled regulariser over ``base``, or over Mixup with alpha = 1, as in OpenMixup's ImageNet configurations.
+
+    Those have power = 1, the paper 0. Harnessing Hard Mixed Samples with Decoupled Regularizer. Liu et al. NeurIPS
+    2023, https://arxiv.org/abs/2203.10761.
+    """
+    return DecoupleMix(Mixup(1.0) if base is None else base, eta, power, two_hot, xi)

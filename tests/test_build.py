@@ -30,6 +30,9 @@ REPRS = {
     "fmix": "FMix(alpha=1.0, decay_power=3.0, max_soft=0.0, reformulate=False, isotropic=False)",
     "resizemix": "ResizeMix(alpha=1.0, scope=(0.1, 0.8), use_alpha=True, placement='clip')",
     "saliencymix": ("SaliencyMix(alpha=1.0, box_from='each', mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))"),
+    "decouplemix": "DecoupleMix(eta=0.1, power=0.0, two_hot=None, xi=1.0 (base): Mixup(alpha=1.0))",
+    "recursivemix": "RecursiveMix(alpha=0.5, omega=0.5, swapped_roi=False)",
+    "snapmix": "SnapMix(alpha=5.0, same_label_twice=False)",
 }
 
 

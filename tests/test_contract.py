@@ -4,7 +4,21 @@ from collections.abc import Callable
 
 import pytest
 
-from mixers import MIXERS, FMix, GridMix, Mixer, ResizeMix, SaliencyMix, SmoothMix
+from mixers import (
+    MIXERS,
+    CutMix,
+    DecoupleMix,
+    FMix,
+    GridMix,
+    Mixer,
+    RecursiveMix,
+    ResizeMix,
+    SaliencyMix,
+    SmoothMix,
+    SnapMix,
+    Switch,
+    Vanilla,
+)
 from mixers.testing import CHECKS, check_mixer
 
 # An exception that no longer fails is an error, so that this table cannot outlive its reasons.
@@ -14,6 +28,9 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("alignmix", "label_share_is_pixel_share"): "half of the batches are mixed in the last feature, not in the images",
     ("vanilla", "other_rng_other_plan"): "nothing is drawn, so there is one plan",
     ("resizemix", "identical_images_stay"): "the partner is shrunk before it is pasted",
+    ("recursivemix", "identical_images_stay"): "the previous batch is shrunk before it is pasted",
+    ("snapmix", "identical_images_stay"): "the partner's box is resized before it is pasted",
+    ("snapmix", "label_share_is_pixel_share"): "labels are weighted by the class activation inside the boxes",
 }
 
 CASES = [(mixer, check) for mixer in MIXERS for check in CHECKS]
@@ -56,6 +73,10 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     lambda: ResizeMix(placement="inside", use_alpha=False): {"identical_images_stay"},
     lambda: SaliencyMix(box_from="first"): set(),
     lambda: SaliencyMix(box_from="noise"): set(),
+    lambda: RecursiveMix(swapped_roi=True): {"identical_images_stay"},
+    lambda: SnapMix(same_label_twice=True): {"identical_images_stay", "label_share_is_pixel_share"},
+    lambda: DecoupleMix(Switch([CutMix(), Vanilla()]), power=1.0): set(),
+    lambda: DecoupleMix(CutMix(), eta=0.0, two_hot=0.8): set(),
 }
 
 
