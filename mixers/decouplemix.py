@@ -13,7 +13,7 @@ their shares, power = 1, over Mixup with alpha = 1, which is what ``compose.deco
 For binary cross entropy the paper lifts the targets instead: a share t becomes ``min(1, (t/two_hot)^xi)``, so that both
 classes count as present. ``DecoupleMix(base, eta=0, two_hot=0.8)`` is that, xi = 1.
 
-Sampling law: that of the base.
+Sampling law: ``decouplemix@liu-2023``: that of the base; nothing else is drawn.
 
 Cost: two logsumexp per sample.
 

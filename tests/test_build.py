@@ -9,7 +9,7 @@ import torch
 from tiny import environment
 from torch import nn
 
-from mixers import BLOCKS, MIXERS, CutMix, Mixer, Mixup, Switch, Vanilla, build, deit, ops, rsb
+from mixers import BLOCKS, MIXERS, CutMix, DecoupleMix, FMix, Mixer, Mixup, Switch, Vanilla, build, deit, ops, rsb
 from mixers.testing import tiny_step
 
 TEXT: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
@@ -70,6 +70,14 @@ def test_build_makes_mixers_inside_mixers_to_any_depth() -> None:
     assert repr(build(spec)) == repr(expected)
 
 
+def test_an_argument_called_base_is_a_mixer_too() -> None:
+    spec = {"decouple": {"base": {"switch": {"mixers": ["cutmix", {"decouplemix": {"base": "fmix"}}]}}, "eta": 0.5}}
+    expected = DecoupleMix(Switch([CutMix(), DecoupleMix(FMix())]), 0.5)
+    assert repr(build(spec)) == repr(expected)
+    assert repr(build("decouplemix", base=None)) == repr(build("decouplemix")) == repr(DecoupleMix(Mixup(1.0)))
+    assert isinstance(build("decouplemix", base=Vanilla()).base, Vanilla)
+
+
 def test_every_name_makes_a_new_mixer_each_time() -> None:
     for name in MIXERS:
         assert isinstance(build(name), Mixer)
@@ -83,7 +91,11 @@ def test_every_name_makes_a_new_mixer_each_time() -> None:
         ("cutmx", {}, "unknown mixer 'cutmx'; did you mean 'cutmix'?"),
         ("Mixup", {}, "unknown mixer 'Mixup'; did you mean 'mixup'?"),
         ("swich", {}, "unknown mixer 'swich'; did you mean 'switch'?"),
-        ("zzz", {}, "valid names: align, alignmix, cutmix, deit, fmix, gridmix, manifoldmix, mixup, resizemix, rsb, "),
+        (
+            "zzz",
+            {},
+            "valid names: align, alignmix, cutmix, decouple, decouplemix, deit, fmix, gridmix, manifoldmix, ",
+        ),
         ("mixup", {"alhpa": 1.0}, "mixer 'mixup' has no argument 'alhpa'; did you mean 'alpha'?"),
         ("deit", {"mixup_alfa": 1.0}, "mixer 'deit' has no argument 'mixup_alfa'; did you mean 'mixup_alpha'?"),
         ("vanilla", {"alpha": 1.0}, "mixer 'vanilla' has no argument 'alpha'; valid names: none"),
@@ -110,6 +122,19 @@ def test_every_name_makes_a_new_mixer_each_time() -> None:
         ("saliencymix", {"box_from": "all"}, "box_from must be one of 'each', 'first', 'noise', got 'all'"),
         ("saliencymix", {"mean": 0.5}, "mean must be three numbers, one per channel, got 0.5"),
         ("saliencymix", {"std": [0.2, 0.2, None]}, "std must be a number of at least 1e-06, got None"),
+        ("recursivemix", {"alpha": 1.5}, "alpha must be a number of at least 0 and at most 1, got 1.5"),
+        ("recursivemix", {"omega": -1.0}, "omega must be a number of at least 0, got -1.0"),
+        ("recursivemix", {"swapped_roi": 1.5}, "swapped_roi must be one of False, True, got 1.5"),
+        ("snapmix", {"alpha": 0}, "alpha must be a number above 0, got 0"),
+        ("snapmix", {"same_label_twice": "no"}, "same_label_twice must be one of False, True, got 'no'"),
+        ("decouplemix", {"eta": -0.1}, "eta must be a number of at least 0, got -0.1"),
+        ("decouplemix", {"power": None}, "power must be a number of at least 0, got None"),
+        ("decouplemix", {"two_hot": 2.0}, "two_hot must be a number of at least 0.001 and at most 1, got 2.0"),
+        ("decouplemix", {"xi": 0}, "xi must be a number above 0, got 0"),
+        ("decouplemix", {"base": "cutmux"}, "unknown mixer 'cutmux'; did you mean 'cutmix'?"),
+        ("decouplemix", {"base": 3}, "a mixer is written as name or {name: {argument: value}}, got 3"),
+        ("decouple", {}, "mixer 'decouple' needs the argument 'base'"),
+        ("decouple", {"base": None}, "base must be a mixer, got None"),
         ({"mixup": {}, "cutmix": {}}, {}, "a mixer is written as name or {name: {argument: value}}, got"),
         ({}, {}, "a mixer is written as name or {name: {argument: value}}, got {}"),
         ({"mixup": 0.5}, {}, "a mixer is written as name or {name: {argument: value}}, got {'mixup': 0.5}"),
