@@ -1,7 +1,5 @@
 """SnapMix against its formula by loops: class activation maps, the pasted box, the loss with two weights."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from scipy import stats
 from test_taps import CRITERION, FAMILIES, backbone, photos, state
 from torch import Tensor, nn
 
-from mixers import SnapMix, Step, Vanilla, ops
+from mixers import SnapMix, Step, Vanilla, ops, taps
 from mixers.snapmix import area, semantic_map
 from mixers.testing import batch, rng_of, tiny_step
 
@@ -55,10 +53,8 @@ def test_a_look_leaves_no_trace_and_gives_distributions_of_the_own_class(name: s
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_mean_of_the_class_scores_is_the_logit_where_the_head_averages(name: str) -> None:
-    """What the classifier sees at each place is its input: shown by the identity that a linear head implies."""
-    from mixers import taps
-
+def test_the_classifier_s_input_is_made_as_the_model_makes_it(name: str) -> None:
+    """Of what the head itself pools, it gives the logits of the model."""
     model, (x, _) = backbone(name).eval(), photos()
     with torch.no_grad():
         feature = model.forward_features(x)
@@ -97,9 +93,9 @@ def test_a_step_is_the_formula(twice: bool) -> None:
                 for v in range(width):
                     p = t + u * (b - t - 1) / (height - 1)
                     q = l + v * (r - l - 1) / (width - 1)
-                    m, n = min(int(p), b - 1), min(int(q), r - 1)
-                    rows, columns = {m: 1 - p + m, min(m + 1, b - 1): p - m}, {n: 1 - q + n, min(n + 1, r - 1): q - n}
-                    pixel = sum(a * c * x[j, :, k, o] for k, a in rows.items() for o, c in columns.items())
+                    rows, columns = ((int(at), min(int(at) + 1, last - 1), at % 1) for at, last in ((p, b), (q, r)))
+                    pairs = [((m, 1 - part), (n, part)) for m, n, part in (rows, columns)]
+                    pixel = sum(e * f * x[j, :, k, o] for k, e in pairs[0] for o, f in pairs[1])
                     mixed[i, :, top + u, left + v] = pixel
         z = model(mixed)
         for i, j in enumerate(partner):
