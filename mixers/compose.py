@@ -12,6 +12,7 @@ from .alignmix import AlignMix
 from .automix import AutoMix, MixBlock
 from .base import Criterion, Mixer, Needs, Out, Plan
 from .cutmix import CutMix
+from .decouplemix import DecoupleMix
 from .manifoldmix import ManifoldMix
 from .mixpro import MixPro
 from .mixup import Mixup
@@ -57,17 +58,19 @@ class Switch(Mixer):
     def plan(self, x: Tensor, y: Tensor, rng: np.random.Generator, *look: object) -> Plan:
         """``choice``, and the plan of the chosen member."""
         choice = self.draw(rng)
-        return {"choice": choice, **self.members()[choice].plan(x, y, rng, *look)}
+        return planned(choice, self.members()[choice].plan(x, y, rng, *look))
 
-    def mix(self, x: Tensor, y: Tensor, *, choice: int, **plan: object) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return self.members()[choice].mix(x, y, **plan)  # type: ignore[arg-type]
+    def mix(  # type: ignore[override]
+        self, x: Tensor, y: Tensor, *, choice: int, inner: Plan | None = None, **plan: Any
+    ) -> tuple[Tensor, Tensor]:
+        return self.members()[choice].mix(x, y, **(plan if inner is None else inner))
 
     def forward(self, model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor, rng: np.random.Generator) -> Out:
         """The chosen member's own step; its plan gains ``choice``."""
         choice = self.draw(rng)
         out = self.members()[choice](model, criterion, x, y, rng)
         idle = (p for i, mixer in enumerate(self.members()) if i != choice for p in mixer.parameters())
-        return out._replace(loss=out.loss + ops.touch(idle), plan={"choice": choice, **out.plan})
+        return out._replace(loss=out.loss + ops.touch(idle), plan=planned(choice, out.plan))
 
     def after_step(self, model: nn.Module, progress: float) -> None:
         for mixer in self.members():
@@ -84,6 +87,11 @@ class Switch(Mixer):
     def members(self) -> list[Mixer]:
         """The mixers, typed."""
         return list(self.mixers)  # type: ignore[arg-type]
+
+
+def planned(choice: int, plan: Plan) -> Plan:
+    """The plan of the chosen member with the choice; that of a ``Switch`` keeps its own choice, as ``inner``."""
+    return {"choice": choice, "inner": plan} if "choice" in plan else {"choice": choice, **plan}
 
 
 def deit(mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0) -> Switch:
@@ -157,9 +165,20 @@ def learned(block: type[nn.Module]) -> Callable[..., AutoMix]:
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [p.replace(kind=keyword) for p in (*of_step.values(), *of_block.values())]
     make.__signature__ = inspect.Signature(parameters, return_annotation=AutoMix)  # type: ignore[attr-defined]
-    make.__doc__ = block.__doc__
+    make.__doc__ = inspect.getmodule(block).__doc__
     return make
 
 
 automix = learned(MixBlock)
 samix = learned(SAMixBlock)
+
+
+def decouplemix(
+    base: Mixer | None = None, eta: float = 0.1, power: float = 0.0, two_hot: float | None = None, xi: float = 1.0
+) -> DecoupleMix:
+    """The decoupled regulariser over ``base``, or over Mixup with alpha = 1, as in OpenMixup's ImageNet configurations.
+
+    Those have power = 1, the paper 0. Harnessing Hard Mixed Samples with Decoupled Regularizer. Liu et al. NeurIPS
+    2023, https://arxiv.org/abs/2203.10761.
+    """
+    return DecoupleMix(Mixup(1.0) if base is None else base, eta, power, two_hot, xi)

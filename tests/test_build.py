@@ -9,7 +9,23 @@ import torch
 from tiny import environment
 from torch import nn
 
-from mixers import BLOCKS, MIXERS, CutMix, Mixer, MixPro, Mixup, Switch, TransMix, Vanilla, build, deit, ops, rsb
+from mixers import (
+    BLOCKS,
+    MIXERS,
+    CutMix,
+    DecoupleMix,
+    FMix,
+    Mixer,
+    MixPro,
+    Mixup,
+    Switch,
+    TransMix,
+    Vanilla,
+    build,
+    deit,
+    ops,
+    rsb,
+)
 from mixers.testing import tiny_step
 
 TEXT: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
@@ -49,6 +65,9 @@ REPRS = {
         "lam_concat=True, norm=False, upsample='bilinear', momentum=0.999, momentum_end=0.99999, momentum_delay=0.1, "
         "block_lr=None, block_min_lr=None, block_momentum=None)"
     ),
+    "decouplemix": "DecoupleMix(eta=0.1, power=0.0, two_hot=None, xi=1.0 (base): Mixup(alpha=1.0))",
+    "recursivemix": "RecursiveMix(alpha=0.5, omega=0.5, swapped_roi=False)",
+    "snapmix": "SnapMix(alpha=5.0, same_label_twice=False)",
 }
 
 
@@ -86,6 +105,14 @@ def test_build_makes_mixers_inside_mixers_to_any_depth() -> None:
     spec = {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, inner, CutMix(0.3)]}}
     expected = Switch([Mixup(0.8), Switch([CutMix(), Vanilla()], [0.9, 0.1]), CutMix(0.3)])
     assert repr(build(spec)) == repr(expected)
+
+
+def test_an_argument_called_base_is_a_mixer_too() -> None:
+    spec = {"decouple": {"base": {"switch": {"mixers": ["cutmix", {"decouplemix": {"base": "fmix"}}]}}, "eta": 0.5}}
+    expected = DecoupleMix(Switch([CutMix(), DecoupleMix(FMix())]), 0.5)
+    assert repr(build(spec)) == repr(expected)
+    assert repr(build("decouplemix", base=None)) == repr(build("decouplemix")) == repr(DecoupleMix(Mixup(1.0)))
+    assert isinstance(build("decouplemix", base=Vanilla()).base, Vanilla)
 
 
 def test_every_name_makes_a_new_mixer_each_time() -> None:
@@ -135,6 +162,19 @@ def test_every_name_makes_a_new_mixer_each_time() -> None:
         ("mixpro", {"cell": 0}, "cell must be a whole number of pixels, at least 1, got 0"),
         ("maskmix", {"detach": "no"}, "detach must be one of False, True, got 'no'"),
         ("tlalign", {"alpha": 0}, "alpha must be a number above 0, got 0"),
+        ("recursivemix", {"alpha": 1.5}, "alpha must be a number of at least 0 and at most 1, got 1.5"),
+        ("recursivemix", {"omega": -1.0}, "omega must be a number of at least 0, got -1.0"),
+        ("recursivemix", {"swapped_roi": 1.5}, "swapped_roi must be one of False, True, got 1.5"),
+        ("snapmix", {"alpha": 0}, "alpha must be a number above 0, got 0"),
+        ("snapmix", {"same_label_twice": "no"}, "same_label_twice must be one of False, True, got 'no'"),
+        ("decouplemix", {"eta": -0.1}, "eta must be a number of at least 0, got -0.1"),
+        ("decouplemix", {"power": None}, "power must be a number of at least 0, got None"),
+        ("decouplemix", {"two_hot": 2.0}, "two_hot must be a number of at least 0.001 and at most 1, got 2.0"),
+        ("decouplemix", {"xi": 0}, "xi must be a number above 0, got 0"),
+        ("decouplemix", {"base": "cutmux"}, "unknown mixer 'cutmux'; did you mean 'cutmix'?"),
+        ("decouplemix", {"base": 3}, "a mixer is written as name or {name: {argument: value}}, got 3"),
+        ("decouple", {}, "mixer 'decouple' needs the argument 'base'"),
+        ("decouple", {"base": None}, "base must be a mixer, got None"),
         ({"mixup": {}, "cutmix": {}}, {}, "a mixer is written as name or {name: {argument: value}}, got"),
         ({}, {}, "a mixer is written as name or {name: {argument: value}}, got {}"),
         ({"mixup": 0.5}, {}, "a mixer is written as name or {name: {argument: value}}, got {'mixup': 0.5}"),
