@@ -11,7 +11,7 @@ from typing import Any
 
 from .alignmix import AlignMix
 from .base import Mixer, Out, Plan, Step
-from .compose import Switch, alignmixup, deit, rsb
+from .compose import Switch, alignmixup, deit, rsb, smmix, tokenmix
 from .cutmix import CutMix
 from .fmix import FMix
 from .gridmix import GridMix
@@ -19,7 +19,9 @@ from .manifoldmix import ManifoldMix
 from .mixup import Mixup
 from .resizemix import ResizeMix
 from .saliencymix import SaliencyMix
+from .smmix import SMMix
 from .smoothmix import SmoothMix
+from .tokenmix import TokenMix
 from .vanilla import Vanilla
 
 MIXERS: dict[str, Callable[..., Mixer]] = {
@@ -35,10 +37,12 @@ MIXERS: dict[str, Callable[..., Mixer]] = {
     "saliencymix": SaliencyMix,
     "manifoldmix": ManifoldMix,
     "alignmix": alignmixup,
+    "tokenmix": tokenmix,
+    "smmix": smmix,
 }
 
 # Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.
-BLOCKS: dict[str, Callable[..., Mixer]] = {"switch": Switch, "align": AlignMix}
+BLOCKS: dict[str, Callable[..., Mixer]] = {"switch": Switch, "align": AlignMix, "token": TokenMix, "smm": SMMix}
 
 
 def build(spec: str | Mapping[str, Any], **args: Any) -> Mixer:
@@ -93,14 +97,18 @@ __all__ = [
     "Out",
     "Plan",
     "ResizeMix",
+    "SMMix",
     "SaliencyMix",
     "SmoothMix",
     "Step",
     "Switch",
+    "TokenMix",
     "Vanilla",
     "alignmixup",
     "build",
     "deit",
     "nearest",
     "rsb",
+    "smmix",
+    "tokenmix",
 ]

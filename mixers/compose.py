@@ -11,6 +11,8 @@ from .base import Criterion, Mixer, Needs, Out, Plan
 from .cutmix import CutMix
 from .manifoldmix import ManifoldMix
 from .mixup import Mixup
+from .smmix import SMMix
+from .tokenmix import TokenMix
 
 
 class Switch(Mixer):
@@ -107,3 +109,24 @@ def alignmixup(alpha: float = 2.0, partner: str = "mixup") -> Switch:
     """
     ops.check_choice("partner", partner, ("mixup", "manifoldmix"))
     return Switch([{"mixup": Mixup, "manifoldmix": ManifoldMix}[partner](alpha), AlignMix(alpha)])
+
+
+def tokenmix(
+    mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, use_alpha: bool = True, teacher: str | None = None
+) -> Switch:
+    """The TokenMix rows: Mixup or blocks of tokens with probability one half each.
+
+    ``cutmix_alpha``: the Beta parameter of the share of tokens, which the reference code ignores (``use_alpha=False``).
+    TokenMix: Rethinking Image Mixing for Data Augmentation in Vision Transformers. Liu et al. ECCV 2022,
+    https://arxiv.org/abs/2207.08409; mixup 0.8, switched per batch.
+    """
+    return Switch([Mixup(mixup_alpha), TokenMix(cutmix_alpha, use_alpha, teacher)])
+
+
+def smmix(mixup_alpha: float = 0.8) -> Switch:
+    """SMMix as published: Mixup or the attended square with probability one half each.
+
+    SMMix: Self-Motivated Image Mixing for Vision Transformers. Chen et al. ICCV 2023, https://arxiv.org/abs/2212.12977;
+    mixup 0.8, switched per batch.
+    """
+    return Switch([Mixup(mixup_alpha), SMMix()])

@@ -36,7 +36,6 @@ AWAITED = (
     "puzzlemix",
     "samix",
     "supermix",
-    "tokenmix",
     "transmix",
 )
 
