@@ -9,7 +9,7 @@ s*s/(g*g)``. With logits o of the mixed image, its tokens t after the last norm 
     ``L(o, lam*y + (1-lam)*y[index])``
     ``+ (L(h(mean of t outside the square), y) + L(h(mean of t inside), y[index])) / 2``
     ``+ KL(softmax(lam*z + (1-lam)*z[index]) || softmax(o))``.
-h has the form of the model's classifier, starts anew, and is dropped when the model is exported.
+h starts as a copy of the model's classifier and is dropped when the model is exported.
 
 Published defaults: no hyperparameter; the three parts weigh the same. This class mixes every batch; the published
 method, ``compose.smmix``, does so for half of them and takes Mixup with alpha = 0.8 for the others.
@@ -20,8 +20,8 @@ own squares; the partner is a uniformly random permutation of the batch, fixed p
 
 Cost: one more forward, 1.33 steps of the model itself (half of the steps in ``compose.smmix``, 1.17 expected).
 
-Deviations: L is the recipe's loss (reference code: cross-entropy) with the labels smoothed as the recipe says. The
-reference code pairs a batch with its reverse. OpenMixup keeps of this method only the pasted square, takes the class
+Deviations: L is the recipe's loss (reference code: cross-entropy) with the labels smoothed as the recipe says. h of the
+reference code starts from a draw of its own, of the law of the classifier's. It pairs a batch with its reverse. OpenMixup keeps of this method only the pasted square, takes the class
 token's attention, and looks with drop path on.
 """
 
@@ -52,19 +52,19 @@ class SMMix(Mixer):
                 "models that have: deit_small_patch16_224, swin_tiny_patch4_window7_224, pvt_tiny"
             )
         self.head = copy.deepcopy(head)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        if self.head.bias is not None:
-            nn.init.zeros_(self.head.bias)
 
     def plan(
-        self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: Tensor
+        self,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        rng: np.random.Generator,
+        attention: Float[Tensor, "B h w"],
     ) -> Plan:
         """``index`` (B,), ``mask`` (B, 1, H, W) with 0 in the square, ``shift`` (B, 2) and ``lam`` (B,).
 
-        ``shift``: rows and columns, in pixels, from a pixel of the square to what is pasted there. ``look``: the
-        attention (B, h, w) to each patch of the clean images.
+        ``shift``: rows and columns, in pixels, from a pixel of the square to what is pasted there. ``attention``: what
+        each patch of the clean images gets.
         """
-        attention, *_ = look
         height, width = attention.shape[1:]
         side = min(height, width)
         side = int(rng.integers(max(1, side // 4), max(1, 3 * side // 4) + 1))

@@ -67,13 +67,14 @@ class TokenMix(Mixer):
         taps.attention_layers(self.frozen.model if self.frozen else model)
 
     def plan(
-        self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: nn.Module
+        self,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        rng: np.random.Generator,
+        model: nn.Module,
+        *look: object,
     ) -> Plan:
-        """``index`` (B,), ``mask`` (B, 1, H, W) with 0 in the partner's cells, ``lam`` (B,) by content.
-
-        ``look``: the model first.
-        """
-        model, *_ = look
+        """``index`` (B,), ``mask`` (B, 1, H, W) with 0 in the partner's cells, ``lam`` (B,) by content."""
         content = self.content(model, x)
         height, width = content.shape[1:]
         share = 1 - ops.beta(self.alpha, self.alpha, rng) if self.use_alpha else OFFICIAL_SHARE

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mixers import MIXERS, FMix, GridMix, Mixer, ResizeMix, SaliencyMix, SmoothMix
+from mixers import MIXERS, FMix, GridMix, Mixer, ResizeMix, SaliencyMix, SMMix, SmoothMix, TokenMix
 from mixers.testing import CHECKS, check_mixer
 
 # An exception that no longer fails is an error, so that this table cannot outlive its reasons.
@@ -14,6 +14,7 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("alignmix", "label_share_is_pixel_share"): "half of the batches are mixed in the last feature, not in the images",
     ("vanilla", "other_rng_other_plan"): "nothing is drawn, so there is one plan",
     ("resizemix", "identical_images_stay"): "the partner is shrunk before it is pasted",
+    ("smmix", "identical_images_stay"): "the partner's most attended square is pasted in another place",
 }
 
 CASES = [(mixer, check) for mixer in MIXERS for check in CHECKS]
@@ -56,6 +57,9 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     lambda: ResizeMix(placement="inside", use_alpha=False): {"identical_images_stay"},
     lambda: SaliencyMix(box_from="first"): set(),
     lambda: SaliencyMix(box_from="noise"): set(),
+    lambda: TokenMix(): set(),
+    lambda: TokenMix(use_alpha=False): set(),
+    lambda: SMMix(): {"identical_images_stay"},
 }
 
 

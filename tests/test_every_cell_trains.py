@@ -34,7 +34,7 @@ SMALLER = {
 
 # By mixer: the families of models that it cannot train; the error names some that it can.
 WITHOUT_ATTENTION = {"resnet", "resnext", "convnext", "moganet", "tf_efficientnet", "mobilenetv2"}
-UNSUPPORTED: dict[str, set[str]] = {}
+UNSUPPORTED: dict[str, set[str]] = {"tokenmix": WITHOUT_ATTENTION, "smmix": WITHOUT_ATTENTION}
 
 
 def smaller(recipe: Recipe) -> Recipe:
