@@ -20,9 +20,9 @@ own squares; the partner is a uniformly random permutation of the batch, fixed p
 
 Cost: one more forward, 1.33 steps of the model itself (half of the steps in ``compose.smmix``, 1.17 expected).
 
-Deviations: L is the recipe's loss (reference code: cross-entropy) with the labels smoothed as the recipe says. h of the
-reference code starts from a draw of its own, of the law of the classifier's. It pairs a batch with its reverse. OpenMixup keeps of this method only the pasted square, takes the class
-token's attention, and looks with drop path on.
+Deviations: L is the recipe's loss (reference code: cross-entropy), with labels smoothed as the recipe says. In the
+reference code h starts from a draw of its own, and a batch is paired with its reverse. OpenMixup keeps of this method
+only the pasted square, takes the class token's attention, and looks with drop path on.
 """
 
 import copy

@@ -223,6 +223,26 @@ def test_the_head_for_tokens_is_trained_in_one_branch_touched_in_the_other_and_n
     assert set(group) == {"params"} and len(group["params"]) == 2
 
 
+@pytest.mark.parametrize("mixer", ["smm", "token"])
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "pvt_tiny", "swin_tiny_patch4_window7_224"])
+def test_a_step_looks_at_the_clean_images_in_evaluation_mode_without_gradient(mixer: str, name: str) -> None:
+    model = backbone(name).train()
+    x, y = photos()
+    passes: list[tuple] = []
+
+    def keep(_module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        modes = {module.training for module in model.modules()}
+        passes.append((modes, output.requires_grad, args[0].clone()))
+
+    step = Step(model, build(mixer), CRITERION)
+    hook = model.register_forward_hook(keep)
+    out = step(x, y, np.random.default_rng(12))
+    hook.remove()
+    (looked, graph, images), (trained, kept, mixed) = passes
+    assert (looked, graph, trained, kept) == ({False}, False, {True}, True)
+    assert torch.equal(images, x) and torch.equal(mixed, step.mixer.mix(x, y, **out.plan)[0])
+
+
 def test_the_look_without_gradient_costs_no_gradient_under_autocast(transformer) -> None:
     x, y = batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):  # its cache of weights in bfloat16 outlives the look
