@@ -9,9 +9,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from . import compose  # its functions of the names of modules here are reached through it
+from .adautomix import AdAutoMix
 from .alignmix import AlignMix
+from .automix import AutoMix
 from .base import Mixer, Out, Plan, Step
-from .compose import Switch, alignmixup, deit, rsb, smmix, tokenmix
+from .compose import Switch, alignmixup, deit, rsb
 from .cutmix import CutMix
 from .fmix import FMix
 from .gridmix import GridMix
@@ -37,8 +40,11 @@ MIXERS: dict[str, Callable[..., Mixer]] = {
     "saliencymix": SaliencyMix,
     "manifoldmix": ManifoldMix,
     "alignmix": alignmixup,
-    "tokenmix": tokenmix,
-    "smmix": smmix,
+    "automix": compose.automix,
+    "samix": compose.samix,
+    "tokenmix": compose.tokenmix,
+    "smmix": compose.smmix,
+    "adautomix": AdAutoMix,
 }
 
 # Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.
@@ -87,7 +93,9 @@ def nearest(name: str, known: Any) -> str:
 __all__ = [
     "BLOCKS",
     "MIXERS",
+    "AdAutoMix",
     "AlignMix",
+    "AutoMix",
     "CutMix",
     "FMix",
     "GridMix",
@@ -109,6 +117,4 @@ __all__ = [
     "deit",
     "nearest",
     "rsb",
-    "smmix",
-    "tokenmix",
 ]

@@ -53,7 +53,7 @@ def model() -> nn.Module:
 @pytest.fixture
 def transformer() -> nn.Module:
     """A small vision transformer with 5 classes, weights the same everywhere."""
-    return fill(timm.create_model("test_vit", num_classes=5, dynamic_img_size=True))
+    return fill(timm.create_model("test_vit", num_classes=5, dynamic_img_size=True, patch_size=8))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from training.job import STOPPED
 
 KILL, TERM, USR1 = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGUSR1)
 AUTO = ("--resume_from_checkpoint", "auto")
-UPDATE = "training.optimisation:set_learning_rate"  # called once per update
+UPDATE = "training.optimisation:set_learning_rates"  # called once per update
 EVALUATION = "training.evaluation:normalise"  # called once per batch: 4 of the model, 4 of its average
 
 

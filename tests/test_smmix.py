@@ -13,7 +13,8 @@ from test_taps import ATTENTIVE, CRITERION, backbone, photos
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixers import SMMix, Step, build, smmix
+from mixers import SMMix, Step, build
+from mixers.compose import smmix
 from mixers.smmix import divergence, means, squares
 from mixers.testing import batch, differences, footprint, global_rngs
 
@@ -253,7 +254,7 @@ def test_the_look_without_gradient_costs_no_gradient_under_autocast(transformer)
 
 
 def test_one_image_of_one_token_is_replaced_by_its_partner_which_it_is(transformer) -> None:
-    x, y = batch(1, 16, 16)
+    x, y = batch(1, 8, 8)
     out = Step(transformer, SMMix(), CRITERION)(x, y, np.random.default_rng(10))
     assert torch.isfinite(out.loss) and out.plan["lam"].tolist() == [0.0]
     assert torch.equal(SMMix().mix(x, y, **out.plan)[0], x)

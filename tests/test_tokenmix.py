@@ -14,7 +14,8 @@ from test_taps import ATTENTIVE, CRITERION, backbone, photos
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from mixers import CutMix, Mixup, Step, TokenMix, build, tokenmix
+from mixers import CutMix, Mixup, Step, TokenMix, build
+from mixers.compose import tokenmix
 from mixers.testing import batch, differences, footprint, global_rngs
 from mixers.tokenmix import blocks
 
@@ -171,7 +172,12 @@ def test_images_need_not_be_square() -> None:
 @pytest.fixture
 def teacher(transformer: nn.Module, tmp_path: Path) -> Path:
     """A trained transformer in a folder."""
-    save_for_hf(transformer, tmp_path / "teacher", safe_serialization=True, model_args={"dynamic_img_size": True})
+    save_for_hf(
+        transformer,
+        tmp_path / "teacher",
+        safe_serialization=True,
+        model_args={"dynamic_img_size": True, "patch_size": 8},
+    )
     return tmp_path / "teacher"
 
 
