@@ -25,9 +25,11 @@ from .mixup import Mixup
 from .recursivemix import RecursiveMix
 from .resizemix import ResizeMix
 from .saliencymix import SaliencyMix
+from .smmix import SMMix
 from .smoothmix import SmoothMix
 from .snapmix import SnapMix
 from .tlalign import TLAlign
+from .tokenmix import TokenMix
 from .transmix import TransMix
 from .vanilla import Vanilla
 
@@ -47,6 +49,8 @@ MIXERS: dict[str, Callable[..., Mixer]] = {
     "automix": compose.automix,
     "samix": compose.samix,
     "transmix": compose.transmix,
+    "tokenmix": compose.tokenmix,
+    "smmix": compose.smmix,
     "mixpro": compose.mixpro,
     "tlalign": TLAlign,
     "adautomix": AdAutoMix,
@@ -61,6 +65,8 @@ BLOCKS: dict[str, Callable[..., Mixer]] = {
     "align": AlignMix,
     "attend": TransMix,
     "maskmix": MixPro,
+    "token": TokenMix,
+    "smm": SMMix,
     "decouple": DecoupleMix,
 }
 
@@ -129,12 +135,14 @@ __all__ = [
     "Plan",
     "RecursiveMix",
     "ResizeMix",
+    "SMMix",
     "SaliencyMix",
     "SmoothMix",
     "SnapMix",
     "Step",
     "Switch",
     "TLAlign",
+    "TokenMix",
     "TransMix",
     "Vanilla",
     "alignmixup",

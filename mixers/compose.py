@@ -17,6 +17,8 @@ from .manifoldmix import ManifoldMix
 from .mixpro import MixPro
 from .mixup import Mixup
 from .samix import SAMixBlock
+from .smmix import SMMix
+from .tokenmix import TokenMix
 from .transmix import TransMix
 
 
@@ -151,6 +153,27 @@ def mixpro(
     return Switch(
         [MixPro(alpha, cell, detach, smoothed), Mixup(mixup_alpha), CutMix(cutmix_alpha)], [share, each, each]
     )
+
+
+def tokenmix(
+    mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, use_alpha: bool = True, teacher: str | None = None
+) -> Switch:
+    """The TokenMix rows: Mixup or blocks of tokens with probability one half each.
+
+    ``cutmix_alpha``: the Beta parameter of the share of tokens, which the reference code ignores (``use_alpha=False``).
+    TokenMix: Rethinking Image Mixing for Data Augmentation in Vision Transformers. Liu et al. ECCV 2022,
+    https://arxiv.org/abs/2207.08409; mixup 0.8, switched per batch.
+    """
+    return Switch([Mixup(mixup_alpha), TokenMix(cutmix_alpha, use_alpha, teacher)])
+
+
+def smmix(mixup_alpha: float = 0.8) -> Switch:
+    """SMMix as published: Mixup or the attended square with probability one half each.
+
+    SMMix: Self-Motivated Image Mixing for Vision Transformers. Chen et al. ICCV 2023, https://arxiv.org/abs/2212.12977;
+    mixup 0.8, switched per batch.
+    """
+    return Switch([Mixup(mixup_alpha), SMMix()])
 
 
 def learned(block: type[nn.Module]) -> Callable[..., AutoMix]:

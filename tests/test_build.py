@@ -57,6 +57,11 @@ REPRS = {
     ),
     "fmix": "FMix(alpha=1.0, decay_power=3.0, max_soft=0.0, reformulate=False, isotropic=False)",
     "resizemix": "ResizeMix(alpha=1.0, scope=(0.1, 0.8), use_alpha=True, placement='clip')",
+    "tokenmix": (
+        "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=0.8) "
+        "(1): TokenMix(alpha=1.0, use_alpha=True, teacher=None)))"
+    ),
+    "smmix": "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=0.8) (1): SMMix()))",
     "saliencymix": ("SaliencyMix(alpha=1.0, box_from='each', mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))"),
     "automix": f"AutoMix({STEP} (block): MixBlock(lam_concat=True, upsample='nearest'))",
     "samix": f"AutoMix({STEP} (block): SAMixBlock(lam_mul_k=-1, dropout=0.1, upsample='bilinear'))",
@@ -137,6 +142,10 @@ def test_every_name_makes_a_new_mixer_each_time() -> None:
         ("mixup", {"alpha": True}, "alpha must be a number above 0, got True"),
         ("manifoldmix", {"alpha": 0}, "alpha must be a number above 0, got 0"),
         ("align", {"alpha": -1.0}, "alpha must be a number above 0, got -1.0"),
+        ("tokenmix", {"cutmix_alpha": 0}, "alpha must be a number above 0, got 0"),
+        ("tokenmix", {"use_alpha": "no"}, "use_alpha must be one of False, True, got 'no'"),
+        ("token", {"teacher": 3}, "teacher must be the name of timm weights or a folder, or None, got 3"),
+        ("smmix", {"alpha": 1.0}, "mixer 'smmix' has no argument 'alpha'; did you mean 'mixup_alpha'?"),
         ("cutmix", {"alpha": float("nan")}, "alpha must be a number above 0, got nan"),
         ("cutmix", {"alpha": float("inf")}, "alpha must be a number above 0, got inf"),
         ("rsb", {"cutmix_alpha": -1.0}, "alpha must be a number above 0, got -1.0"),

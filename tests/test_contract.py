@@ -15,9 +15,11 @@ from mixers import (
     RecursiveMix,
     ResizeMix,
     SaliencyMix,
+    SMMix,
     SmoothMix,
     SnapMix,
     Switch,
+    TokenMix,
     TransMix,
     Vanilla,
 )
@@ -42,6 +44,7 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("recursivemix", "identical_images_stay"): "the previous batch is shrunk before it is pasted",
     ("snapmix", "identical_images_stay"): "the partner's box is resized before it is pasted",
     ("snapmix", "label_share_is_pixel_share"): "labels are weighted by the class activation inside the boxes",
+    ("smmix", "identical_images_stay"): "the partner's most attended square is pasted in another place",
 }
 
 CASES = [(mixer, check) for mixer in MIXERS for check in CHECKS]
@@ -91,6 +94,9 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     lambda: SnapMix(same_label_twice=True): {"identical_images_stay", "label_share_is_pixel_share"},
     lambda: DecoupleMix(Switch([CutMix(), Vanilla()]), power=1.0): set(),
     lambda: DecoupleMix(CutMix(), eta=0.0, two_hot=0.8): set(),
+    lambda: TokenMix(): set(),
+    lambda: TokenMix(use_alpha=False): set(),
+    lambda: SMMix(): {"identical_images_stay"},
 }
 
 
