@@ -45,10 +45,12 @@ UNSUPPORTED: dict[str, set[str]] = {
 
 def smaller(recipe: Recipe) -> Recipe:
     """The recipe at 64 pixels or less, four images at a time, with a small model of the same family."""
+    size = min(recipe.image_size, 64)
+    args = recipe.model_args | SMALLER[family(recipe)]
     return dataclasses.replace(
         recipe,
-        model_args=recipe.model_args | SMALLER[family(recipe)],
-        image_size=min(recipe.image_size, 64),
+        model_args=args | ({"img_size": size} if "img_size" in args else {}),
+        image_size=size,
         batch_size=4,
         per_device_train_batch_size=4,
     )
@@ -110,13 +112,13 @@ def family(recipe: Recipe) -> str:
 
 
 def test_every_pair_of_setting_and_mixer_is_a_case(request: pytest.FixtureRequest) -> None:
-    """25 published settings, eight variants, two of our own; every mixer that exists; small, and in full."""
-    assert len(settings()) == 25 + 8 + 2
+    """25 published settings, eight variants, four of our own; every mixer that exists; small, and in full."""
+    assert len(settings()) == 25 + 8 + 4
     assert {family(load(s)) for s in settings()} == set(SMALLER)
     cases = [item for item in request.session.items if item.path == request.path and "[" in item.name]
     chosen = request.config.getoption("keyword") or any("::" in argument for argument in request.config.args)
     if not chosen and "not slow" in request.config.getoption("markexpr"):
-        assert len(cases) == 35 * len(MIXERS)
+        assert len(cases) == 37 * len(MIXERS)
 
 
 @pytest.mark.parametrize(("setting", "mixer"), CELLS, ids=["_".join(cell) for cell in CELLS])
