@@ -9,7 +9,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from . import compose  # its functions of the names of modules here are reached through it
+from .adautomix import AdAutoMix
 from .alignmix import AlignMix
+from .automix import AutoMix
 from .base import Mixer, Out, Plan, Step
 from .compose import Switch, alignmixup, deit, rsb
 from .cutmix import CutMix
@@ -35,6 +38,9 @@ MIXERS: dict[str, Callable[..., Mixer]] = {
     "saliencymix": SaliencyMix,
     "manifoldmix": ManifoldMix,
     "alignmix": alignmixup,
+    "automix": compose.automix,
+    "samix": compose.samix,
+    "adautomix": AdAutoMix,
 }
 
 # Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.
@@ -83,7 +89,9 @@ def nearest(name: str, known: Any) -> str:
 __all__ = [
     "BLOCKS",
     "MIXERS",
+    "AdAutoMix",
     "AlignMix",
+    "AutoMix",
     "CutMix",
     "FMix",
     "GridMix",

@@ -1,5 +1,7 @@
 """Mixers made of mixers. Options are composition: no mixer has a ``prob=`` or ``mode=`` flag."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,10 +9,12 @@ from torch import Tensor, nn
 
 from . import ops
 from .alignmix import AlignMix
+from .automix import AutoMix, MixBlock
 from .base import Criterion, Mixer, Needs, Out, Plan
 from .cutmix import CutMix
 from .manifoldmix import ManifoldMix
 from .mixup import Mixup
+from .samix import SAMixBlock
 
 
 class Switch(Mixer):
@@ -107,3 +111,23 @@ def alignmixup(alpha: float = 2.0, partner: str = "mixup") -> Switch:
     """
     ops.check_choice("partner", partner, ("mixup", "manifoldmix"))
     return Switch([{"mixup": Mixup, "manifoldmix": ManifoldMix}[partner](alpha), AlignMix(alpha)])
+
+
+def learned(block: type[nn.Module]) -> Callable[..., AutoMix]:
+    """The step of AutoMix with a mix block: takes, and shows as its signature, the arguments of both."""
+    of_block = inspect.signature(block).parameters
+    of_step = {name: p for name, p in inspect.signature(AutoMix).parameters.items() if name != "block"}
+
+    def make(**args: Any) -> AutoMix:
+        own = {name: args.pop(name) for name in of_block if name in args}
+        return AutoMix(block(**own), **args)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [p.replace(kind=keyword) for p in (*of_step.values(), *of_block.values())]
+    make.__signature__ = inspect.Signature(parameters, return_annotation=AutoMix)  # type: ignore[attr-defined]
+    make.__doc__ = block.__doc__
+    return make
+
+
+automix = learned(MixBlock)
+samix = learned(SAMixBlock)

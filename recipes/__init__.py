@@ -30,11 +30,9 @@ Rgb = tuple[float, float, float]
 # Methods of the published tables that mixers.MIXERS does not have yet: their recipes resolve with ``unbuilt=True``.
 AWAITED = (
     "attentivemix",
-    "automix",
     "comixup",
     "grafting",
     "puzzlemix",
-    "samix",
     "supermix",
     "tokenmix",
     "transmix",

@@ -14,6 +14,10 @@ from mixers.testing import tiny_step
 
 TEXT: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
 
+STEP = (
+    "alpha=2.0, margin=0.08, switch_off=1.0, momentum=0.999, momentum_end=0.99999, momentum_delay=0.1, mask_loss=0.1, "
+    "mask_loss_end=0.0, block_lr=None, block_min_lr=None, block_momentum=None"
+)
 REPRS = {
     "vanilla": "Vanilla()",
     "mixup": "Mixup(alpha=1.0)",
@@ -30,6 +34,13 @@ REPRS = {
     "fmix": "FMix(alpha=1.0, decay_power=3.0, max_soft=0.0, reformulate=False, isotropic=False)",
     "resizemix": "ResizeMix(alpha=1.0, scope=(0.1, 0.8), use_alpha=True, placement='clip')",
     "saliencymix": ("SaliencyMix(alpha=1.0, box_from='each', mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))"),
+    "automix": f"AutoMix({STEP} (block): MixBlock(lam_concat=True, upsample='nearest'))",
+    "samix": f"AutoMix({STEP} (block): SAMixBlock(lam_mul_k=-1, dropout=0.1, upsample='bilinear'))",
+    "adautomix": (
+        "AdAutoMix(alpha=1.0, samples=2, beta=0.1, adv_interval=2, cos_sign=1, mixup_share=0.5, margin=0.03, "
+        "lam_concat=True, norm=False, upsample='bilinear', momentum=0.999, momentum_end=0.99999, momentum_delay=0.1, "
+        "block_lr=None, block_min_lr=None, block_momentum=None)"
+    ),
 }
 
 
@@ -80,7 +91,7 @@ def test_every_name_makes_a_new_mixer_each_time() -> None:
         ("cutmx", {}, "unknown mixer 'cutmx'; did you mean 'cutmix'?"),
         ("Mixup", {}, "unknown mixer 'Mixup'; did you mean 'mixup'?"),
         ("swich", {}, "unknown mixer 'swich'; did you mean 'switch'?"),
-        ("zzz", {}, "valid names: align, alignmix, cutmix, deit, fmix, gridmix, manifoldmix, mixup, resizemix, rsb, "),
+        ("zzz", {}, f"valid names: {', '.join(sorted(MIXERS | BLOCKS))}"),
         ("mixup", {"alhpa": 1.0}, "mixer 'mixup' has no argument 'alhpa'; did you mean 'alpha'?"),
         ("deit", {"mixup_alfa": 1.0}, "mixer 'deit' has no argument 'mixup_alfa'; did you mean 'mixup_alpha'?"),
         ("vanilla", {"alpha": 1.0}, "mixer 'vanilla' has no argument 'alpha'; valid names: none"),

@@ -12,6 +12,12 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("vanilla", "it_mixes"): "it is the baseline that does not mix",
     ("manifoldmix", "label_share_is_pixel_share"): "two layers in three are hidden: mix leaves the images as they are",
     ("alignmix", "label_share_is_pixel_share"): "half of the batches are mixed in the last feature, not in the images",
+    ("automix", "label_share_is_pixel_share"): "the label is the drawn lambda, which a learned mask only approaches",
+    ("automix", "model_left_as_found"): "the model sees the clean batch too, so its BatchNorm statistics move twice",
+    ("samix", "label_share_is_pixel_share"): "the label is the drawn lambda, which a learned mask only approaches",
+    ("samix", "model_left_as_found"): "the model sees the clean batch too, so its BatchNorm statistics move twice",
+    ("adautomix", "label_share_is_pixel_share"): "the label is the drawn lambda, which a learned mask only approaches",
+    ("adautomix", "model_left_as_found"): "the model sees the clean batch too, so its BatchNorm statistics move twice",
     ("vanilla", "other_rng_other_plan"): "nothing is drawn, so there is one plan",
     ("resizemix", "identical_images_stay"): "the partner is shrunk before it is pasted",
 }

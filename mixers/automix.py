@@ -1,0 +1,226 @@
+"""AutoMix: Unveiling the Power of Mixup for Stronger Classifiers. Liu et al. ECCV 2022 (oral).
+
+https://arxiv.org/abs/2103.13027, reference code https://github.com/Westlake-AI/openmixup
+
+Formula: q is the model in training, k its momentum encoder, each with two classifiers on one feature, for mixed and
+for clean images. The mix block makes a mask of the hidden map z of k at stride 16: with ``a = [z; lam]`` and
+``b = [z[index]; 1-lam]``, lambda being one more channel, ``u = softmax(Q(a)^T Q(b) / sqrt(d)) V(b)`` and
+``mask = 1 - sigmoid(upsample(u))``. One step draws two lambdas and two partners, and mixes two batches:
+
+* x_q, its mask without gradient, trains the classifier: ``L_mix = CE(q(x_q), y_q) + CE(q_one_hot(x), y)``;
+* x_k trains the mix block, through the frozen k: ``L_generator = CE(k(x_k), y_k)``, and
+  ``L_mask = gamma * max(0, |mean(mask) - lam| - 0.1)`` over all pixels of the batch.
+
+``y' = lam*y + (1-lam)*y[index]`` with the drawn lambda. After the update k follows q:
+``k <- m*k + (1-m)*q``.
+
+Published defaults: alpha = 2, margin 0.08, gamma from 0.1 to 0, m from 0.999 to 0.99999 (OpenMixup, ImageNet).
+
+Sampling law: ``automix@openmixup-2022``: lambda ~ Beta(alpha, alpha), twice, one for the batch of the classifier and
+one for that of the mix block, each with a uniformly random permutation, fixed points allowed. Where the classifier's
+lambda or one minus it is at most the margin (3.6 % of the steps), its batch is plain Mixup. ``switch_off`` is the share
+of the steps that train the mix block through k; 0 and 1 both mean every step.
+
+Cost: 3.0 x a vanilla step in FLOPs; k and its gradients with respect to the mask come on top in memory.
+
+What is reported: the classifier of k for mixed images (``""``), which the published numbers usually are; the other
+three are evaluated and exported beside it: ``k_one``, ``q`` and ``q_one``.
+
+Deviations: where later layers keep no statistics (DeiT, Swin, PVT, ConvNeXt), k stops behind the stage that masks are
+made from; the result is the same. The classifier for clean images starts from the numbers of the other one. OpenMixup
+makes the mask of the classifier's batch also where the margin discards it; here it is not made. Its ViT configurations
+keep this behaviour of ``switch_off``; the paper trains the mix block in every step.
+"""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from . import blocks, ops
+from .base import Criterion, Mixer, Out, Plan
+
+TOLERANCE = 0.1  # by which a mask's mean may miss lambda
+
+
+class MixBlock(nn.Module):
+    """Mask logits of the partner, from the map of a sample and that of its partner; query and key share one layer.
+
+    ``lam_concat``: lambda is one more channel; without it, as on Tiny-ImageNet, the mask does not know lambda.
+    ``upsample``: "nearest" or "bilinear". ``setup`` makes the layers.
+    """
+
+    def __init__(self, lam_concat: bool = True, upsample: str = "nearest"):
+        super().__init__()
+        ops.check_choice("lam_concat", lam_concat, (False, True))
+        ops.check_choice("upsample", upsample, ("nearest", "bilinear"))
+        self.lam_concat, self.upsample = lam_concat, upsample
+
+    def setup(self, channels: int) -> None:
+        """Layers for a map of so many channels."""
+        self.query_key = blocks.pointwise(channels + self.lam_concat, max(1, channels // 2))
+        self.value = blocks.pointwise(channels + self.lam_concat, 1)
+
+    def noise(self, z: Tensor, rng: np.random.Generator) -> None:
+        """Nothing is random in this block."""
+
+    def forward(
+        self, z: Float[Tensor, "B c h w"], index: Int[Tensor, " B"], lam: Float[Tensor, " B"], noise: None = None
+    ) -> Float[Tensor, "B 1 h w"]:
+        """``lam`` is the share of the sample itself."""
+        a, b = z, z[index]
+        if self.lam_concat:
+            own = blocks.as_column(lam, z).expand(-1, 1, *z.shape[2:])
+            a, b = torch.cat((a, own), 1), torch.cat((b, 1 - own), 1)
+        return blocks.attend(self.query_key(a), self.query_key(b), self.value(b))
+
+    def mask_loss(self, mask: Float[Tensor, "B 1 H W"], lam: Float[Tensor, " B"]) -> Tensor:
+        """How far the mean of all masks is from the mean of lambda, beyond a tolerance."""
+        return ((mask.mean() - lam.mean()).abs() - TOLERANCE).clamp(min=0)
+
+    def extra_repr(self) -> str:
+        return f"lam_concat={self.lam_concat}, upsample={self.upsample!r}"
+
+
+class AutoMix(Mixer):
+    """Learn masks and classifier together. SAMix is the same step with another ``block``: see ``compose``.
+
+    ``block`` makes masks. ``alpha`` > 0: Beta parameter. ``margin``: lambdas this near to 0 or 1 mix by a constant.
+    ``switch_off``: share of the steps that train the block through the momentum encoder. ``momentum``: of that
+    encoder at the start; from ``momentum_delay`` of the training on it follows a cosine to ``momentum_end``.
+    ``mask_loss``, ``mask_loss_end``: weight of the mask's loss at the start and, by a cosine, at the end.
+    ``block_lr``, ``block_min_lr``: the block's own cosine, without warm-up; None: the recipe's ``lr``, and a hundredth
+    of where it starts. ``block_momentum``: of SGD, for the block; None: the recipe's.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        alpha: float = 2.0,
+        margin: float = 0.08,
+        switch_off: float = 1.0,
+        momentum: float = 0.999,
+        momentum_end: float = 0.99999,
+        momentum_delay: float = 0.1,
+        mask_loss: float = 0.1,
+        mask_loss_end: float = 0.0,
+        block_lr: float | None = None,
+        block_min_lr: float | None = None,
+        block_momentum: float | None = None,
+    ):
+        super().__init__()
+        ops.check_positive("alpha", alpha)
+        ops.check_between("margin", margin, 0.0, 0.5)
+        for name, share in (
+            ("switch_off", switch_off),
+            ("momentum", momentum),
+            ("momentum_end", momentum_end),
+            ("momentum_delay", momentum_delay),
+            ("block_momentum", 0.0 if block_momentum is None else block_momentum),
+        ):
+            ops.check_between(name, share, 0.0, 1.0)
+        for name, value in (("mask_loss", mask_loss), ("mask_loss_end", mask_loss_end)):
+            ops.check_between(name, value, 0.0)
+        for name, rate in (("block_lr", block_lr), ("block_min_lr", block_min_lr)):
+            ops.check_between(name, 0.0 if rate is None else rate, 0.0)
+        self.block = block
+        self.alpha = alpha
+        self.margin = margin
+        self.switch_off = switch_off
+        self.momentum = momentum
+        self.momentum_end = momentum_end
+        self.momentum_delay = momentum_delay
+        self.mask_loss = mask_loss
+        self.mask_loss_end = mask_loss_end
+        self.block_lr = block_lr
+        self.block_min_lr = block_min_lr
+        self.block_momentum = block_momentum
+
+    def setup(self, model: nn.Module) -> None:
+        """Classifier for clean images, momentum encoder, mix block. ``ValueError`` for a model without stages."""
+        stage = blocks.mixed_stage(model)
+        self.one_hot = copy.deepcopy(model.get_classifier())  # type: ignore[operator]
+        self.encoder = blocks.MomentumEncoder(model, self.one_hot, *stage)
+        self.block.setup(self.encoder.channels)  # type: ignore[operator]
+        self.register_buffer("gamma", torch.tensor(float(self.mask_loss)))
+
+    def plan(self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: Any) -> Plan:
+        """``index`` (B,), ``mask``, ``lam`` (B,) of the classifier's batch; ``generator``: those of the mix block's.
+
+        ``look``: the hidden map of the momentum encoder; made here when it is missing.
+        """
+        z = look[0] if look else blocks.up_cast(self.encoder.look(x))
+        lam, lam_k = ops.beta(self.alpha, self.alpha, rng), ops.beta(self.alpha, self.alpha, rng)
+        run = self.switch_off == 0 or bool(rng.random() <= self.switch_off)
+        index, index_k = ops.partners(x, rng), ops.partners(x, rng)
+        noise, noise_k = self.block.noise(z, rng), self.block.noise(z, rng)  # type: ignore[operator]
+        share, share_k = ops.per_sample(lam, x), ops.per_sample(lam_k, x)
+        if min(lam, 1 - lam) <= self.margin:
+            mask = share[:, None, None, None]
+        else:
+            with torch.no_grad():
+                mask = self.mask(z, x, index, share, noise)
+        generator = {"index": index_k, "lam": share_k, "noise": noise_k, "run": run}
+        return {"index": index, "mask": mask, "lam": share, "generator": generator}
+
+    def mask(
+        self, z: Float[Tensor, "B c h w"], x: Tensor, index: Int[Tensor, " B"], lam: Float[Tensor, " B"], noise: Any
+    ) -> Float[Tensor, "B 1 H W"]:
+        """1 where the sample itself stays, of the size of the images, at least in float32."""
+        with ops.full_precision(z.device):
+            partner = self.block(z, index, lam, noise)
+            return torch.sigmoid(-blocks.resized(partner, tuple(x.shape[2:]), self.block.upsample))  # type: ignore[arg-type]
+
+    def mix(  # type: ignore[override]
+        self,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        *,
+        index: Int[Tensor, " B"],
+        mask: Float[Tensor, "B 1 h w"],
+        lam: Float[Tensor, " B"],
+        generator: dict[str, Any] | None = None,
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
+        """The classifier's batch; that of the mix block does not enter it."""
+        return super().mix(x, y, index=index, mask=mask, lam=lam)
+
+    def forward(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        rng: np.random.Generator,
+    ) -> Out:
+        """Classifier and mix block, each on a batch of its own, in one backward pass."""
+        ops.check_batch(x, y)
+        z = blocks.up_cast(self.encoder.look(x))
+        plan = self.plan(x, y, rng, z)
+        index, lam, noise, run = (plan["generator"][key] for key in ("index", "lam", "noise", "run"))
+        mask = self.mask(z, x, index, lam, noise)
+        parts = {"mask": self.gamma * self.block.mask_loss(mask, lam)}  # type: ignore[operator]
+        if run:
+            mixed, target = super().mix(x, y, index=index, mask=mask, lam=lam)
+            parts["generator"] = criterion(self.encoder.model(mixed), target)
+        parts["one_hot"] = criterion(blocks.with_classifier(model, self.one_hot)(x), y)
+        mixed, target = self.mix(x, y, **plan)
+        logits = model(mixed)
+        return Out.of(logits, target, plan, mix=criterion(logits, target), **parts)
+
+    def after_step(self, model: nn.Module, progress: float) -> None:
+        """The encoder follows the model; the weight of the mask's loss moves on."""
+        momentum = blocks.momentum_at(progress, self.momentum, self.momentum_end, self.momentum_delay)
+        self.encoder.follow(model, self.one_hot, momentum)
+        self.get_buffer("gamma").fill_(blocks.cosine(self.mask_loss, self.mask_loss_end, progress))
+
+    def models(self, model: nn.Module) -> dict[str, nn.Module]:
+        """``""``, ``k_one``, ``q``, ``q_one``: see ``MomentumEncoder.classifiers``."""
+        return self.encoder.classifiers(model, self.one_hot)
+
+    def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The second classifier like the model's own; what makes the masks with its own rates."""
+        start = lr if self.block_lr is None else self.block_lr
+        return blocks.learning_groups(self.one_hot, self.block, start, self.block_min_lr, self.block_momentum)
