@@ -5,7 +5,8 @@
 The floor is ``torch.lerp(a, b, w, out=)`` into memory that is already there: two reads, one write. On a CPU a fresh
 tensor of 77 MB costs several times the mixing, since the operating system hands out its pages anew each time: so that
 the methods are compared and not the page faults, all run under glibc settings that keep freed memory
-(``--system_malloc`` leaves them out). All of a table is measured in turns within one process. Prints Markdown.
+(``--system_malloc`` leaves them out). OpenCV's saliency, on one thread and on bytes, is timed where the extra
+``oracle`` is installed. All of a table is measured in turns within one process. Prints Markdown.
 """
 
 # ruff: noqa: E402
@@ -35,6 +36,11 @@ import torch
 import torchvision
 from torchvision.transforms import v2
 
+try:
+    import cv2
+except ImportError:
+    cv2 = None
+
 from mixers import MIXERS, Mixer, Step, build
 from mixers.base import plan_alone
 
@@ -54,6 +60,8 @@ def main() -> None:
     parser.add_argument("--system_malloc", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if cv2:
+        cv2.setNumThreads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {args.threads} thread(s)"
     malloc = "the system's" if args.system_malloc else ", ".join(f"{k}={v}" for k, v in KEEP.items())
@@ -111,6 +119,10 @@ def contestants(
         made[f"timm {name}, in place"] = functools.partial(theirs, x.clone(), labels)
     for name, transform in (("mixup", v2.MixUp), ("cutmix", v2.CutMix)):
         made[f"torchvision {name}"] = functools.partial(transform(num_classes=1000), x, labels)
+    if cv2 and hasattr(cv2, "saliency"):
+        images = torch.randint(256, (shape[0], *shape[2:], 3), dtype=torch.uint8).numpy()
+        detector = cv2.saliency.StaticSaliencyFineGrained_create()
+        made["opencv saliency maps alone"] = lambda: [detector.computeSaliency(image) for image in images]
     return made, skipped
 
 

@@ -19,10 +19,13 @@ from .cutmix import CutMix
 from .fmix import FMix
 from .gridmix import GridMix
 from .manifoldmix import ManifoldMix
+from .mixpro import MixPro
 from .mixup import Mixup
 from .resizemix import ResizeMix
 from .saliencymix import SaliencyMix
 from .smoothmix import SmoothMix
+from .tlalign import TLAlign
+from .transmix import TransMix
 from .vanilla import Vanilla
 
 MIXERS: dict[str, Callable[..., Mixer]] = {
@@ -40,11 +43,14 @@ MIXERS: dict[str, Callable[..., Mixer]] = {
     "alignmix": alignmixup,
     "automix": compose.automix,
     "samix": compose.samix,
+    "transmix": compose.transmix,
+    "mixpro": compose.mixpro,
+    "tlalign": TLAlign,
     "adautomix": AdAutoMix,
 }
 
 # Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.
-BLOCKS: dict[str, Callable[..., Mixer]] = {"switch": Switch, "align": AlignMix}
+BLOCKS: dict[str, Callable[..., Mixer]] = {"switch": Switch, "align": AlignMix, "attend": TransMix, "maskmix": MixPro}
 
 
 def build(spec: str | Mapping[str, Any], **args: Any) -> Mixer:
@@ -75,6 +81,8 @@ def build(spec: str | Mapping[str, Any], **args: Any) -> Mixer:
         if not isinstance(args["mixers"], list | tuple):
             raise ValueError(f"mixers must be a list of mixers, got {args['mixers']!r}")
         args = args | {"mixers": [m if isinstance(m, Mixer) else build(m) for m in args["mixers"]]}
+    if "base" in args and not isinstance(args["base"], Mixer):
+        args = args | {"base": build(args["base"])}
     return known[spec](**args)
 
 
@@ -96,6 +104,7 @@ __all__ = [
     "FMix",
     "GridMix",
     "ManifoldMix",
+    "MixPro",
     "Mixer",
     "Mixup",
     "Out",
@@ -105,6 +114,8 @@ __all__ = [
     "SmoothMix",
     "Step",
     "Switch",
+    "TLAlign",
+    "TransMix",
     "Vanilla",
     "alignmixup",
     "build",

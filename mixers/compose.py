@@ -13,8 +13,10 @@ from .automix import AutoMix, MixBlock
 from .base import Criterion, Mixer, Needs, Out, Plan
 from .cutmix import CutMix
 from .manifoldmix import ManifoldMix
+from .mixpro import MixPro
 from .mixup import Mixup
 from .samix import SAMixBlock
+from .transmix import TransMix
 
 
 class Switch(Mixer):
@@ -111,6 +113,36 @@ def alignmixup(alpha: float = 2.0, partner: str = "mixup") -> Switch:
     """
     ops.check_choice("partner", partner, ("mixup", "manifoldmix"))
     return Switch([{"mixup": Mixup, "manifoldmix": ManifoldMix}[partner](alpha), AlignMix(alpha)])
+
+
+def transmix(mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, share: float = 0.8) -> Switch:
+    """The TransMix rows: CutMix with labels by attention for ``share`` of the batches, Mixup for the others.
+
+    TransMix: Attend to Mix for Vision Transformers. Chen et al. CVPR 2022, https://arxiv.org/abs/2111.09833.
+    """
+    ops.check_between("share", share, 0.0, 1.0)
+    return Switch([Mixup(mixup_alpha), TransMix(CutMix(cutmix_alpha))], [round(1 - share, 12), share])
+
+
+def mixpro(
+    alpha: float = 1.0,
+    cell: int = 32,
+    mixup_alpha: float = 0.8,
+    cutmix_alpha: float = 1.0,
+    share: float = 0.5,
+    detach: bool = True,
+    smoothed: bool = False,
+) -> Switch:
+    """MixPro as published: MaskMix with progressive labels for ``share`` of the batches, Mixup or CutMix for the rest.
+
+    MixPro: Data Augmentation with MaskMix and Progressive Attention Labeling for Vision Transformer. Zhao et al.
+    ICLR 2023, https://arxiv.org/abs/2304.12043; ``alpha, cell, detach, smoothed`` are those of ``MixPro``.
+    """
+    ops.check_between("share", share, 0.0, 1.0)
+    each = round((1 - share) / 2, 12)
+    return Switch(
+        [MixPro(alpha, cell, detach, smoothed), Mixup(mixup_alpha), CutMix(cutmix_alpha)], [share, each, each]
+    )
 
 
 def learned(block: type[nn.Module]) -> Callable[..., AutoMix]:

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Elements of the batch that are blended at a time on a CPU. 2**17 float32 are 512 KiB: partner, own
-# pixels and result of one chunk fit a second-level cache of 2 MiB.
-CPU_CHUNK = 2**17
+# Elements of the batch that are worked on at a time on a CPU: 2**19 float32 are 2 MiB, so that own pixels and result of
+# a chunk stay in cache. Images of CPU_LARGE elements are worth a call each.
+CPU_CHUNK = 2**19
+CPU_LARGE = 2**15
 
 
 def check_batch(x: Tensor, y: Tensor) -> None:
@@ -63,9 +64,15 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def check_look(look: Sequence[object]) -> None:
+    """Raise ValueError in a ``plan`` that is only complete after a look at the model, where it is given none."""
+    if not look:
+        raise ValueError("this plan needs a look at the model: run a step and take Out.plan")
+
+
 def send(values: np.ndarray, like: Tensor) -> Tensor:
     """Copy a host array to the device of ``like`` without waiting; floats arrive as float32, integers as int64."""
-    dtype = torch.float32 if np.issubdtype(values.dtype, np.floating) else torch.int64
+    dtype = torch.float32 if values.dtype.kind == "f" else torch.int64
     host = torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
     if like.device.type == "cuda":
         host = host.pin_memory()
@@ -84,7 +91,7 @@ def beta(a: float, b: float, rng: np.random.Generator) -> float:
 
 def per_sample(lam: float, x: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
     """One lambda for the whole batch, as a ``(B,)`` float32 tensor on the batch's device."""
-    return send(np.full(len(x), lam, dtype=np.float64), x)
+    return torch.full((len(x),), lam, dtype=torch.float32, device=x.device)
 
 
 def half_sides(height: int, width: int, lam: float) -> tuple[int, int]:
@@ -105,19 +112,10 @@ def clipped_box(height: int, width: int, lam: float, rng: np.random.Generator) -
 
 
 def box_mask(top: int, bottom: int, left: int, right: int, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 H W"]:
-    """Mask of the whole batch: 0 inside rows [top, bottom) and columns [left, right), 1 outside.
-
-    The corners travel as a tensor and are compared with an index grid: no slicing, so that a compiled step
-    is not compiled again for every box.
-    """
-    height, width = x.shape[-2:]
-    corners = send(np.array([top, bottom, left, right]), x)
-    row = torch.arange(height, device=x.device)
-    column = torch.arange(width, device=x.device)
-    rows = (row >= corners[0]) & (row < corners[1])
-    columns = (column >= corners[2]) & (column < corners[3])
-    outside = ~(rows[:, None] & columns[None, :])
-    return outside.to(torch.float32).expand(len(x), 1, height, width)
+    """Mask of the whole batch: 0 inside rows [top, bottom) and columns [left, right), 1 outside."""
+    rows, columns = np.zeros(x.shape[2]), np.zeros(x.shape[3])
+    rows[top:bottom] = columns[left:right] = 1
+    return product_mask(rows, columns, x)
 
 
 def product_mask(rows: np.ndarray, columns: np.ndarray, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 H W"]:
@@ -138,16 +136,20 @@ def blend(
     mask = mask.to(x.dtype)
     if x.device.type != "cpu" or x.requires_grad or mask.requires_grad or torch.compiler.is_compiling():
         return torch.lerp(x[index], x, mask)
-    # On a CPU a gathered copy of the whole batch doubles the memory traffic: gather and blend small images in chunks.
     out = torch.empty_like(x)
-    rows = CPU_CHUNK // max(1, x[0].numel())
-    if rows <= 1:  # large images: one at a time, the partner where it lies
-        for i, j in enumerate(index.tolist()):
-            torch.lerp(x[j], x[i], mask[i], out=out[i])
+    if x[0].numel() >= CPU_LARGE:  # one image at a time, the partner where it lies
+        images = x.unbind()
+        for j, own, weight, mixed in zip(index.tolist(), images, mask.unbind(), out.unbind(), strict=True):
+            torch.lerp(images[j], own, weight, out=mixed)
         return out
-    for i in range(0, len(x), rows):
-        part = slice(i, i + rows)
-        torch.lerp(gather(x, index[part]), x[part], mask[part], out=out[part])
+    size = max(1, CPU_CHUNK // max(1, x[0].numel()))
+    for i in range(0, len(x), size):  # fetch partners to where the result will be, and blend while that is in cache
+        part = slice(i, i + size)
+        if x.is_contiguous():
+            torch.index_select(x, 0, index[part], out=out[part])
+        else:
+            out[part] = x[index[part]]
+        out[part].lerp_(x[part], mask[part])
     return out
 
 

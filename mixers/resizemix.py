@@ -24,7 +24,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -93,19 +92,19 @@ def paste_slices(x: Tensor, index: Tensor, box: Tensor) -> Tensor:
     boxes = box.tolist()
     top, bottom, left, right = boxes[0]
     height, width = bottom - top, right - left
-    if x[0].numel() < ops.CPU_CHUNK and x.is_contiguous():  # small images: row by row, which the cache holds
-        rows, columns = (shrunk(length, size) for length, size in zip(x.shape[2:], (height, width), strict=True))
-        out, patches = x.clone(), x.index_select(2, rows).index_select(3, columns)
-    else:  # large images: each is shrunk while it is copied, as it is in the cache then
-        out, patches = torch.empty_like(x), x.new_empty(*x.shape[:2], height, width)
-        for image, copy, patch in zip(x[:, None], out[:, None], patches[:, None], strict=True):
-            copy.copy_(image)
-            patch.copy_(F.interpolate(image, size=(height, width), mode="nearest"))
-    if len(boxes) == 1:
+    rows, columns = (shrunk(length, size) for length, size in zip(x.shape[2:], (height, width), strict=True))
+    pixels = (rows[:, None] * x.shape[3] + columns).flatten()
+    out, patches = torch.empty_like(x), x.new_empty(*x.shape[:2], height, width)
+    images = 1 if x[0].numel() >= ops.CPU_LARGE else len(x)  # large: shrunk while it is in cache from being copied
+    for own, copy, patch in zip(*(t.split(images) for t in (x, out, patches)), strict=True):
+        copy.copy_(own)
+        torch.index_select(own.reshape(-1, x[0, 0].numel()), 1, pixels, out=patch.view(-1, height * width))
+    if len(boxes) == 1 and images > 1:
         out[:, :, top:bottom, left:right] = patches.index_select(0, index)
         return out
-    for i, (partner, (top, bottom, left, right)) in enumerate(zip(index.tolist(), boxes, strict=True)):
-        out[i, :, top:bottom, left:right] = patches[partner]
+    boxes = boxes * (len(x) // len(boxes))
+    for copy, partner, (top, bottom, left, right) in zip(out, index.tolist(), boxes, strict=True):
+        copy[:, top:bottom, left:right] = patches[partner]
     return out
 
 

@@ -87,7 +87,7 @@ def tiny_step(factory: Factory, seed: int = 0, classes: int = CLASSES) -> Step:
     refusals = []
     with torch.random.fork_rng(devices=[]):
         for name in ("test_resnet", "test_vit"):
-            options: dict[str, Any] = {"dynamic_img_size": True} if name == "test_vit" else {}
+            options: dict[str, Any] = {"dynamic_img_size": True, "patch_size": 8} if name == "test_vit" else {}
             torch.manual_seed(seed)
             model = timm.create_model(name, num_classes=classes, **options)
             try:

@@ -35,7 +35,6 @@ AWAITED = (
     "puzzlemix",
     "supermix",
     "tokenmix",
-    "transmix",
 )
 
 

@@ -9,7 +9,7 @@ import torch
 from tiny import environment
 from torch import nn
 
-from mixers import BLOCKS, MIXERS, CutMix, Mixer, Mixup, Switch, Vanilla, build, deit, ops, rsb
+from mixers import BLOCKS, MIXERS, CutMix, Mixer, MixPro, Mixup, Switch, TransMix, Vanilla, build, deit, ops, rsb
 from mixers.testing import tiny_step
 
 TEXT: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
@@ -26,6 +26,14 @@ REPRS = {
     "rsb": "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=0.1) (1): CutMix(alpha=1.0)))",
     "manifoldmix": "ManifoldMix(alpha=2.0)",
     "alignmix": "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=2.0) (1): AlignMix(alpha=2.0)))",
+    "transmix": (
+        "Switch(probs=[0.2, 0.8] (mixers): ModuleList((0): Mixup(alpha=0.8) (1): TransMix((base): CutMix(alpha=1.0))))"
+    ),
+    "mixpro": (
+        "Switch(probs=[0.5, 0.25, 0.25] (mixers): ModuleList("
+        "(0): MixPro(alpha=1.0, cell=32, detach=True, smoothed=False) (1): Mixup(alpha=0.8) (2): CutMix(alpha=1.0)))"
+    ),
+    "tlalign": "TLAlign(alpha=1.0)",
     "smoothmix": "SmoothMix(alpha=None, swapped_label=False)",
     "gridmix": (
         "GridMix(alpha=0.2, n_holes=(2, 6), hole_aspect_ratio=1.0, cut_area_ratio=(0.5, 1.0), "
@@ -64,6 +72,8 @@ def test_repr_shows_arguments_that_were_given() -> None:
         ({"cutmix": None}, {}, CutMix()),
         ({"mixup": None}, {"alpha": 0.5}, Mixup(0.5)),
         ("deit", {"mixup_alpha": 0.3}, Switch([Mixup(0.3), CutMix(1.0)])),
+        ("attend", {"base": {"cutmix": {"alpha": 0.3}}}, TransMix(CutMix(0.3))),
+        ("maskmix", {"cell": 16}, MixPro(cell=16)),
         ("rsb", {"cutmix_alpha": 0.3}, Switch([Mixup(0.1), CutMix(0.3)])),
     ],
 )
@@ -118,6 +128,13 @@ def test_every_name_makes_a_new_mixer_each_time() -> None:
         ("saliencymix", {"box_from": "all"}, "box_from must be one of 'each', 'first', 'noise', got 'all'"),
         ("saliencymix", {"mean": 0.5}, "mean must be three numbers, one per channel, got 0.5"),
         ("saliencymix", {"std": [0.2, 0.2, None]}, "std must be a number of at least 1e-06, got None"),
+        ("transmix", {"share": 1.5}, "share must be a number of at least 0 and at most 1, got 1.5"),
+        ("attend", {}, "mixer 'attend' needs the argument 'base'"),
+        ("attend", {"base": "cutmux"}, "unknown mixer 'cutmux'; did you mean 'cutmix'?"),
+        ("attend", {"base": "manifoldmix"}, "base must be a mixer that only mixes images, such as CutMix(), got Manif"),
+        ("mixpro", {"cell": 0}, "cell must be a whole number of pixels, at least 1, got 0"),
+        ("maskmix", {"detach": "no"}, "detach must be one of False, True, got 'no'"),
+        ("tlalign", {"alpha": 0}, "alpha must be a number above 0, got 0"),
         ({"mixup": {}, "cutmix": {}}, {}, "a mixer is written as name or {name: {argument: value}}, got"),
         ({}, {}, "a mixer is written as name or {name: {argument: value}}, got {}"),
         ({"mixup": 0.5}, {}, "a mixer is written as name or {name: {argument: value}}, got {'mixup': 0.5}"),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mixers import MIXERS, FMix, GridMix, Mixer, ResizeMix, SaliencyMix, SmoothMix
+from mixers import MIXERS, FMix, GridMix, Mixer, MixPro, ResizeMix, SaliencyMix, SmoothMix, TransMix
 from mixers.testing import CHECKS, check_mixer
 
 # An exception that no longer fails is an error, so that this table cannot outlive its reasons.
@@ -12,6 +12,9 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("vanilla", "it_mixes"): "it is the baseline that does not mix",
     ("manifoldmix", "label_share_is_pixel_share"): "two layers in three are hidden: mix leaves the images as they are",
     ("alignmix", "label_share_is_pixel_share"): "half of the batches are mixed in the last feature, not in the images",
+    ("transmix", "label_share_is_pixel_share"): "the label follows where the model looks",
+    ("mixpro", "label_share_is_pixel_share"): "the label follows where the model looks",
+    ("tlalign", "label_share_is_pixel_share"): "the label follows where the model looks",
     ("automix", "label_share_is_pixel_share"): "the label is the drawn lambda, which a learned mask only approaches",
     ("automix", "model_left_as_found"): "the model sees the clean batch too, so its BatchNorm statistics move twice",
     ("samix", "label_share_is_pixel_share"): "the label is the drawn lambda, which a learned mask only approaches",
@@ -62,6 +65,9 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     lambda: ResizeMix(placement="inside", use_alpha=False): {"identical_images_stay"},
     lambda: SaliencyMix(box_from="first"): set(),
     lambda: SaliencyMix(box_from="noise"): set(),
+    lambda: TransMix(GridMix()): {"label_share_is_pixel_share"},
+    lambda: MixPro(cell=8): {"label_share_is_pixel_share"},
+    lambda: MixPro(cell=16, detach=False, smoothed=True): {"label_share_is_pixel_share"},
 }
 
 

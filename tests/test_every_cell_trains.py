@@ -36,7 +36,11 @@ SMALLER_MODEL = {"tf_efficientnet": "test_efficientnet", "mobilenetv2": "mobilen
 
 # By mixer: the families of models that it cannot train; the error names some that it can.
 WITHOUT_ATTENTION = {"resnet", "resnext", "convnext", "moganet", "tf_efficientnet", "mobilenetv2"}
-UNSUPPORTED: dict[str, set[str]] = {}
+UNSUPPORTED: dict[str, set[str]] = {
+    "transmix": WITHOUT_ATTENTION,
+    "mixpro": WITHOUT_ATTENTION,
+    "tlalign": WITHOUT_ATTENTION | {"swin", "pvt"},
+}
 
 
 def smaller(recipe: Recipe) -> Recipe:

@@ -54,9 +54,14 @@ def random_mask(*shape: int) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("mask_shape", [(5, 1, 1, 1), (5, 1, 4, 6)], ids=["constant", "per pixel"])
-@pytest.mark.parametrize("chunk", [1, 2 * 3 * 4 * 6, 2**17], ids=["a row a chunk", "three chunks", "one chunk"])
-def test_blend_is_the_formula_for_every_pixel(dtype, layout, mask_shape, chunk, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("chunk", "large"),
+    [(1, 2**15), (2 * 3 * 4 * 6, 2**15), (2**19, 2**15), (2**19, 3 * 4 * 6)],
+    ids=["a row a chunk", "three chunks", "one chunk", "image by image"],
+)
+def test_blend_is_the_formula_for_every_pixel(dtype, layout, mask_shape, chunk, large, monkeypatch) -> None:
     monkeypatch.setattr(ops, "CPU_CHUNK", chunk)
+    monkeypatch.setattr(ops, "CPU_LARGE", large)
     x, _ = random_batch(dtype, layout)
     mask = random_mask(*mask_shape)
     mixed = ops.blend(x, torch.tensor(INDEX), mask)
@@ -64,8 +69,10 @@ def test_blend_is_the_formula_for_every_pixel(dtype, layout, mask_shape, chunk, 
     assert mixed.is_contiguous(memory_format=layout)
 
 
-def test_blend_in_chunks_equals_blend_with_gradient_bit_for_bit(monkeypatch) -> None:
+@pytest.mark.parametrize("large", [2**15, 1], ids=["in chunks", "image by image"])
+def test_blend_on_a_cpu_equals_blend_with_gradient_bit_for_bit(large: int, monkeypatch) -> None:
     monkeypatch.setattr(ops, "CPU_CHUNK", 2 * 3 * 4 * 6)
+    monkeypatch.setattr(ops, "CPU_LARGE", large)
     x, _ = random_batch()
     mask = random_mask(5, 1, 4, 6)
     whole = ops.blend(x, torch.tensor(INDEX), mask.clone().requires_grad_())
@@ -307,11 +314,16 @@ def slow_paste(x: Tensor, index: list[int], boxes: list[list[int]]) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("with_gradient", [False, True], ids=["in slices", "with gradient"])
+@pytest.mark.parametrize(
+    ("large", "with_gradient"), [(2**15, False), (1, False), (1, True)], ids=["at once", "image by image", "gradient"]
+)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("placement", ["clip", "inside"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_resizemix_pastes_the_whole_partner_shrunk(dtype, placement, layout, with_gradient: bool) -> None:
+def test_resizemix_pastes_the_whole_partner_shrunk(
+    dtype, placement, layout, large: int, with_gradient: bool, monkeypatch
+) -> None:
+    monkeypatch.setattr(ops, "CPU_LARGE", large)
     mixer = ResizeMix(placement=placement)
     x = torch.from_numpy(np.random.default_rng(11).standard_normal((5, 3, 12, 17))).to(dtype)
     x, y = x.contiguous(memory_format=layout), torch.eye(5)
@@ -383,7 +395,7 @@ def luma(images: np.ndarray) -> np.ndarray:
     return (images @ np.array([0.299, 0.587, 0.114])).round().astype(np.int64)
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (10, 31), (40, 26)])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (10, 31), (40, 26), (9, 130)])
 @pytest.mark.parametrize("chunk", [1, 2**17], ids=["an image at a time", "at once"])
 def test_saliency_equals_loops_over_windows(height: int, width: int, chunk: int, monkeypatch) -> None:
     monkeypatch.setattr(ops, "CPU_CHUNK", chunk)

@@ -153,9 +153,10 @@ PER_MIXER = {
         "automix": {"drop_path_rate": 0.1}, "samix": {"drop_path_rate": 0.1}, "transmix": {"min_lr": 1e-4} | AVERAGED,
     },
     "pvt_t": both({"aug_repeats": 1, "clip_grad": 5.0, "drop_last": False}),
+    "deit_b": both(NOT_AVERAGED),
     "convnext_t": both(NOT_AVERAGED),
     "tiny_r18": both({"min_lr": 0.05}),
-    "tiny_rx50": both({"min_lr": 0.05, "per_device_train_batch_size": 50}),
+    "tiny_rx50": both({"min_lr": 0.05, "per_device_train_batch_size": 50}) | {"adautomix": {"min_lr": 0.05}},
 }  # fmt: skip
 
 
@@ -180,7 +181,9 @@ def test_the_mix_block_learns_as_its_configs_say() -> None:
             assert (args["block_lr"], args["block_min_lr"]) == (4e-3 if name == "convnext_t" else 1e-3, 1e-4)
             assert (args["momentum_delay"], args["switch_off"]) == (0.25, 0.8)
             assert args.get("momentum_end") == (0.99996 if name == "convnext_t" else None)
+            assert args.get("upsample") == ("nearest" if mixer == "samix" else None)
         assert rows["tiny_r18"][mixer]["momentum_end"] == rows["tiny_rx50"][mixer]["momentum_end"] == 0.999999
+        assert (rows["tiny_r18"][mixer]["block_lr"], rows["tiny_r18"][mixer]["block_min_lr"]) == (0.1, 0.001)
     assert (rows["tiny_r18"]["samix"]["lam_mul_k"], rows["tiny_rx50"]["samix"]["lam_mul_k"]) == (-1, 0.25)
 
 
@@ -231,12 +234,17 @@ def test_a_mixer_is_awaited_until_it_is_built() -> None:
 
 
 def test_an_awaited_mixer_keeps_the_arguments_of_its_setting() -> None:
-    recipe, origin = resolve("deit_s_samix", {"mixer_args": {"alpha": 3}}, unbuilt=True)
-    assert recipe.mixer_args["samix"]["alpha"] == 3
-    assert origin["mixer_args.samix.alpha"] == "command line"
-    assert origin["mixer_args.samix.block_lr"] == "deit_s.yaml"
+    recipe, origin = resolve("deit_s_attentivemix", {"mixer_args": {"alpha": 3}}, unbuilt=True)
+    assert recipe.mixer_args["attentivemix"] == {"alpha": 3, "teacher": "resnet50.tv_in1k"}
+    assert origin["mixer_args.attentivemix.alpha"] == "command line"
+    assert origin["mixer_args.attentivemix.teacher"] == "deit_s.yaml"
+
+
+def test_a_field_that_a_setting_changes_for_a_mixer_says_so() -> None:
+    recipe, origin = resolve("deit_s_samix")
     assert recipe.drop_path_rate == 0.1
     assert origin["drop_path_rate"] == "deit_s.yaml: per_mixer.samix"
+    assert origin["mixer_args.samix.block_lr"] == "deit_s.yaml"
 
 
 def test_unknown_mixers_are_answered_with_awaited_ones_too() -> None:

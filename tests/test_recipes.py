@@ -294,7 +294,7 @@ def test_a_missing_file_is_explained(tmp_path: Path) -> None:
         ("zzz", "unknown recipe 'zzz': no setting starts it; valid names: cifar10_r18_200e, convnext_t, "),
         ("", "unknown recipe '': no setting starts it; valid names: cifar10_r18_200e, convnext_t, "),
         ("r50_100e_cutmx", "unknown mixer 'cutmx'; did you mean 'cutmix'?"),
-        ("r50_100e_zzz", "unknown mixer 'zzz'; valid names: alignmix, "),
+        ("r50_100e_zzz", "unknown mixer 'zzz'; valid names: adautomix, alignmix, "),
         ("r50_100e_", "unknown recipe 'r50_100e_': no setting starts it; did you mean 'r50_100e"),
         (
             "r50_100e_cutmix_",
