@@ -34,7 +34,6 @@ AWAITED = (
     "grafting",
     "puzzlemix",
     "supermix",
-    "tokenmix",
 )
 
 

@@ -38,6 +38,8 @@ SMALLER_MODEL = {"tf_efficientnet": "test_efficientnet", "mobilenetv2": "mobilen
 WITHOUT_ATTENTION = {"resnet", "resnext", "convnext", "moganet", "tf_efficientnet", "mobilenetv2"}
 UNSUPPORTED: dict[str, set[str]] = {
     "transmix": WITHOUT_ATTENTION,
+    "tokenmix": WITHOUT_ATTENTION,
+    "smmix": WITHOUT_ATTENTION,
     "mixpro": WITHOUT_ATTENTION,
     "tlalign": WITHOUT_ATTENTION | {"swin", "pvt"},
 }
