@@ -20,13 +20,14 @@ from training.dryrun import KNOWN_SIZES
 CELLS = list(itertools.product(settings(), MIXERS))
 
 # By the beginning of the model's name: arguments that keep the family's structure and shrink its depth and width.
+# ``img_size`` is set to the size of the images.
 SMALLER = {
     "resnet": {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)},
     "resnext": {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)},
-    "deit": {"depth": 2, "embed_dim": 48, "img_size": 64},
-    "swin": {"depths": (1, 1, 2, 1), "embed_dim": 24, "img_size": 64},
+    "deit": {"depth": 2, "embed_dim": 48, "img_size": None},
+    "swin": {"depths": (1, 1, 2, 1), "embed_dim": 24, "img_size": None},
     "convnext": {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)},
-    "pvt": {"img_size": 64},
+    "pvt": {"img_size": None},
     "moganet": {},
     "tf_efficientnet": {},
     "mobilenetv2": {},
@@ -48,11 +49,13 @@ UNSUPPORTED: dict[str, set[str]] = {
 def smaller(recipe: Recipe) -> Recipe:
     """The recipe at 64 pixels (32 where the stem keeps them all) or less, four images at a time, with a small model
     of the same family."""
+    size = min(recipe.image_size, 32 if recipe.model.endswith("_cifar") else 64)
+    args = SMALLER[family(recipe)]
     return dataclasses.replace(
         recipe,
         model=SMALLER_MODEL.get(family(recipe), recipe.model),
-        model_args=recipe.model_args | SMALLER[family(recipe)],
-        image_size=min(recipe.image_size, 32 if recipe.model.endswith("_cifar") else 64),
+        model_args=recipe.model_args | args | ({"img_size": size} if "img_size" in args else {}),
+        image_size=size,
         batch_size=4,
         per_device_train_batch_size=4,
     )
@@ -127,13 +130,13 @@ def family(recipe: Recipe) -> str:
 
 
 def test_every_pair_of_setting_and_mixer_is_a_case(request: pytest.FixtureRequest) -> None:
-    """25 published settings, eight variants, two of our own; every mixer that exists; small, and in full."""
-    assert len(settings()) == 25 + 8 + 2
+    """25 published settings, eight variants, four of our own; every mixer that exists; small, and in full."""
+    assert len(settings()) == 25 + 8 + 4
     assert {family(load(s)) for s in settings()} == set(SMALLER)
     cases = [item for item in request.session.items if item.path == request.path and "[" in item.name]
     chosen = request.config.getoption("keyword") or any("::" in argument for argument in request.config.args)
     if not chosen and "not slow" in request.config.getoption("markexpr"):
-        assert len(cases) == 35 * len(MIXERS)
+        assert len(cases) == 37 * len(MIXERS)
 
 
 @pytest.mark.parametrize(("setting", "mixer"), CELLS, ids=["_".join(cell) for cell in CELLS])
