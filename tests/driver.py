@@ -11,7 +11,6 @@ A child is what a launcher starts: it has the arguments and the environment vari
 
 import contextlib
 import ctypes
-import gc
 import importlib
 import json
 import os
@@ -278,7 +277,5 @@ if __name__ == "__main__":
         from training import backbones, checkpoint, data, dryrun, evaluation, images, launch, run  # noqa: F401
 
         torch.set_num_threads(1)
-        gc.collect()
-        gc.freeze()  # no collector visits, and so copies, the pages that all share
     if serve():
         cli.run(train_mixup.main)
