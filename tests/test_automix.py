@@ -69,7 +69,7 @@ def test_the_block_of_automix_is_its_formula(lam_concat: bool) -> None:
     block = MixBlock(lam_concat)
     block.setup(6)
     wake(block)
-    found = block(z, index, lam)
+    found = block(block.project(z), index, lam)
     for i in range(3):
         a, b = z[i].flatten(1), z[index[i]].flatten(1)
         if lam_concat:
@@ -88,7 +88,7 @@ def test_the_block_of_samix_is_its_formula(k: float) -> None:
     wake(block).train()
     noise = block.noise(z, np.random.default_rng(0))
     assert noise is not None and set(noise.flatten().tolist()) == {0.0, 2.0}
-    found = block(z, index, lam, noise)
+    found = block(block.project(z), index, lam, noise)
     r = [float(x) if k == -1 else (4 / 3 * x**3 - 2 * x**2 + 1.25 * x) / (1.25 - 2 / 3) for x in lam.tolist()]
     b_all = [z[index[i]].flatten(1) * (1 + 1 - r[i]) for i in range(3)]
     hidden = torch.stack([linear(block.value[0], b) for b in b_all])
@@ -165,9 +165,9 @@ def test_the_masks_loss_is_that_of_all_pixels_of_the_batch(make_block: Callable[
 def test_a_new_mask_is_close_to_one_half_whatever_lambda_is() -> None:
     step = make("automix")
     x, _ = batch(size=8)
-    z = step.mixer.encoder.look(x)
+    projected = step.mixer.look(x)
     for lam in (0.1, 0.5, 0.9):
-        mask = step.mixer.mask(z, x, torch.arange(8).flip(0), torch.full((8,), lam), None)
+        mask = step.mixer.mask(projected, x, torch.arange(8).flip(0), torch.full((8,), lam), None)
         assert (mask - 0.5).abs().max() < 0.05
 
 
@@ -223,7 +223,7 @@ def test_without_pairs_nothing_changes() -> None:
     x, y = batch()
     for name in ("automix", "samix"):
         mixer = make(name).mixer
-        mask = mixer.mask(mixer.encoder.look(x), x, torch.arange(4), torch.full((4,), 0.3), None).detach()
+        mask = mixer.mask(mixer.look(x), x, torch.arange(4), torch.full((4,), 0.3), None).detach()
         images, _ = mixer.mix(x, y, index=torch.arange(4), mask=mask, lam=torch.full((4,), 0.3))
         torch.testing.assert_close(images, x)
 
@@ -245,8 +245,9 @@ def test_the_margin_is_met_as_often_as_its_law_says(name: str, margin: float, ex
     mixer = make(name).mixer
     assert mixer.margin == margin
     x, y = batch(size=2, height=8, width=8)
-    z = torch.zeros(2, mixer.encoder.channels, 1, 1)
-    plain = [mixer.plan(x, y, np.random.default_rng((1, i)), z)["mask"].shape[2] == 1 for i in range(4000)]
+    look = torch.zeros(2, mixer.encoder.channels, 1, 1)
+    look = look if name == "adautomix" else mixer.block.project(look)
+    plain = [mixer.plan(x, y, np.random.default_rng((1, i)), look)["mask"].shape[2] == 1 for i in range(4000)]
     assert abs(np.mean(plain) - expected) < 4 * math.sqrt(expected / 4000)
 
 
@@ -254,8 +255,8 @@ def test_the_generator_is_switched_off_in_its_share_of_the_steps() -> None:
     x, y = batch(size=2, height=8, width=8)
     for switch_off, expected in ((0.8, 0.8), (0.0, 1.0), (1.0, 1.0)):
         mixer = make("automix", switch_off=switch_off).mixer
-        z = torch.zeros(2, mixer.encoder.channels, 1, 1)
-        runs = [mixer.plan(x, y, np.random.default_rng((1, i)), z)["generator"]["run"] for i in range(1000)]
+        look = mixer.block.project(torch.zeros(2, mixer.encoder.channels, 1, 1))
+        runs = [mixer.plan(x, y, np.random.default_rng((1, i)), look)["generator"]["run"] for i in range(1000)]
         assert abs(np.mean(runs) - expected) < 0.05
     step = make("automix", switch_off=1e-9)
     out = step(x, y, rng_of(0))
@@ -283,7 +284,7 @@ def test_the_step_is_the_sum_of_its_four_losses() -> None:
 
     with torch.no_grad():
         z = k.forward_intermediates(x, indices=[step.mixer.encoder.index])[1][0]
-        up = F.interpolate(block(z, generator["index"], generator["lam"]), size=(32, 48))
+        up = F.interpolate(block(block.project(z), generator["index"], generator["lam"]), size=(32, 48))
         mask = 1 - torch.sigmoid(up)
         made = k(blended(generator["index"], mask))
         parts = {
