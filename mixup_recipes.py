@@ -189,6 +189,17 @@ def replay(run: Path, *, step: Whole, micro: Whole = 0, out: Path | None = None,
 
 
 @app.command
+def masks(run: Path, *, pairs: Whole = 6, out: Path = Path("runs/masks.png")) -> None:
+    """What a run of automix, samix or adautomix has learned: masks on photos of the evaluation split, as a picture.
+
+    Prints how the mean of the masks follows lambda. Needs a checkpoint of the run.
+    """
+    from model_cards.masks import masks
+
+    print(masks(run, pairs, out), out, sep="\n")
+
+
+@app.command
 def preview(
     *names: str,
     mixers: Annotated[list[str] | None, listed("a row for each, under the recipe's setting or with defaults")] = None,

@@ -146,7 +146,7 @@ def main() -> int | None:
             else:
                 (scores, columns), evaluated = scored, epoch
                 record("val", {}, **scores)
-                text = ", ".join(f"{k} {v:.4g}" for k, v in scores.items())
+                text = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if "_" not in k or k.endswith("top1"))
                 progress.say(f"epoch {epoch}/{recipe.epochs}: {text}")
                 if accelerator.is_main_process:
                     run.publish(folder, nets, columns, recipe, splits.classes, log, epoch)

@@ -196,6 +196,12 @@ class AutoMix(Mixer):
             partner = self.block(projected, index, lam, noise)
             return torch.sigmoid(-blocks.resized(partner, tuple(x.shape[2:]), self.block.upsample))  # type: ignore[arg-type]
 
+    def masks_for(
+        self, x: Float[Tensor, "B C H W"], index: Int[Tensor, " B"], lam: Float[Tensor, " B"]
+    ) -> Float[Tensor, "B 1 H W"]:
+        """The masks of given pairs, without dropout: to look at."""
+        return self.mask(self.look(x), x, index, lam, None)
+
     def mix(  # type: ignore[override]
         self,
         x: Float[Tensor, "B C H W"],

@@ -3,7 +3,8 @@
 import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,18 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from resuming import Reference, log
 from torch import Tensor, nn
 
-from mixers import MIXERS, Mixer, Out, Step, Switch, blocks, build
+from mixers import MIXERS, Mixer, Out, Step, Switch, blocks, build, taps
 from mixers.adautomix import AdaptiveMask, mix_many
 from mixers.automix import MixBlock
 from mixers.samix import SAMixBlock, curve
 from mixers.testing import batch, rng_of
-from training import backbones
+from model_cards.masks import masks
+from recipes import UserError
+from training import backbones, launch
 
 LEARNED = ("automix", "samix", "adautomix")
 CRITERION = nn.CrossEntropyLoss(reduction="none")
@@ -483,3 +488,85 @@ def test_a_member_that_is_not_chosen_has_gradients_of_zeros() -> None:
     step(*batch(), rng_of(0)).loss.backward()
     own = [p for p in step.mixer.parameters() if p.requires_grad]
     assert own and all(p.grad is not None and not p.grad.any() for p in own)
+
+
+# --------------------------------------------------------------------------------------------- whole runs
+
+
+@pytest.mark.parametrize("name", ["automix", "adautomix"])
+def test_two_processes_train_like_one_that_accumulates_twice(reference: Reference, name: str) -> None:
+    fixed = ("--mixer", name, "--model", "test_vit", "--per_device_train_batch_size", 4, "--epochs", 1)
+    fixed += ("--warmup_epochs", 0)
+    one, two = (
+        [line["loss"] for line in log(reference(*fixed, processes=n)) if line["mode"] == "train"] for n in (1, 2)
+    )
+    assert one == pytest.approx(two, rel=1e-4) and one
+
+
+def test_a_run_scores_and_exports_four_classifiers(reference: Reference) -> None:
+    folder = reference("--mixer", "samix")
+    final = [line for line in log(folder) if line["mode"] == "val"][-1]
+    assert {f"{name}top1" for name in ("", "k_one_", "q_", "q_one_", "ema_")} <= final.keys()
+    assert {path.name for path in (folder / "models").iterdir()} == {"k_one", "q", "q_one", "ema"}
+    networks = [folder, *(folder / "models").iterdir()]
+    weights = [timm.create_model(f"local-dir:{place}", pretrained=True).get_classifier().weight for place in networks]
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(weights, 2))
+
+
+def test_masks_of_a_run_are_drawn_and_measured(reference: Reference, tmp_path: Path) -> None:
+    found = masks(reference("--mixer", "samix"), 2, tmp_path / "masks.png")
+    rows = [line.split("|")[1:4] for line in found.splitlines() if line.startswith("| 0.")]
+    assert [float(row[0]) for row in rows] == [0.1, 0.3, 0.5, 0.7, 0.9]
+    assert all(0 < float(row[1]) < 1 for row in rows)
+    with Image.open(tmp_path / "masks.png") as sheet:
+        assert sheet.format == "PNG" and sheet.width > 8 * 120
+
+
+def test_masks_of_other_runs_are_refused(reference: Reference, tmp_path: Path) -> None:
+    for folder, pairs, says in (
+        (
+            reference("--mixer", "deit"),
+            2,
+            "mixer 'deit' learns no masks; expected a run of automix, samix or adautomix",
+        ),
+        (tmp_path, 2, "holds no recipe.yaml: expected the folder of a run"),
+        (reference("--mixer", "samix"), 0, "pairs: expected 1 to 16, got 0"),
+    ):
+        with pytest.raises(UserError, match=says):
+            masks(folder, pairs, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+# --------------------------------------------------------------------------------------------- compiled
+
+
+@pytest.fixture
+def compiler(without_shape_checks: None) -> Iterator[None]:
+    """One that has compiled nothing yet, with what a run sets put back afterwards."""
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=64):
+        yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_encoder_model_and_block_are_compiled_and_give_the_same(
+    name: str, compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, step = make(name), make(name)
+    compiled = []
+
+    def note(module: nn.Module, **options: Any) -> None:
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager", **options)
+
+    monkeypatch.setattr(nn.Module, "compile", note)
+    launch.compile_step(step)
+    assert step.mixer.block in compiled
+    for network in (step.model, step.mixer.encoder.model):
+        assert all(network.get_submodule(stage) in compiled for stage in taps.stages(network))
+    for index in range(3):
+        ours, theirs = (s(*batch(), rng_of(index)) for s in (step, plain))
+        torch.testing.assert_close(ours.loss, theirs.loss)
+        torch.testing.assert_close(ours.logits, theirs.logits)
