@@ -38,6 +38,7 @@ def main() -> int | None:
     from timm.utils import ModelEmaV3, distribute_bn
 
     from mixers import Step, build
+    from model_cards import card
     from training import (
         backbones,
         checkpoint,
@@ -223,6 +224,11 @@ def main() -> int | None:
         )
     else:
         accelerator.print(f"done: {folder}")
+        if accelerator.is_main_process:
+            try:
+                card.write(folder)
+            except UserError as e:  # the run is whole without it
+                print(f"no model card: {e}; mend it, then run: mixup-recipes card {folder}")
     accelerator.end_training()
     return STOPPED if leaving else None
 
