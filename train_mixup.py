@@ -38,7 +38,6 @@ def main() -> int | None:
     from timm.utils import ModelEmaV3, distribute_bn
 
     from mixers import Step, build
-    from model_cards import card
     from training import (
         backbones,
         checkpoint,
@@ -225,6 +224,8 @@ def main() -> int | None:
     else:
         accelerator.print(f"done: {folder}")
         if accelerator.is_main_process:
+            from model_cards import card
+
             try:
                 card.write(folder)
             except UserError as e:  # the run is whole without it

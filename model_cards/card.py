@@ -38,6 +38,7 @@ BEGIN = (
 )
 END = "<!-- mixup-recipes: end -->"
 MARK = re.compile(r"^<!-- mixup-recipes: (begin|end)\b.*?-->", re.M)
+MARKUP = re.compile(r"[\\`*\[\]<>#|~&$]|:(?=//)|(?<!\w)_|_(?!\w)")
 PLAIN = re.compile(r"[\w ,.:;/@+=()%^'\"{}\[\]-]+", re.ASCII)
 ENVIRONMENT = {"device": TEXT, "processes": COUNT, "mixed_precision": TEXT, "python": TEXT}
 OPENMIXUP = entry(
@@ -97,15 +98,15 @@ def read(folder: Path) -> Run:
 # ------------------------------------------------------------------------------------------- text
 
 
-def line(text: object) -> str:
+def line(text: object, most: int = 200) -> str:
     """Text in one line of printable characters, shortened where it is very long."""
     shown = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    return shown if len(shown) <= 200 else f"{shown[:200]}..."
+    return shown if len(shown) <= most else f"{shown[:most]}..."
 
 
 def prose(text: object) -> str:
-    """Text that a file holds, as text: each character that could be markup becomes its HTML entity."""
-    return "".join(f"&#{ord(c)};" if c in "\\`*_[]<>(){}#!|~&\"'$" else c for c in line(text))
+    """Text that a file holds, as text: what could be markup or a link becomes HTML entities."""
+    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", line(text))
 
 
 def code(text: object) -> str:
@@ -131,6 +132,13 @@ def shown(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict | bool) else "none" if value is None else str(value)
 
 
+def tree(path: str, repo_id: str | None) -> str:
+    """A link to a folder: the Hub resolves relative links to files only."""
+    from huggingface_hub import constants
+
+    return f"[{path}]({constants.ENDPOINT}/{repo_id}/tree/main/{path})" if repo_id else f"[{path}]({path})"
+
+
 # ------------------------------------------------------------------------------------------- facts
 
 
@@ -145,7 +153,7 @@ def published(recipe: Recipe) -> tuple[Recipe, dict[str, str]] | None:
 
 
 def place(recipe: Recipe) -> tuple[str, str]:
-    """What kind of data set it is (``hub``, ``prepared`` or ``local``), and its name without folders of this machine."""
+    """The kind of data set (``hub``, ``prepared`` or ``local``), and its name without folders of this machine."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -214,8 +222,9 @@ def command(recipe: Recipe) -> str:
             again = recipes.resolve(recipe.name, raw | ({"dataset": recipe.dataset} if data else {}))[0]
         except UserError:
             again = None
-        if again and not recipes.differences(again, recipe):
-            return shlex.join(["--recipe", recipe.name, *data, *args])
+        flags = shlex.join(["--recipe", recipe.name, *data, *args])
+        if again and not recipes.differences(again, recipe) and flags.isprintable():
+            return flags
     return shlex.join(["--recipe", "recipe.yaml", *data])
 
 
@@ -281,7 +290,7 @@ def eval_entries(run: Run) -> list[Any]:
 
 
 def eval_results(run: Run, repo_id: str | None = None) -> str | None:
-    """``.eval_results/*.yaml`` for a benchmark's leaderboard; None unless a finished run scored a whole Hub data set."""
+    """``.eval_results/*.yaml`` for leaderboards; None unless a finished run scored a whole split of a Hub data set."""
     from huggingface_hub import EvalResultEntry, constants, eval_result_entries_to_yaml
 
     kind, name = place(run.recipe)
@@ -356,7 +365,7 @@ def model_section(run: Run) -> str:
         ["data", code(name) + {"hub": " (Hub)", "prepared": "", "local": " (a local folder)"}[kind]
          + f": {run.images[recipe.train_split]:,} images to train on, "
          f"{run.images[recipe.eval_split]:,} to evaluate on"],
-        ["training", f"{recipe.epochs} epochs from scratch at {recipe.image_size} px, batch {recipe.batch_size}, mixer "
+        ["training", f"{recipe.epochs} epochs at {recipe.image_size} px, batch {recipe.batch_size}, mixer "
          f"`{recipe.mixer}`, seed {recipe.seed}"],
         ["weights", f"{'moving average (EMA)' if recipe.report_ema else 'as trained'}, epoch {run.exported['epoch']}"],
     ]  # fmt: skip
@@ -382,7 +391,7 @@ def recipe_section(run: Run, made: list[Method]) -> str:
     return "\n\n".join(text)
 
 
-def results_section(run: Run) -> str:
+def results_section(run: Run, repo_id: str | None) -> str:
     """The numbers, and the published one beside them."""
     s, main = run.summary, "ema" if run.recipe.report_ema else ""
     used = f", {s['epochs_used']} of {s['epochs_wanted']} epochs there" if s["epochs_used"] < s["epochs_wanted"] else ""
@@ -394,7 +403,7 @@ def results_section(run: Run) -> str:
     rows = [row(f"reported: {s['protocol']}{used}", *(s[k] for k in ("top1", "top5", "nll", "ece")))]
     rows.append(row(s["tool_protocol"], s["tool_top1"], None, None, None))
     labels = {main: f"these weights, epoch {run.exported['epoch']}"}
-    labels |= {name: f"[{folder}]({folder})" for name, folder in classifiers(run)}
+    labels |= {name: tree(folder, repo_id) for name, folder in classifiers(run)}
     for name, label in labels.items():
         numbers = [run.exported.get(f"{name}_{k}" if name else k) for k in ("top1", "top5", "nll", "ece")]
         if all(isinstance(v, int | float) for v in numbers):
@@ -411,7 +420,7 @@ def cost_section(run: Run, made: list[Method]) -> str:
     env, s = run.environment, run.summary
     processes = f"{env['processes']} process{'es' * (env['processes'] > 1)}"
     text = [
-        f"## Cost\n\n{s['seconds'] / 3600:.2f} hours on {processes}, device {prose(env['device'])}, "
+        f"## Cost\n\n{s['seconds'] / 3600:.3g} hours on {processes}, device {prose(env['device'])}, "
         f"{prose(env['mixed_precision'])} mixed precision: {s['img_per_s']:,.0f} images/s while training."
     ]
     if cell := cells.cells().get(run.recipe.name):
@@ -453,7 +462,7 @@ print(classify("image.jpg"))"""
     for key, usual in (("image_column", "image"), ("label_column", "label")):
         flags += [f"--{key}", getattr(recipe, key)] if getattr(recipe, key) != usual else []
     where = "" if repo_id else "In this folder. "
-    score = fence("bash", line(f"accelerate launch evaluate_mixup.py {shlex.join(map(line, flags))}"))
+    score = fence("bash", f"accelerate launch evaluate_mixup.py {shlex.join(map(line, flags))}")
     return "\n\n".join([
         f"## How to use\n\n{where}With timm:", fence("python", by_timm), "With transformers:",
         fence("python", by_transformers), "Top-1 and top-5 through `evaluate`, from a copy of Mixup Recipes:", score,
@@ -510,11 +519,13 @@ def files_section(run: Run, repo_id: str | None) -> str:
     }
     rows = [f"* [{name}]({name}): {text}" for name, text in names.items() if (run.folder / name).is_file()]
     if (run.folder / "runs").is_dir():
-        tab = f"{constants.ENDPOINT}/{repo_id}/tensorboard" if repo_id else "runs"
-        rows.append(f"* [{'TensorBoard' if repo_id else 'runs'}]({tab}): the curves")
+        tab = f", [TensorBoard]({constants.ENDPOINT}/{repo_id}/tensorboard)" if repo_id else ""
+        rows.append(f"* {tree('runs', repo_id)}: curves for TensorBoard{tab}")
     sheet = last_sheet(run.folder)
     if sheet and re.fullmatch(r"[\w-]+\.png", sheet.name):
-        rows.append(f"* [samples](samples): mixed training images\n\n![mixed training images](samples/{sheet.name})")
+        rows.append(
+            f"* {tree('samples', repo_id)}: mixed training images\n\n![mixed training images](samples/{sheet.name})"
+        )
     return "\n".join(["## Logs\n", *rows])
 
 
@@ -530,7 +541,7 @@ def body(run: Run, name: str, repo_id: str | None) -> str:
         f"{code(recipe.model)} trained with {made[0].title} (`{recipe.mixer}`) by Mixup Recipes: "
         f"**{s['top1']:.2f} %** top-1 ({s['protocol']}, seed {recipe.seed})."
     )
-    sections = [model_section(run), recipe_section(run, made), results_section(run), cost_section(run, made)]
+    sections = [model_section(run), recipe_section(run, made), results_section(run, repo_id), cost_section(run, made)]
     sections += [use_section(run, repo_id), reproduce_section(run, repo_id), deviations_section(run, made)]
     return "\n\n".join([*text, *sections, citation_section(made), files_section(run, repo_id)])
 

@@ -11,7 +11,7 @@ from mixers.base import Mixer
 
 # A part of a docstring begins with its name: "Sampling law: ...". The first paragraph is the title.
 LABEL = re.compile(r"([A-Z][a-z]+(?: [a-z]+){0,3}):\s")
-AUTHORS = re.compile(r"[A-Z][\w'’-]+(, [A-Z][\w'’-]+)*(,? et al)?")
+AUTHORS = re.compile(r"[A-Z][\w'-]+(, [A-Z][\w'-]+)*(,? et al)?")
 URL = re.compile(r"https://[^\s,]+")
 SPECIAL = re.compile(r"([\\*_\[\]<>|~#$])")
 
