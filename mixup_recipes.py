@@ -179,7 +179,10 @@ def replay(run: Path, *, step: Whole, micro: Whole = 0, out: Path | None = None,
     run's checkpoint of that update.
     """
     from training import replay
+    from training.run import check_png
 
+    if out is not None:
+        check_png(out)
     batch = replay.replay(run, step, micro)
     print(batch)
     for path, save in ((out, replay.save_picture), (data, replay.save_data)):

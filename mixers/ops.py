@@ -26,6 +26,8 @@ def check_batch(x: Tensor, y: Tensor) -> None:
         raise TypeError(f"images must be float and normalised before mixing, got {x.dtype}: convert and normalise them")
     if x.ndim != 4:
         raise ValueError(f"images must have shape (B, C, H, W), got {tuple(x.shape)}")
+    if not len(x):
+        raise ValueError("the batch is empty: there is nothing to mix")
     if not y.is_floating_point():
         raise TypeError(f"targets must be dense float (B, K), got {y.dtype}: use F.one_hot(labels, K).float()")
     if y.ndim != 2 or len(y) != len(x):

@@ -26,6 +26,7 @@ def masks(folder: Path, pairs: int, path: Path) -> str:
     photo itself stays) and the mixed image. Weights: the run's newest checkpoint, in training mode as in training, but
     for dropout. Means are over 64 photos. Raises ``UserError``.
     """
+    run.check_png(path)
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder} holds no recipe.yaml: expected the folder of a run")
     if not 1 <= pairs <= 16:

@@ -42,6 +42,7 @@ def preview(names: list[str], mixers: list[str], count: int, photos: str | None,
     else shapes. Column i shows image i in update i of the recipe's seed, so that each has a draw of its own.
     Raises ``UserError``.
     """
+    run.check_png(path)
     rows = chosen(names, mixers)
     if not 2 <= count <= 32:
         raise UserError(f"images: expected 2 to 32, got {count}")

@@ -153,3 +153,10 @@ def test_mistakes_are_one_line_and_nothing_is_written(tmp_path: Path, args: tupl
 def test_a_folder_without_images_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected at least 2 images that can be read, found 0"):
         preview.find_photos(preview.chosen([], [])[0], str(tmp_path), 8)
+
+
+@pytest.mark.parametrize("name", ["sheet.jpg", "sheet", "sheet.png.gz"])
+def test_a_picture_is_called_what_it_is(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pictures are written as PNG; expected a name that ends in \.png"):
+        preview.preview([], ["mixup"], 2, "synthetic", tmp_path / name)
+    assert not list(tmp_path.iterdir())

@@ -310,6 +310,12 @@ def export(model: nn.Module, folder: Path, recipe: Recipe, classes: list[str]) -
     shutil.rmtree(aside)
 
 
+def check_png(path: Path) -> None:
+    """Raise ``UserError`` unless a picture's name says what it will be."""
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{path}: pictures are written as PNG; expected a name that ends in .png")
+
+
 def to_pixels(images: Tensor, recipe: Recipe) -> Tensor:
     """Normalised (B, 3, H, W) to uint8 on the host."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.mean, recipe.std))
