@@ -1,5 +1,6 @@
 """Runs on a dataset of the Hub, copied or streamed, against a server with photos."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,7 +89,10 @@ def test_a_streamed_run_resumed_at_an_evaluation_is_that_of_one_never_stopped(
     assert predictions["label"].tolist() == [i % 4 for i in range(30)]
     record = json.loads((tmp_path / "whole/data.json").read_text())
     assert {k: s["images"] for k, s in record["splits"].items()} == {"train": 72, "test": 30}
-    assert all(s["labels_sha256"] is None for s in record["splits"].values())
+    start = f"hf://datasets/{SET}@{hub.commits(SET, 'dataset')[-1]['oid']}/data/"
+    for split, count in (("train", 4), ("test", 3)):  # what was read, down to the commit
+        files = "\n".join(f"{start}{split}-{i:05}-of-{count:05}.parquet" for i in range(count))
+        assert record["splits"][split]["labels_sha256"] == hashlib.sha256(files.encode()).hexdigest()
     train = [line for line in log(tmp_path / "whole") if line["mode"] == "train"]
     assert sum(line["images"] for line in train) == 2 * 4 * 16 and np.isfinite([line["loss"] for line in train]).all()
     # nothing was copied

@@ -163,7 +163,8 @@ def open_folder(folder: Path, split: str) -> datasets.Dataset:
 def open_hub(recipe: Recipe, split: str, streaming: bool) -> Any:
     """A Hub dataset; its size is announced before anything large is written. A stream writes nothing."""
     where = {"name": recipe.dataset_config, "revision": recipe.dataset_revision}
-    info = datasets.load_dataset_builder(recipe.dataset, **where).info
+    builder = datasets.load_dataset_builder(recipe.dataset, **where)
+    info = builder.info
     if info.splits and split not in info.splits:
         raise UserError(f"dataset {recipe.dataset!r} has no split {split!r}; {nearest(split, info.splits)}")
     if streaming and not (info.splits and info.features and info.splits[split].num_examples):
@@ -171,7 +172,9 @@ def open_hub(recipe: Recipe, split: str, streaming: bool) -> Any:
             f"dataset {recipe.dataset!r} does not say what columns and how many images it has; leave out --streaming"
         )
     if streaming:
-        return datasets.load_dataset(recipe.dataset, **where, split=split, streaming=True)
+        stream = datasets.load_dataset(recipe.dataset, **where, split=split, streaming=True)
+        stream.info.download_checksums = {str(f): None for f in (builder.config.data_files or {}).get(split, ())}
+        return stream
     announce_copy((info.download_size or 0) + (info.dataset_size or 0), recipe.dataset.replace("/", "___"))
     return datasets.load_dataset(recipe.dataset, **where, split=split)
 
@@ -224,10 +227,13 @@ def subset(table: Any, size: int | None) -> Any:
     return table.select(np.sort(keys.rng(keys.SUBSET, 0, 0).permutation(len(table))[:size]))
 
 
-def labels_hash(table: datasets.Dataset | datasets.IterableDataset, column: str) -> str | None:
-    """SHA-256 of the labels in order: tells whether two runs saw the same table. None: a stream's are not known."""
+def labels_hash(table: datasets.Dataset | datasets.IterableDataset, column: str) -> str:
+    """SHA-256 of the labels in order: tells whether two runs saw the same table.
+
+    Nobody has read a stream's labels: it is that of its files' addresses, which name the commit.
+    """
     if isinstance(table, datasets.IterableDataset):
-        return None
+        return hashlib.sha256("\n".join(table.info.download_checksums or ()).encode()).hexdigest()
     labels = np.asarray(table.with_format("numpy")[column], dtype=np.int64)
     return hashlib.sha256(labels.tobytes()).hexdigest()
 
