@@ -16,13 +16,21 @@ from .automix import AutoMix
 from .base import Mixer, Out, Plan, Step
 from .compose import Switch, alignmixup, deit, rsb
 from .cutmix import CutMix
+from .decouplemix import DecoupleMix
 from .fmix import FMix
 from .gridmix import GridMix
 from .manifoldmix import ManifoldMix
+from .mixpro import MixPro
 from .mixup import Mixup
+from .recursivemix import RecursiveMix
 from .resizemix import ResizeMix
 from .saliencymix import SaliencyMix
+from .smmix import SMMix
 from .smoothmix import SmoothMix
+from .snapmix import SnapMix
+from .tlalign import TLAlign
+from .tokenmix import TokenMix
+from .transmix import TransMix
 from .vanilla import Vanilla
 
 MIXERS: dict[str, Callable[..., Mixer]] = {
@@ -40,18 +48,34 @@ MIXERS: dict[str, Callable[..., Mixer]] = {
     "alignmix": alignmixup,
     "automix": compose.automix,
     "samix": compose.samix,
+    "transmix": compose.transmix,
+    "tokenmix": compose.tokenmix,
+    "smmix": compose.smmix,
+    "mixpro": compose.mixpro,
+    "tlalign": TLAlign,
     "adautomix": AdAutoMix,
+    "decouplemix": compose.decouplemix,
+    "recursivemix": RecursiveMix,
+    "snapmix": SnapMix,
 }
 
 # Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.
-BLOCKS: dict[str, Callable[..., Mixer]] = {"switch": Switch, "align": AlignMix}
+BLOCKS: dict[str, Callable[..., Mixer]] = {
+    "switch": Switch,
+    "align": AlignMix,
+    "attend": TransMix,
+    "maskmix": MixPro,
+    "token": TokenMix,
+    "smm": SMMix,
+    "decouple": DecoupleMix,
+}
 
 
 def build(spec: str | Mapping[str, Any], **args: Any) -> Mixer:
     """Make a mixer: ``build("cutmix", alpha=0.2)`` or ``build({"cutmix": {"alpha": 0.2}})``.
 
-    An argument that is itself a mapping ``{name: {...}}`` with a mixer's name, or a list of such, is built
-    first. Raises ``ValueError`` for an unknown name, argument or value, naming the nearest valid one.
+    Arguments called ``base`` or ``mixers`` are mixers, written in the same way, and are built first. Raises
+    ``ValueError`` for an unknown name, argument or value, naming the nearest valid one.
     """
     if not isinstance(spec, str):
         if not isinstance(spec, Mapping) or len(spec) != 1 or not isinstance(next(iter(spec.values())), Mapping | None):
@@ -74,8 +98,15 @@ def build(spec: str | Mapping[str, Any], **args: Any) -> Mixer:
     if "mixers" in args:
         if not isinstance(args["mixers"], list | tuple):
             raise ValueError(f"mixers must be a list of mixers, got {args['mixers']!r}")
-        args = args | {"mixers": [m if isinstance(m, Mixer) else build(m) for m in args["mixers"]]}
+        args = args | {"mixers": [made(inner) for inner in args["mixers"]]}
+    if args.get("base") is not None:
+        args = args | {"base": made(args["base"])}
     return known[spec](**args)
+
+
+def made(spec: Mixer | str | Mapping[str, Any]) -> Mixer:
+    """A mixer as it is, or built."""
+    return spec if isinstance(spec, Mixer) else build(spec)
 
 
 def nearest(name: str, known: Any) -> str:
@@ -93,18 +124,26 @@ __all__ = [
     "AlignMix",
     "AutoMix",
     "CutMix",
+    "DecoupleMix",
     "FMix",
     "GridMix",
     "ManifoldMix",
+    "MixPro",
     "Mixer",
     "Mixup",
     "Out",
     "Plan",
+    "RecursiveMix",
     "ResizeMix",
+    "SMMix",
     "SaliencyMix",
     "SmoothMix",
+    "SnapMix",
     "Step",
     "Switch",
+    "TLAlign",
+    "TokenMix",
+    "TransMix",
     "Vanilla",
     "alignmixup",
     "build",

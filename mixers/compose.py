@@ -12,9 +12,14 @@ from .alignmix import AlignMix
 from .automix import AutoMix, MixBlock
 from .base import Criterion, Mixer, Needs, Out, Plan
 from .cutmix import CutMix
+from .decouplemix import DecoupleMix
 from .manifoldmix import ManifoldMix
+from .mixpro import MixPro
 from .mixup import Mixup
 from .samix import SAMixBlock
+from .smmix import SMMix
+from .tokenmix import TokenMix
+from .transmix import TransMix
 
 
 class Switch(Mixer):
@@ -55,17 +60,19 @@ class Switch(Mixer):
     def plan(self, x: Tensor, y: Tensor, rng: np.random.Generator, *look: object) -> Plan:
         """``choice``, and the plan of the chosen member."""
         choice = self.draw(rng)
-        return {"choice": choice, **self.members()[choice].plan(x, y, rng, *look)}
+        return planned(choice, self.members()[choice].plan(x, y, rng, *look))
 
-    def mix(self, x: Tensor, y: Tensor, *, choice: int, **plan: object) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return self.members()[choice].mix(x, y, **plan)  # type: ignore[arg-type]
+    def mix(  # type: ignore[override]
+        self, x: Tensor, y: Tensor, *, choice: int, inner: Plan | None = None, **plan: Any
+    ) -> tuple[Tensor, Tensor]:
+        return self.members()[choice].mix(x, y, **(plan if inner is None else inner))
 
     def forward(self, model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor, rng: np.random.Generator) -> Out:
         """The chosen member's own step; its plan gains ``choice``."""
         choice = self.draw(rng)
         out = self.members()[choice](model, criterion, x, y, rng)
         idle = (p for i, mixer in enumerate(self.members()) if i != choice for p in mixer.parameters())
-        return out._replace(loss=out.loss + ops.touch(idle), plan={"choice": choice, **out.plan})
+        return out._replace(loss=out.loss + ops.touch(idle), plan=planned(choice, out.plan))
 
     def after_step(self, model: nn.Module, progress: float) -> None:
         for mixer in self.members():
@@ -82,6 +89,11 @@ class Switch(Mixer):
     def members(self) -> list[Mixer]:
         """The mixers, typed."""
         return list(self.mixers)  # type: ignore[arg-type]
+
+
+def planned(choice: int, plan: Plan) -> Plan:
+    """The plan of the chosen member with the choice; that of a ``Switch`` keeps its own choice, as ``inner``."""
+    return {"choice": choice, "inner": plan} if "choice" in plan else {"choice": choice, **plan}
 
 
 def deit(mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0) -> Switch:
@@ -113,6 +125,57 @@ def alignmixup(alpha: float = 2.0, partner: str = "mixup") -> Switch:
     return Switch([{"mixup": Mixup, "manifoldmix": ManifoldMix}[partner](alpha), AlignMix(alpha)])
 
 
+def transmix(mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, share: float = 0.8) -> Switch:
+    """The TransMix rows: CutMix with labels by attention for ``share`` of the batches, Mixup for the others.
+
+    TransMix: Attend to Mix for Vision Transformers. Chen et al. CVPR 2022, https://arxiv.org/abs/2111.09833.
+    """
+    ops.check_between("share", share, 0.0, 1.0)
+    return Switch([Mixup(mixup_alpha), TransMix(CutMix(cutmix_alpha))], [round(1 - share, 12), share])
+
+
+def mixpro(
+    alpha: float = 1.0,
+    cell: int = 32,
+    mixup_alpha: float = 0.8,
+    cutmix_alpha: float = 1.0,
+    share: float = 0.5,
+    detach: bool = True,
+    smoothed: bool = False,
+) -> Switch:
+    """MixPro as published: MaskMix with progressive labels for ``share`` of the batches, Mixup or CutMix for the rest.
+
+    MixPro: Data Augmentation with MaskMix and Progressive Attention Labeling for Vision Transformer. Zhao et al.
+    ICLR 2023, https://arxiv.org/abs/2304.12043; ``alpha, cell, detach, smoothed`` are those of ``MixPro``.
+    """
+    ops.check_between("share", share, 0.0, 1.0)
+    each = round((1 - share) / 2, 12)
+    return Switch(
+        [MixPro(alpha, cell, detach, smoothed), Mixup(mixup_alpha), CutMix(cutmix_alpha)], [share, each, each]
+    )
+
+
+def tokenmix(
+    mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, use_alpha: bool = True, teacher: str | None = None
+) -> Switch:
+    """The TokenMix rows: Mixup or blocks of tokens with probability one half each.
+
+    ``cutmix_alpha``: the Beta parameter of the share of tokens, which the reference code ignores (``use_alpha=False``).
+    TokenMix: Rethinking Image Mixing for Data Augmentation in Vision Transformers. Liu et al. ECCV 2022,
+    https://arxiv.org/abs/2207.08409; mixup 0.8, switched per batch.
+    """
+    return Switch([Mixup(mixup_alpha), TokenMix(cutmix_alpha, use_alpha, teacher)])
+
+
+def smmix(mixup_alpha: float = 0.8) -> Switch:
+    """SMMix as published: Mixup or the attended square with probability one half each.
+
+    SMMix: Self-Motivated Image Mixing for Vision Transformers. Chen et al. ICCV 2023, https://arxiv.org/abs/2212.12977;
+    mixup 0.8, switched per batch.
+    """
+    return Switch([Mixup(mixup_alpha), SMMix()])
+
+
 def learned(block: type[nn.Module]) -> Callable[..., AutoMix]:
     """The step of AutoMix with a mix block: takes, and shows as its signature, the arguments of both."""
     of_block = inspect.signature(block).parameters
@@ -125,9 +188,20 @@ def learned(block: type[nn.Module]) -> Callable[..., AutoMix]:
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [p.replace(kind=keyword) for p in (*of_step.values(), *of_block.values())]
     make.__signature__ = inspect.Signature(parameters, return_annotation=AutoMix)  # type: ignore[attr-defined]
-    make.__doc__ = block.__doc__
+    make.__doc__ = inspect.getmodule(block).__doc__
     return make
 
 
 automix = learned(MixBlock)
 samix = learned(SAMixBlock)
+
+
+def decouplemix(
+    base: Mixer | None = None, eta: float = 0.1, power: float = 0.0, two_hot: float | None = None, xi: float = 1.0
+) -> DecoupleMix:
+    """The decoupled regulariser over ``base``, or over Mixup with alpha = 1, as in OpenMixup's ImageNet configurations.
+
+    Those have power = 1, the paper 0. Harnessing Hard Mixed Samples with Decoupled Regularizer. Liu et al. NeurIPS
+    2023, https://arxiv.org/abs/2203.10761.
+    """
+    return DecoupleMix(Mixup(1.0) if base is None else base, eta, power, two_hot, xi)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -62,6 +63,12 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise ValueError unless a hyperparameter is one of ``choices``, e.g. ``(False, True)``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_look(look: Sequence[object]) -> None:
+    """Raise ValueError in a ``plan`` that is only complete after a look at the model, where it is given none."""
+    if not look:
+        raise ValueError("this plan needs a look at the model: run a step and take Out.plan")
 
 
 def send(values: np.ndarray, like: Tensor) -> Tensor:
@@ -118,6 +125,15 @@ def product_mask(rows: np.ndarray, columns: np.ndarray, x: Float[Tensor, "B C H 
     Its mean is ``1 - rows.mean() * columns.mean()``: no pass over the pixels is needed for the label.
     """
     return (1 - torch.outer(send(rows, x), send(columns, x))).expand(len(x), 1, -1, -1)
+
+
+def to_pixels(cells: Float[Tensor, "n 1 h w"], x: Float[Tensor, "B C H W"]) -> Float[Tensor, "n 1 H W"]:
+    """A mask on the model's token grid, for the images ``x``. Raises ``ValueError`` unless each cell is as large."""
+    size, grid = x.shape[2:], cells.shape[2:]
+    if size[0] % grid[0] or size[1] % grid[1]:
+        wrong = f"{size[0]} x {size[1]} pixels, {grid[0]} x {grid[1]} tokens"
+        raise ValueError(f"the sides of the images must be multiples of those of the token grid, got {wrong}")
+    return F.interpolate(cells, size=size, mode="nearest")
 
 
 def blend(

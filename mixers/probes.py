@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base import Step, plan_alone
 from .testing import differences, global_rngs
@@ -109,6 +110,9 @@ def of_mixer(
 
     def make(alpha: float | None) -> Mix:
         made = step(alpha)
+        for norm in made.model.modules():
+            if isinstance(norm, _BatchNorm):
+                norm.eval()  # one small image has no statistics of its own
 
         def mix(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             def rng() -> np.random.Generator:
@@ -118,7 +122,9 @@ def of_mixer(
             plan = made(x, y, rng()).plan if plan is None else plan
             state["update"] += 1
             with torch.no_grad():
-                return made.mixer.mix(x, y, **plan)
+                mixed = made.mixer.mix(x, y, **plan)
+            made.mixer.after_step(made.model, 0.0)
+            return mixed
 
         return mix
 

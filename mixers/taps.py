@@ -13,8 +13,7 @@ the module at all.
 
 import contextlib
 import copy
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -187,6 +186,68 @@ def from_tokens(model: nn.Module, tokens: Float[Tensor, "B P C"], like: Tensor) 
     return tokens.transpose(1, 2).reshape(like.shape)
 
 
+@contextmanager
+def last_feature(model: Any) -> Iterator[list[Tensor]]:
+    """A list that holds, after one forward in the block, what ``forward_features`` gave, with its graph."""
+    found: list[Tensor] = []
+    whole = model.forward_features
+
+    def keep(*args: Any, **options: Any) -> Tensor:
+        found.append(whole(*args, **options))
+        return found[-1]
+
+    model.forward_features = keep  # in front of the class's own, until the block ends
+    try:
+        yield found
+    finally:
+        del model.forward_features
+    if len(found) != 1:
+        raise RuntimeError(f"forward_features of {type(model).__name__} ran {len(found)} times, expected once")
+
+
+def to_map(model: nn.Module, feature: Tensor, images: Tensor) -> Float[Tensor, "B C h w"]:
+    """The positions of a hidden feature (see ``to_tokens``) as a map of the proportions of ``images`` (B, C, H, W)."""
+    if feature.ndim == 4:
+        return feature.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else feature
+    tokens = to_tokens(model, feature)
+    return tokens.transpose(1, 2).unflatten(2, grid(tokens.shape[1], images.shape[-2:]))
+
+
+def grid(positions: int, size: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of ``positions`` patches on images of ``size``, height first. Raises when there is no grid."""
+    height, width = size
+    down = max(1, round((positions * height / width) ** 0.5))
+    if positions % down:
+        raise RuntimeError(f"{positions} patches are no grid on images of {height} x {width}")
+    return down, positions // down
+
+
+def classifier(model: nn.Module) -> nn.Linear:
+    """The linear layer that turns the pooled last feature into logits. Raises ``ValueError`` when there is none."""
+    get = getattr(model, "get_classifier", None)
+    head = get() if callable(get) else None
+    if not isinstance(head, nn.Linear):
+        raise ValueError(
+            f"{type(model).__name__} has no linear classifier (get_classifier() gives {type(head).__name__}); models "
+            "that have: resnet50, deit_small_patch16_224, swin_tiny_patch4_window7_224, convnext_tiny"
+        )
+    return head
+
+
+def before_classifier(model: Any, vectors: Float[Tensor, "n C"], feature: Tensor) -> Float[Tensor, "n D"]:
+    """What the classifier is given when each of ``vectors`` is the last feature at every position: its head's norm.
+
+    ``feature``: one of the model, whose layout is taken.
+    """
+    if feature.ndim == 3:  # as class token, and as the one patch
+        alone = vectors[:, None].expand(-1, 1 + getattr(model, "num_prefix_tokens", 0), -1)
+    elif getattr(model, "output_fmt", "NCHW") == "NHWC":
+        alone = vectors[:, None, None]
+    else:
+        alone = vectors[:, :, None, None]
+    return model.forward_head(alone, pre_logits=True)
+
+
 # -------------------------------------------------------------------------------------------- input gradient
 
 
@@ -248,6 +309,8 @@ def as_is(model: nn.Module) -> Iterator[None]:
 
 # -------------------------------------------------------------------------------------------- attention
 
+CHANNELS = 8  # of a value that is given to fused attention: what its kernels on a GPU are aligned to
+
 
 def attention_layers(model: nn.Module) -> list[str]:
     """Module paths of the layers that ``attention`` can look at, in order of depth.
@@ -275,24 +338,55 @@ class Attention:
     Everything is detached and at least in float32; nothing is computed before it is asked for.
     """
 
-    def __init__(self, rows: Callable[[Tensor, slice], Tensor], prefix: int, has_class_token: bool):
-        self.rows, self.prefix, self.has_class_token = rows, prefix, has_class_token
-        self.captured: Tensor | None = None
+    def __init__(self, layer: Any, prefix: int, has_class_token: bool):
+        self.layer, self.prefix, self.has_class_token = layer, prefix, has_class_token
+        self.captured: Tensor | None = None  # what the layer's qkv gave, or the attention itself
         self.images: torch.Size | None = None
+
+    @property
+    def projects(self) -> bool:
+        """Whether it is the projection to queries and keys that is kept, and not the attention itself."""
+        return isinstance(self.layer, timm.layers.Attention)
+
+    def seen(self) -> tuple[Tensor, torch.Size]:
+        """What was kept, and the shape of the images. Raises ``RuntimeError`` before there is something."""
+        if self.captured is None or self.images is None:
+            raise RuntimeError("no attention yet: run the model inside the block first")
+        if len(self.captured) != self.images[0]:
+            raise RuntimeError(
+                f"the attention has {len(self.captured) // self.images[0]} windows per image, which share no token: "
+                "look at a layer of one window, for Swin the last one at its published image size"
+            )
+        return self.captured, self.images
 
     def weights(self, queries: slice = slice(None)) -> Float[Tensor, "B heads Q N"]:
         """Rows of the attention, each a distribution over the N tokens: of all queries, or of a slice of them."""
-        if self.captured is None or self.images is None:
-            raise RuntimeError("no attention yet: run the model inside the block first")
-        with torch.no_grad(), ops.full_precision(self.captured.device):
-            values = self.captured.to(torch.promote_types(self.captured.dtype, torch.float32))
-            rows = self.rows(values, queries)
-        if len(rows) != self.images[0]:
-            raise RuntimeError(
-                f"the attention has {len(rows) // self.images[0]} windows per image, which share no token: look at a "
-                "layer of one window, for Swin the last one at its published image size"
-            )
-        return rows
+        captured, _ = self.seen()
+        with torch.no_grad(), ops.full_precision(captured.device):
+            values = captured.to(torch.promote_types(captured.dtype, torch.float32))
+            if not self.projects:
+                return values[:, :, queries]
+            q, k = queries_and_keys(self.layer, values)
+            return (q[:, :, queries] * self.layer.scale @ k.transpose(2, 3)).softmax(3)
+
+    def product(self, values: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
+        """The attention, averaged over heads, times one number per token: an average over the tokens looked at.
+
+        Where queries and keys are kept it is had from fused attention in the layer's own precision, with the numbers
+        as one channel of its values, so that no (N, N) is made on a GPU. A channel of ones divides what rounding makes
+        of a row's sum, so that the result stays between the least and the largest number.
+        """
+        captured, _ = self.seen()
+        with torch.no_grad(), ops.full_precision(captured.device):
+            if not self.projects:
+                return torch.einsum("bhqk,bk->bq", self.weights(), values) / captured.shape[1]
+            q, k = queries_and_keys(self.layer, captured)
+            channels = values.new_zeros(*values.shape, CHANNELS)
+            channels[..., 0], channels[..., 1] = values, 1
+            v = channels.to(q.dtype)[:, None].expand(-1, q.shape[1], -1, -1)
+            both = nn.functional.scaled_dot_product_attention(q, k, v, scale=self.layer.scale)[..., :2]
+            product, total = both.to(values.dtype).mean(1).unbind(2)
+            return product / total
 
     def of_class_token(self) -> Float[Tensor, "B h w"]:
         """Where the class token looks: mean over heads; the shares of the patches sum to 1.
@@ -307,15 +401,21 @@ class Attention:
         """Where the patches look: mean over heads and patches as queries; the shares of the patches sum to 1."""
         return self.on_grid(self.weights(slice(self.prefix, None)))
 
+    def share(self, mask: Float[Tensor, "B 1 H W"]) -> Float[Tensor, " B"]:
+        """The share of what the class token looks at, without one all patches, for which the mask is 1; in [0, 1]."""
+        where = self.of_class_token() if self.has_class_token else self.of_patches()
+        return (where * self.on_patches(mask).view_as(where)).sum((1, 2)) / where.sum((1, 2))
+
+    def on_patches(self, mask: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B P"]:
+        """The mask at the patches of the grid, each its first pixel: nearest downsampling as in TransMix."""
+        captured, images = self.seen()
+        tokens = captured.shape[1] if self.projects else captured.shape[3]
+        return nn.functional.interpolate(mask, grid(tokens - self.prefix, images[-2:])).flatten(1)
+
     def on_grid(self, rows: Float[Tensor, "B heads Q N"]) -> Float[Tensor, "B h w"]:
         """Mean over heads and queries, the prefix left out, summing to 1, on a grid of the images' proportions."""
-        assert self.images is not None
         share = rows[..., self.prefix :].mean((1, 2))
-        height, width = self.images[-2:]
-        down = max(1, round((share.shape[1] * height / width) ** 0.5))
-        if share.shape[1] % down:
-            raise RuntimeError(f"{share.shape[1]} patches are no grid on images of {height} x {width}")
-        return (share / share.sum(1, keepdim=True)).unflatten(1, (down, -1))
+        return (share / share.sum(1, keepdim=True)).unflatten(1, grid(share.shape[1], self.seen()[1][-2:]))
 
 
 @contextmanager
@@ -334,17 +434,25 @@ def attention(model: nn.Module, block: int = -1) -> Iterator[Attention]:
     layers = attention_layers(model)
     if not -len(layers) <= block < len(layers):
         raise ValueError(f"block must be in [{-len(layers)}, {len(layers) - 1}], got {block}")
-    name = layers[block]
+    with looking(model, layers[block]) as look:
+        yield look
+
+
+@contextmanager
+def attentions(model: nn.Module) -> Iterator[list[Attention]]:
+    """The same of every layer, in order of depth, in one forward. A stage that was compiled runs uncompiled."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(looking(model, name)) for name in attention_layers(model)]
+
+
+@contextmanager
+def looking(model: nn.Module, name: str) -> Iterator[Attention]:
+    """What the attention layer of that module path looked at."""
     layer = model.get_submodule(name)
     if getattr(layer, "fused_attn", False) and isinstance(layer, WindowAttention):
         raise ValueError(f"{name} of {type(model).__name__} fuses its attention: set its fused_attn to False")
     prefix = getattr(model, "num_prefix_tokens", 0)
-    projects = isinstance(layer, timm.layers.Attention)
-    look = Attention(
-        functools.partial(rows_of_projection, layer) if projects else lambda weights, queries: weights[:, :, queries],
-        prefix,
-        getattr(model, "has_class_token", prefix > 0),
-    )
+    look = Attention(layer, prefix, getattr(model, "has_class_token", prefix > 0))
 
     def size(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         look.images = args[0].shape
@@ -357,18 +465,17 @@ def attention(model: nn.Module, block: int = -1) -> Iterator[Attention]:
 
     tapped = name + {timm.layers.Attention: ".qkv", WindowAttention: ".attn_drop"}.get(type(layer), "")
     module = model.get_submodule(tapped)
-    hook = module.register_forward_hook(projected) if projects else module.register_forward_pre_hook(weighed)
+    hook = module.register_forward_hook(projected) if look.projects else module.register_forward_pre_hook(weighed)
     with hooked(model, tapped, model.register_forward_pre_hook(size), hook):
         yield look
     if look.captured is None or look.images is None:
         raise did_not_fire(model, tapped)
 
 
-def rows_of_projection(layer: Any, qkv: Tensor, queries: slice) -> Tensor:
-    """Attention (B, heads, Q, N) of timm's ``Attention`` from the output (B, N, 3 * heads * d) of its ``qkv``."""
+def queries_and_keys(layer: Any, qkv: Tensor) -> tuple[Tensor, Tensor]:
+    """Both (B, heads, N, d), of timm's ``Attention``, from the output (B, N, 3 * heads * d) of its ``qkv``."""
     q, k, _ = qkv.unflatten(2, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-    q, k = layer.q_norm(q[:, :, queries]), layer.k_norm(k)
-    return (q * layer.scale @ k.transpose(2, 3)).softmax(3)
+    return layer.q_norm(q), layer.k_norm(k)
 
 
 # -------------------------------------------------------------------------------------------- a frozen teacher

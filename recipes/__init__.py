@@ -34,8 +34,6 @@ AWAITED = (
     "grafting",
     "puzzlemix",
     "supermix",
-    "tokenmix",
-    "transmix",
 )
 
 

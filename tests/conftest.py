@@ -52,6 +52,12 @@ def model() -> nn.Module:
 
 
 @pytest.fixture
+def transformer() -> nn.Module:
+    """A small vision transformer with 5 classes, weights the same everywhere."""
+    return fill(timm.create_model("test_vit", num_classes=5, dynamic_img_size=True, patch_size=8))
+
+
+@pytest.fixture
 def images_and_targets() -> tuple[Tensor, Tensor]:
     """Four random images (4, 3, 32, 32) and one-hot targets (4, 5)."""
     return batch()

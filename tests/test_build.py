@@ -9,7 +9,23 @@ import torch
 from tiny import environment
 from torch import nn
 
-from mixers import BLOCKS, MIXERS, CutMix, Mixer, Mixup, Switch, Vanilla, build, deit, ops, rsb
+from mixers import (
+    BLOCKS,
+    MIXERS,
+    CutMix,
+    DecoupleMix,
+    FMix,
+    Mixer,
+    MixPro,
+    Mixup,
+    Switch,
+    TransMix,
+    Vanilla,
+    build,
+    deit,
+    ops,
+    rsb,
+)
 from mixers.testing import tiny_step
 
 TEXT: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
@@ -26,6 +42,14 @@ REPRS = {
     "rsb": "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=0.1) (1): CutMix(alpha=1.0)))",
     "manifoldmix": "ManifoldMix(alpha=2.0)",
     "alignmix": "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=2.0) (1): AlignMix(alpha=2.0)))",
+    "transmix": (
+        "Switch(probs=[0.2, 0.8] (mixers): ModuleList((0): Mixup(alpha=0.8) (1): TransMix((base): CutMix(alpha=1.0))))"
+    ),
+    "mixpro": (
+        "Switch(probs=[0.5, 0.25, 0.25] (mixers): ModuleList("
+        "(0): MixPro(alpha=1.0, cell=32, detach=True, smoothed=False) (1): Mixup(alpha=0.8) (2): CutMix(alpha=1.0)))"
+    ),
+    "tlalign": "TLAlign(alpha=1.0)",
     "smoothmix": "SmoothMix(alpha=None, swapped_label=False)",
     "gridmix": (
         "GridMix(alpha=0.2, n_holes=(2, 6), hole_aspect_ratio=1.0, cut_area_ratio=(0.5, 1.0), "
@@ -33,6 +57,11 @@ REPRS = {
     ),
     "fmix": "FMix(alpha=1.0, decay_power=3.0, max_soft=0.0, reformulate=False, isotropic=False)",
     "resizemix": "ResizeMix(alpha=1.0, scope=(0.1, 0.8), use_alpha=True, placement='clip')",
+    "tokenmix": (
+        "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=0.8) "
+        "(1): TokenMix(alpha=1.0, use_alpha=True, teacher=None)))"
+    ),
+    "smmix": "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=0.8) (1): SMMix()))",
     "saliencymix": ("SaliencyMix(alpha=1.0, box_from='each', mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))"),
     "automix": f"AutoMix({STEP} (block): MixBlock(lam_concat=True, upsample='nearest'))",
     "samix": f"AutoMix({STEP} (block): SAMixBlock(lam_mul_k=-1, dropout=0.1, upsample='bilinear'))",
@@ -41,6 +70,9 @@ REPRS = {
         "lam_concat=True, norm=False, upsample='bilinear', momentum=0.999, momentum_end=0.99999, momentum_delay=0.1, "
         "block_lr=None, block_min_lr=None, block_momentum=None)"
     ),
+    "decouplemix": "DecoupleMix(eta=0.1, power=0.0, two_hot=None, xi=1.0 (base): Mixup(alpha=1.0))",
+    "recursivemix": "RecursiveMix(alpha=0.5, omega=0.5, swapped_roi=False)",
+    "snapmix": "SnapMix(alpha=5.0, same_label_twice=False)",
 }
 
 
@@ -64,6 +96,8 @@ def test_repr_shows_arguments_that_were_given() -> None:
         ({"cutmix": None}, {}, CutMix()),
         ({"mixup": None}, {"alpha": 0.5}, Mixup(0.5)),
         ("deit", {"mixup_alpha": 0.3}, Switch([Mixup(0.3), CutMix(1.0)])),
+        ("attend", {"base": {"cutmix": {"alpha": 0.3}}}, TransMix(CutMix(0.3))),
+        ("maskmix", {"cell": 16}, MixPro(cell=16)),
         ("rsb", {"cutmix_alpha": 0.3}, Switch([Mixup(0.1), CutMix(0.3)])),
     ],
 )
@@ -76,6 +110,14 @@ def test_build_makes_mixers_inside_mixers_to_any_depth() -> None:
     spec = {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, inner, CutMix(0.3)]}}
     expected = Switch([Mixup(0.8), Switch([CutMix(), Vanilla()], [0.9, 0.1]), CutMix(0.3)])
     assert repr(build(spec)) == repr(expected)
+
+
+def test_an_argument_called_base_is_a_mixer_too() -> None:
+    spec = {"decouple": {"base": {"switch": {"mixers": ["cutmix", {"decouplemix": {"base": "fmix"}}]}}, "eta": 0.5}}
+    expected = DecoupleMix(Switch([CutMix(), DecoupleMix(FMix())]), 0.5)
+    assert repr(build(spec)) == repr(expected)
+    assert repr(build("decouplemix", base=None)) == repr(build("decouplemix")) == repr(DecoupleMix(Mixup(1.0)))
+    assert isinstance(build("decouplemix", base=Vanilla()).base, Vanilla)
 
 
 def test_every_name_makes_a_new_mixer_each_time() -> None:
@@ -100,6 +142,10 @@ def test_every_name_makes_a_new_mixer_each_time() -> None:
         ("mixup", {"alpha": True}, "alpha must be a number above 0, got True"),
         ("manifoldmix", {"alpha": 0}, "alpha must be a number above 0, got 0"),
         ("align", {"alpha": -1.0}, "alpha must be a number above 0, got -1.0"),
+        ("tokenmix", {"cutmix_alpha": 0}, "alpha must be a number above 0, got 0"),
+        ("tokenmix", {"use_alpha": "no"}, "use_alpha must be one of False, True, got 'no'"),
+        ("token", {"teacher": 3}, "teacher must be the name of timm weights or a folder, or None, got 3"),
+        ("smmix", {"alpha": 1.0}, "mixer 'smmix' has no argument 'alpha'; did you mean 'mixup_alpha'?"),
         ("cutmix", {"alpha": float("nan")}, "alpha must be a number above 0, got nan"),
         ("cutmix", {"alpha": float("inf")}, "alpha must be a number above 0, got inf"),
         ("rsb", {"cutmix_alpha": -1.0}, "alpha must be a number above 0, got -1.0"),
@@ -118,6 +164,26 @@ def test_every_name_makes_a_new_mixer_each_time() -> None:
         ("saliencymix", {"box_from": "all"}, "box_from must be one of 'each', 'first', 'noise', got 'all'"),
         ("saliencymix", {"mean": 0.5}, "mean must be three numbers, one per channel, got 0.5"),
         ("saliencymix", {"std": [0.2, 0.2, None]}, "std must be a number of at least 1e-06, got None"),
+        ("transmix", {"share": 1.5}, "share must be a number of at least 0 and at most 1, got 1.5"),
+        ("attend", {}, "mixer 'attend' needs the argument 'base'"),
+        ("attend", {"base": "cutmux"}, "unknown mixer 'cutmux'; did you mean 'cutmix'?"),
+        ("attend", {"base": "manifoldmix"}, "base must be a mixer that only mixes images, such as CutMix(), got Manif"),
+        ("mixpro", {"cell": 0}, "cell must be a whole number of pixels, at least 1, got 0"),
+        ("maskmix", {"detach": "no"}, "detach must be one of False, True, got 'no'"),
+        ("tlalign", {"alpha": 0}, "alpha must be a number above 0, got 0"),
+        ("recursivemix", {"alpha": 1.5}, "alpha must be a number of at least 0 and at most 1, got 1.5"),
+        ("recursivemix", {"omega": -1.0}, "omega must be a number of at least 0, got -1.0"),
+        ("recursivemix", {"swapped_roi": 1.5}, "swapped_roi must be one of False, True, got 1.5"),
+        ("snapmix", {"alpha": 0}, "alpha must be a number above 0, got 0"),
+        ("snapmix", {"same_label_twice": "no"}, "same_label_twice must be one of False, True, got 'no'"),
+        ("decouplemix", {"eta": -0.1}, "eta must be a number of at least 0, got -0.1"),
+        ("decouplemix", {"power": None}, "power must be a number of at least 0, got None"),
+        ("decouplemix", {"two_hot": 2.0}, "two_hot must be a number of at least 0.001 and at most 1, got 2.0"),
+        ("decouplemix", {"xi": 0}, "xi must be a number above 0, got 0"),
+        ("decouplemix", {"base": "cutmux"}, "unknown mixer 'cutmux'; did you mean 'cutmix'?"),
+        ("decouplemix", {"base": 3}, "a mixer is written as name or {name: {argument: value}}, got 3"),
+        ("decouple", {}, "mixer 'decouple' needs the argument 'base'"),
+        ("decouple", {"base": None}, "base must be a mixer, got None"),
         ({"mixup": {}, "cutmix": {}}, {}, "a mixer is written as name or {name: {argument: value}}, got"),
         ({}, {}, "a mixer is written as name or {name: {argument: value}}, got {}"),
         ({"mixup": 0.5}, {}, "a mixer is written as name or {name: {argument: value}}, got {'mixup': 0.5}"),

@@ -4,7 +4,25 @@ from collections.abc import Callable
 
 import pytest
 
-from mixers import MIXERS, FMix, GridMix, Mixer, ResizeMix, SaliencyMix, SmoothMix
+from mixers import (
+    MIXERS,
+    CutMix,
+    DecoupleMix,
+    FMix,
+    GridMix,
+    Mixer,
+    MixPro,
+    RecursiveMix,
+    ResizeMix,
+    SaliencyMix,
+    SMMix,
+    SmoothMix,
+    SnapMix,
+    Switch,
+    TokenMix,
+    TransMix,
+    Vanilla,
+)
 from mixers.testing import CHECKS, check_mixer
 
 # An exception that no longer fails is an error, so that this table cannot outlive its reasons.
@@ -12,6 +30,9 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("vanilla", "it_mixes"): "it is the baseline that does not mix",
     ("manifoldmix", "label_share_is_pixel_share"): "two layers in three are hidden: mix leaves the images as they are",
     ("alignmix", "label_share_is_pixel_share"): "half of the batches are mixed in the last feature, not in the images",
+    ("transmix", "label_share_is_pixel_share"): "the label follows where the model looks",
+    ("mixpro", "label_share_is_pixel_share"): "the label follows where the model looks",
+    ("tlalign", "label_share_is_pixel_share"): "the label follows where the model looks",
     ("automix", "label_share_is_pixel_share"): "the label is the drawn lambda, which a learned mask only approaches",
     ("automix", "model_left_as_found"): "the model sees the clean batch too, so its BatchNorm statistics move twice",
     ("samix", "label_share_is_pixel_share"): "the label is the drawn lambda, which a learned mask only approaches",
@@ -20,6 +41,10 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("adautomix", "model_left_as_found"): "the model sees the clean batch too, so its BatchNorm statistics move twice",
     ("vanilla", "other_rng_other_plan"): "nothing is drawn, so there is one plan",
     ("resizemix", "identical_images_stay"): "the partner is shrunk before it is pasted",
+    ("recursivemix", "identical_images_stay"): "the previous batch is shrunk before it is pasted",
+    ("snapmix", "identical_images_stay"): "the partner's box is resized before it is pasted",
+    ("snapmix", "label_share_is_pixel_share"): "labels are weighted by the class activation inside the boxes",
+    ("smmix", "identical_images_stay"): "the partner's most attended square is pasted in another place",
 }
 
 CASES = [(mixer, check) for mixer in MIXERS for check in CHECKS]
@@ -62,6 +87,16 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     lambda: ResizeMix(placement="inside", use_alpha=False): {"identical_images_stay"},
     lambda: SaliencyMix(box_from="first"): set(),
     lambda: SaliencyMix(box_from="noise"): set(),
+    lambda: TransMix(GridMix()): {"label_share_is_pixel_share"},
+    lambda: MixPro(cell=8): {"label_share_is_pixel_share"},
+    lambda: MixPro(cell=16, detach=False, smoothed=True): {"label_share_is_pixel_share"},
+    lambda: RecursiveMix(swapped_roi=True): {"identical_images_stay"},
+    lambda: SnapMix(same_label_twice=True): {"identical_images_stay", "label_share_is_pixel_share"},
+    lambda: DecoupleMix(Switch([CutMix(), Vanilla()]), power=1.0): set(),
+    lambda: DecoupleMix(CutMix(), eta=0.0, two_hot=0.8): set(),
+    lambda: TokenMix(): set(),
+    lambda: TokenMix(use_alpha=False): set(),
+    lambda: SMMix(): {"identical_images_stay"},
 }
 
 

@@ -119,6 +119,20 @@ def test_a_model_that_does_not_publish_its_stages_is_refused_with_models_that_do
         stages(nn.Linear(2, 2))
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_last_feature_is_that_of_the_one_forward_in_the_block_and_leaves_no_trace(name: str) -> None:
+    model, (images, _) = backbone(name).eval(), photos()
+    before = state(model)
+    with taps.last_feature(model) as found:
+        logits = model(images)
+    torch.testing.assert_close(model.forward_head(found[0]), logits)
+    assert found[0].requires_grad and not differences(before, state(model))
+    for forwards in (0, 2):
+        with pytest.raises(RuntimeError, match=f"ran {forwards} times, expected once"), taps.last_feature(model):
+            [model(images) for _ in range(forwards)]
+    assert not differences(before, state(model))
+
+
 @pytest.mark.parametrize("name", ["layer1", "layer4", "fc"])
 def test_edit_changes_what_the_rest_of_the_model_sees_and_only_in_the_block(model, x, name: str) -> None:
     model.eval()

@@ -19,6 +19,7 @@ KNOWN_SIZES = {
     "zh-plus/tiny-imagenet": 100_000,
     "uoft-cs/cifar10": 50_000,
     "groceries": 675,
+    "cifar10": 50_000,
 }
 
 

@@ -17,6 +17,7 @@ from recipes import Recipe
 from . import data, microbatch
 
 
+@torch.no_grad()  # no update: a mixer that keeps what updates leave behind can tell
 def refresh(step: Step, samples: Any, recipe: Recipe, epoch: int, workers: int, accelerator: Any) -> None:
     """Average the statistics over the first ``precise_bn_samples`` images of the epoch that has just ended.
 

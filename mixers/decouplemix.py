@@ -1,0 +1,120 @@
+"""DecoupleMix: Harnessing Hard Mixed Samples with Decoupled Regularizer. Liu, Li, Wu, et al. NeurIPS 2023.
+
+https://arxiv.org/abs/2203.10761, code in OpenMixup https://github.com/Westlake-AI/openmixup
+
+Formula: in a sample mixed of classes a and b the partner's class leaves the denominator of the softmax,
+``p(a without b) = exp z_a / sum over c != b of exp z_c``, so that both classes can be certain at once:
+``loss = loss of the base mixer - eta * (lam^power * log p(a without b) + (1-lam)^power * log p(b without a))``.
+Samples of one class, or of one image (lam 0 or 1), have the base's loss alone.
+
+Published defaults: eta = 0.1, both terms alike (power = 0). OpenMixup's ImageNet configurations weight the terms by
+their shares, power = 1, over Mixup with alpha = 1, which is what ``compose.decouplemix`` puts it over.
+
+For binary cross entropy the paper lifts the targets instead: a share t becomes ``min(1, (t/two_hot)^xi)``, so that both
+classes count as present. ``DecoupleMix(base, eta=0, two_hot=0.8)`` is that, xi = 1.
+
+Sampling law: ``decouplemix@liu-2023``: that of the base; nothing else is drawn.
+
+Cost: two logsumexp per sample.
+
+Deviations: a and b are the largest entries of the two unmixed targets, and lam, one per sample, is read off the mixed
+target, so that label smoothing, and any mixer that plans ``index``, is right. OpenMixup orders eta by the class numbers
+of the first sample, decouples a smoothed target into ones, and leaves out lam = 0.5.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from . import ops
+from .base import Criterion, Mixer, Out, Plan
+
+
+class DecoupleMix(Mixer):
+    """A mixer with the decoupled regulariser: ``base`` performs the step, its plan must name each partner, ``index``.
+
+    ``eta`` >= 0 weights the regulariser; ``power`` >= 0 of the share weights its terms; ``two_hot`` in (0, 1], with the
+    exponent ``xi`` > 0, lifts the targets for a binary cross entropy, None leaves them.
+    """
+
+    def __init__(
+        self, base: Mixer, eta: float = 0.1, power: float = 0.0, two_hot: float | None = None, xi: float = 1.0
+    ):
+        super().__init__()
+        if not isinstance(base, Mixer):
+            raise ValueError(f"base must be a mixer, got {base!r}")
+        ops.check_between("eta", eta, 0.0)
+        ops.check_between("power", power, 0.0)
+        if two_hot is not None:
+            ops.check_between("two_hot", two_hot, 1e-3, 1.0)
+        ops.check_positive("xi", xi)
+        self.base = base
+        self.eta = eta
+        self.power = power
+        self.two_hot = two_hot
+        self.xi = xi
+
+    def setup(self, model: nn.Module) -> None:
+        self.base.setup(model)
+
+    def plan(self, x: Tensor, y: Tensor, rng: np.random.Generator, *look: Any) -> Plan:
+        """The plan of the base."""
+        return self.base.plan(x, y, rng, *look)
+
+    def mix(self, x: Tensor, y: Tensor, **plan: Any) -> tuple[Tensor, Tensor]:
+        return self.base.mix(x, y, **plan)
+
+    def forward(self, model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor, rng: np.random.Generator) -> Out:
+        """The base's own step, with the regulariser added; none where the step mixed nothing (an empty plan)."""
+
+        def lifted(logits: Tensor, target: Tensor) -> Tensor:
+            if self.two_hot is not None:
+                target = (target / self.two_hot).clamp(max=1) ** self.xi
+            return criterion(logits, target)
+
+        out = self.base(model, lifted, x, y, rng)
+        if "index" in out.plan:
+            part = self.eta * self.regulariser(out.logits, y, out.target.detach(), out.plan["index"]).mean()
+        elif set(out.plan) <= {"choice"}:
+            part = out.loss.new_zeros(())
+        else:
+            raise ValueError(f"DecoupleMix needs a mixer whose plan names the partners, index; got {list(out.plan)}")
+        return out._replace(loss=out.loss + part, logs=out.logs | {"decouple": part.detach()})
+
+    def regulariser(
+        self,
+        logits: Float[Tensor, "B K"],
+        y: Float[Tensor, "B K"],
+        target: Float[Tensor, "B K"],
+        index: Int[Tensor, " B"],
+    ) -> Float[Tensor, " B"]:
+        """The two decoupled terms of each sample; 0 where it is not of two classes."""
+        a = y.argmax(1)
+        b = a[index]
+        own, partner, mixed = (t.gather(1, a[:, None])[:, 0] for t in (y, y[index], target))
+        lam = torch.where(own > partner, (mixed - partner) / (own - partner), 1.0).clamp(0, 1)
+        two = (a != b) & (lam > 0) & (lam < 1)
+        with ops.full_precision(logits.device):
+            z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            terms = lam**self.power * without(z, a, b) + (1 - lam) ** self.power * without(z, b, a)
+        return torch.where(two, -terms, 0.0)
+
+    def after_step(self, model: nn.Module, progress: float) -> None:
+        self.base.after_step(model, progress)
+
+    def models(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The classifiers of the base."""
+        return self.base.models(model)
+
+    def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The groups of the base."""
+        return self.base.param_groups(lr, weight_decay)
+
+
+def without(z: Float[Tensor, "B K"], a: Int[Tensor, " B"], b: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Log probability of class ``a`` when class ``b`` is none."""
+    others = z.scatter(1, b[:, None], -torch.inf)
+    return z.gather(1, a[:, None])[:, 0] - torch.logsumexp(others, 1)

@@ -1,0 +1,128 @@
+"""MixPro: Data Augmentation with MaskMix and Progressive Attention Labeling for Vision Transformer. ICLR 2023.
+
+Zhao, Huang, Hu, Zhang, Liu. https://arxiv.org/abs/2304.12043, reference code https://github.com/fistyee/MixPro
+
+Formula: MaskMix cuts the images into square cells; ``count = ceil(rho*n)`` of the n cells, ``rho ~ Beta(alpha,
+alpha)``, show the sample itself and the others its partner. ``area`` is the share of the pixels that stay;
+``attention`` the share of what the class token looks at in the last layer of the same forward, mean over heads, that
+falls on them. Progressive attention labeling trusts the attention as far as the model is right: ``s =
+cos(softmax(logits), y_area)`` with the target mixed by area, ``lam = s*attention + (1-s)*area``, and the loss is
+``lam*CE(y) + (1-lam)*CE(y[index])``.
+
+Published defaults: alpha = 1; cells of 56 pixels on a ViT with patches of 14. Here patches are of 16 and cells of 32.
+The published method, ``compose.mixpro``, does so for half of the batches and mixes the others as DeiT does.
+
+Sampling law: ``mixpro@zhao-2023``: one count for the whole batch, at least one cell unless rho is 0, hence a mean share
+of (n+1)/(2n) at alpha = 1; for each sample a uniformly random subset of that many cells; the partner is a uniformly
+random permutation of the batch, fixed points allowed.
+
+Cost: no extra pass; one row of the last layer's attention. A stage that was compiled runs uncompiled when that layer
+lies in it (DeiT: the last block of 12).
+
+Label smoothing: the loss of these batches is of class labels, as in the reference code: the largest entry of each row
+of y. ``s`` compares with the targets as they come, smoothed. ``smoothed=True`` keeps them for the loss too.
+
+Models: those of TransMix, Swin by the mean over all patches as queries. A cell must be a whole number of the model's
+coarsest patches (DeiT 16 pixels, PVT and Swin 32), so that each shows one image.
+
+Deviations: ``s`` carries no gradient; in the reference code it does (``detach=False``), and so does the attention,
+which never does here. The published numbers are of patches of 14, hence 1.3 times the compute of DeiT at 16; its
+shipped configurations switch the labeling off, which its README contradicts. Images whose sides are no whole number of
+cells have smaller ones at the far border, with ``area`` that of the pixels; OpenMixup counts cells, cuts them to 64
+pixels and looks at the unmixed images in another forward.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from . import ops, taps
+from .base import Criterion, Mixer, Out, Plan
+
+
+class MixPro(Mixer):
+    """MaskMix with progressive attention labeling, on every batch.
+
+    ``alpha`` > 0: the Beta parameter; ``cell``: side of a cell in pixels; ``detach``: whether s carries no gradient;
+    ``smoothed``: whether the loss is of the targets as they come instead of class labels.
+    """
+
+    def __init__(self, alpha: float = 1.0, cell: int = 32, detach: bool = True, smoothed: bool = False):
+        super().__init__()
+        ops.check_positive("alpha", alpha)
+        if isinstance(cell, bool) or not isinstance(cell, int) or cell < 1:
+            raise ValueError(f"cell must be a whole number of pixels, at least 1, got {cell!r}")
+        ops.check_choice("detach", detach, (False, True))
+        ops.check_choice("smoothed", smoothed, (False, True))
+        self.alpha, self.cell, self.detach, self.smoothed = alpha, cell, detach, smoothed
+
+    def setup(self, model: nn.Module) -> None:
+        """Raises ``ValueError`` for a model without attention between image tokens, or a cell that cuts a patch."""
+        taps.attention_layers(model)
+        patch = max(taps.reductions(model).values())
+        if self.cell % patch:
+            raise ValueError(
+                f"cell must be a multiple of {patch}, the patch of {type(model).__name__}, got {self.cell}"
+            )
+
+    def plan(
+        self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: object
+    ) -> Plan:
+        """``index`` (B,), ``mask`` (B, 1, H, W) of 0 and 1, ``lam`` (B,) its exact mean, later that of the label."""
+        ops.check_look(look)
+        sides = [np.diff(np.r_[0 : side : self.cell, side]) for side in x.shape[-2:]]
+        area = np.outer(*sides).ravel() / (x.shape[-2] * x.shape[-1])
+        count = int(np.ceil(ops.beta(self.alpha, self.alpha, rng) * len(area)))
+        index = ops.partners(x, rng)
+        cells = rng.permuted(np.tile(np.arange(len(area)) < count, (len(x), 1)), axis=1).astype(np.float64)
+        rows, columns = (ops.send(np.repeat(np.arange(len(side)), side), x) for side in sides)
+        grid = ops.send(cells, x).view(len(x), 1, len(sides[0]), len(sides[1]))
+        return {"index": index, "mask": grid[:, :, rows][..., columns], "lam": ops.send(cells @ area, x)}
+
+    def mix(
+        self,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        *,
+        index: Int[Tensor, " B"],
+        mask: Float[Tensor, "B 1 h w"],
+        lam: Float[Tensor, " B"] | None = None,
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
+        """As every mask; without ``smoothed``, the labels that are mixed are those of the likeliest class."""
+        ops.check_batch(x, y)
+        return super().mix(x, self.labels(y), index=index, mask=mask, lam=lam)
+
+    def labels(self, y: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+        """What the loss is of: ``y`` without its smoothing, or as it is."""
+        return y if self.smoothed else torch.zeros_like(y).scatter_(1, y.argmax(1, keepdim=True), 1)
+
+    def forward(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        rng: np.random.Generator,
+    ) -> Out:
+        """One forward on the mixed batch, whose attention and prediction decide on the labels."""
+        ops.check_batch(x, y)
+        plan = self.plan(x, y, rng, model, criterion)
+        mixed, _ = self.mix(x, y, **plan)
+        with taps.attention(model) as look:
+            logits = model(mixed)
+        by_area = ops.blend_targets(y, plan["index"], plan["lam"])
+        trust = agreement(logits.detach() if self.detach else logits, by_area)
+        area, attention = (share.to(trust.dtype) for share in (plan["lam"], look.share(plan["mask"])))
+        lam = torch.lerp(area, attention, trust)
+        target = ops.blend_targets(self.labels(y), plan["index"], lam)
+        loss = criterion(logits, target)
+        return Out.of(logits, target.detach(), plan | {"lam": lam.detach()}, mix=loss)
+
+
+def agreement(logits: Float[Tensor, "B K"], target: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
+    """Cosine between prediction and target, in [0, 1], at least in float32."""
+    with ops.full_precision(logits.device):
+        predicted = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
+        return functional.cosine_similarity(predicted, target.to(predicted.dtype)).clamp(0, 1)

@@ -1,0 +1,118 @@
+"""DecoupleMix against softmax over the other K-1 classes, one sample at a time, and its invariants."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixers import BLOCKS, CutMix, DecoupleMix, Mixup, RecursiveMix, Step, Switch, Vanilla, build
+from mixers.decouplemix import without
+from mixers.testing import batch, rng_of, tiny_step
+
+INDEX = [2, 1, 4, 0, 3, 5]
+LABELS = [0, 1, 2, 0, 0, 3]  # mixed pairs: 0 2, 1 itself, 2 0, 0 0 (one class), 0 0 (one class), 3 itself
+LAMS = [0.3, 0.3, 0.5, 0.3, 0.9, 0.3]
+
+
+def logits() -> Tensor:
+    return torch.from_numpy(np.random.default_rng(0).normal(0, 3, (6, 5))).requires_grad_()
+
+
+def targets(smoothing: float = 0.0, lams: list[float] = LAMS) -> tuple[Tensor, Tensor]:
+    y = torch.eye(5, dtype=torch.float64)[LABELS] * (1 - smoothing) + smoothing / 5
+    lam = torch.tensor(lams, dtype=torch.float64)[:, None]
+    return y, lam * y + (1 - lam) * y[INDEX]
+
+
+def slow(z: Tensor, lams: list[float], power: float) -> list[float]:
+    """-lam^power log p(a without b) - (1-lam)^power log p(b without a), by exponentials in python floats."""
+    losses = []
+    for i, row in enumerate(z.tolist()):
+        a, b, lam = LABELS[i], LABELS[INDEX[i]], lams[i]
+        if a == b or lam in (0, 1):
+            losses.append(0.0)
+            continue
+        p = [math.exp(row[k]) / sum(math.exp(row[c]) for c in range(5) if c != other) for k, other in ((a, b), (b, a))]
+        losses.append(-(lam**power) * math.log(p[0]) - (1 - lam) ** power * math.log(p[1]))
+    return losses
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("lams", [LAMS, [0.0] * 6, [1.0] * 6, [0.5] * 6], ids=["mixed", "0", "1", "half"])
+def test_the_terms_are_softmax_without_the_partner_s_class(power: float, smoothing: float, lams: list[float]) -> None:
+    z, (y, target) = logits(), targets(smoothing, lams)
+    found = DecoupleMix(Mixup(), power=power).regulariser(z, y, target, torch.tensor(INDEX))
+    assert found.tolist() == pytest.approx(slow(z, lams, power), abs=1e-9)
+    found.sum().backward()
+    assert z.grad.isfinite().all()
+
+
+def test_exchanging_the_classes_and_shares_changes_nothing_and_neither_does_a_constant() -> None:
+    mixer, z = DecoupleMix(Mixup(), power=0.7), logits()[:2]
+    y = torch.eye(5, dtype=torch.float64)[[3, 1]]
+    swap = torch.tensor([1, 0])
+    target = torch.tensor([0.2, 0.6], dtype=torch.float64)[:, None]
+    target = target * y + (1 - target) * y[swap]
+    found = mixer.regulariser(z, y, target, swap)
+    torch.testing.assert_close(mixer.regulariser(z, y[swap], target, swap), found)
+    torch.testing.assert_close(mixer.regulariser(z + 1000, y, target, swap), found)
+
+
+def test_a_term_has_no_gradient_at_the_partner_s_logit() -> None:
+    z = logits()
+    a, b = torch.tensor([0, 1, 2, 0, 0, 3]), torch.tensor([1, 2, 3, 4, 3, 2])
+    without(z, a, b).sum().backward()
+    assert (z.grad.gather(1, b[:, None]) == 0).all()
+    assert (z.grad.gather(1, a[:, None]) > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_large_logits_stay_finite(dtype: torch.dtype) -> None:
+    z = torch.tensor([[30000.0, -30000.0, 0, 0, 0]], dtype=dtype)
+    assert without(z.float(), torch.tensor([1]), torch.tensor([0])).item() == pytest.approx(-30000 - math.log(3))
+
+
+@pytest.mark.parametrize("base", [Mixup, CutMix, lambda: Switch([Mixup(), Vanilla()]), lambda: build("alignmix")])
+def test_without_eta_it_is_the_base_s_own_step_and_eta_adds_the_terms(base) -> None:
+    x, y = batch()
+    for index in range(4):
+        plain = tiny_step(base)(x, y, rng_of(index))
+        off = tiny_step(lambda: DecoupleMix(base(), eta=0.0))(x, y, rng_of(index))
+        on = tiny_step(lambda: DecoupleMix(base(), eta=0.3))(x, y, rng_of(index))
+        assert off.loss.item() == plain.loss.item() and torch.equal(off.target, plain.target)
+        if "index" in on.plan:
+            terms = DecoupleMix(Mixup()).regulariser(on.logits, y, on.target, on.plan["index"])
+            torch.testing.assert_close(on.loss, plain.loss + 0.3 * terms.mean())
+        else:  # nothing was mixed
+            assert on.loss.item() == plain.loss.item() and on.logs["decouple"] == 0
+
+
+def test_a_base_that_names_no_partner_is_refused() -> None:
+    step = tiny_step(lambda: DecoupleMix(RecursiveMix()))
+    with pytest.raises(ValueError, match=r"needs a mixer whose plan names the partners, index; got \['box'"):
+        step(*batch(), rng_of(0))
+
+
+@pytest.mark.parametrize("xi", [1.0, 2.0])
+def test_two_hot_lifts_the_shares_of_both_classes_for_a_binary_cross_entropy(xi: float) -> None:
+    x, y = batch()
+    mixer = DecoupleMix(Mixup(), eta=0.0, two_hot=0.6, xi=xi)
+    bce = lambda z, t: F.binary_cross_entropy_with_logits(z, t, reduction="none").sum(1)  # noqa: E731
+    out = Step(tiny_step(Mixup).model, mixer, bce)(x, y, rng_of(0))
+    expected = [[min(1.0, (share / 0.6) ** xi) for share in row] for row in out.target.tolist()]
+    loss = F.binary_cross_entropy_with_logits(out.logits, torch.tensor(expected), reduction="none").sum(1).mean()
+    torch.testing.assert_close(out.loss, loss)
+    torch.testing.assert_close(out.target, mixer.mix(x, y, **out.plan)[1])
+
+
+def test_it_hands_on_what_its_base_owns() -> None:
+    model = tiny_step(Mixup).model
+    mixer = BLOCKS["decouple"](RecursiveMix())
+    mixer.setup(model)
+    (group,) = mixer.param_groups(0.1, 0.05)
+    assert group["params"] == list(mixer.base.roi_classifier.parameters())
+    assert mixer.models(model) == {"": model} and mixer.needs == "step"

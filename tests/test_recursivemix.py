@@ -1,0 +1,295 @@
+"""RecursiveMix: the box and its average against loops and torchvision, and a history that nothing disturbs."""
+
+import copy
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from driver import Server
+from resuming import differences, finish
+from scipy import stats
+from test_replay import assert_same, fed, spied
+from test_taps import FAMILIES, backbone, photos
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from mixers import CutMix, RecursiveMix, Step, Switch, Vanilla, ops, taps
+from mixers.recursivemix import KEPT, roi_weights
+from mixers.testing import batch, rng_of, tiny_step
+from training import replay
+from training.job import STOPPED
+
+
+def step_with_history(updates: int = 2, **args) -> Step:
+    """After some updates of one micro-batch."""
+    step = tiny_step(lambda: RecursiveMix(**args))
+    for index in range(updates):
+        step(*batch(seed=index), rng_of(index))
+        step.mixer.after_step(step.model, 0.5)
+    return step
+
+
+def history(step: Step) -> dict[str, Tensor]:
+    return {k.removeprefix("mixer."): v.clone() for k, v in step.named_buffers() if k.startswith("mixer.")}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ------------------------------------------------------------------------------------------------ the formula
+
+
+@pytest.mark.parametrize("size", [(7, 7, 224, 224), (5, 5, 160, 160), (4, 6, 13, 31), (1, 1, 32, 32), (8, 3, 64, 48)])
+def test_the_average_over_the_box_is_roi_align_with_one_output(size: tuple[int, int, int, int]) -> None:
+    h, w, height, width = size
+    rng = np.random.default_rng(0)
+    feature = torch.from_numpy(rng.standard_normal((2, 3, h, w), dtype=np.float32))
+    for _ in range(60):
+        top, bottom = sorted(rng.integers(0, height + 1, 2).tolist())
+        left, right = sorted(rng.integers(0, width + 1, 2).tolist())
+        # torchvision has one scale for both axes: stretch the boxes instead
+        scale = torch.tensor([w / width, h / height, w / width, h / height])
+        corners = torch.tensor([[left, top, right, bottom]]).float() * scale
+        boxes = torch.cat([torch.tensor([[0.0], [1.0]]), corners.expand(2, 4)], 1)
+        expected = roi_align(feature, boxes, (1, 1), 1.0, -1, aligned=True)[:, :, 0, 0]
+        rows = torch.from_numpy(roi_weights(top, bottom, h, height)).float()
+        columns = torch.from_numpy(roi_weights(left, right, w, width)).float()
+        found = torch.einsum("bchw,h,w->bc", feature, rows, columns)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        empty = top == bottom or left == right
+        assert (rows.sum() * columns.sum()).item() == pytest.approx(0 if empty else 1, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_second_classifier_sees_the_box_as_the_first_sees_the_image(name: str) -> None:
+    """The box that is the whole image: what the head averages itself, where it averages; for tokens, the patches."""
+    x, _ = photos()
+    model = backbone(name).eval()
+    mixer = RecursiveMix()
+    mixer.setup(model)
+    with taps.last_feature(model) as features, torch.no_grad():
+        logits = model(x)
+        whole = mixer.logits_of_box(model, features[0], x, (0, 64, 0, 64))
+        positions = taps.to_map(model, features[0], x)
+    # RoIAlign reaches half a place beyond the image, to the border's centre: the plain mean, if the samples are centres
+    if features[0].ndim == 4:
+        torch.testing.assert_close(whole, logits, atol=1e-4, rtol=1e-4)
+    else:
+        torch.testing.assert_close(whole, model.get_classifier()(positions.mean((2, 3))), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_step_is_the_formula(swapped: bool) -> None:
+    step = step_with_history(swapped_roi=swapped)
+    kept = {k: getattr(step.mixer, f"{k}_0") for k in KEPT}
+    step.mixer.roi_classifier.weight.data.mul_(2)
+    model = copy.deepcopy(step.model)
+    (x, y), rng = batch(seed=7), rng_of(7)
+    top, bottom, left, right = ops.clipped_box(32, 32, 1 - 0.5 * rng.random(), rng)
+    assert top < bottom and left < right
+    lam = 1 - (bottom - top) * (right - left) / 32**2
+    mixed = x.clone()
+    for i in range(top, bottom):
+        for j in range(left, right):
+            row, column = (i - top) * 32 // (bottom - top), (j - left) * 32 // (right - left)
+            mixed[:, :, i, j] = kept["images"][:, :, row, column]
+    target = lam * y + (1 - lam) * kept["targets"]
+    feature = model.forward_features(mixed)
+    scale = feature.shape[-1] / 32
+    corners = [top, left, bottom, right] if swapped else [left, top, right, bottom]
+    boxes = torch.tensor([[i, *corners] for i in range(4)]).float()
+    inside = roi_align(feature, boxes, (1, 1), scale, -1, aligned=True).flatten(1)
+    head = step.mixer.roi_classifier
+    ce = nn.CrossEntropyLoss(reduction="none")
+    main = ce(model.forward_head(feature), target).mean()
+    roi = 0.5 * (1 - lam) * ce(inside @ head.weight.T + head.bias, kept["predictions"]).mean()
+
+    out = step(x, y, rng_of(7))
+    torch.testing.assert_close(out.logs["mix"], main, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.logs["roi"], roi, atol=1e-5, rtol=1e-5)
+    assert torch.equal(step.mixer.mix(x, y, **out.plan)[0], mixed)
+    torch.testing.assert_close(out.target, target)
+    step.mixer.after_step(step.model, 0.5)
+    assert torch.equal(step.mixer.images_0, mixed)
+    torch.testing.assert_close(step.mixer.predictions_0, out.logits.softmax(1))
+
+
+def test_the_share_is_uniform_before_clipping_and_the_centre_is_uniform() -> None:
+    x, y = torch.zeros(1, 3, 200, 300), torch.ones(1, 2)
+    areas = []
+    for i in range(2000):
+        box = RecursiveMix(alpha=0.3).plan(x, y, np.random.default_rng((1, i)), x, y)["box"]
+        rng = np.random.default_rng((1, i))
+        r = 0.3 * rng.random()
+        height, width = math.floor(200 * math.sqrt(r)) // 2, math.floor(300 * math.sqrt(r)) // 2
+        row, column = rng.integers(200), rng.integers(300)
+        inside = lambda v, most: min(max(int(v), 0), most)  # noqa: E731
+        assert box == (inside(row - height, 200), inside(row + height, 200),
+                       inside(column - width, 300), inside(column + width, 300))  # fmt: skip
+        areas.append(r)
+    assert stats.kstest(areas, stats.uniform(0, 0.3).cdf).pvalue > 1e-3
+
+
+def test_targets_stay_distributions_and_a_class_fades() -> None:
+    step = tiny_step(RecursiveMix)
+    x, _ = batch()
+    share = 1.0
+    for index in range(40):
+        label = torch.eye(5)[torch.full((4,), 0 if index == 0 else 1)] * 0.9 + 0.02
+        out = step(x, label, rng_of(index))
+        step.mixer.after_step(step.model, 0.5)
+        torch.testing.assert_close(out.target.sum(1), torch.ones(4))
+        if index:
+            share *= 1 - out.plan["lam"][0].item()
+            assert out.target[:, 0].tolist() == pytest.approx([0.02 + 0.9 * share] * 4, abs=1e-5)
+    assert share < 1e-6
+
+
+def test_without_a_share_it_is_plain_training_with_a_classifier_that_waits() -> None:
+    plain, none = tiny_step(Vanilla), step_with_history(alpha=0.0)
+    for index in range(2):
+        plain(*batch(seed=index), rng_of(index))
+    x, y = batch(seed=9)
+    out = none(x, y, rng_of(9))
+    assert out.loss.item() == plain(x, y, rng_of(9)).loss.item() and out.logs["roi"] == 0
+    out.loss.backward()
+    assert all((p.grad == 0).all() for p in none.mixer.parameters())
+
+
+@pytest.mark.parametrize("box", [(5, 5, 3, 9), (3, 9, 5, 5), (5, 5, 5, 5)], ids=["no height", "no width", "neither"])
+def test_a_box_without_area_leaves_the_batch_as_it_is(box, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = step_with_history()
+    monkeypatch.setattr(ops, "clipped_box", lambda *_: box)
+    x, y = batch(seed=9)
+    out = step(x, y, rng_of(9))
+    mixed, target = step.mixer.mix(x, y, **out.plan)
+    assert torch.equal(mixed, x) and torch.equal(target, y) and (out.plan["lam"] == 1).all()
+    out.loss.backward()
+    assert (step.mixer.roi_classifier.weight.grad == 0).all()
+
+
+# ------------------------------------------------------------------------------------------------ the history
+
+
+@pytest.mark.parametrize(("size", "met"), [(2, 2), (4, 4), (7, 4)])
+def test_rows_that_the_history_lacks_stay_as_they_are(size: int, met: int) -> None:
+    step = step_with_history()
+    assert len(step.mixer.images_0) == 4
+    x, y = batch(size, seed=5)
+    out = step(x, y, rng_of(5))
+    mixed, target = step.mixer.mix(x, y, **out.plan)
+    changed = [not torch.equal(a, b) for a, b in zip(mixed, x, strict=True)]
+    assert changed == [i < met for i in range(size)]
+    assert torch.equal(target[met:], y[met:]) and (out.plan["lam"][met:] == 1).all()
+    # the loss of the box: rows without history count as 0
+    rows = step_with_history()
+    alone = rows(x[:met], y[:met], rng_of(5)).logs["roi"] if size < 4 else None
+    if alone is not None:
+        torch.testing.assert_close(alone, out.logs["roi"])
+    step.mixer.after_step(step.model, 0.5)
+    assert len(step.mixer.images_0) == size
+
+
+def test_a_micro_batch_meets_the_same_place_of_the_update_before() -> None:
+    step = tiny_step(RecursiveMix)
+    seen: dict[tuple[int, int], Tensor] = {}
+    for update in range(3):
+        for micro in range(3):
+            x, y = batch(seed=10 * update + micro)
+            out = step(x, y, rng_of(update))
+            seen[update, micro] = step.mixer.mix(x, y, **out.plan)[0]
+            if update:
+                assert torch.equal(out.plan["images"], seen[update - 1, micro])
+        step.mixer.after_step(step.model, 0.5)
+
+
+def test_what_is_no_update_sees_the_history_and_leaves_none() -> None:
+    step = step_with_history()
+    before = history(step)
+    with torch.no_grad():
+        out = step(*batch(seed=5), rng_of(5))  # as PreciseBN does
+    assert torch.equal(out.plan["images"], before["images_0"])
+    step.eval()(*batch(seed=6), rng_of(6))
+    step.train()
+    step.mixer.after_step(step.model, 0.5)
+    assert same(history(step), before)
+    step(*batch(seed=7), rng_of(7))
+    assert same(history(step), before), "before the update is over"
+    step.mixer.after_step(step.model, 0.5)
+    assert not same(history(step), before)
+
+
+def test_an_update_of_another_member_leaves_it_as_it_is() -> None:
+    step = tiny_step(lambda: Switch([RecursiveMix(), CutMix()]))
+    for index in range(12):
+        before = history(step)
+        out = step(*batch(seed=index), rng_of(index))
+        step.mixer.after_step(step.model, 0.5)
+        assert same(history(step), before) == (out.plan["choice"] == 1)
+
+
+def test_plans_stay_what_they_were_when_the_history_moves_on() -> None:
+    step = step_with_history()
+    (x, y), first = batch(seed=5), None
+    out = step(x, y, rng_of(5))
+    first = step.mixer.mix(x, y, **out.plan)
+    for index in range(2):
+        step.mixer.after_step(step.model, 0.5)
+        step(*batch(seed=index), rng_of(index))
+    again = step.mixer.mix(x, y, **out.plan)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+
+
+def test_a_history_of_any_shape_is_loaded_strictly_and_replaces_what_was_there() -> None:
+    step = step_with_history(updates=1)
+    for micro in range(2):
+        step(*batch(3 + micro, 48, 64, seed=micro), rng_of(1))
+    step.mixer.after_step(step.model, 0.5)
+    saved = copy.deepcopy(step.state_dict())
+    assert saved["mixer.images_0"].shape == (3, 3, 48, 64) and saved["mixer.images_1"].shape == (4, 3, 48, 64)
+    for other in (tiny_step(RecursiveMix, seed=1), step_with_history(5)):
+        other.load_state_dict(saved)
+        assert same(history(other), history(step))
+    for other in (step_with_history(), step):
+        other.load_state_dict(tiny_step(RecursiveMix).state_dict())
+        assert history(other) == {}
+
+
+def test_a_model_without_a_linear_classifier_is_refused_with_models_that_have_one() -> None:
+    for model in (nn.Linear(2, 2), timm.create_model("test_resnet", num_classes=0)):
+        with pytest.raises(ValueError, match=r"no linear classifier .*; models that have: resnet50, deit_small"):
+            Step(model, RecursiveMix(), F.cross_entropy)
+
+
+# ------------------------------------------------------------------------------------------------ whole runs
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_stopped_run_goes_on_with_each_process_s_own_history(
+    server: Server, reference, tiny_recipe: Path, tmp_path: Path, processes: int
+) -> None:
+    """With PreciseBN between the epochs; stopped after updates 6, within an epoch, and 8, at the end of one."""
+    args = ("--mixer", "recursivemix")
+    expected = reference(*args, processes=processes)
+    run = ["--recipe", tiny_recipe, "--output_dir", tmp_path / "run", "--dataloader_num_workers", 0,
+           "--logging_steps", 3, *args, "--resume_from_checkpoint", "auto"]  # fmt: skip
+    for call in (6, 2):
+        fault = ["receive", "training.optimisation:set_learning_rates", call, 15]
+        started = server.start(*run, processes=processes, faults=[fault])
+        assert started.wait() == [STOPPED] * processes, started.output()
+    finish(server, *run, processes=processes)
+    assert differences(expected, tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_any_micro_batch_after_a_checkpoint_is_rebuilt_with_its_history(
+    server: Server, tmp_path: Path, processes: int
+) -> None:
+    out = spied(server, tmp_path, "recursivemix", processes=processes)
+    for step, micro in ((0, 1), (4, 0), (4, 1), (8, 1)):
+        assert_same(replay.replay(out, step, micro), fed(out, step, micro, processes))
