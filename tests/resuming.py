@@ -54,7 +54,7 @@ def differences(expected: Path, found: Path) -> list[str]:
     a, b = ({p.name: p.read_bytes() for p in (folder / "samples").iterdir()} for folder in (expected, found))
     wrong += [f"samples/{n}" for n in a.keys() | b.keys() if a.get(n) != b.get(n)]
     wrong += [p.name for p in checkpoints(found) if not p.name.startswith("step-")]  # leftovers
-    wrong += [p.name for p in found.glob(".*") if p.name != ".lock"]
+    wrong += [p.name for p in found.glob(".*") if p.name not in (".lock", ".eval_results")]
     a, b = checkpoints(expected)[-1], checkpoints(found)[-1]
     if a.name != b.name:
         return [*wrong, f"checkpoint {b.name} instead of {a.name}"]
