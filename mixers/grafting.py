@@ -68,7 +68,7 @@ class Grafting(Mixer):
         self.label_norm = label_norm
         self.source = source
 
-    def plan(  # type: ignore[override]
+    def plan(
         self,
         x: Float[Tensor, "B C H W"],
         y: Float[Tensor, "B K"],
@@ -99,17 +99,14 @@ class Grafting(Mixer):
         if self.source == "gradient":
             with taps.last_feature(model) as features:
                 found = taps.magnitude(taps.saliency(model, criterion, x, y))
-            cells = taps.to_map(model, features[0], x).shape[2:]
+            height, width = taps.to_map(model, features[0], x).shape[2:]
         else:
             with torch.no_grad(), taps.evaluating(model):
                 feature = taps.to_map(model, model.forward_features(x), x)
             found = feature.abs().mean(1, dtype=torch.promote_types(feature.dtype, torch.float32))
-            cells = feature.shape[2:]
-        if self.grid is not None:
-            cells = (self.grid, self.grid)
+            height, width = feature.shape[2:]
         with ops.full_precision(x.device):
-            found = F.adaptive_avg_pool2d(found, cells) if found.shape[1:] != cells else found
-            found = found.nan_to_num(0.0, 0.0, 0.0)
+            found = F.adaptive_avg_pool2d(found.nan_to_num(0.0, 0.0, 0.0), (self.grid or height, self.grid or width))
             top = found.amax((1, 2), keepdim=True)
             return torch.where(top > 0, found / top.clamp(min=torch.finfo(found.dtype).tiny), 1.0)
 

@@ -7,8 +7,8 @@ pixel by pixel, ``m = s / (s + s[index])``, ``x' = m*x + (1-m)*x[index]``, ``lam
 are images whose saliency is apart: greedily, the two farthest (Euclidean distance of s) come first, then always the one
 farthest from the last, of those left; each is the partner of the one before it, and the first of the last.
 
-Published defaults: spectral residual on half of the batches (GuidedMixup-SR), gradients on 0.8 of them (GuidedMixup-AP);
-the others are not mixed (``compose.guidedmix``; this class mixes every batch).
+Published defaults: half of the batches with spectral residual (GuidedMixup-SR), 0.8 of them with gradients
+(GuidedMixup-AP); the others are not mixed (``compose.guidedmix``; this class mixes every batch).
 
 Sampling law: ``guidedmix@kang-2023``: nothing is drawn; a plan follows from the images (and the model).
 
@@ -22,6 +22,8 @@ Deviations: pairs are searched on the device, in B short steps, and nothing is r
 the images were paired at random, and has no effect). Saliency is looked at in evaluation mode and leaves no gradient.
 Grey is the luma of the normalised channels. An image without contrast, or without gradient, is salient everywhere.
 """
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,13 +57,12 @@ class GuidedMix(Mixer):
         """The model for its gradient only."""
         return "model" if self.source == "gradient" else "batch"
 
-    def plan(
-        self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: object
-    ) -> Plan:
+    def plan(self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: Any) -> Plan:
         """``index`` (B,), one cycle through the batch, and ``mask`` (B, 1, H, W), whose mean is the label's share."""
         if self.source == "gradient":
             ops.check_look(look)
-            found = taps.magnitude(taps.saliency(*look, x, y))  # type: ignore[arg-type]
+            model, criterion = look
+            found = taps.magnitude(taps.saliency(model, criterion, x, y))
         else:
             found = spectral_residual(x)
         with ops.full_precision(x.device):
@@ -82,9 +83,9 @@ def spectral_residual(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W"]:
     with ops.full_precision(x.device):
         channels = x.to(kind).unbind(1)
         luma = LUMA if len(channels) == len(LUMA) else (1 / len(channels),) * len(channels)
-        grey = sum(channel * weight for channel, weight in zip(channels, luma, strict=True))
+        grey = torch.stack([channel * weight for channel, weight in zip(channels, luma, strict=True)], 1).sum(1, True)
         size = [min(side, SIDE) for side in x.shape[2:]]
-        small = F.interpolate(grey[:, None], size, mode="bilinear", antialias=True)[:, 0]  # type: ignore[index]
+        small = F.interpolate(grey, size, mode="bilinear", antialias=True)[:, 0]
         spectrum = torch.fft.fft2(small)
         # exp(log a - mean(log a)) with the phase of the spectrum is the spectrum times exp(-mean(log a)).
         log_amplitude = spectrum.abs().clamp(min=1e-8).log()
@@ -99,9 +100,7 @@ def farthest_partners(vectors: Float[Tensor, "B n"]) -> Int[Tensor, " B"]:
     """A single cycle through the batch that goes greedily to the farthest of those left; nothing is read back."""
     size = len(vectors)
     distance = torch.cdist(vectors, vectors)
-    distance.fill_diagonal_(-1.0)
-    first = distance.argmax() // size  # with its farthest: the farthest two
-    last = first.view(1)
+    last = (distance.triu(1).argmax() // size).view(1)  # with its farthest: the farthest two; both halves may differ
     cycle = [last]
     for _ in range(size - 1):
         distance.index_fill_(1, last, -1.0)  # taken

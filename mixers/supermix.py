@@ -6,8 +6,9 @@ Formula: a frozen network f, the teacher, sees ``x' = M*x + (1-M)*x[index]`` and
 shares, ``t = lam*onehot(y) + (1-lam)*onehot(y[index])``. ``M = s_1 / (s_1 + s_2)`` of two sigmoids of logits m on a
 small grid, resized bilinearly; from m = 0 (half and half), a few times:
 ``J = KL(t || softmax f(x')) + sparsity * mean |M*(M-1)|``, g its gradient by m, smoothed on the grid to G,
-``m = m - rho*G`` with ``rho = |J| / (g.G + 1e-10)`` in [0.0001, 2000], a Newton step to the root of J. A sample is done,
-and stays as it is, once its two classes are the teacher's first two. The label is ``lam``, not the share of the pixels.
+``m = m - rho*G`` with ``rho = |J| / (g.G + 1e-10)`` in [0.0001, 2000], a Newton step to the root of J. A sample is
+done, and stays as it is, once its two classes are the teacher's first two. The label is ``lam``, not the share of the
+pixels.
 
 Published defaults: alpha = 3, sparsity = 25; grid 16 and sigma 2 with a ResNet-34 for ImageNet, 8 and 1 for CIFAR.
 
@@ -133,8 +134,8 @@ class SuperMix(Mixer):
                 smooth = smoothed(gradient, self.sigma)
                 value = divergence(seen[0], target) + hard.detach()
                 rate = (value.abs() / ((gradient * smooth).sum((1, 2, 3)) + 1e-10)).clamp(1e-4, 2000)
-                second = seen[0].topk(min(2, y.shape[1]), 1).values[:, -1:]
-                done = done | (seen[0].gather(1, pair) >= second).all(1)
+                first_two = seen[0].topk(min(2, y.shape[1]), 1).indices
+                done = done | (first_two.sort(1).values == pair.sort(1).values).all(1)
                 step = torch.where(done, 0.0, rate.nan_to_num(1e-4))[:, None, None, None] * smooth
             logits = logits.detach() - step
         with torch.no_grad(), ops.full_precision(x.device):
