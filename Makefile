@@ -18,9 +18,10 @@ quickstart: $(VENV)/installed
 	$(BIN)/python train_mixup.py --recipe quickstart_cutmix --output_dir runs/quickstart_cutmix --resume_from_checkpoint auto
 	$(BIN)/mixup-recipes report runs/quickstart_vanilla runs/quickstart_cutmix --out runs/quickstart
 
-# Style, types, and every test that takes no more than seconds.
+# Style, types, and every test that takes no more than seconds. A test has one thread, so each core gets a process (four
+# at most: each holds torch and starts runs of its own); who is done first takes over tests from the end of the others.
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -189,6 +189,17 @@ def replay(run: Path, *, step: Whole, micro: Whole = 0, out: Path | None = None,
 
 
 @app.command
+def masks(run: Path, *, pairs: Whole = 6, out: Path = Path("runs/masks.png")) -> None:
+    """What a run of automix, samix or adautomix has learned: masks on photos of the evaluation split, as a picture.
+
+    Prints how the mean of the masks follows lambda. Needs a checkpoint of the run.
+    """
+    from model_cards.masks import masks
+
+    print(masks(run, pairs, out), out, sep="\n")
+
+
+@app.command
 def preview(
     *names: str,
     mixers: Annotated[list[str] | None, listed("a row for each, under the recipe's setting or with defaults")] = None,
@@ -240,6 +251,21 @@ def report(*runs: Path, out: Annotated[Path, Parameter(help="folder to write to"
 
     print(report(list(runs), out))
     print("\nwritten:", *sorted(str(path) for path in out.iterdir()))
+
+
+@app.command
+def card(
+    run: Path,
+    *,
+    repo_id: Annotated[str | None, Parameter(help="owner/name of the Hub repository that the folder is for")] = None,
+    license: Annotated[str | None, Parameter(help="of the weights, as the Hub names it: apache-2.0, mit, ...")] = None,
+    out: Annotated[Path | None, Parameter(help="write the card alone to this file")] = None,
+) -> None:
+    """Write the model card of a run folder; what a person wrote around the generated part stays."""
+    from model_cards import card
+
+    for path in card.write(run, repo_id, license, out):
+        print(path)
 
 
 @app.command

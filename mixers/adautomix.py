@@ -183,6 +183,13 @@ class AdAutoMix(Mixer):
             logits = self.block([z, *(z[partner] for partner in index)], lam)
             return blocks.resized(logits, tuple(x.shape[2:]), self.upsample).softmax(1)  # type: ignore[arg-type]
 
+    def masks_for(
+        self, x: Float[Tensor, "B C H W"], index: Int[Tensor, " B"], lam: Float[Tensor, " B"]
+    ) -> Float[Tensor, "B 1 H W"]:
+        """The masks of given pairs, of two samples each: to look at."""
+        shares = torch.stack((lam, 1 - lam), 1)
+        return self.masks(blocks.up_cast(self.encoder.look(x)), x, index[None], shares)[:, :1]
+
     def mix(  # type: ignore[override]
         self,
         x: Float[Tensor, "B C H W"],

@@ -21,18 +21,21 @@ one for that of the mix block, each with a uniformly random permutation, fixed p
 lambda or one minus it is at most the margin (3.6 % of the steps), its batch is plain Mixup. ``switch_off`` is the share
 of the steps that train the mix block through k; 0 and 1 both mean every step.
 
-Cost: 3.0 x a vanilla step in FLOPs; k and its gradients with respect to the mask come on top in memory.
+Cost: 2.9 (DeiT-S) to 3.0 (ResNet-50) x a vanilla step in FLOPs; k and its gradients with respect to the mask come on
+top in memory.
 
 What is reported: the classifier of k for mixed images (``""``), which the published numbers usually are; the other
 three are evaluated and exported beside it: ``k_one``, ``q`` and ``q_one``.
 
 Deviations: where later layers keep no statistics (DeiT, Swin, PVT, ConvNeXt), k stops behind the stage that masks are
-made from; the result is the same. The classifier for clean images starts from the numbers of the other one. OpenMixup
-makes the mask of the classifier's batch also where the margin discards it; here it is not made. Its ViT configurations
-keep this behaviour of ``switch_off``; the paper trains the mix block in every step.
+made from; the result is the same. Both masks of a step share one projection of the map. The classifier for clean
+images starts from the numbers of the other one. OpenMixup makes the mask of the classifier's batch also where the
+margin discards it; here it is not made. Its ViT configurations keep this behaviour of ``switch_off``; the paper
+trains the mix block in every step.
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,15 +70,23 @@ class MixBlock(nn.Module):
     def noise(self, z: Tensor, rng: np.random.Generator) -> None:
         """Nothing is random in this block."""
 
+    def project(self, z: Float[Tensor, "B c h w"]) -> list[Tensor]:
+        """What the layers make of the map alone: layers are linear, so that lambda and bias can be added later."""
+        return blocks.project(z, self.query_key.weight[:, : z.shape[1]], self.value.weight[:, : z.shape[1]])
+
     def forward(
-        self, z: Float[Tensor, "B c h w"], index: Int[Tensor, " B"], lam: Float[Tensor, " B"], noise: None = None
+        self, projected: Sequence[Tensor], index: Int[Tensor, " B"], lam: Float[Tensor, " B"], noise: None = None
     ) -> Float[Tensor, "B 1 h w"]:
-        """``lam`` is the share of the sample itself."""
-        a, b = z, z[index]
-        if self.lam_concat:
-            own = blocks.as_column(lam, z).expand(-1, 1, *z.shape[2:])
-            a, b = torch.cat((a, own), 1), torch.cat((b, 1 - own), 1)
-        return blocks.attend(self.query_key(a), self.query_key(b), self.value(b))
+        """``lam`` is the share of the sample itself, ``projected`` comes from ``project``."""
+        own = blocks.as_column(lam, projected[0])
+
+        def complete(layer: nn.Conv2d, part: Tensor, share: Tensor) -> Tensor:
+            part = part + layer.weight[:, -1] * share if self.lam_concat else part
+            return part + layer.bias[:, None, None]  # type: ignore[index]
+
+        query = complete(self.query_key, projected[0], own)
+        key = complete(self.query_key, projected[0][index], 1 - own)
+        return blocks.attend(query, key, complete(self.value, projected[1][index], 1 - own))
 
     def mask_loss(self, mask: Float[Tensor, "B 1 H W"], lam: Float[Tensor, " B"]) -> Tensor:
         """How far the mean of all masks is from the mean of lambda, beyond a tolerance."""
@@ -150,29 +161,46 @@ class AutoMix(Mixer):
     def plan(self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: Any) -> Plan:
         """``index`` (B,), ``mask``, ``lam`` (B,) of the classifier's batch; ``generator``: those of the mix block's.
 
-        ``look``: the hidden map of the momentum encoder; made here when it is missing.
+        ``look``: what the mix block makes of the momentum encoder's map; made here when it is missing.
         """
-        z = look[0] if look else blocks.up_cast(self.encoder.look(x))
+        projected = look[0] if look else self.look(x)
         lam, lam_k = ops.beta(self.alpha, self.alpha, rng), ops.beta(self.alpha, self.alpha, rng)
         run = self.switch_off == 0 or bool(rng.random() <= self.switch_off)
         index, index_k = ops.partners(x, rng), ops.partners(x, rng)
-        noise, noise_k = self.block.noise(z, rng), self.block.noise(z, rng)  # type: ignore[operator]
+        noise, noise_k = (self.block.noise(projected[0], rng) for _ in range(2))  # type: ignore[operator]
         share, share_k = ops.per_sample(lam, x), ops.per_sample(lam_k, x)
         if min(lam, 1 - lam) <= self.margin:
             mask = share[:, None, None, None]
         else:
             with torch.no_grad():
-                mask = self.mask(z, x, index, share, noise)
+                mask = self.mask(projected, x, index, share, noise)
         generator = {"index": index_k, "lam": share_k, "noise": noise_k, "run": run}
         return {"index": index, "mask": mask, "lam": share, "generator": generator}
 
+    def look(self, x: Float[Tensor, "B C H W"]) -> list[Tensor]:
+        """The momentum encoder's map of clean images, as the mix block projects it, at least in float32."""
+        z = blocks.up_cast(self.encoder.look(x))
+        with ops.full_precision(x.device):
+            return self.block.project(z)  # type: ignore[operator]
+
     def mask(
-        self, z: Float[Tensor, "B c h w"], x: Tensor, index: Int[Tensor, " B"], lam: Float[Tensor, " B"], noise: Any
+        self,
+        projected: Sequence[Tensor],
+        x: Float[Tensor, "B C H W"],
+        index: Int[Tensor, " B"],
+        lam: Float[Tensor, " B"],
+        noise: Any,
     ) -> Float[Tensor, "B 1 H W"]:
         """1 where the sample itself stays, of the size of the images, at least in float32."""
-        with ops.full_precision(z.device):
-            partner = self.block(z, index, lam, noise)
+        with ops.full_precision(x.device):
+            partner = self.block(projected, index, lam, noise)
             return torch.sigmoid(-blocks.resized(partner, tuple(x.shape[2:]), self.block.upsample))  # type: ignore[arg-type]
+
+    def masks_for(
+        self, x: Float[Tensor, "B C H W"], index: Int[Tensor, " B"], lam: Float[Tensor, " B"]
+    ) -> Float[Tensor, "B 1 H W"]:
+        """The masks of given pairs, without dropout: to look at."""
+        return self.mask(self.look(x), x, index, lam, None)
 
     def mix(  # type: ignore[override]
         self,
@@ -197,10 +225,10 @@ class AutoMix(Mixer):
     ) -> Out:
         """Classifier and mix block, each on a batch of its own, in one backward pass."""
         ops.check_batch(x, y)
-        z = blocks.up_cast(self.encoder.look(x))
-        plan = self.plan(x, y, rng, z)
+        projected = self.look(x)
+        plan = self.plan(x, y, rng, projected)
         index, lam, noise, run = (plan["generator"][key] for key in ("index", "lam", "noise", "run"))
-        mask = self.mask(z, x, index, lam, noise)
+        mask = self.mask(projected, x, index, lam, noise)
         parts = {"mask": self.gamma * self.block.mask_loss(mask, lam)}  # type: ignore[operator]
         if run:
             mixed, target = super().mix(x, y, index=index, mask=mask, lam=lam)

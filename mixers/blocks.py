@@ -125,6 +125,11 @@ def pointwise(channels: int, out: int, bias: bool = True) -> nn.Conv2d:
     return layer
 
 
+def project(z: Float[Tensor, "B c h w"], *weights: Tensor) -> list[Tensor]:
+    """1x1 convolutions of a map with several weights (d, c, 1, 1), without bias: a map (B, d, h, w) for each."""
+    return list(F.conv2d(z, torch.cat(weights)).split([len(weight) for weight in weights], 1))
+
+
 def attend(
     query: Float[Tensor, "B d h w"], key: Float[Tensor, "B d h w"], value: Float[Tensor, "B 1 h w"]
 ) -> Float[Tensor, "B 1 h w"]:

@@ -20,6 +20,7 @@ import timm
 import tiny
 import torch
 from driver import Server
+from hub_server import HubServer
 from resuming import Reference
 from teachers import fill
 from torch import Tensor, nn
@@ -75,6 +76,13 @@ def server() -> Iterator[Server]:
     """Starts whole runs in processes that have everything imported already."""
     with Server() as server:
         yield server
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub of its own, on a free port."""
+    with HubServer(tmp_path / "hub") as hub:
+        yield hub
 
 
 @pytest.fixture(scope="session")

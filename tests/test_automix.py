@@ -3,7 +3,8 @@
 import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,18 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from resuming import Reference, log
 from torch import Tensor, nn
 
-from mixers import MIXERS, Mixer, Out, Step, Switch, blocks, build
+from mixers import MIXERS, Mixer, Out, Step, Switch, blocks, build, taps
 from mixers.adautomix import AdaptiveMask, mix_many
 from mixers.automix import MixBlock
 from mixers.samix import SAMixBlock, curve
 from mixers.testing import batch, rng_of
-from training import backbones
+from model_cards.masks import masks
+from recipes import UserError
+from training import backbones, launch
 
 LEARNED = ("automix", "samix", "adautomix")
 CRITERION = nn.CrossEntropyLoss(reduction="none")
@@ -69,7 +74,7 @@ def test_the_block_of_automix_is_its_formula(lam_concat: bool) -> None:
     block = MixBlock(lam_concat)
     block.setup(6)
     wake(block)
-    found = block(z, index, lam)
+    found = block(block.project(z), index, lam)
     for i in range(3):
         a, b = z[i].flatten(1), z[index[i]].flatten(1)
         if lam_concat:
@@ -88,7 +93,7 @@ def test_the_block_of_samix_is_its_formula(k: float) -> None:
     wake(block).train()
     noise = block.noise(z, np.random.default_rng(0))
     assert noise is not None and set(noise.flatten().tolist()) == {0.0, 2.0}
-    found = block(z, index, lam, noise)
+    found = block(block.project(z), index, lam, noise)
     r = [float(x) if k == -1 else (4 / 3 * x**3 - 2 * x**2 + 1.25 * x) / (1.25 - 2 / 3) for x in lam.tolist()]
     b_all = [z[index[i]].flatten(1) * (1 + 1 - r[i]) for i in range(3)]
     hidden = torch.stack([linear(block.value[0], b) for b in b_all])
@@ -165,9 +170,9 @@ def test_the_masks_loss_is_that_of_all_pixels_of_the_batch(make_block: Callable[
 def test_a_new_mask_is_close_to_one_half_whatever_lambda_is() -> None:
     step = make("automix")
     x, _ = batch(size=8)
-    z = step.mixer.encoder.look(x)
+    projected = step.mixer.look(x)
     for lam in (0.1, 0.5, 0.9):
-        mask = step.mixer.mask(z, x, torch.arange(8).flip(0), torch.full((8,), lam), None)
+        mask = step.mixer.mask(projected, x, torch.arange(8).flip(0), torch.full((8,), lam), None)
         assert (mask - 0.5).abs().max() < 0.05
 
 
@@ -223,7 +228,7 @@ def test_without_pairs_nothing_changes() -> None:
     x, y = batch()
     for name in ("automix", "samix"):
         mixer = make(name).mixer
-        mask = mixer.mask(mixer.encoder.look(x), x, torch.arange(4), torch.full((4,), 0.3), None).detach()
+        mask = mixer.mask(mixer.look(x), x, torch.arange(4), torch.full((4,), 0.3), None).detach()
         images, _ = mixer.mix(x, y, index=torch.arange(4), mask=mask, lam=torch.full((4,), 0.3))
         torch.testing.assert_close(images, x)
 
@@ -245,8 +250,9 @@ def test_the_margin_is_met_as_often_as_its_law_says(name: str, margin: float, ex
     mixer = make(name).mixer
     assert mixer.margin == margin
     x, y = batch(size=2, height=8, width=8)
-    z = torch.zeros(2, mixer.encoder.channels, 1, 1)
-    plain = [mixer.plan(x, y, np.random.default_rng((1, i)), z)["mask"].shape[2] == 1 for i in range(4000)]
+    look = torch.zeros(2, mixer.encoder.channels, 1, 1)
+    look = look if name == "adautomix" else mixer.block.project(look)
+    plain = [mixer.plan(x, y, np.random.default_rng((1, i)), look)["mask"].shape[2] == 1 for i in range(4000)]
     assert abs(np.mean(plain) - expected) < 4 * math.sqrt(expected / 4000)
 
 
@@ -254,8 +260,8 @@ def test_the_generator_is_switched_off_in_its_share_of_the_steps() -> None:
     x, y = batch(size=2, height=8, width=8)
     for switch_off, expected in ((0.8, 0.8), (0.0, 1.0), (1.0, 1.0)):
         mixer = make("automix", switch_off=switch_off).mixer
-        z = torch.zeros(2, mixer.encoder.channels, 1, 1)
-        runs = [mixer.plan(x, y, np.random.default_rng((1, i)), z)["generator"]["run"] for i in range(1000)]
+        look = mixer.block.project(torch.zeros(2, mixer.encoder.channels, 1, 1))
+        runs = [mixer.plan(x, y, np.random.default_rng((1, i)), look)["generator"]["run"] for i in range(1000)]
         assert abs(np.mean(runs) - expected) < 0.05
     step = make("automix", switch_off=1e-9)
     out = step(x, y, rng_of(0))
@@ -283,7 +289,7 @@ def test_the_step_is_the_sum_of_its_four_losses() -> None:
 
     with torch.no_grad():
         z = k.forward_intermediates(x, indices=[step.mixer.encoder.index])[1][0]
-        up = F.interpolate(block(z, generator["index"], generator["lam"]), size=(32, 48))
+        up = F.interpolate(block(block.project(z), generator["index"], generator["lam"]), size=(32, 48))
         mask = 1 - torch.sigmoid(up)
         made = k(blended(generator["index"], mask))
         parts = {
@@ -482,3 +488,85 @@ def test_a_member_that_is_not_chosen_has_gradients_of_zeros() -> None:
     step(*batch(), rng_of(0)).loss.backward()
     own = [p for p in step.mixer.parameters() if p.requires_grad]
     assert own and all(p.grad is not None and not p.grad.any() for p in own)
+
+
+# --------------------------------------------------------------------------------------------- whole runs
+
+
+@pytest.mark.parametrize("name", ["automix", "adautomix"])
+def test_two_processes_train_like_one_that_accumulates_twice(reference: Reference, name: str) -> None:
+    fixed = ("--mixer", name, "--model", "test_vit", "--per_device_train_batch_size", 4, "--epochs", 1)
+    fixed += ("--warmup_epochs", 0)
+    one, two = (
+        [line["loss"] for line in log(reference(*fixed, processes=n)) if line["mode"] == "train"] for n in (1, 2)
+    )
+    assert one == pytest.approx(two, rel=1e-4) and one
+
+
+def test_a_run_scores_and_exports_four_classifiers(reference: Reference) -> None:
+    folder = reference("--mixer", "samix")
+    final = [line for line in log(folder) if line["mode"] == "val"][-1]
+    assert {f"{name}top1" for name in ("", "k_one_", "q_", "q_one_", "ema_")} <= final.keys()
+    assert {path.name for path in (folder / "models").iterdir()} == {"k_one", "q", "q_one", "ema"}
+    networks = [folder, *(folder / "models").iterdir()]
+    weights = [timm.create_model(f"local-dir:{place}", pretrained=True).get_classifier().weight for place in networks]
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(weights, 2))
+
+
+def test_masks_of_a_run_are_drawn_and_measured(reference: Reference, tmp_path: Path) -> None:
+    found = masks(reference("--mixer", "samix"), 2, tmp_path / "masks.png")
+    rows = [line.split("|")[1:4] for line in found.splitlines() if line.startswith("| 0.")]
+    assert [float(row[0]) for row in rows] == [0.1, 0.3, 0.5, 0.7, 0.9]
+    assert all(0 < float(row[1]) < 1 for row in rows)
+    with Image.open(tmp_path / "masks.png") as sheet:
+        assert sheet.format == "PNG" and sheet.width > 8 * 120
+
+
+def test_masks_of_other_runs_are_refused(reference: Reference, tmp_path: Path) -> None:
+    for folder, pairs, says in (
+        (
+            reference("--mixer", "deit"),
+            2,
+            "mixer 'deit' learns no masks; expected a run of automix, samix or adautomix",
+        ),
+        (tmp_path, 2, "holds no recipe.yaml: expected the folder of a run"),
+        (reference("--mixer", "samix"), 0, "pairs: expected 1 to 16, got 0"),
+    ):
+        with pytest.raises(UserError, match=says):
+            masks(folder, pairs, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+# --------------------------------------------------------------------------------------------- compiled
+
+
+@pytest.fixture
+def compiler(without_shape_checks: None) -> Iterator[None]:
+    """One that has compiled nothing yet, with what a run sets put back afterwards."""
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=64):
+        yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_encoder_model_and_block_are_compiled_and_give_the_same(
+    name: str, compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, step = make(name), make(name)
+    compiled = []
+
+    def note(module: nn.Module, **options: Any) -> None:
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager", **options)
+
+    monkeypatch.setattr(nn.Module, "compile", note)
+    launch.compile_step(step)
+    assert step.mixer.block in compiled
+    for network in (step.model, step.mixer.encoder.model):
+        assert all(network.get_submodule(stage) in compiled for stage in taps.stages(network))
+    for index in range(3):
+        ours, theirs = (s(*batch(), rng_of(index)) for s in (step, plain))
+        torch.testing.assert_close(ours.loss, theirs.loss)
+        torch.testing.assert_close(ours.logits, theirs.logits)

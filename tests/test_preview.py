@@ -133,7 +133,7 @@ def test_a_teacher_that_cannot_be_had_is_left_out_of_a_sheet_of_everything_only(
         monkeypatch.delitem(MIXERS, name)
     said = preview.preview([], [], 2, "synthetic", tmp_path / "a.png")
     assert said.endswith("1 methods by 2 images (drawn shapes); without the weights of their teachers: attentivemix")
-    with pytest.raises(UserError, match="'attentivemix' with model 'test_vit': no weights for the teacher"):
+    with pytest.raises(UserError, match="'attentivemix' with model 'test_resnet': no weights for the teacher"):
         preview.preview([], ["attentivemix"], 2, "synthetic", tmp_path / "b.png")
 
 

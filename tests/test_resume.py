@@ -11,7 +11,7 @@ import pytest
 from driver import Server
 from resuming import LOG, Reference, checkpoints, differences, finish, kill_after, small_model_for
 
-from mixers import MIXERS
+from mixers import MIXERS, build
 from training.job import STOPPED
 
 KILL, TERM, USR1 = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGUSR1)
@@ -75,23 +75,50 @@ def lines(text: str) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------ killed at random
 
-# Every mixer once, in turn on 1 and 2 processes, with 0 and 2 loader processes, with other checkpoint intervals.
-SHAPES = [(1, 2, 1), (2, 0, "epoch"), (2, 2, 2), (1, 0, "epoch")]
-CASES = [(mixer, *SHAPES[i % 4]) for i, mixer in enumerate(MIXERS)]
+SHAPES = [(1, 2, 1), (2, 0, "epoch"), (2, 2, 2), (1, 0, "epoch")]  # processes, loader processes, checkpoint interval
 
 
-@pytest.mark.parametrize("mixer, processes, workers, every", CASES)
+@pytest.mark.parametrize("processes, workers, every", SHAPES)
 def test_a_run_killed_at_random_times_equals_the_undisturbed_one(
-    case: Any, reference: Reference, mixer: str, processes: int, workers: int, every: object
+    case: Any, reference: Reference, processes: int, workers: int, every: object
 ) -> None:
-    fixed = ("--mixer", mixer, "--model", small_model_for(mixer))
-    seconds = reference.seconds[reference(*fixed, processes=processes)]
-    c = case(*fixed, "--dataloader_num_workers", workers, "--checkpointing_steps", every, processes=processes)
-    draw = random.Random(f"{mixer} {processes} {workers} {every}")
+    c = case("--dataloader_num_workers", workers, "--checkpointing_steps", every, processes=processes)
+    seconds = reference.seconds[reference("--mixer", "deit", processes=processes)]
+    draw = random.Random(f"{processes} {workers} {every}")
     for _ in range(2):
         kill_after(c.server, draw.uniform(0.2, 1) * seconds, *c.args, *AUTO, processes=processes)
     c.finish()
     c.expect_same()
+
+
+# ------------------------------------------------------------------------------------------------ every mixer
+
+
+def in_whole_runs() -> list[str]:
+    """Mixers whose runs can differ in what has to be saved: one of each kind that only changes the batch and has no
+    state (the contract check ``resume`` shows it), and all others."""
+    chosen, kinds = [], set()
+    for name in MIXERS:
+        mixer = build(name)
+        own = mixer.needs == "step" or bool(mixer.state_dict())
+        if own or mixer.needs not in kinds:
+            chosen.append(name)
+        kinds.add(mixer.needs)
+    return chosen
+
+
+@pytest.mark.parametrize("mixer", in_whole_runs())
+def test_a_killed_run_of_every_kind_of_mixer_equals_the_undisturbed_one(case: Any, mixer: str) -> None:
+    c = case("--mixer", mixer, "--model", small_model_for(mixer), "--epochs", 2, "--checkpointing_steps", 3)
+    c.kill_at(UPDATE, 6)  # resumed from update 3, within an epoch
+    assert lines(c.finish()) == ["resumed from step-00000003"]
+    c.expect_same()
+
+
+def test_mixers_with_a_step_or_a_state_of_their_own_are_all_in_whole_runs() -> None:
+    left = [build(name) for name in MIXERS.keys() - set(in_whole_runs())]
+    assert left and not any(mixer.needs == "step" or mixer.state_dict() for mixer in left)
+    assert {mixer.needs for mixer in left} <= {build(name).needs for name in in_whole_runs()}
 
 
 # ------------------------------------------------------------------------------------------------ killed at a moment

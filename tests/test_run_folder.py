@@ -62,7 +62,7 @@ def expect_refused(server: Server, start: str, *given: object, **options: Any) -
 
 def test_the_folder_is_complete(folder: Path) -> None:
     assert {p.name for p in folder.iterdir()} == {
-        ".lock", "checkpoints", "config.json", "data.json", "env.json", "eval_results.json", "log.jsonl",
+        ".lock", "README.md", "checkpoints", "config.json", "data.json", "env.json", "eval_results.json", "log.jsonl",
         "model.safetensors", "models", "predictions.safetensors", "recipe.yaml", "runs", "samples", "summary.csv",
     }  # fmt: skip
     assert [p.name for p in checkpoints(folder)] == ["step-00000008", "step-00000012"]

@@ -16,6 +16,9 @@ from torch import nn
 from tqdm import tqdm
 
 from mixers import Step, taps
+from mixers.adautomix import AdaptiveMask
+from mixers.automix import MixBlock
+from mixers.samix import SAMixBlock
 from recipes import Recipe, UserError
 from recipes.typed import nearest
 
@@ -72,8 +75,9 @@ def on_device(step: nn.Module, recipe: Recipe, accelerator: Accelerator) -> Any:
 
 
 def compile_step(step: Step) -> None:
-    """Compile stage by stage, for the few shapes of a run: whole and last batches, training and evaluation.
+    """Compile each network stage by stage, and what makes masks.
 
+    For the few shapes of a run: whole and last batches, training and evaluation.
     All stages share one budget of recompilations, which torch sets to 8; and dynamic shapes, which it would try
     next, do not compile for every model.
     """
@@ -81,6 +85,9 @@ def compile_step(step: Step) -> None:
     try:
         for net in (step.model, *step.mixer.models(step.model).values()):
             taps.compile_stages(net, dynamic=False)
+        for block in step.mixer.modules():
+            if isinstance(block, MixBlock | SAMixBlock | AdaptiveMask):
+                block.compile(dynamic=False)
     except ValueError as e:
         raise UserError(f"torch_compile: {e}") from None
 

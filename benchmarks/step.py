@@ -1,0 +1,153 @@
+"""Cost of a whole training step with every mixer, relative to the step without mixing.
+
+    python benchmarks/step.py                    # FLOPs and memory counted at the real size, time on what is at hand
+    python benchmarks/step.py --models resnet50 --mixers automix samix
+
+FLOPs are counted by torch over forward and backward on the meta device, where tensors have shapes and no values, at 224
+pixels: exact, and the same on every machine. Memory is what autograd keeps for the backward pass, counted likewise;
+on a GPU the peak that its allocator saw stands beside it. Both are means over ``--updates`` updates, so that methods
+that switch between branches are counted as they run. Milliseconds are medians in one interleaved run, at full size
+on a GPU and reduced to 64 pixels and 8 images on a CPU. Prints Markdown.
+"""
+
+# ruff: noqa: E402
+import argparse
+import copy
+import functools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # beside this file "mixers" would mean mixers.py
+
+import numpy as np
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixers import MIXERS, Step, build
+
+MODELS = ("resnet50", "deit_small_patch16_224", "swin_tiny_patch4_window7_224", "convnext_tiny")
+COUNTED = (8, 224)  # images, pixels
+TIMED = {"cuda": (64, 224), "cpu": (8, 64)}
+WARM_UP = 2  # turns
+
+
+def main() -> None:
+    """One table for each model."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="MODEL")
+    parser.add_argument("--mixers", nargs="+", default=list(MIXERS), choices=list(MIXERS), metavar="MIXER")
+    parser.add_argument("--updates", type=int, default=12, help="over which FLOPs and memory are averaged")
+    parser.add_argument("--repeats", type=int, default=0, help="timed steps; 0 leaves the time out")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {args.threads} thread(s)"
+    print(f"`python {' '.join(sys.argv)}`: torch {torch.__version__}, timm {timm.__version__}; {name}.")
+    for model in args.models:
+        table(model, args.mixers, args.updates, args.repeats, device)
+
+
+def table(model: str, mixers: list[str], updates: int, repeats: int, device: torch.device) -> None:
+    """Print what each mixer costs on one model, as multiples of ``vanilla``."""
+    size, pixels = TIMED[device.type]
+    heads = ["FLOPs", "kept for backward"]
+    heads += [f"time, {size} x {pixels} px"] if repeats else []
+    heads += ["peak memory"] if repeats and device.type == "cuda" else []
+    print(f"\n| {model} | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
+    whole = functools.partial(timm.create_model, model, num_classes=1000)
+    small = functools.partial(whole, **({} if pixels == 224 or not takes_size(model) else {"img_size": pixels}))
+    times = timed(small, mixers, repeats, device) if repeats else {}
+    base: tuple[float, ...] = ()
+    for mixer in dict.fromkeys(("vanilla", *mixers)):
+        step = made(whole, mixer)
+        if isinstance(step, str):
+            print(f"| {mixer} | {step} |{' |' * (len(heads) - 1)}")
+            continue
+        cost = (*counted(step, updates), *times.get(mixer, ()))
+        base = base or cost
+        print(f"| {mixer} | {' | '.join(f'{own / other:.2f}x' for own, other in zip(cost, base, strict=True))} |")
+
+
+def takes_size(model: str) -> bool:
+    """Whether a model is made for one size of images."""
+    return "deit" in model or "swin" in model
+
+
+def made(create: Callable[[], torch.nn.Module], mixer: str) -> Step | str:
+    """A step; why not, when the mixer does not work with the model or lacks weights."""
+    try:
+        return Step(create(), build(mixer), torch.nn.CrossEntropyLoss(reduction="none"))
+    except ValueError as error:
+        return str(error).split(";")[0].replace("|", "/")
+
+
+def counted(step: Step, updates: int) -> tuple[float, float]:
+    """FLOPs of forward and backward, and bytes kept between them, on the meta device: means over some updates."""
+    step = copy.deepcopy(step).to("meta").train()
+    parameters = {p.untyped_storage()._cdata for p in step.parameters()}
+    size, pixels = COUNTED
+    x, y = torch.empty(size, 3, pixels, pixels, device="meta"), torch.empty(size, 1000, device="meta")
+    flops = kept = 0
+    for update in range(updates):
+        seen: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor, seen: dict[int, int] = seen) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in parameters:
+                seen[storage._cdata] = storage.nbytes()
+            return tensor
+
+        with FlopCounterMode(display=False) as counter:
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                loss = step(x, y, np.random.default_rng((0, update))).loss
+            loss.backward()
+        step.zero_grad(set_to_none=True)
+        flops += counter.get_total_flops()
+        kept += sum(seen.values())
+    return flops / updates, kept / updates
+
+
+def timed(
+    create: Callable[[], torch.nn.Module], mixers: list[str], repeats: int, device: torch.device
+) -> dict[str, tuple[float, ...]]:
+    """Median seconds of forward and backward by mixer, in turns; on a GPU the peak of allocated bytes too."""
+    size, pixels = TIMED[device.type]
+    x, labels = torch.randn(size, 3, pixels, pixels, device=device), torch.randint(1000, (size,), device=device)
+    y = torch.nn.functional.one_hot(labels, 1000).float()
+    steps = {mixer: made(create, mixer) for mixer in dict.fromkeys(("vanilla", *mixers))}
+    calls, peaks = {}, {}
+    for mixer, step in steps.items():
+        if isinstance(step, str):
+            continue
+        call = functools.partial(train_once, step.to(device).train(), x, y, np.random.default_rng(0))
+        calls[mixer] = call
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            call()
+            peaks[mixer] = (float(torch.cuda.max_memory_allocated()),)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    seconds: dict[str, list[float]] = {mixer: [] for mixer in calls}
+    for turn in range(repeats + WARM_UP):  # in turns, so that a slow moment of the machine hits all alike
+        for mixer, call in calls.items():
+            wait()
+            began = time.perf_counter()
+            call()
+            wait()
+            if turn >= WARM_UP:
+                seconds[mixer].append(time.perf_counter() - began)
+    return {mixer: (statistics.median(values), *peaks.get(mixer, ())) for mixer, values in seconds.items()}
+
+
+def train_once(step: Step, x: torch.Tensor, y: torch.Tensor, rng: np.random.Generator) -> None:
+    """Forward and backward."""
+    step.zero_grad()
+    step(x, y, rng).loss.backward()
+
+
+if __name__ == "__main__":
+    main()

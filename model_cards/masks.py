@@ -1,0 +1,90 @@
+"""What a learned mixer has learned: its masks on photos that it was not trained on, for several lambdas."""
+
+import io
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+import recipes
+from mixers import AdAutoMix, AutoMix
+from recipes import UserError
+from training import checkpoint, data, images, replay, run
+
+from .preview import varied
+
+LAMBDAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+SHOWN = (0.3, 0.5, 0.7)
+SIDE, LINE, GAP = 120, 16, 4
+
+
+def masks(folder: Path, pairs: int, path: Path) -> str:
+    """Write a sheet of ``pairs`` rows as PNG; returns a table of lambda and what the masks' means are.
+
+    A row: a photo of the evaluation split, its partner of another class, and for three lambdas the mask (white: the
+    photo itself stays) and the mixed image. Weights: the run's newest checkpoint, in training mode as in training, but
+    for dropout. Means are over 64 photos. Raises ``UserError``.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder} holds no recipe.yaml: expected the folder of a run")
+    if not 1 <= pairs <= 16:
+        raise UserError(f"pairs: expected 1 to 16, got {pairs}")
+    recipe, _ = recipes.resolve(str(folder / "recipe.yaml"))
+    step = replay.new_step(recipe)
+    mixer = step.mixer
+    if not isinstance(mixer, AutoMix | AdAutoMix):
+        raise UserError(
+            f"{folder}: mixer {recipe.mixer!r} learns no masks; expected a run of automix, samix or adautomix"
+        )
+    kept = checkpoint.existing(folder / "checkpoints")
+    if not kept:
+        raise UserError(f"{folder} keeps no checkpoint")
+    update = int(kept[-1].name.removeprefix("step-"))
+    replay.load_weights(step, recipe, folder, update, 0, 1)
+    step.train()
+    mixer.block.eval()
+
+    table, classes = data.load_split(recipe, recipe.eval_split, None)
+    labels = [int(label) for label in table[recipe.label_column]]
+    rows = varied(labels, min(64, len(labels)))
+    transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
+    pixels = [transform(images.decode(table[i][recipe.image_column]["bytes"])) for i in rows]
+    x = images.normalise(torch.stack(pixels), recipe, torch.device("cpu"))
+    index = torch.arange(len(x)).roll(-1)  # neighbours are of different classes
+    with torch.no_grad():
+        found = {
+            lam: mixer.masks_for(x, index, torch.full((len(x),), lam)).expand(-1, 1, *x.shape[2:]) for lam in LAMBDAS
+        }
+        mixed = {lam: torch.lerp(x[index], x, found[lam]) for lam in SHOWN}
+    names = [f"{classes[labels[rows[i]]]} / {classes[labels[rows[int(index[i])]]]}" for i in range(pairs)]
+    sheet = draw(x, index, found, [run.to_pixels(mixed[lam], recipe) for lam in SHOWN], names, run.to_pixels(x, recipe))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    run.write(path, buffer.getvalue())
+    lines = ["| lambda | mean of the mask | its standard deviation over pixels |", "|---:|---:|---:|"]
+    lines += [f"| {lam} | {mask.mean():.3f} | {mask.std((1, 2, 3)).mean():.3f} |" for lam, mask in found.items()]
+    return "\n".join([f"{recipe.name}, update {update}, {len(x)} photos of {recipe.eval_split}", "", *lines])
+
+
+def draw(
+    x: Tensor, index: Tensor, found: dict[float, Tensor], mixed: list[Tensor], names: list[str], pixels: Tensor
+) -> Image.Image:
+    """The sheet: a row for each name."""
+    heads = ["photo", "partner", *(f"{what} {lam}" for lam in SHOWN for what in ("mask", "mixed"))]
+    sheet = Image.new("RGB", (len(heads) * (SIDE + GAP), LINE + len(names) * (SIDE + LINE + GAP)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, head in enumerate(heads):
+        pen.text((column * (SIDE + GAP) + 2, 2), head, fill="black")
+    for row, name in enumerate(names):
+        top = LINE + row * (SIDE + LINE + GAP)
+        pictures = [pixels[row], pixels[int(index[row])]]
+        for lam, image in zip(SHOWN, mixed, strict=True):
+            grey = (found[lam][row] * 255).round().to(torch.uint8).expand(3, -1, -1)
+            pictures += [grey, image[row]]
+        for column, picture in enumerate(pictures):
+            shown = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            sheet.paste(shown, (column * (SIDE + GAP), top))
+        pen.text((2, top + SIDE + 1), name, fill="black")
+    return sheet
