@@ -129,7 +129,7 @@ class SuperMix(Mixer):
             slope = taps.saliency(teacher, divergence, ops.blend(x, index, mask.detach()), target)
             with ops.full_precision(x.device):
                 by_mask = ((x - x[index]) * slope).sum(1, keepdim=True).to(kind)
-                (gradient,) = torch.autograd.grad((mask, hard.sum()), logits, (by_mask, None))
+                (gradient,) = torch.autograd.grad((mask, hard), logits, (by_mask, torch.ones_like(hard)))
                 gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
                 smooth = smoothed(gradient, self.sigma)
                 value = divergence(seen[0], target) + hard.detach()

@@ -153,6 +153,13 @@ def test_constant_and_broken_images_give_masks_that_are_numbers(value: float) ->
     assert mask.isfinite().all() and ((mask >= 0) & (mask <= 1)).all()
 
 
+def test_a_plan_is_the_same_where_gradients_are_off() -> None:
+    step, (x, y) = tiny_step(SuperMix), batch()
+    expected = step.mixer.plan(x, y, rng_of(0), step.model)["mask"]
+    with torch.no_grad():
+        assert torch.equal(step.mixer.plan(x, y, rng_of(0), step.model)["mask"], expected)
+
+
 def test_one_class_in_all_leaves_the_images_as_they_are() -> None:
     step = tiny_step(SuperMix, classes=1)
     x, y = batch()[0], torch.ones(4, 1)
