@@ -12,13 +12,16 @@ from typing import Any
 from . import compose  # its functions of the names of modules here are reached through it
 from .adautomix import AdAutoMix
 from .alignmix import AlignMix
+from .attentivemix import AttentiveMix
 from .automix import AutoMix
 from .base import Mixer, Out, Plan, Step
 from .compose import Switch, alignmixup, deit, rsb
 from .cutmix import CutMix
 from .decouplemix import DecoupleMix
 from .fmix import FMix
+from .grafting import Grafting
 from .gridmix import GridMix
+from .guidedmix import GuidedMix
 from .manifoldmix import ManifoldMix
 from .mixpro import MixPro
 from .mixup import Mixup
@@ -28,6 +31,7 @@ from .saliencymix import SaliencyMix
 from .smmix import SMMix
 from .smoothmix import SmoothMix
 from .snapmix import SnapMix
+from .supermix import SuperMix
 from .tlalign import TLAlign
 from .tokenmix import TokenMix
 from .transmix import TransMix
@@ -45,7 +49,10 @@ MIXERS: dict[str, Callable[..., Mixer]] = {
     "resizemix": ResizeMix,
     "saliencymix": SaliencyMix,
     "manifoldmix": ManifoldMix,
+    "attentivemix": AttentiveMix,
+    "supermix": SuperMix,
     "alignmix": alignmixup,
+    "grafting": Grafting,
     "automix": compose.automix,
     "samix": compose.samix,
     "transmix": compose.transmix,
@@ -57,6 +64,7 @@ MIXERS: dict[str, Callable[..., Mixer]] = {
     "decouplemix": compose.decouplemix,
     "recursivemix": RecursiveMix,
     "snapmix": SnapMix,
+    "guidedmix": compose.guidedmix,
 }
 
 # Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.
@@ -68,6 +76,7 @@ BLOCKS: dict[str, Callable[..., Mixer]] = {
     "token": TokenMix,
     "smm": SMMix,
     "decouple": DecoupleMix,
+    "guided": GuidedMix,
 }
 
 
@@ -122,11 +131,14 @@ __all__ = [
     "MIXERS",
     "AdAutoMix",
     "AlignMix",
+    "AttentiveMix",
     "AutoMix",
     "CutMix",
     "DecoupleMix",
     "FMix",
+    "Grafting",
     "GridMix",
+    "GuidedMix",
     "ManifoldMix",
     "MixPro",
     "Mixer",
@@ -140,6 +152,7 @@ __all__ = [
     "SmoothMix",
     "SnapMix",
     "Step",
+    "SuperMix",
     "Switch",
     "TLAlign",
     "TokenMix",

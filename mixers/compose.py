@@ -13,6 +13,7 @@ from .automix import AutoMix, MixBlock
 from .base import Criterion, Mixer, Needs, Out, Plan
 from .cutmix import CutMix
 from .decouplemix import DecoupleMix
+from .guidedmix import GuidedMix
 from .manifoldmix import ManifoldMix
 from .mixpro import MixPro
 from .mixup import Mixup
@@ -20,6 +21,7 @@ from .samix import SAMixBlock
 from .smmix import SMMix
 from .tokenmix import TokenMix
 from .transmix import TransMix
+from .vanilla import Vanilla
 
 
 class Switch(Mixer):
@@ -205,3 +207,15 @@ def decouplemix(
     2023, https://arxiv.org/abs/2203.10761.
     """
     return DecoupleMix(Mixup(1.0) if base is None else base, eta, power, two_hot, xi)
+
+
+def guidedmix(source: str = "spectral", share: float | None = None) -> Switch:
+    """GuidedMixup as published: ``share`` of the batches mixed by saliency, the others as they are.
+
+    None: half with "spectral" saliency, 0.8 with that of the "gradient". GuidedMixup: An Efficient Mixup Strategy
+    Guided by Saliency Maps. Kang and Kim. AAAI 2023, https://arxiv.org/abs/2306.16612.
+    """
+    mixer = GuidedMix(source)
+    share = {"spectral": 0.5, "gradient": 0.8}[source] if share is None else share
+    ops.check_between("share", share, 0.0, 1.0)
+    return Switch([Vanilla(), mixer], [round(1 - share, 12), share])

@@ -279,6 +279,13 @@ def saliency(
     return gradient.to(slope.dtype) / scale[:, None, None, None]
 
 
+def magnitude(gradient: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W"]:
+    """Root mean square over channels of an image's gradient, as a share of its largest entry; 0 if not finite."""
+    size = gradient.nan_to_num(0.0, 0.0, 0.0).abs()
+    top = size.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)
+    return (size / top).square().mean(1).sqrt()  # scaled first: squares of small numbers are 0
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Every submodule in evaluation mode during the block, and in its own mode again after it."""
@@ -520,6 +527,10 @@ class Frozen(nn.Module):
         return repr(self.source)
 
 
+class NoWeights(ValueError):
+    """The weights of a teacher cannot be had."""
+
+
 def pretrained(name: str) -> nn.Module:
     """A timm model with its trained weights, by timm name, ``hf-hub:`` or ``local-dir:`` address, or folder."""
     try:
@@ -527,7 +538,7 @@ def pretrained(name: str) -> nn.Module:
             return timm.create_model(f"local-dir:{name}" if Path(name).is_dir() else name, pretrained=True)
     except Exception as e:  # the Hub, timm and safetensors raise some twenty types between them
         reason = " ".join(str(e).split())[:200]
-        raise ValueError(
+        raise NoWeights(
             f"no weights for the teacher {name!r} ({type(e).__name__}: {reason}); expected timm weights such as "
             "'resnet18.tv_in1k', hf-hub:owner/name, or a run folder"
         ) from None

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 import recipes
-from mixers import MIXERS, Step, build
+from mixers import MIXERS, Step, build, taps
 from mixers.base import plan_alone
 from recipes import Recipe, UserError
 from recipes.typed import nearest
@@ -44,6 +44,8 @@ def preview(names: list[str], mixers: list[str], count: int, photos: str | None,
     """
     run.check_png(path)
     rows = chosen(names, mixers)
+    missing = [] if names or mixers else [recipe.mixer for recipe in rows if not teacher_there(recipe)]
+    rows = [recipe for recipe in rows if recipe.mixer not in missing]
     if not 2 <= count <= 32:
         raise UserError(f"images: expected 2 to 32, got {count}")
     given = find_photos(rows[0], photos, count)
@@ -52,7 +54,8 @@ def preview(names: list[str], mixers: list[str], count: int, photos: str | None,
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     run.write(path, buffer.getvalue())
-    return f"{path}: {len(rows)} methods by {len(given.images)} images ({given.source})"
+    without = f"; without the weights of their teachers: {' '.join(missing)}" if missing else ""
+    return f"{path}: {len(rows)} methods by {len(given.images)} images ({given.source}){without}"
 
 
 def chosen(names: list[str], mixers: list[str]) -> list[Recipe]:
@@ -68,6 +71,15 @@ def chosen(names: list[str], mixers: list[str]) -> list[Recipe]:
         return [recipes.load(name) for name in names]
     plain = {"dataset": SYNTHETIC, "model": "test_resnet", "image_size": SIDE}
     return [Recipe(name=m, mixer=m, mixer_args={m: defaults(m)}, **plain) for m in mixers or MIXERS]
+
+
+def teacher_there(recipe: Recipe) -> bool:
+    """Whether a mixer with a trained teacher can have it; True for a mixer without."""
+    teacher = recipe.mixer_args[recipe.mixer].get("teacher")
+    try:
+        return teacher is None or taps.pretrained(teacher) is not None
+    except taps.NoWeights:
+        return False
 
 
 def defaults(mixer: str) -> dict[str, Any]:

@@ -29,11 +29,8 @@ Rgb = tuple[float, float, float]
 
 # Methods of the published tables that mixers.MIXERS does not have yet: their recipes resolve with ``unbuilt=True``.
 AWAITED = (
-    "attentivemix",
     "comixup",
-    "grafting",
     "puzzlemix",
-    "supermix",
 )
 
 

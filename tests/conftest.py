@@ -15,34 +15,25 @@ from pathlib import Path
 import jaxtyping
 import numpy as np
 import pytest
+import teachers
 import timm
 import tiny
 import torch
 from driver import Server
 from hub_server import HubServer
 from resuming import Reference
+from teachers import fill
 from torch import Tensor, nn
 
 from mixers.testing import batch
+
+teachers.stand_in()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Tiny tensors are slower on several threads, and sums differ with their number."""
     torch.set_num_threads(1)
-
-
-def fill(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Set every parameter from numpy's generator, whose stream is fixed, unlike that of torch's initialisers."""
-    rng = np.random.default_rng(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            values = torch.from_numpy(rng.standard_normal(parameter.shape, dtype=np.float32))
-            if parameter.ndim > 1:
-                parameter.copy_(values / parameter[0].numel() ** 0.5)
-            else:  # the scales of normalisation layers are near 1, all biases near 0
-                parameter.copy_(name.endswith("weight") + 0.01 * values)
-    return model
 
 
 @pytest.fixture

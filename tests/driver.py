@@ -272,6 +272,7 @@ def serve() -> bool:
 
 if __name__ == "__main__":
     with contextlib.redirect_stdout(sys.stderr):
+        import teachers
         import torch
         import torch.utils.tensorboard
         from timm.models import save_for_hf  # noqa: F401
@@ -282,5 +283,6 @@ if __name__ == "__main__":
         from training import backbones, checkpoint, data, dryrun, evaluation, images, launch, run  # noqa: F401
 
         torch.set_num_threads(1)
+        teachers.stand_in()
     if serve():
         cli.run(train_mixup.main)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import fill
 from scipy import stats
+from teachers import fill
 from test_taps import ATTENTIVE, CRITERION, DROPOUTS, attention_unfused, backbone, compiler, photos, state, traced  # noqa: F401
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel

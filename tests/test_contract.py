@@ -6,10 +6,13 @@ import pytest
 
 from mixers import (
     MIXERS,
+    AttentiveMix,
     CutMix,
     DecoupleMix,
     FMix,
+    Grafting,
     GridMix,
+    GuidedMix,
     Mixer,
     MixPro,
     RecursiveMix,
@@ -18,6 +21,7 @@ from mixers import (
     SMMix,
     SmoothMix,
     SnapMix,
+    SuperMix,
     Switch,
     TokenMix,
     TransMix,
@@ -44,6 +48,8 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("recursivemix", "identical_images_stay"): "the previous batch is shrunk before it is pasted",
     ("snapmix", "identical_images_stay"): "the partner's box is resized before it is pasted",
     ("snapmix", "label_share_is_pixel_share"): "labels are weighted by the class activation inside the boxes",
+    ("supermix", "label_share_is_pixel_share"): "the label is the share that the teacher is to see",
+    ("grafting", "label_share_is_pixel_share"): "the label goes by the saliency that shows",
     ("smmix", "identical_images_stay"): "the partner's most attended square is pasted in another place",
 }
 
@@ -96,6 +102,12 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     lambda: DecoupleMix(CutMix(), eta=0.0, two_hot=0.8): set(),
     lambda: TokenMix(): set(),
     lambda: TokenMix(use_alpha=False): set(),
+    lambda: AttentiveMix(beta=8.0, teacher="resnet50.tv_in1k"): set(),
+    lambda: SuperMix(steps=2, grid=8, sigma=1.0): {"label_share_is_pixel_share"},
+    lambda: Grafting(grid=4, label_norm=1, temperature=0.5): {"label_share_is_pixel_share"},
+    lambda: Grafting(source="gradient"): {"label_share_is_pixel_share"},
+    lambda: GuidedMix(): {"other_rng_other_plan"},
+    lambda: GuidedMix("gradient"): {"other_rng_other_plan"},
     lambda: SMMix(): {"identical_images_stay"},
 }
 

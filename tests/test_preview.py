@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tiny import CLASSES, make_photos, make_recipe
 
-from mixers import MIXERS, Mixup
+from mixers import MIXERS, Mixup, taps
 from model_cards import preview
 from recipes import Recipe, UserError, load
 from training import images, prepare
@@ -120,6 +120,21 @@ def test_a_mixer_that_looks_at_the_model_is_shown_with_an_untrained_one(monkeypa
     monkeypatch.setitem(MIXERS, "looking", Looking)
     rows = [preview.mixed(recipe, preview.shapes(4)) for recipe in preview.chosen([], ["looking", "cutmix"])]
     assert [row.notes for row in rows] == [["looks at an untrained model"], []]
+
+
+def test_a_teacher_that_cannot_be_had_is_left_out_of_a_sheet_of_everything_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def pretrained(name: str) -> None:
+        raise taps.NoWeights(f"no weights for the teacher {name!r}")
+
+    monkeypatch.setattr(taps, "pretrained", pretrained)
+    for name in set(MIXERS) - {"mixup", "attentivemix"}:
+        monkeypatch.delitem(MIXERS, name)
+    said = preview.preview([], [], 2, "synthetic", tmp_path / "a.png")
+    assert said.endswith("1 methods by 2 images (drawn shapes); without the weights of their teachers: attentivemix")
+    with pytest.raises(UserError, match="'attentivemix' with model 'test_resnet': no weights for the teacher"):
+        preview.preview([], ["attentivemix"], 2, "synthetic", tmp_path / "b.png")
 
 
 def test_what_is_mixed_behind_the_images_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -804,7 +804,7 @@ def test_a_teacher_whose_weights_cannot_be_had_is_one_line(tmp_path, monkeypatch
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     (tmp_path / "empty").mkdir()
-    for name in ("resnet18.tv_in1k", "resnet18.no_such", "no_such_model", "hf-hub:someone/nothing", tmp_path / "empty"):
+    for name in ("resnet18.a1_in1k", "resnet18.no_such", "no_such_model", "hf-hub:someone/nothing", tmp_path / "empty"):
         with pytest.raises(ValueError) as caught:
             Frozen(str(name))
         message = str(caught.value)

@@ -1,0 +1,158 @@
+"""SuperMix: Supervising the Mixing Data Augmentation. Dabouei, Soleymani, Taherkhani, Nasrabadi. CVPR 2021.
+
+https://arxiv.org/abs/2003.05034, reference code https://github.com/alldbi/SuperMix. Experimental.
+
+Formula: a frozen network f, the teacher, sees ``x' = M*x + (1-M)*x[index]`` and should find both classes in their
+shares, ``t = lam*onehot(y) + (1-lam)*onehot(y[index])``. ``M = s_1 / (s_1 + s_2)`` of two sigmoids of logits m on a
+small grid, resized bilinearly; from m = 0 (half and half), a few times:
+``J = KL(t || softmax f(x')) + sparsity * mean |M*(M-1)|``, g its gradient by m, smoothed on the grid to G,
+``m = m - rho*G`` with ``rho = |J| / (g.G + 1e-10)`` in [0.0001, 2000], a Newton step to the root of J. A sample is
+done, and stays as it is, once its two classes are the teacher's first two. The label is ``lam``, not the share of the
+pixels.
+
+Published defaults: alpha = 3, sparsity = 25; grid 16 and sigma 2 with a ResNet-34 for ImageNet, 8 and 1 for CIFAR.
+
+Sampling law: ``supermix@mixup-recipes-1``: ``lam ~ Beta(alpha, alpha)`` for each sample; the partner of a sample is the
+next one in the batch. Pairs of one class are not mixed.
+
+Cost: ``steps`` forwards of the teacher with the backward passes to the image: 4.3 plain steps for 5 steps of a teacher
+of the model's own size.
+
+Deviations: the reference code makes images for distillation before training: up to 50 steps, until 30 percent are done,
+those kept and stored, with the classes that the teacher sees. Here masks are made during training, in ``steps`` steps,
+kept whether done or not, towards the classes of the dataset, and the student learns ``lam``. The tables' row is of the
+reference code, which lacks its classification part. Smoothing kernels have an odd size, so that they shift nothing.
+Without a ``teacher`` the model itself, in evaluation mode and as far as it has come, is asked: ours, for datasets
+without a trained network.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from . import ops, taps
+from .base import Mixer, Plan
+
+
+class SuperMix(Mixer):
+    """Search masks with which a teacher sees both classes in their shares. Experimental, and slow.
+
+    ``alpha`` > 0 is the Beta parameter. ``teacher``: timm name, ``hf-hub:`` address or run folder of a network trained
+    on the classes of the run; None: the model itself. ``steps`` of the search; ``grid``: cells per side of the mask's
+    logits; ``sigma``: standard deviation, in cells, of what smooths their gradient; ``sparsity``: weight of its term.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 3.0,
+        teacher: str | None = None,
+        steps: int = 5,
+        grid: int = 16,
+        sigma: float = 2.0,
+        sparsity: float = 25.0,
+    ):
+        super().__init__()
+        ops.check_positive("alpha", alpha)
+        if teacher is not None and not isinstance(teacher, str):
+            raise ValueError(f"teacher must be the name of timm weights or a folder, or None, got {teacher!r}")
+        for name, value in (("steps", steps), ("grid", grid)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
+        ops.check_positive("sigma", sigma)
+        ops.check_between("sparsity", sparsity, 0.0)
+        self.alpha = alpha
+        self.teacher = teacher
+        self.steps = steps
+        self.grid = grid
+        self.sigma = sigma
+        self.sparsity = sparsity
+
+    def setup(self, model: nn.Module) -> None:
+        """Load the teacher. Raises ``ValueError`` when its weights cannot be had or its classes are not the model's."""
+        self.frozen = taps.Frozen(self.teacher) if self.teacher else None
+        if self.frozen:
+            theirs, ours = (getattr(m, "num_classes", None) for m in (self.frozen.model, model))
+            if theirs != ours:
+                raise ValueError(
+                    f"the teacher {self.teacher!r} knows {theirs} classes, the model {ours}: expected one trained on "
+                    "the run's dataset, such as the folder of a vanilla run, or None for the model itself"
+                )
+
+    def plan(
+        self,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        rng: np.random.Generator,
+        model: nn.Module,
+        *look: object,
+    ) -> Plan:
+        """``index`` (B,), ``mask`` (B, 1, H, W) in [0, 1], ``lam`` (B,), which is not the mask's mean."""
+        lam = ops.send(rng.beta(self.alpha, self.alpha, len(x)), x)
+        index = torch.arange(len(x), device=x.device).roll(-1)
+        label = y.argmax(1)
+        same = label == label[index]
+        mask = self.search(self.frozen.model if self.frozen else model, x, y, index, lam, same)
+        return {
+            "index": index,
+            "mask": torch.where(same[:, None, None, None], 1.0, mask),
+            "lam": torch.where(same, 1.0, lam),
+        }
+
+    def search(
+        self,
+        teacher: nn.Module,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        index: Int[Tensor, " B"],
+        lam: Float[Tensor, " B"],
+        done: Bool[Tensor, " B"],
+    ) -> Float[Tensor, "B 1 H W"]:
+        """The masks after all steps, for samples that are not done already."""
+        kind = torch.promote_types(x.dtype, torch.float32)
+        pair = torch.stack([y.argmax(1), y.argmax(1)[index]], 1)
+        shares = torch.stack([lam, 1 - lam], 1).to(kind)
+        target = torch.zeros_like(y, dtype=kind).scatter_add_(1, pair, shares)
+        logits = torch.zeros(len(x), 2, self.grid, self.grid, dtype=kind, device=x.device)
+        for _ in range(self.steps):
+            with torch.enable_grad(), ops.full_precision(x.device):
+                logits.requires_grad_()
+                mask = masks(logits, x)
+                hard = self.sparsity * (mask * (mask - 1)).abs().mean((1, 2, 3))
+            seen: list[Tensor] = []
+
+            def divergence(top: Tensor, target: Tensor, seen: list[Tensor] = seen) -> Tensor:
+                seen.append(top.detach())
+                return torch.special.xlogy(target, target).sum(1) - (target * top.log_softmax(1)).sum(1)
+
+            slope = taps.saliency(teacher, divergence, ops.blend(x, index, mask.detach()), target)
+            with ops.full_precision(x.device):
+                by_mask = ((x - x[index]) * slope).sum(1, keepdim=True).to(kind)
+                (gradient,) = torch.autograd.grad((mask, hard), logits, (by_mask, torch.ones_like(hard)))
+                gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+                smooth = smoothed(gradient, self.sigma)
+                value = divergence(seen[0], target) + hard.detach()
+                rate = (value.abs() / ((gradient * smooth).sum((1, 2, 3)) + 1e-10)).clamp(1e-4, 2000)
+                first_two = seen[0].topk(min(2, y.shape[1]), 1).indices
+                done = done | (first_two.sort(1).values == pair.sort(1).values).all(1)
+                step = torch.where(done, 0.0, rate.nan_to_num(1e-4))[:, None, None, None] * smooth
+            logits = logits.detach() - step
+        with torch.no_grad(), ops.full_precision(x.device):
+            return masks(logits, x)
+
+
+def masks(logits: Float[Tensor, "B 2 g g"], x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 H W"]:
+    """The first of two sigmoids of the resized logits over their sum."""
+    first, second = F.logsigmoid(F.interpolate(logits, x.shape[2:], mode="bilinear")).split(1, dim=1)
+    return (first - second).sigmoid()
+
+
+def smoothed(gradient: Float[Tensor, "B k g g"], sigma: float) -> Float[Tensor, "B k g g"]:
+    """Convolved with a Gaussian of sum 1, five standard deviations wide, zeros around."""
+    half = int(5 * sigma) // 2
+    place = torch.arange(-half, half + 1, device=gradient.device, dtype=gradient.dtype)
+    kernel = (-(place**2) / (2 * sigma**2)).softmax(0)
+    planes = gradient.flatten(0, 1)[:, None]
+    planes = F.conv2d(planes, kernel[None, None, :, None], padding=(half, 0))
+    return F.conv2d(planes, kernel[None, None, None, :], padding=(0, half)).view_as(gradient)

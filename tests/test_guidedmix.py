@@ -1,0 +1,173 @@
+"""GuidedMixup against loops: pairing, spectral residual, pixel-wise mixing, images without content."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_taps import CRITERION, FAMILIES, backbone, photos, state
+from torch import Tensor, nn
+
+from mixers import GuidedMix, build
+from mixers.guidedmix import farthest_partners, spectral_residual
+from mixers.testing import batch, rng_of
+
+
+def slow_partners(vectors: np.ndarray) -> list[int]:
+    """The farthest pair first, then always the farthest of those left, and back to the first."""
+    size = len(vectors)
+    distance = [[math.dist(a, b) for b in vectors] for a in vectors]
+    _, first, second = max((distance[i][j], -i, -j) for i in range(size) for j in range(size) if i != j)
+    cycle = [-first, -second]
+    while len(cycle) < size:
+        left = [i for i in range(size) if i not in cycle]
+        cycle.append(max(left, key=lambda i: distance[cycle[-1]][i]))
+    index = [0] * size
+    for place, i in enumerate(cycle):
+        index[i] = cycle[(place + 1) % size]
+    return index
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 16, 33])
+def test_partners_are_the_greedy_chain_of_farthest_ones(size: int) -> None:
+    for seed in range(5):
+        vectors = np.random.default_rng(seed).random((size, 40))
+        found = farthest_partners(torch.from_numpy(vectors)).tolist()
+        assert found == slow_partners(vectors)
+        seen, at = [], 0
+        for _ in range(size):
+            seen.append(at)
+            at = found[at]
+        assert at == 0 and sorted(seen) == list(range(size))  # one cycle, nobody is his own partner
+
+
+@pytest.mark.parametrize("vectors", [torch.zeros(5, 3), torch.full((5, 3), math.nan), torch.zeros(1, 3)])
+def test_partners_stay_one_cycle_without_any_distance(vectors: Tensor) -> None:
+    found, at = farthest_partners(vectors).tolist(), 0
+    for _ in range(len(vectors) - 1):
+        at = found[at]
+        assert at != 0
+    assert found[at] == 0
+
+
+def test_pairing_has_an_effect() -> None:
+    """The mean distance to the partner is larger than that of random pairs."""
+    vectors = torch.from_numpy(np.random.default_rng(0).random((32, 10)))
+    distance = torch.cdist(vectors, vectors)
+    found = distance.gather(1, farthest_partners(vectors)[:, None]).mean()
+    assert found > 1.2 * distance.sum() / (32 * 31)
+
+
+def slow_residual(grey: np.ndarray) -> np.ndarray:
+    """Hou and Zhang: back from log amplitude less its 3 x 3 mean, and the phase."""
+    spectrum = np.fft.fft2(grey)
+    log_amplitude, phase = np.log(np.abs(spectrum)), np.angle(spectrum)
+    height, width = grey.shape
+    mean = np.zeros_like(grey)
+    for r in range(height):
+        for c in range(width):
+            around = [
+                log_amplitude[min(max(r + i, 0), height - 1), min(max(c + j, 0), width - 1)]
+                for i in (-1, 0, 1)
+                for j in (-1, 0, 1)
+            ]
+            mean[r, c] = sum(around) / 9
+    return np.abs(np.fft.ifft2(np.exp(log_amplitude - mean + 1j * phase))) ** 2
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 33), (16, 100)])
+def test_spectral_residual_is_the_published_one(height: int, width: int) -> None:
+    x, _ = batch(3, height, width)
+    found = spectral_residual(x)
+    for i in range(3):
+        grey = 0.299 * x[i, 0].double() + 0.587 * x[i, 1].double() + 0.114 * x[i, 2].double()
+        np.testing.assert_allclose(found[i].numpy(), slow_residual(grey.numpy()), rtol=2e-3, atol=1e-6)
+
+
+def test_large_images_are_looked_at_in_128_pixels() -> None:
+    x = torch.nn.functional.interpolate(batch(2, 128, 128)[0], (256, 256), mode="bilinear", antialias=True)
+    assert spectral_residual(x).shape == (2, 256, 256)
+    small = spectral_residual(torch.nn.functional.interpolate(x, (128, 128), mode="bilinear", antialias=True))
+    at_centres = torch.nn.functional.avg_pool2d(spectral_residual(x)[:, None], 2)[:, 0]
+    assert np.corrcoef(at_centres.flatten(), small.flatten())[0, 1] > 0.8
+
+
+def slow_blur(s: np.ndarray) -> np.ndarray:
+    kernel = np.exp(-(np.arange(-3, 4) ** 2) / 18)
+    kernel = np.outer(kernel, kernel) / kernel.sum() ** 2
+    padded = np.pad(s, 3, mode="reflect")
+    result = np.zeros_like(s)
+    for r in range(s.shape[0]):
+        for c in range(s.shape[1]):
+            result[r, c] = (padded[r : r + 7, c : c + 7] * kernel).sum()
+    return result
+
+
+@pytest.mark.parametrize("source", ["spectral", "gradient"])
+def test_pixels_are_mixed_by_the_saliency_of_both(source: str) -> None:
+    model, (x, y) = backbone("resnet18").eval(), batch(5, 40, 56)
+    if source == "spectral":
+        maps = spectral_residual(x).double().numpy()
+    else:
+        images = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(CRITERION(model(images), y).sum(), images)
+        maps = gradient.double().square().mean(1).sqrt().numpy()
+    maps = np.stack([slow_blur(s) for s in maps])
+    maps /= maps.sum((1, 2), keepdims=True)
+    mixer = GuidedMix(source)
+    assert mixer.needs == ("batch" if source == "spectral" else "model")
+    plan = mixer.plan(x, y, rng_of(0), *(() if source == "spectral" else (model, CRITERION)))
+    index = slow_partners(maps.reshape(5, -1))
+    assert plan["index"].tolist() == index
+    mixed, target = mixer.mix(x, y, **plan)
+    for i, j in enumerate(index):
+        both = maps[i] + maps[j]
+        own = np.divide(maps[i], both, out=np.full_like(both, 0.5), where=both > 0)
+        np.testing.assert_allclose(plan["mask"][i, 0].numpy(), own, atol=1e-4)
+        weight = torch.from_numpy(own).float()
+        torch.testing.assert_close(mixed[i], weight * x[i] + (1 - weight) * x[j], atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            target[i], y[i] * own.mean() + y[j] * (1 - own.mean()), check_dtype=False, atol=1e-4, rtol=0
+        )
+
+
+def test_images_without_contrast_are_salient_everywhere() -> None:
+    mixer, (x, y) = GuidedMix(), batch(4)
+    flat = torch.tensor([-2.0, 0.0, 0.5, 2.0])[:, None, None, None].expand(4, 3, 32, 32).contiguous()
+    assert torch.equal(spectral_residual(flat), torch.ones(4, 32, 32))
+    torch.testing.assert_close(mixer.plan(flat, y, rng_of(0))["mask"], torch.full((4, 1, 32, 32), 0.5))
+    x[0] = 0.7
+    assert mixer.plan(x, y, rng_of(0))["mask"].isfinite().all()
+    x[0] = math.nan
+    mask = mixer.plan(x, y, rng_of(0))["mask"]
+    assert mask.isfinite().all() and ((mask >= 0) & (mask <= 1)).all()
+
+
+def test_a_loss_without_a_gradient_mixes_half_and_half() -> None:
+    model, (x, y) = backbone("resnet18"), photos()
+    nn.init.zeros_(model.get_classifier().weight)
+    mask = GuidedMix("gradient").plan(x, y, rng_of(0), model, CRITERION)["mask"]
+    torch.testing.assert_close(mask, torch.full_like(mask, 0.5))
+
+
+def test_gradient_saliency_without_a_model_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match="needs a look at the model"):
+        GuidedMix("gradient").plan(*batch(), rng_of(0))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_look_leaves_no_trace(name: str) -> None:
+    model, (x, y) = backbone(name), photos()
+    next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
+    before = state(model)
+    plan = GuidedMix("gradient").plan(x, y, rng_of(0), model, CRITERION)
+    after = state(model)
+    assert all(torch.equal(v, after[k]) if isinstance(v, Tensor) else v == after[k] for k, v in before.items())
+    assert not plan["mask"].requires_grad
+
+
+@pytest.mark.parametrize(("args", "share"), [({}, 0.5), ({"source": "gradient"}, 0.8), ({"share": 0.3}, 0.3)])
+def test_the_published_share_of_batches_is_mixed(args: dict, share: float) -> None:
+    switch = build("guidedmix", **args)
+    draws = [switch.draw(np.random.default_rng((0, i))) for i in range(4000)]
+    assert np.mean(draws) == pytest.approx(share, abs=3 * 0.5 / 4000**0.5)

@@ -1,0 +1,176 @@
+"""SuperMix against its search by loops and autograd, its law, and what its masks are for."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from teachers import fill
+from timm.models import create_model, save_for_hf
+from torch import Tensor, nn
+
+from mixers import Step, SuperMix
+from mixers.supermix import masks, smoothed
+from mixers.testing import batch, rng_of, tiny_step
+
+LEVEL = 1e-3
+
+
+def slow_masks(logits: Tensor, height: int, width: int) -> Tensor:
+    """One map for each of two images, of sum 1."""
+    strength = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False).sigmoid()
+    return strength / strength.sum(1, keepdim=True)
+
+
+def slow_smooth(g: np.ndarray, sigma: float) -> np.ndarray:
+    half = int(5 * sigma) // 2
+    kernel = [math.exp(-(i**2) / (2 * sigma**2)) for i in range(-half, half + 1)]
+    kernel = [k / sum(kernel) for k in kernel]
+    result = np.zeros_like(g)
+    for r in range(g.shape[0]):
+        for c in range(g.shape[1]):
+            for i, a in enumerate(kernel):
+                for j, b in enumerate(kernel):
+                    if 0 <= r + i - half < g.shape[0] and 0 <= c + j - half < g.shape[1]:
+                        result[r, c] += a * b * g[r + i - half, c + j - half]
+    return result
+
+
+def slow_search(mixer: SuperMix, teacher: nn.Module, x: Tensor, pair: tuple[int, int], lam: float) -> list[float]:
+    """One sample alone, (2, 3, H, W) with its partner. Returns J before each step; leaves the mask in ``found``."""
+    target = torch.zeros(5, dtype=x.dtype)
+    target[pair[0]] += lam
+    target[pair[1]] += 1 - lam
+    logits = torch.zeros(1, 2, mixer.grid, mixer.grid, dtype=x.dtype)
+    values = []
+    for _ in range(mixer.steps):
+        logits.requires_grad_()
+        both = slow_masks(logits, *x.shape[2:])
+        seen = teacher((both[0, :, None] * x).sum(0, keepdim=True))[0]
+        log_p = seen.log_softmax(0)
+        kl = sum(t * (math.log(t) - log_p[k]) for k, t in enumerate(target.tolist()) if t > 0)
+        value = kl + mixer.sparsity * (both * (both - 1)).abs().mean()
+        (gradient,) = torch.autograd.grad(value, logits)
+        logits = logits.detach()
+        values.append(value.item())
+        if set(seen.topk(2).indices.tolist()) == set(pair):
+            break
+        smooth = np.stack([slow_smooth(g, mixer.sigma) for g in gradient[0].numpy()])
+        rate = abs(value.item()) / ((gradient[0].numpy() * smooth).sum() + 1e-10)
+        logits = logits - min(max(rate, 1e-4), 2000) * torch.from_numpy(smooth)[None]
+    slow_search.found = slow_masks(logits, *x.shape[2:])[0, 0]
+    return values
+
+
+@pytest.mark.parametrize("args", [{}, {"steps": 3, "grid": 6, "sigma": 1.0, "sparsity": 2.0}])
+def test_the_masks_are_those_of_the_search_of_each_sample_alone(args: dict) -> None:
+    step = tiny_step(lambda: SuperMix(**args)).double()
+    model, mixer = step.model.eval(), step.mixer
+    fill(model)
+    x, y = batch(6, 32, 48)
+    x = x.double()
+    y[2], y[3] = y[1], y[0]
+    ends = set()
+    for update in range(2):
+        plan = mixer.plan(x, y, rng_of(update), model)
+        lam = rng_of(update).beta(3, 3, 6)
+        assert plan["index"].tolist() == [1, 2, 3, 4, 5, 0]
+        for i, j in enumerate(plan["index"].tolist()):
+            pair = int(y[i].argmax()), int(y[j].argmax())
+            if pair[0] == pair[1]:
+                assert plan["lam"][i] == 1 and (plan["mask"][i] == 1).all()
+                continue
+            assert plan["lam"][i].item() == pytest.approx(lam[i], abs=1e-7)
+            values = slow_search(mixer, model, x[[i, j]], pair, plan["lam"][i].item())
+            ends.add(len(values) < mixer.steps)
+            torch.testing.assert_close(plan["mask"][i, 0], slow_search.found, atol=1e-6, rtol=1e-4)
+
+
+def test_without_a_step_images_are_mixed_half_and_half() -> None:
+    assert torch.equal(masks(torch.zeros(2, 2, 4, 4), torch.zeros(2, 3, 8, 8)), torch.full((2, 1, 8, 8), 0.5))
+
+
+def test_masks_of_huge_logits_stay_finite() -> None:
+    logits = torch.full((1, 2, 2, 2), -1e6)
+    logits[0, 0, 0, 0] = -1e3
+    found = masks(logits, torch.zeros(1, 3, 2, 2))
+    assert found.flatten().tolist() == [1.0, 0.5, 0.5, 0.5]
+
+
+def test_smoothing_keeps_the_sum_inside_and_shifts_nothing() -> None:
+    for sigma in (1.0, 2.0):
+        point = torch.zeros(1, 1, 15, 15, dtype=torch.float64)
+        point[0, 0, 7, 7] = 1
+        found = smoothed(point, sigma)[0, 0]
+        assert found.sum().item() == pytest.approx(1)
+        assert torch.equal(found, found.flip(0)) and torch.equal(found, found.T)
+
+
+def test_the_search_finds_where_each_class_is() -> None:
+    """Class 0 is in the left half of the first image, class 1 in the right half of the second, class 2 in the rest."""
+    teacher = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x, y = torch.zeros(2, 3, 16, 16), torch.eye(3)[:2]
+    x[0, 0, :, :8] = x[0, 2, :, 8:] = x[1, 1, :, 8:] = x[1, 2, :, :8] = 12.0
+    step = tiny_step(lambda: SuperMix(steps=10, grid=8, sigma=1.0))
+    plan = step.mixer.plan(x, y, rng_of(0), teacher)
+    left, right = plan["mask"][..., :8].mean((1, 2, 3)), plan["mask"][..., 8:].mean((1, 2, 3))
+    assert left[0] > 0.6 > 0.4 > right[0] and right[1] > 0.6 > 0.4 > left[1]
+    mixed, _ = step.mixer.mix(x, y, **plan)
+    assert teacher(x).mean(0).argmax() == 2  # half and half: of neither class
+    assert set(teacher(mixed).argsort(1)[:, 1:].flatten().tolist()) == {0, 1}
+
+
+def test_each_sample_s_share_is_beta_distributed() -> None:
+    step, (x, y) = tiny_step(lambda: SuperMix(alpha=2.0)), batch(5, 32, 32)
+    step.mixer.search = lambda *args: torch.full((5, 1, 32, 32), 0.5)
+    found = [step.mixer.plan(x, y, rng_of(i), step.model)["lam"] for i in range(600)]
+    assert stats.kstest(torch.cat(found).numpy(), stats.beta(2, 2).cdf).pvalue > LEVEL
+
+
+def test_a_teacher_from_a_folder_is_asked_instead_of_the_model(tmp_path) -> None:
+    torch.manual_seed(1)
+    teacher = create_model("resnet10t", num_classes=5)
+    save_for_hf(teacher, str(tmp_path), safe_serialization=True)
+    step, (x, y) = tiny_step(lambda: SuperMix(teacher=str(tmp_path))), batch()
+    plan = step(x, y, rng_of(0)).plan
+    other = tiny_step(SuperMix).mixer.plan(x, y, rng_of(0), teacher.eval())
+    torch.testing.assert_close(plan["mask"], other["mask"])
+    assert not torch.allclose(plan["mask"], tiny_step(SuperMix)(x, y, rng_of(0)).plan["mask"], atol=1e-3)
+    assert not [k for k in step.state_dict() if k.startswith("mixer")]
+
+
+def test_a_teacher_of_other_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'resnet34.tv_in1k' knows 1000 classes, the model 5: expected one trained"):
+        Step(create_model("test_resnet", num_classes=5), SuperMix(teacher="resnet34.tv_in1k"), nn.CrossEntropyLoss())
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, 1e30])
+def test_constant_and_broken_images_give_masks_that_are_numbers(value: float) -> None:
+    step, (x, y) = tiny_step(SuperMix), batch()
+    mask = step.mixer.plan(torch.full_like(x, value), y, rng_of(0), step.model)["mask"]
+    assert mask.isfinite().all() and ((mask >= 0) & (mask <= 1)).all()
+
+
+def test_a_plan_is_the_same_where_gradients_are_off() -> None:
+    step, (x, y) = tiny_step(SuperMix), batch()
+    expected = step.mixer.plan(x, y, rng_of(0), step.model)["mask"]
+    with torch.no_grad():
+        assert torch.equal(step.mixer.plan(x, y, rng_of(0), step.model)["mask"], expected)
+
+
+def test_one_class_in_all_leaves_the_images_as_they_are() -> None:
+    step = tiny_step(SuperMix, classes=1)
+    x, y = batch()[0], torch.ones(4, 1)
+    assert torch.equal(step.mixer.mix(x, y, **step(x, y, rng_of(0)).plan)[0], x)
+
+
+def test_masks_under_autocast_are_close_to_those_in_full_precision() -> None:
+    step, (x, y) = tiny_step(lambda: SuperMix(steps=1)), batch(4, 64, 64)
+    expected = step.mixer.plan(x, y, rng_of(0), step.model)["mask"]
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=dtype):
+            found = step.mixer.plan(x, y, rng_of(0), step.model)["mask"]
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
