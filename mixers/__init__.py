@@ -22,6 +22,7 @@ from .gridmix import GridMix
 from .manifoldmix import ManifoldMix
 from .mixpro import MixPro
 from .mixup import Mixup
+from .puzzlemix import PuzzleMix
 from .recursivemix import RecursiveMix
 from .resizemix import ResizeMix
 from .saliencymix import SaliencyMix
@@ -45,6 +46,7 @@ MIXERS: dict[str, Callable[..., Mixer]] = {
     "resizemix": ResizeMix,
     "saliencymix": SaliencyMix,
     "manifoldmix": ManifoldMix,
+    "puzzlemix": PuzzleMix,
     "alignmix": alignmixup,
     "automix": compose.automix,
     "samix": compose.samix,
@@ -133,6 +135,7 @@ __all__ = [
     "Mixup",
     "Out",
     "Plan",
+    "PuzzleMix",
     "RecursiveMix",
     "ResizeMix",
     "SMMix",

@@ -32,7 +32,6 @@ AWAITED = (
     "attentivemix",
     "comixup",
     "grafting",
-    "puzzlemix",
     "supermix",
 )
 

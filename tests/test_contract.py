@@ -12,6 +12,7 @@ from mixers import (
     GridMix,
     Mixer,
     MixPro,
+    PuzzleMix,
     RecursiveMix,
     ResizeMix,
     SaliencyMix,
@@ -96,6 +97,10 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     lambda: DecoupleMix(CutMix(), eta=0.0, two_hot=0.8): set(),
     lambda: TokenMix(): set(),
     lambda: TokenMix(use_alpha=False): set(),
+    lambda: PuzzleMix(transport=False): set(),
+    lambda: PuzzleMix(blocks=(16, 3), n_labels=4, neigh_size=2, t_size=1): {"identical_images_stay"},
+    lambda: PuzzleMix(n_labels=2, clean_lam=1.0): {"model_left_as_found"},
+    lambda: PuzzleMix(adv_p=1.0): {"identical_images_stay", "label_share_is_pixel_share"},
     lambda: SMMix(): {"identical_images_stay"},
 }
 
