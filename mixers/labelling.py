@@ -25,7 +25,9 @@ def binary(
     pair[:, :, 1:, 1, 0] += right
     pair, down = (t.flatten(1, 2).movedim(0, -1).contiguous() for t in (pair, down))  # batch last: long runs in memory
     least = gain.new_zeros(2**width, batch)  # the least cost so far, by state
-    worse = gain.new_empty((height - 1) * width, 2 ** (width - 1), batch)  # by how much 1 above a cell costs more than 0
+    worse = gain.new_empty(
+        (height - 1) * width, 2 ** (width - 1), batch
+    )  # by how much 1 above a cell costs more than 0
     for cell, costs in enumerate(pair.unbind()):
         row, column = divmod(cell, width)
         zero, one = least.view(2**column, 2, -1, batch).unbind(1)

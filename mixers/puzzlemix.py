@@ -299,15 +299,15 @@ def boundaries(x: Float[Tensor, "B C H W"], grid: int, strip: int) -> list[tuple
         pair = []
         for rows in (ends - 1 - np.arange(depth), ends + np.arange(depth)):
             mean = lines[:, :, ops.send(rows, x)].mean(3)  # (B, C, b-1, W)
-            cells = F.adaptive_avg_pool1d(mean.flatten(0, 2), grid * k).unflatten(1, (grid, k)).unflatten(0, mean.shape[:3])
+            cells = (
+                F.adaptive_avg_pool1d(mean.flatten(0, 2), grid * k).unflatten(1, (grid, k)).unflatten(0, mean.shape[:3])
+            )
             pair.append(cells if dim == 2 else cells.transpose(2, 3))
         found.append((pair[0], pair[1]))
     return found
 
 
-def transported(
-    saliency: Float[Tensor, "n t t"], shown: Tensor, cost: float
-) -> Int[Tensor, "n t t"]:
+def transported(saliency: Float[Tensor, "n t t"], shown: Tensor, cost: float) -> Int[Tensor, "n t t"]:
     """Which block comes to lie at each place.
 
     t times, each block claims the place that is cheapest to it, ``cost`` per squared distance, of 1 across the image, less
@@ -317,7 +317,10 @@ def transported(
     count = side * side
     rows, columns = np.divmod(np.arange(count), side)
     distance = (rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2
-    costs = ops.send(cost * distance / max(1, side - 1) ** 2, saliency) - saliency.flatten(1)[:, :, None] * shown.flatten(1)[:, None]
+    costs = (
+        ops.send(cost * distance / max(1, side - 1) ** 2, saliency)
+        - saliency.flatten(1)[:, :, None] * shown.flatten(1)[:, None]
+    )
     block = torch.arange(count, device=saliency.device).expand(len(saliency), -1)
     for step in range(side):
         least, to = costs.min(2)

@@ -98,7 +98,7 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     lambda: TokenMix(): set(),
     lambda: TokenMix(use_alpha=False): set(),
     lambda: PuzzleMix(transport=False): set(),
-    lambda: PuzzleMix(blocks=(16, 3), n_labels=4, neigh_size=2, t_size=1): {"identical_images_stay"},
+    lambda: PuzzleMix(blocks=(16, 3), n_labels=4, neigh_size=2, t_size=1): set(),
     lambda: PuzzleMix(n_labels=2, clean_lam=1.0): {"model_left_as_found"},
     lambda: PuzzleMix(adv_p=1.0): {"identical_images_stay", "label_share_is_pixel_share"},
     lambda: SMMix(): {"identical_images_stay"},
