@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from . import labelling, ops, taps
+from . import grids, ops, taps
 from .base import Criterion, Mixer, Needs, Out, Plan
 from .saliencymix import IMAGENET_MEAN, IMAGENET_STD
 
@@ -141,8 +141,8 @@ class PuzzleMix(Mixer):
             start = self.units(images.to(noise.dtype)) - self.units(x.to(noise.dtype))
             noise = strength * (start + (self.adv_eps + 2 / 255) * gradient.sign()).clamp(-self.adv_eps, self.adv_eps)
         with ops.full_precision(x.device):
-            z, own, partner = self.solve(x.detach().float(), saliency_map(gradient), index, grid, lam)
-        rows, columns = (ops.send(cell_of(length, z.shape[1]), x) for length in x.shape[2:])
+            z, own, partner = self.solve(x.detach().float(), grids.saliency_map(gradient), index, grid, lam)
+        rows, columns = (ops.send(grids.cell_of(length, z.shape[1]), x) for length in x.shape[2:])
         mask = z[:, None, rows[:, None], columns]
         return {"index": index, "mask": mask, "own": own, "partner": partner, "noise": noise, "noisy": noisy}
 
@@ -153,17 +153,17 @@ class PuzzleMix(Mixer):
         top = self.n_labels - 1
         slope, prior, down, right = self.costs(x, s, index, grid, lam)
         if grid <= EXACT:
-            labels = labelling.descent(slope, prior, down, right)
+            labels = grids.descent(slope, prior, down, right)
         else:
             level = torch.arange(top + 1, device=x.device, dtype=slope.dtype)
             each = slope[..., None] * level + prior
-            labels = labelling.sweeps(each, (level[:, None] - level)[None] ** 2, down, right)
+            labels = grids.sweeps(each, (level[:, None] - level)[None] ** 2, down, right)
         z = 1 - labels / top
         if not self.transport:
             return z, None, None
         finer = max(1, min(x.shape[2:]) // grid // self.t_size) if self.t_size else 1
         shown = z.repeat_interleave(finer, 1).repeat_interleave(finer, 2)
-        saliency = block_saliency(s, grid * finer)
+        saliency = grids.block_saliency(s, grid * finer)
         both = torch.cat([saliency, saliency[index]]), torch.cat([shown > 0, shown < 1])
         own, partner = transported(*both, self.t_eps).chunk(2)
         return z, own, partner
@@ -171,9 +171,9 @@ class PuzzleMix(Mixer):
     def costs(
         self, x: Float[Tensor, "B C H W"], s: Float[Tensor, "B H W"], index: Tensor, grid: int, lam: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``slope``, ``prior``, ``down``, ``right`` of ``labelling.descent``, where level l is ``z = 1 - l/(n_labels-1)``."""
+        """``slope``, ``prior``, ``down``, ``right`` of ``grids.descent``, where level l is ``z = 1 - l/(n_labels-1)``."""
         top = self.n_labels - 1
-        shown = block_saliency(s, grid)
+        shown = grids.block_saliency(s, grid)
         gap = shown - shown[index]  # what showing the partner costs more than showing the sample
         scale = self.beta / (16 * grid)
         weights = []
@@ -213,7 +213,9 @@ class PuzzleMix(Mixer):
         first, second = (with_noise if flag else x for flag in noisy)
         second = ops.gather(second, index)
         if own is not None and partner is not None:
-            first, second = moved(first, own), moved(second, partner)
+            
+            rows = torch.arange(len(x), device=x.device)[:, None, None]
+            first, second = grids.mosaic(first, rows, own), grids.mosaic(second, rows, partner)
         mixed = torch.empty_like(x)
         return mixed.copy_(torch.lerp(second, first, mask.to(x.dtype))), target
 
@@ -252,32 +254,6 @@ class PuzzleMix(Mixer):
         return ((x * std + mean + noise.to(x.dtype)).clamp(0, 1) - mean) / std
 
 
-def saliency_map(gradient: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W"]:
-    """The root mean square over channels, up to a factor per image: its largest entry counts as 1, lest squares vanish."""
-    largest = torch.maximum(gradient.amax((1, 2, 3)), -gradient.amin((1, 2, 3)))
-    return (gradient / largest[:, None, None, None]).square().mean(1).sqrt().nan_to_num(0.0, 0.0, 0.0).float()
-
-
-def block_saliency(s: Float[Tensor, "B H W"], grid: int) -> Float[Tensor, "B b b"]:
-    """Saliency of blocks, of sum 1 per image; an image without any has the same everywhere."""
-    cells = F.adaptive_avg_pool2d(s[:, None], grid)[:, 0]
-    total = cells.sum((1, 2), keepdim=True)
-    return torch.where(total > 0, cells / total.clamp(min=torch.finfo(cells.dtype).tiny), 1 / grid**2)
-
-
-def cell_of(length: int, grid: int) -> np.ndarray:
-    """Which of ``grid`` cells each of ``length`` places lies in."""
-    return np.arange(length) * grid // length
-
-
-def places(length: int, grid: int) -> np.ndarray:
-    """The places of each cell (grid, p): p is that of the largest cell, others repeat their last place."""
-    cells = cell_of(length, grid)
-    first = np.searchsorted(cells, np.arange(grid))
-    last = np.searchsorted(cells, np.arange(grid), side="right") - 1
-    return np.minimum(first[:, None] + np.arange((last - first).max() + 1), last[:, None])
-
-
 def difference(a: Float[Tensor, "B C h w k"], b: Float[Tensor, "B C h w k"]) -> Float[Tensor, "B h w"]:
     """Mean absolute difference over channels and strips."""
     return (a - b).abs().mean((1, 4))
@@ -294,7 +270,7 @@ def boundaries(x: Float[Tensor, "B C H W"], grid: int, strip: int) -> list[tuple
         lines = x if dim == 2 else x.transpose(2, 3)
         height, width = lines.shape[2:]
         depth = min(strip, height // grid)
-        ends = np.searchsorted(cell_of(height, grid), np.arange(1, grid))[:, None]
+        ends = np.searchsorted(grids.cell_of(height, grid), np.arange(1, grid))[:, None]
         k = max(1, width // grid // min(strip, max(1, width // grid)))
         pair = []
         for rows in (ends - 1 - np.arange(depth), ends + np.arange(depth)):
@@ -331,26 +307,3 @@ def transported(saliency: Float[Tensor, "n t t"], shown: Tensor, cost: float) ->
             lost = holder.gather(1, to) != block
             costs.scatter_(2, to[:, :, None], (least + lost)[:, :, None])
     return torch.where(holder < count, holder, block).unflatten(1, (side, side))
-
-
-def moved(x: Float[Tensor, "B C H W"], cells: Cells) -> Float[Tensor, "B C H W"]:
-    """The images with the block ``cells`` at each place."""
-    grid = cells.shape[1]
-    height, width = x.shape[2:]
-    even = height % grid == 0 and width % grid == 0
-    if not even:  # blocks of one size, the smaller ones with their last pixels twice
-        rows, columns = (places(length, grid) for length in (height, width))
-        x = x[:, :, ops.send(rows.ravel(), x)][:, :, :, ops.send(columns.ravel(), x)]
-    blocks = x.unflatten(3, (grid, -1)).unflatten(2, (grid, -1)).permute(0, 2, 4, 1, 3, 5)
-    blocks = blocks.flatten(1, 2).flatten(0, 1)
-    sample = torch.arange(len(x), device=x.device)[:, None, None] * grid**2
-    blocks = ops.gather(blocks, (sample + cells).flatten()).unflatten(0, (len(x), grid, grid))
-    x = blocks.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-    if not even:
-        x = x[:, :, ops.send(inside(rows), x)][:, :, :, ops.send(inside(columns), x)]
-    return x
-
-
-def inside(places: np.ndarray) -> np.ndarray:
-    """Where in the raveled ``places`` each place comes first."""
-    return np.unique(places.ravel(), return_index=True)[1]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mixers import PuzzleMix, Step, labelling, taps
-from mixers.puzzlemix import block_saliency, moved, places, saliency_map, transported
+from mixers import PuzzleMix, Step, grids, taps
+from mixers.grids import block_saliency, mosaic, places, saliency_map
+from mixers.puzzlemix import transported
 from mixers.testing import batch, tiny_step
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
@@ -37,7 +38,7 @@ def energy(labels: Tensor, slope: Tensor, prior: Tensor, down: Tensor, right: Te
 @pytest.mark.parametrize(("grid", "levels"), [(2, 2), (2, 3), (2, 4), (3, 2), (3, 3)])
 def test_masks_of_small_grids_have_the_least_energy_of_all_labellings(grid: int, levels: int) -> None:
     problem = random_problem(40, grid, levels, seed=0)
-    found = energy(labelling.descent(*problem), *problem)
+    found = energy(grids.descent(*problem), *problem)
     every = torch.tensor(list(itertools.product(range(levels), repeat=grid**2))).view(-1, grid, grid)
     slope, prior, down, right = problem
     for i in range(40):
@@ -49,7 +50,7 @@ def test_one_step_of_the_descent_is_optimal_for_any_weights() -> None:
     rng = torch.Generator().manual_seed(0)
     gain, down, right = (torch.randn(30, *s, generator=rng) for s in ((3, 4), (2, 4), (3, 3)))
     flat = torch.zeros(2)
-    found = energy(labelling.binary(gain, down, right), gain, flat, down, right)
+    found = energy(grids.binary(gain, down, right), gain, flat, down, right)
     every = torch.tensor(list(itertools.product(range(2), repeat=12))).view(-1, 3, 4)
     for i in range(30):
         best = energy(every, gain[i : i + 1], flat, down[i : i + 1], right[i : i + 1]).min()
@@ -66,7 +67,7 @@ def test_no_graph_cut_finds_a_mask_of_less_energy(grid: int) -> None:
     between = np.array([[0, 1, 4], [1, 0, 1], [4, 1, 0]], dtype=np.int32)
     cuts = [gco.cut_grid_graph(costs[i], between, below[i], beside[i], algorithm="swap") for i in range(64)]
     cut = torch.from_numpy(np.stack(cuts)).long().view(64, grid, grid)
-    labels = labelling.descent(*problem)
+    labels = grids.descent(*problem)
     assert (energy(labels, *problem) <= energy(cut, *problem) + 1e-6).all()
     assert (labels == cut).float().mean() > 0.95
 
@@ -74,12 +75,12 @@ def test_no_graph_cut_finds_a_mask_of_less_energy(grid: int) -> None:
 def test_sweeps_come_close_to_the_optimum_and_never_below() -> None:
     slope, prior, down, right = problem = random_problem(64, 8, 3, seed=2)
     level = torch.arange(3.0)
-    labels = labelling.sweeps(slope[..., None] * level + prior, (level[:, None] - level)[None] ** 2, down, right)
-    least = energy(labelling.descent(*problem), *problem)
+    labels = grids.sweeps(slope[..., None] * level + prior, (level[:, None] - level)[None] ** 2, down, right)
+    least = energy(grids.descent(*problem), *problem)
     found = energy(labels, *problem)
     assert (found >= least - 1e-6).all()
     assert (found < least + 0.01 * least.abs() + 0.005).all()
-    assert (labels == labelling.descent(*problem)).float().mean() > 0.9
+    assert (labels == grids.descent(*problem)).float().mean() > 0.9
 
 
 def energy_by_definition(
@@ -185,7 +186,7 @@ def test_blocks_move_as_the_rule_says_and_every_shown_place_is_claimed_once(side
 def test_moved_blocks_are_whole_and_where_they_belong() -> None:
     x = torch.arange(2 * 3 * 8 * 12.0).view(2, 3, 8, 12)
     cells = torch.stack([torch.arange(16).flip(0).view(4, 4), torch.arange(16).roll(3).view(4, 4)])
-    found = moved(x, cells)
+    found = mosaic(x, torch.arange(2)[:, None, None], cells)
     for n, r, c in itertools.product(range(2), range(4), range(4)):
         p, q = divmod(int(cells[n, r, c]), 4)
         expected = x[n, :, 2 * p : 2 * p + 2, 3 * q : 3 * q + 3]
@@ -196,7 +197,7 @@ def test_moved_blocks_are_whole_and_where_they_belong() -> None:
 def test_images_that_the_grid_does_not_divide_keep_their_size_and_labels_count_pixels(height: int, width: int) -> None:
     x = torch.rand(3, 3, height, width)
     still = torch.arange(64).view(1, 8, 8).expand(3, -1, -1)
-    assert torch.equal(moved(x, still), x)
+    assert torch.equal(mosaic(x, torch.arange(3)[:, None, None], still), x)
     for line in places(height, 8):
         assert all(0 <= p < height for p in line)
     y = torch.eye(3)
