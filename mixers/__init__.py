@@ -14,6 +14,7 @@ from .adautomix import AdAutoMix
 from .alignmix import AlignMix
 from .automix import AutoMix
 from .base import Mixer, Out, Plan, Step
+from .comixup import CoMixup
 from .compose import Switch, alignmixup, deit, rsb
 from .cutmix import CutMix
 from .decouplemix import DecoupleMix
@@ -47,6 +48,7 @@ MIXERS: dict[str, Callable[..., Mixer]] = {
     "saliencymix": SaliencyMix,
     "manifoldmix": ManifoldMix,
     "puzzlemix": PuzzleMix,
+    "comixup": CoMixup,
     "alignmix": alignmixup,
     "automix": compose.automix,
     "samix": compose.samix,
@@ -125,6 +127,7 @@ __all__ = [
     "AdAutoMix",
     "AlignMix",
     "AutoMix",
+    "CoMixup",
     "CutMix",
     "DecoupleMix",
     "FMix",

@@ -40,6 +40,7 @@ from .base import Criterion, Mixer, Needs, Out, Plan
 
 WINDOW = 8  # pixels a side of what is compared for the compatibility of images
 BONUS = 5e-4  # of a half over the mean of its two images
+ROUNDS = 2  # of sweeps: more change nothing on 4 x 4 cells
 MEMBER = 0.25  # of the price of a boundary, between a half and one of its images
 
 
@@ -151,13 +152,18 @@ class CoMixup(Mixer):
     ) -> tuple[Int[Tensor, "P m g g"], Int[Tensor, "P m g g"]]:
         """The two images of each cell, counted within their part, from first labels on."""
         number, m, grid = costs.shape[:3]
-        cells, eye = grid**2, torch.eye(m, device=costs.device)
+        cells, eye = grid**2, torch.eye(m, dtype=costs.dtype, device=costs.device)
         costs = costs.permute(0, 2, 3, 1).contiguous()
         pairs = list(combinations(range(min(3, m)), 2))
-        whole = self.beta / cells * (1 - torch.eye(m + len(pairs), device=costs.device))[None].expand(number, -1, -1)
+        whole = (
+            self.beta
+            / cells
+            * (1 - torch.eye(m + len(pairs), dtype=costs.dtype, device=costs.device))[None].expand(number, -1, -1)
+        )
         itself = torch.arange(m, device=costs.device).expand(number, -1)
         chosen = [[images, images] for images in labels.unbind(1)]
         counts = F.one_hot(labels.flatten(2), m).sum(2).to(costs.dtype)  # of cells, by mosaic and image
+        first_of_equals = torch.arange(m, device=costs.device) / (4 * m)  # counts differ by halves
         push = torch.zeros_like(counts)
         total = counts.sum(1)
         for turn in range(self.niter):
@@ -169,7 +175,8 @@ class CoMixup(Mixer):
                 extra = self.gamma / cells * (2 * excess * (crowd > self.thres * cells) + push[:, i])
                 price, pairwise, halves = costs + extra[:, None, None], whole[:, :m, :m], [itself, itself]
                 if turn and pairs:
-                    most, who = used.topk(min(3, m))
+                    _, who = (used - first_of_equals).topk(min(3, m))
+                    most = used.gather(1, who)
                     two = [who[:, [pair[end] for pair in pairs]] for end in (0, 1)]
                     member = (eye[two[0]] + eye[two[1]]) / 2
                     half = price @ member.transpose(1, 2)[:, None] - BONUS
@@ -179,10 +186,10 @@ class CoMixup(Mixer):
                     pairwise[:, m:, :m] *= 1 - 2 * (1 - MEMBER) * member
                     pairwise[:, :m, m:] = pairwise[:, m:, :m].transpose(1, 2)
                     halves = [torch.cat([itself, end], 1) for end in two]
-                label = grids.sweeps(price, pairwise).flatten(1)
+                label = grids.sweeps(price, pairwise, rounds=ROUNDS).flatten(1)
                 shown = [end.gather(1, label) for end in halves]
                 chosen[i] = [end.unflatten(1, (grid, grid)) for end in shown]
-                used = F.one_hot(torch.cat(shown, 1), m).sum(1) / 2
+                used = (F.one_hot(torch.cat(shown, 1), m).sum(1) / 2).to(costs.dtype)
                 counts[:, i] = used
                 total = total + used
             if turn == self.niter - 2 and self.set_resolve:

@@ -113,16 +113,18 @@ def sweeps(
 
 def relabel_rows(labels: Tensor, costs: Tensor, pairwise: Tensor, down: Tensor | None, right: Tensor | None) -> Tensor:
     """One half of a round: even rows, then odd rows."""
-    batch, height = labels.shape[:2]
-    by_label, offset = pairwise.flatten(0, 1), torch.arange(batch, device=labels.device).view(-1, 1, 1) * costs.shape[3]
+    (batch, height), levels = labels.shape[:2], costs.shape[3]
+    by_label = pairwise.flatten(0, 1)
+    offset = torch.arange(0, batch * levels, levels, device=labels.device).view(-1, 1, 1)
     labels = labels.clone()
     for first in range(min(2, height)):
-        imposed = by_label[labels + offset]  # on a neighbour, by its label
-        field = costs.clone()
-        field[:, 1:] += imposed[:, :-1] if down is None else down[..., None] * imposed[:, :-1]
-        field[:, :-1] += imposed[:, 1:] if down is None else down[..., None] * imposed[:, 1:]
+        imposed = F.pad(by_label[labels + offset], (0, 0, 0, 0, 1, 1))  # on a neighbour, by its label; none at the rim
+        above, below = imposed[:, first:height:2], imposed[:, first + 2 :: 2]
+        if down is not None:
+            weights = F.pad(down, (0, 0, 1, 1))[..., None]
+            above, below = weights[:, first:height:2] * above, weights[:, first + 1 :: 2] * below
         weight = right if right is None else right[:, first::2]
-        labels[:, first::2] = best_lines(field[:, first::2], pairwise[:, None], weight)
+        labels[:, first::2] = best_lines(costs[:, first::2] + above + below, pairwise[:, None], weight)
     return labels
 
 
@@ -130,17 +132,17 @@ def best_lines(
     costs: Float[Tensor, "B n w L"], pairwise: Float[Tensor, "B 1 L L"], weight: Float[Tensor, "#B n w-1"] | None
 ) -> Int[Tensor, "B n w"]:
     """The best labels of lines of w cells, each by itself. (Viterbi. IEEE Transactions on Information Theory, 1967.)"""
-    first, *others = costs.unbind(2)
-    best, origins = first[..., None], []
+    best, *others = costs.unbind(2)
+    arrivals = []
     for column, own in enumerate(others):
         link = pairwise if weight is None else weight[:, :, column, None, None] * pairwise
-        least, origin = (best + link).min(2)
-        best = (least + own)[..., None]
-        origins.append(origin)
-    label = best.argmin(2)
+        arrivals.append(best[:, :, None] + link)  # by the label arrived at, then by that before it
+        best = arrivals[-1].amin(3) + own
+    label = best.argmin(2, keepdim=True)
     labels = [label]
-    for origin in reversed(origins):
-        label = origin.gather(2, label)
+    for arrival in reversed(arrivals):
+        arrived = label[..., None].expand(-1, -1, 1, arrival.shape[3])
+        label = arrival.gather(2, arrived)[:, :, 0].argmin(2, keepdim=True)
         labels.append(label)
     return torch.cat(labels[::-1], 2)
 

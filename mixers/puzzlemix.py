@@ -84,7 +84,7 @@ class PuzzleMix(Mixer):
         if not isinstance(blocks, list | tuple) or not blocks or not all(isinstance(b, int) and b > 1 for b in blocks):
             raise ValueError(f"blocks must be integers of at least 2, such as (2, 4, 8), got {blocks!r}")
         for name, size in (("neigh_size", neigh_size), ("t_size", t_size)):
-            if not (isinstance(size, int) and size > 0 or size is None and name == "t_size"):
+            if not ((isinstance(size, int) and size > 0) or (size is None and name == "t_size")):
                 raise ValueError(f"{name} must be a number of pixels of at least 1, got {size!r}")
         ops.check_choice("n_labels", n_labels, (2, 3, 4))
         ops.check_choice("transport", transport, (False, True))
@@ -213,7 +213,6 @@ class PuzzleMix(Mixer):
         first, second = (with_noise if flag else x for flag in noisy)
         second = ops.gather(second, index)
         if own is not None and partner is not None:
-            
             rows = torch.arange(len(x), device=x.device)[:, None, None]
             first, second = grids.mosaic(first, rows, own), grids.mosaic(second, rows, partner)
         mixed = torch.empty_like(x)

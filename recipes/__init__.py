@@ -30,7 +30,6 @@ Rgb = tuple[float, float, float]
 # Methods of the published tables that mixers.MIXERS does not have yet: their recipes resolve with ``unbuilt=True``.
 AWAITED = (
     "attentivemix",
-    "comixup",
     "grafting",
     "supermix",
 )

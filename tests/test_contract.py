@@ -6,6 +6,7 @@ import pytest
 
 from mixers import (
     MIXERS,
+    CoMixup,
     CutMix,
     DecoupleMix,
     FMix,
@@ -45,6 +46,10 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("recursivemix", "identical_images_stay"): "the previous batch is shrunk before it is pasted",
     ("snapmix", "identical_images_stay"): "the partner's box is resized before it is pasted",
     ("snapmix", "label_share_is_pixel_share"): "labels are weighted by the class activation inside the boxes",
+    (
+        "comixup",
+        "model_left_as_found",
+    ): "the model learns from the clean batch too, so its BatchNorm statistics move twice",
     ("smmix", "identical_images_stay"): "the partner's most attended square is pasted in another place",
 }
 
@@ -101,6 +106,8 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     lambda: PuzzleMix(blocks=(16, 3), n_labels=4, neigh_size=2, t_size=1): set(),
     lambda: PuzzleMix(n_labels=2, clean_lam=1.0): {"model_left_as_found"},
     lambda: PuzzleMix(adv_p=1.0): {"identical_images_stay", "label_share_is_pixel_share"},
+    lambda: CoMixup(part=3, niter=2, stride=8, alpha=1.0, clean_lam=0.0): set(),
+    lambda: CoMixup(part=2, block_num=None, thres_type="soft", set_resolve=False): {"model_left_as_found"},
     lambda: SMMix(): {"identical_images_stay"},
 }
 

@@ -163,7 +163,7 @@ def transported_slowly(saliency: Tensor, shown: Tensor, cost: float) -> list[int
             claims.setdefault(min(range(len(row)), key=row.__getitem__), []).append(i)
         holders = {}
         for j, rivals in claims.items():
-            holders[j] = min(rivals, key=lambda i: price[i][j])  # noqa: B023
+            holders[j] = min(rivals, key=lambda i: price[i][j])
             for i in rivals:
                 price[i][j] += i != holders[j]
     return [holders.get(j, j) for j in range(len(spots))]
@@ -291,7 +291,7 @@ def test_adversarial_noise_stays_within_its_size_and_the_range_of_images() -> No
     assert plan["noisy"] == [True, True]
     assert 0 < plan["noise"].abs().max() <= 0.1
     mixed = step.mixer.mix(x, y, **plan)[0] * std + mean
-    assert -1e-5 <= mixed.min() and mixed.max() <= 1 + 1e-5
+    assert mixed.min() >= -1e-5 and mixed.max() <= 1 + 1e-5
     blend = plan["mask"] * pixels + (1 - plan["mask"]) * pixels[plan["index"]]
     assert 0 < (mixed - blend).abs().max() <= 0.1 + 1e-5
     often = tiny_step(lambda: PuzzleMix(adv_p=0.3))
