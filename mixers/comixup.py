@@ -5,29 +5,30 @@ https://arxiv.org/abs/2102.03065, reference code https://github.com/snu-mllab/Co
 Formula: a part of m images becomes m mosaics of g x g cells, each cell showing one of the m images, or half of each of
 two. Labels of the cells minimise, per mosaic, ``sum -s_j - eta/g^2 * log r_j`` (saliency s of image j in the cell, of
 sum 1 per image; ``r ~ Dirichlet(alpha)`` per part) ``+ beta/g^2`` per pair of neighbours that differ, a quarter between
-a half and its whole, ``+ 2*gamma/g^2 * p_j [p_j > tau*g^2]`` per cell that shows j, where ``p = A n``, n counts the cells
-that the other mosaics give to each image, and ``A = (1-omega)*I + omega*m*D/sum(D)``, D being how far apart the most
-salient windows of two images lie. One mosaic after the other, ``niter`` times, from random labels; halves, of the three
-images that a mosaic shows most, from the second time on; before the last, mosaics of the same several images are pushed
-apart (``set_resolve``). ``y'`` is the mean over cells; ``loss = CE(mosaics, y') + clean_lam*CE(x, y)``.
+a half and its whole, ``+ 2*gamma/g^2 * p_j [p_j > tau*g^2]`` per cell that shows j, where ``p = A n``, n counts the
+cells that the other mosaics give to each image, and ``A = (1-omega)*I + omega*m*D/sum(D)``, D being how far apart the
+most salient windows of two images lie. One mosaic after the other, ``niter`` times, from random labels; halves, of the
+three images that a mosaic shows most, from the second time on; before the last, mosaics of the same several images are
+pushed apart (``set_resolve``). ``y'`` is the mean over cells; ``loss = CE(mosaics, y') + clean_lam*CE(x, y)``.
 
 Published defaults: alpha = 2, beta = 0.32, gamma = 1, tau = 0.83, eta = 0.05, omega = 0.001, 4 x 4 cells, parts of 20,
 4 iterations, clean_lam = 1 (CIFAR and Tiny-ImageNet). The reference code for ImageNet has parts of 16, 3 iterations and
 windows that do not overlap, ``stride=8``, and does not hand alpha on: it draws from Dirichlet(1), ``alpha=1``.
 
-Sampling law: ``comixup@kim-2021``: one Dirichlet draw per part, uniform random first labels; parts are consecutive images
-of the batch, the last one shorter where m does not divide the batch.
+Sampling law: ``comixup@kim-2021``: one Dirichlet draw per part, uniform random first labels; parts are consecutive
+images of the batch, the last one shorter where m does not divide the batch.
 
 Cost: a forward and a backward pass of the clean batch, which are learned from: BatchNorm sees both batches.
 
-Deviations: labels of a mosaic by row and column sweeps instead of alpha-beta swaps: the same labels but for ties, and on
-all parts at once. No early stop, which skipped pushing equal mosaics apart. ``sum(D) = 0`` counts as no distance. An
-image without any gradient has saliency everywhere. The clean loss has the weight ``clean_lam`` beside the mixed one, as
-in the reference code for ImageNet (for CIFAR: 2/K beside a binary loss averaged over K).
+Deviations: labels of a mosaic by row and column sweeps instead of alpha-beta swaps, all parts at once: the same labels
+on most mosaics, and of less energy on most others. No early stop, which skipped pushing equal mosaics apart. ``sum(D) =
+0`` counts as no distance. An image without any gradient has saliency everywhere. The clean loss has the weight
+``clean_lam`` beside the mixed one, as in the reference code for ImageNet (for CIFAR: 2/K beside a binary loss averaged
+over K).
 """
 
-from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,11 +48,11 @@ MEMBER = 0.25  # of the price of a boundary, between a half and one of its image
 class CoMixup(Mixer):
     """Mosaics that together keep what is salient in a part of the batch, and differ from each other.
 
-    ``alpha`` > 0: Dirichlet parameter. ``part``: images that are mixed together. ``block_num``: cells a side, None for one
-    of 2, 4, 8, 16 per batch. ``beta``, ``gamma``, ``eta`` >= 0: smoothness, diversity, prior. ``thres``: share of a mosaic
-    from which an image counts as used too often, ``thres_type``: "hard" or "soft". ``omega`` in [0, 1]: compatibility,
-    ``stride``: of its windows. ``set_resolve``: push equal mosaics apart. ``niter``: rounds. ``clean_lam`` >= 0: weight of
-    the clean loss; without it the saliency is that of the model in evaluation mode.
+    ``alpha`` > 0: Dirichlet parameter. ``part``: images that are mixed together. ``block_num``: cells a side, None for
+    one of 2, 4, 8, 16 per batch. ``beta``, ``gamma``, ``eta`` >= 0: smoothness, diversity, prior. ``thres``: share of a
+    mosaic from which an image counts as used too often, ``thres_type``: "hard" or "soft". ``omega`` in [0, 1]:
+    compatibility, ``stride``: of its windows. ``set_resolve``: push equal mosaics apart. ``niter``: rounds.
+    ``clean_lam`` >= 0: weight of the clean loss; without it the saliency is that of the model in evaluation mode.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class CoMixup(Mixer):
         x: Float[Tensor, "B C H W"],
         y: Float[Tensor, "B K"],
         rng: np.random.Generator,
-        *look: nn.Module | Criterion | Callable[[Tensor], Tensor],
+        *look: Any,
     ) -> Plan:
         """``first``, ``second`` (B, g, g): the two images that each cell shows half of, mostly the same one twice.
 
@@ -121,7 +122,7 @@ class CoMixup(Mixer):
             if number and m:
                 prior = rng.dirichlet(np.full(m, self.alpha), number)
                 draws.append((start, prior, rng.integers(m, size=(number, m, grid, grid))))
-        gradient = look[0](x) if len(look) == 1 else taps.saliency(look[0], look[1], x, y)  # type: ignore[arg-type]
+        gradient = look[0](x) if len(look) == 1 else taps.saliency(look[0], look[1], x, y)
         found = []
         with ops.full_precision(x.device):
             saliency = grids.saliency_map(gradient)
@@ -213,12 +214,9 @@ class CoMixup(Mixer):
         mixed.copy_(torch.lerp(grids.mosaic(x, first, cells), grids.mosaic(x, second, cells), 0.5))
         rows, columns = (np.bincount(grids.cell_of(length, grid)) / length for length in x.shape[2:])
         area = ops.send(np.outer(rows, columns).ravel() / 2, y).to(y.dtype)
-        shares = sum(
-            torch.zeros(len(y), len(y), dtype=y.dtype, device=y.device).scatter_add_(
-                1, images.flatten(1), area.expand(len(y), -1)
-            )
-            for images in (first, second)
-        )
+        shares = torch.zeros(len(y), len(y), dtype=y.dtype, device=y.device)
+        for images in (first, second):
+            shares = shares.scatter_add(1, images.flatten(1), area.expand(len(y), -1))
         with ops.full_precision(y.device):
             return mixed, shares @ y
 

@@ -1,7 +1,7 @@
 """Images as grids of cells: their saliency, one label per cell, images put together from cells.
 
-Labels minimise a sum of costs per cell and per pair of neighbours: what a graph cut does image by image on the CPU, here
-a batch at a time on the device, without a loop over samples and without reading a value. B grids of h x w cells, L
+Labels minimise a sum of costs per cell and per pair of neighbours: what a graph cut does image by image on the CPU,
+here a batch at a time on the device, without a loop over samples and without reading a value. B grids of h x w cells, L
 labels. ``down`` (B, h-1, w) weighs a cell and the one below it, ``right`` (B, h, w-1) a cell and the one on its right.
 """
 
@@ -71,8 +71,8 @@ def descent(
     """The labels l in 0 ... L-1 that minimise ``sum (slope*l + prior[l]) + sum weight*(l - l')^2`` over neighbours.
 
     Exact for a convex prior and weights of at least 0: the energy is L-natural convex, so L-1 steps of steepest descent
-    from the top end in a minimum, each lowering by 1 the best set of cells, which is a binary problem. (Murota. Discrete
-    Convex Analysis. 2003; one step: Kolmogorov and Shioura. Discrete Optimization 6, 2009.)
+    from the top end in a minimum, each lowering by 1 the best set of cells, which is a binary problem. (Murota.
+    Discrete Convex Analysis. 2003; one step: Kolmogorov and Shioura. Discrete Optimization 6, 2009.)
     """
     labels = torch.full_like(slope, len(prior) - 1, dtype=torch.int64)
     step = prior.roll(1) - prior  # lowering from l changes the prior by step[l]
@@ -148,7 +148,7 @@ def best_lines(
 
 
 def saliency_map(gradient: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W"]:
-    """The root mean square over channels, up to a factor per image: its largest entry counts as 1, lest squares vanish."""
+    """The root mean square over channels, up to a factor per image that keeps squares from vanishing."""
     largest = torch.maximum(gradient.amax((1, 2, 3)), -gradient.amin((1, 2, 3)))
     return (gradient / largest[:, None, None, None]).square().mean(1).sqrt().nan_to_num(0.0, 0.0, 0.0).float()
 

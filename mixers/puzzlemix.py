@@ -13,14 +13,14 @@ shows. ``x' = z*T(x) + (1-z)*T'(x[index])``, ``y' = lam*y + (1-lam)*y[index]`` w
 Published defaults: alpha = 1, three levels, beta = 1.2, gamma = 0.5, eta = 0.2, strips of 4 pixels, t_eps = 0.8; blocks
 by OpenMixup, whose numbers the tables print: 2, 4 or 8 a side (reference code: also 16).
 
-Sampling law: ``puzzlemix@kim-2020``: one lam0 and one b, uniform among ``blocks``, for the whole batch; the partner is a
-uniformly random permutation of the batch, fixed points allowed.
+Sampling law: ``puzzlemix@kim-2020``: one lam0 and one b, uniform among ``blocks``, for the whole batch; the partner is
+a uniformly random permutation of the batch, fixed points allowed.
 
 Cost: one forward in evaluation mode and the gradient in the images; with ``clean_lam`` a forward and a backward pass,
 which counts as learned: BatchNorm then sees the clean batch too.
 
-Deviations: the minimum is exact up to 8 x 8 blocks (reference code: alpha-beta swaps on integers, which overflow where a
-block holds a third of the saliency), by descent on convex labels, for which lam0 is kept 1e-4 from 0 and 1 inside the
+Deviations: the minimum is exact up to 8 x 8 blocks (reference code: alpha-beta swaps on integers, which overflow where
+a block holds a third of the saliency), by descent on convex labels, for which lam0 is kept 1e-4 from 0 and 1 inside the
 logarithm; finer grids get row and column sweeps. Labels follow each sample's own lam, also with label smoothing
 (OpenMixup: the batch's mean). Images of any size: blocks differ by a pixel where the grid does not divide it. Where an
 image is not shown, a block that nothing moved to stays. An image without any gradient has saliency everywhere. The
@@ -28,7 +28,8 @@ clean loss has the weight ``clean_lam`` beside the mixed one (reference code: 2/
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,12 +49,12 @@ Cells = Int[Tensor, "B t t"]
 class PuzzleMix(Mixer):
     """Cut two images into blocks, keep what matters to the model, and move it to where it shows.
 
-    ``alpha`` > 0 is the Beta parameter. ``blocks``: numbers of blocks a side, one is drawn per batch. ``n_labels``: levels
-    of the mask, 2 to 4. ``beta``, ``gamma``, ``eta`` >= 0: smoothness, of the images' share in it, and the prior's weight.
-    ``neigh_size``: pixels on either side of a boundary that are compared. ``transport``: move blocks, at cost ``t_eps``;
-    ``t_size``: of at most so many pixels. ``adv_p``: how often, per batch and image of a pair, adversarial noise of at
-    most ``adv_eps`` (of 1) is added. ``clean_lam``: weight of the clean batch's loss. ``mean``, ``std``: those that the
-    images were normalised with.
+    ``alpha`` > 0 is the Beta parameter. ``blocks``: numbers of blocks a side, one is drawn per batch. ``n_labels``:
+    levels of the mask, 2 to 4. ``beta``, ``gamma``, ``eta`` >= 0: smoothness, of the images' share in it, and the
+    prior's weight. ``neigh_size``: pixels on either side of a boundary that are compared. ``transport``: move blocks,
+    at cost ``t_eps``; ``t_size``: of at most so many pixels. ``adv_p``: how often, per batch and image of a pair,
+    adversarial noise of at most ``adv_eps`` (of 1) is added. ``clean_lam``: weight of the clean batch's loss. ``mean``,
+    ``std``: those that the images were normalised with.
     """
 
     def __init__(
@@ -116,13 +117,13 @@ class PuzzleMix(Mixer):
         x: Float[Tensor, "B C H W"],
         y: Float[Tensor, "B K"],
         rng: np.random.Generator,
-        *look: nn.Module | Criterion | Callable[[Tensor], Tensor],
+        *look: Any,
     ) -> Plan:
         """``index`` (B,), ``mask`` (B, 1, H, W), ``own`` and ``partner`` (B, t, t) or None, ``noise`` and ``noisy``.
 
         ``own``, ``partner``: which block each block shows, of the sample and of its partner. ``noise``: like ``x``, in
-        units of the images before they were normalised, or None; ``noisy``: whether the sample, and the partner, get it.
-        ``look``: the model and the criterion, or a function from images to their gradient.
+        units of the images before they were normalised, or None; ``noisy``: whether the sample, and the partner, get
+        it. ``look``: the model and the criterion, or a function from images to their gradient.
         """
         ops.check_look(look)
         if x.shape[1] != 3:
@@ -136,7 +137,7 @@ class PuzzleMix(Mixer):
         if any(noisy):  # a random start, then one step along the gradient
             noise = ops.send(rng.uniform(-self.adv_eps, self.adv_eps, x.shape), x)
             images = self.perturbed(x, noise)
-        gradient = look[0](images) if len(look) == 1 else taps.saliency(look[0], look[1], images, y)  # type: ignore[arg-type]
+        gradient = look[0](images) if len(look) == 1 else taps.saliency(look[0], look[1], images, y)
         if noise is not None:
             start = self.units(images.to(noise.dtype)) - self.units(x.to(noise.dtype))
             noise = strength * (start + (self.adv_eps + 2 / 255) * gradient.sign()).clamp(-self.adv_eps, self.adv_eps)
@@ -171,7 +172,7 @@ class PuzzleMix(Mixer):
     def costs(
         self, x: Float[Tensor, "B C H W"], s: Float[Tensor, "B H W"], index: Tensor, grid: int, lam: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``slope``, ``prior``, ``down``, ``right`` of ``grids.descent``, where level l is ``z = 1 - l/(n_labels-1)``."""
+        """``slope``, ``prior``, ``down``, ``right`` of ``grids.descent``, level l being ``z = 1 - l/(n_labels-1)``."""
         top = self.n_labels - 1
         shown = grids.block_saliency(s, grid)
         gap = shown - shown[index]  # what showing the partner costs more than showing the sample
@@ -285,8 +286,9 @@ def boundaries(x: Float[Tensor, "B C H W"], grid: int, strip: int) -> list[tuple
 def transported(saliency: Float[Tensor, "n t t"], shown: Tensor, cost: float) -> Int[Tensor, "n t t"]:
     """Which block comes to lie at each place.
 
-    t times, each block claims the place that is cheapest to it, ``cost`` per squared distance, of 1 across the image, less
-    its saliency if the place is ``shown``; of several, the cheapest claim holds, and the others cost 1 more from then on.
+    t times, each block claims the place that is cheapest to it, ``cost`` per squared distance, of 1 across the image,
+    less its saliency if the place is ``shown``; of several, the cheapest claim holds, and the others cost 1 more from
+    then on.
     """
     side = saliency.shape[1]
     count = side * side

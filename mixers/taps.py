@@ -279,7 +279,7 @@ def saliency(
 def started(
     logits: Float[Tensor, "B K"], criterion: Callable[[Tensor, Tensor], Tensor], y: Tensor, per_sample: bool
 ) -> tuple[Float[Tensor, "B K"], Float[Tensor, " B"]]:
-    """Where a gradient of the summed loss starts: the slope in the logits, and the power of 2 that brought it near 1."""
+    """The slope of the summed loss in the logits, scaled to a size near 1, and the powers of 2 that did it."""
     top = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).requires_grad_()
     (slope,) = torch.autograd.grad(criterion(top, y).sum(), top)
     largest = slope.abs().amax(1) if per_sample else slope.abs().amax()
@@ -321,7 +321,7 @@ class Learned(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
         return None, *(slope * gradient for gradient in gradients), *(None for _ in gradients)
 

@@ -1,4 +1,4 @@
-"""PuzzleMix against its definition: loops over blocks and boundaries, brute force, and a graph cut where there is one."""
+"""PuzzleMix against its definition: loops over blocks and boundaries, brute force, and a graph cut."""
 
 import itertools
 import math
