@@ -15,6 +15,7 @@ from .alignmix import AlignMix
 from .attentivemix import AttentiveMix
 from .automix import AutoMix
 from .base import Mixer, Out, Plan, Step
+from .comixup import CoMixup
 from .compose import Switch, alignmixup, deit, rsb
 from .cutmix import CutMix
 from .decouplemix import DecoupleMix
@@ -25,6 +26,7 @@ from .guidedmix import GuidedMix
 from .manifoldmix import ManifoldMix
 from .mixpro import MixPro
 from .mixup import Mixup
+from .puzzlemix import PuzzleMix
 from .recursivemix import RecursiveMix
 from .resizemix import ResizeMix
 from .saliencymix import SaliencyMix
@@ -50,6 +52,8 @@ MIXERS: dict[str, Callable[..., Mixer]] = {
     "saliencymix": SaliencyMix,
     "manifoldmix": ManifoldMix,
     "attentivemix": AttentiveMix,
+    "puzzlemix": PuzzleMix,
+    "comixup": CoMixup,
     "supermix": SuperMix,
     "alignmix": alignmixup,
     "grafting": Grafting,
@@ -133,6 +137,7 @@ __all__ = [
     "AlignMix",
     "AttentiveMix",
     "AutoMix",
+    "CoMixup",
     "CutMix",
     "DecoupleMix",
     "FMix",
@@ -145,6 +150,7 @@ __all__ = [
     "Mixup",
     "Out",
     "Plan",
+    "PuzzleMix",
     "RecursiveMix",
     "ResizeMix",
     "SMMix",

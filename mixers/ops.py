@@ -67,6 +67,14 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def check_rgb(name: str, values: object, least: float = 0.0) -> None:
+    """Raise ValueError unless a hyperparameter is three numbers of at least ``least``, one per channel."""
+    if not isinstance(values, list | tuple) or len(values) != 3:
+        raise ValueError(f"{name} must be three numbers, one per channel, got {values!r}")
+    for value in values:
+        check_between(name, value, least)
+
+
 def check_look(look: Sequence[object]) -> None:
     """Raise ValueError in a ``plan`` that is only complete after a look at the model, where it is given none."""
     if not look:

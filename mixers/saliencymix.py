@@ -56,11 +56,8 @@ class SaliencyMix(Mixer):
         super().__init__()
         ops.check_positive("alpha", alpha)
         ops.check_choice("box_from", box_from, ("each", "first", "noise"))
-        for name, values, least in (("mean", mean, 0.0), ("std", std, 1e-6)):
-            if not isinstance(values, list | tuple) or len(values) != 3:
-                raise ValueError(f"{name} must be three numbers, one per channel, got {values!r}")
-            for value in values:
-                ops.check_between(name, value, least)
+        ops.check_rgb("mean", mean)
+        ops.check_rgb("std", std, 1e-6)
         self.alpha = alpha
         self.box_from = box_from
         self.mean = mean

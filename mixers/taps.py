@@ -271,12 +271,59 @@ def saliency(
     images = x.detach().requires_grad_()
     with as_is(model) if training else evaluating(model), torch.enable_grad():
         logits = model(images)
-        top = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).requires_grad_()
-        (slope,) = torch.autograd.grad(criterion(top, y).sum(), top)
-        largest = slope.abs().amax() if training else slope.abs().amax(1)
-        scale = torch.exp2(-torch.frexp(largest)[1].to(slope.dtype)).expand(len(x))
-        (gradient,) = torch.autograd.grad(logits, images, (slope * scale[:, None]).to(logits.dtype))
-    return gradient.to(slope.dtype) / scale[:, None, None, None]
+        slope, scale = started(logits, criterion, y, per_sample=not training)
+        (gradient,) = torch.autograd.grad(logits, images, slope)
+    return gradient.to(scale.dtype) / scale[:, None, None, None]
+
+
+def started(
+    logits: Float[Tensor, "B K"], criterion: Callable[[Tensor, Tensor], Tensor], y: Tensor, per_sample: bool
+) -> tuple[Float[Tensor, "B K"], Float[Tensor, " B"]]:
+    """The slope of the summed loss in the logits, scaled to a size near 1, and the powers of 2 that did it."""
+    top = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).requires_grad_()
+    (slope,) = torch.autograd.grad(criterion(top, y).sum(), top)
+    largest = slope.abs().amax(1) if per_sample else slope.abs().amax()
+    scale = torch.exp2(-torch.frexp(largest)[1].to(slope.dtype)).expand(len(logits))
+    return (slope * scale[:, None]).to(logits.dtype), scale
+
+
+def clean_pass(
+    model: nn.Module,
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    x: Float[Tensor, "B C H W"],
+    y: Float[Tensor, "B K"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, "B C H W"]]:
+    """One forward and backward pass of a batch whose loss is to be learned too: its mean, and ``saliency`` beside it.
+
+    In the modes that the model is in, as a training step. The gradients of the parameters are kept and handed over when
+    the backward pass of the step reaches the loss that is returned: no graph of the first pass has to be kept or run
+    twice, and ``grad`` is not touched before. They come in float32 from a start near 1, see ``saliency``.
+    """
+    images = x.detach().requires_grad_()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        logits = model(images)
+        slope, scale = started(logits, criterion, y, per_sample=False)
+        gradient, *of_parameters = torch.autograd.grad(logits, [images, *parameters], slope, allow_unused=True)
+    loss = criterion(logits.detach(), y).mean()
+    if torch.is_grad_enabled():
+        used = [(p, g / (scale[0] * len(x))) for p, g in zip(parameters, of_parameters, strict=True) if g is not None]
+        loss = Learned.apply(loss, *(p for p, _ in used), *(g for _, g in used))
+    return loss, gradient.to(scale.dtype) / scale[:, None, None, None]
+
+
+class Learned(torch.autograd.Function):
+    """A value whose gradients in some parameters are known: ``apply(value, *parameters, *gradients)``."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors[len(tensors) // 2 :])
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        return None, *(slope * gradient for gradient in gradients), *(None for _ in gradients)
 
 
 def magnitude(gradient: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W"]:

@@ -28,10 +28,7 @@ NotNegative = Annotated[float, Between(0)]
 Rgb = tuple[float, float, float]
 
 # Methods of the published tables that mixers.MIXERS does not have yet: their recipes resolve with ``unbuilt=True``.
-AWAITED = (
-    "comixup",
-    "puzzlemix",
-)
+AWAITED: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,15 @@ REPRS = {
     ),
     "smmix": "Switch(probs=None (mixers): ModuleList((0): Mixup(alpha=0.8) (1): SMMix()))",
     "saliencymix": ("SaliencyMix(alpha=1.0, box_from='each', mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))"),
+    "puzzlemix": (
+        "PuzzleMix(alpha=1.0, blocks=(2, 4, 8), n_labels=3, beta=1.2, gamma=0.5, eta=0.2, neigh_size=4, "
+        "transport=True, t_eps=0.8, t_size=None, adv_p=0.0, adv_eps=0.0392156862745098, clean_lam=0.0, "
+        "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))"
+    ),
+    "comixup": (
+        "CoMixup(alpha=2.0, part=20, block_num=4, beta=0.32, gamma=1.0, thres=0.83, thres_type='hard', eta=0.05, "
+        "omega=0.001, stride=1, set_resolve=True, niter=4, clean_lam=1.0)"
+    ),
     "automix": f"AutoMix({STEP} (block): MixBlock(lam_concat=True, upsample='nearest'))",
     "samix": f"AutoMix({STEP} (block): SAMixBlock(lam_mul_k=-1, dropout=0.1, upsample='bilinear'))",
     "adautomix": (

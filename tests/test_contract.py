@@ -7,6 +7,7 @@ import pytest
 from mixers import (
     MIXERS,
     AttentiveMix,
+    CoMixup,
     CutMix,
     DecoupleMix,
     FMix,
@@ -15,6 +16,7 @@ from mixers import (
     GuidedMix,
     Mixer,
     MixPro,
+    PuzzleMix,
     RecursiveMix,
     ResizeMix,
     SaliencyMix,
@@ -50,6 +52,10 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("snapmix", "label_share_is_pixel_share"): "labels are weighted by the class activation inside the boxes",
     ("supermix", "label_share_is_pixel_share"): "the label is the share that the teacher is to see",
     ("grafting", "label_share_is_pixel_share"): "the label goes by the saliency that shows",
+    (
+        "comixup",
+        "model_left_as_found",
+    ): "the model learns from the clean batch too, so its BatchNorm statistics move twice",
     ("smmix", "identical_images_stay"): "the partner's most attended square is pasted in another place",
 }
 
@@ -108,6 +114,12 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     lambda: Grafting(source="gradient"): {"label_share_is_pixel_share"},
     lambda: GuidedMix(): {"other_rng_other_plan"},
     lambda: GuidedMix("gradient"): {"other_rng_other_plan"},
+    lambda: PuzzleMix(transport=False): set(),
+    lambda: PuzzleMix(blocks=(16, 3), n_labels=4, neigh_size=2, t_size=1): set(),
+    lambda: PuzzleMix(n_labels=2, clean_lam=1.0): {"model_left_as_found"},
+    lambda: PuzzleMix(adv_p=1.0): {"identical_images_stay", "label_share_is_pixel_share"},
+    lambda: CoMixup(part=3, niter=2, stride=8, alpha=1.0, clean_lam=0.0): set(),
+    lambda: CoMixup(part=2, block_num=None, thres_type="soft", set_resolve=False): {"model_left_as_found"},
     lambda: SMMix(): {"identical_images_stay"},
 }
 

@@ -1,0 +1,256 @@
+"""Co-Mixup: Saliency Guided Joint Mixup with Supermodular Diversity. Kim, Choo, Jeong, Song. ICLR 2021.
+
+https://arxiv.org/abs/2102.03065, reference code https://github.com/snu-mllab/Co-Mixup
+
+Formula: a part of m images becomes m mosaics of g x g cells, each cell showing one of the m images, or half of each of
+two. Labels of the cells minimise, per mosaic, ``sum -s_j - eta/g^2 * log r_j`` (saliency s of image j in the cell, of
+sum 1 per image; ``r ~ Dirichlet(alpha)`` per part) ``+ beta/g^2`` per pair of neighbours that differ, a quarter between
+a half and its whole, ``+ 2*gamma/g^2 * p_j [p_j > tau*g^2]`` per cell that shows j, where ``p = A n``, n counts the
+cells that the other mosaics give to each image, and ``A = (1-omega)*I + omega*m*D/sum(D)``, D being how far apart the
+most salient windows of two images lie. One mosaic after the other, ``niter`` times, from random labels; halves, of the
+three images that a mosaic shows most, from the second time on; before the last, mosaics of the same several images are
+pushed apart (``set_resolve``). ``y'`` is the mean over cells; ``loss = CE(mosaics, y') + clean_lam*CE(x, y)``.
+
+Published defaults: alpha = 2, beta = 0.32, gamma = 1, tau = 0.83, eta = 0.05, omega = 0.001, 4 x 4 cells, parts of 20,
+4 iterations, clean_lam = 1 (CIFAR and Tiny-ImageNet). The reference code for ImageNet has parts of 16, 3 iterations and
+windows that do not overlap, ``stride=8``, and does not hand alpha on: it draws from Dirichlet(1), ``alpha=1``.
+
+Sampling law: ``comixup@kim-2021``: one Dirichlet draw per part, uniform random first labels; parts are consecutive
+images of the batch, the last one shorter where m does not divide the batch.
+
+Cost: a forward and a backward pass of the clean batch, which are learned from: BatchNorm sees both batches.
+
+Deviations: labels of a mosaic by row and column sweeps instead of alpha-beta swaps, all parts at once: the same labels
+on most mosaics, and of less energy on most others. No early stop, which skipped pushing equal mosaics apart. ``sum(D) =
+0`` counts as no distance. An image without any gradient has saliency everywhere. The clean loss has the weight
+``clean_lam`` beside the mixed one, as in the reference code for ImageNet (for CIFAR: 2/K beside a binary loss averaged
+over K).
+"""
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from . import grids, ops, taps
+from .base import Criterion, Mixer, Needs, Out, Plan
+
+WINDOW = 8  # pixels a side of what is compared for the compatibility of images
+BONUS = 5e-4  # of a half over the mean of its two images
+ROUNDS = 2  # of sweeps: more change nothing on 4 x 4 cells
+MEMBER = 0.25  # of the price of a boundary, between a half and one of its images
+
+
+class CoMixup(Mixer):
+    """Mosaics that together keep what is salient in a part of the batch, and differ from each other.
+
+    ``alpha`` > 0: Dirichlet parameter. ``part``: images that are mixed together. ``block_num``: cells a side, None for
+    one of 2, 4, 8, 16 per batch. ``beta``, ``gamma``, ``eta`` >= 0: smoothness, diversity, prior. ``thres``: share of a
+    mosaic from which an image counts as used too often, ``thres_type``: "hard" or "soft". ``omega`` in [0, 1]:
+    compatibility, ``stride``: of its windows. ``set_resolve``: push equal mosaics apart. ``niter``: rounds.
+    ``clean_lam`` >= 0: weight of the clean loss; without it the saliency is that of the model in evaluation mode.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        part: int = 20,
+        block_num: int | None = 4,
+        beta: float = 0.32,
+        gamma: float = 1.0,
+        thres: float = 0.83,
+        thres_type: str = "hard",
+        eta: float = 0.05,
+        omega: float = 0.001,
+        stride: int = 1,
+        set_resolve: bool = True,
+        niter: int = 4,
+        clean_lam: float = 1.0,
+    ):
+        super().__init__()
+        ops.check_positive("alpha", alpha)
+        numbers = {"beta": beta, "gamma": gamma, "thres": thres, "eta": eta, "clean_lam": clean_lam}
+        for name, value in numbers.items():
+            ops.check_between(name, value, 0.0)
+        ops.check_between("omega", omega, 0.0, 1.0)
+        for name, count in {"part": part, "block_num": block_num or 1, "stride": stride, "niter": niter}.items():
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {count!r}")
+        ops.check_choice("thres_type", thres_type, ("hard", "soft"))
+        ops.check_choice("set_resolve", set_resolve, (False, True))
+        self.alpha = alpha
+        self.part = part
+        self.block_num = block_num
+        self.beta = beta
+        self.gamma = gamma
+        self.thres = thres
+        self.thres_type = thres_type
+        self.eta = eta
+        self.omega = omega
+        self.stride = stride
+        self.set_resolve = set_resolve
+        self.niter = niter
+        self.clean_lam = clean_lam
+
+    @property
+    def needs(self) -> Needs:
+        """The whole step, for its clean loss; without one the model."""
+        return "step" if self.clean_lam else "model"
+
+    def plan(
+        self,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        rng: np.random.Generator,
+        *look: Any,
+    ) -> Plan:
+        """``first``, ``second`` (B, g, g): the two images that each cell shows half of, mostly the same one twice.
+
+        ``look``: the model and the criterion, or a function from images to their gradient.
+        """
+        ops.check_look(look)
+        grid = self.block_num or 2 ** int(rng.integers(1, 5))
+        grid = min(grid, *x.shape[2:])
+        size = len(x)
+        parts = [(0, size // self.part, self.part), (size - size % self.part, 1, size % self.part)]  # start, number, m
+        draws = []
+        for start, number, m in parts:
+            if number and m:
+                prior = rng.dirichlet(np.full(m, self.alpha), number)
+                draws.append((start, prior, rng.integers(m, size=(number, m, grid, grid))))
+        gradient = look[0](x) if len(look) == 1 else taps.saliency(look[0], look[1], x, y)
+        found = []
+        with ops.full_precision(x.device):
+            saliency = grids.saliency_map(gradient)
+            for start, prior, labels in draws:
+                number, m = prior.shape
+                part = saliency[start : start + number * m]
+                costs = -grids.block_saliency(part, grid).unflatten(0, (number, m))
+                costs -= ops.send(self.eta / grid**2 * np.log(prior + 1e-8), x)[:, :, None, None]
+                compatible = self.compatibility(part.unflatten(0, (number, m)))
+                two = self.solve(costs, compatible, ops.send(labels, x))
+                base = start + m * torch.arange(number, device=x.device).view(-1, 1, 1, 1)
+                found.append([(image + base).flatten(0, 1) for image in two])
+        return {"first": torch.cat([f for f, _ in found]), "second": torch.cat([s for _, s in found])}
+
+    def compatibility(self, saliency: Float[Tensor, "P m H W"]) -> Float[Tensor, "P m m"]:
+        """A: how much a cell that shows one image counts for another."""
+        m = saliency.shape[1]
+        window = min(WINDOW, *saliency.shape[2:])
+        pooled = F.avg_pool2d(saliency, window, self.stride)
+        peak = pooled.flatten(2).argmax(2)
+        place = torch.stack([peak // pooled.shape[3], peak % pooled.shape[3]], 2).float()
+        distance = (place[:, :, None] - place[:, None]).abs().sum(3)
+        share = m * distance / distance.sum((1, 2), keepdim=True).clamp(min=1)
+        return (1 - self.omega) * torch.eye(m, device=share.device) + self.omega * share
+
+    def solve(
+        self, costs: Float[Tensor, "P m g g"], compatible: Float[Tensor, "P m m"], labels: Int[Tensor, "P m g g"]
+    ) -> tuple[Int[Tensor, "P m g g"], Int[Tensor, "P m g g"]]:
+        """The two images of each cell, counted within their part, from first labels on."""
+        number, m, grid = costs.shape[:3]
+        cells, eye = grid**2, torch.eye(m, dtype=costs.dtype, device=costs.device)
+        costs = costs.permute(0, 2, 3, 1).contiguous()
+        pairs = list(combinations(range(min(3, m)), 2))
+        whole = (
+            self.beta
+            / cells
+            * (1 - torch.eye(m + len(pairs), dtype=costs.dtype, device=costs.device))[None].expand(number, -1, -1)
+        )
+        itself = torch.arange(m, device=costs.device).expand(number, -1)
+        chosen = [[images, images] for images in labels.unbind(1)]
+        counts = F.one_hot(labels.flatten(2), m).sum(2).to(costs.dtype)  # of cells, by mosaic and image
+        first_of_equals = torch.arange(m, device=costs.device) / (4 * m)  # counts differ by halves
+        push = torch.zeros_like(counts)
+        total = counts.sum(1)
+        for turn in range(self.niter):
+            for i in range(m):
+                used = counts[:, i]
+                total = total - used
+                crowd = (compatible @ total[:, :, None])[:, :, 0]
+                excess = crowd - self.thres * cells if self.thres_type == "soft" else crowd
+                extra = self.gamma / cells * (2 * excess * (crowd > self.thres * cells) + push[:, i])
+                price, pairwise, halves = costs + extra[:, None, None], whole[:, :m, :m], [itself, itself]
+                if turn and pairs:
+                    _, who = (used - first_of_equals).topk(min(3, m))
+                    most = used.gather(1, who)
+                    two = [who[:, [pair[end] for pair in pairs]] for end in (0, 1)]
+                    member = (eye[two[0]] + eye[two[1]]) / 2
+                    half = price @ member.transpose(1, 2)[:, None] - BONUS
+                    half = half.masked_fill((most[:, [b for _, b in pairs]] == 0)[:, None, None], torch.inf)
+                    price = torch.cat([price, half], 3)
+                    pairwise = whole.clone()
+                    pairwise[:, m:, :m] *= 1 - 2 * (1 - MEMBER) * member
+                    pairwise[:, :m, m:] = pairwise[:, m:, :m].transpose(1, 2)
+                    halves = [torch.cat([itself, end], 1) for end in two]
+                label = grids.sweeps(price, pairwise, rounds=ROUNDS).flatten(1)
+                shown = [end.gather(1, label) for end in halves]
+                chosen[i] = [end.unflatten(1, (grid, grid)) for end in shown]
+                used = (F.one_hot(torch.cat(shown, 1), m).sum(1) / 2).to(costs.dtype)
+                counts[:, i] = used
+                total = total + used
+            if turn == self.niter - 2 and self.set_resolve:
+                push = pushed(counts > 0).to(costs.dtype)
+        first, second = zip(*chosen, strict=True)
+        return torch.stack(first, 1), torch.stack(second, 1)
+
+    def mix(  # type: ignore[override]
+        self,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        *,
+        first: Int[Tensor, "B g g"],
+        second: Int[Tensor, "B g g"],
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
+        """Half of each of the two mosaics, labelled by the pixels that each image has."""
+        ops.check_batch(x, y)
+        grid = first.shape[1]
+        cells = torch.arange(grid**2, device=x.device).view(1, grid, grid)
+        mixed = torch.empty_like(x)
+        mixed.copy_(torch.lerp(grids.mosaic(x, first, cells), grids.mosaic(x, second, cells), 0.5))
+        rows, columns = (np.bincount(grids.cell_of(length, grid)) / length for length in x.shape[2:])
+        area = ops.send(np.outer(rows, columns).ravel() / 2, y).to(y.dtype)
+        shares = torch.zeros(len(y), len(y), dtype=y.dtype, device=y.device)
+        for images in (first, second):
+            shares = shares.scatter_add(1, images.flatten(1), area.expand(len(y), -1))
+        with ops.full_precision(y.device):
+            return mixed, shares @ y
+
+    def forward(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        rng: np.random.Generator,
+    ) -> Out:
+        """The clean batch, learned from and looked at in one pass, then the mosaics."""
+        if not self.clean_lam:
+            return super().forward(model, criterion, x, y, rng)
+        ops.check_batch(x, y)
+        clean: list[Tensor] = []
+
+        def look(images: Tensor) -> Tensor:
+            loss, gradient = taps.clean_pass(model, criterion, images, y)
+            clean.append(self.clean_lam * loss)
+            return gradient
+
+        plan = self.plan(x, y, rng, look)
+        mixed, target = self.mix(x, y, **plan)
+        logits = model(mixed)
+        return Out.of(logits, target, plan, mix=criterion(logits, target), clean=clean[0])
+
+
+def pushed(used: Tensor) -> Tensor:
+    """Which images cost more, (P, m, m), for mosaics that show the same several images (P, m, m).
+
+    For a mosaic with a twin behind it the first of them, for one with a twin before it the second.
+    """
+    twins = (used[:, :, None] == used[:, None]).all(3) & (used.sum(2) > 1)[:, :, None]
+    order = used.cumsum(2)
+    first, second = used & (order == 1), used & (order == 2)
+    return first & twins.triu(1).any(2)[:, :, None] | second & twins.tril(-1).any(2)[:, :, None]
