@@ -46,19 +46,19 @@ def list_() -> None:
 @recipes_app.command
 def show(name: str) -> None:
     """The resolved recipe as a file that --recipe accepts."""
-    print(recipes.to_yaml(recipes.resolve(name, unbuilt=True)[0]), end="")
+    print(recipes.to_yaml(recipes.resolve(name)[0]), end="")
 
 
 @recipes_app.command
 def explain(name: str) -> None:
     """Every value of a recipe with its origin."""
-    print(recipes.explain(*recipes.resolve(name, unbuilt=True)))
+    print(recipes.explain(*recipes.resolve(name)))
 
 
 @recipes_app.command
 def diff(first: str, second: str) -> None:
     """Fields in which two recipes differ."""
-    (a, _), (b, _) = (recipes.resolve(name, unbuilt=True) for name in (first, second))
+    (a, _), (b, _) = (recipes.resolve(name) for name in (first, second))
     for key, (x, y) in recipes.differences(a, b).items():
         print(f"{key:32} {x!s:36} {y}")
 

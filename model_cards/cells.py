@@ -130,14 +130,14 @@ def hours(cell: Cell) -> tuple[float, float, float]:
 def resolve(name: str) -> tuple[Recipe, dict[str, str]]:
     """The recipe of a cell, of any other recipe name, or of a recipe file, and the origin of its values.
 
-    The mixer may be one that is not built yet. Raises ``UserError``, for an unknown name with the nearest cell.
+    Raises ``UserError``, for an unknown name with the nearest cell.
     """
     if name not in cells() and not name.endswith((".yaml", ".yml")) and "/" not in name:
         try:
-            return recipes.resolve(name, unbuilt=True)
+            return recipes.resolve(name)
         except UserError:
             raise UserError(f"unknown cell or recipe {name!r}; {nearest(name, cells())}") from None
-    return recipes.resolve(name, unbuilt=True)
+    return recipes.resolve(name)
 
 
 def protocol(recipe: Recipe) -> str:
@@ -154,7 +154,6 @@ def number(cell: Cell) -> str:
 
 def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
     """All that is known about a cell, for ``cells show``; ``record`` is our own (see ``records``)."""
-    from mixers import MIXERS
 
     from .records import status
 
@@ -170,7 +169,6 @@ def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
         seen += ", after OpenMixup changed its initialisation"
     published = "no number" if cell.top1 is None else f"{number(cell)} top-1"
     published += f", alpha {cell.alpha} as printed" if cell.alpha else ""
-    awaits = "" if cell.mixer in MIXERS else f"awaits the mixer {cell.mixer}, which is not built yet"
     lines = [
         ("cell", f"{cell.name}: {cell.method} on {cell.backbone}, benchmark {cell.benchmark}"),
         ("published", published),
@@ -181,7 +179,6 @@ def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
         ("config", f"upstream: {UPSTREAM[cell.upstream_config]}"),
         ("run", f"accelerate launch train_mixup.py --recipe {cell.name}"),
         ("", f"once with each --seed {seeds}" if recipe.trials > 1 else ""),
-        ("", awaits),
         ("hours", f"{mid:.1f} on one H200 ({low:.1f} to {high:.1f}), an estimate, not measured"),
         ("mixer", "; ".join(own)),
         *(("deviation", f"{k} {b}, in {cell.setting} otherwise {a}") for k, (a, b) in changed.items()),

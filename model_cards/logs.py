@@ -264,7 +264,7 @@ def readings_of(
     curves = read(path)
     own = (path if path.is_dir() else path.parent) / "recipe.yaml"
     source = recipe or (str(own) if curves.ours and own.is_file() else None)
-    known = recipes.resolve(source, unbuilt=True)[0] if source else None
+    known = recipes.resolve(source)[0] if source else None
     if known:
         protocol, last, epochs = protocol or known.protocol, last or known.protocol_epochs, epochs or known.epochs
     if protocol not in ("median", "best"):

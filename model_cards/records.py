@@ -71,7 +71,7 @@ def overrides(recipe: Recipe) -> dict[str, list[Any]] | None:
 
 def changes(name: str, fields: dict[str, Any]) -> dict[str, list[Any]]:
     """Fields of a record that differ from the published recipe of this name, with both values."""
-    published = fields_of(recipes.resolve(name, unbuilt=True)[0])
+    published = fields_of(recipes.resolve(name)[0])
     pairs = different(published, fields_of(Recipe()) | fields)  # a record may be older than a field
     return {k: v for k, v in pairs.items() if k not in PLACE}
 
@@ -83,7 +83,7 @@ def other_images(content: dict[str, Any]) -> str:
     """
     from training.dryrun import KNOWN_SIZES
 
-    name = recipes.resolve(content["recipe"], unbuilt=True)[0].dataset
+    name = recipes.resolve(content["recipe"])[0].dataset
     there = tuple(content["dataset"]["splits"][content["fields"][k]]["images"] for k in ("train_split", "eval_split"))
     found = (there[0], content["images"])
     wanted = (KNOWN_SIZES[name], EVALUATED[name]) if name in EVALUATED else there

@@ -27,9 +27,6 @@ Positive = Annotated[float, Between(0, open_low=True)]
 NotNegative = Annotated[float, Between(0)]
 Rgb = tuple[float, float, float]
 
-# Methods of the published tables that mixers.MIXERS does not have yet: their recipes resolve with ``unbuilt=True``.
-AWAITED: tuple[str, ...] = ()
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -199,7 +196,7 @@ def nearest_recipe(name: str) -> str:
     """The end of an error message: the recipe that is spelled most alike, or all settings."""
     from mixers import MIXERS, nearest
 
-    names = [*settings(), *(f"{s}_{m}" for s in settings() for m in (*MIXERS, *AWAITED))]
+    names = [*settings(), *(f"{s}_{m}" for s in settings() for m in MIXERS)]
     close = nearest(name, names)
     return close if close.startswith("did you mean") else nearest(name, settings())
 
@@ -219,12 +216,11 @@ def read_yaml(path: Path, what: str = "recipe file") -> dict[str, Any]:
     return content
 
 
-def resolve(name: str, overrides: dict[str, Any] | None = None, unbuilt: bool = False) -> tuple[Recipe, dict[str, str]]:
+def resolve(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe, dict[str, str]]:
     """The recipe behind a name or a file, and the origin of every value.
 
     ``name``: ``<setting>_<mixer>``, a setting alone, or the path of a YAML file. ``overrides``: field -> value,
-    typed or text; the key ``mixer_args`` updates the arguments of the chosen mixer. ``unbuilt``: accept a mixer of
-    ``AWAITED`` too; its arguments are then those that the setting names, unchecked.
+    typed or text; the key ``mixer_args`` updates the arguments of the chosen mixer.
     Raises ``UserError`` with the nearest valid name before anything is touched.
     """
     is_file = name.endswith((".yaml", ".yml")) or "/" in name
@@ -262,7 +258,7 @@ def resolve(name: str, overrides: dict[str, Any] | None = None, unbuilt: bool = 
             origin[key] = source
     if not is_file or not values.get("name"):
         values["name"] = f"{setting}_{chosen}" if not is_file else path.stem
-    recipe = with_mixer_args(Recipe(**values), own_args, origin, unbuilt)
+    recipe = with_mixer_args(Recipe(**values), own_args, origin)
     check(recipe)
     return recipe, origin
 
@@ -304,7 +300,7 @@ def check_rows(rows: dict[str, Any], source: str) -> None:
         check_mixer_name(row, f"{source}: mixer_args: ")
         if not isinstance(args, dict):
             raise UserError(f"{source}: mixer_args.{row}: expected a table of arguments")
-        known = inspect.signature(MIXERS[row]).parameters if row in MIXERS else args
+        known = inspect.signature(MIXERS[row]).parameters
         for name in args:
             if name not in known:
                 raise UserError(f"{source}: mixer_args: mixer {row!r} has no argument {name!r}; {nearest(name, known)}")
@@ -318,23 +314,21 @@ def merge_rows(below: dict[str, Any], above: dict[str, Any], source: str, origin
 
 
 def check_mixer_name(name: str, where: str = "") -> None:
-    """Raise ``UserError`` unless a mixer of this name exists or is awaited."""
+    """Raise ``UserError`` unless a mixer of this name exists."""
     from mixers import MIXERS
 
-    if name not in MIXERS and name not in AWAITED:
-        raise UserError(f"{where}unknown mixer {name!r}; {nearest(str(name), [*MIXERS, *AWAITED])}")
+    if name not in MIXERS:
+        raise UserError(f"{where}unknown mixer {name!r}; {nearest(str(name), MIXERS)}")
 
 
-def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, str], unbuilt: bool) -> Recipe:
+def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, str]) -> Recipe:
     """Write down every argument of the chosen mixer, defaults included, so that the saved recipe is complete."""
     from mixers import MIXERS, build
 
     check_mixer_name(recipe.mixer)
-    if recipe.mixer not in MIXERS and not unbuilt:
-        raise UserError(f"recipe {recipe.name!r}: mixer {recipe.mixer!r} is not built yet; valid names: {[*MIXERS]}")
     given = recipe.mixer_args.get(recipe.mixer, {})
     own_args = convert(own_args, dict, "command line: mixer")
-    parameters = inspect.signature(MIXERS[recipe.mixer]).parameters if recipe.mixer in MIXERS else {}
+    parameters = inspect.signature(MIXERS[recipe.mixer]).parameters
     # A tuple becomes what the saved file will read back, or a resumed run would look like another one.
     defaults = {
         n: list(p.default) if isinstance(p.default, tuple) else p.default
@@ -349,8 +343,7 @@ def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, 
         source = f"the recipe's {key}" if key in normalised else "mixer's default"
         origin[path] = "command line" if key in own_args else origin.get(path, source)
     try:
-        if recipe.mixer in MIXERS:
-            build(recipe.mixer, **args)
+        build(recipe.mixer, **args)
     except (ValueError, TypeError) as e:
         raise UserError(str(e)) from None
     return dataclasses.replace(recipe, mixer_args=recipe.mixer_args | {recipe.mixer: args})
@@ -439,7 +432,6 @@ def differences(a: Recipe, b: Recipe, ignore: tuple[str, ...] = ()) -> dict[str,
 
 
 __all__ = [
-    "AWAITED",
     "Recipe",
     "UserError",
     "differences",

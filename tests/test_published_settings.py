@@ -6,16 +6,14 @@ an empty cell where something is not used. Neither a recipe nor a default may ch
 
 import csv
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import recipes
 from mixers import MIXERS
-from recipes import AWAITED, Recipe, UserError, differences, load, resolve, schema, settings
+from recipes import Recipe, differences, load, resolve, schema, settings
 from recipes.typed import convert
 from training.backbones import create_model
 from training.data import updates_per_epoch
@@ -36,8 +34,8 @@ VARIANTS = {
 
 
 def of(name: str) -> Recipe:
-    """A recipe whose mixer may not be built yet."""
-    return resolve(name, unbuilt=True)[0]
+    """A recipe by its name."""
+    return resolve(name)[0]
 
 
 def changed(name: str, base: str) -> dict[str, Any]:
@@ -48,7 +46,8 @@ def changed(name: str, base: str) -> dict[str, Any]:
 
 def test_there_are_25_published_settings_and_their_variants() -> None:
     assert len(PUBLISHED) == len(set(PUBLISHED)) == 25
-    assert {*PUBLISHED, *VARIANTS, "cifar10_r18_200e", "quickstart"} == set(settings())
+    ours = {"cifar10_r18_200e", "cifar10_small", "cifar10_vit", "quickstart"}
+    assert {*PUBLISHED, *VARIANTS} | ours == set(settings())
 
 
 @pytest.mark.parametrize("row", ROWS, ids=PUBLISHED)
@@ -162,8 +161,7 @@ PER_MIXER = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_setting_differs_for_a_mixer_exactly_where_its_config_did(name: str) -> None:
-    mixers = [*MIXERS, *AWAITED]
-    found = {m: fields for m in mixers if (fields := changed(f"{name}_{m}", f"{name}_vanilla"))}
+    found = {m: fields for m in MIXERS if (fields := changed(f"{name}_{m}", f"{name}_vanilla"))}
     assert found == PER_MIXER.get(name, {})
 
 
@@ -217,22 +215,6 @@ def test_the_averaged_weights_of_2022() -> None:
     assert changed("deit_s_official_transmix", "deit_s_official") == {}
 
 
-# --------------------------------------------------------------------------------------------- mixers to come
-
-
-def test_every_setting_resolves_with_every_method_of_the_tables() -> None:
-    names = [f"{s}_{m}" for s, m in itertools.product(settings(), [*MIXERS, *AWAITED])]
-    assert len(names) == len(settings()) * (len(MIXERS) + len(AWAITED))
-    assert [of(name).name for name in names] == names
-
-
-def test_a_mixer_is_awaited_until_it_is_built() -> None:
-    assert not set(AWAITED) & set(MIXERS)
-    for mixer in AWAITED:
-        with pytest.raises(UserError, match=f"mixer '{mixer}' is not built yet"):
-            load(f"deit_s_{mixer}")
-
-
 def test_a_mixer_keeps_the_other_arguments_of_its_setting() -> None:
     recipe, origin = resolve("deit_s_attentivemix", {"mixer_args": {"alpha": 3.0}})
     assert recipe.mixer_args["attentivemix"] == {"alpha": 3.0, "beta": None, "teacher": "resnet50.tv_in1k"}
@@ -245,8 +227,3 @@ def test_a_field_that_a_setting_changes_for_a_mixer_says_so() -> None:
     assert recipe.drop_path_rate == 0.1
     assert origin["drop_path_rate"] == "deit_s.yaml: per_mixer.samix"
     assert origin["mixer_args.samix.block_lr"] == "deit_s.yaml"
-
-
-def test_unknown_mixers_are_answered_with_awaited_ones_too() -> None:
-    with pytest.raises(UserError, match="did you mean 'samix'"):
-        recipes.load("deit_s_samx")

@@ -62,7 +62,7 @@ def run(capsys, monkeypatch):
 
 def cell_record(name, tops, epochs=None, **changes):
     """A record of a published cell's recipe with finished seeds of the given top-1."""
-    recipe, _ = recipes.resolve(name, unbuilt=True)
+    recipe, _ = recipes.resolve(name)
     reading = {"name": "best epoch", "value": 50.0, "used": 5, "wanted": 5, "epoch": 5, "missing": ""}
     same = {"tool": reading, "top5": 90.0, "nll": 1.0, "ece": 2.0, "seconds": 9.0, "img_per_s": 300.0, "env": {}}
     same |= {"epochs": epochs or recipe.epochs, "epochs_planned": recipe.epochs}
