@@ -275,6 +275,23 @@ def compare(
 
 
 @app.command
+def push(
+    run: Path,
+    *,
+    repo_id: Annotated[str | None, Parameter(help="NAME or OWNER/NAME [default: as before, or the usual name]")] = None,
+    private: Annotated[bool | None, Parameter(help="make the repository private")] = None,
+    strategy: Annotated[
+        str | None, Parameter(help="end, or with checkpoint or all_checkpoints of the training")
+    ] = None,
+) -> None:
+    """Publish a run folder on the Hub, or finish a push that failed: one commit, and none when nothing changed."""
+    from model_cards import hub
+
+    pushed = hub.push(run, repo_id, private, strategy)
+    print(f"{pushed.url}: {'published' if pushed.changed else 'up to date'}")
+
+
+@app.command
 def sweep(
     file: Annotated[Path | None, Parameter(help="sweep file; flags add to it")] = None,
     *,

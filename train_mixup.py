@@ -38,6 +38,7 @@ def main() -> int | None:
     from timm.utils import ModelEmaV3, distribute_bn
 
     from mixers import Step, build
+    from model_cards.publisher import Publisher
     from training import (
         backbones,
         checkpoint,
@@ -64,6 +65,7 @@ def main() -> int | None:
         flush=True,
     )
 
+    hub = Publisher(folder, recipe, job, accelerator.print) if job.push_to_hub else None
     if not job.dry_run:
         run.check_folder(folder, recipe, resume=job.resume_from_checkpoint is not None)
 
@@ -114,6 +116,9 @@ def main() -> int | None:
     if accelerator.is_main_process:
         run.open_folder(folder, recipe, splits.record, run.environment(accelerator, recipe))
         checkpoint.forget(folder / "checkpoints", update, accelerator.print)
+    hub = hub if accelerator.is_main_process else None
+    if hub:
+        hub.begin()
     log = run.Log(folder / "log.jsonl", state["log_length"]) if accelerator.is_main_process else run.NoLog()
     launch.init_trackers(accelerator, recipe, start=update)
     progress = launch.Progress(accelerator, recipe, update, total)
@@ -162,6 +167,8 @@ def main() -> int | None:
                 folder / "checkpoints", update, modules, optimizers, sums, state, accelerator, job.save_total_limit
             )
             last_saved = update
+            if hub and not finished and not leaving:
+                hub.saved()
             progress.restart()
         if finished or leaving:
             break
@@ -213,6 +220,8 @@ def main() -> int | None:
             if not math.isfinite(means["loss"]):
                 raise RuntimeError(f"loss {means['loss']} at update {update}: lower lr, or use bf16, not fp16")
             sums = {}
+            if hub:
+                hub.poll()
             progress.restart()
 
     # ----------------------------------------------------------------------------------------- end
@@ -224,6 +233,8 @@ def main() -> int | None:
     else:
         accelerator.print(f"done: {folder}")
     accelerator.end_training()
+    if hub and not leaving:
+        hub.finish(lambda: stop.requested)
     return STOPPED if leaving else None
 
 
