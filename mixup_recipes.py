@@ -280,9 +280,7 @@ def push(
     *,
     repo_id: Annotated[str | None, Parameter(help="NAME or OWNER/NAME [default: as before, or the usual name]")] = None,
     private: Annotated[bool | None, Parameter(help="make the repository private")] = None,
-    strategy: Annotated[
-        str | None, Parameter(help="end, or with checkpoint or all_checkpoints of the training")
-    ] = None,
+    strategy: Annotated[str | None, Parameter(help="checkpoint or all_checkpoints: state of training too")] = None,
 ) -> None:
     """Publish a run folder on the Hub, or finish a push that failed: one commit, and none when nothing changed."""
     from model_cards import hub

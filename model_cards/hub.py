@@ -128,9 +128,9 @@ def check_whole(run: Path, strategy: str = "end") -> Recipe:
 def check_secrets(found: dict[str, Path], token: str) -> None:
     """Raise ``UserError`` when a file that would be published holds the token."""
     for name, path in found.items():
-        if path.suffix not in (".safetensors", ".png", ".pt") and path.stat().st_size <= SECRETS:
-            if token.encode() in path.read_bytes():
-                raise UserError(f"{path} holds your token for the Hub: nothing is pushed; remove it from {name}")
+        text = path.suffix not in (".safetensors", ".png", ".pt") and path.stat().st_size <= SECRETS
+        if text and token.encode() in path.read_bytes():
+            raise UserError(f"{path} holds your token for the Hub: nothing is pushed; remove it from {name}")
 
 
 def write_card(folder: Path, repo_id: str) -> None:
@@ -299,9 +299,9 @@ def is_network(error: BaseException) -> bool:
 def passing(error: BaseException) -> bool:
     """Whether a new attempt may help: no answer, too many requests, another commit just then, a server in trouble."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    return (
-        status in (408, 409, 412, 429) or status is not None and status >= 500 or status is None and is_network(error)
-    )
+    if status is None:
+        return is_network(error)
+    return status in (408, 409, 412, 429) or status >= 500
 
 
 def wanted_pause(error: BaseException) -> float:
@@ -341,7 +341,7 @@ def keep_card(folder: Path, run: Path) -> dict[str, str]:
         place = run / path.relative_to(folder)
         place.parent.mkdir(exist_ok=True)
         write(place, path.read_bytes())
-    return {"card_sha256": digest(p.read_bytes()) for p in cards if p.name == "README.md"}
+    return {"card_sha256": digest(cards[0].read_bytes())} if cards and cards[0].name == "README.md" else {}
 
 
 @contextlib.contextmanager

@@ -163,7 +163,7 @@ def picture(run: Path, strategy: str) -> Path:
     return aside
 
 
-# --------------------------------------------------------------------------------------------- the process beside the run
+# --------------------------------------------------------------------------------------------- the other process
 
 
 def serve(request: dict[str, Any]) -> str:

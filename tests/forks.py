@@ -1,8 +1,8 @@
 """Python code in processes that have everything imported already: the Hub's clients read their settings at import.
 
-    with Forks({"HF_ENDPOINT": url}) as forks:
-        done = forks.run("print(sys.argv[1])", "a word", env={"HF_TOKEN": ""})
-        done.returncode, done.output
+with Forks({"HF_ENDPOINT": url}) as forks:
+    done = forks.run("print(sys.argv[1])", "a word", env={"HF_TOKEN": ""})
+    done.returncode, done.output
 """
 
 import contextlib
