@@ -243,6 +243,21 @@ def report(*runs: Path, out: Annotated[Path, Parameter(help="folder to write to"
 
 
 @app.command
+def card(
+    run: Path,
+    *,
+    repo_id: Annotated[str | None, Parameter(help="owner/name of the Hub repository that the folder is for")] = None,
+    license: Annotated[str | None, Parameter(help="of the weights, as the Hub names it: apache-2.0, mit, ...")] = None,
+    out: Annotated[Path | None, Parameter(help="write the card alone to this file")] = None,
+) -> None:
+    """Write the model card of a run folder; what a person wrote around the generated part stays."""
+    from model_cards import card
+
+    for path in card.write(run, repo_id, license, out):
+        print(path)
+
+
+@app.command
 def protocol(
     *logs: Path,
     recipe: str | None = None,

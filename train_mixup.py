@@ -232,6 +232,13 @@ def main() -> int | None:
         )
     else:
         accelerator.print(f"done: {folder}")
+        if accelerator.is_main_process:
+            from model_cards import card
+
+            try:
+                card.write(folder)
+            except UserError as e:  # the run is whole without it
+                print(f"no model card: {e}; mend it, then run: mixup-recipes card {folder}")
     accelerator.end_training()
     if hub and not leaving:
         hub.finish(lambda: stop.requested)

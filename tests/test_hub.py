@@ -245,6 +245,12 @@ def test_a_run_that_is_going_on_is_left_alone(clients: Forks, run: Path) -> None
 
 # --------------------------------------------------------------------------------------------- faults
 
+
+def forget_weights(hub: HubServer, run: Path) -> None:
+    """The Hub has not seen these weights: other tests push the same."""
+    hub.blobs.pop(hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest(), None)
+
+
 COMMIT, LFS = "POST /api/models/tester/{}/commit", "PUT /lfs/"
 
 
@@ -267,6 +273,7 @@ def test_a_passing_fault_is_overcome_by_one_commit(
     clients: Forks, hub: HubServer, run: Path, pattern: str, fault: dict
 ) -> None:
     repo = f"passing-{abs(hash((pattern, str(fault))))}"
+    forget_weights(hub, run)
     hub.fault(pattern.format(repo), **fault)
     done = command(clients, run, "--repo_id", f"tester/{repo}")
     assert done.returncode == 0, done.output
@@ -316,6 +323,7 @@ def test_without_a_hub_a_push_says_so(clients: Forks, run: Path, tmp_path: Path)
 
 def test_a_push_that_is_killed_leaves_nothing_half_published(clients: Forks, hub: HubServer, run: Path) -> None:
     before = {p: p.stat().st_size for p in run.rglob("*")}
+    forget_weights(hub, run)
     for pattern in (LFS, COMMIT.format("killed")):
         hub.requests.clear()
         hub.fault(pattern, delay=1.0, status=500)

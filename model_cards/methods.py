@@ -1,0 +1,85 @@
+"""What the mixers' files say of their methods: the parts of their docstrings as Markdown, and the papers as BibTeX."""
+
+import importlib
+import inspect
+import re
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+from mixers import MIXERS, build
+from mixers.base import Mixer
+
+# A part of a docstring begins with its name: "Sampling law: ...". The first paragraph is the title.
+LABEL = re.compile(r"([A-Z][a-z]+(?: [a-z]+){0,3}):\s")
+AUTHORS = re.compile(r"[A-Z][\w'’-]+(, [A-Z][\w'’-]+)*(,? et al)?")
+URL = re.compile(r"https://[^\s,]+")
+SPECIAL = re.compile(r"([\\*_\[\]<>|~#$])")
+
+
+class Method(NamedTuple):
+    """One method that a mixer is made of."""
+
+    title: str
+    head: str
+    """The paragraphs that say what it is and where it was published."""
+    parts: dict[str, str]
+    """Formula, Published defaults, Sampling law, Cost, Deviations, ... as Markdown, in the order of the docstring."""
+
+
+def methods(name: str, args: dict[str, Any]) -> list[Method]:
+    """What a mixer is made of: its own file first, then those of the mixers inside it.
+
+    A composition without a file of its own (``rsb``) begins with what its docstring says.
+    """
+    modules = [type(mixer).__module__ for mixer in build(name, **args).modules() if isinstance(mixer, Mixer)]
+    own = [f"mixers.{name}"] if find_spec(f"mixers.{name}") else []
+    found = [] if own else [Method(name, inspect.getdoc(MIXERS[name]) or "", {})]
+    for module in dict.fromkeys([*own, *modules]):
+        if module not in ("mixers.compose", "mixers.base"):
+            found.append(parse(inspect.getdoc(importlib.import_module(module)) or ""))
+    return found
+
+
+def parse(doc: str) -> Method:
+    """The parts of a docstring."""
+    first, *rest = doc.split("\n\n")
+    head, parts, label = [first], {}, ""
+    for paragraph in rest:
+        if found := LABEL.match(paragraph):
+            label, paragraph = found[1], paragraph[found.end() :]
+        if label:
+            parts[label] = f"{parts[label]}\n\n{paragraph}" if label in parts else paragraph
+        else:
+            head.append(paragraph)
+    title = re.split(r"\.\s|:\s", first)[0].rstrip(".")
+    return Method(title, "\n\n".join(head), {k: markdown(v) for k, v in parts.items()})
+
+
+def markdown(text: str) -> str:
+    """A docstring as Markdown: what stands outside ``code`` is plain text, but for the bullets of a list."""
+    pieces = re.split(r"(``.+?``)", text, flags=re.S)
+    pieces = [p if p.startswith("``") else SPECIAL.sub(r"\\\1", p) for p in pieces]
+    return re.sub(r"^\\\* ", "* ", "".join(pieces), flags=re.M)
+
+
+def bibtex(head: str) -> str | None:
+    """The paper that a docstring's head names, ``Title. Authors. Venue year. URL``; None where it names none."""
+    for start in (head, *head.split("\n\n")[1:]):  # the docstring of a composition has the paper further down
+        title, *others = re.split(r"\.\s+", " ".join(start.split()))
+        authors = next((s for s in others[:2] if AUTHORS.fullmatch(s)), None)
+        venue = next((m for s in others[:2] if (m := re.match(r"(.{0,60}?)\b((?:19|20)\d\d)\b", s))), None)
+        url = URL.search(start)
+        if authors and venue and url:
+            return entry(title, authors, venue[1].strip(), venue[2], url[0].rstrip("."))
+    return None
+
+
+def entry(title: str, authors: str, venue: str, year: str, url: str) -> str:
+    """One BibTeX entry. ``authors``: family names, separated by commas, perhaps with et al."""
+    names = re.split(r",? (?=et al)|, ", authors)
+    key = re.sub(r"\W", "", f"{names[0]}{year}{re.split(r'[ :]', title)[0]}".lower())
+    fields = {"title": f"{{{title}}}", "author": " and ".join("others" if n == "et al" else n for n in names)}
+    fields |= {"booktitle": venue} if venue else {}
+    fields |= {"year": year, "url": url}
+    rows = ",\n".join(f"  {k} = {{{v}}}" for k, v in fields.items())
+    return f"@{'inproceedings' if venue else 'misc'}{{{key},\n{rows}\n}}"
