@@ -185,7 +185,8 @@ def publish(
             return attempt(folder, run, repo_id, private, strategy, token)
         except UserError:
             raise
-        except Exception as e:  # the clients below raise some twenty types between them
+        except Exception as error:  # the clients below raise some twenty types between them
+            e = innermost(error)
             why = reason(e, token)
             asked = wanted_pause(e)
             if pause is None or not passing(e) or asked > LONGEST:
@@ -265,6 +266,14 @@ def digest(data: bytes) -> str:
 
 
 # --------------------------------------------------------------------------------------------- what went wrong
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The Hub's answer where a client has wrapped it, else the error itself."""
+    cause: BaseException | None = error
+    while cause is not None and not hasattr(cause, "response") and not is_network(cause):
+        cause = cause.__cause__
+    return cause or error
 
 
 def reason(error: BaseException, token: str) -> str:
