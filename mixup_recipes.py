@@ -305,6 +305,24 @@ def push(
 
 
 @app.command
+def verify(
+    model: str,
+    *,
+    dataset: Annotated[str | None, Parameter(help="where the recipe's data are on this machine")] = None,
+    batch_size: Whole = 64,
+) -> int:
+    """Whether card, results, log and weights of hf-hub:OWNER/NAME or a run folder agree; exit status 1 when not.
+
+    The weights are evaluated again by the recipe's own protocol.
+    """
+    from model_cards.verify import verify
+
+    text, good = verify(model, dataset, batch_size)
+    print(text)
+    return int(not good)
+
+
+@app.command
 def sweep(
     file: Annotated[Path | None, Parameter(help="sweep file; flags add to it")] = None,
     *,

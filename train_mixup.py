@@ -68,6 +68,8 @@ def main() -> int | None:
     hub = Publisher(folder, recipe, job, accelerator.print) if job.push_to_hub else None
     if not job.dry_run:
         run.check_folder(folder, recipe, resume=job.resume_from_checkpoint is not None)
+    resumed = None if job.dry_run else job.resume_from_checkpoint
+    found = checkpoint.choose(resumed, folder / "checkpoints", accelerator)
 
     # ----------------------------------------------------------------------------------------- model, mixer, transforms
     model = backbones.create_model(recipe)
@@ -75,28 +77,36 @@ def main() -> int | None:
     backbones.check_input(model, 1, recipe.eval_size, recipe.model, training=False)
     train_transform = images.TrainTransform(recipe)
     eval_transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
-    mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
+    with accelerator.main_process_first():
+        start = backbones.load_start(recipe) if found is None else None
+
+    def new_step() -> Step:
+        mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
+        return Step(model, mixer, optimisation.criterion(recipe))
+
     try:
-        step = Step(model, mixer, optimisation.criterion(recipe))
+        step = new_step()
     except ValueError as e:
         raise UserError(f"mixer {recipe.mixer!r} with model {recipe.model!r}: {e}") from None
     if job.dry_run:
         optimisation.optimizer(step, recipe)  # only to see that it can be made
         accelerator.print(dryrun.describe(recipe, step, world))
         return None
+
+    # ----------------------------------------------------------------------------------------- data
+    with accelerator.main_process_first():  # one process downloads, the others read
+        splits = data.load_splits(recipe)
+    if start is not None:
+        accelerator.print(f"starts from {recipe.pretrained} {backbones.start_from(step.model, start, splits.classes)}")
+        step, start = new_step(), None  # a mixer may have copied the model
     step = launch.on_device(step, recipe, accelerator)
     if recipe.torch_compile:
         launch.compile_step(step)
     ema = ModelEmaV3(step.model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     modules = {"model": step} | ({"ema": ema.module} if ema else {})
     wrapped, optimizer = accelerator.prepare(step, optimisation.optimizer(step, recipe))
-
-    # ----------------------------------------------------------------------------------------- data
-    with accelerator.main_process_first():  # one process downloads, the others read
-        splits = data.load_splits(recipe)
     # every process checks, so that every process leaves with the same status before anything is written
     run.check_disk(folder, checkpoint.needed_bytes(modules, job.save_total_limit))
-    found = checkpoint.choose(job.resume_from_checkpoint, folder / "checkpoints", accelerator)
     state, sums = {"update": 0, "evaluated": 0, "log_length": 0, "seconds": 0.0}, {}
     if found is not None:
         state, sums = checkpoint.load(found, modules, [optimizer, accelerator.scaler], rank, world, device)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes import Recipe, UserError
+from training.hub_errors import reason
 from training.job import Job
 
 from . import hub
@@ -47,7 +48,7 @@ class Publisher:
             hub.note(self.folder, repo_id=self.repo_id, private=self.private, strategy=self.strategy)
             self.start({"do": "check"})
         except Exception as e:
-            self.warn(hub.reason(e, self.token))
+            self.warn(reason(e, self.token))
 
     def saved(self) -> None:
         """A checkpoint was saved."""
@@ -61,7 +62,7 @@ class Publisher:
                 return  # nothing was evaluated yet
             taken = picture(self.folder, self.strategy)
         except Exception as e:  # a full disk must not end the run
-            self.warn(hub.reason(e, self.token))
+            self.warn(reason(e, self.token))
             return
         self.drop(self.waiting)
         self.waiting = taken
@@ -87,7 +88,7 @@ class Publisher:
                 self.start({"do": "push", "folder": str(self.pushing)})
         except Exception as e:
             self.process = None
-            self.warn(hub.reason(e, self.token))
+            self.warn(reason(e, self.token))
         return self.process is not None
 
     def finish(self, stop: Callable[[], object]) -> None:
@@ -180,7 +181,7 @@ def serve(request: dict[str, Any]) -> str:
     except UserError as e:
         return f"warn {e}"
     except Exception as e:
-        return f"warn {hub.reason(e, token)}"
+        return f"warn {reason(e, token)}"
     return f"done {pushed.url}"
 
 
