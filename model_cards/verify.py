@@ -128,7 +128,11 @@ def of_weights(
     workers = launch.workers(None, accelerator)
     columns = evaluation.predict_all(net, samples, recipe, accelerator, workers)
     assert columns is not None
-    scores, main = evaluation.score(columns), "ema_" if recipe.report_ema else ""
+    try:
+        scores, main = evaluation.score(columns), "ema_" if recipe.report_ema else ""
+    except ValueError as e:  # weights that give no numbers
+        yield f"weights: {e}", False
+        return
     claimed = json.loads((folder / "eval_results.json").read_text())["exported"]
     for key, name_, near in (("top1", "top-1", TOP1), ("nll", "NLL", NLL * claimed[f"{main}nll"])):
         value = claimed[main + key]

@@ -3,21 +3,24 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from driver import Server
+import tiny
+from driver import ROOT, Server
 from forks import Done, Forks
 from hub_server import HubServer
 from resuming import LOG, Reference
+from safetensors.numpy import load_file
 
 from model_cards import hub as push
-from model_cards import publisher
-from recipes import UserError, load
+from recipes import load
 
 COMMAND = "import mixup_recipes; mixup_recipes.main()"
 IMPORTS = """
@@ -260,14 +263,12 @@ COMMIT, LFS = "POST /api/models/tester/{}/commit", "PUT /lfs/"
     ("pattern", "fault"),
     [
         (COMMIT, {"status": 500}),
-        (COMMIT, {"status": 409}),
         (COMMIT, {"status": 429, "headers": {"Retry-After": "1"}}),
         (COMMIT, {"after_bytes": 300}),
         (COMMIT, {"no_answer": True}),  # done, and nobody knows
         (LFS, {"after_bytes": 1000}),
         (LFS, {"wrong_bytes": True}),
         ("POST /api/repos/create", {"status": 503}),
-        ("POST /api/models/tester/{}/preupload", {"status": 502}),
         ("GET /api/models/tester/{}", {"no_answer": True}),
     ],
 )
@@ -289,9 +290,8 @@ def test_a_passing_fault_is_overcome_by_one_commit(
     ("fault", "words"),
     [
         ({"status": 401}, "answered 401: the Hub does not take this token"),
-        ({"status": 403}, "answered 403: this token may not write there"),
-        ({"status": 404}, "answered 404"),
-        ({"status": 500}, "answered 500"),
+        ({"status": 403}, "answered 403: this token may not do that"),
+        ({"status": 409}, "answered 409"),
         ({"status": 429, "headers": {"Retry-After": "100000"}}, "answered 429"),
         ({"after_bytes": 300}, "cannot reach the Hub"),
     ],
@@ -341,3 +341,290 @@ def test_a_push_that_is_killed_leaves_nothing_half_published(clients: Forks, hub
     assert command(clients, run, "--repo_id", "tester/killed").returncode == 0
     assert own_files(hub, "tester/killed") == published(run)
     assert len(mine(hub, "tester/killed")) == 1
+
+
+# --------------------------------------------------------------------------------------------- from the job
+
+SHORT = ("--epochs", 2, "--protocol_epochs", 1, "--precise_bn_samples", "none")
+
+
+def job(
+    server: Server, hub_env: dict[str, str], recipe: Path, out: Path, *args: object, before: str = "", **more: object
+):
+    """Start a run that pushes to this Hub; ``before``: code that the run begins with."""
+    script = out.with_suffix(".py")
+    script.write_text(f"import os\nos.environ.update({hub_env!r})\n{before}")
+    given = ("--recipe", recipe, "--output_dir", out, "--dataloader_num_workers", 0, *LOG, *SHORT, "--push_to_hub")
+    return server.start(*given, *args, faults=[["script", str(script)], *more.get("faults", [])])
+
+
+def test_a_run_that_saves_often_is_only_ever_published_whole_and_its_token_nowhere(
+    server: Server, hub: HubServer, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "job"
+    args = ("--hub_model_id", "tester/job", "--hub_strategy", "checkpoint", "--hub_token", hub.token)
+    env = hub.env | {"HF_TOKEN": ""}
+    run = job(server, env, tiny_recipe, out, *args, "--hub_private_repo", "--checkpointing_steps", 2)
+    assert run.wait() == [0], run.output()
+    assert run.output().rstrip().endswith(f"published: {hub.url}/tester/job"), run.output()
+    repo = hub.repos["model", "tester/job"]
+    assert repo.private and len(repo.branches["main"]) > 1
+    for commit in repo.branches["main"][1:]:
+        files = {name: hub.blobs[entry.oid] for name, entry in commit.files.items()}
+        assert files["log.jsonl"].endswith(b"}\n")
+        assert len({n.split("/")[1] for n in files if n.startswith("checkpoints/")}) == 1
+        if "model.safetensors" in files:
+            claimed = json.loads(files["eval_results.json"])["weights_sha256"]
+            assert hashlib.sha256(files["model.safetensors"]).hexdigest() == claimed
+    newest = sorted((out / "checkpoints").iterdir())[-1].name
+    assert own_files(hub, "tester/job") == published(out, f"checkpoints/{newest}")
+    assert hub.token not in run.output()
+    kept = [p for p in out.rglob("*") if p.is_file()]
+    assert not [p for p in kept if hub.token.encode() in p.read_bytes()]
+    assert "***" in json.loads((out / "env.json").read_text())["command"]
+    assert not [p for p in kept if ".push-" in str(p)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"status": 403}, "answered 403"),
+        ({"status": 500}, "not waiting any longer"),
+    ],
+)
+def test_a_push_that_fails_is_one_line_and_the_run_is_done(
+    server: Server, clients: Forks, hub: HubServer, tiny_recipe: Path, tmp_path: Path, fault: dict, words: str
+) -> None:
+    name, out = f"failing-{fault['status']}", tmp_path / "job"
+    hub.fault(COMMIT.format(name), times=100, **fault)
+    before = "import model_cards.publisher as p\np.PATIENCE = 15\n"
+    run = job(server, hub.env, tiny_recipe, out, "--hub_model_id", f"tester/{name}", before=before)
+    assert run.wait() == [0], run.output()
+    last = run.output().rstrip().splitlines()[-1]
+    assert last.startswith("warning: push to the Hub: ") and words in last
+    assert last.endswith(f"push it with: mixup-recipes push {out}")
+    hub.faults.clear()
+    done = command(clients, out)  # remembers where to
+    assert done.returncode == 0, done.output
+    assert own_files(hub, f"tester/{name}") == published(out)
+    assert len(mine(hub, f"tester/{name}")) == 1
+
+
+def test_a_full_disk_keeps_a_run_from_its_push_only(
+    server: Server, hub: HubServer, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    full = [["no_space", "model_cards.publisher:picture", 1]]
+    run = job(server, hub.env, tiny_recipe, tmp_path / "job", "--hub_model_id", "tester/full", faults=full)
+    assert run.wait() == [0], run.output()
+    assert "warning: push to the Hub: the Hub: No space left on device" in run.output()
+    assert (tmp_path / "job" / "eval_results.json").exists()
+
+
+def test_a_signal_ends_the_wait_for_a_push(server: Server, hub: HubServer, tiny_recipe: Path, tmp_path: Path) -> None:
+    hub.fault(COMMIT.format("slow"), delay=20)
+    run = job(server, hub.env, tiny_recipe, tmp_path / "job", "--hub_model_id", "tester/slow")
+    deadline = time.monotonic() + 120
+    while not any("tester/slow/commit" in r for r in hub.requests) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    began = time.monotonic()
+    run.send(signal.SIGTERM)
+    assert run.wait() == [0], run.output()
+    assert time.monotonic() - began < 15 and "not waiting any longer" in run.output()
+    assert not [p for p in (tmp_path / "job").iterdir() if p.name.startswith(".push-")]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--push_to_hub", "--hub_model_id", "a/b/c"], "expected NAME or OWNER/NAME, got 'a/b/c'"),
+        (["--push_to_hub"], "needs a token"),
+        (["--push_to_hub", "--hub_token", "two words"], "has blanks or unusual characters"),
+        (["--push_to_hub", "--hub_strategy", "often"], "end, every_save, checkpoint, all_checkpoints"),
+        (["--hub_model_id", "a/b"], "pass --push_to_hub too"),
+    ],
+)
+def test_what_cannot_be_pushed_is_told_before_training(
+    server: Server, tiny_recipe: Path, tmp_path: Path, args: list[str], words: str
+) -> None:
+    home = tmp_path / "no.py"
+    home.write_text(
+        f"import os\nos.environ.update(HF_TOKEN='')\nimport huggingface_hub.constants as c\n"
+        f"c.HF_TOKEN_PATH = {str(tmp_path / 'none')!r}\n"
+    )
+    given = ("--recipe", tiny_recipe, "--output_dir", tmp_path / "job")
+    status, output = server.run(*given, *args, faults=[["script", str(home)]])
+    assert status == 2 and words in output and "two words" not in output
+    assert not (tmp_path / "job").exists()
+
+
+# --------------------------------------------------------------------------------------------- pull
+
+LOGITS = """
+import json, sys, torch, timm
+from training import backbones
+repo, folder, out = sys.argv[1:]
+torch.manual_seed(0)
+x = torch.randn(2, 3, 32, 32)
+from transformers import AutoModelForImageClassification, pipeline
+from PIL import Image
+nets = {
+    "folder": backbones.load_model(folder),
+    "hub": backbones.load_model(f"hf-hub:{repo}"),
+    "timm": timm.create_model(f"hf-hub:{repo}", pretrained=True),
+    "transformers": AutoModelForImageClassification.from_pretrained(repo),
+}
+with torch.no_grad():
+    logits = {k: net.eval()(x) for k, net in nets.items()}
+logits["transformers"] = logits["transformers"].logits
+named = pipeline("image-classification", model=repo, device="cpu")(Image.new("RGB", (40, 40), "red"))
+print(json.dumps({
+    "equal": [torch.equal(v, logits["folder"]) for v in logits.values()],
+    "names": sorted(p["label"] for p in named),
+    "timm": list(nets["timm"].pretrained_cfg["label_names"]),
+    "id2label": list(nets["transformers"].config.id2label.values()),
+}))
+"""
+
+
+def test_timm_transformers_and_this_project_pull_the_same_model_with_its_class_names(
+    clients: Forks, hub: HubServer, run: Path
+) -> None:
+    command(clients, run, "--repo_id", "tester/pulled")
+    done = clients.run(LOGITS, "tester/pulled", run, "x")
+    assert done.returncode == 0, done.output
+    found = json.loads(done.output.splitlines()[-1])
+    assert found["equal"] == [True] * 4
+    assert found["names"] == found["timm"] == found["id2label"] == tiny.CLASSES
+
+
+@pytest.mark.parametrize("model", ["moganet_tiny", "pvt_tiny"])
+def test_models_that_timm_lacks_are_pulled_too_and_say_what_to_import(
+    clients: Forks, hub: HubServer, model: str, tmp_path: Path
+) -> None:
+    code = """
+import json, sys, timm, torch
+from pathlib import Path
+from training import backbones, run
+from recipes import load
+name, folder = sys.argv[1], Path(sys.argv[2])
+recipe = load("quickstart_vanilla", model=name, num_classes=3, eval_size=224, eval_resize=256)
+net = backbones.create_model(recipe)
+run.export(net, folder, recipe, ["a", "b", "c"])
+from huggingface_hub import HfApi
+HfApi().create_repo(f"tester/{name}")
+HfApi().upload_folder(repo_id=f"tester/{name}", folder_path=str(folder))
+from transformers import AutoModelForImageClassification
+pulled = backbones.load_model(f"hf-hub:tester/{name}")
+other = AutoModelForImageClassification.from_pretrained(f"tester/{name}")
+x = torch.randn(1, 3, 224, 224)
+with torch.no_grad():
+    print(torch.equal(pulled.eval()(x), net.eval()(x)), torch.equal(other.eval()(x).logits, net(x)))
+"""
+    done = clients.run(code, model, tmp_path)
+    assert done.returncode == 0 and done.output.splitlines()[-1] == "True True", done.output
+    plain = "import timm\ntimm.create_model(sys.argv[1], pretrained=True)"
+    with Forks(hub.env, "import timm") as strangers:
+        assert "Unknown model" in strangers.run(plain, f"hf-hub:tester/{model}").output
+    assert "training.backbones" in (ROOT / "docs/hub.md").read_text()
+
+
+EVALUATE = "import evaluate_mixup; from recipes import cli; cli.run(evaluate_mixup.main)"
+
+
+def test_a_pulled_model_is_evaluated_by_its_own_recipe_and_verified(
+    clients: Forks, hub: HubServer, run: Path, tmp_path: Path
+) -> None:
+    command(clients, run, "--repo_id", "tester/checked")
+    done = clients.run(EVALUATE, "--model", "hf-hub:tester/checked", "--output", tmp_path / "scores.json")
+    assert done.returncode == 0, done.output
+    scores, claimed = (json.loads(p.read_text()) for p in (tmp_path / "scores.json", run / "eval_results.json"))
+    assert scores["top1"] == claimed["exported"]["top1"]
+    good = clients.run(COMMAND, "verify", "hf-hub:tester/checked")
+    assert good.returncode == 0 and "differs" not in good.output, good.output
+    assert len(good.output.splitlines()) >= 9
+    # each lie is found, and where it is
+    files = hub.files("tester/checked")
+    weights = bytearray(files["model.safetensors"])
+    weights[-400:] = bytes(400)
+    lies = {
+        "model.safetensors": (bytes(weights), "weights and eval_results.json"),
+        "summary.csv": (files["summary.csv"] + b"4,1,1,1\n", "log and summary.csv"),
+        "README.md": (re.sub(rb"value: [\d.]+", b"value: 99.99", files["README.md"], count=1), "card and"),
+        "eval_results.json": (files["eval_results.json"].replace(b'"top1": ', b'"top1": 1'), "log and eval_results"),
+    }
+    for name, (lie, words) in lies.items():
+        hub.write("tester/checked", {name: lie})
+        found = clients.run(COMMAND, "verify", "hf-hub:tester/checked")
+        assert found.returncode == 1, found.output
+        assert any(row.startswith("differs") and words in row for row in found.output.splitlines()), found.output
+        hub.write("tester/checked", {name: files[name]})
+
+
+# --------------------------------------------------------------------------------------------- fine-tune
+
+
+def test_fine_tuning_starts_from_the_pulled_weights_and_replaces_the_head_of_other_classes(
+    clients: Forks, hub: HubServer, run: Path
+) -> None:
+    command(clients, run, "--repo_id", "tester/start")
+    code = """
+import json, sys
+import torch
+import recipes
+from training import backbones
+repo, folder = sys.argv[1:]
+own = json.loads(open(folder + "/config.json").read())["label_names"]
+answers = []
+for start in ("hf-hub:" + repo, folder):
+    for count, classes in ((4, own), (4, ["w", "x", "y", "z"]), (7, list("abcdefg"))):
+        recipe = recipes.load(folder + "/recipe.yaml", pretrained=start, num_classes=count)
+        fresh, model = backbones.create_model(recipe), backbones.create_model(recipe)
+        source = backbones.load_start(recipe)
+        said = backbones.start_from(model, source, classes)
+        a, b, c = (m.state_dict() for m in (model, source, fresh))
+        body = all(torch.equal(a[k], b[k]) for k in a if not k.startswith("fc."))
+        head = "theirs" if count == 4 and torch.equal(a["fc.weight"], b["fc.weight"]) else "?"
+        head = "fresh" if torch.equal(a["fc.weight"], c["fc.weight"]) else head
+        answers.append([body, head, said])
+print(json.dumps(answers))
+"""
+    done = clients.run(code, "tester/start", run)
+    assert done.returncode == 0, done.output
+    kept, replaced = [True, "theirs", "with its head"], [True, "fresh", "with a new head for {} classes"]
+    others = [[*replaced[:2], replaced[2].format(n)] for n in (4, 7)]
+    assert json.loads(done.output.splitlines()[-1]) == [kept, *others] * 2
+
+
+def test_a_run_starts_from_a_run_folder_and_resumes_without_it(
+    server: Server, tiny_recipe: Path, run: Path, tmp_path: Path
+) -> None:
+    given = ("--recipe", tiny_recipe, "--output_dir", tmp_path / "tuned", "--dataloader_num_workers", 0, *LOG, *SHORT)
+    given = (*given, "--pretrained", run, "--lr", 1e-9, "--warmup_epochs", 0, "--ema_decay", "none")
+    given = (*given, "--ema_warmup_epochs", 0)
+    status, output = server.run(*given)
+    assert status == 0 and f"starts from {run} with its head" in output, output
+    before, after = (load_file(f / "model.safetensors") for f in (run, tmp_path / "tuned"))
+    for key in (k for k in before if "running" not in k and "num_batches" not in k):
+        assert np.allclose(before[key], after[key], atol=1e-5), key
+    shutil.rmtree(run)
+    status, output = server.run(*given, "--resume_from_checkpoint", "auto")
+    assert status == 0 and "starts from" not in output, output
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "words"),
+    [
+        ("nowhere", "neither a run folder"),
+        ("RUN", "pass --model test_resnet"),
+        ("timm", "timm has no weights of 'resnet18_cifar'"),
+        ("resnet5", "did you mean 'resnet50'"),
+    ],
+)
+def test_a_start_that_cannot_be_is_one_line(
+    server: Server, tiny_recipe: Path, run: Path, tmp_path: Path, pretrained: str, words: str
+) -> None:
+    start = run if pretrained == "RUN" else pretrained
+    given = ("--recipe", tiny_recipe, "--output_dir", tmp_path / "tuned", "--model", "resnet18_cifar")
+    status, output = server.run(*given, "--pretrained", start)
+    assert status == 2 and words in output and "Traceback" not in output, output
+    assert not (tmp_path / "tuned").exists()
