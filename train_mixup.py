@@ -51,6 +51,7 @@ def main() -> int | None:
         optimisation,
         precise_bn,
         run,
+        streaming,
     )
     from training.signals import Stop
 
@@ -115,11 +116,14 @@ def main() -> int | None:
             accelerator.print(f"saved by {state['processes']} processes: goes on, but not bit for bit")
     update, evaluated = state["update"], state["evaluated"]
     workers = launch.workers(job.dataloader_num_workers, accelerator)
-    order = data.TrainOrder(len(splits.train), recipe, rank, world, start=update)
+    dataset = streaming.Stream if recipe.streaming else data.Samples
+    samples = dataset(splits.train, recipe, train_transform, job.on_bad_image)
+    order = data.TrainOrder(len(samples), recipe, rank, world, start=update)
     total, per_epoch = order.updates, order.updates_per_epoch
-    samples = data.Samples(splits.train, recipe, train_transform, job.on_bad_image)
+    if recipe.streaming and update % per_epoch:
+        accelerator.print("streaming: the rest of this epoch is drawn anew, so some images come twice or not at all")
     batches = data.train_batches(samples, order, workers, device)
-    eval_samples = data.Samples(splits.eval, recipe, eval_transform, job.on_bad_image)
+    eval_samples = dataset(splits.eval, recipe, eval_transform, job.on_bad_image)
 
     # ----------------------------------------------------------------------------------------- record
     accelerator.wait_for_everyone()

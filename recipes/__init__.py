@@ -62,6 +62,8 @@ class Recipe:
     """Column with the class."""
     num_classes: Count = 1000
     """Number of classes; must agree with the data."""
+    streaming: bool = False
+    """Read a Hub dataset while training on it, without a copy: shuffled by files and within a buffer of 1000 images."""
     max_train_samples: Count | None = None
     """Train on the first n images of a fixed shuffle only, for tests."""
     max_eval_samples: Count | None = None
@@ -368,6 +370,10 @@ def check(recipe: Recipe) -> None:
     """What no single field can tell. Raises ``UserError``."""
     if not recipe.dataset or not recipe.model:
         raise UserError(f"recipe {recipe.name!r} must set dataset and model")
+    if recipe.streaming:
+        for name, least in (("max_train_samples", None), ("max_eval_samples", None), ("aug_repeats", 1)):
+            if getattr(recipe, name) != least:
+                raise UserError(f"{name} needs the whole table: it does not go with streaming")
     if recipe.batch_size % recipe.per_device_train_batch_size:
         fits = max(n for n in range(1, recipe.per_device_train_batch_size + 1) if recipe.batch_size % n == 0)
         raise UserError(

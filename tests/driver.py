@@ -52,13 +52,17 @@ class Run:
 
 
 class Server:
-    """Starts runs. One at a time."""
+    """Starts runs. One at a time. ``env``: environment variables of all its runs, set before anything is imported."""
 
-    def __init__(self) -> None:
+    def __init__(self, **env: str) -> None:
         fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
         self.folder = tempfile.TemporaryDirectory()
         self.process = subprocess.Popen(
-            [sys.executable, __file__], env=os.environ | fixed, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, __file__],
+            env=os.environ | fixed | env,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         self.runs = 0
         self.ask(do="wait", pids=[], timeout=0)  # it answers when all is imported

@@ -10,9 +10,16 @@ blobs are kept in memory and outlive ``hub.stop()``; a commit is all or nothing.
 """
 
 import contextlib
+import inspect
+import json
+import os
 import re
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +83,17 @@ class HubServer(Store):
         switches |= {"HF_HUB_DISABLE_XET": str(int(not self.xet)), "HF_HUB_DISABLE_TELEMETRY": "1"}
         switches |= {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         return {"HF_ENDPOINT": self.url, "HF_TOKEN": self.token} | switches | {k: str(v) for k, v in places.items()}
+
+    def client(self, function: Callable[..., Any], *args: Any, **env: str) -> Any:
+        """``function(*args)`` in a process of its own, whose clients talk to this Hub. It does its imports itself;
+        arguments and result are JSON. ``env`` replaces environment variables."""
+        name, source = function.__name__, textwrap.dedent(inspect.getsource(function))
+        code = f"import json, sys\n{source}\nprint('\\n' + json.dumps({name}(*json.loads(sys.argv[1]))))"
+        command = [sys.executable, "-c", code, json.dumps(args, default=str)]
+        done = subprocess.run(command, env=os.environ | self.env | env, capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            raise AssertionError(f"{name} failed:\n{done.stderr}")
+        return json.loads(done.stdout.splitlines()[-1])
 
     def fault(self, pattern: str, times: float = 1, **what: Any) -> None:
         """Let something go wrong, see ``Fault``; ``hub.faults.clear()`` ends it."""

@@ -590,7 +590,8 @@ def test_explain_shows_every_value_with_its_origin() -> None:
 CIFAR10 = {
     "name": "cifar10_r18_200e_mixup", "dataset": "uoft-cs/cifar10", "dataset_config": None, "dataset_revision": None,
     "train_split": "train", "eval_split": "test", "image_column": "img", "label_column": "label", "num_classes": 10,
-    "max_train_samples": None, "max_eval_samples": None, "model": "resnet18_cifar", "model_args": {},
+    "streaming": False, "max_train_samples": None, "max_eval_samples": None, "model": "resnet18_cifar",
+    "model_args": {},
     "drop_path_rate": None, "init": "mmcls_cnn", "mixer": "mixup",
     "mixer_args": {"mixup": {"alpha": 1.0}, "cutmix": {"alpha": 0.2}},
     "epochs": 200, "batch_size": 100, "per_device_train_batch_size": 100, "drop_last": True, "opt": "momentum",

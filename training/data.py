@@ -37,10 +37,11 @@ SMALL = 2**30  # bytes of parquet that are read into memory instead of being cop
 
 
 class Splits(NamedTuple):
-    """The two tables a run needs, with encoded images, and what is recorded about them."""
+    """The two tables a run needs, with encoded images, and what is recorded about them. Streams of the same rows
+    for a recipe that says ``streaming``."""
 
-    train: datasets.Dataset
-    eval: datasets.Dataset
+    train: datasets.Dataset | datasets.IterableDataset
+    eval: datasets.Dataset | datasets.IterableDataset
     classes: list[str]
     record: dict[str, Any]
 
@@ -51,8 +52,8 @@ def load_splits(recipe: Recipe) -> Splits:
     Raises ``UserError`` with one clear line: unknown or gated dataset, missing split or column, classes that do
     not fit, empty split.
     """
-    train, classes = load_split(recipe, recipe.train_split, recipe.max_train_samples)
-    evaluation, others = load_split(recipe, recipe.eval_split, recipe.max_eval_samples)
+    train, classes = load_split(recipe, recipe.train_split, recipe.max_train_samples, recipe.streaming)
+    evaluation, others = load_split(recipe, recipe.eval_split, recipe.max_eval_samples, recipe.streaming)
     if classes != others:
         only = sorted(set(classes) ^ set(others))
         raise UserError(
@@ -69,7 +70,7 @@ def load_splits(recipe: Recipe) -> Splits:
         "config": recipe.dataset_config,
         "revision": recipe.dataset_revision,
         "splits": {
-            split: {"images": len(table), "labels_sha256": labels_hash(table, recipe.label_column)}
+            split: {"images": count(table), "labels_sha256": labels_hash(table, recipe.label_column)}
             for split, table in ((recipe.train_split, train), (recipe.eval_split, evaluation))
         },
         "classes": classes,
@@ -77,16 +78,16 @@ def load_splits(recipe: Recipe) -> Splits:
     return Splits(train, evaluation, classes, record)
 
 
-def load_split(recipe: Recipe, split: str, limit: int | None) -> tuple[datasets.Dataset, list[str]]:
+def load_split(recipe: Recipe, split: str, limit: int | None, streaming: bool = False) -> tuple[Any, list[str]]:
     """One split with encoded images, its first ``limit`` images of a fixed shuffle, and its class names."""
-    table = open_split(recipe, split)
+    table = open_split(recipe, split, streaming)
     for column in (recipe.image_column, recipe.label_column):
         if column not in table.column_names:
             raise UserError(
                 f"dataset {recipe.dataset!r}, split {split!r}: no column {column!r}; "
                 f"{nearest(column, table.column_names)} (set image_column or label_column)"
             )
-    if not len(table):
+    if not count(table):
         raise UserError(f"dataset {recipe.dataset!r}: split {split!r} is empty")
     classes = class_names(recipe, split, table)
     try:  # images stay encoded, and only the two columns that are read are kept
@@ -99,10 +100,12 @@ def load_split(recipe: Recipe, split: str, limit: int | None) -> tuple[datasets.
     return subset(table, limit), classes
 
 
-def open_split(recipe: Recipe, split: str) -> datasets.Dataset:
-    """One split of a prepared set, a local folder or a Hub dataset."""
+def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Any:
+    """One split of a prepared set, a local folder or a Hub dataset, or a stream of the latter."""
     name = recipe.dataset
     folder = Path(name).expanduser()
+    if streaming and (name in PREPARED or folder.exists()):
+        raise UserError(f"streaming is for datasets of the Hub, and {name!r} is on this machine; leave it out")
     if name in PREPARED:
         if (found := prepared(name)) is None:
             raise UserError(f"dataset {name!r} is not prepared on this machine; run: mixup-recipes prepare {name}")
@@ -112,7 +115,7 @@ def open_split(recipe: Recipe, split: str) -> datasets.Dataset:
     try:
         if folder.exists():
             return open_folder(folder, split)
-        return open_hub(recipe, split)
+        return open_hub(recipe, split, streaming)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as e:
         if isinstance(e, UserError):
             raise
@@ -157,12 +160,21 @@ def open_folder(folder: Path, split: str) -> datasets.Dataset:
     )
 
 
-def open_hub(recipe: Recipe, split: str) -> datasets.Dataset:
-    """A Hub dataset; its size is announced before anything large is written."""
+def open_hub(recipe: Recipe, split: str, streaming: bool) -> Any:
+    """A Hub dataset; its size is announced before anything large is written. A stream writes nothing."""
     where = {"name": recipe.dataset_config, "revision": recipe.dataset_revision}
-    info = datasets.load_dataset_builder(recipe.dataset, **where).info
+    builder = datasets.load_dataset_builder(recipe.dataset, **where)
+    info = builder.info
     if info.splits and split not in info.splits:
         raise UserError(f"dataset {recipe.dataset!r} has no split {split!r}; {nearest(split, info.splits)}")
+    if streaming and not (info.splits and info.features and info.splits[split].num_examples):
+        raise UserError(
+            f"dataset {recipe.dataset!r} does not say what columns and how many images it has; leave out --streaming"
+        )
+    if streaming:
+        stream = datasets.load_dataset(recipe.dataset, **where, split=split, streaming=True)
+        stream.info.download_checksums = {str(f): None for f in (builder.config.data_files or {}).get(split, ())}
+        return stream
     announce_copy((info.download_size or 0) + (info.dataset_size or 0), recipe.dataset.replace("/", "___"))
     return datasets.load_dataset(recipe.dataset, **where, split=split)
 
@@ -181,9 +193,16 @@ def announce_copy(size: int, kept: str) -> None:
         raise UserError(f"{cache}: {size / 1e9:.0f} GB needed, {free / 1e9:.0f} GB free; set HF_HOME to a larger disk")
 
 
-def class_names(recipe: Recipe, split: str, table: datasets.Dataset) -> list[str]:
-    """The class names of a split, after checking that its labels are among them."""
+def count(table: datasets.Dataset | datasets.IterableDataset) -> int:
+    """Images of a table, or those that a stream says to have."""
+    return len(table) if isinstance(table, datasets.Dataset) else table.info.splits[str(table.split)].num_examples
+
+
+def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
+    """The class names of a split, after checking that its labels are among them (those of a stream: when read)."""
     feature = table.features[recipe.label_column]
+    if isinstance(table, datasets.IterableDataset):
+        return list(getattr(feature, "names", map(str, range(recipe.num_classes))))
     whole = "int" in str(getattr(feature, "dtype", ""))
     used = np.unique(np.asarray(table.with_format("numpy")[recipe.label_column])) if whole else np.empty(0)
     if used.dtype.kind not in "iu":  # an integer column with gaps becomes one of floats
@@ -201,15 +220,20 @@ def class_names(recipe: Recipe, split: str, table: datasets.Dataset) -> list[str
     return names
 
 
-def subset(table: datasets.Dataset, size: int | None) -> datasets.Dataset:
+def subset(table: Any, size: int | None) -> Any:
     """The first ``size`` images of a shuffle that never changes, so that a small subset has all classes."""
-    if size is None or size >= len(table):
+    if size is None or size >= count(table):
         return table
     return table.select(np.sort(keys.rng(keys.SUBSET, 0, 0).permutation(len(table))[:size]))
 
 
-def labels_hash(table: datasets.Dataset, column: str) -> str:
-    """SHA-256 of the labels in order: tells whether two runs saw the same table."""
+def labels_hash(table: datasets.Dataset | datasets.IterableDataset, column: str) -> str:
+    """SHA-256 of the labels in order: tells whether two runs saw the same table.
+
+    Nobody has read a stream's labels: it is that of its files' addresses, which name the commit.
+    """
+    if isinstance(table, datasets.IterableDataset):
+        return hashlib.sha256("\n".join(table.info.download_checksums or ()).encode()).hexdigest()
     labels = np.asarray(table.with_format("numpy")[column], dtype=np.int64)
     return hashlib.sha256(labels.tobytes()).hexdigest()
 
@@ -316,14 +340,21 @@ def updates_per_epoch(size: int, recipe: Recipe) -> int:
 
 
 def train_batches(
-    samples: Samples, order: TrainOrder, workers: int, device: torch.device
+    samples: Any, order: TrainOrder, workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """``(images uint8 (B, 3, S, S), labels (B,), indices (B,), bad (B,))`` for the rest of the run."""
+    """``(images uint8 (B, 3, S, S), labels (B,), indices (B,), bad (B,))`` for the rest of the run.
+
+    ``samples``: ``Samples`` or ``streaming.Stream``.
+    """
+    if not isinstance(samples, Samples):
+        return samples.train_batches(order, workers, device)
     return readable(loader(samples, order, workers, device))
 
 
-def eval_batches(samples: Samples, rank: int, world: int, batch_size: int, workers: int, device: torch.device) -> Any:
-    """Batches of every world-th image; each image belongs to exactly one process."""
+def eval_batches(samples: Any, rank: int, world: int, batch_size: int, workers: int, device: torch.device) -> Any:
+    """Batches of every world-th image (of a stream: file); each image belongs to exactly one process."""
+    if not isinstance(samples, Samples):
+        return samples.eval_batches(rank, world, batch_size, workers, device)
     mine = [Key(0, i, 0) for i in range(rank, len(samples), world)]
     return readable(loader(samples, [list(b) for b in batched(mine, batch_size)], workers, device))
 

@@ -1,6 +1,7 @@
 """Evaluation on any number of processes: each image counts exactly once."""
 
 import contextlib
+import itertools
 import math
 from typing import Any
 
@@ -20,23 +21,34 @@ from .signals import Stop
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, batches: Any, rounds: int, total: int, recipe: Recipe, accelerator: Any, stop: Stop | None = None
+    model: nn.Module,
+    batches: Any,
+    rounds: int | None,
+    total: int,
+    recipe: Recipe,
+    accelerator: Any,
+    stop: Stop | None = None,
 ) -> dict[str, np.ndarray] | None:
     """What the metrics need, one row per image, on every process, sorted by image.
 
     ``rounds``: loop iterations, the same on every process (a process may have no batch in the last one), so
-    that all agree when a signal asks to stop; then None comes back. ``total``: images that must have been seen,
-    each once. Columns: index, label, top (up to 5 classes, best first), nll (nats), confidence, bad.
+    that all agree when a signal asks to stop; then None comes back. None: as many as the process with the most
+    batches has, which they find out as they go. ``total``: images that must have been seen, each once.
+    Columns: index, label, top (up to 5 classes, best first), nll (nats), confidence, bad.
     """
     was_training = model.training
     model.eval()
     parts: list[dict[str, torch.Tensor]] = []
     iterator = iter(batches)
     try:
-        for _ in range(rounds):
+        for _ in itertools.count() if rounds is None else range(rounds):
             if stop is not None and stop.agreed(accelerator):
                 return None
             batch = next(iterator, None)
+            if rounds is None and not accelerator.reduce(
+                torch.tensor(int(batch is not None), device=accelerator.device)
+            ):
+                break
             if batch is None:
                 continue
             images, labels, index, bad = batch
@@ -62,6 +74,8 @@ def predict(
     columns = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
     order = np.argsort(columns["index"], kind="stable")
     columns = {k: v[order] for k, v in columns.items()}
+    if rounds is None:  # a stream's index only says where an image stands among the others
+        columns["index"] = np.unique(columns["index"], return_inverse=True)[1]
     if not np.array_equal(columns["index"], np.arange(total)):
         raise RuntimeError(f"evaluation saw {len(columns['index'])} images instead of {total}, each once")
     kept = columns["bad"] == 0
@@ -70,7 +84,7 @@ def predict(
 
 def predict_all(
     model: nn.Module,
-    samples: data.Samples,
+    samples: Any,
     recipe: Recipe,
     accelerator: Any,
     workers: int,
@@ -79,14 +93,14 @@ def predict_all(
     """``predict`` over a whole split, dealt over the processes."""
     size, batch = len(samples), recipe.per_device_train_batch_size
     rank, world = accelerator.process_index, accelerator.num_processes
-    rounds = math.ceil(math.ceil(size / world) / batch)
+    rounds = math.ceil(math.ceil(size / world) / batch) if isinstance(samples, data.Samples) else None
     batches = data.eval_batches(samples, rank, world, batch, workers, accelerator.device)
     return predict(model, batches, rounds, size, recipe, accelerator, stop)
 
 
 def evaluate(
     models: dict[str, nn.Module],
-    samples: data.Samples,
+    samples: Any,
     recipe: Recipe,
     accelerator: Any,
     workers: int,

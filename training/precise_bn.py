@@ -17,7 +17,7 @@ from recipes import Recipe
 from . import data, microbatch
 
 
-def refresh(step: Step, samples: data.Samples, recipe: Recipe, epoch: int, workers: int, accelerator: Any) -> None:
+def refresh(step: Step, samples: Any, recipe: Recipe, epoch: int, workers: int, accelerator: Any) -> None:
     """Average the statistics over the first ``precise_bn_samples`` images of the epoch that has just ended.
 
     Rounded up to whole updates, at most the epoch; images, mixing and drop path are those of that epoch's updates.

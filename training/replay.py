@@ -63,6 +63,8 @@ def replay(folder: Path, step: int, micro: int = 0) -> Replayed:
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder} holds no recipe.yaml: expected the folder of a run")
     recipe, _ = recipes.resolve(str(folder / "recipe.yaml"))
+    if recipe.streaming:
+        raise UserError(f"{folder} is a run on a stream: which images an update saw is not known, nothing to replay")
     splits = data.load_splits(recipe)
     check_data(folder, recipe.train_split, splits.record)
     order = data.TrainOrder(len(splits.train), recipe, 0, 1, start=step)

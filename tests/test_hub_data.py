@@ -1,0 +1,177 @@
+"""Runs on a dataset of the Hub, copied or streamed, against a server with photos."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from driver import Server
+from hub_server import HubServer
+from resuming import differences, finish, log
+from safetensors.numpy import load_file
+
+SET = "tester/photos"
+RUN = ("--dataloader_num_workers", 0, "--report_to", "none")
+
+
+def push(photos):
+    import datasets
+
+    splits = datasets.load_dataset(photos)
+    splits.push_to_hub("tester/photos", num_shards={"train": 4, "test": 3})
+    splits.push_to_hub("tester/private", private=True)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """72 training and 30 test photos in a folder."""
+    return tiny.make_photos(tmp_path_factory.mktemp("photos") / "set")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Iterator[HubServer]:
+    """A Hub with these photos, public and private; gated and damaged sets beside them."""
+    with HubServer(tmp_path_factory.mktemp("hub")) as hub:
+        hub.client(push, photos)
+        files = hub.files(SET, "dataset")
+        hub.write("stranger/private", files, "dataset", private=True)
+        hub.write("stranger/gated", files, "dataset", gated=True)
+        parquet = {p: d for p, d in files.items() if p.endswith(".parquet")}
+        hub.write("tester/bare", parquet, "dataset")
+        hub.write("tester/damaged", {p: b"no parquet" for p in parquet}, "dataset")
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def runs(hub: HubServer) -> Iterator[Server]:
+    """Starts runs that know this Hub and no other."""
+    with Server(**hub.env) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny recipe over the Hub's photos: 2 epochs of 4 updates."""
+    return tiny.make_recipe(tmp_path_factory.mktemp("recipe"), Path(SET), epochs=2)
+
+
+def test_a_run_on_the_hubs_dataset_is_that_on_the_same_photos_in_a_folder(
+    runs: Server, recipe: Path, photos: Path, tmp_path: Path
+) -> None:
+    for name in (SET, photos):
+        finish(runs, "--recipe", recipe, "--output_dir", tmp_path / Path(name).name, "--dataset", name, *RUN)
+    hub, folder = tmp_path / "photos", tmp_path / photos.name
+    for name in ("model.safetensors", "predictions.safetensors", "eval_results.json", "summary.csv"):
+        assert (hub / name).read_bytes() == (folder / name).read_bytes()
+    assert log(hub) == log(folder)
+    record, other = (json.loads((run / "data.json").read_text()) for run in (hub, folder))
+    assert record == other | {"dataset": SET}
+
+
+def test_a_streamed_run_resumed_at_an_evaluation_is_that_of_one_never_stopped(
+    runs: Server, hub: HubServer, recipe: Path, tmp_path: Path
+) -> None:
+    arguments = ("--recipe", recipe, "--streaming", "true", *RUN)
+    copies = set((hub.folder / "home/datasets").rglob("*.arrow")), set((hub.folder / "home").rglob("*.parquet"))
+    finish(runs, *arguments, "--output_dir", tmp_path / "whole", processes=2)
+    stop = [["receive", "training.evaluation:evaluate", 1, 15]]
+    stopped = runs.start(*arguments, "--output_dir", tmp_path / "two", processes=2, faults=stop)
+    assert stopped.wait() == [75, 75] and "SIGTERM at update 4: saved" in stopped.output()
+    again = ("--output_dir", tmp_path / "two", "--resume_from_checkpoint", "auto")
+    assert "drawn anew" not in finish(runs, *arguments, *again, processes=2)
+    assert differences(tmp_path / "whole", tmp_path / "two") == []
+
+    predictions = load_file(tmp_path / "whole/predictions.safetensors")
+    assert predictions["index"].tolist() == list(range(30))
+    assert predictions["label"].tolist() == [i % 4 for i in range(30)]
+    record = json.loads((tmp_path / "whole/data.json").read_text())
+    assert {k: s["images"] for k, s in record["splits"].items()} == {"train": 72, "test": 30}
+    start = f"hf://datasets/{SET}@{hub.commits(SET, 'dataset')[-1]['oid']}/data/"
+    for split, count in (("train", 4), ("test", 3)):  # what was read, down to the commit
+        files = "\n".join(f"{start}{split}-{i:05}-of-{count:05}.parquet" for i in range(count))
+        assert record["splits"][split]["labels_sha256"] == hashlib.sha256(files.encode()).hexdigest()
+    train = [line for line in log(tmp_path / "whole") if line["mode"] == "train"]
+    assert sum(line["images"] for line in train) == 2 * 4 * 16 and np.isfinite([line["loss"] for line in train]).all()
+    # nothing was copied
+    assert copies == (
+        set((hub.folder / "home/datasets").rglob("*.arrow")),
+        set((hub.folder / "home").rglob("*.parquet")),
+    )
+
+
+def test_a_streamed_run_stopped_within_an_epoch_says_that_the_rest_is_drawn_anew(
+    runs: Server, recipe: Path, tmp_path: Path
+) -> None:
+    arguments = ("--recipe", recipe, "--streaming", "true", *RUN, "--epochs", 1, "--output_dir", tmp_path / "run")
+    stop = [["receive", "training.optimisation:set_learning_rates", 2, 15]]
+    status, printed = runs.run(*arguments, faults=stop)
+    assert status == 75 and "SIGTERM at update 2: saved" in printed
+    printed = finish(runs, *arguments, "--resume_from_checkpoint", "auto")
+    assert "streaming: the rest of this epoch is drawn anew, so some images come twice or not at all" in printed
+    train = [line for line in log(tmp_path / "run") if line["mode"] == "train"]
+    assert [line["update"] for line in train] == [4] and train[0]["images"] == 64
+
+
+def test_a_stream_that_breaks_off_ends_the_run_in_one_line_and_it_can_go_on(
+    runs: Server, hub: HubServer, recipe: Path, tmp_path: Path
+) -> None:
+    arguments = ("--recipe", recipe, "--streaming", "true", *RUN, "--output_dir", tmp_path / "run")
+    hub.fault(
+        r"GET .*/train-.*\.parquet", times=8
+    )  # nothing: the first epoch reads its four files, and so does PreciseBN
+    hub.fault(r"GET .*/train-.*\.parquet", times=float("inf"), status=404)
+    status, printed = runs.run(*arguments)
+    hub.faults.clear()
+    assert status == 2 and "cannot go on reading dataset 'tester/photos': " in printed
+    assert "later, continue with --resume_from_checkpoint auto" in printed and "Traceback" not in printed
+    finish(runs, *arguments, "--resume_from_checkpoint", "auto")
+    finish(runs, *arguments[:-1], tmp_path / "whole")
+    assert differences(tmp_path / "whole", tmp_path / "run") == []
+
+
+def complaints(cases):
+    import os
+
+    from recipes import UserError, load
+    from training import data
+
+    said = []
+    for changes, token in cases:
+        os.environ["HF_TOKEN"] = token
+        try:
+            splits = data.load_splits(load("r18_100e_mixup", eval_split="test", num_classes=4, **changes))
+            said.append(str(data.count(splits.train)))
+        except UserError as e:
+            said.append(str(e))
+    return said
+
+
+def test_a_dataset_that_cannot_be_had_is_one_line_and_a_private_one_needs_the_token(hub: HubServer) -> None:
+    cases = [
+        ({"dataset": "tester/private"}, hub.stranger_token, "cannot open dataset 'tester/private', split 'train': "),
+        ({"dataset": "tester/private"}, hub.token, "72"),
+        ({"dataset": "tester/none"}, hub.token, "Dataset 'tester/none' doesn't exist on the Hub or cannot be accessed"),
+        ({"dataset": "stranger/private"}, hub.token, "doesn't exist on the Hub or cannot be accessed"),
+        ({"dataset": "stranger/gated"}, hub.token, "access is gated: accept the terms on its page on the Hub"),
+        ({"dataset": "stranger/gated"}, "", "access is gated: accept the terms on its page on the Hub"),
+        ({"dataset": SET, "dataset_revision": "v1"}, hub.token, "Revision 'v1' doesn't exist for dataset"),
+        ({"dataset": SET, "train_split": "trian"}, hub.token, "has no split 'trian'; did you mean 'train'?"),
+        ({"dataset": SET, "image_column": "picture"}, hub.token, "no column 'picture'; valid names: image, label"),
+    ]
+    cases += [({**changes, "streaming": True}, token, words) for changes, token, words in cases[2:] if token]
+    bare = "dataset 'tester/bare' does not say what columns and how many images it has; leave out --streaming"
+    cases += [({"dataset": "tester/bare", "streaming": True}, hub.token, bare)]
+    bad = "cannot open dataset 'tester/damaged', split 'train': "
+    cases += [({"dataset": "tester/damaged"}, hub.token, bad), ({"dataset": "tester/bare"}, hub.token, "72")]
+    # what the client tries again, and what it does not
+    hub.write("tester/again", hub.files(SET, "dataset"), "dataset")
+    hub.fault("GET .*/again/.*/train-00001.*parquet", after_bytes=3000)
+    hub.fault("GET .*/again/.*/train-00002.*parquet", status=503)
+    cases += [({"dataset": "tester/again"}, hub.token, "503 Service Unavailable")]
+    cases += [({"dataset": "tester/again"}, hub.token, "72")]
+    said = hub.client(complaints, [case[:2] for case in cases], PYTHONPATH=str(tiny.ROOT))
+    for (changes, _, words), message in zip(cases, said, strict=True):
+        assert words in message and "\n" not in message, (changes, message)
