@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -397,7 +398,7 @@ def test_a_push_that_fails_is_one_line_and_the_run_is_done(
 ) -> None:
     name, out = f"failing-{fault['status']}", tmp_path / "job"
     hub.fault(COMMIT.format(name), times=100, **fault)
-    before = "import model_cards.publisher as p\np.PATIENCE = 15\n"
+    before = "import model_cards.publisher as p\np.PATIENCE = 10\n" if fault["status"] == 500 else ""
     run = job(server, hub.env, tiny_recipe, out, "--hub_model_id", f"tester/{name}", before=before)
     assert run.wait() == [0], run.output()
     last = run.output().rstrip().splitlines()[-1]
@@ -628,3 +629,151 @@ def test_a_start_that_cannot_be_is_one_line(
     status, output = server.run(*given, "--pretrained", start)
     assert status == 2 and words in output and "Traceback" not in output, output
     assert not (tmp_path / "tuned").exists()
+
+
+# --------------------------------------------------------------------------------------------- strangers
+
+LOAD = """
+import sys
+from recipes import cli
+from training import backbones
+cli.run(lambda: print(type(backbones.load_model(sys.argv[1])).__name__))
+"""
+
+
+class Trap:
+    """A pickle that leaves a mark when it is read."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.mark,)
+
+
+def config(run: Path, **changes: object) -> bytes:
+    """A run's config.json with changes."""
+    return json.dumps(json.loads((run / "config.json").read_text()) | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architecture": "os.system"}, "is a 'os.system'"),
+        ({"architecture": "hf-hub:stranger/other"}, "is a 'hf-hub:stranger/other'"),
+        ({"architecture": ["resnet10t"]}, "names no architecture"),
+        ({"architecture": "resnet5"}, "did you mean"),
+        ({"model_args": {"checkpoint_path": "PICKLE"}}, "the argument 'checkpoint_path'"),
+        ({"model_args": {"pretrained_cfg": {"file": "PICKLE"}}}, "the argument 'pretrained_cfg'"),
+        ({"model_args": {"layers": [2, 2, 10**9, 2]}}, "no classifier is that large"),
+        ({"model_args": {"no_such_argument": 1}}, "no_such_argument"),
+        ({"model_args": "rm"}, "must be tables"),
+        ({"num_classes": 10**9}, "no classifier is that large"),
+    ],
+)
+def test_a_hostile_configuration_is_refused_in_one_line(
+    clients: Forks, hub: HubServer, run: Path, tmp_path: Path, changes: dict, words: str
+) -> None:
+    mark, trap = tmp_path / "read", tmp_path / "trap.pth"
+    trap.write_bytes(pickle.dumps(Trap(mark)))
+    weights = (run / "model.safetensors").read_bytes()
+    said = config(run, **json.loads(json.dumps(changes).replace("PICKLE", str(trap))))
+    hub.write("stranger/config", {"config.json": said, "model.safetensors": weights})
+    done = clients.run(LOAD, "hf-hub:stranger/config")
+    assert done.returncode == 2 and words in done.output, done.output
+    assert len(done.output.splitlines()) == 1 and not mark.exists()
+
+
+def test_where_a_configuration_says_that_weights_lie_is_passed_over(
+    clients: Forks, hub: HubServer, run: Path, tmp_path: Path
+) -> None:
+    mark, trap = tmp_path / "read", tmp_path / "trap.pth"
+    trap.write_bytes(pickle.dumps(Trap(mark)))
+    nested = json.loads((run / "config.json").read_text())["pretrained_cfg"]
+    sources = {"file": str(trap), "url": f"file://{trap}", "custom_load": True, "hf_hub_filename": "pytorch_model.bin"}
+    sources |= {"source": "url", "hf_hub_id": "stranger/other", "state_dict": {"a": 1}}
+    said = config(run, pretrained_cfg=nested | sources)
+    weights = (run / "model.safetensors").read_bytes()
+    hub.write(
+        "stranger/sources",
+        {"config.json": said, "model.safetensors": weights, "pytorch_model.bin": trap.read_bytes()},
+    )
+    done = clients.run(LOAD, "hf-hub:stranger/sources")
+    assert done.returncode == 0 and done.output.split()[-1] == "ResNet", done.output
+    assert not mark.exists() and not any(r.endswith("pytorch_model.bin") for r in hub.requests)
+
+
+def test_pickles_are_not_read_and_broken_or_foreign_weights_are_one_line(
+    clients: Forks, hub: HubServer, run: Path, tmp_path: Path
+) -> None:
+    trap = pickle.dumps(Trap(tmp_path / "read"))
+    weights = (run / "model.safetensors").read_bytes()
+    cases = {
+        "pickle": ({"pytorch_model.bin": trap}, "has no model.safetensors; weights in other files, such as pickles"),
+        "posing": ({"model.safetensors": trap}, "SafetensorError"),
+        "huge": ({"model.safetensors": (2**63 - 1).to_bytes(8, "little") + weights[8:]}, "SafetensorError"),
+        "cut": ({"model.safetensors": weights[:-100]}, "SafetensorError"),
+        "deep": ({"model.safetensors": weights, "config.json": b"[" * 100000}, "config.json cannot be read"),
+        "none": ({"notes.txt": b""}, "has no config.json"),
+    }
+    for name, (files, words) in cases.items():
+        kept = {} if name == "none" else {"config.json": config(run)}
+        hub.write(f"stranger/{name}", kept | files)
+        done = clients.run(LOAD, f"hf-hub:stranger/{name}")
+        assert done.returncode == 2 and words in done.output, done.output
+        assert len(done.output.splitlines()) == 1
+    missing = clients.run(LOAD, "hf-hub:stranger/nobody")
+    assert missing.returncode == 2 and "the Hub answered 404" in missing.output
+    assert not (tmp_path / "read").exists()
+
+
+def test_what_is_announced_too_large_is_not_begun(clients: Forks, hub: HubServer, run: Path) -> None:
+    hub.write("stranger/large", {"config.json": b" " * 2**24, "model.safetensors": b"x"})
+    hub.requests.clear()
+    done = clients.run(LOAD, "hf-hub:stranger/large")
+    assert done.returncode == 2 and "config.json has 17 MB, and 8 MB are the most here" in done.output, done.output
+    assert not [r for r in hub.requests if r.startswith("GET")]
+    hub.write("stranger/large", {"config.json": config(run), "model.safetensors": bytes(2**21)})
+    full = "import shutil; shutil.disk_usage = lambda _: shutil._ntuple_diskusage(2**40, 2**40, 2**20)\n"
+    done = clients.run(full + LOAD, "hf-hub:stranger/large")
+    assert done.returncode == 2 and "model.safetensors has 2 MB, and 1 MB are the most here" in done.output, done.output
+
+
+def test_names_that_leave_the_folder_and_code_for_python_are_never_touched(
+    clients: Forks, hub: HubServer, run: Path, tmp_path: Path
+) -> None:
+    mark = tmp_path / "ran"
+    evil = f"open({str(mark)!r}, 'w')".encode()
+    files = {n: (run / n).read_bytes() for n in ("config.json", "model.safetensors", "recipe.yaml", "data.json")}
+    files["config.json"] = config(run, auto_map={"AutoModelForImageClassification": "modeling.Evil"})
+    files |= {n: evil for n in ("modeling.py", "../../escaped.py", "../escaped.py", "/tmp/escaped-hub.py")}
+    files |= {
+        "README.md": b"---\nlicense: !!python/object/apply:os.system ['touch ran']\n---\n<script>alert(1)</script>"
+    }
+    hub.write("stranger/escape", files)
+    hub.requests.clear()
+    for code, args in ((LOAD, ["hf-hub:stranger/escape"]), (COMMAND, ["verify", "hf-hub:stranger/escape"])):
+        clients.run(code, *args)
+    assert not mark.exists()
+    assert not [r for r in hub.requests if "escaped" in r or "modeling" in r]
+    assert not [*hub.folder.rglob("escaped*"), *Path("/tmp").glob("escaped*")]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("!!python/object/apply:os.system ['touch ran']", "not valid YAML"),
+        ("a: &a [*a]", "not valid YAML"),
+        ("mixer_args: {vanilla: {exec: 1}}\n", "exec"),
+        ("dataset: x\nunknown: 1\n", "unknown recipe field"),
+    ],
+)
+def test_a_hostile_recipe_is_one_line(
+    clients: Forks, hub: HubServer, run: Path, recipe: str, words: str, tmp_path: Path
+) -> None:
+    files = {n: (run / n).read_bytes() for n in ("config.json", "model.safetensors")}
+    hub.write("stranger/recipe", files | {"recipe.yaml": recipe.encode()})
+    for code, args in ((COMMAND, ["verify"]), (EVALUATE, ["--model"])):
+        done = clients.run(f"import os; os.chdir({str(tmp_path)!r})\n{code}", *args, "hf-hub:stranger/recipe")
+        assert done.returncode == 2 and words in done.output, done.output
+        assert "Traceback" not in done.output and not (tmp_path / "ran").exists()
