@@ -369,8 +369,8 @@ def test_a_run_that_saves_often_is_only_ever_published_whole_and_its_token_nowhe
     assert run.wait() == [0], run.output()
     assert run.output().rstrip().endswith(f"published: {hub.url}/tester/job"), run.output()
     repo = hub.repos["model", "tester/job"]
-    assert repo.private and len(repo.branches["main"]) > 1
-    for commit in repo.branches["main"][1:]:
+    assert repo.private and len(repo.commits) > 1
+    for commit in repo.commits[1:]:
         files = {name: hub.blobs[entry.oid] for name, entry in commit.files.items()}
         assert files["log.jsonl"].endswith(b"}\n")
         assert len({n.split("/")[1] for n in files if n.startswith("checkpoints/")}) == 1
