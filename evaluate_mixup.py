@@ -60,10 +60,11 @@ def main() -> int | None:
 
     import evaluate
 
-    from training import backbones, data, evaluation, images, launch, run
+    from training import backbones, data, evaluation, images, launch, pull, run
 
-    net = backbones.load_model(args.model)
-    recipe = evaluation_recipe(args, net)
+    folder = pull.fetch(args.model, "recipe.yaml") if pull.is_hub(args.model) else Path(args.model)
+    net = pull.load(folder, args.model) if pull.is_hub(args.model) else backbones.load_model(args.model)
+    recipe = evaluation_recipe(args, net, folder)
     accelerator = launch.accelerator(recipe, Path("."))
     world = accelerator.num_processes
     accelerator.print(
@@ -103,11 +104,10 @@ def main() -> int | None:
     return None
 
 
-def evaluation_recipe(args: Evaluation, net: object) -> Recipe:
+def evaluation_recipe(args: Evaluation, net: object, folder: Path) -> Recipe:
     """The fields that evaluation reads: from the run or recipe, else from the checkpoint's own configuration."""
     from timm.data import resolve_model_data_config
 
-    folder = Path(args.model or "")
     source = args.recipe or (str(folder / "recipe.yaml") if (folder / "recipe.yaml").exists() else None)
     own = {"dataset": args.dataset, "eval_split": args.split, "image_column": args.image_column}
     own |= {"label_column": args.label_column, "max_eval_samples": args.max_eval_samples}

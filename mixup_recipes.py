@@ -304,6 +304,39 @@ def compare(
 
 
 @app.command
+def push(
+    run: Path,
+    *,
+    repo_id: Annotated[str | None, Parameter(help="NAME or OWNER/NAME [default: as before, or the usual name]")] = None,
+    private: Annotated[bool | None, Parameter(help="make the repository private")] = None,
+    strategy: Annotated[str | None, Parameter(help="checkpoint or all_checkpoints: state of training too")] = None,
+) -> None:
+    """Publish a run folder on the Hub, or finish a push that failed: one commit, and none when nothing changed."""
+    from model_cards import hub
+
+    pushed = hub.push(run, repo_id, private, strategy)
+    print(f"{pushed.url}: {'published' if pushed.changed else 'up to date'}")
+
+
+@app.command
+def verify(
+    model: str,
+    *,
+    dataset: Annotated[str | None, Parameter(help="where the recipe's data are on this machine")] = None,
+    batch_size: Whole = 64,
+) -> int:
+    """Whether card, results, log and weights of hf-hub:OWNER/NAME or a run folder agree; exit status 1 when not.
+
+    The weights are evaluated again by the recipe's own protocol.
+    """
+    from model_cards.verify import verify
+
+    text, good = verify(model, dataset, batch_size)
+    print(text)
+    return int(not good)
+
+
+@app.command
 def sweep(
     file: Annotated[Path | None, Parameter(help="sweep file; flags add to it")] = None,
     *,

@@ -38,6 +38,7 @@ def main() -> int | None:
     from timm.utils import ModelEmaV3, distribute_bn
 
     from mixers import Step, build
+    from model_cards.publisher import Publisher
     from training import (
         backbones,
         checkpoint,
@@ -65,8 +66,11 @@ def main() -> int | None:
         flush=True,
     )
 
+    hub = Publisher(folder, recipe, job, accelerator.print) if job.push_to_hub else None
     if not job.dry_run:
         run.check_folder(folder, recipe, resume=job.resume_from_checkpoint is not None)
+    resumed = None if job.dry_run else job.resume_from_checkpoint
+    found = checkpoint.choose(resumed, folder / "checkpoints", accelerator)
 
     # ----------------------------------------------------------------------------------------- model, mixer, transforms
     model = backbones.create_model(recipe)
@@ -74,28 +78,36 @@ def main() -> int | None:
     backbones.check_input(model, 1, recipe.eval_size, recipe.model, training=False)
     train_transform = images.TrainTransform(recipe)
     eval_transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
-    mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
+    with accelerator.main_process_first():
+        start = backbones.load_start(recipe) if found is None else None
+
+    def new_step() -> Step:
+        mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
+        return Step(model, mixer, optimisation.criterion(recipe))
+
     try:
-        step = Step(model, mixer, optimisation.criterion(recipe))
+        step = new_step()
     except ValueError as e:
         raise UserError(f"mixer {recipe.mixer!r} with model {recipe.model!r}: {e}") from None
     if job.dry_run:
         optimisation.optimizer(step, recipe)  # only to see that it can be made
         accelerator.print(dryrun.describe(recipe, step, world))
         return None
+
+    # ----------------------------------------------------------------------------------------- data
+    with accelerator.main_process_first():  # one process downloads, the others read
+        splits = data.load_splits(recipe)
+    if start is not None:
+        accelerator.print(f"starts from {recipe.pretrained} {backbones.start_from(step.model, start, splits.classes)}")
+        step, start = new_step(), None  # a mixer may have copied the model
     step = launch.on_device(step, recipe, accelerator)
     if recipe.torch_compile:
         launch.compile_step(step)
     ema = ModelEmaV3(step.model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     modules = {"model": step} | ({"ema": ema.module} if ema else {})
     wrapped, optimizer = accelerator.prepare(step, optimisation.optimizer(step, recipe))
-
-    # ----------------------------------------------------------------------------------------- data
-    with accelerator.main_process_first():  # one process downloads, the others read
-        splits = data.load_splits(recipe)
     # every process checks, so that every process leaves with the same status before anything is written
     run.check_disk(folder, checkpoint.needed_bytes(modules, job.save_total_limit))
-    found = checkpoint.choose(job.resume_from_checkpoint, folder / "checkpoints", accelerator)
     state, sums = {"update": 0, "evaluated": 0, "log_length": 0, "seconds": 0.0}, {}
     if found is not None:
         state, sums = checkpoint.load(found, modules, [optimizer, accelerator.scaler], rank, world, device)
@@ -118,6 +130,9 @@ def main() -> int | None:
     if accelerator.is_main_process:
         run.open_folder(folder, recipe, splits.record, run.environment(accelerator, recipe))
         checkpoint.forget(folder / "checkpoints", update, accelerator.print)
+    hub = hub if accelerator.is_main_process else None
+    if hub:
+        hub.begin()
     log = run.Log(folder / "log.jsonl", state["log_length"]) if accelerator.is_main_process else run.NoLog()
     launch.init_trackers(accelerator, recipe, start=update)
     progress = launch.Progress(accelerator, recipe, update, total)
@@ -166,6 +181,8 @@ def main() -> int | None:
                 folder / "checkpoints", update, modules, optimizers, sums, state, accelerator, job.save_total_limit
             )
             last_saved = update
+            if hub and not finished and not leaving:
+                hub.saved()
             progress.restart()
         if finished or leaving:
             break
@@ -217,6 +234,8 @@ def main() -> int | None:
             if not math.isfinite(means["loss"]):
                 raise RuntimeError(f"loss {means['loss']} at update {update}: lower lr, or use bf16, not fp16")
             sums = {}
+            if hub:
+                hub.poll()
             progress.restart()
 
     # ----------------------------------------------------------------------------------------- end
@@ -235,6 +254,8 @@ def main() -> int | None:
             except UserError as e:  # the run is whole without it
                 print(f"no model card: {e}; mend it, then run: mixup-recipes card {folder}")
     accelerator.end_training()
+    if hub and not leaving:
+        hub.finish(lambda: stop.requested)
     return STOPPED if leaving else None
 
 

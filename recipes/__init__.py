@@ -66,6 +66,8 @@ class Recipe:
     """Stochastic depth; none leaves the model's default."""
     init: Literal["timm", "mmcls_cnn", "mmcls_vit"] = "timm"
     """Initial weights: timm's, or as in the published runs, which start the head (and class token) differently."""
+    pretrained: str | None = None
+    """Start from trained weights: timm (its own of this model), a name of timm, hf-hub:OWNER/NAME, or a run folder."""
     # --- mixing
     mixer: str = "vanilla"
     """Name in mixers.MIXERS; --mixer.ARGUMENT sets an argument of it, as in --mixer.alpha 0.5."""

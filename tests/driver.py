@@ -278,7 +278,7 @@ if __name__ == "__main__":
         from timm.models import save_for_hf  # noqa: F401
 
         import train_mixup
-        from model_cards import card  # noqa: F401
+        from model_cards import card, publisher  # noqa: F401
         from recipes import cli
         from training import backbones, checkpoint, data, dryrun, evaluation, images, launch, run  # noqa: F401
 

@@ -1,6 +1,6 @@
 """Options that decide where and how a run happens, never what comes out. Imports nothing heavy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from recipes.typed import Between, UserError
@@ -8,6 +8,8 @@ from recipes.typed import Between, UserError
 # Exit statuses of train_mixup.py beside 0 (done), 1 (failed) and 2 (bad input).
 STOPPED = 75
 """A signal asked the run to stop; it saved a checkpoint and can be resumed (EX_TEMPFAIL: try again)."""
+
+HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,16 @@ class Job:
     """A corrupt image stops the run with its index and path, or is replaced by the next one and counted."""
     deterministic: bool = False
     """Only kernels that give the same bits each time; needed for bit-exact resume on a GPU, slower."""
+    push_to_hub: bool = False
+    """Publish the run on the Hub, in the background; what fails is finished by mixup-recipes push RUN."""
+    hub_model_id: str | None = None
+    """Repository NAME or OWNER/NAME; default <model>.<mixer>_e<epochs>_<dataset> of the token's user."""
+    hub_private_repo: bool = False
+    """Make the repository private."""
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = "end"
+    """Publish when the run ends, or at every checkpoint; with the newest checkpoint, or all that are kept."""
+    hub_token: str | None = field(default=None, repr=False)
+    """Token of the Hub; better left to `hf auth login` or HF_TOKEN, as others see command lines."""
     list: bool = False
     """List settings and mixers, then leave."""
     dry_run: bool = False
@@ -43,3 +55,7 @@ class Job:
         every = self.checkpointing_steps
         if every != "epoch" and not (every.isdigit() and int(every)):
             raise UserError(f"checkpointing_steps: expected 'epoch' or an integer at least 1, got {every!r}")
+        if not self.push_to_hub and (
+            self.hub_model_id or self.hub_private_repo or self.hub_strategy != "end" or self.hub_token
+        ):
+            raise UserError("the hub_ flags say how to publish: pass --push_to_hub too, or leave them out")

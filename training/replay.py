@@ -144,6 +144,10 @@ def check_data(folder: Path, split: str, found: dict[str, Any]) -> None:
 def load_weights(module: Step, recipe: Recipe, folder: Path, update: int, rank: int, world: int) -> None:
     """Make ``module``, which has its initial weights, what it was before ``update``. Raises ``UserError``."""
     if update == 0:
+        if recipe.pretrained is not None:
+            raise UserError(
+                f"mixer {recipe.mixer!r} looks at the model, which began as {recipe.pretrained}: take a later step"
+            )
         return
     found = folder / "checkpoints" / f"step-{update:08d}"
     if not found.is_dir():

@@ -26,7 +26,7 @@ import recipes
 from recipes import Recipe, UserError
 
 from . import protocols
-from .checkpoint import sync
+from .checkpoint import file_hash, sync
 
 PACKAGES = ("accelerate", "datasets", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision", "transformers")
 LOCKS: list[IO[str]] = []  # open as long as the process lives
@@ -121,7 +121,7 @@ def environment(accelerator: Any, recipe: Recipe) -> dict[str, Any]:
     """What the numbers depend on beside the recipe: versions, device, processes, commit, command."""
     device = accelerator.device
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *without_token(sys.argv[1:])],
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
@@ -132,6 +132,17 @@ def environment(accelerator: Any, recipe: Recipe) -> dict[str, Any]:
         "mixed_precision": recipe.mixed_precision,
         "commit": git_commit(),
     }
+
+
+def without_token(argv: list[str]) -> list[str]:
+    """A command line as it may be recorded: ``--hub_token`` keeps its name only."""
+    shown: list[str] = []
+    for word in argv:
+        name, _, value = word.partition("=")
+        if value and name.replace("-", "_") == "__hub_token":
+            word = f"{name}=***"
+        shown.append("***" if shown and shown[-1].replace("-", "_") == "__hub_token" else word)
+    return shown
 
 
 def git_commit() -> str | None:
@@ -250,8 +261,9 @@ def publish(
                 export(net, place, recipe, classes)
         write_predictions(folder / "predictions.safetensors", columns[main])
         exported = lines[epoch]
-    write_json(results, {"exported": exported, **numbers})
     write(folder / "summary.csv", log.summary())
+    weights = file_hash(folder / "model.safetensors")  # tells a later push that all of this belongs together
+    write_json(results, {"exported": exported, **numbers, "weights_sha256": weights})
 
 
 def write_predictions(path: Path, columns: dict[str, np.ndarray]) -> None:

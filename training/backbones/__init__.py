@@ -7,6 +7,7 @@ wrapper asks timm), imports ``training.backbones`` first; without, both say that
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from recipes import Recipe, UserError
 from recipes.typed import nearest
 
+from .. import pull
 from . import moganet, pvt, resnet_cifar  # noqa: F401  registers their models with timm
 
 
@@ -49,28 +51,66 @@ def create_model(recipe: Recipe) -> nn.Module:
     return model
 
 
-def load_model(name: str) -> nn.Module:
-    """A trained model: a run folder, ``hf-hub:owner/name``, or the name of timm weights.
+def load_model(name: str, **args: Any) -> nn.Module:
+    """A trained model: a run folder, ``hf-hub:owner/name[@revision]``, or the name of timm weights.
 
-    timm reads safetensors, or what else a repository has with ``weights_only=True``. Raises ``UserError``.
+    ``args`` replace arguments that the weights were saved with; timm adapts the weights where it can. Of folders and
+    repositories safetensors alone are read: see ``training.pull``. Raises ``UserError``.
     """
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").exists() or not (folder / "model.safetensors").exists():
             raise UserError(f"{name} has no config.json and model.safetensors: not a run that was evaluated once")
-        source = f"local-dir:{name}"
-    elif name.startswith(("hf-hub:", "hf_hub:")) or timm.is_model(name.split(".")[0]):
-        source = name
-    else:
+        return pull.load(folder, name, **args)
+    if pull.is_hub(name):
+        return pull.load(pull.fetch(name), name, **args)
+    if not timm.is_model(name.split(".")[0]):
         raise UserError(
             f"model {name!r} is neither a run folder, hf-hub:owner/name nor in timm; "
             f"{nearest(name, timm.list_models())}"
         )
     try:
-        return timm.create_model(source, pretrained=True)
+        return timm.create_model(name, pretrained=True, **args)
     except Exception as e:  # the Hub, timm and safetensors raise some twenty types between them
-        reason = " ".join(str(e).split())[:300]
-        raise UserError(f"cannot load model {name!r}: {type(e).__name__}: {reason}") from None
+        words = " ".join(str(e).split())[:300]
+        raise UserError(f"cannot load model {name!r}: {type(e).__name__}: {words}") from None
+
+
+def load_start(recipe: Recipe) -> nn.Module | None:
+    """The trained model that the recipe starts from, if any. Raises ``UserError`` when it is of another kind."""
+    if recipe.pretrained is None:
+        return None
+    name = recipe.model if recipe.pretrained == "timm" else recipe.pretrained
+    if recipe.pretrained == "timm" and not timm.is_model_pretrained(recipe.model):
+        raise UserError(f"timm has no weights of {recipe.model!r}; pass --pretrained with a run folder or hf-hub: id")
+    source = load_model(name, **recipe.model_args)
+    there, here = source.pretrained_cfg.get("architecture"), recipe.model.split(".")[0]
+    if there != here:
+        raise UserError(f"pretrained {name!r} is a {there!r}, the recipe's model a {here!r}; pass --model {there}")
+    return source
+
+
+def start_from(model: nn.Module, source: nn.Module, classes: list[str]) -> str:
+    """Copy a trained model's weights, but not the head of other classes; says in words what was done.
+
+    The head is kept when the number of classes is the same and the names, where the source knows them, are too.
+    Raises ``UserError`` when the rest does not fit.
+    """
+    own, given = model.state_dict(), source.state_dict()
+    heads = source.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    known = list(source.pretrained_cfg.get("label_names") or classes)
+    same = source.num_classes == model.num_classes and known == classes
+    taken = {k: v for k, v in given.items() if same or not any(k.startswith(f"{head}.") for head in heads)}
+    missing = [k for k in own if k not in taken and not any(k.startswith(f"{head}.") for head in heads)]
+    odd = [k for k, v in taken.items() if k not in own or own[k].shape != v.shape]
+    if missing or odd:
+        raise UserError(
+            f"the pretrained weights do not fit the recipe's model: {', '.join((missing + odd)[:3])}; they need the "
+            "same model_args"
+        )
+    model.load_state_dict(taken, strict=False)
+    return "with its head" if same else f"with a new head for {model.num_classes} classes"
 
 
 def check_classes(model: nn.Module, classes: list[str], name: str) -> None:

@@ -1,0 +1,118 @@
+"""Python code in processes that have everything imported already: the Hub's clients read their settings at import.
+
+with Forks({"HF_ENDPOINT": url}) as forks:
+    done = forks.run("print(sys.argv[1])", "a word", env={"HF_TOKEN": ""})
+    done.returncode, done.output
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Done(NamedTuple):
+    """How a process ended, and what it printed."""
+
+    returncode: int
+    output: str
+
+
+class Forks:
+    """A server of such processes. ``env`` is what they are imported with, ``imports`` what."""
+
+    def __init__(self, env: dict[str, str], imports: str = ""):
+        fixed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+        self.folder = tempfile.TemporaryDirectory()
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, imports], env=os.environ | fixed | env, text=True, stdin=-1, stdout=-1
+        )
+        self.count = 0
+        self.ask(do="wait", pid=0, timeout=0)
+
+    def __enter__(self) -> "Forks":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stdin.close()
+        self.process.wait(30)
+        self.process.stdout.close()
+        self.folder.cleanup()
+
+    def ask(self, **request: Any) -> Any:
+        """One request, one answer."""
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def start(self, code: str, *args: object, env: dict[str, str] | None = None) -> tuple[int, Path]:
+        """Start a process; returns its id and the file that it prints into."""
+        self.count += 1
+        out = Path(self.folder.name) / str(self.count)
+        return self.ask(do="start", code=code, args=[*map(str, args)], env=env or {}, out=str(out)), out
+
+    def wait(self, started: tuple[int, Path], timeout: float = 120.0) -> Done:
+        """Wait for a process; one that is late is killed."""
+        return Done(self.ask(do="wait", pid=started[0], timeout=timeout), started[1].read_text())
+
+    def run(self, code: str, *args: object, env: dict[str, str] | None = None, timeout: float = 120.0) -> Done:
+        """Start and wait."""
+        return self.wait(self.start(code, *args, env=env), timeout)
+
+
+def fork(request: dict[str, Any]) -> int:
+    """Fork a process; 0 in it."""
+    pid = os.fork()
+    if pid == 0:
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # leave with the server
+        out = os.open(request["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((null, 0), (out, 1), (out, 2)):
+            os.dup2(source, target)
+        os.environ.update(request["env"])
+        sys.argv = ["fork", *request["args"]]
+    return pid
+
+
+def wait(pid: int, timeout: float) -> int:
+    """The exit status of a process."""
+    deadline = time.monotonic() + timeout
+    while pid:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return 0
+
+
+def serve() -> str:
+    """Answer requests; the code to run in a forked process, nothing when there are no more."""
+    while line := sys.stdin.readline():
+        request = json.loads(line)
+        if request.pop("do") == "wait":
+            answer = wait(**request)
+        elif not (answer := fork(request)):
+            return request["code"]
+        print(json.dumps(answer), flush=True)
+    return ""
+
+
+if __name__ == "__main__":
+    with contextlib.redirect_stdout(sys.stderr):
+        import torch
+
+        torch.set_num_threads(1)
+        exec(sys.argv[1])
+    exec(serve(), {"__name__": "__main__", "sys": sys})
