@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from . import blocks, ops
+from . import blocks, ops, taps
 from .base import Criterion, Mixer, Out, Plan
 
 
@@ -141,7 +141,7 @@ class AdAutoMix(Mixer):
     def setup(self, model: nn.Module) -> None:
         """Classifier for clean images, momentum encoder, generator. ``ValueError`` for a model without stages."""
         stage = blocks.mixed_stage(model)
-        self.one_hot = copy.deepcopy(model.get_classifier())  # type: ignore[operator]
+        self.one_hot = copy.deepcopy(taps.classifier(model))
         self.encoder = blocks.MomentumEncoder(model, self.one_hot, *stage)
         self.block = AdaptiveMask(self.encoder.channels, self.lam_concat, self.norm)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))

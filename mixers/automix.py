@@ -43,7 +43,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from . import blocks, ops
+from . import blocks, ops, taps
 from .base import Criterion, Mixer, Out, Plan
 
 TOLERANCE = 0.1  # by which a mask's mean may miss lambda
@@ -153,7 +153,7 @@ class AutoMix(Mixer):
     def setup(self, model: nn.Module) -> None:
         """Classifier for clean images, momentum encoder, mix block. ``ValueError`` for a model without stages."""
         stage = blocks.mixed_stage(model)
-        self.one_hot = copy.deepcopy(model.get_classifier())  # type: ignore[operator]
+        self.one_hot = copy.deepcopy(taps.classifier(model))
         self.encoder = blocks.MomentumEncoder(model, self.one_hot, *stage)
         self.block.setup(self.encoder.channels)  # type: ignore[operator]
         self.register_buffer("gamma", torch.tensor(float(self.mask_loss)))

@@ -82,7 +82,7 @@ def with_classifier(model: nn.Module, classifier: nn.Module) -> nn.Module:
 
     Of the same class and with the same names of parameters, so that it is saved and loaded like the model.
     """
-    (path,) = [name for name, module in model.named_modules() if module is model.get_classifier()]  # type: ignore[operator]
+    (path,) = [name for name, module in model.named_modules() if module is taps.classifier(model)]
     *outer, last = path.split(".")
     twin = node = shallow(model)
     for name in outer:

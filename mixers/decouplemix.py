@@ -76,12 +76,17 @@ class DecoupleMix(Mixer):
             return criterion(logits, target)
 
         out = self.base(model, lifted, x, y, rng)
-        if "index" in out.plan:
-            part = self.eta * self.regulariser(out.logits, y, out.target.detach(), out.plan["index"]).mean()
-        elif set(out.plan) <= {"choice"}:
+        plan = out.plan
+        while "inner" in plan:  # a switch inside a switch
+            plan = plan["inner"]
+        if "index" in plan and plan["index"].ndim == 1:
+            part = (
+                self.eta * self.regulariser(out.logits, y, out.target.detach(), plan["index"], plan.get("lam")).mean()
+            )
+        elif set(plan) <= {"choice"}:
             part = out.loss.new_zeros(())
         else:
-            raise ValueError(f"DecoupleMix needs a mixer whose plan names the partners, index; got {list(out.plan)}")
+            raise ValueError(f"DecoupleMix needs a base whose plan has index (B,), one partner for each; got {[*plan]}")
         return out._replace(loss=out.loss + part, logs=out.logs | {"decouple": part.detach()})
 
     def regulariser(
@@ -90,12 +95,14 @@ class DecoupleMix(Mixer):
         y: Float[Tensor, "B K"],
         target: Float[Tensor, "B K"],
         index: Int[Tensor, " B"],
+        lam: Float[Tensor, " B"] | None = None,
     ) -> Float[Tensor, " B"]:
-        """The two decoupled terms of each sample; 0 where it is not of two classes."""
+        """The two decoupled terms of each sample; 0 where it is not of two classes. Without ``lam``: by the target."""
         a = y.argmax(1)
         b = a[index]
-        own, partner, mixed = (t.gather(1, a[:, None])[:, 0] for t in (y, y[index], target))
-        lam = torch.where(own > partner, (mixed - partner) / (own - partner), 1.0).clamp(0, 1)
+        if lam is None:
+            own, partner, mixed = (t.gather(1, a[:, None])[:, 0] for t in (y, y[index], target))
+            lam = torch.where(own > partner, (mixed - partner) / (own - partner), 1.0).clamp(0, 1)
         two = (a != b) & (lam > 0) & (lam < 1)
         with ops.full_precision(logits.device):
             z = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -464,7 +464,12 @@ class Attention:
         """The mask at the patches of the grid, each its first pixel: nearest downsampling as in TransMix."""
         captured, images = self.seen()
         tokens = captured.shape[1] if self.projects else captured.shape[3]
-        return nn.functional.interpolate(mask, grid(tokens - self.prefix, images[-2:])).flatten(1)
+        cells = grid(tokens - self.prefix, images[-2:])
+        if images[-2] % cells[0] or images[-1] % cells[1]:
+            raise ValueError(
+                f"images of {images[-2]} x {images[-1]} are padded to {cells} patches: masks would not fit"
+            )
+        return nn.functional.interpolate(mask, cells).flatten(1)
 
     def on_grid(self, rows: Float[Tensor, "B heads Q N"]) -> Float[Tensor, "B h w"]:
         """Mean over heads and queries, the prefix left out, summing to 1, on a grid of the images' proportions."""

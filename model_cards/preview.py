@@ -20,7 +20,7 @@ from recipes import Recipe, UserError
 from recipes.typed import nearest
 from training import data, images, optimisation, prepare, run
 
-SIDE = 120  # pixels of a picture on the sheet
+SIDE = 128  # pixels of a picture on the sheet; the patches of the small transformer fit
 CAPTION, LEFT, GAP = 34, 118, 6
 SYNTHETIC = "synthetic"
 

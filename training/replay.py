@@ -95,7 +95,8 @@ def replay(folder: Path, step: int, micro: int = 0) -> Replayed:
     x, y, rng, labels, indices = given(micro)
     plan = plan_alone(module.mixer, x, y, rng)
     if plan is None:  # the process's own micro-batches of this update, with the weights as they were
-        world = env.get("processes", 1)
+        saved = folder / "checkpoints" / f"step-{step:08d}" / "state.json"  # a resumed run may have other processes
+        world = read(saved).get("processes", env.get("processes", 1))
         load_weights(module, recipe, folder, step, micro % world, world)
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.mixed_precision)
         for number in range(micro % world, micro + 1, world):

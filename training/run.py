@@ -259,6 +259,8 @@ def publish(
             with writing(place / "model.safetensors"):
                 place.mkdir(parents=True, exist_ok=True)
                 export(net, place, recipe, classes)
+                if place != folder:
+                    write(place / "recipe.yaml", recipes.to_yaml(recipe))
         write_predictions(folder / "predictions.safetensors", columns[main])
         exported = lines[epoch]
     write(folder / "summary.csv", log.summary())
