@@ -25,7 +25,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # beside this file "m
 import numpy as np
 import timm
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from mixers import MIXERS, Step, build
 
@@ -93,7 +94,7 @@ def counted(step: Step, updates: int) -> tuple[float, float]:
     size, pixels = COUNTED
     x, y = torch.empty(size, 3, pixels, pixels, device="meta"), torch.empty(size, 1000, device="meta")
     flops = kept = 0
-    for update in range(updates):
+    for update in range(updates + 1):
         seen: dict[int, int] = {}
 
         def pack(tensor: torch.Tensor, seen: dict[int, int] = seen) -> torch.Tensor:
@@ -102,14 +103,30 @@ def counted(step: Step, updates: int) -> tuple[float, float]:
                 seen[storage._cdata] = storage.nbytes()
             return tensor
 
-        with FlopCounterMode(display=False) as counter:
+        with Counter() as counter:
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 loss = step(x, y, np.random.default_rng((0, update))).loss
             loss.backward()
         step.zero_grad(set_to_none=True)
-        flops += counter.get_total_flops()
-        kept += sum(seen.values())
+        step.mixer.after_step(step.model, 0.5)
+        if update:  # the first one has no history
+            flops += counter.total
+            kept += sum(seen.values())
     return flops / updates, kept / updates
+
+
+class Counter(TorchDispatchMode):
+    """Counts FLOPs by torch's formulas, also inside ``autograd.grad``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        self.total += count(*args, **(kwargs or {}), out_val=out) if count else 0
+        return out
 
 
 def timed(
@@ -127,9 +144,11 @@ def timed(
         call = functools.partial(train_once, step.to(device).train(), x, y, np.random.default_rng(0))
         calls[mixer] = call
         if device.type == "cuda":
+            before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
             call()
-            peaks[mixer] = (float(torch.cuda.max_memory_allocated()),)
+            peaks[mixer] = (float(torch.cuda.max_memory_allocated() - before),)
+            step.zero_grad(set_to_none=True)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     seconds: dict[str, list[float]] = {mixer: [] for mixer in calls}
     for turn in range(repeats + WARM_UP):  # in turns, so that a slow moment of the machine hits all alike
@@ -144,9 +163,10 @@ def timed(
 
 
 def train_once(step: Step, x: torch.Tensor, y: torch.Tensor, rng: np.random.Generator) -> None:
-    """Forward and backward."""
+    """Forward and backward, and what the mixer does after an update."""
     step.zero_grad()
     step(x, y, rng).loss.backward()
+    step.mixer.after_step(step.model, 0.5)
 
 
 if __name__ == "__main__":

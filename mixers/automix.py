@@ -46,8 +46,6 @@ from torch import Tensor, nn
 from . import blocks, ops, taps
 from .base import Criterion, Mixer, Out, Plan
 
-TOLERANCE = 0.1  # by which a mask's mean may miss lambda
-
 
 class MixBlock(nn.Module):
     """Mask logits of the partner, from the map of a sample and that of its partner; query and key share one layer.
@@ -90,7 +88,7 @@ class MixBlock(nn.Module):
 
     def mask_loss(self, mask: Float[Tensor, "B 1 H W"], lam: Float[Tensor, " B"]) -> Tensor:
         """How far the mean of all masks is from the mean of lambda, beyond a tolerance."""
-        return ((mask.mean() - lam.mean()).abs() - TOLERANCE).clamp(min=0)
+        return blocks.excess(mask, lam)
 
     def extra_repr(self) -> str:
         return f"lam_concat={self.lam_concat}, upsample={self.upsample!r}"
@@ -161,9 +159,10 @@ class AutoMix(Mixer):
     def plan(self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: Any) -> Plan:
         """``index`` (B,), ``mask``, ``lam`` (B,) of the classifier's batch; ``generator``: those of the mix block's.
 
-        ``look``: what the mix block makes of the momentum encoder's map; made here when it is missing.
+        ``look``: what the mix block makes of the momentum encoder's map.
         """
-        projected = look[0] if look else self.look(x)
+        ops.check_look(look)
+        projected = look[0]
         lam, lam_k = ops.beta(self.alpha, self.alpha, rng), ops.beta(self.alpha, self.alpha, rng)
         run = self.switch_off == 0 or bool(rng.random() <= self.switch_off)
         index, index_k = ops.partners(x, rng), ops.partners(x, rng)

@@ -99,6 +99,11 @@ def shallow(module: nn.Module) -> nn.Module:
     return twin
 
 
+def excess(mask: Float[Tensor, "B 1 H W"], lam: Float[Tensor, " B"]) -> Tensor:
+    """How far the mean of all masks is from the mean of lambda, beyond a tolerance of 0.1."""
+    return ((mask.mean() - lam.mean()).abs() - 0.1).clamp(min=0)
+
+
 def learning_groups(
     one_hot: nn.Module, block: nn.Module, start: float, end: float | None, momentum: float | None
 ) -> list[dict[str, Any]]:

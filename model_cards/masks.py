@@ -23,8 +23,8 @@ def masks(folder: Path, pairs: int, path: Path) -> str:
     """Write a sheet of ``pairs`` rows as PNG; returns a table of lambda and what the masks' means are.
 
     A row: a photo of the evaluation split, its partner of another class, and for three lambdas the mask (white: the
-    photo itself stays) and the mixed image. Weights: the run's newest checkpoint, in training mode as in training, but
-    for dropout. Means are over 64 photos. Raises ``UserError``.
+    photo itself stays) and the mixed image. Weights: the run's newest checkpoint, in training mode, without
+    dropout. Means are over 64 photos. Raises ``UserError``.
     """
     run.check_png(path)
     if not (folder / "recipe.yaml").is_file():
@@ -44,7 +44,6 @@ def masks(folder: Path, pairs: int, path: Path) -> str:
     update = int(kept[-1].name.removeprefix("step-"))
     replay.load_weights(step, recipe, folder, update, 0, 1)
     step.train()
-    mixer.block.eval()
 
     table, classes = data.load_split(recipe, recipe.eval_split, None)
     labels = [int(label) for label in table[recipe.label_column]]
@@ -58,6 +57,7 @@ def masks(folder: Path, pairs: int, path: Path) -> str:
             lam: mixer.masks_for(x, index, torch.full((len(x),), lam)).expand(-1, 1, *x.shape[2:]) for lam in LAMBDAS
         }
         mixed = {lam: torch.lerp(x[index], x, found[lam]) for lam in SHOWN}
+    pairs = min(pairs, len(x))
     names = [f"{classes[labels[rows[i]]]} / {classes[labels[rows[int(index[i])]]]}" for i in range(pairs)]
     sheet = draw(x, index, found, [run.to_pixels(mixed[lam], recipe) for lam in SHOWN], names, run.to_pixels(x, recipe))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import sys
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -36,7 +37,11 @@ def methods(name: str, args: dict[str, Any]) -> list[Method]:
     found = [] if own else [Method(name, inspect.getdoc(MIXERS[name]) or "", {})]
     for module in dict.fromkeys([*own, *modules]):
         if module not in ("mixers.compose", "mixers.base"):
-            found.append(parse(inspect.getdoc(importlib.import_module(module)) or ""))
+            # a mixer of the user's own may live in a script, which cannot be imported by its name
+            own_file = module.startswith("mixers.")
+            found.append(
+                parse(inspect.getdoc(importlib.import_module(module) if own_file else sys.modules.get(module)) or "")
+            )
     return found
 
 

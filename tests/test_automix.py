@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from resuming import Reference, log
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mixers import MIXERS, Mixer, Out, Step, Switch, blocks, build, taps
 from mixers.adautomix import AdaptiveMask, mix_many
@@ -131,6 +132,22 @@ def test_the_curve_of_lambda_fixes_its_ends_and_middle_and_grows() -> None:
         r = curve(lam, k)
         torch.testing.assert_close(r[[0, 50, 100]], torch.tensor([0, 0.5, 1], dtype=torch.float64))
         assert (r.diff() >= -1e-12).all()
+
+
+@pytest.mark.parametrize("model", ["resnet50", "deit_small_patch16_224"])
+@pytest.mark.parametrize("name", ["automix", "samix"])
+def test_a_step_costs_at_most_3_1_times_one_without_mixing(name: str, model: str, without_shape_checks: None) -> None:
+    """Counted by torch on the meta device at full size; every batch of these updates is mixed by a learned mask."""
+    total = []
+    for mixer in ("vanilla", name):
+        args = {} if mixer == "vanilla" else {"margin": 0.0}
+        with torch.device("meta"):
+            step = Step(timm.create_model(model), build(mixer, **args), CRITERION)
+        x, y = torch.empty(4, 3, 224, 224, device="meta"), torch.empty(4, 1000, device="meta")
+        with FlopCounterMode(display=False) as counter:
+            step(x, y, rng_of(0)).loss.backward()
+        total.append(counter.get_total_flops())
+    assert 2.5 < total[1] / total[0] <= 3.1
 
 
 @pytest.mark.parametrize(
@@ -272,7 +289,7 @@ def test_the_generator_is_switched_off_in_its_share_of_the_steps() -> None:
 
 def test_the_step_is_the_sum_of_its_four_losses() -> None:
     """Written out on copies of the networks, each of which sees the batches in the published order."""
-    step = make("automix")
+    step = make("automix", margin=0.0)
     q, one = copy.deepcopy(step.model), copy.deepcopy(step.mixer.one_hot)
     k = copy.deepcopy(step.mixer.encoder.model)
     block = copy.deepcopy(step.mixer.block)
@@ -292,6 +309,8 @@ def test_the_step_is_the_sum_of_its_four_losses() -> None:
         up = F.interpolate(block(block.project(z), generator["index"], generator["lam"]), size=(32, 48))
         mask = 1 - torch.sigmoid(up)
         made = k(blended(generator["index"], mask))
+        own = 1 - torch.sigmoid(F.interpolate(block(block.project(z), plan["index"], plan["lam"]), size=(32, 48)))
+        torch.testing.assert_close(plan["mask"], own)  # of the classifier's own pairs and lambda
         parts = {
             "generator": ce(made, generator["index"], generator["lam"]),
             "mask": 0.1 * max(0.0, abs(mask.mean().item() - generator["lam"][0].item()) - 0.1),
