@@ -38,10 +38,8 @@ def methods(name: str, args: dict[str, Any]) -> list[Method]:
     for module in dict.fromkeys([*own, *modules]):
         if module not in ("mixers.compose", "mixers.base"):
             # a mixer of the user's own may live in a script, which cannot be imported by its name
-            own_file = module.startswith("mixers.")
-            found.append(
-                parse(inspect.getdoc(importlib.import_module(module) if own_file else sys.modules.get(module)) or "")
-            )
+            source = importlib.import_module(module) if module.startswith("mixers.") else sys.modules.get(module)
+            found.append(parse(inspect.getdoc(source) or ""))
     return found
 
 
