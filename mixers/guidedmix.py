@@ -1,4 +1,4 @@
-"""GuidedMixup: An Efficient Mixup Strategy Guided by Saliency Maps. Kang and Kim. AAAI 2023.
+"""GuidedMixup: An Efficient Mixup Strategy Guided by Saliency Maps. Kang, Kim. AAAI 2023.
 
 https://arxiv.org/abs/2306.16612, reference code https://github.com/3neutronstar/GuidedMixup
 

@@ -272,6 +272,8 @@ def draw(rows: list[Recipe], photos: Photos) -> Image.Image:
         row, y = mixed(recipe, photos), 24 + cell * (r + 1)
         args = [f"{k} {v}" for k, v in recipe.mixer_args[recipe.mixer].items()]
         pen.text((GAP, y), fitted(recipe.name, LEFT - 2 * GAP, bold), fill="black", font=bold)
+        fits = (SIDE + CAPTION - 22) // 15 - len(row.notes)
+        args = args if len(args) <= fits else [*args[: fits - 1], f"and {len(args) - fits + 1} more"]
         for line, text in enumerate([*args, *row.notes]):
             pen.text((GAP, y + 22 + 15 * line), fitted(text, LEFT - 2 * GAP), fill="dimgray", font=font)
         for i in range(count):
