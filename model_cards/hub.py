@@ -106,7 +106,7 @@ def check_whole(run: Path, strategy: str = "end") -> Recipe:
     """The run's recipe, after checking that the folder holds a whole publication. Raises ``UserError``."""
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run} is not a run: it has no recipe.yaml")
-    recipe, _ = recipes.resolve(str(run / "recipe.yaml"), unbuilt=True)
+    recipe, _ = recipes.resolve(str(run / "recipe.yaml"))
     results, weights = run / "eval_results.json", run / "model.safetensors"
     if not results.exists() or not weights.exists():
         if strategy in ("checkpoint", "all_checkpoints") and any((run / "checkpoints").glob("step-*")):
@@ -225,7 +225,7 @@ def attempt(folder: Path, run: Path, repo_id: str, private: bool, strategy: str,
 
 def headline(folder: Path) -> str:
     """The first line of a commit: recipe, and what it has reached."""
-    recipe, _ = recipes.resolve(str(folder / "recipe.yaml"), unbuilt=True)
+    recipe, _ = recipes.resolve(str(folder / "recipe.yaml"))
     results = folder / "eval_results.json"
     if not results.exists():
         return f"{recipe.name}: checkpoint"
@@ -240,9 +240,9 @@ def check_same_run(api: Any, repo_id: str, names: set[str], folder: Path) -> Non
         if others:
             raise UserError(f"{repo_id} holds something else ({others[0]}, ...): not pushed; take another name")
         return
-    own, _ = recipes.resolve(str(folder / "recipe.yaml"), unbuilt=True)
+    own, _ = recipes.resolve(str(folder / "recipe.yaml"))
     try:
-        there, _ = recipes.resolve(api.hf_hub_download(repo_id, "recipe.yaml"), unbuilt=True)
+        there, _ = recipes.resolve(api.hf_hub_download(repo_id, "recipe.yaml"))
     except UserError as e:
         raise UserError(f"{repo_id} holds another recipe ({e}): not pushed; take another name") from None
     if different := recipes.differences(there, own, ignore=("name",)):

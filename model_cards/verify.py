@@ -31,7 +31,7 @@ def verify(name: str, dataset: str | None = None, batch_size: int = 64) -> tuple
     folder = pull.fetch(name, *FILES) if pull.is_hub(name) else Path(name)
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{name} has no recipe.yaml: not a run")
-    recipe, _ = recipes.resolve(str(folder / "recipe.yaml"), unbuilt=True)
+    recipe, _ = recipes.resolve(str(folder / "recipe.yaml"))
     if missing := [f for f in (*FILES[2:], "config.json", "model.safetensors") if not (folder / f).is_file()]:
         return f"differs  {name} lacks {', '.join(missing)}", False
     try:
@@ -114,7 +114,7 @@ def of_weights(
 
     changes: dict[str, Any] = {"batch_size": batch_size, "per_device_train_batch_size": batch_size}
     changes |= {"sync_bn": False, "torch_compile": False} | ({"dataset": dataset} if dataset else {})
-    recipe, _ = recipes.resolve(str(folder / "recipe.yaml"), changes, unbuilt=True)
+    recipe, _ = recipes.resolve(str(folder / "recipe.yaml"), changes)
     net = pull.load(folder, name)
     accelerator = launch.accelerator(recipe, Path("."))
     table, classes = data.load_split(recipe, recipe.eval_split, recipe.max_eval_samples)

@@ -592,7 +592,7 @@ CIFAR10 = {
     "train_split": "train", "eval_split": "test", "image_column": "img", "label_column": "label", "num_classes": 10,
     "streaming": False, "max_train_samples": None, "max_eval_samples": None, "model": "resnet18_cifar",
     "model_args": {},
-    "drop_path_rate": None, "init": "mmcls_cnn", "mixer": "mixup",
+    "drop_path_rate": None, "init": "mmcls_cnn", "pretrained": None, "mixer": "mixup",
     "mixer_args": {"mixup": {"alpha": 1.0}, "cutmix": {"alpha": 0.2}},
     "epochs": 200, "batch_size": 100, "per_device_train_batch_size": 100, "drop_last": True, "opt": "momentum",
     "lr": 0.1, "momentum": 0.9, "opt_betas": None, "opt_eps": None, "weight_decay": 1e-4,
