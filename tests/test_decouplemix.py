@@ -93,7 +93,7 @@ def test_without_eta_it_is_the_base_s_own_step_and_eta_adds_the_terms(base) -> N
 
 def test_a_base_that_names_no_partner_is_refused() -> None:
     step = tiny_step(lambda: DecoupleMix(RecursiveMix()))
-    with pytest.raises(ValueError, match=r"needs a base whose plan has index \(B,\), one partner for each; got \['box'"):
+    with pytest.raises(ValueError, match=r"a base whose plan has index \(B,\), one partner for each; got \['box'"):
         step(*batch(), rng_of(0))
 
 

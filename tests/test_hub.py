@@ -30,6 +30,8 @@ from model_cards import hub, publisher
 from training import backbones, run
 """
 
+pytestmark = pytest.mark.slow  # whole clients and runs against a server: minutes
+
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:

@@ -16,6 +16,8 @@ from safetensors.numpy import load_file
 SET = "tester/photos"
 RUN = ("--dataloader_num_workers", 0, "--report_to", "none")
 
+pytestmark = pytest.mark.slow  # whole clients and runs against a server: minutes
+
 
 def push(photos):
     import datasets

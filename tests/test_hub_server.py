@@ -11,6 +11,8 @@ from hub_server import HubServer
 
 REPO = "tester/m"
 
+pytestmark = pytest.mark.slow  # whole clients and runs against a server: minutes
+
 
 def noise(size: int) -> bytes:
     """Bytes that are nothing in particular."""

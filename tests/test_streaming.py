@@ -24,6 +24,8 @@ from training import data, evaluation, images, streaming
 CPU = torch.device("cpu")
 LENGTHS = (9, 3, 12, 6, 10)  # images of each file: 40
 
+pytestmark = pytest.mark.slow  # whole clients and runs against a server: minutes
+
 
 def grey(level: int) -> bytes:
     """A PNG of one grey, which says which image it is."""
