@@ -106,19 +106,11 @@ class AdAutoMix(Mixer):
         ops.check_choice("cos_sign", cos_sign, (1, -1))
         ops.check_choice("upsample", upsample, ("bilinear", "nearest"))
         ops.check_between("margin", margin, 0.0, 0.5)
-        for name, share in (
-            ("beta", beta),
-            ("mixup_share", mixup_share),
-            ("momentum", momentum),
-            ("momentum_end", momentum_end),
-            ("momentum_delay", momentum_delay),
-            ("block_momentum", 0.0 if block_momentum is None else block_momentum),
-        ):
+        for name, share in (("beta", beta), ("mixup_share", mixup_share)):
             ops.check_between(name, share, 0.0, 1.0)
+        blocks.check_rates(momentum, momentum_end, momentum_delay, block_lr, block_min_lr, block_momentum)
         for name, flag in (("lam_concat", lam_concat), ("norm", norm)):
             ops.check_choice(name, flag, (False, True))
-        for name, rate in (("block_lr", block_lr), ("block_min_lr", block_min_lr)):
-            ops.check_between(name, 0.0 if rate is None else rate, 0.0)
         if not isinstance(adv_interval, int) or adv_interval < 1:
             raise ValueError(f"adv_interval must be a whole number of at least 1, got {adv_interval!r}")
         self.alpha = alpha

@@ -123,18 +123,10 @@ class AutoMix(Mixer):
         super().__init__()
         ops.check_positive("alpha", alpha)
         ops.check_between("margin", margin, 0.0, 0.5)
-        for name, share in (
-            ("switch_off", switch_off),
-            ("momentum", momentum),
-            ("momentum_end", momentum_end),
-            ("momentum_delay", momentum_delay),
-            ("block_momentum", 0.0 if block_momentum is None else block_momentum),
-        ):
-            ops.check_between(name, share, 0.0, 1.0)
+        ops.check_between("switch_off", switch_off, 0.0, 1.0)
         for name, value in (("mask_loss", mask_loss), ("mask_loss_end", mask_loss_end)):
             ops.check_between(name, value, 0.0)
-        for name, rate in (("block_lr", block_lr), ("block_min_lr", block_min_lr)):
-            ops.check_between(name, 0.0 if rate is None else rate, 0.0)
+        blocks.check_rates(momentum, momentum_end, momentum_delay, block_lr, block_min_lr, block_momentum)
         self.block = block
         self.alpha = alpha
         self.margin = margin

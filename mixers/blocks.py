@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from . import taps
+from . import ops, taps
 
 
 class MomentumEncoder(nn.Module):
@@ -114,6 +114,22 @@ def learning_groups(
     group: dict[str, Any] = {"params": list(block.parameters()), "lr": start, "warmup_epochs": 0}
     group["min_lr"] = start / 100 if end is None else end
     return [{"params": list(one_hot.parameters())}, group | ({} if momentum is None else {"momentum": momentum})]
+
+
+def check_rates(
+    momentum: float,
+    momentum_end: float,
+    momentum_delay: float,
+    block_lr: float | None,
+    block_min_lr: float | None,
+    block_momentum: float | None,
+) -> None:
+    """Raise ``ValueError`` for a momentum or delay outside [0, 1] or a negative rate, by the name of the argument."""
+    shares = {"momentum": momentum, "momentum_end": momentum_end, "momentum_delay": momentum_delay}
+    for name, value in (shares | {"block_momentum": block_momentum}).items():
+        ops.check_between(name, 0.0 if value is None else value, 0.0, 1.0)
+    for name, value in {"block_lr": block_lr, "block_min_lr": block_min_lr}.items():
+        ops.check_between(name, 0.0 if value is None else value, 0.0)
 
 
 def momentum_at(progress: float, start: float, end: float, delay: float) -> float:

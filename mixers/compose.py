@@ -56,8 +56,14 @@ class Switch(Mixer):
         return "step" if "step" in found else "model" if "model" in found else "batch"
 
     def setup(self, model: nn.Module) -> None:
+        """Raises ``ValueError`` when two members bring classifiers of one name, of which only one could be kept."""
+        taken: set[str] = set()
         for mixer in self.members():
             mixer.setup(model)
+            own = mixer.models(model).keys() - {""}
+            if both := sorted(own & taken):
+                raise ValueError(f"two members bring a classifier {both[0]!r}; use one of them in a switch")
+            taken |= own
 
     def plan(self, x: Tensor, y: Tensor, rng: np.random.Generator, *look: object) -> Plan:
         """``choice``, and the plan of the chosen member."""
@@ -81,8 +87,11 @@ class Switch(Mixer):
             mixer.after_step(model, progress)
 
     def models(self, model: nn.Module) -> dict[str, nn.Module]:
-        """The classifiers of all members; of equal names, ``""`` among them, that of the last one."""
-        return {name: net for mixer in self.members() for name, net in mixer.models(model).items()}
+        """The classifiers of all members; ``""`` is the model, or what a member reports in its place."""
+        nets = {"": model}
+        for mixer in self.members():
+            nets |= {name: net for name, net in mixer.models(model).items() if name or net is not model}
+        return nets
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The groups of all members, each with its own settings."""

@@ -9,9 +9,34 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import ops
+from . import ops, taps
+from .base import Criterion, Mixer, Out
+
+
+def learn_and_mix(
+    mixer: Mixer,
+    clean_lam: float,
+    model: nn.Module,
+    criterion: Criterion,
+    x: Float[Tensor, "B C H W"],
+    y: Float[Tensor, "B K"],
+    rng: np.random.Generator,
+) -> Out:
+    """A step whose look at the clean batch is learned from too, ``clean_lam`` times its loss."""
+    ops.check_batch(x, y)
+    clean: list[Tensor] = []
+
+    def look(images: Tensor) -> Tensor:
+        loss, gradient = taps.clean_pass(model, criterion, images, y)
+        clean.append(clean_lam * loss)
+        return gradient
+
+    plan = mixer.plan(x, y, rng, look)
+    mixed, target = mixer.mix(x, y, **plan)
+    logits = model(mixed)
+    return Out.of(logits, target, plan, mix=criterion(logits, target), clean=clean[0])
 
 
 def binary(

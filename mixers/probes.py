@@ -110,7 +110,7 @@ def of_mixer(
 
     def make(alpha: float | None) -> Mix:
         made = step(alpha)
-        for norm in made.model.modules():
+        for norm in made.modules():  # the mixer's own networks too
             if isinstance(norm, _BatchNorm):
                 norm.eval()  # one small image has no statistics of its own
 

@@ -230,18 +230,7 @@ class PuzzleMix(Mixer):
         """A look at the clean batch, which may count as learned, then one forward of the mixed one."""
         if not self.clean_lam:
             return super().forward(model, criterion, x, y, rng)
-        ops.check_batch(x, y)
-        clean: list[Tensor] = []
-
-        def look(images: Tensor) -> Tensor:
-            loss, gradient = taps.clean_pass(model, criterion, images, y)
-            clean.append(self.clean_lam * loss)
-            return gradient
-
-        plan = self.plan(x, y, rng, look)
-        mixed, target = self.mix(x, y, **plan)
-        logits = model(mixed)
-        return Out.of(logits, target, plan, mix=criterion(logits, target), clean=clean[0])
+        return grids.learn_and_mix(self, self.clean_lam, model, criterion, x, y, rng)
 
     def units(self, x: Tensor) -> Tensor:
         """Images before they were normalised, 0 to 1."""

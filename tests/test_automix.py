@@ -509,6 +509,20 @@ def test_a_member_that_is_not_chosen_has_gradients_of_zeros() -> None:
     assert own and all(p.grad is not None and not p.grad.any() for p in own)
 
 
+@pytest.mark.parametrize("order", [["mixup", "automix"], ["automix", "mixup"]])
+def test_a_switch_reports_what_its_learned_member_does(order: list[str]) -> None:
+    torch.manual_seed(0)
+    step = Step(timm.create_model("test_resnet", num_classes=5), Switch([build(name) for name in order]), CRITERION)
+    learned = step.mixer.members()[order.index("automix")]
+    nets = step.mixer.models(step.model)
+    assert nets[""] is learned.encoder.model and nets["q"] is step.model and len(nets) == 4
+
+
+def test_two_members_with_classifiers_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="two members bring a classifier 'k_one'; use one of them in a switch"):
+        Step(timm.create_model("test_resnet"), Switch([build("automix"), build("samix")]), CRITERION)
+
+
 # --------------------------------------------------------------------------------------------- whole runs
 
 

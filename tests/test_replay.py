@@ -146,6 +146,13 @@ def test_a_mixer_that_looks_at_the_model_is_rebuilt_with_the_weights_as_they_wer
         replay.replay(out, 4)
 
 
+@pytest.mark.parametrize("mixer", ["samix", "adautomix"])
+def test_so_are_masks_that_were_learned(server: Server, tmp_path: Path, mixer: str) -> None:
+    out = spied(server, tmp_path, mixer)
+    for step, micro in ((0, 1), (4, 0), (8, 1)):
+        assert_same(replay.replay(out, step, micro), fed(out, step, micro))
+
+
 @pytest.mark.parametrize("name", MIXERS)
 def test_a_plan_made_without_the_model_is_that_of_the_step(name: str) -> None:
     step, (x, y) = tiny_step(lambda: build(name)), batch()
