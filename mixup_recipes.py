@@ -241,7 +241,7 @@ def check(
 
 @app.command
 def prepare(name: str) -> None:
-    """Download and write a small real data set once, e.g. groceries."""
+    """Download and write a small real data set once: groceries or cifar10."""
     from training.prepare import prepare
 
     print(prepare(name))

