@@ -119,6 +119,9 @@ def contestants(
         made[f"timm {name}, in place"] = functools.partial(theirs, x.clone(), labels)
     for name, transform in (("mixup", v2.MixUp), ("cutmix", v2.CutMix)):
         made[f"torchvision {name}"] = functools.partial(transform(num_classes=1000), x, labels)
+    if "saliencymix" in made:
+        detector_of_ours = build("saliencymix")
+        made["saliencymix, salient pixels alone"] = lambda: detector_of_ours.salient_pixel(x)  # type: ignore[operator]
     if cv2 and hasattr(cv2, "saliency"):
         images = torch.randint(256, (shape[0], *shape[2:], 3), dtype=torch.uint8).numpy()
         detector = cv2.saliency.StaticSaliencyFineGrained_create()
@@ -216,14 +219,16 @@ def compiled_graphs(step: Step, x: torch.Tensor, y: torch.Tensor) -> tuple[int, 
 
 
 def measure(functions: dict[str, Function], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each, measured in turns so that a slow moment of the machine hits all alike."""
+    """Median seconds of each, measured in turns, so that a slow moment of the machine hits all alike, and each turn in
+    another order, so that no row always pays for the caches that the same one has emptied."""
+    order = np.random.default_rng(0)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + WARM_UP):
-        for name, function in functions.items():
+        for name in order.permutation(list(functions)):
             wait()
             began = time.perf_counter()
-            function()
+            functions[name]()
             wait()
             if turn >= WARM_UP:
                 times[name].append(time.perf_counter() - began)

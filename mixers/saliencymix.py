@@ -125,16 +125,18 @@ def fine_grained_saliency(
     # image's border: before it the integral is 0, behind it that of the border.
     exact = torch.float32 if 255 * height * width < 2**24 else torch.float64
     down, right = (min(max(WINDOWS), side) for side in (height, width))
-    integral = grey.new_zeros(len(grey), height, width + 2 * right, dtype=exact)
+    integral = grey.new_empty(len(grey), height, width + 2 * right, dtype=exact)
+    integral[:, :, :right] = 0
     torch.cumsum(grey.to(exact).cumsum(2), 1, out=integral[:, :, right : right + width])
     integral[:, :, right + width :] = integral[:, :, right + width - 1, None]
-    strips = grey.new_zeros(len(grey), height + 2 * down, width, dtype=exact)
+    strips = grey.new_empty(len(grey), height + 2 * down, width, dtype=exact)
+    strips[:, :down] = 0
     on, difference, cells = torch.zeros_like(grey), torch.zeros_like(grey), torch.empty_like(grey)
     for n, area, others in zip(WINDOWS, areas, areas - 1, strict=True):
         y, x = min(n, down), min(n, right)  # around row i: rows i-n+1 ... i+n; the same for columns
         after, before = integral[:, :, right + x :][:, :, :width], integral[:, :, right - x :][:, :, :width]
         torch.sub(after, before, out=strips[:, down : down + height])
-        strips[:, down + height :] = strips[:, down + height - 1, None]
+        strips[:, down + height :][:, :y] = strips[:, down + height - 1, None]
         torch.sub(strips[:, down - y :][:, :height], strips[:, down + y :][:, :height], out=cells)
         # The pixel minus the mean of the others, g - (sum - g)/(area - 1) = (area*g - sum)/(area - 1), towards 0.
         torch.addcmul(cells, grey, area, out=cells).div_(others, rounding_mode="trunc")
