@@ -107,7 +107,7 @@ def main() -> int | None:
     modules = {"model": step} | ({"ema": ema.module} if ema else {})
     wrapped, optimizer = accelerator.prepare(step, optimisation.optimizer(step, recipe))
     # every process checks, so that every process leaves with the same status before anything is written
-    run.check_disk(folder, checkpoint.needed_bytes(modules, job.save_total_limit))
+    run.check_disk(folder, checkpoint.needed_bytes(modules, job.save_total_limit, recipe))
     state, sums = {"update": 0, "evaluated": 0, "log_length": 0, "seconds": 0.0}, {}
     if found is not None:
         state, sums = checkpoint.load(found, modules, [optimizer, accelerator.scaler], rank, world, device)

@@ -7,15 +7,19 @@ FLOPs are counted by torch over forward and backward on the meta device, where t
 pixels: exact, and the same on every machine. Memory is what autograd keeps for the backward pass, counted likewise;
 on a GPU the peak that its allocator saw stands beside it. Both are means over ``--updates`` updates, so that methods
 that switch between branches are counted as they run. Milliseconds are medians in one interleaved run, at full size
-on a GPU and reduced to 64 pixels and 8 images on a CPU. Prints Markdown.
+on a GPU and reduced to 64 pixels and 8 images on a CPU. Prints Markdown; ``--csv model_cards/costs.csv`` brings the
+counted columns up to date that model cards quote.
 """
 
 # ruff: noqa: E402
 import argparse
 import copy
+import csv
 import functools
+import io
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +29,14 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # beside this file "m
 import numpy as np
 import timm
 import torch
+from timm.models import save_for_hf
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from mixers import MIXERS, Step, build
 
 MODELS = ("resnet50", "deit_small_patch16_224", "swin_tiny_patch4_window7_224", "convnext_tiny")
+TEACHER = "resnet18"  # of AttentiveMix+, with random weights
 COUNTED = (8, 224)  # images, pixels
 TIMED = {"cuda": (64, 224), "cpu": (8, 64)}
 WARM_UP = 2  # turns
@@ -44,34 +50,73 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=12, help="over which FLOPs and memory are averaged")
     parser.add_argument("--repeats", type=int, default=0, help="timed steps; 0 leaves the time out")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--csv", type=Path, help="write the rows here too; rows of other models and mixers stay")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {args.threads} thread(s)"
     print(f"`python {' '.join(sys.argv)}`: torch {torch.__version__}, timm {timm.__version__}; {name}.")
-    for model in args.models:
-        table(model, args.mixers, args.updates, args.repeats, device)
+    with tempfile.TemporaryDirectory() as folder:
+        save_for_hf(timm.create_model(TEACHER), folder, safe_serialization=True)
+        for model in args.models:
+            rows = measured(model, args.mixers, args.updates, args.repeats, device, folder)
+            show(model, rows)
+            if args.csv:
+                write(args.csv, model, rows)
 
 
-def table(model: str, mixers: list[str], updates: int, repeats: int, device: torch.device) -> None:
-    """Print what each mixer costs on one model, as multiples of ``vanilla``."""
+def measured(
+    model: str, mixers: list[str], updates: int, repeats: int, device: torch.device, teacher: str
+) -> dict[str, str | dict[str, float]]:
+    """What each mixer costs on one model, as multiples of ``vanilla``; why not, where it does not work with it."""
     size, pixels = TIMED[device.type]
-    heads = ["FLOPs", "kept for backward"]
-    heads += [f"time, {size} x {pixels} px"] if repeats else []
-    heads += ["peak memory"] if repeats and device.type == "cuda" else []
-    print(f"\n| {model} | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
     whole = functools.partial(timm.create_model, model, num_classes=1000)
     small = functools.partial(whole, **({} if pixels == 224 or not takes_size(model) else {"img_size": pixels}))
-    times = timed(small, mixers, repeats, device) if repeats else {}
-    base: tuple[float, ...] = ()
-    for mixer in dict.fromkeys(("vanilla", *mixers)):
-        step = made(whole, mixer)
+    mixers = list(dict.fromkeys(("vanilla", *mixers)))
+    times = timed(small, mixers, repeats, device, teacher) if repeats else {}
+    rows: dict[str, str | dict[str, float]] = {}
+    base: dict[str, float] = {}
+    for mixer in mixers:
+        step = made(whole, mixer, teacher)
         if isinstance(step, str):
-            print(f"| {mixer} | {step} |{' |' * (len(heads) - 1)}")
+            rows[mixer] = step
             continue
-        cost = (*counted(step, updates), *times.get(mixer, ()))
+        flops, kept = counted(step, updates)
+        cost = {"FLOPs": flops, "kept for backward": kept}
+        if repeats:
+            cost[f"time, {size} x {pixels} px"] = times[mixer][0]
+            if device.type == "cuda":
+                cost["peak memory"] = times[mixer][1]
         base = base or cost
-        print(f"| {mixer} | {' | '.join(f'{own / other:.2f}x' for own, other in zip(cost, base, strict=True))} |")
+        rows[mixer] = {head: value / base[head] for head, value in cost.items()}
+    return rows
+
+
+def show(model: str, rows: dict[str, str | dict[str, float]]) -> None:
+    """Print one table."""
+    heads = list(rows["vanilla"])
+    print(f"\n| {model} | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
+    for mixer, cost in rows.items():
+        if isinstance(cost, str):
+            print(f"| {mixer} | {cost} |{' |' * (len(heads) - 1)}")
+        else:
+            print(f"| {mixer} | {' | '.join(f'{value:.2f}x' for value in cost.values())} |")
+
+
+def write(path: Path, model: str, rows: dict[str, str | dict[str, float]]) -> None:
+    """Put the counted rows into a CSV file of model, mixer, FLOPs, memory, which `mixup-recipes card` quotes."""
+    old = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    new = [
+        {"model": model, "mixer": mixer, "flops": f"{cost['FLOPs']:.3f}", "kept": f"{cost['kept for backward']:.3f}"}
+        for mixer, cost in rows.items()
+        if isinstance(cost, dict)
+    ]
+    kept = [row for row in old if not (row["model"] == model and row["mixer"] in rows)]
+    lines = io.StringIO(newline="")
+    table = csv.DictWriter(lines, ["model", "mixer", "flops", "kept"], lineterminator="\n")
+    table.writeheader()
+    table.writerows(sorted(kept + new, key=lambda row: (row["model"], list(MIXERS).index(row["mixer"]))))
+    path.write_text(lines.getvalue())
 
 
 def takes_size(model: str) -> bool:
@@ -79,10 +124,11 @@ def takes_size(model: str) -> bool:
     return "deit" in model or "swin" in model
 
 
-def made(create: Callable[[], torch.nn.Module], mixer: str) -> Step | str:
-    """A step; why not, when the mixer does not work with the model or lacks weights."""
+def made(create: Callable[[], torch.nn.Module], mixer: str, teacher: str) -> Step | str:
+    """A step; why not, when the mixer does not work with the model. What a teacher has learned costs nothing."""
+    args = {"teacher": teacher} if mixer == "attentivemix" else {}
     try:
-        return Step(create(), build(mixer), torch.nn.CrossEntropyLoss(reduction="none"))
+        return Step(create(), build(mixer, **args), torch.nn.CrossEntropyLoss(reduction="none"))
     except ValueError as error:
         return str(error).split(";")[0].replace("|", "/")
 
@@ -130,13 +176,13 @@ class Counter(TorchDispatchMode):
 
 
 def timed(
-    create: Callable[[], torch.nn.Module], mixers: list[str], repeats: int, device: torch.device
+    create: Callable[[], torch.nn.Module], mixers: list[str], repeats: int, device: torch.device, teacher: str
 ) -> dict[str, tuple[float, ...]]:
     """Median seconds of forward and backward by mixer, in turns; on a GPU the peak of allocated bytes too."""
     size, pixels = TIMED[device.type]
     x, labels = torch.randn(size, 3, pixels, pixels, device=device), torch.randint(1000, (size,), device=device)
     y = torch.nn.functional.one_hot(labels, 1000).float()
-    steps = {mixer: made(create, mixer) for mixer in dict.fromkeys(("vanilla", *mixers))}
+    steps = {mixer: made(create, mixer, teacher) for mixer in mixers}
     calls, peaks = {}, {}
     for mixer, step in steps.items():
         if isinstance(step, str):

@@ -130,6 +130,11 @@ class AdAutoMix(Mixer):
         self.block_min_lr = block_min_lr
         self.block_momentum = block_momentum
 
+    @property
+    def pairs(self) -> bool:  # type: ignore[override]
+        """With two samples to a mixed image."""
+        return self.samples == 2
+
     def setup(self, model: nn.Module) -> None:
         """Classifier for clean images, momentum encoder, generator. ``ValueError`` for a model without stages."""
         stage = blocks.mixed_stage(model)

@@ -58,6 +58,9 @@ class Out(NamedTuple):
 class Mixer(nn.Module):
     """Base of all mixers. ``__init__`` stores hyperparameters under their own names, nothing else."""
 
+    pairs: bool = True
+    """Whether a mixed sample ``i`` is made of ``i`` and ``index[i]``, or of ``i`` alone: what ``DecoupleMix`` needs."""
+
     def __init__(self) -> None:
         # Without this the signature of a mixer without hyperparameters is that of nn.Module: (*args, **kwargs).
         super().__init__()
@@ -147,6 +150,10 @@ class Mixer(nn.Module):
         """
         own = [p for p in self.parameters() if p.requires_grad]
         return [{"params": own}] if own else []
+
+    def history_bytes(self, images: int, targets: int) -> int:
+        """How much a step's batch, of so many bytes, adds to the state dict; 0 for all but methods with a history."""
+        return 0
 
     def extra_repr(self) -> str:
         """``repr`` shows the constructor call: every argument is stored under its own name."""

@@ -55,6 +55,8 @@ class CoMixup(Mixer):
     ``clean_lam`` >= 0: weight of the clean loss; without it the saliency is that of the model in evaluation mode.
     """
 
+    pairs = False
+
     def __init__(
         self,
         alpha: float = 2.0,

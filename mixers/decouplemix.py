@@ -58,6 +58,14 @@ class DecoupleMix(Mixer):
         self.xi = xi
 
     def setup(self, model: nn.Module) -> None:
+        """Raises ``ValueError`` for a base that mixes more than two samples, or one with an earlier batch."""
+        for mixer in self.base.modules():
+            if isinstance(mixer, Mixer) and not mixer.pairs:
+                raise ValueError(
+                    f"DecoupleMix needs a base that mixes each sample with one partner of its batch, got "
+                    f"{type(mixer).__name__}({mixer.extra_repr()}); "
+                    "use mixup, cutmix, puzzlemix or another such mixer"
+                )
         self.base.setup(model)
 
     def plan(self, x: Tensor, y: Tensor, rng: np.random.Generator, *look: Any) -> Plan:

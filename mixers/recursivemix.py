@@ -50,6 +50,8 @@ class RecursiveMix(Mixer):
     look at the box mirrored at the diagonal, as published.
     """
 
+    pairs = False
+
     def __init__(self, alpha: float = 0.5, omega: float = 0.5, swapped_roi: bool = False):
         super().__init__()
         ops.check_between("alpha", alpha, 0.0, 1.0)
@@ -150,6 +152,10 @@ class RecursiveMix(Mixer):
         if self.pending:  # empty when a switch chose another member
             pending, self.pending = self.pending, []
             self.remember({f"{k}_{i}": v for i, kept in enumerate(pending) for k, v in zip(KEPT, kept, strict=True)})
+
+    def history_bytes(self, images: int, targets: int) -> int:
+        """Images, targets, and predictions of the size of targets."""
+        return images + 2 * targets
 
     def remember(self, history: dict[str, Tensor]) -> None:
         """Replace all history. New buffers, not new values: plans hold the old ones."""

@@ -427,6 +427,11 @@ def cost_section(run: Run, made: list[Method]) -> str:
         low, middle, high = cells.hours(cell)
         text.append(f"Estimated for the whole recipe: {middle:.1f} hours on one H200 ({low:.1f} to {high:.1f}).")
     text += [f"{m.title}: {m.parts['Cost']}" for m in made if "Cost" in m.parts]
+    counted = [row for row in cells.rows("costs.csv") if row["mixer"] == run.recipe.mixer]
+    if counted:
+        head = ["step with the mixer's defaults, relative to one without mixing", "FLOPs", "memory kept for backward"]
+        lines = [[row["model"], f"{float(row['flops']):.2f}x", f"{float(row['kept']):.2f}x"] for row in counted]
+        text += [table(head, lines, right=1), "Counted at 224 pixels by `python benchmarks/step.py`."]
     return "\n\n".join(text)
 
 

@@ -323,14 +323,28 @@ def check_mixer_name(name: str, where: str = "") -> None:
         raise UserError(f"{where}unknown mixer {name!r}; {nearest(str(name), MIXERS)}")
 
 
-def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, str]) -> Recipe:
-    """Write down every argument of the chosen mixer, defaults included, so that the saved recipe is complete."""
-    from mixers import MIXERS, build
+NORMALISED = ("mean", "std")
+NESTED = ("base", "mixers")
 
-    check_mixer_name(recipe.mixer)
-    given = recipe.mixer_args.get(recipe.mixer, {})
-    own_args = convert(own_args, dict, "command line: mixer")
-    parameters = inspect.signature(MIXERS[recipe.mixer]).parameters
+
+def complete(recipe: Recipe, mixer: str, given: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a mixer: its defaults, the recipe's normalisation, what is ``given``.
+
+    A mixer inside another gets what the setting says of it, too. What is no mixer or argument is left for ``build``.
+    """
+    from mixers import BLOCKS, MIXERS
+
+    def inner(spec: Any) -> Any:
+        table = {spec: {}} if isinstance(spec, str) else spec
+        if not isinstance(table, dict) or len(table) != 1:
+            return spec
+        ((name, own),) = table.items()
+        if name not in MIXERS | BLOCKS or not isinstance(own, dict | None):
+            return spec
+        row = {k: v for k, v in recipe.mixer_args.get(name, {}).items() if k not in NESTED}
+        return {name: complete(recipe, name, row | (own or {}))}
+
+    parameters = inspect.signature((MIXERS | BLOCKS)[mixer]).parameters
     # A tuple becomes what the saved file will read back, or a resumed run would look like another one.
     defaults = {
         n: list(p.default) if isinstance(p.default, tuple) else p.default
@@ -338,11 +352,25 @@ def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, 
         if p.default is not p.empty
     }
     # A mixer that undoes the normalisation gets the numbers that it was made with.
-    normalised = {n: list(getattr(recipe, n)) for n in ("mean", "std") if n in parameters}
-    args = defaults | normalised | given | own_args
+    args = defaults | {n: list(getattr(recipe, n)) for n in NORMALISED if n in parameters} | given
+    if args.get("base") is not None:
+        args["base"] = inner(args["base"])
+    if isinstance(args.get("mixers"), list | tuple):
+        args["mixers"] = [inner(spec) for spec in args["mixers"]]
+    return args
+
+
+def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, str]) -> Recipe:
+    """Write down every argument of the chosen mixer, defaults included, so that the saved recipe is complete."""
+    from mixers import build
+
+    check_mixer_name(recipe.mixer)
+    given = recipe.mixer_args.get(recipe.mixer, {})
+    own_args = convert(own_args, dict, "command line: mixer")
+    args = complete(recipe, recipe.mixer, given | own_args)
     for key in args:
         path = f"mixer_args.{recipe.mixer}.{key}"
-        source = f"the recipe's {key}" if key in normalised else "mixer's default"
+        source = f"the recipe's {key}" if key in NORMALISED else "mixer's default"
         origin[path] = "command line" if key in own_args else origin.get(path, source)
     try:
         build(recipe.mixer, **args)

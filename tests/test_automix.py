@@ -356,9 +356,10 @@ def test_the_schedules_are_monotone_and_end_where_they_should() -> None:
     assert constant.mixer.gamma.item() == pytest.approx(0.1)
 
 
-def test_every_second_step_of_adautomix_is_adversarial() -> None:
-    """The loss from its formula, on a copy of the encoder; the first step works against the classifier."""
-    step = make("adautomix", beta=0.3)
+@pytest.mark.parametrize(("samples", "cos_sign"), [(2, 1), (2, -1), (3, 1)])
+def test_every_second_step_of_adautomix_is_adversarial(samples: int, cos_sign: int) -> None:
+    """The generator's loss from its formula, on a copy of the encoder; the first step works against the classifier."""
+    step = make("adautomix", samples=samples, beta=0.3, cos_sign=cos_sign)
     x, y = batch(size=6)
     for index in range(4):
         k = copy.deepcopy(step.mixer.encoder.model)
@@ -368,17 +369,36 @@ def test_every_second_step_of_adautomix_is_adversarial() -> None:
         with torch.no_grad():
             features, (z,) = k.forward_intermediates(x, indices=[step.mixer.encoder.index])
             clean = k.forward_head(features)
-            logits = generator_block([z, z[plan["index"][0]]], plan["lam"])
+            sources = [torch.arange(6), *plan["index"]]
+            logits = generator_block([z[source] for source in sources], plan["lam"])
             mask = F.interpolate(logits, size=(32, 32), mode="bilinear").softmax(1)
-            images = mask[:, :1] * x + mask[:, 1:] * x[plan["index"][0]]
-            seen, lam = k(images), plan["lam"]
-            own, other = CRITERION(seen, y.argmax(1)), CRITERION(seen, y.argmax(1)[plan["index"][0]])
-            loss = (lam[:, 0] * own + lam[:, 1] * other).mean()
-            near = lam[:, 0] * F.cosine_similarity(seen, clean)
-            near = (near + lam[:, 1] * F.cosine_similarity(seen, clean[plan["index"][0]])).mean()
-        expected = -0.3 * loss + 0.7 * near if index % 2 == 0 else loss
-        assert out.logs["generator"].item() == pytest.approx(expected.item(), rel=1e-4)
+            seen = k(sum(mask[:, i, None] * x[source] for i, source in enumerate(sources)))
+            loss = near = 0.0
+            for b in range(6):
+                for i, source in enumerate(sources):
+                    lam, partner = plan["lam"][b, i].item(), int(source[b])
+                    loss -= lam * seen[b].log_softmax(0)[y[partner].argmax()].item() / 6
+                    near += lam * F.cosine_similarity(seen[b], clean[partner], dim=0).item() / 6
+        expected = -0.3 * loss + 0.7 * cos_sign * near if index % 2 == 0 else loss
+        assert out.logs["generator"].item() == pytest.approx(expected, rel=1e-4)
         step.mixer.after_step(step.model, (index + 1) / 4)
+
+
+def test_with_three_samples_the_clean_classifier_also_sees_plain_mixup() -> None:
+    step = make("adautomix", samples=3, mixup_share=0.3)
+    x, y = batch(size=6)
+    one_hot = copy.deepcopy(blocks.with_classifier(step.model, step.mixer.one_hot))
+    out = step(x, y, rng_of(1))
+    sources = [torch.arange(6), *out.plan["index"]]
+    images, targets = (
+        torch.stack([sum(out.plan["lam"][b, i] * t[source[b]] for i, source in enumerate(sources)) for b in range(6)])
+        for t in (x, y)
+    )
+    with torch.no_grad():
+        clean, plain = CRITERION(one_hot(x), y).mean(), CRITERION(one_hot(images), targets).mean()
+    assert out.logs["one_hot"].item() == pytest.approx(0.7 * clean.item(), rel=1e-4)
+    assert out.logs["mixup"].item() == pytest.approx(0.3 * plain.item(), rel=1e-4)
+    assert out.loss.item() == pytest.approx(sum(part.item() for part in out.logs.values()), rel=1e-5)
 
 
 def test_three_samples_share_every_pixel_and_label() -> None:

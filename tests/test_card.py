@@ -24,6 +24,7 @@ import mixup_recipes
 import recipes
 from mixers import MIXERS
 from model_cards import card as cards
+from model_cards import cells
 from model_cards.card import card
 from model_cards.methods import bibtex, markdown, methods
 from recipes import Recipe, UserError, cli
@@ -331,6 +332,14 @@ def test_the_card_of_a_repository_loads_from_it_and_links_its_logs(folder: Path)
         assert f"[{place}]({place})" in card(folder)
     assert any(link.endswith("/someone/some-model/tensorboard") for link in links)
     assert [dict(t.attrs)["src"] for t in tokens(text) if t.type == "image"] == ["samples/epoch_002.png"]
+
+
+def test_the_card_shows_what_a_step_with_the_mixer_was_counted_at(folder: Path) -> None:
+    text = card(folder)
+    rows = [row for row in cells.rows("costs.csv") if row["mixer"] == "cutmix"]
+    assert {row["model"] for row in rows} >= {"resnet50", "deit_small_patch16_224"}
+    for row in rows:
+        assert f"| {row['model']} | {float(row['flops']):.2f}x | {float(row['kept']):.2f}x |" in text
 
 
 def test_an_architecture_that_timm_lacks_says_what_to_import(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from recipes import UserError
+from mixers import Mixup, RecursiveMix
+from mixers.testing import batch, rng_of, tiny_step
+from recipes import Recipe, UserError
 from training import checkpoint
 
 
@@ -92,3 +94,25 @@ def test_each_process_gets_its_own_batch_statistics_back(tmp_path: Path, monkeyp
         again = nn.BatchNorm1d(3)
         checkpoint.load(tmp_path / "step-00000003", {"model": again}, [None, None], rank, 2, torch.device("cpu"))
         assert again.running_mean.tolist() == mean
+
+
+def test_the_history_of_a_mixer_counts_for_the_disk() -> None:
+    """What a run asks for grows by what two forwards of one update, two micro-batches of 8, leave in the state dict."""
+    recipe = Recipe(batch_size=16, image_size=32, num_classes=5)
+    step = tiny_step(RecursiveMix)
+    before, optimiser = (f({"model": step}) for f in (stored, trained))
+    asked = checkpoint.needed_bytes({"model": step}, 1, recipe)
+    for _ in range(2):
+        step(*batch(size=8), rng_of(0))
+    step.mixer.after_step(step.model, 0.1)
+    assert stored({"model": step}) > before
+    assert asked == 2 * (stored({"model": step}) + 2 * optimiser)
+    assert checkpoint.needed_bytes({"model": tiny_step(Mixup)}, 1, recipe) < 2 * (before + 2 * optimiser)
+
+
+def stored(modules: dict[str, nn.Module]) -> int:
+    return sum(t.numel() * t.element_size() for m in modules.values() for t in m.state_dict().values())
+
+
+def trained(modules: dict[str, nn.Module]) -> int:
+    return sum(p.numel() * p.element_size() for m in modules.values() for p in m.parameters())

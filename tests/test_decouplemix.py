@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixers import BLOCKS, CutMix, DecoupleMix, Mixup, RecursiveMix, Step, Switch, Vanilla, build
+from mixers import BLOCKS, CutMix, DecoupleMix, Mixer, Mixup, Plan, RecursiveMix, Step, Switch, Vanilla, build
 from mixers.decouplemix import without
 from mixers.testing import batch, rng_of, tiny_step
 
@@ -91,10 +91,36 @@ def test_without_eta_it_is_the_base_s_own_step_and_eta_adds_the_terms(base) -> N
             assert on.loss.item() == plain.loss.item() and on.logs["decouple"] == 0
 
 
-def test_a_base_that_names_no_partner_is_refused() -> None:
-    step = tiny_step(lambda: DecoupleMix(RecursiveMix()))
-    with pytest.raises(ValueError, match=r"a base whose plan has index \(B,\), one partner for each; got \['box'"):
-        step(*batch(), rng_of(0))
+@pytest.mark.parametrize(
+    ("base", "says"),
+    [
+        (RecursiveMix(), "RecursiveMix(alpha=0.5"),
+        (build("comixup"), "CoMixup(alpha="),
+        (build("adautomix", samples=3), "AdAutoMix(alpha=1.0, samples=3"),
+        (Switch([CutMix(), Switch([RecursiveMix()])]), "RecursiveMix(alpha=0.5"),
+    ],
+    ids=["history", "many", "three", "inside a switch"],
+)
+def test_a_base_that_does_not_mix_pairs_is_refused_before_the_first_step(base: Mixer, says: str) -> None:
+    model = tiny_step(Mixup).model
+    with pytest.raises(ValueError, match="a base that mixes each sample with one partner") as error:
+        Step(model, DecoupleMix(base), F.cross_entropy)
+    assert says in str(error.value)
+
+
+class Unnamed(Mixer):
+    """A stranger's mixer that keeps its partners to itself."""
+
+    def plan(self, x: Tensor, y: Tensor, rng: np.random.Generator, *look: object) -> Plan:
+        return {"lam": 0.5}
+
+    def mix(self, x: Tensor, y: Tensor, *, lam: float) -> tuple[Tensor, Tensor]:
+        return lam * x + (1 - lam) * x.flip(0), lam * y + (1 - lam) * y.flip(0)
+
+
+def test_a_plan_that_names_no_partner_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a base whose plan has index \(B,\), one partner for each; got \['lam'\]"):
+        tiny_step(lambda: DecoupleMix(Unnamed()))(*batch(), rng_of(0))
 
 
 @pytest.mark.parametrize("xi", [1.0, 2.0])
@@ -111,8 +137,9 @@ def test_two_hot_lifts_the_shares_of_both_classes_for_a_binary_cross_entropy(xi:
 
 def test_it_hands_on_what_its_base_owns() -> None:
     model = tiny_step(Mixup).model
-    mixer = BLOCKS["decouple"](RecursiveMix())
+    mixer = BLOCKS["decouple"](build("automix"))
     mixer.setup(model)
-    (group,) = mixer.param_groups(0.1, 0.05)
-    assert group["params"] == list(mixer.base.roi_classifier.parameters())
-    assert mixer.models(model) == {"": model} and mixer.needs == "step"
+    heads, block = mixer.param_groups(0.1, 0.05)
+    assert heads["params"] == list(mixer.base.one_hot.parameters())
+    assert block["params"] == list(mixer.base.block.parameters())
+    assert set(mixer.models(model)) == {"", "k_one", "q", "q_one"} and mixer.needs == "step"

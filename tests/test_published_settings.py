@@ -152,8 +152,8 @@ PER_MIXER = {
         "automix": {"drop_path_rate": 0.1}, "samix": {"drop_path_rate": 0.1}, "transmix": {"min_lr": 1e-4} | AVERAGED,
     },
     "pvt_t": both({"aug_repeats": 1, "clip_grad": 5.0, "drop_last": False}),
-    "deit_b": both(NOT_AVERAGED),
-    "convnext_t": both(NOT_AVERAGED),
+    "deit_b": both(NOT_AVERAGED) | {"adautomix": NOT_AVERAGED},
+    "convnext_t": both(NOT_AVERAGED) | {"adautomix": NOT_AVERAGED},
     "tiny_r18": both({"min_lr": 0.05}),
     "tiny_rx50": both({"min_lr": 0.05, "per_device_train_batch_size": 50}) | {"adautomix": {"min_lr": 0.05}},
 }  # fmt: skip

@@ -164,6 +164,59 @@ def test_arguments_of_mixers_are_merged_one_by_one(folder: Path) -> None:
     assert origin["mixer_args.deit.cutmix_alpha"] == "above.yaml"
 
 
+NESTING = """
+mean: [0.1, 0.2, 0.3]
+mixer_args:
+  puzzlemix: {alpha: 0.4}
+  cutmix: {alpha: 0.6}
+  decouplemix: {base: %s}
+"""
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [
+        ("cutmix", {"cutmix": {"alpha": 0.6}}),
+        ("{cutmix: {alpha: 0.9}}", {"cutmix": {"alpha": 0.9}}),
+        ("{cutmix: null}", {"cutmix": {"alpha": 0.6}}),
+        (
+            "{switch: {mixers: [cutmix, {mixup: {alpha: 0.3}}]}}",
+            {"switch": {"mixers": [{"cutmix": {"alpha": 0.6}}, {"mixup": {"alpha": 0.3}}], "probs": None}},
+        ),
+    ],
+)
+def test_a_mixer_inside_a_mixer_gets_what_the_setting_says_of_it(folder: Path, base: str, expected: dict) -> None:
+    setting(folder, "one", NESTING % base)
+    recipe, _ = resolve("one_decouplemix")
+    assert recipe.mixer_args["decouplemix"]["base"] == expected
+    saved = folder / "saved.yaml"
+    saved.write_text(to_yaml(recipe))
+    assert resolve(str(saved))[0] == recipe
+
+
+def test_a_mixer_inside_a_mixer_undoes_the_recipe_s_normalisation(folder: Path) -> None:
+    setting(folder, "one", NESTING % "puzzlemix")
+    inner = resolve("one_decouplemix")[0].mixer_args["decouplemix"]["base"]["puzzlemix"]
+    assert inner["mean"] == [0.1, 0.2, 0.3] and inner["alpha"] == 0.4
+
+
+@pytest.mark.parametrize(
+    ("base", "says"),
+    [
+        ("cutmux", "unknown mixer 'cutmux'; did you mean 'cutmix'?"),
+        ("{cutmix: {alfa: 1}}", "mixer 'cutmix' has no argument 'alfa'; did you mean 'alpha'?"),
+        ("{cutmix: 3}", "a mixer is written as name or {name: {argument: value}}, got {'cutmix': 3}"),
+        ("{decouplemix: {base: decouplemix}}", None),
+    ],
+)
+def test_a_mistake_inside_a_mixer_is_named(folder: Path, base: str, says: str | None) -> None:
+    setting(folder, "one", NESTING % base)
+    if says:
+        assert complaint("one_decouplemix") == says
+    else:
+        resolve("one_decouplemix")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from recipes import UserError
+from mixers import Mixer
+from recipes import Recipe, UserError
 
 ALWAYS = {"model.safetensors", "optimizer.pt", "process.safetensors", "state.json"}
 
@@ -178,11 +179,15 @@ def load(
     return state, {k.removeprefix("sums/"): v.to(device) for k, v in own.items() if k.startswith("sums/")}
 
 
-def needed_bytes(modules: dict[str, nn.Module], limit: int) -> int:
-    """Bytes that ``limit`` checkpoints and one being written take: weights, averages, two optimiser moments."""
+def needed_bytes(modules: dict[str, nn.Module], limit: int, recipe: Recipe) -> int:
+    """Bytes that ``limit`` checkpoints and one being written take: weights, averages, two optimiser moments, and what
+    mixers keep of the float32 batch of an update, over all processes."""
+    images, targets = (4 * recipe.batch_size * n for n in (3 * recipe.image_size**2, recipe.num_classes))
+    mixers = [m for module in modules.values() for m in module.modules() if isinstance(m, Mixer)]
+    history = sum(mixer.history_bytes(images, targets) for mixer in mixers)
     weights = sum(t.numel() * t.element_size() for m in modules.values() for t in m.state_dict().values())
     trained = sum(p.numel() * p.element_size() for m in modules.values() for p in m.parameters() if p.requires_grad)
-    return (weights + 2 * trained) * (limit + 1)
+    return (weights + 2 * trained + history) * (limit + 1)
 
 
 def file_hash(path: Path) -> str:
