@@ -135,16 +135,22 @@ def record(*runs: Path, out: Annotated[Path | None, Parameter(help="folder of th
 def table(
     *,
     benchmark: str | None = None,
+    setting: str | None = None,
+    against: str = "vanilla",
     format: str | None = None,
     results: Path | None = None,
     out: Path | None = None,
 ) -> None:
-    """The published tables with our runs beside them, as md, csv, latex or html.
+    """The published tables with our runs beside them, as md, csv, latex or html; or our runs of one setting, as md.
 
     Parameters
     ----------
     benchmark
         pytorch_100e, pytorch_300e, rsb_a3, rsb_a2, deit or tiny; default all.
+    setting
+        A setting such as cifar10_small: all mixers that were trained with it, seed by seed.
+    against
+        With --setting: the mixer that the others are compared with.
     format
         md, csv, latex or html; default what the ending of --out says, else md.
     results
@@ -152,8 +158,13 @@ def table(
     out
         File to write to.
     """
-    from model_cards import records, tables
+    from model_cards import records, small_runs, tables
 
+    if setting is not None:
+        if benchmark is not None or format not in (None, "md"):
+            raise recipes.UserError("--setting takes neither --benchmark nor a --format other than md")
+        put(small_runs.small_runs(setting, records.load(results), against), out)
+        return
     if format is None:
         format = {".csv": "csv", ".tex": "latex", ".html": "html", ".htm": "html"}.get(out.suffix if out else "", "md")
 

@@ -43,7 +43,7 @@ WARM_UP = 2  # turns
 
 
 def main() -> None:
-    """One table for each model."""
+    """A table for each thing measured."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="MODEL")
     parser.add_argument("--mixers", nargs="+", default=list(MIXERS), choices=list(MIXERS), metavar="MIXER")
@@ -58,11 +58,12 @@ def main() -> None:
     print(f"`python {' '.join(sys.argv)}`: torch {torch.__version__}, timm {timm.__version__}; {name}.")
     with tempfile.TemporaryDirectory() as folder:
         save_for_hf(timm.create_model(TEACHER), folder, safe_serialization=True)
+        found = {}
         for model in args.models:
-            rows = measured(model, args.mixers, args.updates, args.repeats, device, folder)
-            show(model, rows)
+            found[model] = measured(model, args.mixers, args.updates, args.repeats, device, folder)
             if args.csv:
-                write(args.csv, model, rows)
+                write(args.csv, model, found[model])
+    show(found)
 
 
 def measured(
@@ -92,15 +93,18 @@ def measured(
     return rows
 
 
-def show(model: str, rows: dict[str, str | dict[str, float]]) -> None:
-    """Print one table."""
-    heads = list(rows["vanilla"])
-    print(f"\n| {model} | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
-    for mixer, cost in rows.items():
-        if isinstance(cost, str):
-            print(f"| {mixer} | {cost} |{' |' * (len(heads) - 1)}")
-        else:
-            print(f"| {mixer} | {' | '.join(f'{value:.2f}x' for value in cost.values())} |")
+def show(found: dict[str, dict[str, str | dict[str, float]]]) -> None:
+    """Print a table for each thing measured: a row per mixer, a column per model."""
+    for head in next(iter(found.values()))["vanilla"]:
+        print(f"\n| {head} | {' | '.join(found)} |\n|---|{'---:|' * len(found)}")
+        for mixer in next(iter(found.values())):
+            costs = [rows[mixer] for rows in found.values()]
+            cells = ["-" if isinstance(cost, str) else f"{cost[head]:.2f}x" for cost in costs]
+            print(f"| {mixer} | {' | '.join(cells)} |")
+    for model, rows in found.items():
+        for mixer, why in rows.items():
+            if isinstance(why, str):
+                print(f"\n{mixer} on {model}: {why}.")
 
 
 def write(path: Path, model: str, rows: dict[str, str | dict[str, float]]) -> None:

@@ -251,10 +251,15 @@ def load(folder: Path | None = None) -> dict[str, dict[str, Any]]:
     return {path.stem: read(path) for path in paths}
 
 
+def finished_seeds(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The seeds that ran to the end and cover the protocol's epochs, in order."""
+    by_number = sorted(content["seeds"].items(), key=lambda item: int(item[0]))
+    return {k: s for k, s in by_number if s["epochs"] == s["epochs_planned"] and not s["reading"]["missing"]}
+
+
 def finished(content: dict[str, Any]) -> list[float]:
     """Top-1 of the seeds that ran to the end and cover the protocol's epochs."""
-    done = [s for s in content["seeds"].values() if s["epochs"] == s["epochs_planned"]]
-    return [s["top1"] for s in done if not s["reading"]["missing"]]
+    return [s["top1"] for s in finished_seeds(content).values()]
 
 
 def ours(content: dict[str, Any] | None) -> tuple[float, float | None, int] | None:
