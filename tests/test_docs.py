@@ -11,6 +11,8 @@ from tiny import ROOT
 
 import recipes
 from mixers import MIXERS
+from model_cards import records
+from model_cards.small_runs import small_runs
 from recipes import Recipe, cli
 from training.job import Job
 
@@ -44,6 +46,15 @@ def test_the_python_of_the_documents_runs(doc: str) -> None:
     for block in re.findall(r"```python\n(.*?)```", (ROOT / doc).read_text(), re.S):
         exec(compile(block, doc, "exec"), names)
     assert names["out"].loss.isfinite() and names["mixed"].shape == names["x"].shape
+
+
+GENERATED = re.findall(r"`mixup-recipes table --setting (\w+)(?: --against (\w+))?`", "".join(d.read_text() for d in DOCS))
+
+
+@pytest.mark.parametrize(("setting", "against"), GENERATED)
+def test_a_table_of_our_runs_is_what_its_command_prints(setting: str, against: str) -> None:
+    text = small_runs(setting, records.load(), against or "vanilla")
+    assert any(text in doc.read_text() for doc in DOCS)
 
 
 SCRIPTS = dict(re.findall(r"^## (.*?)\n.*?```python\n(.*?)```", (ROOT / "docs/loops.md").read_text(), re.S | re.M))
