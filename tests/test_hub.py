@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -582,6 +583,48 @@ def test_each_lie_is_found_and_where_it_is(clients: Forks, hub: HubServer, run: 
         assert found.returncode == 1, found.output
         assert any(row.startswith("differs") and words in row for row in found.output.splitlines()), found.output
         hub.write("tester/checked", {name: files[name]})
+
+
+# --------------------------------------------------------------------------------------------- metrics as Spaces
+
+HF = "from huggingface_hub.cli.hf import main\nsys.argv[0] = 'hf'\nmain()"
+USE = """
+import json, os, socket
+if os.environ["HF_HUB_OFFLINE"] == "1":
+    def refuse(*_): raise AssertionError("the metric asked for a connection")
+    socket.socket.connect = refuse
+import evaluate
+inputs = {"predictions": [[3, 7, 1, 0, 2], [2, 0, 5, 1, 3]], "references": [3, 5]}
+if sys.argv[1].endswith("calibration"):
+    inputs |= {"confidences": [1, 0.5], "nlls": [0, 2]}
+print(json.dumps(evaluate.load(sys.argv[1], cache_dir=sys.argv[2]).compute(**inputs)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("topk_accuracy", {"top1": 50.0, "top5": 100.0}), ("calibration", {"ece": 25.0, "nll": 1.0})],
+)
+def test_the_documented_commands_make_a_metric_a_space_that_loads_from_there_and_from_a_copy(
+    clients: Forks, hub: HubServer, tmp_path: Path, name: str, expected: dict
+) -> None:
+    section = re.search(r"^## Metrics as Spaces\n.*?```bash\n(.*?)```", (ROOT / "docs/hub.md").read_text(), re.S | re.M)
+    lines = section[1].replace("OWNER", "tester").replace("topk_accuracy", name).splitlines()
+    assert [shlex.split(line)[:2] for line in lines] == [["hf", "repos"], ["hf", "upload"], ["hf", "download"]]
+    for line in lines:
+        words = [w if w.startswith("--") else w.replace("copies/", f"{tmp_path}/") for w in shlex.split(line)[1:]]
+        done = clients.run(f"import os\nos.chdir({str(ROOT)!r})\n{HF}", *words)
+        assert done.returncode == 0, done.output
+    here = {p.name: p.read_bytes() for p in (ROOT / "metrics" / name).iterdir() if p.is_file()}
+    there = {k: v for k, v in hub.files(f"tester/{name}", "space").items() if k != ".gitattributes"}
+    assert there == here and {"README.md", "app.py", "requirements.txt"} <= there.keys()
+    copy = [tmp_path / name, {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}]
+    for source, env in ([f"tester/{name}", {}], copy):
+        with Forks(hub.env | env, "") as one:
+            done = one.run(USE, source, tmp_path / "cache", env=env)
+        assert done.returncode == 0, done.output
+        assert json.loads(done.output.splitlines()[-1]) == pytest.approx(expected)
 
 
 # --------------------------------------------------------------------------------------------- fine-tune
