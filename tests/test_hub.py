@@ -351,11 +351,82 @@ def test_a_push_that_is_killed_leaves_nothing_half_published(clients: Forks, hub
         assert clients.wait(started).returncode == -signal.SIGKILL
         hub.faults.clear()
         assert not mine(hub, "tester/killed")
-    left = {p for p in run.rglob("*") if p not in before} - {run / "README.md", run / ".lock", run / ".eval_results"}
+    names = {run / n for n in ("README.md", ".lock", ".eval_results", ".hub.json")}
+    left = {p for p in run.rglob("*") if p not in before} - names
     assert not {p for p in left if p.parent.name != ".eval_results"}
     assert command(clients, run, "--repo_id", "tester/killed").returncode == 0
     assert own_files(hub, "tester/killed") == published(run)
     assert len(mine(hub, "tester/killed")) == 1
+
+
+@pytest.mark.slow
+def test_a_commit_of_somebody_else_in_between_is_seen_and_the_publication_is_whole(
+    clients: Forks, hub: HubServer, run: Path
+) -> None:
+    repo = "tester/between"
+    assert command(clients, run, "--repo_id", repo).returncode == 0
+    with (run / "summary.csv").open("a") as file:
+        file.write("9,9,9,9\n")
+    hub.fault(COMMIT.format("between"), delay=1.5)
+    hub.requests.clear()
+    started = clients.start("from model_cards import hub; hub.PAUSES = (0.01, 0.02)\n" + COMMAND, "push", run)
+    while not any(r.startswith(COMMIT.format("between")) for r in hub.requests):
+        time.sleep(0.01)
+    hub.write(repo, {"log.jsonl": b"of another push\n"})  # what this push saw no need to send
+    done = clients.wait(started)
+    assert done.returncode == 0, done.output
+    assert "the Hub answered 412" in done.output and "trying again" in done.output
+    assert own_files(hub, repo) == published(run)
+
+
+@pytest.mark.slow
+def test_what_a_person_writes_into_the_card_stays_wherever_it_was_written(
+    clients: Forks, hub: HubServer, run: Path
+) -> None:
+    repo, here = "tester/written", run / "README.md"
+    assert command(clients, run, "--repo_id", repo).returncode == 0
+    hub.write(repo, {"README.md": hub.files(repo)["README.md"] + b"\nWritten on the Hub.\n"})
+    assert command(clients, run).returncode == 0
+    assert here.read_bytes().endswith(b"\nWritten on the Hub.\n") and hub.files(repo)["README.md"] == here.read_bytes()
+    # here, after a push that arrived without our knowing
+    count = len(mine(hub, repo))
+    here.write_text(here.read_text() + "\nFirst, here.\n")
+    hub.fault(COMMIT.format("written"), no_answer=True)
+    started = clients.start(COMMAND, "push", run)
+    while len(mine(hub, repo)) == count:
+        time.sleep(0.01)
+    os.kill(started[0], signal.SIGKILL)
+    clients.wait(started)
+    here.write_text(here.read_text() + "\nSecond, here.\n")
+    assert command(clients, run).returncode == 0
+    text = hub.files(repo)["README.md"].decode()
+    assert all(words in text for words in ("Written on the Hub.", "First, here.", "Second, here."))
+    # a card on the Hub that cannot be taken over is not, and what is here can be mended
+    mended, before = here.read_bytes(), hub.files(repo)["README.md"]
+    hub.write(repo, {"README.md": before.replace(b"<!-- mixup-recipes: end -->", b"")})
+    done = command(clients, run)
+    assert done.returncode == 2 and "tester/written: README.md on the Hub: expected the line" in done.output
+    assert len(done.output.splitlines()) == 1 and here.read_bytes() == mended
+    hub.write(repo, {"README.md": before})
+    assert command(clients, run).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_token_that_may_not_write_is_one_line_and_a_private_run_is_not_read_by_others(
+    clients: Forks, hub: HubServer, run: Path
+) -> None:
+    assert command(clients, run, "--repo_id", "tester/mine", "--private").returncode == 0
+    before = len(mine(hub, "tester/mine"))
+    (run / "summary.csv").write_text("changed")
+    for token, words in ((hub.read_token, "403"), (hub.stranger_token, "403"), ("hf_wrong", "401")):
+        done = command(clients, run, HF_TOKEN=token)
+        assert done.returncode == 2 and f"the Hub answered {words}" in done.output, done.output
+        assert len(done.output.splitlines()) == 1 and token not in done.output
+    assert len(mine(hub, "tester/mine")) == before
+    for token, words in ((hub.stranger_token, "404"), ("", "401")):
+        with Forks(hub.env | {"HF_TOKEN": token}, "import mixup_recipes") as others:
+            done = others.run(COMMAND, "verify", "hf-hub:tester/mine", env={"HF_TOKEN": token})
+        assert done.returncode == 2 and f"the Hub answered {words}" in done.output, done.output
 
 
 # --------------------------------------------------------------------------------------------- from the job
@@ -625,6 +696,29 @@ def test_the_documented_commands_make_a_metric_a_space_that_loads_from_there_and
             done = one.run(USE, source, tmp_path / "cache", env=env)
         assert done.returncode == 0, done.output
         assert json.loads(done.output.splitlines()[-1]) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_damaged_and_hostile_files_of_a_run_are_one_line_for_verify(clients: Forks, hub: HubServer, run: Path) -> None:
+    command(clients, run, "--repo_id", "tester/odd")
+    files = hub.files("tester/odd")
+    recipe, deep = files["recipe.yaml"], b"[" * 100000
+    cases = [
+        ("README.md", b"---\nmodel-index: " + deep + b"\n---\n", "damaged files: RecursionError"),
+        ("README.md", b"---\nmodel-index: 5\n---\n", "damaged files: TypeError"),
+        ("eval_results.json", deep, "damaged files: RecursionError"),
+        ("eval_results.json", b"[]", "damaged files: TypeError"),
+        ("predictions.safetensors", pickle.dumps({}), "damaged files: SafetensorError"),
+        ("log.jsonl", b"", "hf-hub:tester/odd: no validation line"),
+        ("log.jsonl", b"\xff\n", "damaged files: UnicodeDecodeError"),
+        ("recipe.yaml", re.sub(rb"eval_resize: \d+", b"eval_resize: 1000000", recipe), "at most 4096 pixels"),
+    ]
+    for name, lie, words in cases:
+        hub.write("tester/odd", {name: lie})
+        done = clients.run(COMMAND, "verify", "hf-hub:tester/odd")
+        assert done.returncode == 2 and words in done.output, (name, done.output)
+        assert len(done.output.splitlines()) == 1, done.output
+        hub.write("tester/odd", {name: files[name]})
 
 
 # --------------------------------------------------------------------------------------------- fine-tune
