@@ -26,7 +26,8 @@ from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from . import ops
+from . import ops, weights
+from .weights import NoWeights
 
 
 def stages(model: nn.Module) -> list[str]:
@@ -579,18 +580,25 @@ class Frozen(nn.Module):
         return repr(self.source)
 
 
-class NoWeights(ValueError):
-    """The weights of a teacher cannot be had."""
-
-
 def pretrained(name: str) -> nn.Module:
-    """A timm model with its trained weights, by timm name, ``hf-hub:`` or ``local-dir:`` address, or folder."""
+    """A trained model, by timm name, ``hf-hub:`` or ``local-dir:`` address, or folder. Raises ``NoWeights``.
+
+    Of folders and repositories safetensors alone are read: see ``mixers.weights``.
+    """
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn before the trained ones are read
-            return timm.create_model(f"local-dir:{name}" if Path(name).is_dir() else name, pretrained=True)
+            folder = Path(name.removeprefix("local-dir:"))
+            if weights.is_hub(name):
+                return weights.load(weights.fetch(name), name)
+            if folder.is_dir():
+                return weights.load(folder, name)
+            if ":" in name:
+                raise NoWeights("neither a folder nor a kind of address known here")
+            return timm.create_model(name, pretrained=True)
     except Exception as e:  # the Hub, timm and safetensors raise some twenty types between them
+        kind = "" if isinstance(e, NoWeights) else f"{type(e).__name__}: "
         reason = " ".join(str(e).split())[:200]
         raise NoWeights(
-            f"no weights for the teacher {name!r} ({type(e).__name__}: {reason}); expected timm weights such as "
+            f"no weights for the teacher {name!r} ({kind}{reason}); expected timm weights such as "
             "'resnet18.tv_in1k', hf-hub:owner/name, or a run folder"
         ) from None

@@ -66,6 +66,8 @@ class Run(NamedTuple):
     classes: list[str]
     images: dict[str, int]
     """Split -> number of images."""
+    commit: str | None
+    """The commit of the data set on the Hub that was read."""
 
     @property
     def finished(self) -> bool:
@@ -89,10 +91,13 @@ def read(folder: Path) -> Run:
     check(environment, ENVIRONMENT, str(folder / "env.json"))
     splits = load_data(folder, recipe)["splits"]
     images = {split: splits[split]["images"] for split in (recipe.train_split, recipe.eval_split)}
-    classes = read_table(folder / "data.json").get("classes")
+    data = read_table(folder / "data.json")
+    classes, commit = data.get("classes"), data.get("commit")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise UserError(f"{folder / 'data.json'}: classes: expected a list of names, got {classes!r:.60}")
-    return Run(folder, recipe, summary, exported, environment, classes, images)
+    if commit is not None and not (isinstance(commit, str) and re.fullmatch(r"[0-9a-f]{40}", commit)):
+        raise UserError(f"{folder / 'data.json'}: commit: expected 40 hexadecimal digits, got {commit!r:.60}")
+    return Run(folder, recipe, summary, exported, environment, classes, images, commit)
 
 
 # ------------------------------------------------------------------------------------------- text
@@ -169,6 +174,38 @@ def place(recipe: Recipe) -> tuple[str, str]:
     except HFValidationError:
         pass
     return "local", Path(name).name
+
+
+def base_model(recipe: Recipe) -> str | None:
+    """The repository that a fine-tuned run started from: of timm's weights, or of a run folder that was published.
+
+    None for a run from scratch, and where no public repository is known.
+    """
+    import timm
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    from training import pull
+
+    from . import hub
+
+    start = recipe.model if recipe.pretrained == "timm" else recipe.pretrained
+    if start is None:
+        return None
+    if Path(start).is_dir():
+        before = hub.remembered(Path(start))
+        done = before.get("card_sha256") and not before.get("private")
+        name = before.get("repo_id") if done else None
+    elif pull.is_hub(start):
+        name = start.partition(":")[2].partition("@")[0]
+    else:
+        known = timm.is_model_pretrained(start)  # else it may be a folder that is gone
+        name = timm.get_pretrained_cfg(start).hf_hub_id if known else None
+    try:
+        validate_repo_id(name or "")
+    except HFValidationError:
+        return None
+    return name if name.count("/") == 1 else None
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:
@@ -280,7 +317,7 @@ def eval_entries(run: Run) -> list[Any]:
             dataset_name=line(name),
             dataset_config=run.recipe.dataset_config,
             dataset_split=line(run.recipe.eval_split),
-            dataset_revision=run.recipe.dataset_revision,
+            dataset_revision=run.commit or run.recipe.dataset_revision,
             metric_type="accuracy",
             metric_name=label,
             metric_value=round(run.score(main, metric), 4),
@@ -346,6 +383,8 @@ def metadata(run: Run, name: str, license: str | None, old: dict[str, Any], wher
         **lists,
         "model-index": model_index(run, name, old.get("model-index"), where),
     }
+    if start := base_model(run.recipe):
+        found |= {"base_model": start, "base_model_relation": "finetune"}
     return {k: v for k, v in found.items() if v} | {k: v for k, v in old.items() if k not in found}
 
 
@@ -357,8 +396,10 @@ def model_section(run: Run) -> str:
     recipe = run.recipe
     kind, name = place(recipe)
     few = len(run.classes) <= 20
+    start = base_model(recipe)
     rows = [
         ["architecture", code(recipe.model)],
+        *([["fine-tuned from", code(start)]] if start else []),
         ["input", f"{recipe.eval_size} x {recipe.eval_size} px: shorter side to {recipe.eval_resize}, centre crop, "
          f"{recipe.interpolation}"],
         ["classes", f"{len(run.classes)}" + (": " + ", ".join(map(prose, run.classes)) if few else "")],

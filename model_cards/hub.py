@@ -209,17 +209,20 @@ def attempt(folder: Path, run: Path, repo_id: str, private: bool, strategy: str,
     if private and not there.private:
         raise UserError(f"{repo_id} exists and is public: not pushed; make it private on the Hub, or take another name")
     names = {s.rfilename for s in there.siblings or ()}
-    check_same_run(api, repo_id, names, folder)
-    take_edits(api, repo_id, names, folder, run)
+    check_same_run(api, repo_id, there.sha, names, folder)
+    take_edits(api, repo_id, there.sha, names, folder, run)
     write_card(folder, repo_id)
+    card = keep_card(folder, run)
+    note(run, card_sent=card)
     found = files(folder, strategy)
     check_secrets(found, token)
     managed = (*FOLDERS, *(("checkpoints",) if strategy == "checkpoint" else ()))
     gone = [n for n in sorted(names) if n.partition("/")[0] in managed and "/" in n and n not in found]
     changes = [CommitOperationAdd(path_in_repo=n, path_or_fileobj=str(p)) for n, p in found.items()]
     changes += [CommitOperationDelete(path_in_repo=n, is_folder=False) for n in gone]
-    done = api.create_commit(repo_id, changes, commit_message=headline(folder))
-    note(run, repo_id=repo_id, private=private, strategy=strategy, **keep_card(folder, run))
+    # what is there by now is not sent; that holds as long as nobody else has committed since
+    done = api.create_commit(repo_id, changes, commit_message=headline(folder), parent_commit=there.sha)
+    note(run, repo_id=repo_id, private=private, strategy=strategy, card_sha256=card)
     return Pushed(repo_id, f"{api.endpoint}/{repo_id}", done.oid != there.sha)
 
 
@@ -233,7 +236,7 @@ def headline(folder: Path) -> str:
     return f"{recipe.name}: epoch {scores['epoch']} of {recipe.epochs}"
 
 
-def check_same_run(api: Any, repo_id: str, names: set[str], folder: Path) -> None:
+def check_same_run(api: Any, repo_id: str, commit: str, names: set[str], folder: Path) -> None:
     """Raise ``UserError`` when the repository holds something else than this run."""
     if "recipe.yaml" not in names:
         others = sorted(n for n in names if n not in ("README.md", ".gitattributes", "LICENSE"))
@@ -242,7 +245,7 @@ def check_same_run(api: Any, repo_id: str, names: set[str], folder: Path) -> Non
         return
     own, _ = recipes.resolve(str(folder / "recipe.yaml"))
     try:
-        there, _ = recipes.resolve(api.hf_hub_download(repo_id, "recipe.yaml"))
+        there, _ = recipes.resolve(api.hf_hub_download(repo_id, "recipe.yaml", revision=commit))
     except UserError as e:
         raise UserError(f"{repo_id} holds another recipe ({e}): not pushed; take another name") from None
     if different := recipes.differences(there, own, ignore=("name",)):
@@ -250,13 +253,22 @@ def check_same_run(api: Any, repo_id: str, names: set[str], folder: Path) -> Non
         raise UserError(f"{repo_id} holds a run of another recipe ({rows}): not pushed; take another name")
 
 
-def take_edits(api: Any, repo_id: str, names: set[str], folder: Path, run: Path) -> None:
-    """Take over the Hub's card when it is not the one that was pushed last: a person has edited it there."""
-    if "README.md" in names:
-        text = Path(api.hf_hub_download(repo_id, "README.md")).read_bytes()
-        if digest(text) != remembered(run).get("card_sha256"):
-            from training.run import write
+def take_edits(api: Any, repo_id: str, commit: str, names: set[str], folder: Path, run: Path) -> None:
+    """Take over the Hub's card when it is none that was pushed from here: a person has edited it there.
 
+    Raises ``UserError`` for one whose generated part cannot be told; the card here stays as it is.
+    """
+    if "README.md" in names:
+        from training.run import write
+
+        from . import card
+
+        text = Path(api.hf_hub_download(repo_id, "README.md", revision=commit)).read_bytes()
+        before = remembered(run)
+        if digest(text) == before.get("card_sent"):  # it has arrived, though perhaps nobody was told
+            note(run, card_sha256=digest(text))
+        elif digest(text) != before.get("card_sha256"):
+            card.split(text.decode("utf-8", "replace"), f"{repo_id}: README.md on the Hub")
             write(folder / "README.md", text)
 
 
@@ -269,7 +281,8 @@ def digest(data: bytes) -> str:
 
 
 def remembered(run: Path) -> dict[str, Any]:
-    """Where the run was pushed to, how, and the card's hash then; empty before the first push."""
+    """Where the run was pushed to, how, and the card's hash: ``card_sha256`` of the last push that is known to have
+    arrived, ``card_sent`` of the last one begun. Empty before the first push."""
     try:
         content = json.loads((run / REMEMBERED).read_text())
     except (FileNotFoundError, ValueError):
@@ -284,8 +297,8 @@ def note(run: Path, **values: Any) -> None:
     write_json(run / REMEMBERED, remembered(run) | values)
 
 
-def keep_card(folder: Path, run: Path) -> dict[str, str]:
-    """Give the run folder the card that was published; what to remember of it."""
+def keep_card(folder: Path, run: Path) -> str | None:
+    """Give the run folder the card that is published; its hash."""
     from training.run import write
 
     cards = [p for p in (folder / "README.md", *folder.glob(".eval_results/*.yaml")) if p.exists()]
@@ -293,7 +306,7 @@ def keep_card(folder: Path, run: Path) -> dict[str, str]:
         place = run / path.relative_to(folder)
         place.parent.mkdir(exist_ok=True)
         write(place, path.read_bytes())
-    return {"card_sha256": digest(cards[0].read_bytes())} if cards and cards[0].name == "README.md" else {}
+    return digest(cards[0].read_bytes()) if cards and cards[0].name == "README.md" else None
 
 
 @contextlib.contextmanager

@@ -35,11 +35,12 @@ def verify(name: str, dataset: str | None = None, batch_size: int = 64) -> tuple
     if missing := [f for f in (*FILES[2:], "config.json", "model.safetensors") if not (folder / f).is_file()]:
         return f"differs  {name} lacks {', '.join(missing)}", False
     try:
-        rows = [*of_files(folder, recipe), *of_weights(folder, name, recipe, dataset, batch_size)]
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        if isinstance(e, UserError):
-            raise
+        rows = list(of_files(folder, recipe))
+    except UserError as e:
+        raise UserError(f"{name}: {e}") from None
+    except Exception as e:  # a stranger's files can make their readers raise anything
         raise UserError(f"{name}: damaged files: {type(e).__name__}: {' '.join(str(e).split())[:200]}") from None
+    rows += of_weights(folder, name, recipe, dataset, batch_size)
     text = "\n".join(f"{'agrees ' if good else 'differs'}  {what}" for what, good in rows)
     return text, all(good for _, good in rows)
 

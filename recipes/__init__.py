@@ -20,6 +20,7 @@ import yaml
 from .typed import Between, UserError, convert, from_yaml, nearest
 
 FOLDER = Path(__file__).parent
+LARGEST = 4096  # pixels of an image that is evaluated
 
 Count = Annotated[int, Between(1)]
 Share = Annotated[float, Between(0, 1)]
@@ -402,6 +403,8 @@ def check(recipe: Recipe) -> None:
     if recipe.precise_bn_samples is not None and (recipe.report_ema or recipe.torch_compile):
         other = "report_ema" if recipe.report_ema else "torch_compile"
         raise UserError(f"precise_bn_samples looks at the layers of the raw model: it does not go with {other}")
+    if recipe.eval_resize > LARGEST:  # such as in a stranger's recipe
+        raise UserError(f"eval_resize: expected at most {LARGEST} pixels, got {recipe.eval_resize}")
     if recipe.eval_resize < recipe.eval_size:
         raise UserError(f"eval_resize {recipe.eval_resize} is smaller than the crop eval_size {recipe.eval_size}")
     for name in ("scale", "ratio"):

@@ -24,7 +24,7 @@ import mixup_recipes
 import recipes
 from mixers import MIXERS
 from model_cards import card as cards
-from model_cards import cells
+from model_cards import cells, hub
 from model_cards.card import card
 from model_cards.methods import bibtex, markdown, methods
 from recipes import Recipe, UserError, cli
@@ -172,6 +172,62 @@ def test_the_hub_accepts_the_card(published: Path, tmp_path: Path) -> None:
     with hub_server.HubServer(tmp_path / "hub") as hub:
         hub.client(validate, str(published / "README.md"))
         assert any("validate-yaml" in request for request in hub.requests)
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "expected"),
+    [
+        (None, None),
+        ("timm", "timm/resnet18.a1_in1k"),
+        ("resnet18.tv_in1k", "timm/resnet18.tv_in1k"),
+        ("resnet18", "timm/resnet18.a1_in1k"),
+        ("resnet18.no_such", None),
+        ("hf-hub:someone/some-model", "someone/some-model"),
+        ("hf-hub:someone/some-model@0123abc", "someone/some-model"),
+        ("hf-hub:a/../b", None),
+        ("hf-hub:no-owner", None),
+        ("FOLDER", None),
+        ("/a/folder/that/is/gone", None),
+    ],
+)
+def test_the_card_of_a_fine_tuned_run_names_what_it_started_from(
+    tmp_path: Path, pretrained: str | None, expected: str | None
+) -> None:
+    start = str(tmp_path) if pretrained == "FOLDER" else pretrained
+    text = card(make_run(tmp_path / "run", recipes.load("r18_100e_cutmix", pretrained=start)), "someone/tuned")
+    read = ModelCard(text).data
+    assert read.to_dict() == metadata(text)
+    assert read.base_model == expected
+    assert metadata(text).get("base_model_relation") == ("finetune" if expected else None)
+    assert (["fine-tuned from", expected] in rows(text, "Model")) == bool(expected)
+
+
+def test_a_start_from_a_run_folder_is_named_once_that_is_published_and_never_when_private(tmp_path: Path) -> None:
+    start = make_run(tmp_path / "start", recipes.load("r18_100e_vanilla"))
+    run = make_run(tmp_path / "run", recipes.load("r18_100e_cutmix", pretrained=str(start)))
+    told = {"repo_id": "someone/start", "private": False}  # where it goes; not yet there
+    for changes, expected in (
+        ({}, None), ({"card_sha256": "aa"}, "someone/start"), ({"card_sha256": "aa", "private": True}, None),
+    ):  # fmt: skip
+        hub.note(start, **told | changes)
+        assert metadata(card(run)).get("base_model") == expected
+
+
+def test_a_base_model_that_a_person_has_written_stays_where_none_is_known(published: Path, tmp_path: Path) -> None:
+    existing = "---\nbase_model: [a/b, c/d]\n---\n"
+    assert metadata(card(published, existing=existing))["base_model"] == ["a/b", "c/d"]
+    tuned = make_run(tmp_path / "run", recipes.load("r18_100e_cutmix", pretrained="hf-hub:e/f"))
+    assert metadata(card(tuned, existing=existing))["base_model"] == "e/f"
+
+
+def test_results_name_the_commit_of_the_data_that_was_read(published: Path) -> None:
+    content = json.loads((published / "data.json").read_text())
+    (published / "data.json").write_text(json.dumps(content | {"commit": "b" * 40}))
+    _, results = model_index_to_eval_results(metadata(card(published))["model-index"])
+    assert {result.dataset_revision for result in results} == {"b" * 40}
+    (published / "data.json").write_text(json.dumps(content | {"commit": "<script>"}))
+    with pytest.raises(UserError, match="commit: expected 40 hexadecimal digits, got '<script>'"):
+        card(published)
 
 
 def test_an_average_of_the_weights_is_what_is_reported(tmp_path: Path) -> None:

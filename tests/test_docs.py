@@ -1,8 +1,10 @@
 """Documents keep their word: commands parse, code runs, method files say what they must, nothing local leaks."""
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,37 @@ def test_each_training_command_of_the_documents_resolves(line: str) -> None:
     assert job.list or recipes.resolve(job.recipe, given["Recipe fields"])[0].epochs
 
 
+def hub_commands() -> list[list[str]]:
+    """Every command of the Hub's own tool in the documents' blocks of shell, in words."""
+    blocks = [block for doc in DOCS for block in re.findall(r"```bash\n(.*?)```", doc.read_text(), re.S)]
+    lines = [line for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("hf ")]
+
+
+def hub_tool(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run that tool, without a network."""
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_TOKEN": "hf_none", "NO_COLOR": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "huggingface_hub.cli.hf", *words]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_the_hubs_tool_knows_every_option_that_the_documents_give_it() -> None:
+    assert {"jobs", "upload", "auth"} <= {words[1] for words in hub_commands()}
+    for words in hub_commands():
+        deep = 3 if words[1] in ("auth", "jobs", "repos") else 2
+        done = hub_tool(*words[1:deep], "--help")
+        assert done.returncode == 0, done.stderr
+        given = [w for w in words[deep : words.index("bash") if "bash" in words else None] if w.startswith("-")]
+        assert set(given) <= set(re.findall(r"(?<![\w-])--?\w[\w-]*", done.stdout)), words
+
+
+def test_the_hubs_tool_takes_the_job_of_the_documents() -> None:
+    (job,) = [words for words in hub_commands() if words[1] == "jobs"]
+    done = hub_tool(*job[1:3], "--dry-run", *job[3:])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "hf://buckets/OWNER/runs:/runs" in done.stdout and "Job not submitted" in done.stdout
+
+
 @pytest.mark.parametrize("doc", ["docs/mixers.md"])
 def test_the_python_of_the_documents_runs(doc: str) -> None:
     names: dict = {}
@@ -48,7 +81,8 @@ def test_the_python_of_the_documents_runs(doc: str) -> None:
     assert names["out"].loss.isfinite() and names["mixed"].shape == names["x"].shape
 
 
-GENERATED = re.findall(r"`mixup-recipes table --setting (\w+)(?: --against (\w+))?`", "".join(d.read_text() for d in DOCS))
+TABLE = re.compile(r"`mixup-recipes table --setting (\w+)(?: --against (\w+))?`")
+GENERATED = TABLE.findall("".join(doc.read_text() for doc in DOCS))
 
 
 @pytest.mark.parametrize(("setting", "against"), GENERATED)

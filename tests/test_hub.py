@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -30,7 +31,7 @@ from model_cards import hub, publisher
 from training import backbones, run
 """
 
-pytestmark = pytest.mark.slow  # whole clients and runs against a server: minutes
+# Whole clients against a server are slow: a handful runs by default, one of each kind.
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,7 @@ def test_a_push_is_one_commit_of_what_a_reader_needs_and_another_push_is_none(
     assert len(mine(hub, "tester/first")) == 1
 
 
+@pytest.mark.slow
 def test_a_push_sends_what_changed_and_removes_what_is_gone(clients: Forks, hub: HubServer, run: Path) -> None:
     command(clients, run, "--repo_id", "tester/changes")
     lines = (run / "log.jsonl").read_text().splitlines()
@@ -124,6 +126,7 @@ def test_a_push_sends_what_changed_and_removes_what_is_gone(clients: Forks, hub:
     assert hub.files("tester/changes")["notes/of-a-person.txt"] == b"stays"
 
 
+@pytest.mark.slow
 def test_training_state_goes_only_when_asked_for_and_a_newer_checkpoint_replaces_the_one_before(
     clients: Forks, hub: HubServer, run: Path
 ) -> None:
@@ -154,6 +157,7 @@ def test_links_and_hidden_files_stay_here(run: Path, tmp_path: Path) -> None:
     assert push.files(run).keys() == {n for n in expected if not n.startswith("samples/")}
 
 
+@pytest.mark.slow
 def test_a_token_in_a_file_is_not_published(clients: Forks, hub: HubServer, run: Path) -> None:
     environment = json.loads((run / "env.json").read_text())
     (run / "env.json").write_text(json.dumps(environment | {"note": hub.token}))
@@ -181,6 +185,7 @@ def test_the_default_name_is_model_mixer_epochs_and_data_and_always_valid(
     assert found.endswith("_seed2") == ("seed" in changes)
 
 
+@pytest.mark.slow
 def test_a_private_run_is_never_put_into_a_public_repository(clients: Forks, hub: HubServer, run: Path) -> None:
     assert command(clients, run, "--repo_id", "tester/closed", "--private").returncode == 0
     assert hub.repos["model", "tester/closed"].private
@@ -190,6 +195,7 @@ def test_a_private_run_is_never_put_into_a_public_repository(clients: Forks, hub
     assert set(hub.files("tester/open")) <= {".gitattributes"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("there", "words"),
     [
@@ -210,6 +216,7 @@ def test_what_is_not_this_run_is_not_overwritten(
     assert hub.files(repo) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -245,6 +252,7 @@ def test_what_cannot_be_pushed_is_one_line_and_status_2(
     assert ("model", "tester/never") not in hub.repos
 
 
+@pytest.mark.slow
 def test_a_run_that_is_going_on_is_left_alone(clients: Forks, run: Path) -> None:
     with push.alone(run):
         done = command(clients, run, "--repo_id", "tester/busy")
@@ -262,6 +270,7 @@ def forget_weights(hub: HubServer, run: Path) -> None:
 COMMIT, LFS = "POST /api/models/tester/{}/commit", "PUT /lfs/"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "fault"),
     [
@@ -289,6 +298,7 @@ def test_a_passing_fault_is_overcome_by_one_commit(
     assert hub.token not in done.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -317,6 +327,7 @@ def test_a_lasting_fault_is_one_line_leaves_the_hub_as_it_was_and_a_later_push_c
     assert not [r for r in hub.requests if r.startswith("PUT /lfs/")]  # what had arrived is not sent again
 
 
+@pytest.mark.slow
 def test_without_a_hub_a_push_says_so(clients: Forks, run: Path, tmp_path: Path) -> None:
     with HubServer(tmp_path / "gone") as gone:
         env = gone.env
@@ -326,6 +337,7 @@ def test_without_a_hub_a_push_says_so(clients: Forks, run: Path, tmp_path: Path)
     assert len(done.output.splitlines()) == 3  # two new attempts and the end
 
 
+@pytest.mark.slow
 def test_a_push_that_is_killed_leaves_nothing_half_published(clients: Forks, hub: HubServer, run: Path) -> None:
     before = {p: p.stat().st_size for p in run.rglob("*")}
     forget_weights(hub, run)
@@ -339,11 +351,82 @@ def test_a_push_that_is_killed_leaves_nothing_half_published(clients: Forks, hub
         assert clients.wait(started).returncode == -signal.SIGKILL
         hub.faults.clear()
         assert not mine(hub, "tester/killed")
-    left = {p for p in run.rglob("*") if p not in before} - {run / "README.md", run / ".lock", run / ".eval_results"}
+    names = {run / n for n in ("README.md", ".lock", ".eval_results", ".hub.json")}
+    left = {p for p in run.rglob("*") if p not in before} - names
     assert not {p for p in left if p.parent.name != ".eval_results"}
     assert command(clients, run, "--repo_id", "tester/killed").returncode == 0
     assert own_files(hub, "tester/killed") == published(run)
     assert len(mine(hub, "tester/killed")) == 1
+
+
+@pytest.mark.slow
+def test_a_commit_of_somebody_else_in_between_is_seen_and_the_publication_is_whole(
+    clients: Forks, hub: HubServer, run: Path
+) -> None:
+    repo = "tester/between"
+    assert command(clients, run, "--repo_id", repo).returncode == 0
+    with (run / "summary.csv").open("a") as file:
+        file.write("9,9,9,9\n")
+    hub.fault(COMMIT.format("between"), delay=1.5)
+    hub.requests.clear()
+    started = clients.start("from model_cards import hub; hub.PAUSES = (0.01, 0.02)\n" + COMMAND, "push", run)
+    while not any(r.startswith(COMMIT.format("between")) for r in hub.requests):
+        time.sleep(0.01)
+    hub.write(repo, {"log.jsonl": b"of another push\n"})  # what this push saw no need to send
+    done = clients.wait(started)
+    assert done.returncode == 0, done.output
+    assert "the Hub answered 412" in done.output and "trying again" in done.output
+    assert own_files(hub, repo) == published(run)
+
+
+@pytest.mark.slow
+def test_what_a_person_writes_into_the_card_stays_wherever_it_was_written(
+    clients: Forks, hub: HubServer, run: Path
+) -> None:
+    repo, here = "tester/written", run / "README.md"
+    assert command(clients, run, "--repo_id", repo).returncode == 0
+    hub.write(repo, {"README.md": hub.files(repo)["README.md"] + b"\nWritten on the Hub.\n"})
+    assert command(clients, run).returncode == 0
+    assert here.read_bytes().endswith(b"\nWritten on the Hub.\n") and hub.files(repo)["README.md"] == here.read_bytes()
+    # here, after a push that arrived without our knowing
+    count = len(mine(hub, repo))
+    here.write_text(here.read_text() + "\nFirst, here.\n")
+    hub.fault(COMMIT.format("written"), no_answer=True)
+    started = clients.start(COMMAND, "push", run)
+    while len(mine(hub, repo)) == count:
+        time.sleep(0.01)
+    os.kill(started[0], signal.SIGKILL)
+    clients.wait(started)
+    here.write_text(here.read_text() + "\nSecond, here.\n")
+    assert command(clients, run).returncode == 0
+    text = hub.files(repo)["README.md"].decode()
+    assert all(words in text for words in ("Written on the Hub.", "First, here.", "Second, here."))
+    # a card on the Hub that cannot be taken over is not, and what is here can be mended
+    mended, before = here.read_bytes(), hub.files(repo)["README.md"]
+    hub.write(repo, {"README.md": before.replace(b"<!-- mixup-recipes: end -->", b"")})
+    done = command(clients, run)
+    assert done.returncode == 2 and "tester/written: README.md on the Hub: expected the line" in done.output
+    assert len(done.output.splitlines()) == 1 and here.read_bytes() == mended
+    hub.write(repo, {"README.md": before})
+    assert command(clients, run).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_token_that_may_not_write_is_one_line_and_a_private_run_is_not_read_by_others(
+    clients: Forks, hub: HubServer, run: Path
+) -> None:
+    assert command(clients, run, "--repo_id", "tester/mine", "--private").returncode == 0
+    before = len(mine(hub, "tester/mine"))
+    (run / "summary.csv").write_text("changed")
+    for token, words in ((hub.read_token, "403"), (hub.stranger_token, "403"), ("hf_wrong", "401")):
+        done = command(clients, run, HF_TOKEN=token)
+        assert done.returncode == 2 and f"the Hub answered {words}" in done.output, done.output
+        assert len(done.output.splitlines()) == 1 and token not in done.output
+    assert len(mine(hub, "tester/mine")) == before
+    for token, words in ((hub.stranger_token, "404"), ("", "401")):
+        with Forks(hub.env | {"HF_TOKEN": token}, "import mixup_recipes") as others:
+            done = others.run(COMMAND, "verify", "hf-hub:tester/mine", env={"HF_TOKEN": token})
+        assert done.returncode == 2 and f"the Hub answered {words}" in done.output, done.output
 
 
 # --------------------------------------------------------------------------------------------- from the job
@@ -361,6 +444,7 @@ def job(
     return server.start(*given, *args, faults=[["script", str(script)], *more.get("faults", [])])
 
 
+@pytest.mark.slow
 def test_a_run_that_saves_often_is_only_ever_published_whole_and_its_token_nowhere(
     server: Server, hub: HubServer, tiny_recipe: Path, tmp_path: Path
 ) -> None:
@@ -388,6 +472,7 @@ def test_a_run_that_saves_often_is_only_ever_published_whole_and_its_token_nowhe
     assert not [p for p in kept if ".push-" in str(p)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -413,6 +498,7 @@ def test_a_push_that_fails_is_one_line_and_the_run_is_done(
     assert len(mine(hub, f"tester/{name}")) == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_a_run_from_its_push_only(
     server: Server, hub: HubServer, tiny_recipe: Path, tmp_path: Path
 ) -> None:
@@ -423,6 +509,7 @@ def test_a_full_disk_keeps_a_run_from_its_push_only(
     assert (tmp_path / "job" / "eval_results.json").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_wait_for_a_push(server: Server, hub: HubServer, tiny_recipe: Path, tmp_path: Path) -> None:
     hub.fault(COMMIT.format("slow"), delay=20)
     run = job(server, hub.env, tiny_recipe, tmp_path / "job", "--hub_model_id", "tester/slow")
@@ -436,6 +523,7 @@ def test_a_signal_ends_the_wait_for_a_push(server: Server, hub: HubServer, tiny_
     assert not [p for p in (tmp_path / "job").iterdir() if p.name.startswith(".push-")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -500,6 +588,7 @@ def test_timm_transformers_and_this_project_pull_the_same_model_with_its_class_n
     assert found["names"] == found["timm"] == found["id2label"] == tiny.CLASSES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["moganet_tiny", "pvt_tiny"])
 def test_models_that_timm_lacks_are_pulled_too_and_say_what_to_import(
     clients: Forks, hub: HubServer, model: str, tmp_path: Path
@@ -545,7 +634,11 @@ def test_a_pulled_model_is_evaluated_by_its_own_recipe_and_verified(
     good = clients.run(COMMAND, "verify", "hf-hub:tester/checked")
     assert good.returncode == 0 and "differs" not in good.output, good.output
     assert len(good.output.splitlines()) >= 9
-    # each lie is found, and where it is
+
+
+@pytest.mark.slow
+def test_each_lie_is_found_and_where_it_is(clients: Forks, hub: HubServer, run: Path) -> None:
+    command(clients, run, "--repo_id", "tester/checked")
     files = hub.files("tester/checked")
     weights = bytearray(files["model.safetensors"])
     weights[-400:] = bytes(400)
@@ -563,9 +656,75 @@ def test_a_pulled_model_is_evaluated_by_its_own_recipe_and_verified(
         hub.write("tester/checked", {name: files[name]})
 
 
+# --------------------------------------------------------------------------------------------- metrics as Spaces
+
+HF = "from huggingface_hub.cli.hf import main\nsys.argv[0] = 'hf'\nmain()"
+USE = """
+import json, os, socket
+if os.environ["HF_HUB_OFFLINE"] == "1":
+    def refuse(*_): raise AssertionError("the metric asked for a connection")
+    socket.socket.connect = refuse
+import evaluate
+inputs = {"predictions": [[3, 7, 1, 0, 2], [2, 0, 5, 1, 3]], "references": [3, 5]}
+if sys.argv[1].endswith("calibration"):
+    inputs |= {"confidences": [1, 0.5], "nlls": [0, 2]}
+print(json.dumps(evaluate.load(sys.argv[1], cache_dir=sys.argv[2]).compute(**inputs)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("topk_accuracy", {"top1": 50.0, "top5": 100.0}), ("calibration", {"ece": 25.0, "nll": 1.0})],
+)
+def test_the_documented_commands_make_a_metric_a_space_that_loads_from_there_and_from_a_copy(
+    clients: Forks, hub: HubServer, tmp_path: Path, name: str, expected: dict
+) -> None:
+    section = re.search(r"^## Metrics as Spaces\n.*?```bash\n(.*?)```", (ROOT / "docs/hub.md").read_text(), re.S | re.M)
+    lines = section[1].replace("OWNER", "tester").replace("topk_accuracy", name).splitlines()
+    assert [shlex.split(line)[:2] for line in lines] == [["hf", "repos"], ["hf", "upload"], ["hf", "download"]]
+    for line in lines:
+        words = [w if w.startswith("--") else w.replace("copies/", f"{tmp_path}/") for w in shlex.split(line)[1:]]
+        done = clients.run(f"import os\nos.chdir({str(ROOT)!r})\n{HF}", *words)
+        assert done.returncode == 0, done.output
+    here = {p.name: p.read_bytes() for p in (ROOT / "metrics" / name).iterdir() if p.is_file()}
+    there = {k: v for k, v in hub.files(f"tester/{name}", "space").items() if k != ".gitattributes"}
+    assert there == here and {"README.md", "app.py", "requirements.txt"} <= there.keys()
+    copy = [tmp_path / name, {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}]
+    for source, env in ([f"tester/{name}", {}], copy):
+        with Forks(hub.env | env, "") as one:
+            done = one.run(USE, source, tmp_path / "cache", env=env)
+        assert done.returncode == 0, done.output
+        assert json.loads(done.output.splitlines()[-1]) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_damaged_and_hostile_files_of_a_run_are_one_line_for_verify(clients: Forks, hub: HubServer, run: Path) -> None:
+    command(clients, run, "--repo_id", "tester/odd")
+    files = hub.files("tester/odd")
+    recipe, deep = files["recipe.yaml"], b"[" * 100000
+    cases = [
+        ("README.md", b"---\nmodel-index: " + deep + b"\n---\n", "damaged files: RecursionError"),
+        ("README.md", b"---\nmodel-index: 5\n---\n", "damaged files: TypeError"),
+        ("eval_results.json", deep, "damaged files: RecursionError"),
+        ("eval_results.json", b"[]", "damaged files: TypeError"),
+        ("predictions.safetensors", pickle.dumps({}), "damaged files: SafetensorError"),
+        ("log.jsonl", b"", "hf-hub:tester/odd: no validation line"),
+        ("log.jsonl", b"\xff\n", "damaged files: UnicodeDecodeError"),
+        ("recipe.yaml", re.sub(rb"eval_resize: \d+", b"eval_resize: 1000000", recipe), "at most 4096 pixels"),
+    ]
+    for name, lie, words in cases:
+        hub.write("tester/odd", {name: lie})
+        done = clients.run(COMMAND, "verify", "hf-hub:tester/odd")
+        assert done.returncode == 2 and words in done.output, (name, done.output)
+        assert len(done.output.splitlines()) == 1, done.output
+        hub.write("tester/odd", {name: files[name]})
+
+
 # --------------------------------------------------------------------------------------------- fine-tune
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_pulled_weights_and_replaces_the_head_of_other_classes(
     clients: Forks, hub: HubServer, run: Path
 ) -> None:
@@ -598,6 +757,7 @@ print(json.dumps(answers))
     assert json.loads(done.output.splitlines()[-1]) == [kept, *others] * 2
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_run_folder_and_resumes_without_it(
     server: Server, tiny_recipe: Path, run: Path, tmp_path: Path
 ) -> None:
@@ -614,6 +774,7 @@ def test_a_run_starts_from_a_run_folder_and_resumes_without_it(
     assert status == 0 and "starts from" not in output, output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pretrained", "words"),
     [
@@ -658,6 +819,7 @@ def config(run: Path, **changes: object) -> bytes:
     return json.dumps(json.loads((run / "config.json").read_text()) | changes).encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -686,6 +848,7 @@ def test_a_hostile_configuration_is_refused_in_one_line(
     assert len(done.output.splitlines()) == 1 and not mark.exists()
 
 
+@pytest.mark.slow
 def test_where_a_configuration_says_that_weights_lie_is_passed_over(
     clients: Forks, hub: HubServer, run: Path, tmp_path: Path
 ) -> None:
@@ -705,6 +868,7 @@ def test_where_a_configuration_says_that_weights_lie_is_passed_over(
     assert not mark.exists() and not any(r.endswith("pytorch_model.bin") for r in hub.requests)
 
 
+@pytest.mark.slow
 def test_pickles_are_not_read_and_broken_or_foreign_weights_are_one_line(
     clients: Forks, hub: HubServer, run: Path, tmp_path: Path
 ) -> None:
@@ -729,6 +893,66 @@ def test_pickles_are_not_read_and_broken_or_foreign_weights_are_one_line(
     assert not (tmp_path / "read").exists()
 
 
+TEACHERS = """
+import json, sys
+import torch
+from mixers import AttentiveMix, taps
+said = {}
+for name in sys.argv[1:]:
+    try:
+        teacher = taps.Frozen(name)
+        said[name] = list(teacher(torch.zeros(2, 3, 32, 32)).shape)
+    except ValueError as e:
+        said[name] = str(e)
+mixer = AttentiveMix(teacher=sys.argv[1])
+mixer.setup(torch.nn.Identity())
+print(json.dumps(said))
+"""
+
+
+def test_a_hostile_teacher_does_no_harm(clients: Forks, hub: HubServer, run: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "read"
+    trap, weights = pickle.dumps(Trap(mark)), (run / "model.safetensors").read_bytes()
+    nested = json.loads((run / "config.json").read_text())["pretrained_cfg"]
+    good = {"config.json": config(run), "model.safetensors": weights}
+    sources = {"file": str(tmp_path / "trap.pth"), "custom_load": True, "hf_hub_filename": "pytorch_model.bin"}
+    cases = {
+        "good": (good | {"pytorch_model.bin": trap}, None),
+        "sources": (good | {"config.json": config(run, pretrained_cfg=nested | sources)}, None),
+        "pickle": ({"config.json": config(run), "pytorch_model.bin": trap}, "has no model.safetensors"),
+        "posing": (good | {"model.safetensors": trap}, "SafetensorError"),
+        "code": (
+            good | {"config.json": config(run, architecture="os.system")},
+            "'os.system', which timm does not have",
+        ),
+        "large": (good | {"config.json": config(run, model_args={"width": 10**9})}, "no classifier is that large"),
+        "path": (good | {"config.json": config(run, model_args={"checkpoint_path": "trap.pth"})}, "'checkpoint_path'"),
+        "deep": (good | {"config.json": b"[" * 100000}, "config.json cannot be read"),
+    }
+    (tmp_path / "trap.pth").write_bytes(trap)
+    expected = {}
+    for name, (files, words) in cases.items():
+        hub.write(f"stranger/teacher-{name}", files)
+        expected[f"hf-hub:stranger/teacher-{name}"] = words
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, data in files.items():
+            (folder / file).write_bytes(data)
+        expected[str(folder)] = words
+    done = clients.run(TEACHERS, *expected)
+    assert done.returncode == 0, done.output
+    for name, answer in json.loads(done.output.splitlines()[-1]).items():
+        words = expected[name]
+        if words is None:
+            assert answer == [2, 4], (name, answer)
+        else:
+            assert answer.startswith(f"no weights for the teacher {name!r} (") and words in answer, answer
+            assert "\n" not in answer
+    assert not mark.exists()
+    assert not [r for r in hub.requests if r.endswith("pytorch_model.bin")]
+
+
+@pytest.mark.slow
 def test_what_is_announced_too_large_is_not_begun(clients: Forks, hub: HubServer, run: Path) -> None:
     hub.write("stranger/large", {"config.json": b" " * 2**24, "model.safetensors": b"x"})
     hub.requests.clear()
@@ -741,6 +965,7 @@ def test_what_is_announced_too_large_is_not_begun(clients: Forks, hub: HubServer
     assert done.returncode == 2 and "model.safetensors has 2 MB, and 1 MB are the most here" in done.output, done.output
 
 
+@pytest.mark.slow
 def test_names_that_leave_the_folder_and_code_for_python_are_never_touched(
     clients: Forks, hub: HubServer, run: Path, tmp_path: Path
 ) -> None:
@@ -761,6 +986,7 @@ def test_names_that_leave_the_folder_and_code_for_python_are_never_touched(
     assert not [*hub.folder.rglob("escaped*"), *Path("/tmp").glob("escaped*")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [

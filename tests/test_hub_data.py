@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import tiny
@@ -12,6 +13,10 @@ from driver import Server
 from hub_server import HubServer
 from resuming import differences, finish, log
 from safetensors.numpy import load_file
+
+import recipes
+from recipes import UserError
+from training import data
 
 SET = "tester/photos"
 RUN = ("--dataloader_num_workers", 0, "--report_to", "none")
@@ -70,7 +75,7 @@ def test_a_run_on_the_hubs_dataset_is_that_on_the_same_photos_in_a_folder(
         assert (hub / name).read_bytes() == (folder / name).read_bytes()
     assert log(hub) == log(folder)
     record, other = (json.loads((run / "data.json").read_text()) for run in (hub, folder))
-    assert record == other | {"dataset": SET}
+    assert record == other | {"dataset": SET, "commit": record["commit"]}
 
 
 def test_a_streamed_run_resumed_at_an_evaluation_is_that_of_one_never_stopped(
@@ -132,6 +137,43 @@ def test_a_stream_that_breaks_off_ends_the_run_in_one_line_and_it_can_go_on(
     finish(runs, *arguments, "--resume_from_checkpoint", "auto")
     finish(runs, *arguments[:-1], tmp_path / "whole")
     assert differences(tmp_path / "whole", tmp_path / "run") == []
+
+
+def records(cases):
+    from recipes import load
+    from training import data
+
+    common = {"dataset": "tester/moving", "eval_split": "test", "num_classes": 4}
+    return [data.load_splits(load("r18_100e_mixup", **common, **changes)).record for changes in cases]
+
+
+def test_the_record_holds_the_commit_that_was_read_also_without_a_network(hub: HubServer) -> None:
+    first = hub.write("tester/moving", hub.files(SET, "dataset"), "dataset")
+    cases = [{}, {"dataset_revision": "main"}, {"streaming": True}]
+    path = {"PYTHONPATH": str(tiny.ROOT)}
+    for record in hub.client(records, cases, **path):
+        assert record["commit"] == first
+        assert {k: s["images"] for k, s in record["splits"].items()} == {"train": 72, "test": 30}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    hub.requests.clear()
+    (record,) = hub.client(records, [{}], **path, **offline)
+    assert record["commit"] == first and not hub.requests
+    second = hub.write("tester/moving", {"notes.txt": b"the same photos"}, "dataset")
+    now, before = hub.client(records, [{}, {"dataset_revision": first}], **path)
+    assert (now["commit"], now["revision"]) == (second, None)
+    assert (before["commit"], before["revision"]) == (first, first)
+
+
+def test_splits_of_different_commits_are_refused() -> None:
+    def table(commit: str) -> datasets.Dataset:
+        info = datasets.DatasetInfo(download_checksums={f"hf://datasets/a/b@{commit}/x.parquet": None})
+        return datasets.Dataset.from_dict({"label": [0]}, info=info)
+
+    recipe = recipes.load("r18_100e_mixup", dataset="a/b")
+    assert data.one_commit(recipe, table("a" * 40), table("a" * 40)) == "a" * 40
+    assert data.one_commit(recipe, datasets.Dataset.from_dict({"label": [0]})) is None
+    with pytest.raises(UserError, match="dataset 'a/b' changed on the Hub while it was opened"):
+        data.one_commit(recipe, table("a" * 40), table("b" * 40))
 
 
 def complaints(cases):

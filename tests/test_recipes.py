@@ -468,6 +468,7 @@ def test_a_wrong_mixer_argument_is_explained(
         ({"epochs": 4, "warmup_epochs": 5}, "warmup_epochs 5 exceeds epochs 4; lower warmup_epochs"),
         ({"min_lr": 0.2}, "min_lr 0.2 exceeds lr 0.1"),
         ({"report_ema": True}, "report_ema and ema_warmup_epochs need ema_decay"),
+        ({"eval_resize": 100_000}, "eval_resize: expected at most 4096 pixels, got 100000"),
         ({"eval_resize": 200}, "eval_resize 200 is smaller than the crop eval_size 224"),
         ({"seed": 10**23}, "command line: seed: expected an integer at least 0, got 1"),
         ({"scale": [0.5, 0.2]}, "scale: expected 0 < low <= high <= 1, got 0.5 0.2"),

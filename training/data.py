@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -69,6 +70,7 @@ def load_splits(recipe: Recipe) -> Splits:
         "dataset": recipe.dataset,
         "config": recipe.dataset_config,
         "revision": recipe.dataset_revision,
+        "commit": one_commit(recipe, train, evaluation),
         "splits": {
             split: {"images": count(table), "labels_sha256": labels_hash(table, recipe.label_column)}
             for split, table in ((recipe.train_split, train), (recipe.eval_split, evaluation))
@@ -76,6 +78,27 @@ def load_splits(recipe: Recipe) -> Splits:
         "classes": classes,
     }
     return Splits(train, evaluation, classes, record)
+
+
+def one_commit(recipe: Recipe, *tables: Any) -> str | None:
+    """The commit of the Hub's repository that all tables were read from; None for data of this machine.
+
+    Raises ``UserError`` when they are of different ones: the repository changed in between.
+    """
+    found = {commit(table) for table in tables}
+    if len(found) > 1:
+        raise UserError(
+            f"dataset {recipe.dataset!r} changed on the Hub while it was opened ({', '.join(map(str, found))}); start "
+            "again, or fix a commit with --dataset_revision"
+        )
+    return found.pop()
+
+
+def commit(table: datasets.Dataset | datasets.IterableDataset) -> str | None:
+    """The commit in the addresses of the files that a table was made from (``open_hub``)."""
+    files = "\n".join(table.info.download_checksums or ())
+    found = re.match(r"hf://datasets/[^@\n]+@([0-9a-f]{40})/", files)
+    return found[1] if found else None
 
 
 def load_split(recipe: Recipe, split: str, limit: int | None, streaming: bool = False) -> tuple[Any, list[str]]:
@@ -162,8 +185,9 @@ def open_folder(folder: Path, split: str) -> datasets.Dataset:
 
 def open_hub(recipe: Recipe, split: str, streaming: bool) -> Any:
     """A Hub dataset; its size is announced before anything large is written. A stream writes nothing."""
-    where = {"name": recipe.dataset_config, "revision": recipe.dataset_revision}
-    builder = datasets.load_dataset_builder(recipe.dataset, **where)
+    builder = datasets.load_dataset_builder(
+        recipe.dataset, name=recipe.dataset_config, revision=recipe.dataset_revision
+    )
     info = builder.info
     if info.splits and split not in info.splits:
         raise UserError(f"dataset {recipe.dataset!r} has no split {split!r}; {nearest(split, info.splits)}")
@@ -172,11 +196,14 @@ def open_hub(recipe: Recipe, split: str, streaming: bool) -> Any:
             f"dataset {recipe.dataset!r} does not say what columns and how many images it has; leave out --streaming"
         )
     if streaming:
-        stream = datasets.load_dataset(recipe.dataset, **where, split=split, streaming=True)
+        stream = builder.as_streaming_dataset(split=split)
         stream.info.download_checksums = {str(f): None for f in (builder.config.data_files or {}).get(split, ())}
         return stream
     announce_copy((info.download_size or 0) + (info.dataset_size or 0), recipe.dataset.replace("/", "___"))
-    return datasets.load_dataset(recipe.dataset, **where, split=split)
+    builder.download_and_prepare()
+    table = builder.as_dataset(split=split)
+    table.info.download_checksums = {f"hf://datasets/{recipe.dataset}@{builder.hash}/": None}  # its files' beginning
+    return table
 
 
 def announce_copy(size: int, kept: str) -> None:

@@ -43,7 +43,7 @@ def passing(error: BaseException) -> bool:
     if status is None:
         return is_network(error)
     if status == 400:  # the storage behind the Hub: bytes that changed on their way
-        return error.request.method == "PUT"  # type: ignore[attr-defined]
+        return error.response.request.method == "PUT"  # type: ignore[attr-defined]  # the error's own is not set
     return status in (408, 409, 412, 429) or status >= 500
 
 

@@ -1,36 +1,17 @@
-"""Models of others: a configuration that is looked at before it is used, and weights that can be nothing but numbers.
+"""Models of others, see ``mixers.weights``, whose errors are told here in the way of all commands."""
 
-Of a repository only ``config.json``, ``model.safetensors`` and ``recipe.yaml`` are read, by these names and from one
-commit. Pickles are not read, no code of a repository is run, and what a configuration asks of timm is checked.
-"""
-
-import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import timm
 from torch import nn
 
+from mixers import weights
+from mixers.weights import is_hub
 from recipes import UserError
-from recipes.typed import nearest
 
 from .hub_errors import reason
 
-PREFIXES = ("hf-hub:", "hf_hub:")
-SMALL = 2**23  # bytes of a configuration or a recipe, at the most
-# arguments of timm's factory that say where weights come from or what is made of the model
-NOT_OF_A_MODEL = {
-    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn",
-    "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only", "feature_cfg", "model_name",
-}  # fmt: skip
-SOURCES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load"}
-
-
-def is_hub(name: str) -> bool:
-    """Whether a model's name is one of the Hub."""
-    return name.startswith(PREFIXES)
+__all__ = ["fetch", "is_hub", "load"]
 
 
 def fetch(name: str, *others: str) -> Path:
@@ -38,45 +19,12 @@ def fetch(name: str, *others: str) -> Path:
 
     ``others``: files to have too where the repository has them. Raises ``UserError``.
     """
-    from huggingface_hub.errors import EntryNotFoundError
-
-    repo, _, revision = name.partition(":")[2].partition("@")
     try:
-        config = download(repo, "config.json", revision or None)
-        commit = config.parent.name if config.parent.parent.name == "snapshots" else revision or None
-        try:
-            download(repo, "model.safetensors", commit)
-        except EntryNotFoundError:
-            words = "weights in other files, such as pickles, are not read"
-            raise UserError(f"{name} has no model.safetensors; {words}") from None
-        for other in others:
-            try:
-                download(repo, other, commit)
-            except EntryNotFoundError:
-                continue
-    except UserError:
-        raise
-    except EntryNotFoundError:
-        raise UserError(f"{name} has no config.json: not a model of timm's kind") from None
+        return weights.fetch(name, *others)
+    except weights.NoWeights as e:
+        raise UserError(str(e)) from None
     except Exception as e:  # the Hub's clients raise some twenty types
         raise UserError(f"cannot load {name}: {reason(e)}") from None
-    return config.parent
-
-
-def download(repo: str, file: str, revision: str | None) -> Path:
-    """One file into the cache. What is announced too large is not begun."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-
-    if not constants.HF_HUB_OFFLINE:
-        size = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision)).size or 0
-        cache = Path(constants.HF_HUB_CACHE)
-        there = next(p for p in (cache.absolute(), *cache.absolute().parents) if p.exists())
-        most = shutil.disk_usage(there).free if file.endswith(".safetensors") else SMALL
-        if size > most:
-            raise UserError(
-                f"hf-hub:{repo}: {file} has {size / 1e6:,.0f} MB, and {most / 1e6:,.0f} MB are the most here"
-            )
-    return Path(hf_hub_download(repo, file, revision=revision))
 
 
 def load(folder: Path, name: str, **args: Any) -> nn.Module:
@@ -85,46 +33,7 @@ def load(folder: Path, name: str, **args: Any) -> nn.Module:
     Raises ``UserError`` for a configuration that is none of a classifier of timm or of ``training.backbones``, and for
     weights that do not fit.
     """
-    config = checked(folder / "config.json", name)
-    with tempfile.TemporaryDirectory() as aside:  # so that timm sees these two files and no others
-        (Path(aside) / "config.json").write_text(json.dumps(config))
-        (Path(aside) / "model.safetensors").symlink_to((folder / "model.safetensors").absolute())
-        try:
-            return timm.create_model(f"local-dir:{aside}", pretrained=True, **args)
-        except Exception as e:  # timm and safetensors raise what comes
-            why = " ".join(str(e).replace(aside, str(folder)).split())[:300]
-            raise UserError(f"cannot load model {name!r}: {type(e).__name__}: {why}") from None
-
-
-def checked(path: Path, name: str) -> dict[str, Any]:
-    """A model's configuration without what says where weights lie. Raises ``UserError`` for what is no such thing."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise UserError(f"{name}: config.json cannot be read: {' '.join(str(e).split())[:160]}") from None
-    architecture = config.get("architecture") if isinstance(config, dict) else None
-    if not isinstance(architecture, str):
-        raise UserError(f"{name}: config.json names no architecture: not a model of timm's kind")
-    if ":" in architecture or not timm.is_model(architecture):
-        raise UserError(f"{name} is a {architecture[:80]!r}: {nearest(architecture, timm.list_models())}")
-    args, nested = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
-    if not isinstance(args, dict) or not isinstance(nested, dict):
-        raise UserError(f"{name}: config.json: model_args and pretrained_cfg must be tables")
-    if odd := sorted(NOT_OF_A_MODEL & args.keys()):
-        raise UserError(f"{name}: config.json gives the model the argument {odd[0]!r}, which is none of a model's")
-    for key, value in [*args.items(), ("num_classes", config.get("num_classes"))]:
-        if largest(value) > (10**6 if key == "num_classes" else 10**4):
-            raise UserError(f"{name}: config.json asks for {key} {str(value)[:80]}: no classifier is that large")
-    config["pretrained_cfg"] = {k: v for k, v in nested.items() if k not in SOURCES}
-    if not nested:  # written by an older timm: one table
-        config = {k: v for k, v in config.items() if k not in SOURCES and k != "pretrained_cfg"}
-    return config
-
-
-def largest(value: Any) -> float:
-    """The largest number in nested lists and tables."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return max(map(largest, value), default=0)
-    return abs(value) if isinstance(value, int | float) else 0
+        return weights.load(folder, name, **args)
+    except weights.NoWeights as e:
+        raise UserError(str(e)) from None

@@ -55,7 +55,7 @@ def load_model(name: str, **args: Any) -> nn.Module:
     """A trained model: a run folder, ``hf-hub:owner/name[@revision]``, or the name of timm weights.
 
     ``args`` replace arguments that the weights were saved with; timm adapts the weights where it can. Of folders and
-    repositories safetensors alone are read: see ``training.pull``. Raises ``UserError``.
+    repositories safetensors alone are read: see ``mixers.weights``. Raises ``UserError``.
     """
     folder = Path(name)
     if folder.is_dir():
