@@ -91,6 +91,25 @@ def test_originals_and_evaluation_images_are_those_of_the_data_byte_for_byte(mad
         assert set(found["lam"]) == {1.0}
 
 
+def test_images_in_class_folders_are_stored_with_the_names_of_their_files(teacher: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for kind, name in enumerate(tiny.CLASSES):
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for i in range(4):
+                (tmp_path / "photos" / split / name / f"{name}-{i}.jpg").write_bytes(tiny.jpeg(kind, rng))
+    recipe = tiny.make_recipe(tmp_path, tmp_path / "photos")
+    premix.premix(str(recipe), tmp_path / "made", str(teacher), 5, steps=2, all_pairs=True, originals=True)
+    found = rows(tmp_path / "made", "train-originals")["image"]
+    assert sorted(image["path"] for image in found) == sorted(f"{c}-{i}.jpg" for c in tiny.CLASSES for i in range(4))
+    for image in found:
+        name = image["path"]
+        assert (tmp_path / "photos/train" / name.split("-")[0] / name).read_bytes() == image["bytes"]
+    assert premix.encoded(None)["bytes"] == b""
+    with pytest.raises(UserError, match=r"image .*gone.jpg cannot be read: No such file"):
+        premix.encoded({"bytes": None, "path": str(tmp_path / "gone.jpg")})
+
+
 def test_the_folder_is_in_the_layout_of_the_hub(made: Path, tmp_path: Path) -> None:
     found = datasets.load_dataset(str(made), cache_dir=str(tmp_path))
     assert {split: len(table) for split, table in found.items()} == {"train": 122, "test": 30}

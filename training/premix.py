@@ -256,16 +256,22 @@ def copy(table: Any, recipe: Recipe, path: Path, schema: pa.Schema) -> None:
         for first in range(0, len(table), ROWS):
             rows = range(first, min(first + ROWS, len(table)))
             part = table[rows]
-            pictures = [
-                image if image["bytes"] is not None else image | {"bytes": Path(image["path"]).read_bytes()}
-                for image in part[recipe.image_column]
-            ]
+            pictures = [encoded(image) for image in part[recipe.image_column]]
             labels, numbers = part[recipe.label_column], list(rows)
             columns = {recipe.image_column: pictures, recipe.label_column: labels, "first": labels, "second": labels}
             columns |= {"lam": [1.0] * len(rows), "first_row": numbers, "second_row": numbers}
             writer.write_table(pa.table(columns, schema=schema))
     with run.writing(path):
         aside.rename(path)
+
+
+def encoded(image: dict[str, Any] | None) -> dict[str, Any]:
+    """An image of a table with its bytes, also of one that only says where they are; none where the table has a gap."""
+    data, path = (image["bytes"], image["path"]) if image else (b"", None)
+    try:
+        return {"bytes": Path(path).read_bytes() if data is None else data, "path": path and Path(path).name}
+    except OSError as e:
+        raise UserError(f"image {path} cannot be read: {e.strerror}") from None
 
 
 def write_table(path: Path, table: pa.Table) -> None:
