@@ -259,6 +259,26 @@ def prepare(name: str) -> None:
 
 
 @app.command
+def supermix(
+    recipe: str,
+    *,
+    out: Annotated[Path, Parameter(help="new folder; what was killed goes on with the same command")],
+    teacher: Annotated[str | None, Parameter(help="run folder, hf-hub: or timm name [default: the recipe's]")] = None,
+    images: Annotated[Whole | None, Parameter(help="how many [default: as many as the training split has]")] = None,
+    steps: Annotated[Whole, Parameter(help="of the search, at most")] = 50,
+    seed: Whole = 0,
+    all_pairs: Annotated[bool, Parameter(help="keep images whose classes the teacher misses", negative=())] = False,
+    with_originals: Annotated[bool, Parameter(help="the training split's images too", negative=())] = False,
+    dataset: Annotated[str | None, Parameter(help="where the recipe's data are on this machine")] = None,
+) -> None:
+    """Mix a recipe's images by SuperMix once, before training; a run takes the folder as its --dataset."""
+    from training.premix import premix
+
+    made = premix(recipe, out, teacher, images, steps, seed, all_pairs, with_originals, dataset)
+    print(f"{out}: {made:,} mixed images")
+
+
+@app.command
 def report(*runs: Path, out: Annotated[Path, Parameter(help="folder to write to")] = Path("runs/report")) -> None:
     """Table, learning curves and mixed samples of finished runs."""
     from model_cards.report import report

@@ -19,12 +19,14 @@ Cost: ``steps`` forwards of the teacher with the backward passes to the image: 4
 of the model's own size.
 
 Deviations: the reference code makes images for distillation before training: up to 50 steps, until 30 percent are done,
-those kept and stored, with the classes that the teacher sees. Here masks are made during training, in ``steps`` steps,
-kept whether done or not, towards the classes of the dataset, and the student learns ``lam``. The tables' row is of the
-reference code, which lacks its classification part. Smoothing kernels have an odd size, so that they shift nothing.
-Without a ``teacher`` the model itself, in evaluation mode and as far as it has come, is asked: ours, for datasets
-without a trained network.
+those kept and stored, with the classes that the teacher sees: see ``mixup-recipes supermix``. Here masks are made
+during training, in ``steps`` steps, kept whether done or not, towards the classes of the dataset, and the student
+learns ``lam``. The tables' row is of the reference code, which lacks its classification part. Smoothing kernels have an
+odd size, so that they shift nothing. Without a ``teacher`` the model itself, in evaluation mode and as far as it has
+come, is asked: ours, for datasets without a trained network.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -71,14 +73,7 @@ class SuperMix(Mixer):
 
     def setup(self, model: nn.Module) -> None:
         """Load the teacher. Raises ``ValueError`` when its weights cannot be had or its classes are not the model's."""
-        self.frozen = taps.Frozen(self.teacher) if self.teacher else None
-        if self.frozen:
-            theirs, ours = (getattr(m, "num_classes", None) for m in (self.frozen.model, model))
-            if theirs != ours:
-                raise ValueError(
-                    f"the teacher {self.teacher!r} knows {theirs} classes, the model {ours}: expected one trained on "
-                    "the run's dataset, such as the folder of a vanilla run, or None for the model itself"
-                )
+        self.frozen = trained(self.teacher, getattr(model, "num_classes", None)) if self.teacher else None
 
     def plan(
         self,
@@ -110,6 +105,21 @@ class SuperMix(Mixer):
         done: Bool[Tensor, " B"],
     ) -> Float[Tensor, "B 1 H W"]:
         """The masks after all steps, for samples that are not done already."""
+        for logits, _ in self.searching(teacher, x, y, index, lam, done):
+            found = logits
+        with torch.no_grad(), ops.full_precision(x.device):
+            return masks(found, x)
+
+    def searching(
+        self,
+        teacher: nn.Module,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        index: Int[Tensor, " B"],
+        lam: Float[Tensor, " B"],
+        done: Bool[Tensor, " B"],
+    ) -> Iterator[tuple[Float[Tensor, "B 2 g g"], Bool[Tensor, " B"]]]:
+        """The logits of the masks after each step, and whose images were done before it and stay as they are."""
         kind = torch.promote_types(x.dtype, torch.float32)
         pair = torch.stack([y.argmax(1), y.argmax(1)[index]], 1)
         shares = torch.stack([lam, 1 - lam], 1).to(kind)
@@ -134,12 +144,28 @@ class SuperMix(Mixer):
                 smooth = smoothed(gradient, self.sigma)
                 value = divergence(seen[0], target) + hard.detach()
                 rate = (value.abs() / ((gradient * smooth).sum((1, 2, 3)) + 1e-10)).clamp(1e-4, 2000)
-                first_two = seen[0].topk(min(2, y.shape[1]), 1).indices
-                done = done | (first_two.sort(1).values == pair.sort(1).values).all(1)
+                done = done | finds_both(seen[0], pair)
                 step = torch.where(done, 0.0, rate.nan_to_num(1e-4))[:, None, None, None] * smooth
             logits = logits.detach() - step
-        with torch.no_grad(), ops.full_precision(x.device):
-            return masks(logits, x)
+            yield logits, done
+
+
+def trained(teacher: str, classes: int | None) -> taps.Frozen:
+    """The teacher. Raises ``ValueError`` when its weights cannot be had or its classes are not so many."""
+    frozen = taps.Frozen(teacher)
+    theirs = getattr(frozen.model, "num_classes", None)
+    if theirs != classes:
+        raise ValueError(
+            f"the teacher {teacher!r} knows {theirs} classes, the model {classes}: expected one trained on the run's "
+            "dataset, such as the folder of a vanilla run, or None for the model itself"
+        )
+    return frozen
+
+
+def finds_both(logits: Float[Tensor, "B K"], pair: Int[Tensor, "B 2"]) -> Bool[Tensor, " B"]:
+    """Whether two classes are the first two of the logits, in either order."""
+    first_two = logits.topk(min(2, logits.shape[1]), 1).indices
+    return (first_two.sort(1).values == pair.sort(1).values).all(1)
 
 
 def masks(logits: Float[Tensor, "B 2 g g"], x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 H W"]:

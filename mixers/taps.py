@@ -20,6 +20,8 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import constants, get_session
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from jaxtyping import Float
 from timm.layers import use_reentrant_ckpt
 from timm.models.swin_transformer import WindowAttention
@@ -585,9 +587,10 @@ def pretrained(name: str) -> nn.Module:
 
     Of folders and repositories safetensors alone are read: see ``mixers.weights``.
     """
+    folder = Path(name.removeprefix("local-dir:"))
     try:
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn before the trained ones are read
-            folder = Path(name.removeprefix("local-dir:"))
+        # initial weights are drawn before the trained ones are read
+        with contextlib.nullcontext() if folder.is_dir() else asking_once(), torch.random.fork_rng(devices=[]):
             if weights.is_hub(name):
                 return weights.load(weights.fetch(name), name)
             if folder.is_dir():
@@ -596,9 +599,36 @@ def pretrained(name: str) -> nn.Module:
                 raise NoWeights("neither a folder nor a kind of address known here")
             return timm.create_model(name, pretrained=True)
     except Exception as e:  # the Hub, timm and safetensors raise some twenty types between them
-        kind = "" if isinstance(e, NoWeights) else f"{type(e).__name__}: "
-        reason = " ".join(str(e).split())[:200]
         raise NoWeights(
-            f"no weights for the teacher {name!r} ({kind}{reason}); expected timm weights such as "
-            "'resnet18.tv_in1k', hf-hub:owner/name, or a run folder"
+            f"no weights for the teacher {name!r} ({why(e)}); expected timm weights such as 'resnet18.tv_in1k', "
+            "hf-hub:owner/name, or a run folder"
         ) from None
+
+
+@contextmanager
+def asking_once() -> Iterator[None]:
+    """Ask once whether the Hub answers; if not, the block has what is in the cache, as with HF_HUB_OFFLINE.
+
+    The Hub's client would ask six times for each file, for a minute in all, and print each time.
+    """
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        if not offline:
+            get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception:  # of the client's HTTP library, which changes
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+def why(error: Exception) -> str:
+    """What kept weights from being loaded, in a few words."""
+    if isinstance(error, LocalEntryNotFoundError):
+        offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
+        return f"not on this machine, and {offline}"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the Hub has no such repository, or does not show it without a token"
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words.split(". ")[0].rstrip(".")[:160]

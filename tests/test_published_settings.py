@@ -99,7 +99,7 @@ def test_what_all_published_settings_share(name: str) -> None:
 ALPHA = {
     "pytorch": {
         "mixup": 0.2, "cutmix": 1, "manifoldmix": 0.2, "saliencymix": 1, "attentivemix": 2, "fmix": 1, "gridmix": 0.2,
-        "puzzlemix": 1, "resizemix": 1, "automix": 2, "samix": 2, "alignmix": 2, "comixup": 2, "supermix": 2,
+        "puzzlemix": 1, "resizemix": 1, "automix": 2, "samix": 2, "alignmix": 2, "comixup": 1, "supermix": 2,
         "grafting": 1,
     },
     "rsb": {
@@ -135,6 +135,14 @@ def test_each_row_has_the_alpha_that_was_used(name: str) -> None:
     if table == "deit":
         assert rows["tokenmix"] == {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
         assert rows["transmix"] == {"mixup_alpha": 0.1 if name == "deit_t" else 0.8, "cutmix_alpha": 1.0}
+
+
+def test_co_mixup_has_the_arguments_of_its_official_code_for_each_data_set() -> None:
+    for name, size, expected in (("r50_100e", 64, (1.0, 16, 3, 8)), ("tiny_r18", 100, (2.0, 20, 4, 1))):
+        recipe = of(f"{name}_comixup")
+        args = recipe.mixer_args["comixup"]
+        assert tuple(args[key] for key in ("alpha", "part", "niter", "stride")) == expected
+        assert recipe.per_device_train_batch_size == size and size % args["part"] == 0  # no shorter part
 
 
 def both(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import pytest
 from driver import Server
-from resuming import LOG, Reference, checkpoints, differences, finish, kill_after, small_model_for
+from resuming import LOG, Reference, checkpoints, differences, finish, kill_after, log, small_model_for
+from safetensors import safe_open
 
 from mixers import MIXERS, build
+from recipes import resolve
 from training.job import STOPPED
 
 KILL, TERM, USR1 = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGUSR1)
@@ -113,6 +116,41 @@ def test_a_killed_run_of_every_kind_of_mixer_equals_the_undisturbed_one(case: An
     c.kill_at(UPDATE, 6)  # resumed from update 3, within an epoch
     assert lines(c.finish()) == ["resumed from step-00000003"]
     c.expect_same()
+
+
+@pytest.mark.parametrize("mixer", ["attentivemix", "supermix"])
+def test_a_killed_run_whose_teacher_is_a_run_folder_equals_the_undisturbed_one(
+    case: Any, reference: Reference, mixer: str
+) -> None:
+    teacher = reference("--mixer", "vanilla")
+    c = case("--mixer", mixer, "--mixer.teacher", teacher, "--epochs", 2, "--checkpointing_steps", 3)
+    c.kill_at(UPDATE, 6)
+    assert lines(c.finish()) == ["resumed from step-00000003"]
+    c.expect_same()
+    assert resolve(str(c.out / "recipe.yaml"))[0].mixer_args[mixer]["teacher"] == str(teacher)
+    with safe_open(checkpoints(c.out)[-1] / "model.safetensors", "pt") as saved:
+        assert saved.keys() and all(name.startswith("model.") for name in saved.keys())  # noqa: SIM118 it is no dict
+    other = reference("--mixer", mixer, "--epochs", 2)  # another teacher, or the model itself
+    assert log(other) != log(c.out)
+
+
+def test_a_teacher_that_is_gone_is_one_line_when_a_run_starts_or_goes_on(
+    case: Any, reference: Reference, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(reference("--mixer", "vanilla"), teacher)
+    c = case("--mixer", "supermix", "--mixer.teacher", teacher, "--checkpointing_steps", 1)
+    c.kill_at(UPDATE, 2)
+    (teacher / "model.safetensors").rename(teacher / "elsewhere")
+    expected = f"error: mixer 'supermix' with model 'test_resnet': no weights for the teacher '{teacher}' ("
+    for args in (AUTO, ("--output_dir", tmp_path / "new")):
+        statuses, output = c.start(*args)
+        assert statuses == [2]
+        (line,) = lines(output)
+        assert line.startswith(expected) and len(line) < len(expected) + 300
+    assert not (tmp_path / "new").exists()
+    (teacher / "elsewhere").rename(teacher / "model.safetensors")
+    assert lines(c.finish()) == ["resumed from step-00000001"]
 
 
 def test_mixers_with_a_step_or_a_state_of_their_own_are_all_in_whole_runs() -> None:

@@ -1,15 +1,18 @@
 """Looking into and editing models from outside: on plain timm models, without a trace, loud when it does not work."""
 
 import copy
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import timm
 import torch
 import torch.distributed as dist
+from driver import free_port
 from timm.layers import set_reentrant_ckpt
 from timm.models import save_for_hf
 from timm.models.swin_transformer import WindowAttention
@@ -800,16 +803,54 @@ def test_a_module_is_frozen_as_a_copy(model, x) -> None:
     assert repr(teacher) == "Frozen('ResNet')"
 
 
-def test_a_teacher_whose_weights_cannot_be_had_is_one_line(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+NO_WEIGHTS = {
+    "resnet18.a1_in1k": "not on this machine, and {}",
+    "hf-hub:someone/nothing": "not on this machine, and {}",
+    "resnet18.no_such": "Invalid pretrained tag (no_such) for resnet18",
+    "no_such_model": "Unknown model (no_such_model)",
+    "empty": "empty: config.json cannot be read: [Errno 2] No such file or directory: 'empty/config.json'",
+}
+
+
+@pytest.fixture(params=["offline", "no network"])
+def out_of_reach(request, tmp_path, monkeypatch) -> str:
+    """The Hub cannot be asked; in words, why not."""
     (tmp_path / "empty").mkdir()
-    for name in ("resnet18.a1_in1k", "resnet18.no_such", "no_such_model", "hf-hub:someone/nothing", tmp_path / "empty"):
+    monkeypatch.chdir(tmp_path)
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", request.param == "offline")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return "HF_HUB_OFFLINE is set" if request.param == "offline" else f"{endpoint} cannot be reached"
+
+
+def test_a_teacher_whose_weights_cannot_be_had_is_one_readable_line_at_once(out_of_reach, capfd) -> None:
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    for name, reason in NO_WEIGHTS.items():
         with pytest.raises(ValueError) as caught:
-            Frozen(str(name))
-        message = str(caught.value)
-        assert message.startswith(f"no weights for the teacher '{name}' (") and "\n" not in message
-        assert "expected timm weights such as 'resnet18.tv_in1k', hf-hub:owner/name, or a run folder" in message
+            Frozen(name)
+        assert str(caught.value) == (
+            f"no weights for the teacher '{name}' ({reason.format(out_of_reach)}); expected timm weights such as "
+            "'resnet18.tv_in1k', hf-hub:owner/name, or a run folder"
+        )
+        assert huggingface_hub.constants.HF_HUB_OFFLINE is before
+    assert capfd.readouterr() == ("", "")  # the Hub's client reports each of its attempts
+
+
+def test_a_teacher_in_the_cache_needs_no_hub(out_of_reach, saved, x, tmp_path) -> None:
+    snapshot = tmp_path / "cache/models--someone--net/snapshots/0123456789012345678901234567890123456789"
+    shutil.copytree(saved, snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs/main").write_text(snapshot.name)
+    assert torch.equal(Frozen("hf-hub:someone/net")(x), Frozen(str(saved))(x))
+
+
+def test_a_repository_that_the_hub_does_not_have_is_said_in_a_few_words() -> None:
+    response = SimpleNamespace(headers={}, request=None)
+    words = "404 Client Error. (Request ID: 1)\n\nRepository Not Found for url: http://hub"
+    error = huggingface_hub.errors.RepositoryNotFoundError(words, response=response)
+    assert taps.why(error) == "the Hub has no such repository, or does not show it without a token"
+    assert taps.why(OSError()) == "OSError"
 
 
 def test_loading_a_teacher_moves_no_generator(tmp_path):

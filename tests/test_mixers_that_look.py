@@ -1,0 +1,349 @@
+"""Mixers that look at the model or at saliency: accumulation, processes, half precision, compiled stages, dull images.
+
+What every mixer promises is in ``test_contract.py``, what each one computes in its own file.
+"""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from forks import Forks
+from timm.models import create_model, save_for_hf
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from mixers import (
+    AttentiveMix,
+    CoMixup,
+    Grafting,
+    GuidedMix,
+    Mixer,
+    PuzzleMix,
+    SaliencyMix,
+    Step,
+    SuperMix,
+    build,
+    taps,
+)
+from mixers.testing import batch, differences, footprint, leaves, rng_of, tiny_step
+from training import launch
+
+LOOKING: dict[str, Callable[[], Mixer]] = {
+    "attentivemix": AttentiveMix,
+    "puzzlemix": PuzzleMix,
+    "puzzlemix clean": lambda: PuzzleMix(clean_lam=0.5),
+    "puzzlemix adversarial": lambda: PuzzleMix(adv_p=1.0),
+    "comixup": lambda: CoMixup(part=3),
+    "comixup without clean": lambda: CoMixup(part=3, clean_lam=0.0),
+    "grafting": Grafting,
+    "grafting gradient": lambda: Grafting(source="gradient"),
+    "supermix": lambda: SuperMix(steps=2, grid=8, sigma=1.0),
+    "guidedmix": GuidedMix,
+    "guidedmix gradient": lambda: GuidedMix("gradient"),
+    "saliencymix": SaliencyMix,
+}
+LEARN_THE_CLEAN_BATCH = ("puzzlemix clean", "comixup")
+BY_THE_GRADIENT = [name for name in LOOKING if name.startswith(("puzzle", "comixup")) or name.endswith("gradient")]
+every = pytest.mark.parametrize("name", LOOKING)
+
+
+def learn_by(step: Step, criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
+    del step.criterion  # a module, in whose place torch takes no function
+    step.criterion = criterion
+
+
+def gradients(step: Step) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in step.named_parameters()}
+
+
+def expect_close(found: dict[str, Tensor], expected: dict[str, Tensor], share: float = 1e-4) -> None:
+    """Equal but for rounding, of each tensor's largest entry; of a gradient that is 0 in theory rounding is all."""
+    assert found.keys() == expected.keys()
+    sizes = {name: value.abs().max().item() for name, value in expected.items()}
+    for name, value in expected.items():
+        room = max(share * sizes[name], 1e-6 * max(sizes.values()))
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=room, msg=name)
+
+
+# ------------------------------------------------------------------------------------------------ accumulation
+
+
+def without_batch_statistics(step: Step) -> Step:
+    """BatchNorm takes its running statistics: what is left does not depend on what is in a micro-batch together."""
+    for module in step.model.modules():
+        if isinstance(module, _NormBase):
+            module.eval()
+    return step
+
+
+@every
+def test_gradients_of_micro_batches_add_up_to_those_of_one_batch(name: str) -> None:
+    step = without_batch_statistics(tiny_step(LOOKING[name]))
+    parts = [batch(4, 64, 64, seed=seed) for seed in range(3)]
+    mixed: list[tuple[Tensor, Tensor]] = []
+    for x, y in parts:
+        out = step(x, y, rng_of(0))
+        (out.loss / 3).backward()
+        mixed.append(step.mixer.mix(x, y, **out.plan))
+    found = gradients(step)
+    step.zero_grad()
+    images, targets = (torch.cat(values) for values in zip(*mixed, strict=True))
+    loss = step.criterion(step.model(images), targets).mean()
+    if name in LEARN_THE_CLEAN_BATCH:
+        x, y = (torch.cat(values) for values in zip(*parts, strict=True))
+        loss = loss + step.mixer.clean_lam * step.criterion(step.model(x), y).mean()
+    loss.backward()
+    expect_close(found, gradients(step))
+
+
+@every
+def test_what_was_accumulated_is_added_to_and_not_lost(name: str) -> None:
+    step, (x, y) = tiny_step(LOOKING[name]), batch(4, 64, 64)
+    alone = copy.deepcopy(step)
+    alone(x, y, rng_of(0)).loss.backward()
+    generator = torch.Generator().manual_seed(0)
+    before = {n: torch.randn(p.shape, generator=generator) for n, p in step.named_parameters()}
+    for n, p in step.named_parameters():
+        p.grad = before[n].clone()
+    out = step(x, y, rng_of(0))
+    assert not differences(before, gradients(step))  # the look is over, the backward pass of the step to come
+    out.loss.backward()
+    expect_close(gradients(step), {n: before[n] + gradient for n, gradient in gradients(alone).items()})
+
+
+# ------------------------------------------------------------------------------------------------ two processes
+
+LR = 0.05
+
+
+def micro_batch(rank: int, update: int) -> tuple[Tensor, Tensor]:
+    return batch(4, 64, 64, seed=2 * update + rank)
+
+
+def train_in_parallel(rank: int, folder: Path) -> None:
+    """Two updates with each mixer as process ``rank`` of two, wrapped as the job does it; parameters into a file."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found = {}
+    for name, make in LOOKING.items():
+        step = tiny_step(make)
+        parallel = nn.parallel.DistributedDataParallel(step, broadcast_buffers=False, gradient_as_bucket_view=True)
+        optimizer = torch.optim.SGD(step.parameters(), lr=LR)
+        for update in range(2):  # a parameter without a gradient is an error in the second one
+            parallel(*micro_batch(rank, update), rng_of(update)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found[name] = {n: p.detach() for n, p in step.named_parameters()}
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    """The parameters that each process holds, by mixer."""
+    folder = tmp_path_factory.mktemp("processes")
+    code = (
+        "import pathlib, test_mixers_that_look as t; t.train_in_parallel(int(sys.argv[1]), pathlib.Path(sys.argv[2]))"
+    )
+    with Forks({}, "import teachers, test_mixers_that_look; teachers.stand_in()") as forks:
+        started = [forks.start(code, rank, folder) for rank in range(2)]
+        for done in [forks.wait(one) for one in started]:
+            assert done.returncode == 0, done.output
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@every
+def test_two_processes_hold_the_parameters_of_one_that_takes_the_mean_of_both_gradients(
+    name: str, of_two_processes: list[dict[str, dict[str, Tensor]]]
+) -> None:
+    first, second = (of_rank[name] for of_rank in of_two_processes)
+    assert not differences(first, second)
+    steps = [tiny_step(LOOKING[name]) for _ in range(2)]  # each has BatchNorm statistics of its own, as a process has
+    for update in range(2):
+        for rank, step in enumerate(steps):
+            step.zero_grad()
+            step(*micro_batch(rank, update), rng_of(update)).loss.backward()
+        with torch.no_grad():
+            for a, b in zip(*(step.parameters() for step in steps), strict=True):
+                a -= LR * (a.grad + b.grad) / 2
+                b.copy_(a)
+    expect_close(first, dict(steps[0].named_parameters()), share=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------ half precision
+
+
+def floats(plan: dict[str, Any]) -> dict[str, Tensor]:
+    """What is not an index in a plan."""
+    return {path: v for path, v in leaves(plan) if isinstance(v, Tensor) and v.is_floating_point()}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@every
+def test_a_step_in_half_precision_is_finite_with_a_plan_in_full_precision(name: str, dtype: torch.dtype) -> None:
+    step, (x, y) = tiny_step(LOOKING[name]), batch(4, 64, 64)
+    with torch.autocast("cpu", dtype=dtype):
+        out = step(x, y, rng_of(0))
+    (out.loss * 256).backward()  # as a gradient scaler does
+    assert out.loss.isfinite() and all(gradient.isfinite().all() for gradient in gradients(step).values())
+    for path, value in floats(out.plan).items():
+        assert value.dtype == torch.float32 and value.isfinite().all(), path
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", BY_THE_GRADIENT)
+def test_a_loss_whose_gradient_would_underflow_gives_the_same_images(name: str, dtype: torch.dtype) -> None:
+    def mixed_by(size: float) -> Tensor:
+        step, (x, y) = tiny_step(LOOKING[name]), batch(6, 64, 64)
+        if hasattr(step.mixer, "eta"):
+            step.mixer.eta = 0.0  # saliency decides alone, however flat it is before anything was learnt
+        criterion = step.criterion
+        learn_by(step, lambda logits, target: criterion(logits, target) * size)
+        with torch.autocast("cpu", dtype=dtype):
+            plans = [step(x, y, rng_of(update)).plan for update in range(3)]
+        return torch.cat([step.mixer.mix(x, y, **plan)[0] for plan in plans])
+
+    expected = mixed_by(1.0)
+    assert torch.equal(mixed_by(2.0**-30), expected)  # float16 ends at 2**-24
+    assert not torch.equal(mixed_by(0.0), expected)
+
+
+# ------------------------------------------------------------------------------------------------ compiled stages
+
+
+@pytest.fixture
+def compiler(without_shape_checks) -> Iterator[None]:
+    """One that has compiled nothing yet; leaves its limits as they were."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):
+        yield
+
+
+# the compiler itself reads .grad of what it traces
+traced = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
+def expect_same_when_compiled(make: Callable[[], Mixer]) -> None:
+    """Two updates of a step, compiled as the job does it, and the logits of the model after them."""
+    plain, compiled = tiny_step(make), tiny_step(make)
+    launch.compile_step(compiled)
+    optimizers = [torch.optim.SGD(step.parameters(), lr=LR) for step in (plain, compiled)]
+    for update in range(2):
+        x, y = batch(4, 64, 64, seed=update)
+        outs = [step(x, y, rng_of(update)) for step in (plain, compiled)]
+        torch.testing.assert_close(outs[1].loss, outs[0].loss, rtol=1e-3, atol=1e-4)
+        for step, out, optimizer in zip((plain, compiled), outs, optimizers, strict=True):
+            optimizer.zero_grad()
+            out.loss.backward()
+            if update == 0:
+                optimizer.step()
+                step.mixer.after_step(step.model, 0.5)
+    named = [{n: p.grad for n, p in step.named_parameters() if p.grad is not None} for step in (plain, compiled)]
+    expect_close(named[1], named[0], share=5e-3)
+
+
+@traced
+@every
+def test_a_compiled_backbone_is_looked_at_all_the_same(name: str, compiler, monkeypatch) -> None:
+    monkeypatch.setattr(taps, "compile_stages", functools.partial(taps.compile_stages, backend="eager"))
+    expect_same_when_compiled(LOOKING[name])
+
+
+@traced
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["puzzlemix", "comixup", "grafting", "automix", "samix"])
+def test_code_that_was_compiled_for_this_machine_gives_the_same(name: str, compiler) -> None:
+    expect_same_when_compiled(lambda: build(name))
+
+
+# ------------------------------------------------------------------------------------------------ left as found
+
+
+@pytest.mark.parametrize("name", LEARN_THE_CLEAN_BATCH)
+def test_a_model_that_learns_from_the_clean_batch_too_sees_both_batches_and_keeps_all_else(name: str) -> None:
+    """The contract leaves these out whole, for their BatchNorm statistics."""
+    step, (x, y) = tiny_step(LOOKING[name]), batch(4, 64, 64)
+    step.model.get_classifier().eval()
+    plain = copy.deepcopy(step.model)
+    before = footprint(step.model)
+    out = step(x, y, rng_of(0))
+    assert not differences(before, footprint(step.model))
+    with torch.no_grad():
+        plain(x)
+        plain(step.mixer.mix(x, y, **out.plan)[0])
+    moved = dict(step.model.named_buffers())
+    for buffer_name, buffer in plain.named_buffers():
+        torch.testing.assert_close(moved[buffer_name], buffer, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [AttentiveMix, SuperMix])
+def test_a_teacher_is_left_as_it_was(make: Callable[..., Mixer], tmp_path: Path) -> None:
+    save_for_hf(create_model("test_resnet", num_classes=5), str(tmp_path), safe_serialization=True)
+    step, (x, y) = tiny_step(lambda: make(teacher=str(tmp_path))), batch()
+    teacher = step.mixer.frozen.model
+    before = footprint(teacher) | {n: v.clone() for n, v in teacher.state_dict().items()}
+    step.train()
+    step(x, y, rng_of(0)).loss.backward()
+    assert not differences(before, footprint(teacher) | dict(teacher.state_dict()))
+
+
+# ------------------------------------------------------------------------------------------------ degenerate input
+
+
+def expect_plan(step: Step, x: Tensor, y: Tensor) -> None:
+    """Plans and mixed images are made of numbers, masks and labels of shares."""
+    for update in range(3):
+        plan = step(x, y, rng_of(update)).plan
+        for path, value in floats(plan).items():
+            if "noise" in path:
+                assert value[x.isfinite().all(3).all(2).all(1)].abs().max() <= step.mixer.adv_eps + 1e-6
+            else:
+                assert ((value >= 0) & (value <= 1)).all(), path  # not a number is neither
+        _, target = step.mixer.mix(x, y, **plan)
+        assert ((target >= 0) & (target <= 1 + 1e-6)).all()
+        torch.testing.assert_close(target.sum(1), torch.ones(len(y)), atol=1e-5, rtol=0)
+
+
+def constant(x: Tensor) -> Tensor:
+    return torch.full_like(x, 0.7)
+
+
+def black(x: Tensor) -> Tensor:
+    return torch.zeros_like(x)
+
+
+def one_without_contrast(x: Tensor) -> Tensor:
+    return torch.cat([torch.ones_like(x[:1]), x[1:]])
+
+
+def one_not_a_number(x: Tensor) -> Tensor:
+    return torch.cat([torch.full_like(x[:1], torch.nan), x[1:]])
+
+
+@pytest.mark.parametrize("images", [constant, black, one_without_contrast, one_not_a_number])
+@every
+def test_dull_and_broken_images_get_a_plan(name: str, images: Callable[[Tensor], Tensor]) -> None:
+    x, y = batch(4, 64, 64)
+    expect_plan(tiny_step(LOOKING[name]), images(x), y)
+
+
+@pytest.mark.parametrize("size", [0.0, torch.inf, torch.nan])
+@every
+def test_a_loss_without_a_usable_gradient_gets_a_plan(name: str, size: float) -> None:
+    step, (x, y) = tiny_step(LOOKING[name]), batch(4, 64, 64)
+    learn_by(step, lambda logits, target: (logits * target).sum(1) * size)
+    expect_plan(step, x, y)
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64), (2, 33, 47), (5, 50, 150), (7, 61, 64), (3, 9, 70)])
+@every
+def test_any_batch_and_size_get_a_plan_and_train(name: str, shape: tuple[int, int, int]) -> None:
+    step, (x, y) = tiny_step(LOOKING[name]), batch(*shape)
+    expect_plan(step, x, y)
+    out = step(x, y, rng_of(0))
+    out.loss.backward()
+    assert out.loss.isfinite() and all(gradient.isfinite().all() for gradient in gradients(step).values())
