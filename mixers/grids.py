@@ -5,6 +5,8 @@ here a batch at a time on the device, without a loop over samples and without re
 labels. ``down`` (B, h-1, w) weighs a cell and the one below it, ``right`` (B, h, w-1) a cell and the one on its right.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 
 from . import ops, taps
 from .base import Criterion, Mixer, Out
+
+BOUNDS = 8  # rounds of narrowing the labels: more close few gaps
 
 
 def learn_and_mix(
@@ -39,52 +43,80 @@ def learn_and_mix(
     return Out.of(logits, target, plan, mix=criterion(logits, target), clean=clean[0])
 
 
+def quick(*tensors: Tensor) -> tuple[Any, ...]:
+    """``numpy`` and arrays on a CPU, where its calls take a third of the time of torch's, else ``torch`` and tensors.
+
+    For code in words that both know, such as ``less``, ``minimum`` and ``add`` with ``out``, ``take`` and ``argmin``.
+    """
+    return (np, *(t.numpy() for t in tensors)) if tensors[0].device.type == "cpu" else (torch, *tensors)
+
+
 def binary(
     gain: Float[Tensor, "B h w"], down: Float[Tensor, "B h-1 w"], right: Float[Tensor, "B h w-1"]
 ) -> Int[Tensor, "B h w"]:
     """The y in {0, 1} that minimises ``sum gain*y + sum weight*|y - y'|`` over neighbours. Exact.
 
-    Dynamic programming over cells in reading order. The state is the last label of each column, so there are ``2**w``
-    of them; per cell half as many numbers are kept to walk back.
+    Dynamic programming over cells in reading order, of the upper half and of the lower one upside down, at once. The
+    state is the labels of the last w cells as the digits of a number, the newest last. Per cell, state and label it is
+    kept which label of the cell above was the better one, to walk back.
     """
     batch, height, width = gain.shape
-    own = torch.stack([torch.zeros_like(gain), gain], 3)  # by the cell's label, and by that of the cell on its left
-    pair = torch.stack([own, own], 3)
-    pair[:, :, 1:, 0, 1] += right
-    pair[:, :, 1:, 1, 0] += right
-    pair, down = (t.flatten(1, 2).movedim(0, -1).contiguous() for t in (pair, down))  # batch last: long runs in memory
-    least = gain.new_zeros(2**width, batch)  # the least cost so far, by state
-    worse = gain.new_empty(
-        (height - 1) * width, 2 ** (width - 1), batch
-    )  # by how much 1 above a cell costs more than 0
-    for cell, costs in enumerate(pair.unbind()):
-        row, column = divmod(cell, width)
-        zero, one = least.view(2**column, 2, -1, batch).unbind(1)
-        if row:  # forget the label above: the better one counts
-            above = down[cell - width]
-            torch.sub(one, zero, out=worse[cell - width].view_as(one))
-            from_zero = zero + above
-            torch.minimum(zero, one + above, out=zero)
-            torch.minimum(one, from_zero, out=one)
-        else:
-            one.copy_(zero)
-        if column:
-            least.view(2 ** (column - 1), 2, 2, -1, batch).add_(costs[:, :, None])
-        else:
-            one += costs[0, 1]
-    state = least.argmin(0)
-    labels = []
-    for cell in reversed(range(height * width)):
-        bit = width - 1 - cell % width
-        shifted = state >> bit
-        label = shifted & 1
-        labels.append(label)
-        if cell >= width:
-            above = down[cell - width]
-            rest = state - (shifted + 1 >> 1 << bit)  # the state without this column
-            one = worse[cell - width].gather(0, rest[None])[0] < torch.where(label == 1, above, -above)
-            state = state + (one.long() - label << bit)
-    return torch.stack(labels[::-1], 1).view(batch, height, width)
+    if height % 2:  # a row more, where nothing costs anything
+        gain, down, right = (F.pad(t, (0, 0, 0, 1)) for t in (gain, down, right))
+    rows, half, lefts = gain.shape[1] // 2, 2 ** (width - 1), min(2, width)
+    gain, down, right = (t.movedim(0, -1) for t in (gain, down, right))  # batch last: long runs in memory
+    own = gain[:, :, None].repeat(1, 1, lefts, 1)  # by the label on the left, what a 1 costs more than a 0
+    for dim, weight in ((0, down), (1, right)):  # w*|y - y'| = w*y + w*y' - 2w*y*y'
+        own.narrow(dim, 0, weight.shape[dim]).add_(weight[:, :, None])
+        own.narrow(dim, 1, weight.shape[dim]).add_(weight[:, :, None])
+    own[:, 1:, -1] -= 2 * right
+    own, bonds = (torch.cat([t[:rows], t[-rows:].flip(0)], -1) for t in (own, 2 * down[: 2 * rows - 1]))
+    middle, bonds = bonds[-1, :, :batch], bonds[:-1]
+    tables = gain.new_empty(2, 2 * half, 2 * batch)  # the least cost so far by state, before a cell and after it
+    spare = gain.new_empty(half, 2 * batch)
+    choice = torch.empty(rows * width, half, 2, 2 * batch, dtype=torch.bool, device=gain.device)
+    sample = torch.arange(2 * batch, device=gain.device)
+    on, own, bonds, middle, tables, spare, choice, sample = quick(
+        own.flatten(0, 1), bonds.flatten(0, 1), middle, tables, spare, choice, sample
+    )
+    least, other = tables
+    least[0] = 0
+    for cell in range(width):  # the first row: nothing above, so the states become more
+        shape = (-1, min(2, 2**cell), 2 * batch)
+        known, cost = least[: 2**cell].reshape(shape), own[cell, : shape[1]]
+        states = other[: 2 ** (cell + 1)].reshape(-1, shape[1], 2, 2 * batch)
+        states[:, :, 0] = known
+        on.add(known, cost, out=states[:, :, 1])
+        least, other = other, least
+    for bond, cost, better in zip(bonds, own[width:], choice, strict=False):
+        zero, one = least[:half], least[half:]  # by the label above
+        states = other.reshape(half, 2, -1)
+        on.subtract(one, bond, out=spare)
+        on.less(one, zero, out=better[:, 0])
+        on.less(spare, zero, out=better[:, 1])
+        on.minimum(one, zero, out=states[:, 0])
+        on.minimum(spare, zero, out=spare)
+        on.add(spare.reshape(-1, lefts, 2 * batch), cost, out=states.reshape(-1, lefts, 2, 2 * batch)[:, :, 1])
+        least, other = other, least
+    upper, lower = least[:, :batch], least[:, batch:]
+    meet = choice[-width:, :, :, :batch]
+    for bond, better in zip(middle, meet, strict=True):  # the upper half, by the labels of the first row below it
+        zero, one = upper[:half], upper[half:]
+        near = one - bond
+        on.less(one, zero, out=better[:, 0])
+        on.less(near, zero, out=better[:, 1])
+        upper = on.stack([on.minimum(one, zero), on.minimum(near, zero)], 1).reshape(2 * half, batch)
+    below = state = (upper + lower).argmin(0)
+    for better in reversed(meet):
+        state = (state >> 1) + half * better[state >> 1, state & 1, sample[:batch]]
+    state = on.concatenate([state, below])
+    states = []
+    for better in reversed(choice[:-width]):
+        states.append(state)
+        state = (state >> 1) + half * better.take(state * (2 * batch) + sample)
+    states += [state >> place for place in range(width)]
+    labels = torch.as_tensor(on.stack(states[::-1]) & 1).view(rows, width, 2, batch)
+    return torch.cat([labels[:, :, 0], labels[:, :, 1].flip(0)])[:height].movedim(-1, 0)
 
 
 def descent(
@@ -98,19 +130,57 @@ def descent(
     Exact for a convex prior and weights of at least 0: the energy is L-natural convex, so L-1 steps of steepest descent
     from the top end in a minimum, each lowering by 1 the best set of cells, which is a binary problem. (Murota.
     Discrete Convex Analysis. 2003; one step: Kolmogorov and Shioura. Discrete Optimization 6, 2009.)
+
+    On a CPU, where values may be read, bounds on the labels come first: from an upper bound a sample takes as many
+    steps as its bounds are apart.
     """
     labels = torch.full_like(slope, len(prior) - 1, dtype=torch.int64)
     step = prior.roll(1) - prior  # lowering from l changes the prior by step[l]
-    for _ in range(len(prior) - 1):
-        gain = step[labels] - slope
-        pull = 2 * down * labels.diff(dim=1)  # what lowering the lower cell, not the upper one, saves
+    step[0] = torch.inf
+    left: Any = slice(None)  # samples that are not done
+    if slope.device.type == "cpu":
+        lowest, labels = bounds(slope, prior, down, right)
+        apart = (labels - lowest).amax((1, 2))
+    for turn in range(len(prior) - 1):
+        if slope.device.type == "cpu":
+            left = (apart > turn).nonzero()[:, 0]
+            if not len(left):
+                break
+        now, below, beside = labels[left], down[left], right[left]
+        gain = step[now] - slope[left]
+        pull = 2 * below * now.diff(dim=1)  # what lowering the lower cell, not the upper one, saves
         gain[:, 1:] -= pull
         gain[:, :-1] += pull
-        pull = 2 * right * labels.diff(dim=2)
+        pull = 2 * beside * now.diff(dim=2)
         gain[:, :, 1:] -= pull
         gain[:, :, :-1] += pull
-        labels = labels - binary(gain, down, right)
+        labels[left] = now - binary(gain, below, beside)
     return labels
+
+
+def bounds(slope: Tensor, prior: Tensor, down: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels between which the least minimiser of ``descent`` lies: what suits each cell best beside such neighbours.
+
+    Higher neighbours never make a lower label better, so bounds on the neighbours give bounds on the cell. On a CPU.
+    """
+    both = (np.moveaxis(t.repeat(2, 1, 1).numpy(), 0, -1).copy() for t in (slope / -2, down, right))  # low, then high
+    pull, below, beside = both
+    total = np.zeros_like(pull)
+    for end in (slice(1, None), slice(-1)):
+        total[end] += below
+        total[:, end] += beside
+    ups = [(rise + (2 * label + 1) * total) / 2 for label, rise in enumerate(np.diff(prior.numpy()))]
+    labels = np.zeros_like(pull)
+    labels[:, :, len(slope) :] = len(ups)
+    for _ in range(BOUNDS):
+        sums = pull.copy()
+        sums[1:] += below * labels[:-1]
+        sums[:-1] += below * labels[1:]
+        sums[:, 1:] += beside * labels[:, :-1]
+        sums[:, :-1] += beside * labels[:, 1:]
+        labels = sum((sums > up).astype(sums.dtype) for up in ups)
+    low, high = torch.from_numpy(labels).long().movedim(-1, 0).chunk(2)
+    return low, high
 
 
 def sweeps(

@@ -277,23 +277,38 @@ def transported(saliency: Float[Tensor, "n t t"], shown: Tensor, cost: float) ->
 
     t times, each block claims the place that is cheapest to it, ``cost`` per squared distance, of 1 across the image,
     less its saliency if the place is ``shown``; of several, the cheapest claim holds, and the others cost 1 more from
-    then on.
+    then on. On a CPU, where values may be read, only those choose that may leave their own place or lost the last one.
     """
-    side = saliency.shape[1]
+    batch, side = saliency.shape[:2]
     count = side * side
     rows, columns = np.divmod(np.arange(count), side)
     distance = (rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2
-    costs = (
-        ops.send(cost * distance / max(1, side - 1) ** 2, saliency)
-        - saliency.flatten(1)[:, :, None] * shown.flatten(1)[:, None]
-    )
-    block = torch.arange(count, device=saliency.device).expand(len(saliency), -1)
-    for step in range(side):
-        least, to = costs.min(2)
-        cheapest = torch.full_like(least, math.inf).scatter_reduce(1, to, least, "amin")
-        claim = torch.where(least == cheapest.gather(1, to), block, count)  # of equals the first
-        holder = torch.full_like(to, count).scatter_reduce(1, to, claim, "amin")
-        if step < side - 1:
-            lost = holder.gather(1, to) != block
-            costs.scatter_(2, to[:, :, None], (least + lost)[:, :, None])
-    return torch.where(holder < count, holder, block).unflatten(1, (side, side))
+    away = ops.send(cost * distance / max(1, side - 1) ** 2, saliency).to(saliency.dtype)
+    gain, shown = saliency.flatten(1), shown.flatten(1).to(saliency.dtype)
+    costs = torch.addcmul(away, gain[:, :, None], shown[:, None], value=-1).flatten(0, 1)
+    block = torch.arange(batch * count, device=saliency.device)  # blocks and places of all images are counted on
+    first, nobody = block - block % count, len(block)
+    on_cpu = saliency.device.type == "cpu"
+    moves = shown < 1 if on_cpu else torch.ones_like(shown, dtype=torch.bool)
+    if on_cpu:
+        moves &= gain >= away[0, min(1, count - 1)]  # a step at least
+    choosing: Any = moves.flatten().nonzero()[:, 0] if on_cpu else slice(None)
+    to = block.clone()
+    pays = torch.where(moves, torch.inf, -gain * shown).flatten()  # each block
+    price, holder = pays.clone(), torch.where(moves.flatten(), nobody, block)  # of each place
+    for _ in range(side):
+        pays[choosing], spot = costs[choosing].min(1)
+        to[choosing] = first[choosing] + spot
+        rivals = choosing
+        if on_cpu:  # and who has what they want
+            having = holder[to[choosing]]
+            rivals = torch.cat([choosing, having[having < nobody]]).unique()
+        who, place, claim = block[rivals], to[rivals], pays[rivals]
+        price.scatter_reduce_(0, place, claim, "amin")
+        holder[place] = nobody
+        holder.scatter_reduce_(0, place, torch.where(claim == price[place], who, nobody), "amin")  # of equals the first
+        lost = holder[place] != who
+        costs.view(-1)[who * count + place - first[rivals]] = claim + lost
+        if on_cpu:
+            choosing = rivals[lost]
+    return (torch.where(holder < nobody, holder, block) - first).view(batch, side, side)
