@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -118,7 +119,6 @@ def premix(
         run.write(work / "README.md", card(recipe, count, all_pairs, originals))
         with run.writing(out):
             work.rename(out)
-        (out / ".lock").unlink()
     return count
 
 
@@ -190,7 +190,7 @@ class Maker:
 
 def mixed(maker: Maker, count: int, work: Path, schema: pa.Schema) -> None:
     """Write the mixed images, a file after the other; files that are there stay."""
-    workers = 0 if maker.device.type == "cpu" else 8
+    workers = 0 if maker.device.type == "cpu" else min(8, os.cpu_count() or 1)
     left, total, tried = maker.batches(), 0, 0
     for number in itertools.count():
         part = list(itertools.islice(left, BATCHES))
@@ -283,13 +283,18 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 @contextlib.contextmanager
 def working(work: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Hold the folder that is worked in, new or as the same command left it."""
+    """Hold the folder that is worked in, new or as the same command left it.
+
+    Of the settings the folder keeps a hash: they hold paths of this machine, and the folder is made to be published.
+    """
     import fcntl
 
-    saved, text = work / "supermix.json", json.dumps(settings, indent=1) + "\n"
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    saved, text = work / "supermix.json", json.dumps({"settings_sha256": found}) + "\n"
+    beside = work.with_name(f".{work.name}.lock")
     with run.writing(work):
         (work / "data").mkdir(parents=True, exist_ok=True)
-        lock = (work / ".lock").open("a")
+        lock = beside.open("a")
     with lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -301,12 +306,15 @@ def working(work: Path, settings: dict[str, Any]) -> Iterator[None]:
             leftover.unlink()
         run.write(saved, text)
         yield
+        beside.unlink()
 
 
 def weights_hash(teacher: taps.Frozen) -> str:
     """SHA-256 of the teacher's weights."""
-    state = teacher.model.state_dict().values()
-    return hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in state)).hexdigest()
+    found = hashlib.sha256()
+    for name, value in teacher.model.state_dict().items():
+        found.update(name.encode() + value.cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def card(recipe: Recipe, count: int, all_pairs: bool, originals: bool) -> str:
