@@ -160,13 +160,15 @@ def table(
     """
     from model_cards import records, small_runs, tables
 
-    if setting is not None:
-        if benchmark is not None or format not in (None, "md"):
-            raise recipes.UserError("--setting takes neither --benchmark nor a --format other than md")
-        put(small_runs.small_runs(setting, records.load(results), against), out)
-        return
     if format is None:
         format = {".csv": "csv", ".tex": "latex", ".html": "html", ".htm": "html"}.get(out.suffix if out else "", "md")
+    if setting is not None:
+        if benchmark is not None or format != "md":
+            raise recipes.UserError(f"--setting goes with Markdown and without --benchmark, got {benchmark or format}")
+        put(small_runs.small_runs(setting, records.load(results), against, results), out)
+        return
+    if against != "vanilla":
+        raise recipes.UserError(f"--against {against} needs --setting")
 
     put(tables.table(benchmark, records.of_cells(results), format, results), out)
 

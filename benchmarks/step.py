@@ -79,8 +79,8 @@ def measured(
     base: dict[str, float] = {}
     for mixer in mixers:
         step = made(whole, mixer, teacher)
-        if isinstance(step, str):
-            rows[mixer] = step
+        if isinstance(step, str) or (repeats and mixer not in times):
+            rows[mixer] = step if isinstance(step, str) else f"not at the {pixels} pixels that are timed"
             continue
         flops, kept = counted(step, updates)
         cost = {"FLOPs": flops, "kept for backward": kept}
@@ -115,7 +115,7 @@ def write(path: Path, model: str, rows: dict[str, str | dict[str, float]]) -> No
         for mixer, cost in rows.items()
         if isinstance(cost, dict)
     ]
-    kept = [row for row in old if not (row["model"] == model and row["mixer"] in rows)]
+    kept = [row for row in old if row["mixer"] in MIXERS and not (row["model"] == model and row["mixer"] in rows)]
     lines = io.StringIO(newline="")
     table = csv.DictWriter(lines, ["model", "mixer", "flops", "kept"], lineterminator="\n")
     table.writeheader()
@@ -175,8 +175,8 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.convolution_backward.default:  # torch's formula takes no notice of groups
-            grad, weight, wanted = args[0], args[2], args[10]
-            self.total += 2 * grad.numel() * weight[0].numel() * sum(wanted[:2])
+            grad, x, weight, transposed, wanted = args[0], args[1], args[2], args[7], args[10]
+            self.total += 2 * (x if transposed else grad).numel() * weight[0].numel() * sum(wanted[:2])
             return out
         count = flop_registry.get(func._overloadpacket)
         self.total += count(*args, **(kwargs or {}), out_val=out) if count else 0

@@ -115,6 +115,7 @@ class AdAutoMix(Mixer):
             raise ValueError(f"adv_interval must be a whole number of at least 1, got {adv_interval!r}")
         self.alpha = alpha
         self.samples = samples
+        self.pairs = samples == 2
         self.beta = beta
         self.adv_interval = adv_interval
         self.cos_sign = cos_sign
@@ -129,11 +130,6 @@ class AdAutoMix(Mixer):
         self.block_lr = block_lr
         self.block_min_lr = block_min_lr
         self.block_momentum = block_momentum
-
-    @property
-    def pairs(self) -> bool:  # type: ignore[override]
-        """With two samples to a mixed image."""
-        return self.samples == 2
 
     def setup(self, model: nn.Module) -> None:
         """Classifier for clean images, momentum encoder, generator. ``ValueError`` for a model without stages."""

@@ -156,8 +156,8 @@ def trained(teacher: str, classes: int | None) -> taps.Frozen:
     theirs = getattr(frozen.model, "num_classes", None)
     if theirs != classes:
         raise ValueError(
-            f"the teacher {teacher!r} knows {theirs} classes, expected {classes}: take one that was trained on the same "
-            "dataset, such as the folder of a vanilla run"
+            f"the teacher {teacher!r} knows {theirs} classes, expected {classes}: take one that was trained on "
+            "the same dataset, such as the folder of a vanilla run"
         )
     return frozen
 

@@ -472,7 +472,10 @@ def cost_section(run: Run, made: list[Method]) -> str:
     if counted:
         head = ["step with the mixer's defaults, relative to one without mixing", "FLOPs", "memory kept for backward"]
         lines = [[row["model"], f"{float(row['flops']):.2f}x", f"{float(row['kept']):.2f}x"] for row in counted]
-        text += [table(head, lines, right=1), "Counted at 224 pixels by `python benchmarks/step.py`."]
+        text += [
+            table(head, lines, right=1),
+            "Counted at 224 pixels by `python benchmarks/step.py --csv model_cards/costs.csv`.",
+        ]
     return "\n\n".join(text)
 
 

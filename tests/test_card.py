@@ -398,6 +398,23 @@ def test_the_card_shows_what_a_step_with_the_mixer_was_counted_at(folder: Path) 
         assert f"| {row['model']} | {float(row['flops']):.2f}x | {float(row['kept']):.2f}x |" in text
 
 
+AT_MOST = {
+    "automix": 3.11,
+    "samix": 3.11,
+    "puzzlemix": 1.8,
+    "smmix": 1.2,
+    "transmix": 1.05,
+    "mixpro": 1.05,
+    "tlalign": 1.05,
+}
+
+
+def test_every_mixer_has_been_counted_and_those_that_promise_little_keep_it() -> None:
+    rows = cells.rows("costs.csv")
+    assert {row["mixer"] for row in rows if row["model"] == "deit_small_patch16_224"} == set(MIXERS)
+    assert all(float(row["flops"]) <= AT_MOST.get(row["mixer"], 5) for row in rows)
+
+
 def test_an_architecture_that_timm_lacks_says_what_to_import(tmp_path: Path) -> None:
     text = card(make_run(tmp_path / "run", recipes.load("pvt_t_deit")))
     assert [b.splitlines()[0].split("  #")[0] for b in blocks(text, "python")] == ["import training.backbones"] * 2

@@ -85,6 +85,10 @@ TABLE = re.compile(r"`mixup-recipes table --setting (\w+)(?: --against (\w+))?`"
 GENERATED = TABLE.findall("".join(doc.read_text() for doc in DOCS))
 
 
+def test_the_documents_hold_tables_of_our_runs() -> None:
+    assert len(GENERATED) >= 2
+
+
 @pytest.mark.parametrize(("setting", "against"), GENERATED)
 def test_a_table_of_our_runs_is_what_its_command_prints(setting: str, against: str) -> None:
     text = small_runs(setting, records.load(), against or "vanilla")

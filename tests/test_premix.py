@@ -230,7 +230,9 @@ def test_bad_input_is_one_line_that_says_what_to_do(tiny_recipe: Path, teacher: 
     assert refused(name, out) == "which teacher? pass --teacher with a run folder, hf-hub:owner/name or timm weights"
     assert refused(name, out, str(teacher), 0) == "images: expected at least 1, got 0"
     assert refused(name, out, str(teacher), steps=0) == "steps must be a whole number, at least 1, got 0"
-    assert "knows 7 classes, expected 4: take one that was trained on the same dataset" in refused(name, out, str(tmp_path / "seven"))
+    assert "knows 7 classes, expected 4: take one that was trained on the same dataset" in refused(
+        name, out, str(tmp_path / "seven")
+    )
     assert "does not take 2 images of 32 x 32" in refused(name, out, str(tmp_path / "vit"))
     assert refused(name, tmp_path, str(teacher)) == f"{tmp_path} is there already; choose another --out"
     missing = refused(name, out, str(teacher), dataset=str(tmp_path / "nothing"))

@@ -142,7 +142,9 @@ def test_a_teacher_from_a_folder_is_asked_instead_of_the_model(tmp_path) -> None
 
 
 def test_a_teacher_of_other_classes_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'resnet34.tv_in1k' knows 1000 classes, expected 5: take one that was trained"):
+    with pytest.raises(
+        ValueError, match=r"'resnet34.tv_in1k' knows 1000 classes, expected 5: take one that was trained"
+    ):
         Step(create_model("test_resnet", num_classes=5), SuperMix(teacher="resnet34.tv_in1k"), nn.CrossEntropyLoss())
 
 
