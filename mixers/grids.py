@@ -5,6 +5,7 @@ here a batch at a time on the device, without a loop over samples and without re
 labels. ``down`` (B, h-1, w) weighs a cell and the one below it, ``right`` (B, h, w-1) a cell and the one on its right.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -196,50 +197,89 @@ def sweeps(
     given the others, then all odd rows, even columns, odd columns. The sum never rises; where it ends need not be the
     minimum. For grids and numbers of labels that are too large for more. Weights are 1 where none are given.
     """
-    turned = costs.transpose(1, 2)
-    down_turned, right_turned = (None if t is None else t.transpose(1, 2) for t in (down, right))
-    pairwise = pairwise.expand(len(costs), -1, -1)
+    batch = len(costs)
+    between = [weight.expand(batch, -1, -1) for weight in (down, right) if weight is not None]
+    grid = torch.arange(batch, device=costs.device)[:, None, None]
+    on, grid, costs, pairwise, *weights = quick(grid, costs, pairwise.expand(batch, -1, -1), *between)
+    return torch.as_tensor(swept(on, grid, costs, pairwise, weights, rounds))
+
+
+def swept(on: Any, grid: Any, costs: Any, pairwise: Any, weights: Sequence[Any], rounds: int) -> Any:
+    """``sweeps`` in words of ``quick``: ``grid`` counts the grids, (B, 1, 1), ``weights`` are none or two.
+
+    numpy leaves out labels that cannot win anywhere, as others cost less by more than all boundaries of a cell could,
+    and stops when nothing changes.
+    """
+    able = None
+    if on is np and not weights:
+        wins = (costs <= costs.min(3, keepdims=True) + 4 * pairwise.max()).any((1, 2))
+        able = np.sort(np.argsort(~wins, 1, kind="stable")[:, : wins.sum(1).max()], 1)
+        costs = costs[grid[:, 0], :, :, able].transpose(0, 2, 3, 1).copy()
+        pairwise = pairwise[grid, able[:, :, None], able[:, None]]
     labels = costs.argmin(3)
-    for _ in range(rounds):
-        labels = relabel_rows(labels, costs, pairwise, down, right)
-        labels = relabel_rows(labels.transpose(1, 2), turned, pairwise, right_turned, down_turned).transpose(1, 2)
-    return labels
+    halves = []  # of a round: even rows, odd rows, even columns, odd columns
+    for turn in (False, True):
+        field, own, *between = (t.swapaxes(1, 2) if turn else t for t in (labels, costs, *weights))
+        across, along = (between[::-1] if turn else between) or (None, None)
+        for first in range(min(2, field.shape[1])):
+            lines, others = field[:, first::2], field[:, 1 - first :: 2]
+            touching = []
+            for shift in (first - 1, first):  # the line above, the line below
+                start, stop = max(0, -shift), min(lines.shape[1], others.shape[1] - shift)
+                weight = None if across is None else across[:, 2 * start + shift :: 2][:, : stop - start]
+                touching.append((slice(start, stop), slice(start + shift, stop + shift), weight))
+            halves.append((lines, others, own[:, first::2], touching, None if along is None else along[:, first::2]))
+    settled = 0  # so many of the last would change nothing now
+    for lines, others, own, touching, along in halves * rounds:
+        imposed, local = pairwise[grid, others], own + 0
+        for here, there, weight in touching:
+            local[:, here] += times(weight, imposed[:, there])
+        found = lines + 0
+        best_lines(on, grid, local, pairwise, along, found)
+        if on is np:
+            settled = 1 if (found != lines).any() else settled + 1
+        lines[:] = found
+        if settled == len(halves):
+            break
+    return labels if able is None else able[grid, labels]
 
 
-def relabel_rows(labels: Tensor, costs: Tensor, pairwise: Tensor, down: Tensor | None, right: Tensor | None) -> Tensor:
-    """One half of a round: even rows, then odd rows."""
-    (batch, height), levels = labels.shape[:2], costs.shape[3]
-    by_label = pairwise.flatten(0, 1)
-    offset = torch.arange(0, batch * levels, levels, device=labels.device).view(-1, 1, 1)
-    labels = labels.clone()
-    for first in range(min(2, height)):
-        imposed = F.pad(by_label[labels + offset], (0, 0, 0, 0, 1, 1))  # on a neighbour, by its label; none at the rim
-        above, below = imposed[:, first:height:2], imposed[:, first + 2 :: 2]
-        if down is not None:
-            weights = F.pad(down, (0, 0, 1, 1))[..., None]
-            above, below = weights[:, first:height:2] * above, weights[:, first + 1 :: 2] * below
-        weight = right if right is None else right[:, first::2]
-        labels[:, first::2] = best_lines(costs[:, first::2] + above + below, pairwise[:, None], weight)
-    return labels
+def best_lines(on: Any, grid: Any, costs: Any, pairwise: Any, weights: Any, found: Any) -> None:
+    """Write the best labels of lines of w cells, each by itself, into ``found``: from both ends to the middle and back.
+
+    (Viterbi. IEEE Transactions on Information Theory, 1967.)
+    """
+    width, levels = costs.shape[2:]
+    half = width // 2
+    if not half:
+        found[:] = costs.argmin(3)
+        return
+    least = np.minimum.reduce if on is np else torch.amin
+    two = [slice(k, width - k, width - 1 - 2 * k) for k in range(half)]  # columns, the outermost first
+    best = [costs[:, :, two[0]]]
+    for k in range(1, half):
+        link = times(weights, pairwise[:, None, None], slice(k - 1, width - k, width - 2 * k))
+        best.append(least(best[-1][..., None] + link, 3) + costs[:, :, two[k]])
+    left, right = best[-1][:, :, 0], best[-1][:, :, 1]
+    if width % 2:
+        left = least(left[..., None] + times(weights, pairwise[:, None], half - 1), 2) + costs[:, :, half]
+    total = left[..., None] + times(weights, pairwise[:, None], width - 1 - half) + right[:, :, None]
+    both = total.reshape(*found.shape[:2], levels * levels).argmin(2)
+    found[:, :, (width - 1) // 2], found[:, :, width - half] = both // levels, both % levels
+    if width % 2:
+        link = times(weights, pairwise[grid[:, 0], found[:, :, half]], half - 1)
+        found[:, :, half - 1] = (best[-1][:, :, 0] + link).argmin(2)
+    for k in reversed(range(half - 1)):
+        link = times(weights, pairwise[grid, found[:, :, two[k + 1]]], slice(k, width - 1 - k, width - 2 - 2 * k))
+        found[:, :, two[k]] = (best[k] + link).argmin(3)
 
 
-def best_lines(
-    costs: Float[Tensor, "B n w L"], pairwise: Float[Tensor, "B 1 L L"], weight: Float[Tensor, "#B n w-1"] | None
-) -> Int[Tensor, "B n w"]:
-    """The best labels of lines of w cells, each by itself. (Viterbi. IEEE Transactions on Information Theory, 1967.)"""
-    best, *others = costs.unbind(2)
-    arrivals = []
-    for column, own in enumerate(others):
-        link = pairwise if weight is None else weight[:, :, column, None, None] * pairwise
-        arrivals.append(best[:, :, None] + link)  # by the label arrived at, then by that before it
-        best = arrivals[-1].amin(3) + own
-    label = best.argmin(2, keepdim=True)
-    labels = [label]
-    for arrival in reversed(arrivals):
-        arrived = label[..., None].expand(-1, -1, 1, arrival.shape[3])
-        label = arrival.gather(2, arrived)[:, :, 0].argmin(2, keepdim=True)
-        labels.append(label)
-    return torch.cat(labels[::-1], 2)
+def times(weights: Any, prices: Any, where: Any = slice(None)) -> Any:
+    """Prices (B, n, ...) times the weights (B, n, w) ``where`` in their last dimension, if there are any."""
+    if weights is None:
+        return prices
+    weights = weights[:, :, where]
+    return weights.reshape(*weights.shape, *(1,) * (prices.ndim - weights.ndim)) * prices
 
 
 def saliency_map(gradient: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W"]:
