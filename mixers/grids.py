@@ -65,20 +65,21 @@ def binary(
     if height % 2:  # a row more, where nothing costs anything
         gain, down, right = (F.pad(t, (0, 0, 0, 1)) for t in (gain, down, right))
     rows, half, lefts = gain.shape[1] // 2, 2 ** (width - 1), min(2, width)
-    gain, down, right = (t.movedim(0, -1) for t in (gain, down, right))  # batch last: long runs in memory
+    gain, down, right = (t.movedim(0, -1).contiguous() for t in (gain, down, right))  # batch last: long runs in memory
     own = gain[:, :, None].repeat(1, 1, lefts, 1)  # by the label on the left, what a 1 costs more than a 0
     for dim, weight in ((0, down), (1, right)):  # w*|y - y'| = w*y + w*y' - 2w*y*y'
         own.narrow(dim, 0, weight.shape[dim]).add_(weight[:, :, None])
         own.narrow(dim, 1, weight.shape[dim]).add_(weight[:, :, None])
     own[:, 1:, -1] -= 2 * right
-    own, bonds = (torch.cat([t[:rows], t[-rows:].flip(0)], -1) for t in (own, 2 * down[: 2 * rows - 1]))
-    middle, bonds = bonds[-1, :, :batch], bonds[:-1]
+    own, bonds = (torch.cat([torch.cat([t[k], t[-1 - k]], -1) for k in range(rows)]) for t in (own, 2 * down))
+    middle, bonds = bonds[-width:, :batch], bonds[:-width]
     tables = gain.new_empty(2, 2 * half, 2 * batch)  # the least cost so far by state, before a cell and after it
     spare = gain.new_empty(half, 2 * batch)
-    choice = torch.empty(rows * width, half, 2, 2 * batch, dtype=torch.bool, device=gain.device)
+    choice = torch.empty((rows - 1) * width, half, 2, 2 * batch, dtype=torch.bool, device=gain.device)
+    meeting = torch.empty(width, half, 2, batch, dtype=torch.bool, device=gain.device)
     sample = torch.arange(2 * batch, device=gain.device)
-    on, own, bonds, middle, tables, spare, choice, sample = quick(
-        own.flatten(0, 1), bonds.flatten(0, 1), middle, tables, spare, choice, sample
+    on, own, bonds, middle, tables, spare, choice, meeting, sample = quick(
+        own, bonds, middle, tables, spare, choice, meeting, sample
     )
     least, other = tables
     least[0] = 0
@@ -89,7 +90,7 @@ def binary(
         states[:, :, 0] = known
         on.add(known, cost, out=states[:, :, 1])
         least, other = other, least
-    for bond, cost, better in zip(bonds, own[width:], choice, strict=False):
+    for bond, cost, better in zip(bonds, own[width:], choice, strict=True):
         zero, one = least[:half], least[half:]  # by the label above
         states = other.reshape(half, 2, -1)
         on.subtract(one, bond, out=spare)
@@ -99,20 +100,19 @@ def binary(
         on.minimum(spare, zero, out=spare)
         on.add(spare.reshape(-1, lefts, 2 * batch), cost, out=states.reshape(-1, lefts, 2, 2 * batch)[:, :, 1])
         least, other = other, least
-    upper, lower = least[:, :batch], least[:, batch:]
-    meet = choice[-width:, :, :, :batch]
-    for bond, better in zip(middle, meet, strict=True):  # the upper half, by the labels of the first row below it
+    upper, lower = least[:, :batch] + 0, least[:, batch:]
+    for bond, better in zip(middle, meeting, strict=True):  # the upper half, by the labels of the first row below it
         zero, one = upper[:half], upper[half:]
         near = one - bond
         on.less(one, zero, out=better[:, 0])
         on.less(near, zero, out=better[:, 1])
         upper = on.stack([on.minimum(one, zero), on.minimum(near, zero)], 1).reshape(2 * half, batch)
     below = state = (upper + lower).argmin(0)
-    for better in reversed(meet):
-        state = (state >> 1) + half * better[state >> 1, state & 1, sample[:batch]]
+    for better in reversed(meeting):
+        state = (state >> 1) + half * better.take(state * batch + sample[:batch])
     state = on.concatenate([state, below])
     states = []
-    for better in reversed(choice[:-width]):
+    for better in reversed(choice):
         states.append(state)
         state = (state >> 1) + half * better.take(state * (2 * batch) + sample)
     states += [state >> place for place in range(width)]
@@ -135,18 +135,15 @@ def descent(
     On a CPU, where values may be read, bounds on the labels come first: from an upper bound a sample takes as many
     steps as its bounds are apart.
     """
-    labels = torch.full_like(slope, len(prior) - 1, dtype=torch.int64)
+    top, on_cpu = len(prior) - 1, slope.device.type == "cpu"
     step = prior.roll(1) - prior  # lowering from l changes the prior by step[l]
     step[0] = torch.inf
-    left: Any = slice(None)  # samples that are not done
-    if slope.device.type == "cpu":
-        lowest, labels = bounds(slope, prior, down, right)
-        apart = (labels - lowest).amax((1, 2))
-    for turn in range(len(prior) - 1):
-        if slope.device.type == "cpu":
-            left = (apart > turn).nonzero()[:, 0]
-            if not len(left):
-                break
+    lowest, labels = bounds(slope, prior, down, right) if on_cpu else (0, torch.full_like(slope, top).long())
+    apart = (labels - lowest).amax((1, 2))
+    for turn in range(top):
+        left: Any = (apart > turn).nonzero()[:, 0] if on_cpu else slice(None)  # samples that are not done
+        if on_cpu and not len(left):
+            break
         now, below, beside = labels[left], down[left], right[left]
         gain = step[now] - slope[left]
         pull = 2 * below * now.diff(dim=1)  # what lowering the lower cell, not the upper one, saves
@@ -164,14 +161,13 @@ def bounds(slope: Tensor, prior: Tensor, down: Tensor, right: Tensor) -> tuple[T
 
     Higher neighbours never make a lower label better, so bounds on the neighbours give bounds on the cell. On a CPU.
     """
-    both = (np.moveaxis(t.repeat(2, 1, 1).numpy(), 0, -1).copy() for t in (slope / -2, down, right))  # low, then high
-    pull, below, beside = both
+    pull, below, beside = (t.movedim(0, -1).repeat(1, 1, 2).numpy() for t in (slope / -2, down, right))
     total = np.zeros_like(pull)
     for end in (slice(1, None), slice(-1)):
         total[end] += below
         total[:, end] += beside
     ups = [(rise + (2 * label + 1) * total) / 2 for label, rise in enumerate(np.diff(prior.numpy()))]
-    labels = np.zeros_like(pull)
+    labels = np.zeros_like(pull)  # the lower bounds, then the upper ones
     labels[:, :, len(slope) :] = len(ups)
     for _ in range(BOUNDS):
         sums = pull.copy()
@@ -212,7 +208,7 @@ def swept(on: Any, grid: Any, costs: Any, pairwise: Any, weights: Sequence[Any],
     """
     able = None
     if on is np and not weights:
-        wins = (costs <= costs.min(3, keepdims=True) + 4 * pairwise.max()).any((1, 2))
+        wins = (costs <= costs.min(3, keepdims=True) + 4 * np.ptp(pairwise)).any((1, 2))
         able = np.sort(np.argsort(~wins, 1, kind="stable")[:, : wins.sum(1).max()], 1)
         costs = costs[grid[:, 0], :, :, able].transpose(0, 2, 3, 1).copy()
         pairwise = pairwise[grid, able[:, :, None], able[:, None]]
