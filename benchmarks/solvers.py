@@ -5,8 +5,9 @@
 PuzzleMix: masks of 128 pairs, 8 x 8 blocks, three labels, on random saliency, and how their blocks move; gco's
 alpha-beta swap labels the same pairs one by one. Co-Mixup: 100 images in parts of 20, 4 x 4 cells, four rounds; gco
 labels one by one the 400 mosaics that come up. Only the cuts count, not what the reference codes do around them. All
-is timed in turns within one process. Kernels: what a GPU would be asked to run, counted on the meta device without
-views. Prints Markdown; the rows of gco need the extra ``oracle``.
+is timed in turns within one process, each right after a call of its own that is not timed; ``--cold`` leaves that call
+out, so that caches hold what others left there, as in a training step. Kernels: what a GPU would be asked to run,
+counted on the meta device without views. Prints Markdown; the column of gco needs the extra ``oracle``.
 """
 
 import argparse
@@ -41,38 +42,40 @@ def main() -> None:
     """One table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--cold", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     saliency, problem = pairs()
     labels = grids.descent(*problem)
-    both = saliency, torch.cat([labels < LABELS - 1, labels > 0]), 0.8
+    both = saliency, torch.cat([labels < LABELS - 1, labels > 0])
     parts = mosaics()
 
-    def puzzle() -> None:
-        grids.descent(*problem)
-        transported(*both)
+    def puzzle(*args: torch.Tensor) -> None:
+        grids.descent(*args[:4])
+        transported(*args[4:], 0.8)
 
-    ours: dict[str, tuple[Function, int]] = {
-        "PuzzleMix, masks": (functools.partial(grids.descent, *problem), kernels(grids.descent, *problem)),
-        "PuzzleMix, masks and moves": (
-            puzzle,
-            kernels(grids.descent, *problem) + kernels(transported, *both),
-        ),
-        "Co-Mixup": (functools.partial(CoMixup().solve, *parts), kernels(CoMixup().solve, *parts)),
+    step = problem[0], *problem[2:]
+    calls: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
+        "PuzzleMix, masks": (grids.descent, problem),
+        "PuzzleMix, masks and moves": (puzzle, (*problem, *both)),
+        "one binary step of the masks, 128 pairs": (grids.binary, step),
+        "one binary step of the masks, 8 pairs": (grids.binary, tuple(t[:8] for t in step)),
+        "Co-Mixup": (CoMixup().solve, parts),
     }
+    ours = {name: functools.partial(function, *inputs) for name, (function, inputs) in calls.items()}
     cuts: dict[str, Function] = {}
     if gco:
         cuts["gco, PuzzleMix"] = functools.partial(cut_all, puzzle_cuts(*problem))
         cuts["gco, Co-Mixup"] = functools.partial(cut_all, mosaic_cuts(parts))
-    times = measure({name: function for name, (function, _) in ours.items()} | cuts, args.repeats)
+    times = measure(ours | cuts, args.repeats, args.cold)
     versions = f"torch {torch.__version__}, numpy {np.__version__}"
     print(f"`python {' '.join(sys.argv)}`: {versions}; CPU, 1 thread; median (least) of {args.repeats}.\n")
     print("| | milliseconds | gco, one by one | times faster | kernels on a GPU |")
     print("|---|---:|---:|---:|---:|")
-    for name, (_, count) in ours.items():
+    for name, (function, inputs) in calls.items():
         mine, cut = times[name], times.get("gco, " + name.split(",")[0])
-        theirs = f"{shown(cut)} | {cut[0] / mine[0]:.1f} ({cut[1] / mine[1]:.1f})" if cut else "not installed | "
-        print(f"| {name} | {shown(mine)} | {theirs} | {count} |")
+        theirs = f"{shown(cut)} | {cut[0] / mine[0]:.1f} ({cut[1] / mine[1]:.1f})" if cut else "| "
+        print(f"| {name} | {shown(mine)} | {theirs} | {kernels(function, *inputs)} |")
 
 
 def shown(seconds: tuple[float, float]) -> str:
@@ -147,18 +150,20 @@ class Count(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def kernels(function: Callable[..., Any], *args: Any) -> int:
+def kernels(function: Callable[..., Any], *args: torch.Tensor) -> int:
     """How many kernels a call runs on a device whose values cannot be read."""
     with Count() as count:
-        function(*(v.to("meta") if isinstance(v, torch.Tensor) else v for v in args))
+        function(*(tensor.to("meta") for tensor in args))
     return count.found
 
 
-def measure(functions: dict[str, Function], repeats: int) -> dict[str, tuple[float, float]]:
+def measure(functions: dict[str, Function], repeats: int, cold: bool) -> dict[str, tuple[float, float]]:
     """Median and least seconds of each, in turns so that a slow moment of the machine hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + 2):
         for name, function in functions.items():
+            if not cold:
+                function()
             began = time.perf_counter()
             function()
             if turn > 1:
