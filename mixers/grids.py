@@ -44,12 +44,17 @@ def learn_and_mix(
     return Out.of(logits, target, plan, mix=criterion(logits, target), clean=clean[0])
 
 
+def at_hand(tensor: Tensor) -> bool:
+    """Whether values can be read, and what they say be left out, without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
 def quick(*tensors: Tensor) -> tuple[Any, ...]:
     """``numpy`` and arrays on a CPU, where its calls take a third of the time of torch's, else ``torch`` and tensors.
 
     For code in words that both know, such as ``less``, ``minimum`` and ``add`` with ``out``, ``take`` and ``argmin``.
     """
-    return (np, *(t.numpy() for t in tensors)) if tensors[0].device.type == "cpu" else (torch, *tensors)
+    return (np, *(t.numpy() for t in tensors)) if at_hand(tensors[0]) else (torch, *tensors)
 
 
 def binary(
@@ -135,7 +140,7 @@ def descent(
     On a CPU, where values may be read, bounds on the labels come first: from an upper bound a sample takes as many
     steps as its bounds are apart.
     """
-    top, on_cpu = len(prior) - 1, slope.device.type == "cpu"
+    top, on_cpu = len(prior) - 1, at_hand(slope)
     step = prior.roll(1) - prior  # lowering from l changes the prior by step[l]
     step[0] = torch.inf
     lowest, labels = bounds(slope, prior, down, right) if on_cpu else (0, torch.full_like(slope, top).long())

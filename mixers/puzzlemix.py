@@ -288,7 +288,7 @@ def transported(saliency: Float[Tensor, "n t t"], shown: Tensor, cost: float) ->
     costs = torch.addcmul(away, gain[:, :, None], shown[:, None], value=-1).flatten(0, 1)
     block = torch.arange(batch * count, device=saliency.device)  # blocks and places of all images are counted on
     nobody = len(block)
-    on_cpu = saliency.device.type == "cpu"
+    on_cpu = grids.at_hand(saliency)
     # Who is worth a step and does not show may leave; on other devices all choose from the first time on.
     moves = (shown < 1) & (gain >= away[0, min(1, count - 1)]) if on_cpu else torch.ones_like(shown, dtype=torch.bool)
     choosing = moves.flatten().nonzero()[:, 0] if on_cpu else block
