@@ -155,50 +155,52 @@ class CoMixup(Mixer):
     ) -> tuple[Int[Tensor, "P m g g"], Int[Tensor, "P m g g"]]:
         """The two images of each cell, counted within their part, from first labels on."""
         number, m, grid = costs.shape[:3]
-        cells, eye = grid**2, torch.eye(m, dtype=costs.dtype, device=costs.device)
-        costs = costs.permute(0, 2, 3, 1).contiguous()
-        pairs = list(combinations(range(min(3, m)), 2))
-        whole = (
-            self.beta
-            / cells
-            * (1 - torch.eye(m + len(pairs), dtype=costs.dtype, device=costs.device))[None].expand(number, -1, -1)
+        cells, threshold = grid**2, self.thres * grid**2
+        halves = np.array(list(combinations(range(min(3, m)), 2)), dtype=np.int64).reshape(-1, 2).T
+        levels = m + halves.shape[1]  # the images, then halves of two of them
+        unit = costs.new_ones(levels).diag()
+        counts = unit[labels.flatten(2), :m].sum(2)  # of cells, by mosaic and image
+        on, costs, compatible, unit, counts, whole, prices, push, order, part, ends, chosen, pairs = grids.quick(
+            costs,
+            compatible,
+            unit[:m, :m],
+            counts,
+            self.beta / cells * (1 - unit).expand(number, -1, -1),
+            costs.new_empty(number, grid, grid, levels).permute(0, 3, 1, 2),
+            torch.zeros_like(counts),
+            torch.arange(m, device=costs.device) / (4 * m),  # counts differ by halves: of equals the first
+            torch.arange(number, device=costs.device)[:, None, None],
+            torch.arange(levels, device=costs.device).repeat(2, number, 1),  # the two images of a label
+            labels.repeat(2, 1, 1, 1, 1),
+            ops.send(halves, costs),
         )
-        itself = torch.arange(m, device=costs.device).expand(number, -1)
-        chosen = [[images, images] for images in labels.unbind(1)]
-        counts = F.one_hot(labels.flatten(2), m).sum(2).to(costs.dtype)  # of cells, by mosaic and image
-        first_of_equals = torch.arange(m, device=costs.device) / (4 * m)  # counts differ by halves
-        push = torch.zeros_like(counts)
-        total = counts.sum(1)
+        which, total = part[:, 0], counts.sum(1)
         for turn in range(self.niter):
             for i in range(m):
-                used = counts[:, i]
-                total = total - used
+                total = total - counts[:, i]
                 crowd = (compatible @ total[:, :, None])[:, :, 0]
-                excess = crowd - self.thres * cells if self.thres_type == "soft" else crowd
-                extra = self.gamma / cells * (2 * excess * (crowd > self.thres * cells) + push[:, i])
-                price, pairwise, halves = costs + extra[:, None, None], whole[:, :m, :m], [itself, itself]
-                if turn and pairs:
-                    _, who = (used - first_of_equals).topk(min(3, m))
-                    most = used.gather(1, who)
-                    two = [who[:, [pair[end] for pair in pairs]] for end in (0, 1)]
-                    member = (eye[two[0]] + eye[two[1]]) / 2
-                    half = price @ member.transpose(1, 2)[:, None] - BONUS
-                    half = half.masked_fill((most[:, [b for _, b in pairs]] == 0)[:, None, None], torch.inf)
-                    price = torch.cat([price, half], 3)
-                    pairwise = whole.clone()
-                    pairwise[:, m:, :m] *= 1 - 2 * (1 - MEMBER) * member
-                    pairwise[:, :m, m:] = pairwise[:, m:, :m].transpose(1, 2)
-                    halves = [torch.cat([itself, end], 1) for end in two]
-                label = grids.sweeps(price, pairwise, rounds=ROUNDS).flatten(1)
-                shown = [end.gather(1, label) for end in halves]
-                chosen[i] = [end.unflatten(1, (grid, grid)) for end in shown]
-                used = (F.one_hot(torch.cat(shown, 1), m).sum(1) / 2).to(costs.dtype)
-                counts[:, i] = used
-                total = total + used
+                excess = crowd - threshold if self.thres_type == "soft" else crowd
+                extra = self.gamma / cells * (2 * excess * (crowd > threshold) + push[:, i])
+                on.add(costs, extra[:, :, None, None], out=prices[:, :m])
+                known, pairwise = m, whole
+                if turn and levels > m:
+                    known, pairwise = levels, whole + 0
+                    most = (order - counts[:, i]).argsort(1)[:, :3]
+                    ends[:, :, m:] = most[:, pairs].swapaxes(0, 1)
+                    one, other = ends[:, :, m:]
+                    pairwise[:, m:, :m] *= 1 - (1 - MEMBER) * (unit[one] + unit[other])
+                    pairwise[:, :m, m:] = pairwise[:, m:, :m].swapaxes(1, 2)
+                    unused = on.where(counts[which, i, other] == 0, torch.inf, 0.0)[:, :, None, None]
+                    prices[:, m:] = (prices[which, one] + prices[which, other]) / 2 - BONUS + unused
+                price = prices[:, :known].swapaxes(1, 2).swapaxes(2, 3)
+                label = grids.swept(on, part, price, pairwise[:, :known, :known], (), ROUNDS)
+                chosen[:, :, i] = ends[:, part, label]
+                counts[:, i] = unit[chosen[:, :, i].reshape(2, number, cells)].sum((0, 2)) / 2
+                total = total + counts[:, i]
             if turn == self.niter - 2 and self.set_resolve:
-                push = pushed(counts > 0).to(costs.dtype)
-        first, second = zip(*chosen, strict=True)
-        return torch.stack(first, 1), torch.stack(second, 1)
+                push = push + grids.quick(pushed(torch.as_tensor(counts) > 0))[1]
+        first, second = torch.as_tensor(chosen)
+        return first, second
 
     def mix(  # type: ignore[override]
         self,

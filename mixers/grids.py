@@ -5,6 +5,7 @@ here a batch at a time on the device, without a loop over samples and without re
 labels. ``down`` (B, h-1, w) weighs a cell and the one below it, ``right`` (B, h, w-1) a cell and the one on its right.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,12 +44,17 @@ def learn_and_mix(
     return Out.of(logits, target, plan, mix=criterion(logits, target), clean=clean[0])
 
 
+def at_hand(tensor: Tensor) -> bool:
+    """Whether values can be read, and what they say be left out, without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
 def quick(*tensors: Tensor) -> tuple[Any, ...]:
     """``numpy`` and arrays on a CPU, where its calls take a third of the time of torch's, else ``torch`` and tensors.
 
     For code in words that both know, such as ``less``, ``minimum`` and ``add`` with ``out``, ``take`` and ``argmin``.
     """
-    return (np, *(t.numpy() for t in tensors)) if tensors[0].device.type == "cpu" else (torch, *tensors)
+    return (np, *(t.numpy() for t in tensors)) if at_hand(tensors[0]) else (torch, *tensors)
 
 
 def binary(
@@ -64,20 +70,21 @@ def binary(
     if height % 2:  # a row more, where nothing costs anything
         gain, down, right = (F.pad(t, (0, 0, 0, 1)) for t in (gain, down, right))
     rows, half, lefts = gain.shape[1] // 2, 2 ** (width - 1), min(2, width)
-    gain, down, right = (t.movedim(0, -1) for t in (gain, down, right))  # batch last: long runs in memory
+    gain, down, right = (t.movedim(0, -1).contiguous() for t in (gain, down, right))  # batch last: long runs in memory
     own = gain[:, :, None].repeat(1, 1, lefts, 1)  # by the label on the left, what a 1 costs more than a 0
     for dim, weight in ((0, down), (1, right)):  # w*|y - y'| = w*y + w*y' - 2w*y*y'
         own.narrow(dim, 0, weight.shape[dim]).add_(weight[:, :, None])
         own.narrow(dim, 1, weight.shape[dim]).add_(weight[:, :, None])
     own[:, 1:, -1] -= 2 * right
-    own, bonds = (torch.cat([t[:rows], t[-rows:].flip(0)], -1) for t in (own, 2 * down[: 2 * rows - 1]))
-    middle, bonds = bonds[-1, :, :batch], bonds[:-1]
+    own, bonds = (torch.cat([torch.cat([t[k], t[-1 - k]], -1) for k in range(rows)]) for t in (own, 2 * down))
+    middle, bonds = bonds[-width:, :batch], bonds[:-width]
     tables = gain.new_empty(2, 2 * half, 2 * batch)  # the least cost so far by state, before a cell and after it
     spare = gain.new_empty(half, 2 * batch)
-    choice = torch.empty(rows * width, half, 2, 2 * batch, dtype=torch.bool, device=gain.device)
+    choice = torch.empty((rows - 1) * width, half, 2, 2 * batch, dtype=torch.bool, device=gain.device)
+    meeting = torch.empty(width, half, 2, batch, dtype=torch.bool, device=gain.device)
     sample = torch.arange(2 * batch, device=gain.device)
-    on, own, bonds, middle, tables, spare, choice, sample = quick(
-        own.flatten(0, 1), bonds.flatten(0, 1), middle, tables, spare, choice, sample
+    on, own, bonds, middle, tables, spare, choice, meeting, sample = quick(
+        own, bonds, middle, tables, spare, choice, meeting, sample
     )
     least, other = tables
     least[0] = 0
@@ -88,7 +95,7 @@ def binary(
         states[:, :, 0] = known
         on.add(known, cost, out=states[:, :, 1])
         least, other = other, least
-    for bond, cost, better in zip(bonds, own[width:], choice, strict=False):
+    for bond, cost, better in zip(bonds, own[width:], choice, strict=True):
         zero, one = least[:half], least[half:]  # by the label above
         states = other.reshape(half, 2, -1)
         on.subtract(one, bond, out=spare)
@@ -98,20 +105,19 @@ def binary(
         on.minimum(spare, zero, out=spare)
         on.add(spare.reshape(-1, lefts, 2 * batch), cost, out=states.reshape(-1, lefts, 2, 2 * batch)[:, :, 1])
         least, other = other, least
-    upper, lower = least[:, :batch], least[:, batch:]
-    meet = choice[-width:, :, :, :batch]
-    for bond, better in zip(middle, meet, strict=True):  # the upper half, by the labels of the first row below it
+    upper, lower = least[:, :batch] + 0, least[:, batch:]
+    for bond, better in zip(middle, meeting, strict=True):  # the upper half, by the labels of the first row below it
         zero, one = upper[:half], upper[half:]
         near = one - bond
         on.less(one, zero, out=better[:, 0])
         on.less(near, zero, out=better[:, 1])
         upper = on.stack([on.minimum(one, zero), on.minimum(near, zero)], 1).reshape(2 * half, batch)
     below = state = (upper + lower).argmin(0)
-    for better in reversed(meet):
-        state = (state >> 1) + half * better[state >> 1, state & 1, sample[:batch]]
+    for better in reversed(meeting):
+        state = (state >> 1) + half * better.take(state * batch + sample[:batch])
     state = on.concatenate([state, below])
     states = []
-    for better in reversed(choice[:-width]):
+    for better in reversed(choice):
         states.append(state)
         state = (state >> 1) + half * better.take(state * (2 * batch) + sample)
     states += [state >> place for place in range(width)]
@@ -134,18 +140,15 @@ def descent(
     On a CPU, where values may be read, bounds on the labels come first: from an upper bound a sample takes as many
     steps as its bounds are apart.
     """
-    labels = torch.full_like(slope, len(prior) - 1, dtype=torch.int64)
+    top, on_cpu = len(prior) - 1, at_hand(slope)
     step = prior.roll(1) - prior  # lowering from l changes the prior by step[l]
     step[0] = torch.inf
-    left: Any = slice(None)  # samples that are not done
-    if slope.device.type == "cpu":
-        lowest, labels = bounds(slope, prior, down, right)
-        apart = (labels - lowest).amax((1, 2))
-    for turn in range(len(prior) - 1):
-        if slope.device.type == "cpu":
-            left = (apart > turn).nonzero()[:, 0]
-            if not len(left):
-                break
+    lowest, labels = bounds(slope, prior, down, right) if on_cpu else (0, torch.full_like(slope, top).long())
+    apart = (labels - lowest).amax((1, 2))
+    for turn in range(top):
+        left: Any = (apart > turn).nonzero()[:, 0] if on_cpu else slice(None)  # samples that are not done
+        if on_cpu and not len(left):
+            break
         now, below, beside = labels[left], down[left], right[left]
         gain = step[now] - slope[left]
         pull = 2 * below * now.diff(dim=1)  # what lowering the lower cell, not the upper one, saves
@@ -163,14 +166,13 @@ def bounds(slope: Tensor, prior: Tensor, down: Tensor, right: Tensor) -> tuple[T
 
     Higher neighbours never make a lower label better, so bounds on the neighbours give bounds on the cell. On a CPU.
     """
-    both = (np.moveaxis(t.repeat(2, 1, 1).numpy(), 0, -1).copy() for t in (slope / -2, down, right))  # low, then high
-    pull, below, beside = both
+    pull, below, beside = (t.movedim(0, -1).repeat(1, 1, 2).numpy() for t in (slope / -2, down, right))
     total = np.zeros_like(pull)
     for end in (slice(1, None), slice(-1)):
         total[end] += below
         total[:, end] += beside
     ups = [(rise + (2 * label + 1) * total) / 2 for label, rise in enumerate(np.diff(prior.numpy()))]
-    labels = np.zeros_like(pull)
+    labels = np.zeros_like(pull)  # the lower bounds, then the upper ones
     labels[:, :, len(slope) :] = len(ups)
     for _ in range(BOUNDS):
         sums = pull.copy()
@@ -196,50 +198,89 @@ def sweeps(
     given the others, then all odd rows, even columns, odd columns. The sum never rises; where it ends need not be the
     minimum. For grids and numbers of labels that are too large for more. Weights are 1 where none are given.
     """
-    turned = costs.transpose(1, 2)
-    down_turned, right_turned = (None if t is None else t.transpose(1, 2) for t in (down, right))
-    pairwise = pairwise.expand(len(costs), -1, -1)
+    batch = len(costs)
+    between = [weight.expand(batch, -1, -1) for weight in (down, right) if weight is not None]
+    grid = torch.arange(batch, device=costs.device)[:, None, None]
+    on, grid, costs, pairwise, *weights = quick(grid, costs, pairwise.expand(batch, -1, -1), *between)
+    return torch.as_tensor(swept(on, grid, costs, pairwise, weights, rounds))
+
+
+def swept(on: Any, grid: Any, costs: Any, pairwise: Any, weights: Sequence[Any], rounds: int) -> Any:
+    """``sweeps`` in words of ``quick``: ``grid`` counts the grids, (B, 1, 1), ``weights`` are none or two.
+
+    numpy leaves out labels that cannot win anywhere, as others cost less by more than all boundaries of a cell could,
+    and stops when nothing changes.
+    """
+    able = None
+    if on is np and not weights:
+        wins = (costs <= costs.min(3, keepdims=True) + 4 * np.ptp(pairwise)).any((1, 2))
+        able = np.sort(np.argsort(~wins, 1, kind="stable")[:, : wins.sum(1).max()], 1)
+        costs = costs[grid[:, 0], :, :, able].transpose(0, 2, 3, 1).copy()
+        pairwise = pairwise[grid, able[:, :, None], able[:, None]]
     labels = costs.argmin(3)
-    for _ in range(rounds):
-        labels = relabel_rows(labels, costs, pairwise, down, right)
-        labels = relabel_rows(labels.transpose(1, 2), turned, pairwise, right_turned, down_turned).transpose(1, 2)
-    return labels
+    halves = []  # of a round: even rows, odd rows, even columns, odd columns
+    for turn in (False, True):
+        field, own, *between = (t.swapaxes(1, 2) if turn else t for t in (labels, costs, *weights))
+        across, along = (between[::-1] if turn else between) or (None, None)
+        for first in range(min(2, field.shape[1])):
+            lines, others = field[:, first::2], field[:, 1 - first :: 2]
+            touching = []
+            for shift in (first - 1, first):  # the line above, the line below
+                start, stop = max(0, -shift), min(lines.shape[1], others.shape[1] - shift)
+                weight = None if across is None else across[:, 2 * start + shift :: 2][:, : stop - start]
+                touching.append((slice(start, stop), slice(start + shift, stop + shift), weight))
+            halves.append((lines, others, own[:, first::2], touching, None if along is None else along[:, first::2]))
+    settled = 0  # so many of the last would change nothing now
+    for lines, others, own, touching, along in halves * rounds:
+        imposed, local = pairwise[grid, others], own + 0
+        for here, there, weight in touching:
+            local[:, here] += times(weight, imposed[:, there])
+        found = lines + 0
+        best_lines(on, grid, local, pairwise, along, found)
+        if on is np:
+            settled = 1 if (found != lines).any() else settled + 1
+        lines[:] = found
+        if settled == len(halves):
+            break
+    return labels if able is None else able[grid, labels]
 
 
-def relabel_rows(labels: Tensor, costs: Tensor, pairwise: Tensor, down: Tensor | None, right: Tensor | None) -> Tensor:
-    """One half of a round: even rows, then odd rows."""
-    (batch, height), levels = labels.shape[:2], costs.shape[3]
-    by_label = pairwise.flatten(0, 1)
-    offset = torch.arange(0, batch * levels, levels, device=labels.device).view(-1, 1, 1)
-    labels = labels.clone()
-    for first in range(min(2, height)):
-        imposed = F.pad(by_label[labels + offset], (0, 0, 0, 0, 1, 1))  # on a neighbour, by its label; none at the rim
-        above, below = imposed[:, first:height:2], imposed[:, first + 2 :: 2]
-        if down is not None:
-            weights = F.pad(down, (0, 0, 1, 1))[..., None]
-            above, below = weights[:, first:height:2] * above, weights[:, first + 1 :: 2] * below
-        weight = right if right is None else right[:, first::2]
-        labels[:, first::2] = best_lines(costs[:, first::2] + above + below, pairwise[:, None], weight)
-    return labels
+def best_lines(on: Any, grid: Any, costs: Any, pairwise: Any, weights: Any, found: Any) -> None:
+    """Write the best labels of lines of w cells, each by itself, into ``found``: from both ends to the middle and back.
+
+    (Viterbi. IEEE Transactions on Information Theory, 1967.)
+    """
+    width, levels = costs.shape[2:]
+    half = width // 2
+    if not half:
+        found[:] = costs.argmin(3)
+        return
+    least = np.minimum.reduce if on is np else torch.amin
+    two = [slice(k, width - k, width - 1 - 2 * k) for k in range(half)]  # columns, the outermost first
+    best = [costs[:, :, two[0]]]
+    for k in range(1, half):
+        link = times(weights, pairwise[:, None, None], slice(k - 1, width - k, width - 2 * k))
+        best.append(least(best[-1][..., None] + link, 3) + costs[:, :, two[k]])
+    left, right = best[-1][:, :, 0], best[-1][:, :, 1]
+    if width % 2:
+        left = least(left[..., None] + times(weights, pairwise[:, None], half - 1), 2) + costs[:, :, half]
+    total = left[..., None] + times(weights, pairwise[:, None], width - 1 - half) + right[:, :, None]
+    both = total.reshape(*found.shape[:2], levels * levels).argmin(2)
+    found[:, :, (width - 1) // 2], found[:, :, width - half] = both // levels, both % levels
+    if width % 2:
+        link = times(weights, pairwise[grid[:, 0], found[:, :, half]], half - 1)
+        found[:, :, half - 1] = (best[-1][:, :, 0] + link).argmin(2)
+    for k in reversed(range(half - 1)):
+        link = times(weights, pairwise[grid, found[:, :, two[k + 1]]], slice(k, width - 1 - k, width - 2 - 2 * k))
+        found[:, :, two[k]] = (best[k] + link).argmin(3)
 
 
-def best_lines(
-    costs: Float[Tensor, "B n w L"], pairwise: Float[Tensor, "B 1 L L"], weight: Float[Tensor, "#B n w-1"] | None
-) -> Int[Tensor, "B n w"]:
-    """The best labels of lines of w cells, each by itself. (Viterbi. IEEE Transactions on Information Theory, 1967.)"""
-    best, *others = costs.unbind(2)
-    arrivals = []
-    for column, own in enumerate(others):
-        link = pairwise if weight is None else weight[:, :, column, None, None] * pairwise
-        arrivals.append(best[:, :, None] + link)  # by the label arrived at, then by that before it
-        best = arrivals[-1].amin(3) + own
-    label = best.argmin(2, keepdim=True)
-    labels = [label]
-    for arrival in reversed(arrivals):
-        arrived = label[..., None].expand(-1, -1, 1, arrival.shape[3])
-        label = arrival.gather(2, arrived)[:, :, 0].argmin(2, keepdim=True)
-        labels.append(label)
-    return torch.cat(labels[::-1], 2)
+def times(weights: Any, prices: Any, where: Any = slice(None)) -> Any:
+    """Prices (B, n, ...) times the weights (B, n, w) ``where`` in their last dimension, if there are any."""
+    if weights is None:
+        return prices
+    weights = weights[:, :, where]
+    return weights.reshape(*weights.shape, *(1,) * (prices.ndim - weights.ndim)) * prices
 
 
 def saliency_map(gradient: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W"]:

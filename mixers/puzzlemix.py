@@ -287,28 +287,32 @@ def transported(saliency: Float[Tensor, "n t t"], shown: Tensor, cost: float) ->
     gain, shown = saliency.flatten(1), shown.flatten(1).to(saliency.dtype)
     costs = torch.addcmul(away, gain[:, :, None], shown[:, None], value=-1).flatten(0, 1)
     block = torch.arange(batch * count, device=saliency.device)  # blocks and places of all images are counted on
-    first, nobody = block - block % count, len(block)
-    on_cpu = saliency.device.type == "cpu"
-    moves = shown < 1 if on_cpu else torch.ones_like(shown, dtype=torch.bool)
-    if on_cpu:
-        moves &= gain >= away[0, min(1, count - 1)]  # a step at least
-    choosing: Any = moves.flatten().nonzero()[:, 0] if on_cpu else slice(None)
+    nobody = len(block)
+    on_cpu = grids.at_hand(saliency)
+    # Who is worth a step and does not show may leave; on other devices all choose from the first time on.
+    moves = (shown < 1) & (gain >= away[0, min(1, count - 1)]) if on_cpu else torch.ones_like(shown, dtype=torch.bool)
+    choosing = moves.flatten().nonzero()[:, 0] if on_cpu else block
     to = block.clone()
     pays = torch.where(moves, torch.inf, -gain * shown).flatten()  # each block
     price, holder = pays.clone(), torch.where(moves.flatten(), nobody, block)  # of each place
     for _ in range(side):
-        pays[choosing], spot = costs[choosing].min(1)
-        to[choosing] = first[choosing] + spot
-        rivals = choosing
-        if on_cpu:  # and who has what they want
-            having = holder[to[choosing]]
-            rivals = torch.cat([choosing, having[having < nobody]]).unique()
-        who, place, claim = block[rivals], to[rivals], pays[rivals]
+        choices = costs[choosing] if on_cpu else costs
+        spot = torch.as_tensor(grids.quick(choices)[1].argmin(1))
+        claim = choices.gather(1, spot[:, None])[:, 0]
+        place = choosing - choosing % count + spot
+        pays.scatter_(0, choosing, claim)
+        to.scatter_(0, choosing, place)
+        before, was = holder[place], price[place]
         price.scatter_reduce_(0, place, claim, "amin")
-        holder[place] = nobody
-        holder.scatter_reduce_(0, place, torch.where(claim == price[place], who, nobody), "amin")  # of equals the first
-        lost = holder[place] != who
-        costs.view(-1)[who * count + place - first[rivals]] = claim + lost
+        now = price[place]
+        holder.scatter_(0, place, torch.where(now < was, nobody, before))
+        holder.scatter_reduce_(0, place, torch.where(claim == now, choosing, nobody), "amin")  # of equals the first
+        lost = holder[place] != choosing
         if on_cpu:
-            choosing = rivals[lost]
-    return (torch.where(holder < nobody, holder, block) - first).view(batch, side, side)
+            ousted = before[~lost]
+            choosing = torch.cat([choosing[lost], ousted[ousted < nobody]])
+            if not len(choosing):
+                break
+        raised = pays[choosing] + 1 if on_cpu else pays + lost
+        costs.view(-1).scatter_(0, choosing * count + to[choosing] % count, raised)
+    return (torch.where(holder < nobody, holder, block) % count).view(batch, side, side)

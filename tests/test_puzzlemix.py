@@ -72,6 +72,23 @@ def test_no_graph_cut_finds_a_mask_of_less_energy(grid: int) -> None:
     assert (labels == cut).float().mean() > 0.95
 
 
+@pytest.mark.parametrize(("grid", "levels"), [(2, 2), (3, 3), (4, 4), (5, 3), (8, 3)])
+def test_what_a_device_computes_without_reading_values_is_the_same(grid: int, levels: int, monkeypatch) -> None:
+    slope, prior, down, right = problem = random_problem(30, grid, levels, seed=3)
+    level = torch.arange(float(levels))
+    field = slope[..., None] * level + prior, (level[:, None] - level)[None] ** 2
+    moved = slope.abs(), slope > 0, 0.1
+
+    def everything() -> list[Tensor]:
+        solved = [grids.descent(*problem), grids.sweeps(*field), grids.sweeps(*field, down, right)]
+        return [*solved, transported(*moved)]
+
+    here = everything()
+    monkeypatch.setattr(grids, "at_hand", lambda tensor: False)
+    for one, other in zip(here, everything(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_sweeps_come_close_to_the_optimum_and_never_below() -> None:
     slope, prior, down, right = problem = random_problem(64, 8, 3, seed=2)
     level = torch.arange(3.0)
