@@ -703,11 +703,28 @@ def test_damaged_and_hostile_files_of_a_run_are_one_line_for_verify(clients: For
     command(clients, run, "--repo_id", "tester/odd")
     files = hub.files("tester/odd")
     recipe, deep = files["recipe.yaml"], b"[" * 100000
+    results, data = (json.loads(files[name]) for name in ("eval_results.json", "data.json"))
+
+    def exported(**changes: object) -> bytes:
+        """The results with other scores; without those that are None."""
+        scores = {k: v for k, v in (results["exported"] | changes).items() if v is not None}
+        return json.dumps(results | {"exported": scores}).encode()
+
+    lies = {k: 99.0 for k in results["exported"] if k.endswith("top1")}  # found first
+    nlls = [k for k in results["exported"] if k.endswith("nll")]
     cases = [
         ("README.md", b"---\nmodel-index: " + deep + b"\n---\n", "damaged files: RecursionError"),
         ("README.md", b"---\nmodel-index: 5\n---\n", "damaged files: TypeError"),
         ("eval_results.json", deep, "damaged files: RecursionError"),
         ("eval_results.json", b"[]", "damaged files: TypeError"),
+        ("eval_results.json", exported(**lies, **dict.fromkeys(nlls)), "damaged files: KeyError"),
+        ("eval_results.json", exported(**lies, **dict.fromkeys(nlls, "low")), "damaged files: ValueError"),
+        ("eval_results.json", exported(**lies, **{key: [1] for key in nlls}), "damaged files: TypeError"),
+        ("data.json", json.dumps({"classes": data["classes"]}).encode(), "damaged files: KeyError"),
+        ("data.json", json.dumps(data | {"splits": {}}).encode(), "damaged files: KeyError"),
+        ("data.json", json.dumps(data | {"splits": 5}).encode(), "damaged files: TypeError"),
+        ("data.json", deep, "damaged files: RecursionError"),
+        ("config.json", config(run, global_pool="", model_args={"global_pool": ""}), "and not logits"),
         ("predictions.safetensors", pickle.dumps({}), "damaged files: SafetensorError"),
         ("log.jsonl", b"", "hf-hub:tester/odd: no validation line"),
         ("log.jsonl", b"\xff\n", "damaged files: UnicodeDecodeError"),
