@@ -201,6 +201,8 @@ def attempt(folder: Path, run: Path, repo_id: str, private: bool, strategy: str,
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.utils import disable_progress_bars
 
+    from training.run import write
+
     if not os.isatty(2):
         disable_progress_bars()
     api = HfApi(token=token, library_name="mixup-recipes")
@@ -210,6 +212,8 @@ def attempt(folder: Path, run: Path, repo_id: str, private: bool, strategy: str,
         raise UserError(f"{repo_id} exists and is public: not pushed; make it private on the Hub, or take another name")
     names = {s.rfilename for s in there.siblings or ()}
     check_same_run(api, repo_id, there.sha, names, folder)
+    if folder != run and (run / "README.md").exists():  # a push since the picture may have taken an edit over
+        write(folder / "README.md", (run / "README.md").read_bytes())
     take_edits(api, repo_id, there.sha, names, folder, run)
     write_card(folder, repo_id)
     card = keep_card(folder, run)

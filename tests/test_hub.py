@@ -22,6 +22,7 @@ from resuming import LOG, Reference
 from safetensors.numpy import load_file
 
 from model_cards import hub as push
+from model_cards import publisher
 from recipes import load
 
 COMMAND = "import mixup_recipes; mixup_recipes.main()"
@@ -409,6 +410,26 @@ def test_what_a_person_writes_into_the_card_stays_wherever_it_was_written(
     assert len(done.output.splitlines()) == 1 and here.read_bytes() == mended
     hub.write(repo, {"README.md": before})
     assert command(clients, run).returncode == 0
+
+
+PUSH_PICTURE = """
+from pathlib import Path
+from model_cards import hub
+picture, run, repo = sys.argv[1:]
+hub.publish(Path(picture), Path(run), repo, False, "end", hub.find_token(None))
+"""
+
+
+@pytest.mark.slow
+def test_an_edit_that_was_taken_over_after_the_picture_stays(clients: Forks, hub: HubServer, run: Path) -> None:
+    repo, here = "tester/later", run / "README.md"
+    assert command(clients, run, "--repo_id", repo).returncode == 0
+    taken = publisher.picture(run, "end")
+    hub.write(repo, {"README.md": hub.files(repo)["README.md"] + b"\nWritten on the Hub.\n"})
+    assert command(clients, run).returncode == 0
+    done = clients.run(PUSH_PICTURE, taken, run, repo)
+    assert done.returncode == 0, done.output
+    assert here.read_bytes().endswith(b"\nWritten on the Hub.\n") and hub.files(repo)["README.md"] == here.read_bytes()
 
 
 @pytest.mark.slow
