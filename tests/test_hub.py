@@ -433,6 +433,28 @@ def test_an_edit_that_was_taken_over_after_the_picture_stays(clients: Forks, hub
 
 
 @pytest.mark.slow
+def test_a_late_push_of_an_older_picture_leaves_newer_numbers_in_the_run(
+    clients: Forks, hub: HubServer, run: Path
+) -> None:
+    repo, here = "tester/older", run / "README.md"
+    assert command(clients, run, "--repo_id", repo).returncode == 0
+    before, taken = here.read_bytes(), publisher.picture(run, "end")
+    results = json.loads((taken / "eval_results.json").read_text())
+    (taken / "eval_results.json").unlink()  # a link to the run's own
+    main = "ema_top1" if load(str(run / "recipe.yaml")).report_ema else "top1"
+    results["exported"][main] = 7.77
+    (taken / "eval_results.json").write_text(json.dumps(results))
+    hub.write(repo, {"README.md": hub.files(repo)["README.md"] + b"\nWritten on the Hub.\n"})
+    done = clients.run(PUSH_PICTURE, taken, run, repo)
+    assert done.returncode == 0, done.output
+    there = hub.files(repo)["README.md"]
+    assert b"7.77" in there and there.endswith(b"\nWritten on the Hub.\n")
+    assert b"7.77" not in before and here.read_bytes() == before + b"\nWritten on the Hub.\n"
+    assert command(clients, run).returncode == 0
+    assert hub.files(repo)["README.md"] == here.read_bytes() == before + b"\nWritten on the Hub.\n"
+
+
+@pytest.mark.slow
 def test_a_token_that_may_not_write_is_one_line_and_a_private_run_is_not_read_by_others(
     clients: Forks, hub: HubServer, run: Path
 ) -> None:
