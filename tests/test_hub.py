@@ -9,7 +9,7 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +72,14 @@ def command(clients: Forks, *args: object, **env: str) -> Done:
     """mixup-recipes push, with short pauses."""
     quick = "from model_cards import hub; hub.PAUSES = (0.01, 0.02)\n"
     return clients.run(quick + COMMAND, "push", *args, env=env)
+
+
+def wait_until(happened: Callable[[], bool], most: float = 120.0) -> None:
+    """Wait for something that must happen within ``most`` seconds."""
+    deadline = time.monotonic() + most
+    while not happened():
+        assert time.monotonic() < deadline, f"it did not happen within {most:g} s"
+        time.sleep(0.01)
 
 
 def mine(hub: HubServer, repo: str) -> list[dict]:
@@ -346,8 +354,8 @@ def test_a_push_that_is_killed_leaves_nothing_half_published(clients: Forks, hub
         hub.requests.clear()
         hub.fault(pattern, delay=1.0, status=500)
         started = clients.start(COMMAND, "push", run, "--repo_id", "tester/killed")
-        while not any(r.startswith(pattern.split("{")[0]) for r in hub.requests):
-            time.sleep(0.01)
+        start = pattern.split("{")[0]
+        wait_until(lambda start=start: any(r.startswith(start) for r in hub.requests))
         os.kill(started[0], signal.SIGKILL)
         assert clients.wait(started).returncode == -signal.SIGKILL
         hub.faults.clear()
@@ -371,8 +379,7 @@ def test_a_commit_of_somebody_else_in_between_is_seen_and_the_publication_is_who
     hub.fault(COMMIT.format("between"), delay=1.5)
     hub.requests.clear()
     started = clients.start("from model_cards import hub; hub.PAUSES = (0.01, 0.02)\n" + COMMAND, "push", run)
-    while not any(r.startswith(COMMIT.format("between")) for r in hub.requests):
-        time.sleep(0.01)
+    wait_until(lambda: any(r.startswith(COMMIT.format("between")) for r in hub.requests))
     hub.write(repo, {"log.jsonl": b"of another push\n"})  # what this push saw no need to send
     done = clients.wait(started)
     assert done.returncode == 0, done.output
@@ -394,8 +401,7 @@ def test_what_a_person_writes_into_the_card_stays_wherever_it_was_written(
     here.write_text(here.read_text() + "\nFirst, here.\n")
     hub.fault(COMMIT.format("written"), no_answer=True)
     started = clients.start(COMMAND, "push", run)
-    while len(mine(hub, repo)) == count:
-        time.sleep(0.01)
+    wait_until(lambda: len(mine(hub, repo)) > count)
     os.kill(started[0], signal.SIGKILL)
     clients.wait(started)
     here.write_text(here.read_text() + "\nSecond, here.\n")
@@ -556,9 +562,7 @@ def test_a_full_disk_keeps_a_run_from_its_push_only(
 def test_a_signal_ends_the_wait_for_a_push(server: Server, hub: HubServer, tiny_recipe: Path, tmp_path: Path) -> None:
     hub.fault(COMMIT.format("slow"), delay=20)
     run = job(server, hub.env, tiny_recipe, tmp_path / "job", "--hub_model_id", "tester/slow")
-    deadline = time.monotonic() + 120
-    while not any("tester/slow/commit" in r for r in hub.requests) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: any("tester/slow/commit" in r for r in hub.requests))
     began = time.monotonic()
     run.send(signal.SIGTERM)
     assert run.wait() == [0], run.output()
