@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
 from torch import nn
 
 PREFIXES = ("hf-hub:", "hf_hub:")
@@ -40,8 +42,6 @@ def fetch(name: str, *others: str) -> Path:
 
     ``others``: files to have too where the repository has them. Raises ``NoWeights``, and what the Hub's client does.
     """
-    from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
-
     repo, _, revision = name.partition(":")[2].partition("@")
     try:
         config = download(repo, "config.json", revision or None)
@@ -62,8 +62,6 @@ def fetch(name: str, *others: str) -> Path:
 
 def download(repo: str, file: str, revision: str | None) -> Path:
     """One file into the cache. What is announced too large is not begun."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-
     if not constants.HF_HUB_OFFLINE:
         size = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision)).size or 0
         cache = Path(constants.HF_HUB_CACHE)
@@ -79,8 +77,8 @@ def download(repo: str, file: str, revision: str | None) -> Path:
 def load(folder: Path, name: str, **args: Any) -> nn.Module:
     """The model of a folder with config.json and model.safetensors, through timm. ``args``: instead of the config's.
 
-    Raises ``NoWeights`` for a configuration that is none of a classifier of timm or of ``training.backbones``, and for
-    weights that do not fit.
+    Raises ``NoWeights`` for a configuration that is none of a classifier of timm or of a registered architecture, and
+    for weights that do not fit.
     """
     config = checked(folder / "config.json", name)
     if not (folder / "model.safetensors").is_file():
