@@ -857,6 +857,27 @@ def test_a_repository_that_the_hub_does_not_have_is_said_in_a_few_words() -> Non
 
 
 @pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        (
+            huggingface_hub.errors.HfHubHTTPError(
+                "busy", response=SimpleNamespace(headers={}, request=None, status_code=429)
+            ),
+            "the Hub answered 429",
+        ),
+        (OSError("no route"), "http://hub cannot be reached"),
+        (None, "http://hub cannot be reached"),
+    ],
+)
+def test_a_hub_that_answered_is_not_called_out_of_reach(cause, words, monkeypatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://hub")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    error = huggingface_hub.errors.LocalEntryNotFoundError("not in the cache")
+    error.__cause__ = cause
+    assert taps.why(error) == f"not on this machine, and {words}"
+
+
+@pytest.mark.parametrize(
     ("architecture", "args"),
     [
         ("vit_tiny_patch16_224", {"depth": 9999, "embed_dim": 9999, "num_heads": 3}),
