@@ -626,6 +626,9 @@ def asking_once() -> Iterator[None]:
 def why(error: Exception) -> str:
     """What kept weights from being loaded, in a few words."""
     if isinstance(error, LocalEntryNotFoundError):
+        status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
+        if status is not None:
+            return f"not on this machine, and the Hub answered {status}"
         offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
         return f"not on this machine, and {offline}"
     if isinstance(error, RepositoryNotFoundError):

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
+import torch
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 PREFIXES = ("hf-hub:", "hf_hub:")
 SMALL = 2**23  # bytes of a configuration or a recipe, at the most
@@ -40,8 +47,6 @@ def fetch(name: str, *others: str) -> Path:
 
     ``others``: files to have too where the repository has them. Raises ``NoWeights``, and what the Hub's client does.
     """
-    from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
-
     repo, _, revision = name.partition(":")[2].partition("@")
     try:
         config = download(repo, "config.json", revision or None)
@@ -62,8 +67,6 @@ def fetch(name: str, *others: str) -> Path:
 
 def download(repo: str, file: str, revision: str | None) -> Path:
     """One file into the cache. What is announced too large is not begun."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-
     if not constants.HF_HUB_OFFLINE:
         size = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision)).size or 0
         cache = Path(constants.HF_HUB_CACHE)
@@ -79,8 +82,8 @@ def download(repo: str, file: str, revision: str | None) -> Path:
 def load(folder: Path, name: str, **args: Any) -> nn.Module:
     """The model of a folder with config.json and model.safetensors, through timm. ``args``: instead of the config's.
 
-    Raises ``NoWeights`` for a configuration that is none of a classifier of timm or of ``training.backbones``, and for
-    weights that do not fit.
+    Raises ``NoWeights`` for a configuration that is none of a classifier of timm or of a registered architecture, and
+    for weights that do not fit.
     """
     config = checked(folder / "config.json", name)
     if not (folder / "model.safetensors").is_file():
@@ -89,10 +92,39 @@ def load(folder: Path, name: str, **args: Any) -> nn.Module:
         (Path(aside) / "config.json").write_text(json.dumps(config))
         (Path(aside) / "model.safetensors").symlink_to((folder / "model.safetensors").absolute())
         try:
+            check_size(f"local-dir:{aside}", (folder / "model.safetensors").stat().st_size, name)
             return timm.create_model(f"local-dir:{aside}", pretrained=True, **args)
+        except NoWeights:
+            raise
         except Exception as e:  # timm and safetensors raise what comes
             why = " ".join(str(e).replace(aside, str(folder)).split())[:300]
             raise NoWeights(f"cannot load model {name!r}: {type(e).__name__}: {why}") from None
+
+
+def check_size(address: str, size: int, name: str) -> None:
+    """Raise ``NoWeights`` when a configuration describes more numbers than the weights have bytes. Allocates nothing.
+
+    The meta device has no memory but takes time: one that describes far more is not built to its end. Numbers count
+    twice there when a layer is replaced while a model is built, and buffers need not be among the weights.
+    """
+    seen = 0
+
+    def count(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
+        nonlocal seen
+        if tensor is not None and tensor.is_meta:
+            seen += tensor.numel()
+            if seen > 4 * size:
+                raise NoWeights(f"{name}: config.json describes more than {seen:,} numbers, the weights hold fewer")
+
+    hooks = (register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count))
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(address, pretrained=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if (numbers := sum(p.numel() for p in model.parameters())) > size:
+        raise NoWeights(f"{name}: config.json describes {numbers:,} numbers, the weights hold fewer")
 
 
 def checked(path: Path, name: str) -> dict[str, Any]:

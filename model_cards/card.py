@@ -179,7 +179,8 @@ def place(recipe: Recipe) -> tuple[str, str]:
 def base_model(recipe: Recipe) -> str | None:
     """The repository that a fine-tuned run started from: of timm's weights, or of a run folder that was published.
 
-    None for a run from scratch, and where no public repository is known.
+    An ``hf-hub:`` name is given as it is, private or not. None for a run from scratch, for a run folder that was not
+    pushed or is private on the Hub, and where no repository is known.
     """
     import timm
     from huggingface_hub.errors import HFValidationError

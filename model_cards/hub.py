@@ -201,6 +201,8 @@ def attempt(folder: Path, run: Path, repo_id: str, private: bool, strategy: str,
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.utils import disable_progress_bars
 
+    from training.run import write
+
     if not os.isatty(2):
         disable_progress_bars()
     api = HfApi(token=token, library_name="mixup-recipes")
@@ -210,9 +212,11 @@ def attempt(folder: Path, run: Path, repo_id: str, private: bool, strategy: str,
         raise UserError(f"{repo_id} exists and is public: not pushed; make it private on the Hub, or take another name")
     names = {s.rfilename for s in there.siblings or ()}
     check_same_run(api, repo_id, there.sha, names, folder)
+    if folder != run and (run / "README.md").exists():  # a push since the picture may have taken an edit over
+        write(folder / "README.md", (run / "README.md").read_bytes())
     take_edits(api, repo_id, there.sha, names, folder, run)
     write_card(folder, repo_id)
-    card = keep_card(folder, run)
+    card = keep_card(folder, run, repo_id)
     note(run, card_sent=card)
     found = files(folder, strategy)
     check_secrets(found, token)
@@ -297,16 +301,35 @@ def note(run: Path, **values: Any) -> None:
     write_json(run / REMEMBERED, remembered(run) | values)
 
 
-def keep_card(folder: Path, run: Path) -> str | None:
-    """Give the run folder the card that is published; its hash."""
+def keep_card(folder: Path, run: Path, repo_id: str) -> str | None:
+    """Give the run folder the card that is published; its hash.
+
+    A run that was evaluated again since the picture keeps its own numbers, and gets what persons wrote around them.
+    """
     from training.run import write
 
-    cards = [p for p in (folder / "README.md", *folder.glob(".eval_results/*.yaml")) if p.exists()]
-    for path in cards if folder != run else ():
-        place = run / path.relative_to(folder)
-        place.parent.mkdir(exist_ok=True)
-        write(place, path.read_bytes())
-    return digest(cards[0].read_bytes()) if cards and cards[0].name == "README.md" else None
+    from . import card
+
+    readme = folder / "README.md"
+    text = readme.read_bytes() if readme.exists() else None
+    if folder != run and evaluated(folder) == evaluated(run):
+        for path in (readme, *folder.glob(".eval_results/*.yaml")) if text is not None else ():
+            place = run / path.relative_to(folder)
+            place.parent.mkdir(exist_ok=True)
+            write(place, path.read_bytes())
+    elif folder != run and text is not None:
+        try:
+            newer = card.card(run, repo_id, existing=text.decode("utf-8", "replace")).encode()
+        except UserError:  # the run is just writing its files
+            newer = text
+        write(run / "README.md", newer)
+    return None if text is None else digest(text)
+
+
+def evaluated(folder: Path) -> bytes:
+    """The results of a run folder, or nothing."""
+    path = folder / "eval_results.json"
+    return path.read_bytes() if path.exists() else b""
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import recipes
 from recipes import Recipe, UserError
@@ -19,6 +19,14 @@ FILES = (
 )  # fmt: skip
 # Another device and another version of a library move a logit by rounding, and so a few of the images near a tie.
 TOP1, NLL = 0.1, 1e-3  # points, and relative
+
+
+class Claims(NamedTuple):
+    """What the weights are held to: scores of the main classifier, and the run's record of the data behind them."""
+
+    top1: float
+    nll: float
+    data: Any
 
 
 def verify(name: str, dataset: str | None = None, batch_size: int = 64) -> tuple[str, bool]:
@@ -36,13 +44,22 @@ def verify(name: str, dataset: str | None = None, batch_size: int = 64) -> tuple
         return f"differs  {name} lacks {', '.join(missing)}", False
     try:
         rows = list(of_files(folder, recipe))
+        claimed = read_claims(folder, recipe)
     except UserError as e:
         raise UserError(f"{name}: {e}") from None
     except Exception as e:  # a stranger's files can make their readers raise anything
         raise UserError(f"{name}: damaged files: {type(e).__name__}: {' '.join(str(e).split())[:200]}") from None
-    rows += of_weights(folder, name, recipe, dataset, batch_size)
+    rows += of_weights(folder, name, claimed, dataset, batch_size)
     text = "\n".join(f"{'agrees ' if good else 'differs'}  {what}" for what, good in rows)
     return text, all(good for _, good in rows)
+
+
+def read_claims(folder: Path, recipe: Recipe) -> Claims:
+    """What ``eval_results.json`` and ``data.json`` claim. Raises whatever comes for files that are none of a run's."""
+    exported = json.loads((folder / "eval_results.json").read_text())["exported"]
+    splits = json.loads((folder / "data.json").read_text())["splits"]
+    main = "ema_" if recipe.report_ema else ""
+    return Claims(float(exported[main + "top1"]), float(exported[main + "nll"]), splits[recipe.eval_split])
 
 
 def of_files(folder: Path, recipe: Recipe) -> Iterator[tuple[str, bool]]:
@@ -108,7 +125,7 @@ def top1_claims(found: Any) -> Iterator[float]:
 
 
 def of_weights(
-    folder: Path, name: str, recipe: Recipe, dataset: str | None, batch_size: int
+    folder: Path, name: str, claimed: Claims, dataset: str | None, batch_size: int
 ) -> Iterator[tuple[str, bool]]:
     """The weights, evaluated again by the recipe's protocol on its data."""
     from training import backbones, data, evaluation, images, launch, pull
@@ -117,12 +134,12 @@ def of_weights(
     changes |= {"sync_bn": False, "torch_compile": False} | ({"dataset": dataset} if dataset else {})
     recipe, _ = recipes.resolve(str(folder / "recipe.yaml"), changes)
     net = pull.load(folder, name)
+    backbones.check_input(net, batch_size, recipe.eval_size, name, training=False)
     accelerator = launch.accelerator(recipe, Path("."))
     table, classes = data.load_split(recipe, recipe.eval_split, recipe.max_eval_samples)
     backbones.check_classes(net, classes, name)
-    recorded = json.loads((folder / "data.json").read_text())["splits"][recipe.eval_split]
     found = {"images": len(table), "labels_sha256": data.labels_hash(table, recipe.label_column)}
-    yield f"data: {len(table)} images of {recipe.eval_split}, as recorded", recorded == found
+    yield f"data: {len(table)} images of {recipe.eval_split}, as recorded", claimed.data == found
     transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
     samples = data.Samples(table, recipe, transform, "skip")
     net = launch.on_device(net, recipe, accelerator)
@@ -130,15 +147,14 @@ def of_weights(
     columns = evaluation.predict_all(net, samples, recipe, accelerator, workers)
     assert columns is not None
     try:
-        scores, main = evaluation.score(columns), "ema_" if recipe.report_ema else ""
+        scores = evaluation.score(columns)
     except ValueError as e:  # weights that give no numbers
         yield f"weights: {e}", False
         return
-    claimed = json.loads((folder / "eval_results.json").read_text())["exported"]
-    for key, name_, near in (("top1", "top-1", TOP1), ("nll", "NLL", NLL * claimed[f"{main}nll"])):
-        value = claimed[main + key]
-        slack = max(near, 100 / len(table) + 1e-9) if key == "top1" else near  # one image near a tie
+    # one image near a tie may be more than TOP1
+    slack = {"top1": max(TOP1, 100 / len(table) + 1e-9), "nll": NLL * scores["nll"]}
+    for key, value, label in (("top1", claimed.top1, "top-1"), ("nll", claimed.nll, "NLL")):
         yield (
-            f"weights: {name_} {scores[key]:.4g} evaluated again, {value:.4g} claimed",
-            abs(scores[key] - value) <= slack,
+            f"weights: {label} {scores[key]:.4g} evaluated again, {value:.4g} claimed",
+            abs(scores[key] - value) <= slack[key],
         )

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from resuming import LOG, Reference
 from safetensors.numpy import load_file
 
 from model_cards import hub as push
+from model_cards import publisher
 from recipes import load
 
 COMMAND = "import mixup_recipes; mixup_recipes.main()"
@@ -71,6 +72,14 @@ def command(clients: Forks, *args: object, **env: str) -> Done:
     """mixup-recipes push, with short pauses."""
     quick = "from model_cards import hub; hub.PAUSES = (0.01, 0.02)\n"
     return clients.run(quick + COMMAND, "push", *args, env=env)
+
+
+def wait_until(happened: Callable[[], bool], most: float = 120.0) -> None:
+    """Wait for something that must happen within ``most`` seconds."""
+    deadline = time.monotonic() + most
+    while not happened():
+        assert time.monotonic() < deadline, f"it did not happen within {most:g} s"
+        time.sleep(0.01)
 
 
 def mine(hub: HubServer, repo: str) -> list[dict]:
@@ -345,8 +354,8 @@ def test_a_push_that_is_killed_leaves_nothing_half_published(clients: Forks, hub
         hub.requests.clear()
         hub.fault(pattern, delay=1.0, status=500)
         started = clients.start(COMMAND, "push", run, "--repo_id", "tester/killed")
-        while not any(r.startswith(pattern.split("{")[0]) for r in hub.requests):
-            time.sleep(0.01)
+        start = pattern.split("{")[0]
+        wait_until(lambda start=start: any(r.startswith(start) for r in hub.requests))
         os.kill(started[0], signal.SIGKILL)
         assert clients.wait(started).returncode == -signal.SIGKILL
         hub.faults.clear()
@@ -370,8 +379,7 @@ def test_a_commit_of_somebody_else_in_between_is_seen_and_the_publication_is_who
     hub.fault(COMMIT.format("between"), delay=1.5)
     hub.requests.clear()
     started = clients.start("from model_cards import hub; hub.PAUSES = (0.01, 0.02)\n" + COMMAND, "push", run)
-    while not any(r.startswith(COMMIT.format("between")) for r in hub.requests):
-        time.sleep(0.01)
+    wait_until(lambda: any(r.startswith(COMMIT.format("between")) for r in hub.requests))
     hub.write(repo, {"log.jsonl": b"of another push\n"})  # what this push saw no need to send
     done = clients.wait(started)
     assert done.returncode == 0, done.output
@@ -393,8 +401,7 @@ def test_what_a_person_writes_into_the_card_stays_wherever_it_was_written(
     here.write_text(here.read_text() + "\nFirst, here.\n")
     hub.fault(COMMIT.format("written"), no_answer=True)
     started = clients.start(COMMAND, "push", run)
-    while len(mine(hub, repo)) == count:
-        time.sleep(0.01)
+    wait_until(lambda: len(mine(hub, repo)) > count)
     os.kill(started[0], signal.SIGKILL)
     clients.wait(started)
     here.write_text(here.read_text() + "\nSecond, here.\n")
@@ -409,6 +416,48 @@ def test_what_a_person_writes_into_the_card_stays_wherever_it_was_written(
     assert len(done.output.splitlines()) == 1 and here.read_bytes() == mended
     hub.write(repo, {"README.md": before})
     assert command(clients, run).returncode == 0
+
+
+PUSH_PICTURE = """
+from pathlib import Path
+from model_cards import hub
+picture, run, repo = sys.argv[1:]
+hub.publish(Path(picture), Path(run), repo, False, "end", hub.find_token(None))
+"""
+
+
+@pytest.mark.slow
+def test_an_edit_that_was_taken_over_after_the_picture_stays(clients: Forks, hub: HubServer, run: Path) -> None:
+    repo, here = "tester/later", run / "README.md"
+    assert command(clients, run, "--repo_id", repo).returncode == 0
+    taken = publisher.picture(run, "end")
+    hub.write(repo, {"README.md": hub.files(repo)["README.md"] + b"\nWritten on the Hub.\n"})
+    assert command(clients, run).returncode == 0
+    done = clients.run(PUSH_PICTURE, taken, run, repo)
+    assert done.returncode == 0, done.output
+    assert here.read_bytes().endswith(b"\nWritten on the Hub.\n") and hub.files(repo)["README.md"] == here.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_late_push_of_an_older_picture_leaves_newer_numbers_in_the_run(
+    clients: Forks, hub: HubServer, run: Path
+) -> None:
+    repo, here = "tester/older", run / "README.md"
+    assert command(clients, run, "--repo_id", repo).returncode == 0
+    before, taken = here.read_bytes(), publisher.picture(run, "end")
+    results = json.loads((taken / "eval_results.json").read_text())
+    (taken / "eval_results.json").unlink()  # a link to the run's own
+    main = "ema_top1" if load(str(run / "recipe.yaml")).report_ema else "top1"
+    results["exported"][main] = 7.77
+    (taken / "eval_results.json").write_text(json.dumps(results))
+    hub.write(repo, {"README.md": hub.files(repo)["README.md"] + b"\nWritten on the Hub.\n"})
+    done = clients.run(PUSH_PICTURE, taken, run, repo)
+    assert done.returncode == 0, done.output
+    there = hub.files(repo)["README.md"]
+    assert b"7.77" in there and there.endswith(b"\nWritten on the Hub.\n")
+    assert b"7.77" not in before and here.read_bytes() == before + b"\nWritten on the Hub.\n"
+    assert command(clients, run).returncode == 0
+    assert hub.files(repo)["README.md"] == here.read_bytes() == before + b"\nWritten on the Hub.\n"
 
 
 @pytest.mark.slow
@@ -513,9 +562,7 @@ def test_a_full_disk_keeps_a_run_from_its_push_only(
 def test_a_signal_ends_the_wait_for_a_push(server: Server, hub: HubServer, tiny_recipe: Path, tmp_path: Path) -> None:
     hub.fault(COMMIT.format("slow"), delay=20)
     run = job(server, hub.env, tiny_recipe, tmp_path / "job", "--hub_model_id", "tester/slow")
-    deadline = time.monotonic() + 120
-    while not any("tester/slow/commit" in r for r in hub.requests) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: any("tester/slow/commit" in r for r in hub.requests))
     began = time.monotonic()
     run.send(signal.SIGTERM)
     assert run.wait() == [0], run.output()
@@ -703,11 +750,28 @@ def test_damaged_and_hostile_files_of_a_run_are_one_line_for_verify(clients: For
     command(clients, run, "--repo_id", "tester/odd")
     files = hub.files("tester/odd")
     recipe, deep = files["recipe.yaml"], b"[" * 100000
+    results, data = (json.loads(files[name]) for name in ("eval_results.json", "data.json"))
+
+    def exported(**changes: object) -> bytes:
+        """The results with other scores; without those that are None."""
+        scores = {k: v for k, v in (results["exported"] | changes).items() if v is not None}
+        return json.dumps(results | {"exported": scores}).encode()
+
+    lies = {k: 99.0 for k in results["exported"] if k.endswith("top1")}  # found first
+    nlls = [k for k in results["exported"] if k.endswith("nll")]
     cases = [
         ("README.md", b"---\nmodel-index: " + deep + b"\n---\n", "damaged files: RecursionError"),
         ("README.md", b"---\nmodel-index: 5\n---\n", "damaged files: TypeError"),
         ("eval_results.json", deep, "damaged files: RecursionError"),
         ("eval_results.json", b"[]", "damaged files: TypeError"),
+        ("eval_results.json", exported(**lies, **dict.fromkeys(nlls)), "damaged files: KeyError"),
+        ("eval_results.json", exported(**lies, **dict.fromkeys(nlls, "low")), "damaged files: ValueError"),
+        ("eval_results.json", exported(**lies, **{key: [1] for key in nlls}), "damaged files: TypeError"),
+        ("data.json", json.dumps({"classes": data["classes"]}).encode(), "damaged files: KeyError"),
+        ("data.json", json.dumps(data | {"splits": {}}).encode(), "damaged files: KeyError"),
+        ("data.json", json.dumps(data | {"splits": 5}).encode(), "damaged files: TypeError"),
+        ("data.json", deep, "damaged files: RecursionError"),
+        ("config.json", config(run, global_pool="", model_args={"global_pool": ""}), "and not logits"),
         ("predictions.safetensors", pickle.dumps({}), "damaged files: SafetensorError"),
         ("log.jsonl", b"", "hf-hub:tester/odd: no validation line"),
         ("log.jsonl", b"\xff\n", "damaged files: UnicodeDecodeError"),

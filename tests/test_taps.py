@@ -1,7 +1,9 @@
 """Looking into and editing models from outside: on plain timm models, without a trace, loud when it does not work."""
 
 import copy
+import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,9 +21,10 @@ from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-from mixers import taps
+from mixers import taps, weights
 from mixers.taps import Frozen, attention, compile_stages, edit, record, saliency, stages
 from mixers.testing import batch, differences, equal, footprint, global_rngs
+from mixers.weights import NoWeights
 from training import backbones  # noqa: F401  registers pvt_tiny, moganet_tiny and the small stems
 
 STAGES = {
@@ -851,6 +854,60 @@ def test_a_repository_that_the_hub_does_not_have_is_said_in_a_few_words() -> Non
     error = huggingface_hub.errors.RepositoryNotFoundError(words, response=response)
     assert taps.why(error) == "the Hub has no such repository, or does not show it without a token"
     assert taps.why(OSError()) == "OSError"
+
+
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        (
+            huggingface_hub.errors.HfHubHTTPError(
+                "busy", response=SimpleNamespace(headers={}, request=None, status_code=429)
+            ),
+            "the Hub answered 429",
+        ),
+        (OSError("no route"), "http://hub cannot be reached"),
+        (None, "http://hub cannot be reached"),
+    ],
+)
+def test_a_hub_that_answered_is_not_called_out_of_reach(cause, words, monkeypatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://hub")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    error = huggingface_hub.errors.LocalEntryNotFoundError("not in the cache")
+    error.__cause__ = cause
+    assert taps.why(error) == f"not on this machine, and {words}"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "args"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 9999, "embed_dim": 9999, "num_heads": 3}),
+        ("vit_tiny_patch16_224", {"depth": 9999}),
+        ("test_vit", {"depth": 30}),  # a little more than there is
+        ("resnet18", {"layers": [2, 2, 9999, 2]}),
+        ("swin_tiny_patch4_window7_224", {"window_size": 100, "img_size": 3200}),  # buffers, not parameters
+    ],
+)
+def test_a_configuration_of_more_numbers_than_the_weights_hold_is_refused_before_it_is_built(
+    saved: Path, architecture: str, args: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    config |= {"architecture": architecture, "model_args": args}
+    (saved / "config.json").write_text(json.dumps(config))
+    if architecture == "test_vit":  # this much: 30 layers of 64 channels have 1.5 million numbers
+        (saved / "model.safetensors").write_bytes(bytes(10**6))
+    create, device = timm.create_model, []
+
+    def watched(*given: object, **more: object) -> object:
+        device.append(torch.empty(0).device.type)
+        assert device[-1] == "meta"
+        return create(*given, **more)
+
+    monkeypatch.setattr(timm, "create_model", watched)
+    began = time.monotonic()
+    with pytest.raises(NoWeights, match=r"config.json describes (more than )?[\d,]+ numbers, the weights hold fewer"):
+        weights.load(saved, "a stranger's")
+    assert device == ["meta"] and time.monotonic() - began < 30
+    assert not torch.nn.modules.module._global_parameter_registration_hooks
 
 
 def test_loading_a_teacher_moves_no_generator(tmp_path):
