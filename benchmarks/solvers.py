@@ -6,8 +6,9 @@ PuzzleMix: masks of 128 pairs, 8 x 8 blocks, three labels, on random saliency, a
 alpha-beta swap labels the same pairs one by one. Co-Mixup: 100 images in parts of 20, 4 x 4 cells, four rounds; gco
 labels one by one the 400 mosaics that come up. Only the cuts count, not what the reference codes do around them. All
 is timed in turns within one process, each right after a call of its own that is not timed; ``--cold`` leaves that call
-out, so that caches hold what others left there, as in a training step. Kernels: what a GPU would be asked to run,
-counted on the meta device without views. Prints Markdown; the column of gco needs the extra ``oracle``.
+out, so that caches hold what others left there, as in a training step. Times are the thread's own, without the moments
+in which other processes had the core. Kernels: what a GPU would be asked to run, counted on the meta device without
+views. Prints Markdown; the column of gco needs the extra ``oracle``.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def main() -> None:
         cuts["gco, Co-Mixup"] = functools.partial(cut_all, mosaic_cuts(parts))
     times = measure(ours | cuts, args.repeats, args.cold)
     versions = f"torch {torch.__version__}, numpy {np.__version__}"
-    print(f"`python {' '.join(sys.argv)}`: {versions}; CPU, 1 thread; median (least) of {args.repeats}.\n")
+    print(f"`python {' '.join(sys.argv)}`: {versions}; CPU time, 1 thread; median (least) of {args.repeats}.\n")
     print("| | milliseconds | gco, one by one | times faster | kernels on a GPU |")
     print("|---|---:|---:|---:|---:|")
     for name, (function, inputs) in calls.items():
@@ -164,10 +165,10 @@ def measure(functions: dict[str, Function], repeats: int, cold: bool) -> dict[st
         for name, function in functions.items():
             if not cold:
                 function()
-            began = time.perf_counter()
+            began = time.thread_time()
             function()
             if turn > 1:
-                times[name].append(time.perf_counter() - began)
+                times[name].append(time.thread_time() - began)
     return {name: (statistics.median(values), min(values)) for name, values in times.items()}
 
 
