@@ -56,8 +56,17 @@ class AttentiveMix(Mixer):
         self.frozen: taps.Frozen | None = None
 
     def setup(self, model: nn.Module) -> None:
-        """Load the teacher. Raises ``ValueError`` when its weights cannot be had."""
+        """Load the teacher. Raises ``ValueError`` when its weights cannot be had or it is made for other images."""
         self.frozen = taps.Frozen(self.teacher)
+        like = next(self.frozen.model.parameters())
+        try:
+            self.attention(torch.zeros(1, 3, SIDE, SIDE, device=like.device, dtype=like.dtype))
+        except (AssertionError, RuntimeError) as e:  # timm's layers assert the size that they are made for
+            reason = " ".join(str(e).split())[:120]
+            raise ValueError(
+                f"the teacher {self.teacher!r} does not take images of {SIDE} x {SIDE} ({reason}); "
+                "expected a network that does, such as 'resnet18.tv_in1k'"
+            ) from None
 
     def plan(
         self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: object

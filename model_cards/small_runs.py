@@ -28,7 +28,7 @@ def small_runs(
     shown = [c for c in records.values() if setting_of(c["recipe"]) == setting and finished_seeds(c)]
     found = {label(content): finished_seeds(content) for content in shown}
     if against not in found:
-        known = nearest(against, found) if found else "there is none of this setting"
+        known = f"--against takes one of: {', '.join(found)}" if found else "there is none of this setting"
         raise UserError(f"no finished run of {setting}_{against} is recorded; {known}")
     base = found[against]
     rows = sorted(found.items(), key=lambda row: -statistics.fmean(s["top1"] for s in row[1].values()))

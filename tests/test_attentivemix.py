@@ -1,6 +1,7 @@
 """AttentiveMix+ against its definition by loops, its law, and a teacher from a run folder."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,3 +105,11 @@ def test_missing_weights_are_one_line_at_setup_and_a_plan_before_it_says_what_to
         Step(create_model("test_resnet"), mixer, torch.nn.CrossEntropyLoss())
     with pytest.raises(ValueError, match="setup"):
         mixer.plan(*batch(), rng_of(0))
+
+
+def test_a_teacher_made_for_another_size_is_refused_before_the_run(tmp_path: Path) -> None:
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
+    vit = create_model("deit_tiny_patch16_224", num_classes=5, **args)
+    save_for_hf(vit, str(tmp_path / "vit"), safe_serialization=True, model_config={"model_args": args})
+    with pytest.raises(ValueError, match=r"does not take images of 224 x 224 \(Input height \(224\) doesn't match"):
+        AttentiveMix(teacher=str(tmp_path / "vit")).setup(create_model("test_resnet", num_classes=5))

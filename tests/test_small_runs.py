@@ -73,7 +73,12 @@ def test_a_seed_that_has_not_finished_is_not_shown() -> None:
     ("setting", "against", "says"),
     [
         ("cifar10_vot", "vanilla", "unknown setting 'cifar10_vot'; did you mean 'cifar10_vit'?"),
-        ("cifar10_vit", "mixupp", "no finished run of cifar10_vit_mixupp is recorded; did you mean 'mixup'?"),
+        (
+            "cifar10_vit",
+            "mixupp",
+            "no finished run of cifar10_vit_mixupp is recorded; --against takes one of: "
+            "vanilla, cutmix, mixup, supermix (steps=5)",
+        ),
         ("deit_s", "vanilla", "no finished run of deit_s_vanilla is recorded; there is none of this setting"),
     ],
 )
