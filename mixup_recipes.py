@@ -2,6 +2,7 @@
 
 # The console command mixup-recipes: one thin line per subcommand; the work is done where it belongs.
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -276,7 +277,12 @@ def supermix(
     """Mix a recipe's images by SuperMix once, before training; a run takes the folder as its --dataset."""
     from training.premix import premix
 
-    made = premix(recipe, out, teacher, images, steps, seed, all_pairs, with_originals, dataset)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        made = premix(recipe, out, teacher, images, steps, seed, all_pairs, with_originals, dataset)
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on", file=sys.stderr)
+        raise
     print(f"{out}: {made:,} mixed images")
 
 

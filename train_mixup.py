@@ -106,6 +106,8 @@ def main() -> int | None:
     ema = ModelEmaV3(step.model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     modules = {"model": step} | ({"ema": ema.module} if ema else {})
     wrapped, optimizer = accelerator.prepare(step, optimisation.optimizer(step, recipe))
+    if found is not None:
+        run.check_teachers(folder, step)
     # every process checks, so that every process leaves with the same status before anything is written
     run.check_disk(folder, checkpoint.needed_bytes(modules, job.save_total_limit, recipe))
     state, sums = {"update": 0, "evaluated": 0, "log_length": 0, "seconds": 0.0}, {}
@@ -128,7 +130,7 @@ def main() -> int | None:
     # ----------------------------------------------------------------------------------------- record
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        run.open_folder(folder, recipe, splits.record, run.environment(accelerator, recipe))
+        run.open_folder(folder, recipe, splits.record, run.environment(accelerator, recipe, step))
         checkpoint.forget(folder / "checkpoints", update, accelerator.print)
     hub = hub if accelerator.is_main_process else None
     if hub:

@@ -1,14 +1,14 @@
 """Cost of a whole training step with every mixer, relative to the step without mixing.
 
-    python benchmarks/step.py                    # FLOPs and memory counted at the real size, time on what is at hand
-    python benchmarks/step.py --models resnet50 --mixers automix samix
+    python benchmarks/step.py                    # FLOPs and memory, counted
+    python benchmarks/step.py --repeats 3 --models resnet50 --mixers automix samix      # and time on what is at hand
 
 FLOPs are counted by torch over forward and backward on the meta device, where tensors have shapes and no values, at 224
-pixels: exact, and the same on every machine. Memory is what autograd keeps for the backward pass, counted likewise;
-on a GPU the peak that its allocator saw stands beside it. Both are means over ``--updates`` updates, so that methods
-that switch between branches are counted as they run. Milliseconds are medians in one interleaved run, at full size
-on a GPU and reduced to 64 pixels and 8 images on a CPU. Prints Markdown; ``--csv model_cards/costs.csv`` brings the
-counted columns up to date that model cards quote.
+pixels: exact, and the same on every machine. Memory is the most that autograd keeps for backward passes at one
+time, counted likewise; on a GPU the peak that its allocator saw stands beside it. Both are means over ``--updates``
+updates, so that methods that switch between branches are counted as they run. Times are medians in one interleaved run
+at 224 pixels.
+Prints Markdown; ``--csv model_cards/costs.csv`` brings the columns up to date that model cards quote.
 """
 
 # ruff: noqa: E402
@@ -38,8 +38,8 @@ from mixers import MIXERS, Step, build
 MODELS = ("resnet50", "deit_small_patch16_224", "swin_tiny_patch4_window7_224", "convnext_tiny")
 TEACHER = "resnet18"  # of AttentiveMix+, with random weights
 COUNTED = (8, 224)  # images, pixels
-TIMED = {"cuda": (64, 224), "cpu": (8, 64)}
-WARM_UP = 2  # turns
+TIMED = {"cuda": 64, "cpu": 8}  # images
+WARM_UP = 1  # turns
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
         for model in args.models:
             found[model] = measured(model, args.mixers, args.updates, args.repeats, device, folder)
             if args.csv:
-                write(args.csv, model, found[model])
+                write(args.csv, model, found[model], f"{name}, {TIMED[device.type]} images")
     show(found)
 
 
@@ -70,22 +70,20 @@ def measured(
     model: str, mixers: list[str], updates: int, repeats: int, device: torch.device, teacher: str
 ) -> dict[str, str | dict[str, float]]:
     """What each mixer costs on one model, as multiples of ``vanilla``; why not, where it does not work with it."""
-    size, pixels = TIMED[device.type]
-    whole = functools.partial(timm.create_model, model, num_classes=1000)
-    small = functools.partial(whole, **({} if pixels == 224 or not takes_size(model) else {"img_size": pixels}))
+    create = functools.partial(timm.create_model, model, num_classes=1000)
     mixers = list(dict.fromkeys(("vanilla", *mixers)))
-    times = timed(small, mixers, repeats, device, teacher) if repeats else {}
+    times = timed(create, mixers, repeats, device, teacher) if repeats else {}
     rows: dict[str, str | dict[str, float]] = {}
     base: dict[str, float] = {}
     for mixer in mixers:
-        step = made(whole, mixer, teacher)
-        if isinstance(step, str) or (repeats and mixer not in times):
-            rows[mixer] = step if isinstance(step, str) else f"not at the {pixels} pixels that are timed"
+        step = made(create, mixer, teacher)
+        if isinstance(step, str):
+            rows[mixer] = step
             continue
         flops, kept = counted(step, updates)
         cost = {"FLOPs": flops, "kept for backward": kept}
         if repeats:
-            cost[f"time, {size} x {pixels} px"] = times[mixer][0]
+            cost["time"] = times[mixer][0]
             if device.type == "cuda":
                 cost["peak memory"] = times[mixer][1]
         base = base or cost
@@ -107,25 +105,22 @@ def show(found: dict[str, dict[str, str | dict[str, float]]]) -> None:
                 print(f"\n{mixer} on {model}: {why}.")
 
 
-def write(path: Path, model: str, rows: dict[str, str | dict[str, float]]) -> None:
-    """Put the counted rows into a CSV file of model, mixer, FLOPs, memory, which `mixup-recipes card` quotes."""
+def write(path: Path, model: str, rows: dict[str, str | dict[str, float]], timed_on: str) -> None:
+    """Put the rows into the CSV file that `mixup-recipes card` quotes; a time that was not measured now stays."""
     old = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    new = [
-        {"model": model, "mixer": mixer, "flops": f"{cost['FLOPs']:.3f}", "kept": f"{cost['kept for backward']:.3f}"}
-        for mixer, cost in rows.items()
-        if isinstance(cost, dict)
-    ]
-    kept = [row for row in old if row["mixer"] in MIXERS and not (row["model"] == model and row["mixer"] in rows)]
-    lines = io.StringIO(newline="")
-    table = csv.DictWriter(lines, ["model", "mixer", "flops", "kept"], lineterminator="\n")
+    lines = {(row["model"], row["mixer"]): row for row in old if row["mixer"] in MIXERS}
+    for mixer, cost in rows.items():
+        row = lines.pop((model, mixer), {})
+        if isinstance(cost, dict):
+            row |= {"model": model, "mixer": mixer}
+            row |= {"flops": f"{cost['FLOPs']:.3f}", "kept": f"{cost['kept for backward']:.3f}"}
+            row |= {"time": f"{cost['time']:.2f}", "timed_on": timed_on} if "time" in cost else {}
+            lines[model, mixer] = row
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, ["model", "mixer", "flops", "kept", "time", "timed_on"], lineterminator="\n")
     table.writeheader()
-    table.writerows(sorted(kept + new, key=lambda row: (row["model"], list(MIXERS).index(row["mixer"]))))
-    path.write_text(lines.getvalue())
-
-
-def takes_size(model: str) -> bool:
-    """Whether a model is made for one size of images."""
-    return "deit" in model or "swin" in model
+    table.writerows(sorted(lines.values(), key=lambda row: (row["model"], list(MIXERS).index(row["mixer"]))))
+    path.write_text(text.getvalue())
 
 
 def made(create: Callable[[], torch.nn.Module], mixer: str, teacher: str) -> Step | str:
@@ -138,31 +133,54 @@ def made(create: Callable[[], torch.nn.Module], mixer: str, teacher: str) -> Ste
 
 
 def counted(step: Step, updates: int) -> tuple[float, float]:
-    """FLOPs of forward and backward, and bytes kept between them, on the meta device: means over some updates."""
+    """FLOPs of a step, and the most bytes that autograd held at a time, on the meta device: means over some updates."""
     step = copy.deepcopy(step).to("meta").train()
     parameters = {p.untyped_storage()._cdata for p in step.parameters()}
     size, pixels = COUNTED
     x, y = torch.empty(size, 3, pixels, pixels, device="meta"), torch.empty(size, 1000, device="meta")
     flops = kept = 0
     for update in range(updates + 1):
-        seen: dict[int, int] = {}
-
-        def pack(tensor: torch.Tensor, seen: dict[int, int] = seen) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in parameters:
-                seen[storage._cdata] = storage.nbytes()
-            return tensor
-
+        held = Held(parameters)
         with Counter() as counter:
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda kept: kept.tensor):
                 loss = step(x, y, np.random.default_rng((0, update))).loss
             loss.backward()
         step.zero_grad(set_to_none=True)
         step.mixer.after_step(step.model, 0.5)
         if update:  # the first one has no history
             flops += counter.total
-            kept += sum(seen.values())
+            kept += held.most
     return flops / updates, kept / updates
+
+
+class Held:
+    """What autograd holds for a backward pass, and lets go: each storage once, without the parameters."""
+
+    def __init__(self, parameters: set[int]):
+        self.parameters = parameters
+        self.times: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def pack(self, tensor: torch.Tensor) -> "Kept":
+        """Called for each tensor that is saved."""
+        return Kept(self, tensor)
+
+
+class Kept:
+    """One saved tensor, as long as autograd holds it."""
+
+    def __init__(self, held: Held, tensor: torch.Tensor):
+        self.held, self.tensor = held, tensor
+        storage = tensor.untyped_storage()
+        self.key, self.size = storage._cdata, 0 if storage._cdata in held.parameters else storage.nbytes()
+        before = held.times.get(self.key, 0)
+        held.times[self.key] = before + 1
+        held.now += 0 if before else self.size
+        held.most = max(held.most, held.now)
+
+    def __del__(self) -> None:
+        self.held.times[self.key] -= 1
+        self.held.now -= 0 if self.held.times[self.key] else self.size
 
 
 class Counter(TorchDispatchMode):
@@ -187,7 +205,7 @@ def timed(
     create: Callable[[], torch.nn.Module], mixers: list[str], repeats: int, device: torch.device, teacher: str
 ) -> dict[str, tuple[float, ...]]:
     """Median seconds of forward and backward by mixer, in turns; on a GPU the peak of allocated bytes too."""
-    size, pixels = TIMED[device.type]
+    size, pixels = TIMED[device.type], COUNTED[1]
     x, labels = torch.randn(size, 3, pixels, pixels, device=device), torch.randint(1000, (size,), device=device)
     y = torch.nn.functional.one_hot(labels, 1000).float()
     steps = {mixer: made(create, mixer, teacher) for mixer in mixers}

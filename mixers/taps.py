@@ -13,6 +13,7 @@ the module at all.
 
 import contextlib
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -570,6 +571,13 @@ class Frozen(nn.Module):
         """What the model makes of images."""
         return self.model(x)
 
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights: the same name may stand for others some day."""
+        found = hashlib.sha256()
+        for name, value in self.model.state_dict().items():
+            found.update(name.encode() + value.cpu().numpy().tobytes())
+        return found.hexdigest()
+
     def train(self, mode: bool = True) -> "Frozen":
         """Stays in evaluation mode."""
         return self
@@ -580,6 +588,11 @@ class Frozen(nn.Module):
 
     def extra_repr(self) -> str:
         return repr(self.source)
+
+
+def teachers(module: nn.Module) -> dict[str, str]:
+    """The frozen models inside a module: source -> SHA-256 of the weights."""
+    return {part.source: part.fingerprint() for part in module.modules() if isinstance(part, Frozen)}
 
 
 def pretrained(name: str) -> nn.Module:
@@ -597,6 +610,8 @@ def pretrained(name: str) -> nn.Module:
                 return weights.load(folder, name)
             if ":" in name:
                 raise NoWeights("neither a folder nor a kind of address known here")
+            if "/" in name:
+                raise NoWeights("no such folder")
             return timm.create_model(name, pretrained=True)
     except Exception as e:  # the Hub, timm and safetensors raise some twenty types between them
         raise NoWeights(

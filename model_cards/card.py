@@ -472,10 +472,15 @@ def cost_section(run: Run, made: list[Method]) -> str:
     counted = [row for row in cells.rows("costs.csv") if row["mixer"] == run.recipe.mixer]
     if counted:
         head = ["step with the mixer's defaults, relative to one without mixing", "FLOPs", "memory kept for backward"]
-        lines = [[row["model"], f"{float(row['flops']):.2f}x", f"{float(row['kept']):.2f}x"] for row in counted]
+        lines = [
+            [row["model"], *(f"{float(row[key]):.2f}x" if row[key] else "-" for key in ("flops", "kept", "time"))]
+            for row in counted
+        ]
+        on = sorted({row["timed_on"] for row in counted if row["timed_on"]})
         text += [
-            table(head, lines, right=1),
-            "Counted at 224 pixels by `python benchmarks/step.py --csv model_cards/costs.csv`.",
+            table([*head, "time"], lines, right=1),
+            "At 224 pixels by `python benchmarks/step.py --csv model_cards/costs.csv`: FLOPs and memory counted"
+            + (f", time measured ({'; '.join(on)})." if on else "."),
         ]
     return "\n\n".join(text)
 

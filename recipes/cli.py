@@ -58,6 +58,12 @@ def parse(argv: list[str], program: str, about: str, classes: dict[str, type]) -
             if schema(cls)[f.name] is bool:
                 bools.add(f.name)
 
+    for token in argv:
+        if len(words := token.split("=")[0].split(".")) > 2 and words[0] == "--mixer":
+            raise UserError(
+                f"{'.'.join(words)}: a mixer inside a mixer is one value: "
+                f"--mixer.{words[1]} '{{NAME: {{{words[-1]}: VALUE}}}}'"
+            )
     argv = [f"--mixer_args.{token[8:]}" if token.startswith("--mixer.") else token for token in argv]
     tokens: list[str] = []
     for token in argv:  # "--sync_bn true" is how HF scripts write it

@@ -101,6 +101,8 @@ def test_a_teacher_comes_from_a_run_folder_and_stays_as_it_is(tmp_path) -> None:
 
 def test_missing_weights_are_one_line_at_setup_and_a_plan_before_it_says_what_to_do() -> None:
     mixer = AttentiveMix(teacher="no_such_network.tv_in1k")
+    with pytest.raises(ValueError, match=r"^no weights for the teacher 'runs/none' \(no such folder\); expected timm"):
+        AttentiveMix(teacher="runs/none").setup(create_model("test_resnet"))
     with pytest.raises(ValueError, match=r"^no weights for the teacher 'no_such_network.tv_in1k' \([^\n]*$"):
         Step(create_model("test_resnet"), mixer, torch.nn.CrossEntropyLoss())
     with pytest.raises(ValueError, match="setup"):

@@ -114,6 +114,16 @@ def test_a_wrong_flag_is_explained_and_leaves_with_2(capsys: pytest.CaptureFixtu
     assert says.replace("-", "_") in shown.replace("-", "_")
 
 
+@pytest.mark.parametrize("flag", ["--mixer.base.alpha", "--mixer.base.cutmix.alpha"])
+@pytest.mark.parametrize("value", ["=3", " 3"])
+def test_a_mixer_inside_a_mixer_is_one_value(flag: str, value: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(*f"--mixer decouplemix {flag}{value}".split())
+    assert str(caught.value).endswith("a mixer inside a mixer is one value: --mixer.base '{NAME: {alpha: VALUE}}'")
+    recipe, _ = resolve("quickstart", parse("--mixer", "decouplemix", "--mixer.base", "{cutmix: {alpha: 3.0}}"))
+    assert recipe.mixer_args["decouplemix"]["base"] == {"cutmix": {"alpha": 3.0}}
+
+
 def test_a_wrong_value_of_a_run_option_is_explained() -> None:
     for given, says in (
         ({"save_total_limit": "0"}, "command line: save_total_limit: expected an integer at least 1, got '0'"),

@@ -165,16 +165,16 @@ from training import premix
 
 premix.BATCHES = 2
 if kill := sys.argv[1]:
-    target, call = kill.split(",")
-    driver.receive(target, int(call), signal.SIGKILL)
+    target, call, number = kill.split(",")
+    driver.receive(target, int(call), getattr(signal, number))
 sys.argv[1:] = sys.argv[2:]
 mixup_recipes.main()
 """
 KILLS = {
-    "in the second file": "training.run:os.replace,3",  # behind the settings and the first file
-    "while originals are copied": "training.premix:pq.ParquetWriter.close,1",
-    "before the card": "training.premix:card,1",
-    "before the folder gets its name": "training.premix:Path.rename,1",
+    "in the second file": "training.run:os.replace,3,SIGKILL",  # behind the settings and the first file
+    "while originals are copied": "training.premix:pq.ParquetWriter.close,1,SIGKILL",
+    "before the card": "training.premix:card,1,SIGKILL",
+    "before the folder gets its name": "training.premix:Path.rename,1,SIGKILL",
 }
 
 
@@ -191,6 +191,8 @@ def test_a_command_that_is_killed_leaves_no_folder_and_goes_on_to_the_same_one(
             done = forks.run(COMMAND, kill, *args, "--out", out)
             assert done.returncode == -signal.SIGKILL, f"{moment}: {done.output}"
             assert not out.exists() and (tmp_path / "made.unfinished").exists(), moment
+        done = forks.run(COMMAND, "training.premix:card,1,SIGTERM", *args, "--out", out)
+        assert done.returncode == 130 and done.output.endswith("stopped: the same command goes on\n")
         done = forks.run(COMMAND, "", *args[:5], 41, *args[6:], "--out", out)
         assert done.returncode == 2
         assert done.output.endswith(
@@ -198,6 +200,11 @@ def test_a_command_that_is_killed_leaves_no_folder_and_goes_on_to_the_same_one(
         )
         done = forks.run(COMMAND, "", *args, "--out", out)
         assert done.returncode == 0 and done.output.endswith(f"{out}: 40 mixed images\n"), done.output
+        assert files(out) == expected
+        done = forks.run(COMMAND, "", *args, "--out", out)  # made already
+        assert done.returncode == 0 and done.output == f"{out}: 40 mixed images\n"
+        done = forks.run(COMMAND, "", *args[:5], 41, *args[6:], "--out", out)
+        assert done.returncode == 2 and "made was made with other arguments or data; delete it" in done.output
     assert files(out) == expected
     assert [p.name for p in tmp_path.iterdir() if "unfinished" in p.name] == []
 

@@ -12,6 +12,7 @@ import pytest
 from driver import Server
 from resuming import LOG, Reference, checkpoints, differences, finish, kill_after, log, small_model_for
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from mixers import MIXERS, build
 from recipes import resolve
@@ -134,7 +135,7 @@ def test_a_killed_run_whose_teacher_is_a_run_folder_equals_the_undisturbed_one(
     assert log(other) != log(c.out)
 
 
-def test_a_teacher_that_is_gone_is_one_line_when_a_run_starts_or_goes_on(
+def test_a_teacher_that_is_gone_or_another_is_one_line_when_a_run_starts_or_goes_on(
     case: Any, reference: Reference, tmp_path: Path
 ) -> None:
     teacher = tmp_path / "teacher"
@@ -149,6 +150,13 @@ def test_a_teacher_that_is_gone_is_one_line_when_a_run_starts_or_goes_on(
         (line,) = lines(output)
         assert line.startswith(expected) and len(line) < len(expected) + 300
     assert not (tmp_path / "new").exists()
+
+    weights = load_file(teacher / "elsewhere")
+    save_file({name: value + 1 for name, value in weights.items()}, teacher / "model.safetensors")
+    statuses, output = c.start(*AUTO)
+    assert statuses == [2]
+    (line,) = lines(output)
+    assert line.startswith(f"error: the teacher '{teacher}' is not what it was when {c.out} was begun: its weights")
     (teacher / "elsewhere").rename(teacher / "model.safetensors")
     assert lines(c.finish()) == ["resumed from step-00000001"]
 

@@ -35,6 +35,7 @@ from . import backbones, data, images, keys, run
 
 BATCHES = 16  # to a file: at most so much is lost when the command is killed
 ROWS = 1000  # originals that are copied at a time
+SETTINGS = "supermix.json"
 
 CARD = """\
 ---
@@ -93,7 +94,7 @@ def premix(
         raise UserError(
             f"train_split and eval_split are both {recipe.eval_split!r}: mixed images would be evaluated on"
         )
-    if out.exists():
+    if out.exists() and not (out / SETTINGS).is_file():
         raise UserError(f"{out} is there already; choose another --out")
     frozen = load_teacher(recipe)  # before any data is touched
     splits = data.load_splits(recipe)
@@ -106,11 +107,18 @@ def premix(
         "images": count,
         "all_pairs": all_pairs,
         "with_originals": originals,
-        "teacher_sha256": weights_hash(frozen),
+        "teacher_sha256": frozen.fingerprint(),
         "data": splits.record,
     }
+    # of the settings the folder keeps a hash: they hold paths of this machine, and the folder is made to be published
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    text = json.dumps({"settings_sha256": found}) + "\n"
+    if out.exists():
+        if (out / SETTINGS).read_text() != text:
+            raise UserError(f"{out} was made with other arguments or data; delete it, or choose another --out")
+        return count
     work = out.with_name(f"{out.name}.unfinished")
-    with working(work, settings):
+    with working(work, text):
         schema = features(recipe, splits.classes).arrow_schema
         mixed(maker, count, work, schema)
         if originals:
@@ -282,15 +290,11 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 @contextlib.contextmanager
-def working(work: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Hold the folder that is worked in, new or as the same command left it.
-
-    Of the settings the folder keeps a hash: they hold paths of this machine, and the folder is made to be published.
-    """
+def working(work: Path, settings: str) -> Iterator[None]:
+    """Hold the folder that is worked in, new or as a command with the same settings left it."""
     import fcntl
 
-    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    saved, text = work / "supermix.json", json.dumps({"settings_sha256": found}) + "\n"
+    saved = work / SETTINGS
     beside = work.with_name(f".{work.name}.lock")
     with run.writing(work):
         (work / "data").mkdir(parents=True, exist_ok=True)
@@ -300,21 +304,15 @@ def working(work: Path, settings: dict[str, Any]) -> Iterator[None]:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another command is writing to {work}; wait, or choose another --out") from None
-        if saved.exists() and saved.read_text() != text:
-            raise UserError(f"{work} was begun with other arguments or data; delete it, or choose another --out")
-        for leftover in work.glob("data/.*.tmp"):
-            leftover.unlink()
-        run.write(saved, text)
-        yield
-        beside.unlink()
-
-
-def weights_hash(teacher: taps.Frozen) -> str:
-    """SHA-256 of the teacher's weights."""
-    found = hashlib.sha256()
-    for name, value in teacher.model.state_dict().items():
-        found.update(name.encode() + value.cpu().numpy().tobytes())
-    return found.hexdigest()
+        try:
+            if saved.exists() and saved.read_text() != settings:
+                raise UserError(f"{work} was begun with other arguments or data; delete it, or choose another --out")
+            for leftover in work.glob("data/.*.tmp"):
+                leftover.unlink()
+            run.write(saved, settings)
+            yield
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def card(recipe: Recipe, count: int, all_pairs: bool, originals: bool) -> str:

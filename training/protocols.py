@@ -78,7 +78,7 @@ def tool(heads: dict[str, dict[int, float]], protocol: str, last: int, epochs: i
         scores = {head: (max(v.values()) + percentile(list(v.values()), 99)) / 2 for head, v in heads.items()}
         head = max(scores, key=scores.__getitem__)
         name = "OpenMixup's tool: (maximum + 99th percentile) / 2 over all epochs"
-        name += f", {of_heads} ({head})" if several else ""
+        name += f", {of_heads} ({head or 'model'})" if several else ""
         epoch = window(heads[head], "best", last, epochs)[0]
         return reading(name, scores[head], len(first), epochs, epoch, first, epochs)
     wanted = last + 1 + (several and last >= 10)
@@ -94,7 +94,7 @@ def tool(heads: dict[str, dict[int, float]], protocol: str, last: int, epochs: i
         if kept
     ]
     value, head, kept = max(candidates, key=lambda c: c[0])  # the first of equals, as in the tool
-    name = f"OpenMixup's AutoMix tool: {of_heads} ({head}), median of the last {wanted} epochs"
+    name = f"OpenMixup's AutoMix tool: {of_heads} ({head or 'model'}), median of the last {wanted} epochs"
     name += "" if kept == inside else " without the newest"
     return reading(name, value, len(inside), wanted, kept[-1], first, epochs)
 

@@ -80,6 +80,7 @@ def replay(folder: Path, step: int, micro: int = 0) -> Replayed:
     if env.get("device_type", device.type) != device.type:
         notes.append(f"the run was on {env['device_type']}, this is {device.type}: equal but for rounding and noise")
     module = new_step(recipe)  # before any image, whose keys move the generator that initial weights come from
+    run.check_teachers(folder, module)
     module.to(device, memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     module.train()
     samples = data.Samples(splits.train, recipe, images.TrainTransform(recipe), on_bad_image="skip")

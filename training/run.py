@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import recipes
+from mixers import taps
 from recipes import Recipe, UserError
 
 from . import protocols
@@ -80,6 +81,20 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
         raise UserError(f"{folder} is not empty and not a run; choose another --output_dir")
 
 
+def check_teachers(folder: Path, step: nn.Module) -> None:
+    """Raise ``UserError`` when a run that goes on would ask a teacher with other weights than before."""
+    try:
+        before = dict(json.loads((folder / "env.json").read_text())["teachers"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # nothing was noted
+    for source, now in taps.teachers(step).items():
+        if before.get(source, now) != now:
+            raise UserError(
+                f"the teacher {source!r} is not what it was when {folder} was begun: its weights have changed; put "
+                "the old ones back, or begin anew with another --output_dir"
+            )
+
+
 def check_disk(folder: Path, needed: int) -> None:
     """Raise ``UserError`` when the disk cannot take the run's checkpoints. ``needed`` in bytes."""
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
@@ -117,8 +132,8 @@ def lock(folder: Path) -> None:
     LOCKS.append(file)
 
 
-def environment(accelerator: Any, recipe: Recipe) -> dict[str, Any]:
-    """What the numbers depend on beside the recipe: versions, device, processes, commit, command."""
+def environment(accelerator: Any, recipe: Recipe, step: nn.Module) -> dict[str, Any]:
+    """What the numbers depend on beside the recipe: versions, device, processes, commit, command, teachers' weights."""
     device = accelerator.device
     return {
         "command": [Path(sys.argv[0]).name, *without_token(sys.argv[1:])],
@@ -131,6 +146,7 @@ def environment(accelerator: Any, recipe: Recipe) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "mixed_precision": recipe.mixed_precision,
         "commit": git_commit(),
+        "teachers": taps.teachers(step),
     }
 
 
