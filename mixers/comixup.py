@@ -160,10 +160,11 @@ class CoMixup(Mixer):
         levels = m + halves.shape[1]  # the images, then halves of two of them
         unit = costs.new_ones(levels).diag()
         counts = unit[labels.flatten(2), :m].sum(2)  # of cells, by mosaic and image
-        on, costs, compatible, unit, counts, whole, prices, push, order, part, ends, chosen, pairs = grids.quick(
+        on, costs, compatible, half, near, counts, whole, prices, push, order, part, ends, chosen, pairs = grids.quick(
             costs,
             compatible,
-            unit[:m, :m],
+            unit[:m, :m] / 2,
+            1 - (1 - MEMBER) * unit[:m, :m],
             counts,
             self.beta / cells * (1 - unit).expand(number, -1, -1),
             costs.new_empty(number, grid, grid, levels).permute(0, 3, 1, 2),
@@ -188,14 +189,15 @@ class CoMixup(Mixer):
                     most = (order - counts[:, i]).argsort(1)[:, :3]
                     ends[:, :, m:] = most[:, pairs].swapaxes(0, 1)
                     one, other = ends[:, :, m:]
-                    pairwise[:, m:, :m] *= 1 - (1 - MEMBER) * (unit[one] + unit[other])
+                    pairwise[:, m:, :m] *= near[one] * near[other]
                     pairwise[:, :m, m:] = pairwise[:, m:, :m].swapaxes(1, 2)
                     unused = on.where(counts[which, i, other] == 0, torch.inf, 0.0)[:, :, None, None]
                     prices[:, m:] = (prices[which, one] + prices[which, other]) / 2 - BONUS + unused
                 price = prices[:, :known].swapaxes(1, 2).swapaxes(2, 3)
                 label = grids.swept(on, part, price, pairwise[:, :known, :known], (), ROUNDS)
-                chosen[:, :, i] = ends[:, part, label]
-                counts[:, i] = unit[chosen[:, :, i].reshape(2, number, cells)].sum((0, 2)) / 2
+                two = ends[:, part, label]
+                chosen[:, :, i] = two
+                counts[:, i] = half[two.reshape(2, number, cells)].sum((0, 2))
                 total = total + counts[:, i]
             if turn == self.niter - 2 and self.set_resolve:
                 push = push + grids.quick(pushed(torch.as_tensor(counts) > 0))[1]

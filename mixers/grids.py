@@ -6,6 +6,7 @@ h x w cells, L labels. ``down`` (B, h-1, w) weighs a cell and the one below it, 
 on its right.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -215,7 +216,7 @@ def swept(on: Any, grid: Any, costs: Any, pairwise: Any, weights: Sequence[Any],
     able = None
     if on is np and not weights:
         wins = (costs <= costs.min(3, keepdims=True) + 4 * np.ptp(pairwise)).any((1, 2))
-        able = np.sort(np.argsort(~wins, 1, kind="stable")[:, : wins.sum(1).max()], 1)
+        able = (~wins).argsort(1, kind="stable")[:, : wins.sum(1).max()]  # in order, as ties go to the first
         costs = costs[grid[:, 0], :, :, able].transpose(0, 2, 3, 1).copy()
         pairwise = pairwise[grid, able[:, :, None], able[:, None]]
     labels = costs.argmin(3)
@@ -224,18 +225,14 @@ def swept(on: Any, grid: Any, costs: Any, pairwise: Any, weights: Sequence[Any],
         field, own, *between = (t.swapaxes(1, 2) if turn else t for t in (labels, costs, *weights))
         across, along = (between[::-1] if turn else between) or (None, None)
         for first in range(min(2, field.shape[1])):
-            lines, others = field[:, first::2], field[:, 1 - first :: 2]
-            touching = []
-            for shift in (first - 1, first):  # the line above, the line below
-                start, stop = max(0, -shift), min(lines.shape[1], others.shape[1] - shift)
-                weight = None if across is None else across[:, 2 * start + shift :: 2][:, : stop - start]
-                touching.append((slice(start, stop), slice(start + shift, stop + shift), weight))
-            halves.append((lines, others, own[:, first::2], touching, None if along is None else along[:, first::2]))
+            weight = None if along is None else along[:, first::2]
+            touching = neighbours(field.shape[1], first)
+            halves.append((field[:, first::2], field[:, 1 - first :: 2], own[:, first::2], touching, across, weight))
     settled = 0  # so many of the last would change nothing now
-    for lines, others, own, touching, along in halves * rounds:
+    for lines, others, own, touching, across, along in halves * rounds:
         imposed, local = pairwise[grid, others], own + 0
-        for here, there, weight in touching:
-            local[:, here] += times(weight, imposed[:, there])
+        for here, there, boundary in touching:
+            local[:, here] += times(None if across is None else across[:, boundary], imposed[:, there])
         found = lines + 0
         best_lines(on, grid, local, pairwise, along, found)
         if on is np:
@@ -244,6 +241,20 @@ def swept(on: Any, grid: Any, costs: Any, pairwise: Any, weights: Sequence[Any],
         if settled == len(halves):
             break
     return labels if able is None else able[grid, labels]
+
+
+@functools.cache
+def neighbours(height: int, first: int) -> list[tuple[slice, slice, slice]]:
+    """Of every second line: which have a line above them, which of the other lines that is, and the boundary between.
+
+    Then the same for the line below. ``first``: where the lines begin, 0 or 1.
+    """
+    lines, others, found = len(range(first, height, 2)), len(range(1 - first, height, 2)), []
+    for shift in (first - 1, first):
+        start, stop = max(0, -shift), min(lines, others - shift)
+        boundary = slice(2 * start + shift, 2 * stop + shift, 2)
+        found.append((slice(start, stop), slice(start + shift, stop + shift), boundary))
+    return found
 
 
 def best_lines(on: Any, grid: Any, costs: Any, pairwise: Any, weights: Any, found: Any) -> None:
@@ -257,15 +268,18 @@ def best_lines(on: Any, grid: Any, costs: Any, pairwise: Any, weights: Any, foun
         found[:] = costs.argmin(3)
         return
     least = np.minimum.reduce if on is np else torch.amin
-    two = [slice(k, width - k, width - 1 - 2 * k) for k in range(half)]  # columns, the outermost first
+    two = ends_of(width)
     best = [costs[:, :, two[0]]]
     for k in range(1, half):
         link = times(weights, pairwise[:, None, None], slice(k - 1, width - k, width - 2 * k))
-        best.append(least(best[-1][..., None] + link, 3) + costs[:, :, two[k]])
+        # numpy reduces fastest over the dimension that is outermost in memory
+        room = np.empty((levels, *best[-1].shape), costs.dtype).transpose(1, 2, 3, 0, 4) if on is np else None
+        best.append(least(on.add(best[-1][..., None], link, out=room), 3) + costs[:, :, two[k]])
     left, right = best[-1][:, :, 0], best[-1][:, :, 1]
     if width % 2:
         left = least(left[..., None] + times(weights, pairwise[:, None], half - 1), 2) + costs[:, :, half]
-    total = left[..., None] + times(weights, pairwise[:, None], width - 1 - half) + right[:, :, None]
+    total = left[..., None] + times(weights, pairwise[:, None], width - 1 - half)
+    total += right[:, :, None]
     both = total.reshape(*found.shape[:2], levels * levels).argmin(2)
     found[:, :, (width - 1) // 2], found[:, :, width - half] = both // levels, both % levels
     if width % 2:
@@ -274,6 +288,12 @@ def best_lines(on: Any, grid: Any, costs: Any, pairwise: Any, weights: Any, foun
     for k in reversed(range(half - 1)):
         link = times(weights, pairwise[grid, found[:, :, two[k + 1]]], slice(k, width - 1 - k, width - 2 - 2 * k))
         found[:, :, two[k]] = (best[k] + link).argmin(3)
+
+
+@functools.cache
+def ends_of(width: int) -> list[slice]:
+    """The first and the last column, the second and the last but one, ..."""
+    return [slice(k, width - k, width - 1 - 2 * k) for k in range(width // 2)]
 
 
 def times(weights: Any, prices: Any, where: Any = slice(None)) -> Any:
