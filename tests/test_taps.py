@@ -25,7 +25,8 @@ from mixers import taps, weights
 from mixers.taps import Frozen, attention, compile_stages, edit, record, saliency, stages
 from mixers.testing import batch, differences, equal, footprint, global_rngs
 from mixers.weights import NoWeights
-from training import backbones  # noqa: F401  registers pvt_tiny, moganet_tiny and the small stems
+from recipes import UserError
+from training.backbones import load_model  # registers pvt_tiny, moganet_tiny and the small stems
 
 STAGES = {
     "resnet18": [f"layer{i}" for i in (1, 2, 3, 4)],
@@ -838,6 +839,13 @@ def test_a_teacher_whose_weights_cannot_be_had_is_one_readable_line_at_once(out_
         )
         assert huggingface_hub.constants.HF_HUB_OFFLINE is before
     assert capfd.readouterr() == ("", "")  # the Hub's client reports each of its attempts
+
+
+def test_weights_of_timm_to_start_from_that_cannot_be_had_are_one_line_at_once(out_of_reach, capfd) -> None:
+    with pytest.raises(UserError) as caught:
+        load_model("resnet18.a1_in1k")
+    assert str(caught.value) == f"cannot load model 'resnet18.a1_in1k': not on this machine, and {out_of_reach}"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_teacher_in_the_cache_needs_no_hub(out_of_reach, saved, x, tmp_path) -> None:

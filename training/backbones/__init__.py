@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import nn
 
+from mixers import taps
 from recipes import Recipe, UserError
 from recipes.typed import nearest
 
@@ -70,10 +71,10 @@ def load_model(name: str, **args: Any) -> nn.Module:
             f"{nearest(name, timm.list_models())}"
         )
     try:
-        return timm.create_model(name, pretrained=True, **args)
+        with taps.asking_once():
+            return timm.create_model(name, pretrained=True, **args)
     except Exception as e:  # the Hub, timm and safetensors raise some twenty types between them
-        words = " ".join(str(e).split())[:300]
-        raise UserError(f"cannot load model {name!r}: {type(e).__name__}: {words}") from None
+        raise UserError(f"cannot load model {name!r}: {taps.why(e)}") from None
 
 
 def load_start(recipe: Recipe) -> nn.Module | None:
