@@ -93,6 +93,8 @@ def main() -> int | None:
         optimisation.optimizer(step, recipe)  # only to see that it can be made
         accelerator.print(dryrun.describe(recipe, step, world))
         return None
+    if found is not None:
+        run.check_teachers(folder, step)
 
     # ----------------------------------------------------------------------------------------- data
     with accelerator.main_process_first():  # one process downloads, the others read
@@ -106,8 +108,6 @@ def main() -> int | None:
     ema = ModelEmaV3(step.model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
     modules = {"model": step} | ({"ema": ema.module} if ema else {})
     wrapped, optimizer = accelerator.prepare(step, optimisation.optimizer(step, recipe))
-    if found is not None:
-        run.check_teachers(folder, step)
     # every process checks, so that every process leaves with the same status before anything is written
     run.check_disk(folder, checkpoint.needed_bytes(modules, job.save_total_limit, recipe))
     state, sums = {"update": 0, "evaluated": 0, "log_length": 0, "seconds": 0.0}, {}

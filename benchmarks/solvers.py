@@ -11,6 +11,7 @@ in which other processes had the core. Kernels: what a GPU would be asked to run
 views. Prints Markdown; the column of gco needs the extra ``oracle``.
 """
 
+# ruff: noqa: E402
 import argparse
 import functools
 import math
@@ -18,8 +19,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # beside this file "mixers" would mean mixers.py
 
 import numpy as np
 import torch
@@ -120,7 +124,8 @@ def mosaic_cuts(parts: tuple[torch.Tensor, ...]) -> list[tuple]:
 
     def record(on: Any, grid: Any, costs: Any, pairwise: Any, *rest: Any) -> Any:
         for one, between in zip(costs, pairwise, strict=True):
-            finite = torch.from_numpy(np.minimum(one, 10.0)), torch.from_numpy(between.copy())
+            used = np.isfinite(one).all((0, 1))  # the others stand for halves that this mosaic does not have
+            finite = torch.from_numpy(one[..., used]), torch.from_numpy(between[used][:, used])
             ones = np.ones((CELLS, CELLS), np.int32)
             made.append((*map(whole, finite), ones[1:], np.ascontiguousarray(ones[:, 1:])))
         return solve(on, grid, costs, pairwise, *rest)

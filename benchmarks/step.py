@@ -3,11 +3,11 @@
     python benchmarks/step.py                    # FLOPs and memory, counted
     python benchmarks/step.py --repeats 3 --models resnet50 --mixers automix samix      # and time on what is at hand
 
-FLOPs are counted by torch over forward and backward on the meta device, where tensors have shapes and no values, at 224
-pixels: exact, and the same on every machine. Memory is the most that autograd keeps for backward passes at one
-time, counted likewise; on a GPU the peak that its allocator saw stands beside it. Both are means over ``--updates``
-updates, so that methods that switch between branches are counted as they run. Times are medians in one interleaved run
-at 224 pixels.
+FLOPs are counted by torch over forward and backward on the meta device, where tensors have shapes and no values, with 8
+images of 224 pixels: exact, and the same on every machine. Memory is the most that autograd keeps for backward passes
+at one time, counted likewise; on a GPU the peak that its allocator saw stands beside it. Both are means over
+``--updates`` updates, so that methods that switch between branches are counted as they run. Times are means over
+``--repeats`` of the same updates, all mixers in turns in one run, at 224 pixels.
 Prints Markdown; ``--csv model_cards/costs.csv`` brings the columns up to date that model cards quote.
 """
 
@@ -39,7 +39,6 @@ MODELS = ("resnet50", "deit_small_patch16_224", "swin_tiny_patch4_window7_224", 
 TEACHER = "resnet18"  # of AttentiveMix+, with random weights
 COUNTED = (8, 224)  # images, pixels
 TIMED = {"cuda": 64, "cpu": 8}  # images
-WARM_UP = 1  # turns
 
 
 def main() -> None:
@@ -48,7 +47,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="MODEL")
     parser.add_argument("--mixers", nargs="+", default=list(MIXERS), choices=list(MIXERS), metavar="MIXER")
     parser.add_argument("--updates", type=int, default=12, help="over which FLOPs and memory are averaged")
-    parser.add_argument("--repeats", type=int, default=0, help="timed steps; 0 leaves the time out")
+    parser.add_argument("--repeats", type=int, default=0, help="timed updates; 0 leaves the time out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--csv", type=Path, help="write the rows here too; rows of other models and mixers stay")
     args = parser.parse_args()
@@ -204,7 +203,7 @@ class Counter(TorchDispatchMode):
 def timed(
     create: Callable[[], torch.nn.Module], mixers: list[str], repeats: int, device: torch.device, teacher: str
 ) -> dict[str, tuple[float, ...]]:
-    """Median seconds of forward and backward by mixer, in turns; on a GPU the peak of allocated bytes too."""
+    """Mean seconds of forward and backward by mixer, in turns; on a GPU the peak of allocated bytes too."""
     size, pixels = TIMED[device.type], COUNTED[1]
     x, labels = torch.randn(size, 3, pixels, pixels, device=device), torch.randint(1000, (size,), device=device)
     y = torch.nn.functional.one_hot(labels, 1000).float()
@@ -213,31 +212,31 @@ def timed(
     for mixer, step in steps.items():
         if isinstance(step, str):
             continue
-        call = functools.partial(train_once, step.to(device).train(), x, y, np.random.default_rng(0))
+        call = functools.partial(train_once, step.to(device).train(), x, y)
         calls[mixer] = call
         if device.type == "cuda":
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-            call()
+            call(0)
             peaks[mixer] = (float(torch.cuda.max_memory_allocated() - before),)
             step.zero_grad(set_to_none=True)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     seconds: dict[str, list[float]] = {mixer: [] for mixer in calls}
-    for turn in range(repeats + WARM_UP):  # in turns, so that a slow moment of the machine hits all alike
+    for turn in range(repeats + 1):  # in turns, so that a slow moment of the machine hits all alike
         for mixer, call in calls.items():
             wait()
             began = time.perf_counter()
-            call()
+            call(turn)
             wait()
-            if turn >= WARM_UP:
+            if turn:  # the first warms up
                 seconds[mixer].append(time.perf_counter() - began)
-    return {mixer: (statistics.median(values), *peaks.get(mixer, ())) for mixer, values in seconds.items()}
+    return {mixer: (statistics.fmean(values), *peaks.get(mixer, ())) for mixer, values in seconds.items()}
 
 
-def train_once(step: Step, x: torch.Tensor, y: torch.Tensor, rng: np.random.Generator) -> None:
+def train_once(step: Step, x: torch.Tensor, y: torch.Tensor, update: int) -> None:
     """Forward and backward, and what the mixer does after an update."""
     step.zero_grad()
-    step(x, y, rng).loss.backward()
+    step(x, y, np.random.default_rng((0, update))).loss.backward()
     step.mixer.after_step(step.model, 0.5)
 
 

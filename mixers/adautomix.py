@@ -111,8 +111,7 @@ class AdAutoMix(Mixer):
         blocks.check_rates(momentum, momentum_end, momentum_delay, block_lr, block_min_lr, block_momentum)
         for name, flag in (("lam_concat", lam_concat), ("norm", norm)):
             ops.check_choice(name, flag, (False, True))
-        if not isinstance(adv_interval, int) or adv_interval < 1:
-            raise ValueError(f"adv_interval must be a whole number of at least 1, got {adv_interval!r}")
+        ops.check_count("adv_interval", adv_interval)
         self.alpha = alpha
         self.samples = samples
         self.pairs = samples == 2

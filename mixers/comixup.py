@@ -79,9 +79,9 @@ class CoMixup(Mixer):
         for name, value in numbers.items():
             ops.check_between(name, value, 0.0)
         ops.check_between("omega", omega, 0.0, 1.0)
-        for name, count in {"part": part, "block_num": block_num or 1, "stride": stride, "niter": niter}.items():
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {count!r}")
+        counts = {"part": part, "block_num": 1 if block_num is None else block_num, "stride": stride, "niter": niter}
+        for name, count in counts.items():
+            ops.check_count(name, count)
         ops.check_choice("thres_type", thres_type, ("hard", "soft"))
         ops.check_choice("set_resolve", set_resolve, (False, True))
         self.alpha = alpha
@@ -115,7 +115,7 @@ class CoMixup(Mixer):
         ``look``: the model and the criterion, or a function from images to their gradient.
         """
         ops.check_look(look)
-        grid = self.block_num or 2 ** int(rng.integers(1, 5))
+        grid = 2 ** int(rng.integers(1, 5)) if self.block_num is None else self.block_num
         grid = min(grid, *x.shape[2:])
         size = len(x)
         parts = [(0, size // self.part, self.part), (size - size % self.part, 1, size % self.part)]  # start, number, m

@@ -57,8 +57,8 @@ class Grafting(Mixer):
         ops.check_positive("alpha", alpha)
         ops.check_positive("temperature", temperature)
         ops.check_between("sigma", sigma, 0.0)
-        if grid is not None and (not isinstance(grid, int) or isinstance(grid, bool) or grid < 1):
-            raise ValueError(f"grid must be a whole number of cells per side, at least 1, or None, got {grid!r}")
+        if grid is not None:
+            ops.check_count("grid", grid, unit="of cells per side")
         ops.check_choice("label_norm", label_norm, (1, 2))
         ops.check_choice("source", source, ("activation", "gradient"))
         self.alpha = alpha

@@ -52,8 +52,7 @@ class MixPro(Mixer):
     def __init__(self, alpha: float = 1.0, cell: int = 32, detach: bool = True, smoothed: bool = False):
         super().__init__()
         ops.check_positive("alpha", alpha)
-        if isinstance(cell, bool) or not isinstance(cell, int) or cell < 1:
-            raise ValueError(f"cell must be a whole number of pixels, at least 1, got {cell!r}")
+        ops.check_count("cell", cell, unit="of pixels")
         ops.check_choice("detach", detach, (False, True))
         ops.check_choice("smoothed", smoothed, (False, True))
         self.alpha, self.cell, self.detach, self.smoothed = alpha, cell, detach, smoothed

@@ -84,9 +84,9 @@ class PuzzleMix(Mixer):
             ops.check_between(name, value, 0.0, 1.0)
         if not isinstance(blocks, list | tuple) or not blocks or not all(isinstance(b, int) and b > 1 for b in blocks):
             raise ValueError(f"blocks must be integers of at least 2, such as (2, 4, 8), got {blocks!r}")
-        for name, size in (("neigh_size", neigh_size), ("t_size", t_size)):
-            if not ((isinstance(size, int) and size > 0) or (size is None and name == "t_size")):
-                raise ValueError(f"{name} must be a number of pixels of at least 1, got {size!r}")
+        ops.check_count("neigh_size", neigh_size, unit="of pixels")
+        if t_size is not None:
+            ops.check_count("t_size", t_size, unit="of pixels")
         ops.check_choice("n_labels", n_labels, (2, 3, 4))
         ops.check_choice("transport", transport, (False, True))
         ops.check_rgb("mean", mean)

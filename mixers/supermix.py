@@ -59,9 +59,8 @@ class SuperMix(Mixer):
         ops.check_positive("alpha", alpha)
         if teacher is not None and not isinstance(teacher, str):
             raise ValueError(f"teacher must be the name of timm weights or a folder, or None, got {teacher!r}")
-        for name, value in (("steps", steps), ("grid", grid)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
+        ops.check_count("steps", steps)
+        ops.check_count("grid", grid)
         ops.check_positive("sigma", sigma)
         ops.check_between("sparsity", sparsity, 0.0)
         self.alpha = alpha
@@ -70,6 +69,7 @@ class SuperMix(Mixer):
         self.grid = grid
         self.sigma = sigma
         self.sparsity = sparsity
+        self.frozen: taps.Frozen | None = None
 
     def setup(self, model: nn.Module) -> None:
         """Load the teacher. Raises ``ValueError`` when its weights cannot be had or its classes are not the model's."""
@@ -84,6 +84,8 @@ class SuperMix(Mixer):
         *look: object,
     ) -> Plan:
         """``index`` (B,), ``mask`` (B, 1, H, W) in [0, 1], ``lam`` (B,), which is not the mask's mean."""
+        if self.teacher and not self.frozen:
+            raise ValueError("no teacher yet: setup(model) loads it")
         lam = ops.send(rng.beta(self.alpha, self.alpha, len(x)), x)
         index = torch.arange(len(x), device=x.device).roll(-1)
         label = y.argmax(1)

@@ -283,9 +283,13 @@ def saliency(
 def started(
     logits: Float[Tensor, "B K"], criterion: Callable[[Tensor, Tensor], Tensor], y: Tensor, per_sample: bool
 ) -> tuple[Float[Tensor, "B K"], Float[Tensor, " B"]]:
-    """The slope of the summed loss in the logits, scaled to a size near 1, and the powers of 2 that did it."""
+    """The slope of the summed loss in the logits, scaled to a size near 1, and the powers of 2 that did it.
+
+    A criterion that returns a scalar returns the mean.
+    """
     top = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).requires_grad_()
-    (slope,) = torch.autograd.grad(criterion(top, y).sum(), top)
+    losses = criterion(top, y)
+    (slope,) = torch.autograd.grad(losses.sum() if losses.ndim else losses * len(top), top)
     largest = slope.abs().amax(1) if per_sample else slope.abs().amax()
     scale = torch.exp2(-torch.frexp(largest)[1].to(slope.dtype)).expand(len(logits))
     return (slope * scale[:, None]).to(logits.dtype), scale

@@ -479,8 +479,8 @@ def cost_section(run: Run, made: list[Method]) -> str:
         on = sorted({row["timed_on"] for row in counted if row["timed_on"]})
         text += [
             table([*head, "time"], lines, right=1),
-            "At 224 pixels by `python benchmarks/step.py --csv model_cards/costs.csv`: FLOPs and memory counted"
-            + (f", time measured ({'; '.join(on)})." if on else "."),
+            "8 images of 224 pixels, by `python benchmarks/step.py --csv model_cards/costs.csv`: FLOPs and memory "
+            + (f"counted, time measured ({'; '.join(on)})." if on else "counted."),
         ]
     return "\n\n".join(text)
 

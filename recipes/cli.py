@@ -59,10 +59,12 @@ def parse(argv: list[str], program: str, about: str, classes: dict[str, type]) -
                 bools.add(f.name)
 
     for token in argv:
-        if len(words := token.split("=")[0].split(".")) > 2 and words[0] == "--mixer":
+        words = token.split("=")[0].split(".")
+        if len(words) > 2 and words[0].replace("-", "_") in ("__mixer", "__mixer_args"):
+            name = words[2] if len(words) > 3 else "NAME"
             raise UserError(
                 f"{'.'.join(words)}: a mixer inside a mixer is one value: "
-                f"--mixer.{words[1]} '{{NAME: {{{words[-1]}: VALUE}}}}'"
+                f"--mixer.{words[1]} '{{{name}: {{{words[-1]}: VALUE}}}}'"
             )
     argv = [f"--mixer_args.{token[8:]}" if token.startswith("--mixer.") else token for token in argv]
     tokens: list[str] = []

@@ -509,7 +509,7 @@ def test_the_block_has_a_group_of_its_own(name: str) -> None:
         ("samix", {"lam_mul_k": -2}, "lam_mul_k must be a number of at least 0, got -2"),
         ("samix", {"dropout": 1.0}, "dropout must be a number of at least 0 and at most 0.99, got 1.0"),
         ("adautomix", {"samples": 4}, "samples must be one of 2, 3, got 4"),
-        ("adautomix", {"adv_interval": 0}, "adv_interval must be a whole number of at least 1, got 0"),
+        ("adautomix", {"adv_interval": 0}, "adv_interval must be a whole number, at least 1, got 0"),
         ("adautomix", {"cos_sign": 0}, "cos_sign must be one of 1, -1, got 0"),
     ],
 )

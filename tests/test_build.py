@@ -201,7 +201,7 @@ def test_every_name_makes_a_new_mixer_each_time() -> None:
         ("grafting", {"alpha": 0}, "alpha must be a number above 0, got 0"),
         ("grafting", {"temperature": 0}, "temperature must be a number above 0, got 0"),
         ("grafting", {"sigma": -1.0}, "sigma must be a number of at least 0, got -1.0"),
-        ("grafting", {"grid": 0}, "grid must be a whole number of cells per side, at least 1, or None, got 0"),
+        ("grafting", {"grid": 0}, "grid must be a whole number of cells per side, at least 1, got 0"),
         ("grafting", {"label_norm": 3}, "label_norm must be one of 1, 2, got 3"),
         ("grafting", {"source": "attention"}, "source must be one of 'activation', 'gradient', got 'attention'"),
         ("guidedmix", {"source": "activation"}, "source must be one of 'spectral', 'gradient', got 'activation'"),

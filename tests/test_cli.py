@@ -114,12 +114,16 @@ def test_a_wrong_flag_is_explained_and_leaves_with_2(capsys: pytest.CaptureFixtu
     assert says.replace("-", "_") in shown.replace("-", "_")
 
 
-@pytest.mark.parametrize("flag", ["--mixer.base.alpha", "--mixer.base.cutmix.alpha"])
 @pytest.mark.parametrize("value", ["=3", " 3"])
-def test_a_mixer_inside_a_mixer_is_one_value(flag: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [("--mixer.base.alpha", "NAME"), ("--mixer-args.base.alpha", "NAME"), ("--mixer.base.cutmix.alpha", "cutmix")],
+)
+def test_a_mixer_inside_a_mixer_is_one_value(flag: str, name: str, value: str) -> None:
     with pytest.raises(UserError) as caught:
         parse(*f"--mixer decouplemix {flag}{value}".split())
-    assert str(caught.value).endswith("a mixer inside a mixer is one value: --mixer.base '{NAME: {alpha: VALUE}}'")
+    expected = f"{flag}: a mixer inside a mixer is one value: --mixer.base '{{{name}: {{alpha: VALUE}}}}'"
+    assert str(caught.value) == expected
     recipe, _ = resolve("quickstart", parse("--mixer", "decouplemix", "--mixer.base", "{cutmix: {alpha: 3.0}}"))
     assert recipe.mixer_args["decouplemix"]["base"] == {"cutmix": {"alpha": 3.0}}
 

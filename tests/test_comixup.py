@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mixers import CoMixup, grids
+from mixers import CoMixup, grids, taps
 from mixers.comixup import pushed
 from mixers.testing import batch, tiny_step
 
@@ -201,6 +201,24 @@ def plan_of(make, x: Tensor, y: Tensor, seed: int = 0):
     return step, out
 
 
+def test_costs_are_saliency_and_a_dirichlet_prior_and_first_labels_are_drawn(monkeypatch) -> None:
+    x, y = batch(size=5)
+    step = tiny_step(lambda: CoMixup(part=3, clean_lam=0.0, alpha=0.7, eta=0.3))
+    given, solve = [], CoMixup.solve
+    monkeypatch.setattr(CoMixup, "solve", lambda mixer, *problem: given.append(problem) or solve(mixer, *problem))
+    step.mixer.plan(x, y, np.random.default_rng(3), step.model, CRITERION)
+    gradient = taps.saliency(step.model, CRITERION, x, y).double().square().mean(1).sqrt()
+    rng = np.random.default_rng(3)
+    for (costs, _, labels), images in zip(given, ((0, 1, 2), (3, 4)), strict=True):
+        m = len(images)
+        prior, drawn = rng.dirichlet(np.full(m, 0.7), 1), rng.integers(m, size=(1, m, 4, 4))
+        assert np.array_equal(labels, drawn)
+        for k, i in enumerate(images):
+            cells = gradient[i].unflatten(1, (4, -1)).unflatten(0, (4, -1)).mean((1, 3))
+            expected = -cells / cells.sum() - 0.3 / 16 * math.log(prior[0, k] + 1e-8)
+            torch.testing.assert_close(costs[0, k].double(), expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("size", "part"), [(7, 3), (4, 20), (1, 20), (6, 3), (5, 4)])
 def test_parts_do_not_mix_and_the_last_one_may_be_shorter(size: int, part: int) -> None:
     x, _ = batch(size, 64, 64)
@@ -265,9 +283,9 @@ def test_the_clean_batch_is_learned_from_with_its_weight() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"part": 0}, "part must be an integer of at least 1"),
-        ({"niter": 0}, "niter must be an integer of at least 1"),
-        ({"block_num": -1}, "block_num must be an integer of at least 1"),
+        ({"part": 0}, "part must be a whole number, at least 1, got 0"),
+        ({"niter": True}, "niter must be a whole number, at least 1, got True"),
+        ({"block_num": 0}, "block_num must be a whole number, at least 1, got 0"),
         ({"thres_type": "firm"}, "thres_type must be one of 'hard', 'soft'"),
         ({"omega": 1.5}, "omega must be a number of at least 0 and at most 1"),
         ({"alpha": 0.0}, "alpha must be a number above 0"),

@@ -299,6 +299,19 @@ def test_the_clean_loss_is_learned_like_a_loss_of_its_own_and_gives_the_saliency
         torch.testing.assert_close(p, q, msg=name)
 
 
+def test_a_criterion_that_returns_the_mean_gives_the_same_gradients() -> None:
+    x, y = batch()
+    found = []
+    for criterion in (CRITERION, nn.CrossEntropyLoss()):
+        step = tiny_step(lambda: PuzzleMix(clean_lam=0.7))
+        step.criterion = criterion
+        assert torch.equal(taps.saliency(step.model, criterion, x, y), taps.saliency(step.model, CRITERION, x, y))
+        step(x, y, np.random.default_rng(0)).loss.backward()
+        found.append([p.grad for p in step.model.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_adversarial_noise_stays_within_its_size_and_the_range_of_images() -> None:
     std, mean = (torch.tensor(v)[:, None, None] for v in ((0.229, 0.224, 0.225), (0.485, 0.456, 0.406)))
     pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -334,8 +347,8 @@ def test_without_transport_the_step_is_a_blend_by_the_mask() -> None:
         ({"blocks": (1, 2)}, "blocks must be integers of at least 2"),
         ({"n_labels": 5}, "n_labels must be one of 2, 3, 4"),
         ({"gamma": 1.5}, "gamma must be a number of at least 0 and at most 1"),
-        ({"t_size": 0}, "t_size must be a number of pixels"),
-        ({"neigh_size": 0}, "neigh_size must be a number of pixels"),
+        ({"t_size": 0}, "t_size must be a whole number of pixels, at least 1, got 0"),
+        ({"neigh_size": True}, "neigh_size must be a whole number of pixels, at least 1, got True"),
         ({"alpha": 0.0}, "alpha must be a number above 0"),
         ({"std": (0.0, 1.0, 1.0)}, "std must be a number of at least"),
         ({"adv_p": 2.0}, "adv_p must be"),

@@ -146,6 +146,17 @@ def test_a_mixer_that_looks_at_the_model_is_rebuilt_with_the_weights_as_they_wer
         replay.replay(out, 4)
 
 
+def test_a_teacher_with_other_weights_than_in_the_run_is_refused(server: Server, tmp_path: Path) -> None:
+    out = spied(server, tmp_path, "attentivemix")
+    replay.replay(out, 4)
+    environment = json.loads((out / "env.json").read_text())
+    (teacher,) = environment["teachers"]
+    environment["teachers"][teacher] = "0" * 64
+    (out / "env.json").write_text(json.dumps(environment))
+    with pytest.raises(UserError, match=f"the teacher '{teacher}' is not what it was when .* its weights have changed"):
+        replay.replay(out, 4)
+
+
 @pytest.mark.parametrize("mixer", ["samix", "adautomix"])
 def test_so_are_masks_that_were_learned(server: Server, tmp_path: Path, mixer: str) -> None:
     out = spied(server, tmp_path, mixer)

@@ -28,16 +28,19 @@ def bench() -> ModuleType:
 
 
 class Net(nn.Module):
-    """A convolution in groups, a mean over pixels, a linear layer."""
+    """A convolution in groups, a mean over pixels, a linear layer. ``twice``: a tensor that two operations keep."""
 
-    def __init__(self, groups: int = 1):
+    def __init__(self, groups: int = 1, twice: bool = False):
         super().__init__()
+        self.twice = twice
         self.lift = nn.Conv2d(3, C, 1)
         self.conv = nn.Conv2d(C, C, 3, padding=1, groups=groups, bias=False)
         self.head = nn.Linear(C, K)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.conv(self.lift(x).square()).mean((2, 3)))
+        lifted = self.lift(x)
+        hidden = lifted.square() + lifted.square() if self.twice else lifted.square()
+        return self.head(self.conv(hidden).mean((2, 3)))
 
 
 class Looks(Mixer):
@@ -75,6 +78,12 @@ def test_memory_is_the_most_that_is_held_at_a_time_and_each_storage_once(bench: 
     assert 2 * hidden + image <= once <= 2 * hidden + image + small  # lift's output, its square, and the images
     _, again = counted(bench, Net(), 3)
     assert once <= again <= once + image + small  # a look is over, and its memory free, before the next begins
+    _, twice = counted(bench, Net(twice=True), 0)
+    assert twice == once
+    wide = Net()
+    wide.head.weight = nn.Parameter(torch.empty(K, C * 500)[:, :C])  # a storage far larger than all that is kept
+    assert wide.head.weight.untyped_storage().nbytes() > 0.5 * hidden
+    assert counted(bench, wide, 0)[1] == once
 
 
 def test_a_time_that_was_not_measured_again_stays_in_the_file(bench: ModuleType, tmp_path: Path) -> None:

@@ -176,3 +176,9 @@ def test_masks_under_autocast_are_close_to_those_in_full_precision() -> None:
             found = step.mixer.plan(x, y, rng_of(0), step.model)["mask"]
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
+
+
+def test_a_plan_before_the_teacher_is_loaded_says_what_to_do() -> None:
+    x, y = batch()
+    with pytest.raises(ValueError, match=r"no teacher yet: setup\(model\) loads it"):
+        SuperMix(teacher="anything").plan(x, y, np.random.default_rng(0), nn.Identity())

@@ -82,7 +82,7 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
 
 
 def check_teachers(folder: Path, step: nn.Module) -> None:
-    """Raise ``UserError`` when a run that goes on would ask a teacher with other weights than before."""
+    """Raise ``UserError`` when a run that goes on, or is looked at, would ask a teacher with other weights."""
     try:
         before = dict(json.loads((folder / "env.json").read_text())["teachers"])
     except (OSError, ValueError, LookupError, TypeError):
@@ -91,7 +91,7 @@ def check_teachers(folder: Path, step: nn.Module) -> None:
         if before.get(source, now) != now:
             raise UserError(
                 f"the teacher {source!r} is not what it was when {folder} was begun: its weights have changed; put "
-                "the old ones back, or begin anew with another --output_dir"
+                "the old ones back, or train anew into another folder"
             )
 
 
