@@ -130,6 +130,8 @@ def record(*runs: Path, out: Annotated[Path | None, Parameter(help="folder of th
     path = records.save(list(runs), out)
     content = records.read(path)
     print(f"{path}: {content['recipe']}, seeds {', '.join(content['seeds'])}")
+    if unfinished := content["seeds"].keys() - records.finished_seeds(content).keys():
+        print(f"left out of tables: seeds {', '.join(sorted(unfinished))}, unfinished or shorter than the protocol")
 
 
 @app.command

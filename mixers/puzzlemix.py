@@ -83,7 +83,7 @@ class PuzzleMix(Mixer):
         for name, value in (("gamma", gamma), ("adv_p", adv_p)):  # a larger gamma could reward a boundary
             ops.check_between(name, value, 0.0, 1.0)
         if not isinstance(blocks, list | tuple) or not blocks or not all(isinstance(b, int) and b > 1 for b in blocks):
-            raise ValueError(f"blocks must be integers of at least 2, such as (2, 4, 8), got {blocks!r}")
+            raise ValueError(f"blocks must be integers of at least 2, such as [2, 4, 8], got {blocks!r}")
         ops.check_count("neigh_size", neigh_size, unit="of pixels")
         if t_size is not None:
             ops.check_count("t_size", t_size, unit="of pixels")

@@ -592,9 +592,11 @@ def body(run: Run, name: str, repo_id: str | None) -> str:
     text = [f"# {prose(name)}"]
     if not run.finished:
         text.append(f"> **Not finished:** epoch {s['epochs']} of {s['epochs_planned']}. The numbers are those so far.")
+    used, wanted = s["epochs_used"], s["epochs_wanted"]
+    protocol = s["protocol"] + (f": {used} of {wanted} epochs" if used < wanted else "")
     text.append(
         f"{code(recipe.model)} trained with {made[0].title} (`{recipe.mixer}`) by Mixup Recipes: "
-        f"**{s['top1']:.2f} %** top-1 ({s['protocol']}, seed {recipe.seed})."
+        f"**{s['top1']:.2f} %** top-1 ({protocol}, seed {recipe.seed})."
     )
     sections = [model_section(run), recipe_section(run, made), results_section(run, repo_id), cost_section(run, made)]
     sections += [use_section(run, repo_id), reproduce_section(run, repo_id), deviations_section(run, made)]

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def curves_figure(groups: list[Group]) -> Figure:
         setting = (
             group.setting.split(", ")[len(bases) == 1 :] if several_settings else []
         )  # what all share says nothing
-        texts.append(f"{', '.join((group.name, *setting))}  {group.number}")
+        texts.append(f"{textwrap.shorten(', '.join((group.name, *setting)), 60, placeholder=' …')}  {group.number}")
     label_ends(right, texts, ends)
     return figure
 

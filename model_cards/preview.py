@@ -215,19 +215,22 @@ def mixed(recipe: Recipe, photos: Photos) -> Row:
     """Mix the photos, one class each, so that the target tells the sources."""
     shrink = images.EvalTransform(recipe.image_size, recipe.image_size, "bicubic")
     x = images.normalise(torch.stack([shrink(image) for image in photos.images]), recipe, torch.device("cpu"))
-    y = torch.eye(len(x))
-    step, notes = new_step(recipe, len(x)), set()
+    classes = len(x)
+    if recipe.mixer_args[recipe.mixer].get("teacher"):  # knows the classes of the recipe
+        classes = max(classes, recipe.num_classes)
+    y = torch.eye(classes)[: len(x)]
+    step, notes = new_step(recipe, classes), set()
     results = []
     for update in range(len(x)):
         plan = plan_alone(step.mixer, x, y, np.random.default_rng((recipe.seed, update)))
         if plan is None:
             plan = step(x, y, np.random.default_rng((recipe.seed, update))).plan
-            notes.add("looks at an untrained model")
+            notes.add("by untrained model")
         with torch.no_grad():
             images_, target = step.mixer.mix(x, y, **plan)
         if step.mixer.needs == "step" and torch.equal(images_, x) and not torch.allclose(target, y, atol=0.01):
             notes.add("mixes features")
-        results.append((images_[update], target[update]))
+        results.append((images_[update], target[update, : len(x)]))
     made, shares = (torch.stack(values) for values in zip(*results, strict=True))
     return Row(run.to_pixels(made, recipe), shares, sorted(notes))
 
@@ -271,7 +274,10 @@ def draw(rows: list[Recipe], photos: Photos) -> Image.Image:
     for r, recipe in enumerate(rows):
         row, y = mixed(recipe, photos), 24 + cell * (r + 1)
         args = [f"{k} {v}" for k, v in recipe.mixer_args[recipe.mixer].items()]
-        pen.text((GAP, y), fitted(recipe.name, LEFT - 2 * GAP, bold), fill="black", font=bold)
+        name = recipe.name
+        if name.endswith(f"_{recipe.mixer}") and fitted(name, LEFT - 2 * GAP, bold) != name:
+            name, args = recipe.mixer, [name.removesuffix(f"_{recipe.mixer}"), *args]
+        pen.text((GAP, y), fitted(name, LEFT - 2 * GAP, bold), fill="black", font=bold)
         fits = (SIDE + CAPTION - 22) // 15 - len(row.notes)
         args = args if len(args) <= fits else [*args[: fits - 1], f"and {len(args) - fits + 1} more"]
         for line, text in enumerate([*args, *row.notes]):

@@ -24,7 +24,7 @@ import mixup_recipes
 import recipes
 from mixers import MIXERS
 from model_cards import card as cards
-from model_cards import cells, hub
+from model_cards import cells, hub, verify
 from model_cards.card import card
 from model_cards.methods import bibtex, markdown, methods
 from recipes import Recipe, UserError, cli
@@ -396,6 +396,18 @@ def test_the_card_shows_what_a_step_with_the_mixer_was_counted_at(folder: Path) 
     assert {row["model"] for row in rows} >= {"resnet50", "deit_small_patch16_224"}
     for row in rows:
         assert f"| {row['model']} | {float(row['flops']):.2f}x | {float(row['kept']):.2f}x |" in text
+
+
+def test_verify_holds_the_card_s_numbers_to_the_exported_weights_and_the_text_to_the_protocol(
+    reference: Reference,
+) -> None:
+    run = reference("--mixer", "vanilla", "--protocol", "median", "--protocol_epochs", 5)
+    results = json.loads((run / "eval_results.json").read_text())
+    assert results["reported"]["top1"] != results["exported"]["top1"]
+    rows = list(verify.of_files(run, recipes.load(str(run / "recipe.yaml"))))
+    assert [what for what, good in rows if not good] == []
+    assert sum("card and" in what for what, _ in rows) == 1
+    assert "top-1 (median of the last 5 epochs: 3 of 5 epochs, seed 0)." in (run / "README.md").read_text()
 
 
 AT_MOST = {

@@ -202,7 +202,8 @@ def test_a_command_that_is_killed_leaves_no_folder_and_goes_on_to_the_same_one(
         assert done.returncode == 0 and done.output.endswith(f"{out}: 40 mixed images\n"), done.output
         assert files(out) == expected
         done = forks.run(COMMAND, "", *args, "--out", out)  # made already
-        assert done.returncode == 0 and done.output == f"{out}: 40 mixed images\n"
+        assert done.returncode == 0
+        assert done.output == f"made before, by the same command\n{out}: 40 mixed images\n"
         done = forks.run(COMMAND, "", *args[:5], 41, *args[6:], "--out", out)
         assert done.returncode == 2 and "made was made with other arguments or data; delete it" in done.output
     assert files(out) == expected

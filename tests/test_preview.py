@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from resuming import Reference
 from tiny import CLASSES, make_photos, make_recipe
 
 from mixers import MIXERS, Mixup, taps
 from model_cards import preview
-from recipes import Recipe, UserError, load
+from recipes import Recipe, UserError, load, resolve
 from training import images, prepare
 
 SIDE, COLUMN, ROW = preview.SIDE, preview.SIDE + preview.GAP, preview.SIDE + preview.CAPTION + preview.GAP
@@ -120,7 +121,7 @@ def test_a_mixer_that_looks_at_the_model_is_shown_with_an_untrained_one(monkeypa
 
     monkeypatch.setitem(MIXERS, "looking", Looking)
     rows = [preview.mixed(recipe, preview.shapes(4)) for recipe in preview.chosen([], ["looking", "cutmix"])]
-    assert [row.notes for row in rows] == [["looks at an untrained model"], []]
+    assert [row.notes for row in rows] == [["by untrained model"], []]
 
 
 def test_a_teacher_that_cannot_be_had_is_left_out_of_a_sheet_of_everything_only(
@@ -176,3 +177,11 @@ def test_a_picture_is_called_what_it_is(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pictures are written as PNG; expected a name that ends in \.png"):
         preview.preview([], ["mixup"], 2, "synthetic", tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_keeps_the_classes_of_its_recipe(reference: Reference, tiny_recipe: Path) -> None:
+    args = {"mixer": "supermix", "mixer_args": {"teacher": str(reference("--mixer", "vanilla")), "steps": 1}}
+    recipe, _ = resolve(str(tiny_recipe), args)
+    row = preview.mixed(recipe, preview.shapes(3))
+    assert row.shares.shape == (3, 3)
+    torch.testing.assert_close(row.shares.sum(1), torch.ones(3))

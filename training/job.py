@@ -39,7 +39,7 @@ class Job:
     push_to_hub: bool = False
     """Publish the run on the Hub, in the background; what fails is finished by mixup-recipes push RUN."""
     hub_model_id: str | None = None
-    """Repository NAME or OWNER/NAME; default <model>.<mixer>_e<epochs>_<dataset> of the token's user."""
+    """Repository NAME or OWNER/NAME; default MODEL.MIXER_eEPOCHS_DATASET of the token's user."""
     hub_private_repo: bool = False
     """Make the repository private."""
     hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = "end"

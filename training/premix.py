@@ -116,6 +116,7 @@ def premix(
     if out.exists():
         if (out / SETTINGS).read_text() != text:
             raise UserError(f"{out} was made with other arguments or data; delete it, or choose another --out")
+        print("made before, by the same command", file=sys.stderr)
         return count
     work = out.with_name(f"{out.name}.unfinished")
     with working(work, text):

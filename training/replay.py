@@ -110,6 +110,8 @@ def replay(folder: Path, step: int, micro: int = 0) -> Replayed:
         mixed, targets = module.mixer.mix(x, y, **plan)
     if torch.equal(mixed, x) and not torch.equal(targets, y):
         remarks.append("this update mixed inside the network: the images are unmixed, the targets are mixed")
+    if "second" in plan:
+        remarks.append("mosaics: an image is made of any of its part, the row beside it need not be among them")
     return Replayed(mixed, targets, plan, labels, indices, recipe, splits.classes, notes, remarks)
 
 
