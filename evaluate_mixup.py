@@ -132,8 +132,8 @@ def evaluation_recipe(args: Evaluation, net: object, folder: Path) -> Recipe:
         "eval_size": size,
         "eval_resize": math.floor(size / config["crop_pct"] + 1e-6),  # rounded down, as in timm
         "interpolation": config["interpolation"],
-        "mean": config["mean"],
-        "std": config["std"],
+        "mean": tuple(config["mean"]),
+        "std": tuple(config["std"]),
     }
     return Recipe(**(fields | {k: v for k, v in changes.items()}))
 

@@ -51,6 +51,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--csv", type=Path, help="write the rows here too; rows of other models and mixers stay")
     args = parser.parse_args()
+    if unknown := [model for model in args.models if not timm.is_model(model)]:
+        parser.error(f"timm has no model {unknown[0]!r}")
+    if args.updates < 1 or args.repeats < 0:
+        parser.error("--updates must be at least 1, --repeats at least 0")
+    if args.csv and not args.csv.parent.is_dir():
+        parser.error(f"--csv {args.csv}: there is no folder {args.csv.parent}")
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {args.threads} thread(s)"

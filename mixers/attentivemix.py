@@ -48,7 +48,7 @@ class AttentiveMix(Mixer):
         ops.check_positive("alpha", alpha)
         if beta is not None:
             ops.check_positive("beta", beta)
-        if not isinstance(teacher, str):
+        if not (isinstance(teacher, str) and teacher):
             raise ValueError(f"teacher must be the name of timm weights or a folder, got {teacher!r}")
         self.alpha = alpha
         self.beta = beta

@@ -59,6 +59,8 @@ class GuidedMix(Mixer):
 
     def plan(self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: Any) -> Plan:
         """``index`` (B,), one cycle through the batch, and ``mask`` (B, 1, H, W), whose mean is the label's share."""
+        if min(x.shape[2:]) < len(GAUSSIAN) // 2 + 1:
+            raise ValueError(f"GuidedMix needs sides of at least 4 pixels, got {x.shape[2]} x {x.shape[3]}")
         if self.source == "gradient":
             ops.check_look(look)
             model, criterion = look

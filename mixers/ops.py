@@ -69,7 +69,7 @@ def check_interval(name: str, pair: object, low: float, high: float = math.inf, 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise ValueError unless a hyperparameter is one of ``choices``, e.g. ``(False, True)``."""
-    if value not in choices:
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 

@@ -57,7 +57,7 @@ class SuperMix(Mixer):
     ):
         super().__init__()
         ops.check_positive("alpha", alpha)
-        if teacher is not None and not isinstance(teacher, str):
+        if teacher is not None and not (isinstance(teacher, str) and teacher):
             raise ValueError(f"teacher must be the name of timm weights or a folder, or None, got {teacher!r}")
         ops.check_count("steps", steps)
         ops.check_count("grid", grid)

@@ -579,7 +579,7 @@ class Frozen(nn.Module):
         """SHA-256 of the weights: the same name may stand for others some day."""
         found = hashlib.sha256()
         for name, value in self.model.state_dict().items():
-            found.update(name.encode() + value.cpu().numpy().tobytes())
+            found.update(name.encode() + value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return found.hexdigest()
 
     def train(self, mode: bool = True) -> "Frozen":

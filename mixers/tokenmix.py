@@ -55,7 +55,7 @@ class TokenMix(Mixer):
         super().__init__()
         ops.check_positive("alpha", alpha)
         ops.check_choice("use_alpha", use_alpha, (False, True))
-        if teacher is not None and not isinstance(teacher, str):
+        if teacher is not None and not (isinstance(teacher, str) and teacher):
             raise ValueError(f"teacher must be the name of timm weights or a folder, or None, got {teacher!r}")
         self.alpha = alpha
         self.use_alpha = use_alpha

@@ -15,6 +15,7 @@ import timm
 import torch
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -93,12 +94,30 @@ def load(folder: Path, name: str, **args: Any) -> nn.Module:
         (Path(aside) / "model.safetensors").symlink_to((folder / "model.safetensors").absolute())
         try:
             check_size(f"local-dir:{aside}", (folder / "model.safetensors").stat().st_size, name)
-            return timm.create_model(f"local-dir:{aside}", pretrained=True, **args)
+            model = timm.create_model(f"local-dir:{aside}", pretrained=True, **args)
+            if "num_classes" not in args:
+                check_classifier(model, folder / "model.safetensors", name)
+            return model
         except NoWeights:
             raise
         except Exception as e:  # timm and safetensors raise what comes
             why = " ".join(str(e).replace(aside, str(folder)).split())[:300]
             raise NoWeights(f"cannot load model {name!r}: {type(e).__name__}: {why}") from None
+
+
+def check_classifier(model: Any, file: Path, name: str) -> None:
+    """Raise ``NoWeights`` when the classifier is not the file's: timm draws one where numbers of classes differ."""
+    heads = model.pretrained_cfg.get("classifier") or ()
+    with safe_open(file, "pt") as saved:
+        for key in (f"{head}.weight" for head in ((heads,) if isinstance(heads, str) else heads)):
+            if key not in saved.keys():  # noqa: SIM118 it is no dict
+                continue
+            there, here = saved.get_tensor(key), model.state_dict().get(key)
+            if here is None or here.numel() != there.numel() or not there.to(here).view_as(here).equal(here):
+                raise NoWeights(
+                    f"{name}: the weights know {len(there)} classes, which is not what config.json says in num_classes "
+                    "and model_args"
+                )
 
 
 def check_size(address: str, size: int, name: str) -> None:

@@ -28,7 +28,8 @@ from .logs import COUNT, NUMBER, PERCENT, TABLE, TEXT, check, naming, read_table
 
 FOLDER = Path(__file__).parent / "results"
 ENVIRONMENT = ("commit", "python", "packages", "platform", "device", "processes", "mixed_precision")
-FIELDS = {"epochs": COUNT, "trials": COUNT, "train_split": TEXT, "eval_split": TEXT}
+FIELDS = {"epochs": COUNT, "trials": COUNT, "train_split": TEXT, "eval_split": TEXT, "mixer": TEXT}
+FIELDS |= {"protocol_epochs": COUNT}
 KEYS = {"recipe": TEXT, "fields": FIELDS, "protocol": TEXT, "images": COUNT, "dataset": TABLE, "seeds": TABLE}
 READING = {"name": TEXT, "value": PERCENT, "used": COUNT, "wanted": COUNT, "epoch": COUNT, "missing": TEXT}
 SEED = {"top1": PERCENT, "reading": READING, "tool": READING, "top5": PERCENT, "nll": NUMBER, "ece": PERCENT}
@@ -166,10 +167,10 @@ def merge(record: dict[str, Any], other: dict[str, Any], where: str) -> dict[str
         raise UserError(
             f"{where}: runs of two recipes, {record['recipe']} and {other['recipe']}; record each recipe by itself"
         )
-    shared = ("images", "dataset")
     defaults = fields_of(Recipe())  # a record may be older than a field
     pairs = different(defaults | record["fields"], defaults | other["fields"])
-    pairs |= different({k: record[k] for k in shared}, {k: other[k] for k in shared})
+    images = [{"images": r["images"], "dataset": {"commit": None} | r["dataset"]} for r in (record, other)]
+    pairs |= different(*images)
     if pairs:
         raise UserError(f"{where}: not the same recipe but for the seed: {in_words(pairs)}; {APART}")
     seeds = dict(record["seeds"])

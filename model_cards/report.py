@@ -47,7 +47,7 @@ def load_data(run: Path, recipe: recipes.Recipe) -> dict[str, Any]:
     """What ``data.json`` of a run folder says of its images, without the class names. Raises ``UserError``."""
     content = read_table(run / "data.json")
     check(content, images_of(recipe), str(run / "data.json"))
-    return {k: v for k, v in content.items() if k != "classes"}
+    return {"commit": None} | {k: v for k, v in content.items() if k != "classes"}  # a run may be older than this field
 
 
 def value(run: Path, line: dict[str, Any], *keys: str) -> float:

@@ -1,5 +1,6 @@
 """AttentiveMix+ against its definition by loops, its law, and a teacher from a run folder."""
 
+import json
 import math
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from teachers import fill
 from timm.models import create_model, save_for_hf
 
 from mixers import AttentiveMix, Step
+from mixers.taps import Frozen
 from mixers.testing import batch, rng_of, tiny_step
 
 LEVEL = 1e-3
@@ -115,3 +117,25 @@ def test_a_teacher_made_for_another_size_is_refused_before_the_run(tmp_path: Pat
     save_for_hf(vit, str(tmp_path / "vit"), safe_serialization=True, model_config={"model_args": args})
     with pytest.raises(ValueError, match=r"does not take images of 224 x 224 \(Input height \(224\) doesn't match"):
         AttentiveMix(teacher=str(tmp_path / "vit")).setup(create_model("test_resnet", num_classes=5))
+
+
+@pytest.mark.parametrize("where", ["num_classes", "model_args"])
+def test_a_configuration_of_other_classes_than_the_weights_is_refused(tmp_path: Path, where: str) -> None:
+    save_for_hf(create_model("test_resnet", num_classes=4), str(tmp_path), safe_serialization=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    Frozen(str(tmp_path))
+    config |= {"model_args": {"num_classes": 4}} | ({where: 7} if where == "num_classes" else {})
+    config["model_args"]["num_classes"] = 4 if where == "num_classes" else 7
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"the weights know 4 classes, which is not what config.json says"):
+        Frozen(str(tmp_path))
+
+
+def test_a_fingerprint_is_of_the_weights_whatever_their_type(tmp_path: Path) -> None:
+    save_for_hf(create_model("test_resnet", num_classes=4), str(tmp_path), safe_serialization=True)
+    one, other = Frozen(str(tmp_path)), Frozen(str(tmp_path))
+    assert one.fingerprint() == other.fingerprint()
+    with torch.no_grad():
+        other.model.get_classifier().bias[0] += 1
+    assert one.fingerprint() != other.fingerprint()
+    assert len(other.to(torch.bfloat16).fingerprint()) == 64

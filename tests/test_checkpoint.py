@@ -64,6 +64,7 @@ def test_storage_that_cannot_be_read_is_an_error_and_not_damage(
 def test_what_is_given_up_is_put_aside_and_not_lost(tmp_path: Path) -> None:
     for update in (3, 6, 9):
         save(tmp_path, update, loss=1.0)
+    (tmp_path / "step-old").mkdir()  # somebody's copy
     checkpoint.forget(tmp_path, 3, print)
     assert [p.name for p in checkpoint.existing(tmp_path)] == ["step-00000003"]
     aside = sorted(tmp_path.glob("given-up-*"))

@@ -47,6 +47,19 @@ def test_predictions_are_those_that_the_run_wrote_with_its_weights(run: Path) ->
     assert expected["nll"].mean() == pytest.approx(scores["nll"], rel=1e-5)
 
 
+def test_a_model_that_is_no_run_is_scored_with_the_numbers_of_its_configuration(run: Path) -> None:
+    plain = run.parent / "plain"
+    plain.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(run / name, plain)
+    out = run.parent / "plain.json"
+    args = ["--model", plain, "--dataset", run.parent / "photos", "--split", "test", "--output", out]
+    done = tiny.start(*args, script="evaluate_mixup.py")
+    assert done.returncode == 0, done.stderr
+    logged = json.loads((run / "eval_results.json").read_text())["exported"]
+    assert json.loads(out.read_text())["top1"] == pytest.approx(logged["top1"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -171,3 +171,9 @@ def test_the_published_share_of_batches_is_mixed(args: dict, share: float) -> No
     switch = build("guidedmix", **args)
     draws = [switch.draw(np.random.default_rng((0, i))) for i in range(4000)]
     assert np.mean(draws) == pytest.approx(share, abs=3 * 0.5 / 4000**0.5)
+
+
+@pytest.mark.parametrize("source", ["spectral", "gradient"])
+def test_sides_below_4_pixels_are_refused_in_words(source: str) -> None:
+    with pytest.raises(ValueError, match="GuidedMix needs sides of at least 4 pixels, got 3 x 8"):
+        GuidedMix(source).plan(torch.rand(2, 3, 3, 8), torch.eye(2), rng_of(0))

@@ -204,6 +204,13 @@ def test_a_command_that_is_killed_leaves_no_folder_and_goes_on_to_the_same_one(
         done = forks.run(COMMAND, "", *args, "--out", out)  # made already
         assert done.returncode == 0
         assert done.output == f"made before, by the same command\n{out}: 40 mixed images\n"
+        damaged = next(out.glob("data/train-00001*"))
+        content = damaged.read_bytes()
+        for left, words in ((b"", "train-00001.parquet is damaged ("), (None, "made is damaged: it holds ")):
+            damaged.unlink() if left is None else damaged.write_bytes(left)
+            done = forks.run(COMMAND, "", *args, "--out", out)
+            assert done.returncode == 2 and words in done.output and "Traceback" not in done.output
+        damaged.write_bytes(content)
         done = forks.run(COMMAND, "", *args[:5], 41, *args[6:], "--out", out)
         assert done.returncode == 2 and "made was made with other arguments or data; delete it" in done.output
     assert files(out) == expected

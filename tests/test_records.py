@@ -110,6 +110,17 @@ def test_a_record_holds_the_whole_recipe_but_the_seed_and_what_was_overridden(ma
     assert json.loads(json.dumps(found)) == found
 
 
+def test_a_run_from_before_a_field_of_data_json_is_of_the_same_images(make_run, tmp_path):
+    old, new = make_run("old"), make_run("new", seed=1)
+    content = json.loads((new / "data.json").read_text())
+    (new / "data.json").write_text(json.dumps(content | {"commit": None}))
+    assert "commit" not in content
+    assert list(records.record([old, new])["seeds"]) == ["0", "1"]
+    (new / "data.json").write_text(json.dumps(content | {"commit": "0" * 40}))
+    with pytest.raises(UserError, match="not the same recipe but for the seed"):
+        records.record([old, new])
+
+
 def test_an_unfinished_run_is_recorded_as_such(make_run):
     found = records.record([make_run("a", TOP1[:3])])
     assert (found["seeds"]["0"]["epochs"], found["seeds"]["0"]["epochs_planned"]) == (3, 7)

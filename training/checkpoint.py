@@ -80,7 +80,7 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def existing(folder: Path) -> list[Path]:
     """All checkpoints in a folder, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+    return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit())
 
 
 def damage(checkpoint: Path) -> str | None:

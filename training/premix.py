@@ -114,8 +114,10 @@ def premix(
     found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     text = json.dumps({"settings_sha256": found}) + "\n"
     if out.exists():
-        if (out / SETTINGS).read_text() != text:
+        if (out / SETTINGS).read_bytes() != text.encode():
             raise UserError(f"{out} was made with other arguments or data; delete it, or choose another --out")
+        if (there := sum(map(rows_in, (out / "data").glob(f"{recipe.train_split}-0*.parquet")))) != count:
+            raise UserError(f"{out} is damaged: it holds {there:,} of {count:,} mixed images; delete it")
         print("made before, by the same command", file=sys.stderr)
         return count
     work = out.with_name(f"{out.name}.unfinished")
@@ -213,7 +215,7 @@ def mixed(maker: Maker, count: int, work: Path, schema: pa.Schema) -> None:
                     break
             table = rows_of(made[: count - total], maker.recipe, f"mixed-{number:05d}")
             write_table(path, pa.table(table, schema=schema))
-        total += pq.read_metadata(path).num_rows
+        total += rows_in(path)
         tried += sum(map(len, part))
         print(f"supermix: {total:,} of {count:,} images", file=sys.stderr, flush=True)
         if total == count:
@@ -224,6 +226,14 @@ def mixed(maker: Maker, count: int, work: Path, schema: pa.Schema) -> None:
                 f"the teacher {maker.teacher.source!r} finds both classes in none of {tried:,} mixed images: take more "
                 "--steps, a better teacher, or --all_pairs"
             )
+
+
+def rows_in(path: Path) -> int:
+    """The number of rows in a file. Raises ``UserError``."""
+    try:
+        return pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowInvalid) as e:
+        raise UserError(f"{path} is damaged ({' '.join(str(e).split())[:80]}); delete it") from None
 
 
 def rows_of(made: list[Made], recipe: Recipe, name: str) -> dict[str, list[Any]]:
@@ -306,7 +316,7 @@ def working(work: Path, settings: str) -> Iterator[None]:
         except OSError:
             raise UserError(f"another command is writing to {work}; wait, or choose another --out") from None
         try:
-            if saved.exists() and saved.read_text() != settings:
+            if saved.exists() and saved.read_bytes() != settings.encode():
                 raise UserError(f"{work} was begun with other arguments or data; delete it, or choose another --out")
             for leftover in work.glob("data/.*.tmp"):
                 leftover.unlink()
