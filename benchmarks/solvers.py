@@ -66,6 +66,7 @@ def main() -> None:
         "one binary step of the masks, 128 pairs": (grids.binary, step),
         "one binary step of the masks, 8 pairs": (grids.binary, tuple(t[:8] for t in step)),
         "Co-Mixup": (CoMixup().solve, parts),
+        "one part of Co-Mixup's five": (CoMixup().solve, tuple(t[:1] for t in parts)),
     }
     ours = {name: functools.partial(function, *inputs) for name, (function, inputs) in calls.items()}
     cuts: dict[str, Function] = {}

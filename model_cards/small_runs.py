@@ -37,9 +37,8 @@ def small_runs(
     lines = [head, ["---", "---", *["---:"] * 4], *([name, *numbers(own, base)] for name, own in rows)]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     words = sorted({"last epoch" if c["fields"]["protocol_epochs"] == 1 else c["protocol"] for c in shown})
-    command = f"mixup-recipes table --setting {setting}" + (
-        f" --against {shlex.quote(against)}" if against != "vanilla" else ""
-    )
+    command = f"mixup-recipes table --setting {setting}"
+    command += f" --against {shlex.quote(against)}" if against != "vanilla" else ""
     command += f" --results {results}" if results else ""
     return (
         f"{body}\n\nTop-1 and ECE in percent, NLL in nats, mean ± standard deviation over seeds; differences as mean "

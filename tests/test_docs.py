@@ -13,7 +13,7 @@ from tiny import ROOT
 
 import recipes
 from mixers import MIXERS
-from model_cards import records
+from model_cards import cells, records
 from model_cards.small_runs import small_runs
 from recipes import Recipe, cli
 from training.job import Job
@@ -144,6 +144,20 @@ def test_every_mixer_comes_from_a_file_that_states_its_paper() -> None:
     for name, make in MIXERS.items():
         doc = f"{make.__doc__} {__import__(make.__module__, fromlist=['x']).__doc__}"
         assert name == "vanilla" or PAPER.search(doc), name
+
+
+@pytest.mark.parametrize(("head", "key"), [("FLOPs", "flops"), ("kept for backward", "kept"), ("time", "time")])
+def test_tables_of_costs_are_those_that_model_cards_quote(head: str, key: str) -> None:
+    text = (ROOT / "docs/speed.md").read_text()
+    first, _, *lines = text[text.index(f"\n| {head} |") :].strip().split("\n\n")[0].splitlines()
+    costs = {(row["model"], row["mixer"]): row[key] for row in cells.rows("costs.csv")}
+    shown = {}
+    for line in lines:
+        mixer, *values = line.strip("| ").split(" | ")
+        shown |= {(m, mixer): value for m, value in zip(first.strip("| ").split(" | ")[1:], values, strict=True)}
+    assert {place: value for place, value in shown.items() if value != "-"} == {
+        place: f"{float(value):.2f}x" for place, value in costs.items() if value
+    }
 
 
 @pytest.mark.parametrize("name", sorted(recipes.settings()))
