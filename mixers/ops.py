@@ -47,10 +47,10 @@ def check_between(name: str, value: object, low: float, high: float = math.inf) 
         raise ValueError(f"{name} must be a number of at least {low:g}{most}, got {value!r}")
 
 
-def check_count(name: str, value: object, least: int = 1, unit: str = "") -> None:
-    """Raise ValueError unless a hyperparameter is an integer of at least ``least``. ``unit``: of pixels, of cells."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number{unit and f' {unit}'}, at least {least}, got {value!r}")
+def check_count(name: str, value: object, unit: str = "") -> None:
+    """Raise ValueError unless a hyperparameter is an integer of at least 1. ``unit``: of pixels, of cells."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number{unit and f' {unit}'}, at least 1, got {value!r}")
 
 
 def check_interval(name: str, pair: object, low: float, high: float = math.inf, whole: bool = False) -> None:
