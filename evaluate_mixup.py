@@ -11,8 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from recipes import Recipe, UserError, cli, resolve
-from recipes.typed import Between
+from mixup_recipes import files
+from mixup_recipes import flags as cli
+from mixup_recipes.data.loading import Samples
+from mixup_recipes.data.splits import load_split
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.resolve import resolve
+from mixup_recipes.training.export import write_predictions
+from mixup_recipes.typed import Between, UserError
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,12 @@ def main() -> int | None:
 
     import evaluate
 
-    from training import backbones, data, evaluation, images, launch, pull, run
+    from mixup_recipes import fetch, metrics
+    from mixup_recipes.data import images
+    from mixup_recipes.training import backbones, evaluation, launch
 
-    folder = pull.fetch(args.model, "recipe.yaml") if pull.is_hub(args.model) else Path(args.model)
-    net = pull.load(folder, args.model) if pull.is_hub(args.model) else backbones.load_model(args.model)
+    folder = fetch.snapshot(args.model, "recipe.yaml") if fetch.is_hub(args.model) else Path(args.model)
+    net = fetch.model_of(folder, args.model) if fetch.is_hub(args.model) else backbones.load_model(args.model)
     recipe = evaluation_recipe(args, net, folder)
     accelerator = launch.accelerator(recipe, Path("."))
     world = accelerator.num_processes
@@ -75,19 +83,19 @@ def main() -> int | None:
     )
     backbones.check_input(net, args.batch_size, recipe.eval_size, args.model, training=False)
     with accelerator.main_process_first():
-        table, classes = data.load_split(recipe, recipe.eval_split, recipe.max_eval_samples)
+        table, classes = load_split(recipe, recipe.eval_split, recipe.max_eval_samples)
     backbones.check_classes(net, classes, args.model)
     net = launch.on_device(net, recipe, accelerator)
     transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
-    samples = data.Samples(table, recipe, transform, args.on_bad_image)
+    samples = Samples(table, recipe, transform, args.on_bad_image)
     workers = launch.workers(args.dataloader_num_workers, accelerator)
     columns = evaluation.predict_all(net, samples, recipe, accelerator, workers)
     scores = None
     if accelerator.is_main_process:
-        metrics = Path(__file__).parent / "metrics"
+        folder = Path(metrics.__file__).parent
         top = columns["top"]
-        topk = evaluate.load(str(metrics / "topk_accuracy"))
-        calibration = evaluate.load(str(metrics / "calibration"))
+        topk = evaluate.load(str(folder / "topk_accuracy"))
+        calibration = evaluate.load(str(folder / "calibration"))
         found = topk.compute(predictions=top, references=columns["label"], ks=(1, top.shape[1]))
         scores = {"top1": found["top1"], "top5": found[f"top{top.shape[1]}"]}
         scores |= calibration.compute(
@@ -96,9 +104,9 @@ def main() -> int | None:
         scores |= {"count": len(top), "bad_images": len(samples) - len(top)}
         print("\n".join(f"{k:12}{v:.4f}" if isinstance(v, float) else f"{k:12}{v}" for k, v in scores.items()))
         if args.predictions:
-            run.write_predictions(Path(args.predictions), columns)
+            write_predictions(Path(args.predictions), columns)
         if args.output:
-            run.write_json(Path(args.output), {"model": args.model, "dataset": recipe.dataset, **scores})
+            files.write_json(Path(args.output), {"model": args.model, "dataset": recipe.dataset, **scores})
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return None

@@ -14,8 +14,17 @@ import sys
 import time
 from pathlib import Path
 
-from recipes import Recipe, UserError, cli, resolve, settings
-from training.job import STOPPED, Job
+from mixup_recipes import flags as cli
+from mixup_recipes.data.loading import Samples, train_batches
+from mixup_recipes.data.order import TrainOrder, cut
+from mixup_recipes.data.pictures import sample_sheet
+from mixup_recipes.data.splits import load_splits
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.resolve import resolve, settings
+from mixup_recipes.training.export import publish
+from mixup_recipes.training.folder import Log, NoLog, check_disk, check_folder, check_teachers, environment, open_folder
+from mixup_recipes.training.job import STOPPED, Job
+from mixup_recipes.typed import UserError
 
 
 def main() -> int | None:
@@ -38,27 +47,24 @@ def main() -> int | None:
     from timm.utils import ModelEmaV3, distribute_bn
 
     from mixers import Step, build
-    from model_cards.publisher import Publisher
-    from training import (
+    from mixup_recipes.data import images, streaming
+    from mixup_recipes.hub.publisher import Publisher
+    from mixup_recipes.training import (
         backbones,
         checkpoint,
-        data,
         dryrun,
         evaluation,
-        images,
         launch,
         microbatch,
         optimisation,
         precise_bn,
-        run,
-        streaming,
     )
-    from training.signals import Stop
+    from mixup_recipes.training.signals import Stop
 
     accelerator = launch.accelerator(recipe, folder, job.report_to, job.deterministic)
     stop = Stop()  # from here on a signal means: save and leave
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    micro_batches, accumulation = data.cut(recipe, world)
+    micro_batches, accumulation = cut(recipe, world)
     accelerator.print(
         f"{recipe.name}: {world} process{'es' * (world > 1)} on {device.type}, {recipe.mixed_precision} mixed "
         f"precision, global batch {recipe.batch_size} = {recipe.per_device_train_batch_size} per process x {world} "
@@ -68,7 +74,7 @@ def main() -> int | None:
 
     hub = Publisher(folder, recipe, job, accelerator.print) if job.push_to_hub else None
     if not job.dry_run:
-        run.check_folder(folder, recipe, resume=job.resume_from_checkpoint is not None)
+        check_folder(folder, recipe, resume=job.resume_from_checkpoint is not None)
     resumed = None if job.dry_run else job.resume_from_checkpoint
     found = checkpoint.choose(resumed, folder / "checkpoints", accelerator)
 
@@ -94,11 +100,11 @@ def main() -> int | None:
         accelerator.print(dryrun.describe(recipe, step, world))
         return None
     if found is not None:
-        run.check_teachers(folder, step)
+        check_teachers(folder, step)
 
     # ----------------------------------------------------------------------------------------- data
     with accelerator.main_process_first():  # one process downloads, the others read
-        splits = data.load_splits(recipe)
+        splits = load_splits(recipe)
     if start is not None:
         accelerator.print(f"starts from {recipe.pretrained} {backbones.start_from(step.model, start, splits.classes)}")
         step, start = new_step(), None  # a mixer may have copied the model
@@ -109,33 +115,33 @@ def main() -> int | None:
     modules = {"model": step} | ({"ema": ema.module} if ema else {})
     wrapped, optimizer = accelerator.prepare(step, optimisation.optimizer(step, recipe))
     # every process checks, so that every process leaves with the same status before anything is written
-    run.check_disk(folder, checkpoint.needed_bytes(modules, job.save_total_limit, recipe))
+    check_disk(folder, checkpoint.needed_bytes(modules, job.save_total_limit, recipe))
     state, sums = {"update": 0, "evaluated": 0, "log_length": 0, "seconds": 0.0}, {}
     if found is not None:
-        state, sums = checkpoint.load(found, modules, [optimizer, accelerator.scaler], rank, world, device)
+        state, sums = checkpoint.restore(found, modules, [optimizer, accelerator.scaler], rank, world, device)
         accelerator.print(f"resumed from {found.name}")
         if state["processes"] != world:
             accelerator.print(f"saved by {state['processes']} processes: goes on, but not bit for bit")
     update, evaluated = state["update"], state["evaluated"]
     workers = launch.workers(job.dataloader_num_workers, accelerator)
-    dataset = streaming.Stream if recipe.streaming else data.Samples
+    dataset = streaming.Stream if recipe.streaming else Samples
     samples = dataset(splits.train, recipe, train_transform, job.on_bad_image)
-    order = data.TrainOrder(len(samples), recipe, rank, world, start=update)
+    order = TrainOrder(len(samples), recipe, rank, world, start=update)
     total, per_epoch = order.updates, order.updates_per_epoch
     if recipe.streaming and update % per_epoch:
         accelerator.print("streaming: the rest of this epoch is drawn anew, so some images come twice or not at all")
-    batches = data.train_batches(samples, order, workers, device)
+    batches = train_batches(samples, order, workers, device)
     eval_samples = dataset(splits.eval, recipe, eval_transform, job.on_bad_image)
 
     # ----------------------------------------------------------------------------------------- record
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        run.open_folder(folder, recipe, splits.record, run.environment(accelerator, recipe, step))
+        open_folder(folder, recipe, splits.record, environment(accelerator, recipe, step))
         checkpoint.forget(folder / "checkpoints", update, accelerator.print)
     hub = hub if accelerator.is_main_process else None
     if hub:
         hub.begin()
-    log = run.Log(folder / "log.jsonl", state["log_length"]) if accelerator.is_main_process else run.NoLog()
+    log = Log(folder / "log.jsonl", state["log_length"]) if accelerator.is_main_process else NoLog()
     launch.init_trackers(accelerator, recipe, start=update)
     progress = launch.Progress(accelerator, recipe, update, total)
     began = time.perf_counter() - state["seconds"]
@@ -170,7 +176,7 @@ def main() -> int | None:
                 text = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if "_" not in k or k.endswith("top1"))
                 progress.say(f"epoch {epoch}/{recipe.epochs}: {text}")
                 if accelerator.is_main_process:
-                    run.publish(folder, nets, columns, recipe, splits.classes, log, epoch)
+                    publish(folder, nets, columns, recipe, splits.classes, log, epoch)
             progress.restart()
 
         # save, and leave when asked to
@@ -207,7 +213,7 @@ def main() -> int | None:
                 sums[name] = sums[name] + value if name in sums else torch.zeros((), device=device) + value
             if accelerator.is_main_process and micro == within == 0 and epoch in pictured:
                 mixed, _ = step.mixer.mix(x, y, **out.plan)
-                run.sample_sheet(mixed, out.target, recipe, splits.classes, folder / f"samples/epoch_{epoch:03d}.png")
+                sample_sheet(mixed, out.target, recipe, splits.classes, folder / f"samples/epoch_{epoch:03d}.png")
         if recipe.clip_grad is not None:
             accelerator.clip_grad_norm_(step.parameters(), recipe.clip_grad)
         optimizer.step()
@@ -249,10 +255,10 @@ def main() -> int | None:
     else:
         accelerator.print(f"done: {folder}")
         if accelerator.is_main_process:
-            from model_cards import card
+            from mixup_recipes.pages import card
 
             try:
-                card.write(folder)
+                card.write_card(folder)
             except UserError as e:  # the run is whole without it
                 print(f"no model card: {e}; mend it, then run: mixup-recipes card {folder}")
     accelerator.end_training()

@@ -153,7 +153,7 @@ def small_disk() -> None:
 
 def not_a_number(update: int) -> None:
     """The loss is not a number from an update on."""
-    from training import optimisation
+    from mixup_recipes.training import optimisation
 
     original, calls = optimisation.one_hot, 0
 
@@ -278,9 +278,7 @@ if __name__ == "__main__":
         from timm.models import save_for_hf  # noqa: F401
 
         import train_mixup
-        from model_cards import card, publisher  # noqa: F401
-        from recipes import cli
-        from training import backbones, checkpoint, data, dryrun, evaluation, images, launch, run  # noqa: F401
+        from mixup_recipes import flags as cli
 
         torch.set_num_threads(1)
         teachers.stand_in()

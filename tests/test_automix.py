@@ -22,9 +22,9 @@ from mixers.adautomix import AdaptiveMask, mix_many
 from mixers.automix import MixBlock
 from mixers.samix import SAMixBlock, curve
 from mixers.testing import batch, rng_of
-from model_cards.masks import masks
-from recipes import UserError
-from training import backbones, launch
+from mixup_recipes.pages.masks import masks
+from mixup_recipes.training import backbones, launch
+from mixup_recipes.typed import UserError
 
 LEARNED = ("automix", "samix", "adautomix")
 CRITERION = nn.CrossEntropyLoss(reduction="none")

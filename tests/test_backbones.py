@@ -8,8 +8,10 @@ import timm
 import torch
 from torch import nn
 
-from recipes import Recipe, UserError, load
-from training.backbones import check_input, create_model, weight_bytes
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.training.backbones import check_input, create_model, weight_bytes
+from mixup_recipes.typed import UserError
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -48,7 +50,7 @@ def test_small_image_resnets_have_the_published_size(name: str, classes: int, pa
     [("r50_100e", 25_557_032), ("deit_s", 22_050_664), ("cifar10_r18_200e", 11_173_962)],
 )
 def test_a_setting_has_a_model_of_the_published_size(name: str, parameters: int) -> None:
-    r = dataclasses.replace(load(name), init="timm")
+    r = dataclasses.replace(load_recipe(name), init="timm")
     with torch.device("meta"):
         assert count(create_model(r)) == parameters
 

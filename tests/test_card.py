@@ -21,14 +21,18 @@ from resuming import LOG, Reference
 from test_records import DATA, ENV
 
 import mixup_recipes
-import recipes
 from mixers import MIXERS
-from model_cards import card as cards
-from model_cards import cells, hub, verify
-from model_cards.card import card
-from model_cards.methods import bibtex, markdown, methods
-from recipes import Recipe, UserError, cli
-from training.job import Job
+from mixup_recipes import flags as cli
+from mixup_recipes.benchmark import cells
+from mixup_recipes.hub import push as hub
+from mixup_recipes.hub import verify
+from mixup_recipes.pages import card as cards
+from mixup_recipes.pages.card import card
+from mixup_recipes.pages.methods import bibtex, markdown, methods
+from mixup_recipes.recipe import Recipe, schema, to_yaml
+from mixup_recipes.resolve import load_recipe, resolve
+from mixup_recipes.training.job import Job
+from mixup_recipes.typed import UserError
 
 TOP1 = [60.0, 71.0, 73.0, 72.0, 75.0]
 IMAGENET = {"train": 1_281_167, "validation": 50_000}
@@ -55,7 +59,7 @@ def make_run(folder: Path, recipe: Recipe, top1=TOP1, classes=None, epochs=None,
     files |= {"env.json": ENV | {"commit": commit}, "eval_results.json": {"exported": exported}}
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
-    (folder / "recipe.yaml").write_text(recipes.to_yaml(recipe))
+    (folder / "recipe.yaml").write_text(to_yaml(recipe))
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -63,7 +67,7 @@ def make_run(folder: Path, recipe: Recipe, top1=TOP1, classes=None, epochs=None,
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
     """A whole run of a published cell."""
-    return make_run(tmp_path / "published", recipes.load("r18_100e_cutmix"))
+    return make_run(tmp_path / "published", load_recipe("r18_100e_cutmix"))
 
 
 @pytest.fixture
@@ -109,7 +113,7 @@ def blocks(text: str, language: str) -> list[str]:
 def trained_by(flags: list[str]) -> Recipe:
     """The recipe that train_mixup.py would train with these flags."""
     given = cli.parse(flags, "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
-    return recipes.resolve(cli.fill(Job, given["Run"]).recipe, given["Recipe fields"])[0]
+    return resolve(cli.fill(Job, given["Run"]).recipe, given["Recipe fields"])[0]
 
 
 # ------------------------------------------------------------------------------------------------ numbers
@@ -194,7 +198,7 @@ def test_the_card_of_a_fine_tuned_run_names_what_it_started_from(
     tmp_path: Path, pretrained: str | None, expected: str | None
 ) -> None:
     start = str(tmp_path) if pretrained == "FOLDER" else pretrained
-    text = card(make_run(tmp_path / "run", recipes.load("r18_100e_cutmix", pretrained=start)), "someone/tuned")
+    text = card(make_run(tmp_path / "run", load_recipe("r18_100e_cutmix", pretrained=start)), "someone/tuned")
     read = ModelCard(text).data
     assert read.to_dict() == metadata(text)
     assert read.base_model == expected
@@ -203,8 +207,8 @@ def test_the_card_of_a_fine_tuned_run_names_what_it_started_from(
 
 
 def test_a_start_from_a_run_folder_is_named_once_that_is_published_and_never_when_private(tmp_path: Path) -> None:
-    start = make_run(tmp_path / "start", recipes.load("r18_100e_vanilla"))
-    run = make_run(tmp_path / "run", recipes.load("r18_100e_cutmix", pretrained=str(start)))
+    start = make_run(tmp_path / "start", load_recipe("r18_100e_vanilla"))
+    run = make_run(tmp_path / "run", load_recipe("r18_100e_cutmix", pretrained=str(start)))
     told = {"repo_id": "someone/start", "private": False}  # where it goes; not yet there
     for changes, expected in (
         ({}, None), ({"card_sha256": "aa"}, "someone/start"), ({"card_sha256": "aa", "private": True}, None),
@@ -216,7 +220,7 @@ def test_a_start_from_a_run_folder_is_named_once_that_is_published_and_never_whe
 def test_a_base_model_that_a_person_has_written_stays_where_none_is_known(published: Path, tmp_path: Path) -> None:
     existing = "---\nbase_model: [a/b, c/d]\n---\n"
     assert metadata(card(published, existing=existing))["base_model"] == ["a/b", "c/d"]
-    tuned = make_run(tmp_path / "run", recipes.load("r18_100e_cutmix", pretrained="hf-hub:e/f"))
+    tuned = make_run(tmp_path / "run", load_recipe("r18_100e_cutmix", pretrained="hf-hub:e/f"))
     assert metadata(card(tuned, existing=existing))["base_model"] == "e/f"
 
 
@@ -231,7 +235,7 @@ def test_results_name_the_commit_of_the_data_that_was_read(published: Path) -> N
 
 
 def test_an_average_of_the_weights_is_what_is_reported(tmp_path: Path) -> None:
-    recipe = recipes.load("r18_100e_cutmix", ema_decay=0.9, report_ema=True)
+    recipe = load_recipe("r18_100e_cutmix", ema_decay=0.9, report_ema=True)
     run = make_run(tmp_path / "run", recipe)
     results = json.loads((run / "eval_results.json").read_text())
     results["exported"]["ema_top1"] = 12.5
@@ -251,14 +255,14 @@ def test_leaderboards_get_the_same_number(published: Path) -> None:
 
 
 def test_no_leaderboard_gets_part_of_a_run_or_of_the_images_or_a_local_folder(tmp_path: Path, folder: Path) -> None:
-    recipe = recipes.load("r18_100e_cutmix")
+    recipe = load_recipe("r18_100e_cutmix")
     runs = [make_run(tmp_path / "a", recipe, epochs=40), folder]
-    runs.append(make_run(tmp_path / "b", recipes.load("r18_100e_cutmix", max_eval_samples=50_000)))
+    runs.append(make_run(tmp_path / "b", load_recipe("r18_100e_cutmix", max_eval_samples=50_000)))
     assert [cards.eval_results(cards.read(run)) for run in runs] == [None] * 3
 
 
 def test_an_unfinished_run_says_so_and_puts_no_number_into_the_metadata(tmp_path: Path) -> None:
-    text = card(make_run(tmp_path / "run", recipes.load("r18_100e_cutmix"), epochs=40))
+    text = card(make_run(tmp_path / "run", load_recipe("r18_100e_cutmix"), epochs=40))
     assert "**Not finished:** epoch 40 of 100." in text and "nothing to compare yet" in text
     assert "model-index" not in metadata(text)
 
@@ -283,20 +287,20 @@ def published_number(name: str) -> float:
 @pytest.mark.parametrize(("offset", "words"), [(0.3, "reproduced within the band"), (-3.0, "too early to say")])
 def test_the_run_is_held_against_the_published_number(offset: float, words: str, tmp_path: Path) -> None:
     number = published_number("r18_100e_cutmix")
-    text = card(make_run(tmp_path / "run", recipes.load("r18_100e_cutmix"), [number + offset] * 5))
+    text = card(make_run(tmp_path / "run", load_recipe("r18_100e_cutmix"), [number + offset] * 5))
     assert f"Published: **{number:.2f}** top-1" in text and "median of the last 5 epochs" in text
     assert f"{number + offset:.2f}, {offset:+.2f} from the published number" in text
     assert f"±{band(number):.2f} is noise: **{words}**" in text
 
 
 def test_a_changed_recipe_is_not_held_against_the_published_number(tmp_path: Path) -> None:
-    text = card(make_run(tmp_path / "run", recipes.load("r18_100e_cutmix", smoothing=0.1)))
+    text = card(make_run(tmp_path / "run", load_recipe("r18_100e_cutmix", smoothing=0.1)))
     assert "Published: **" in text and "is noise" not in text
     assert "does not speak for that number: runs with smoothing 0.1 instead of 0.0 do not count" in text
 
 
 def test_a_number_that_openmixup_did_not_train_is_marked(tmp_path: Path) -> None:
-    recipe = recipes.load("r50_100e_alignmix")
+    recipe = load_recipe("r50_100e_alignmix")
     text = card(make_run(tmp_path / "run", recipe))
     assert f"**{published_number('r50_100e_alignmix'):.2f}‡**" in text and "not trained by OpenMixup" in text
 
@@ -309,7 +313,7 @@ def test_a_recipe_without_a_published_number_says_so(folder: Path) -> None:
 
 
 def test_values_that_are_not_the_settings_are_shown_with_their_origin(tmp_path: Path) -> None:
-    recipe = recipes.load("tiny_r18_automix", lr=0.3)
+    recipe = load_recipe("tiny_r18_automix", lr=0.3)
     found = rows(card(make_run(tmp_path / "run", recipe)), "Recipe")
     assert found[0] == ["field", "value", "origin"]
     cut = found.index(["field", "value", "origin"], 1)
@@ -319,7 +323,7 @@ def test_values_that_are_not_the_settings_are_shown_with_their_origin(tmp_path: 
     assert any(origin == "tiny_r18.yaml: per_mixer.automix" for _, _, origin in first)
     assert any(origin == "mixer's default" for _, _, origin in first)
     assert every["epochs"] == ["400", "tiny_r18.yaml"] and "epochs" not in [row[0] for row in first]
-    fields = {f for f in recipes.schema(Recipe) if f not in ("name", "mixer_args")}
+    fields = {f for f in schema(Recipe) if f not in ("name", "mixer_args")}
     assert set(every) == fields | {f"mixer.{k}" for k in recipe.mixer_args["automix"]}
 
 
@@ -336,7 +340,7 @@ def test_values_that_are_not_the_settings_are_shown_with_their_origin(tmp_path: 
     ],
 )
 def test_the_command_trains_the_same_recipe(name: str, changes: dict, tmp_path: Path) -> None:
-    recipe = recipes.load(name, **changes)
+    recipe = load_recipe(name, **changes)
     (line,) = [b for b in blocks(card(make_run(tmp_path / "run", recipe)), "bash") if "train_mixup.py" in b]
     start, flags = line.split(" train_mixup.py ")
     assert start == "accelerate launch" and "recipe.yaml" not in flags
@@ -352,8 +356,8 @@ def test_a_recipe_that_this_package_does_not_have_is_trained_from_its_file(
         assert line.startswith(f"{start} launch train_mixup.py ")
     monkeypatch.chdir(folder)
     flags = shlex.split(line.split("train_mixup.py")[1])
-    photos = recipes.load(str(tiny_recipe)).dataset
-    assert trained_by([photos if f == "PATH" else f for f in flags]) == recipes.load("./recipe.yaml")
+    photos = load_recipe(str(tiny_recipe)).dataset
+    assert trained_by([photos if f == "PATH" else f for f in flags]) == load_recipe("./recipe.yaml")
     assert photos not in text, "a path of this machine"
 
 
@@ -404,7 +408,7 @@ def test_verify_holds_the_card_s_numbers_to_the_exported_weights_and_the_text_to
     run = reference("--mixer", "vanilla", "--protocol", "median", "--protocol_epochs", 5)
     results = json.loads((run / "eval_results.json").read_text())
     assert results["reported"]["top1"] != results["exported"]["top1"]
-    rows = list(verify.of_files(run, recipes.load(str(run / "recipe.yaml"))))
+    rows = list(verify.of_files(run, load_recipe(str(run / "recipe.yaml"))))
     assert [what for what, good in rows if not good] == []
     assert sum("card and" in what for what, _ in rows) == 1
     assert "top-1 (median of the last 5 epochs: 3 of 5 epochs, seed 0)." in (run / "README.md").read_text()
@@ -431,8 +435,10 @@ def test_every_mixer_has_been_counted_and_those_that_promise_little_keep_it() ->
 
 
 def test_an_architecture_that_timm_lacks_says_what_to_import(tmp_path: Path) -> None:
-    text = card(make_run(tmp_path / "run", recipes.load("pvt_t_deit")))
-    assert [b.splitlines()[0].split("  #")[0] for b in blocks(text, "python")] == ["import training.backbones"] * 2
+    text = card(make_run(tmp_path / "run", load_recipe("pvt_t_deit")))
+    assert [b.splitlines()[0].split("  #")[0] for b in blocks(text, "python")] == [
+        "import mixup_recipes.training.backbones"
+    ] * 2
 
 
 # ------------------------------------------------------------------------------------------------ methods
@@ -476,8 +482,8 @@ def test_a_docstring_is_rendered_as_it_is_written(name: str) -> None:
 
 
 def test_names_of_a_file_are_text_whatever_they_hold(tmp_path: Path) -> None:
-    recipe = recipes.load("quickstart_cutmix", eval_split=HOSTILE, train_split=HOSTILE + "2", dataset=HOSTILE)
-    recipe = Recipe(**{f: getattr(recipe, f) for f in recipes.schema(Recipe)} | {"name": HOSTILE, "opt": HOSTILE})
+    recipe = load_recipe("quickstart_cutmix", eval_split=HOSTILE, train_split=HOSTILE + "2", dataset=HOSTILE)
+    recipe = Recipe(**{f: getattr(recipe, f) for f in schema(Recipe)} | {"name": HOSTILE, "opt": HOSTILE})
     run = make_run(tmp_path / "run", recipe, classes=[HOSTILE, "!!python/object:os.system", "b"], commit=HOSTILE)
     environment = json.loads((run / "env.json").read_text()) | {"device": HOSTILE, "packages": {HOSTILE: HOSTILE}}
     (run / "env.json").write_text(json.dumps(environment))
@@ -498,7 +504,7 @@ def test_names_of_a_file_are_text_whatever_they_hold(tmp_path: Path) -> None:
 
 
 def test_a_command_of_several_lines_is_not_shown(tmp_path: Path) -> None:
-    recipe = recipes.load("quickstart_cutmix", eval_split="a\n```\n<script>alert(1)</script>\n```", train_split="b")
+    recipe = load_recipe("quickstart_cutmix", eval_split="a\n```\n<script>alert(1)</script>\n```", train_split="b")
     text = card(make_run(tmp_path / "run", recipe))
     (block,) = [b for b in blocks(text, "bash") if "train_mixup.py" in b]
     assert block == "accelerate launch train_mixup.py --recipe recipe.yaml\n"
@@ -508,8 +514,8 @@ def test_a_command_of_several_lines_is_not_shown(tmp_path: Path) -> None:
 def test_a_recipe_name_that_is_a_path_is_not_opened(tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text("!!python/object/apply:os.system [exit]")
-    recipe = recipes.load("quickstart_cutmix")
-    recipe = Recipe(**{f: getattr(recipe, f) for f in recipes.schema(Recipe)} | {"name": str(other)})
+    recipe = load_recipe("quickstart_cutmix")
+    recipe = Recipe(**{f: getattr(recipe, f) for f in schema(Recipe)} | {"name": str(other)})
     assert cards.published(recipe) is None
 
 

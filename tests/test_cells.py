@@ -12,10 +12,11 @@ import pytest
 from tiny import ROOT
 
 import mixup_recipes
-import recipes
 from mixers import MIXERS
-from model_cards import cells
-from recipes import UserError
+from mixup_recipes.benchmark import cells
+from mixup_recipes.recipe import to_yaml
+from mixup_recipes.resolve import load_recipe, resolve
+from mixup_recipes.typed import UserError
 
 CELLS = list(cells.cells().values())
 
@@ -112,9 +113,9 @@ def test_the_rows_stand_in_the_order_of_the_published_tables():
 
 def test_every_cell_is_a_recipe_of_a_published_setting():
     settings = {c.setting for c in CELLS}
-    assert len(settings) == 24 and settings <= set(recipes.settings())  # the 25th, rx101_300e, has no column
+    assert len(settings) == 24 and settings <= set(settings())  # the 25th, rx101_300e, has no column
     for cell in CELLS:
-        recipe, _ = recipes.resolve(cell.name)  # builds the mixer with its arguments
+        recipe, _ = resolve(cell.name)  # builds the mixer with its arguments
         assert (recipe.name, recipe.mixer) == (cell.name, cell.mixer)
     assert {c.mixer for c in CELLS} <= set(MIXERS)
 
@@ -130,7 +131,7 @@ def test_protocols_are_those_of_the_published_text():
     }
     for setting, benchmark in {c.setting: c.benchmark for c in CELLS}.items():
         averaged = ", averaged weights (EMA)" if setting in ("deit_b", "convnext_t") else ""
-        assert cells.protocol(recipes.load(setting)) == expected[benchmark] + averaged
+        assert cells.protocol(load_recipe(setting)) == expected[benchmark] + averaged
 
 
 # ------------------------------------------------------------------------------------------------ functions
@@ -233,7 +234,7 @@ def test_explain_names_the_origin_of_values(run):
 def test_export_gives_the_recipe_back(run, tmp_path):
     path = tmp_path / "recipe.yaml"
     assert run("cells", "export", "deit_s_samix", "--out", str(path))[0] == 0
-    assert recipes.resolve(str(path))[0] == recipes.resolve("deit_s_samix")[0]
+    assert resolve(str(path))[0] == resolve("deit_s_samix")[0]
     assert run("cells", "export", "deit_s_samix")[1] == path.read_text()
     assert run("recipes", "show", str(path))[:2] == (0, path.read_text())
     assert run("recipes", "explain", str(path))[0] == 0
@@ -284,8 +285,8 @@ def test_the_published_numbers_beside_runs_are_those_of_their_setting(tmp_path):
     def run(name, called=None, **changes):
         folder = tmp_path / "-".join((called or name, *changes))
         folder.mkdir()
-        recipe = dataclasses.replace(recipes.load(name, **changes), name=called or name)
-        (folder / "recipe.yaml").write_text(recipes.to_yaml(recipe))
+        recipe = dataclasses.replace(load_recipe(name, **changes), name=called or name)
+        (folder / "recipe.yaml").write_text(to_yaml(recipe))
         line = {"epoch": 1, "update": 1, "perf": {"seconds": 1.0, "img_per_s": 1.0}}
         lines = [line | {"mode": "train", "loss": 1.0}, line | {"mode": "val", "top1": 1.0}]
         (folder / "log.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))

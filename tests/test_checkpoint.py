@@ -10,8 +10,9 @@ from torch import nn
 
 from mixers import Mixup, RecursiveMix
 from mixers.testing import batch, rng_of, tiny_step
-from recipes import Recipe, UserError
-from training import checkpoint
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.training import checkpoint
+from mixup_recipes.typed import UserError
 
 
 def alone(**changes: Any) -> SimpleNamespace:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from tiny import ROOT
 
-from recipes import Recipe, UserError, cli, resolve
-from recipes.typed import RankError
-from training.job import Job
+from mixup_recipes import flags as cli
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.resolve import resolve
+from mixup_recipes.training.job import Job
+from mixup_recipes.typed import RankError, UserError
 
 CLASSES = {"Run": Job, "Recipe fields": Recipe}
 

@@ -18,11 +18,13 @@ from datasets import ClassLabel, Features, Value
 from datasets import Image as ImageFeature
 from tiny import CLASSES, jpeg, make_photos
 
-from recipes import Recipe, UserError
-from recipes.typed import RankError
-from training import keys
-from training.data import Key, Samples, Splits, TrainOrder, cut, eval_batches, load_splits, train_batches
-from training.images import EvalTransform, TrainTransform
+from mixup_recipes.data import keys
+from mixup_recipes.data.images import EvalTransform, TrainTransform
+from mixup_recipes.data.loading import Samples, eval_batches, train_batches
+from mixup_recipes.data.order import Key, TrainOrder, cut
+from mixup_recipes.data.splits import Splits, load_splits
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.typed import RankError, UserError
 
 CPU = torch.device("cpu")
 

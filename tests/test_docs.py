@@ -11,12 +11,14 @@ import pytest
 import torch
 from tiny import ROOT
 
-import recipes
 from mixers import MIXERS
-from model_cards import cells, records
-from model_cards.small_runs import small_runs
-from recipes import Recipe, cli
-from training.job import Job
+from mixup_recipes import flags as cli
+from mixup_recipes.benchmark import cells
+from mixup_recipes.benchmark.small_runs import small_runs
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.resolve import resolve, settings
+from mixup_recipes.runs import records
+from mixup_recipes.training.job import Job
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAPERS = [p for p in sorted((ROOT / "mixers").glob("*.py")) if "Sampling law" in p.read_text()]
@@ -27,7 +29,7 @@ TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, tex
 def training_commands() -> list[str]:
     """Every command line in the documents that starts train_mixup.py, without comments."""
     lines = [line for doc in DOCS for line in re.findall(r"train_mixup\.py[^`\n|]*", doc.read_text())]
-    lines += [re.search(r"train_mixup\.py.*", p.read_text()).group() for p in recipes.settings().values()]
+    lines += [re.search(r"train_mixup\.py.*", p.read_text()).group() for p in settings().values()]
     return sorted({line.split("#")[0].rstrip(" &") for line in lines if "--" in line})
 
 
@@ -39,7 +41,7 @@ def test_the_documents_hold_commands() -> None:
 def test_each_training_command_of_the_documents_resolves(line: str) -> None:
     given = cli.parse(shlex.split(line)[1:], "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
     job = cli.fill(Job, given["Run"])
-    assert job.list or recipes.resolve(job.recipe, given["Recipe fields"])[0].epochs
+    assert job.list or resolve(job.recipe, given["Recipe fields"])[0].epochs
 
 
 def hub_commands() -> list[list[str]]:
@@ -160,9 +162,9 @@ def test_tables_of_costs_are_those_that_model_cards_quote(head: str, key: str) -
     }
 
 
-@pytest.mark.parametrize("name", sorted(recipes.settings()))
+@pytest.mark.parametrize("name", sorted(settings()))
 def test_the_head_of_each_setting_states_command_and_source(name: str) -> None:
-    head = recipes.settings()[name].read_text().split("\ndataset:")[0]
+    head = settings()[name].read_text().split("\ndataset:")[0]
     assert f"--recipe {name}_" in head
     if name not in ("quickstart", "cifar10_small", "cifar10_vit"):  # ours: there is no source to differ from
         assert all(word in head for word in ("Needs: ", "Hours: ", "Published: ", "Where sources differ"))

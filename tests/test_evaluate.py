@@ -80,7 +80,7 @@ def test_bad_input_is_one_line_and_status_2(run: Path, args: list[str], words: s
 
 
 def test_the_console_command_lists_explains_and_compares_recipes() -> None:
-    script = "mixup_recipes.py"
+    script = "mixup_recipes/__main__.py"
     assert "r50_100e" in tiny.start("recipes", "list", script=script).stdout
     explained = tiny.start("recipes", "explain", "deit_s_cutmix", script=script).stdout
     assert any(line.split() == ["lr", "0.001", "deit_s.yaml"] for line in explained.splitlines())
@@ -90,7 +90,7 @@ def test_the_console_command_lists_explains_and_compares_recipes() -> None:
 
 
 def test_the_report_of_a_run_has_its_protocol_number(run: Path) -> None:
-    done = tiny.start("report", run, "--out", run.parent / "report", script="mixup_recipes.py")
+    done = tiny.start("report", run, "--out", run.parent / "report", script="mixup_recipes/__main__.py")
     assert done.returncode == 0, done.stderr
     number = json.loads((run / "eval_results.json").read_text())["reported"]["top1"]
     assert f"{number:.2f}" in done.stdout
@@ -98,7 +98,7 @@ def test_the_report_of_a_run_has_its_protocol_number(run: Path) -> None:
 
 
 def test_the_console_command_reads_protocols_and_compares_runs(run: Path) -> None:
-    script = "mixup_recipes.py"
+    script = "mixup_recipes/__main__.py"
     done = tiny.start("protocol", run, script=script)
     assert done.returncode == 0, done.stderr
     results = json.loads((run / "eval_results.json").read_text())

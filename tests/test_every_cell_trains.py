@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from mixers import MIXERS, Step, build
-from recipes import Recipe, load, settings
-from training import backbones, microbatch, optimisation
-from training.dryrun import KNOWN_SIZES
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.resolve import load_recipe, settings
+from mixup_recipes.training import backbones, microbatch, optimisation
+from mixup_recipes.training.dryrun import KNOWN_SIZES
 
 CELLS = list(itertools.product(settings(), MIXERS))
 
@@ -84,7 +85,7 @@ def train(recipe: Recipe, updates: int) -> tuple[Step, dict[str, torch.Tensor], 
     step = Step(create_model(recipe), mixer, optimisation.criterion(recipe)).train()
     start = {name: p.detach().clone() for name, p in step.named_parameters()}
     optimizer = optimisation.optimizer(step, recipe)
-    per_epoch = -(-KNOWN_SIZES[recipe.dataset] // load(recipe.name).batch_size)
+    per_epoch = -(-KNOWN_SIZES[recipe.dataset] // load_recipe(recipe.name).batch_size)
     middle = per_epoch * recipe.epochs // 2
     reached: set[str] = set()
     felt: set[str] = set()
@@ -132,7 +133,7 @@ def family(recipe: Recipe) -> str:
 def test_every_pair_of_setting_and_mixer_is_a_case(request: pytest.FixtureRequest) -> None:
     """25 published settings, eight variants, four of our own; every mixer that exists; small, and in full."""
     assert len(settings()) == 25 + 8 + 4
-    assert {family(load(s)) for s in settings()} == set(SMALLER)
+    assert {family(load_recipe(s)) for s in settings()} == set(SMALLER)
     cases = [item for item in request.session.items if item.path == request.path and "[" in item.name]
     chosen = request.config.getoption("keyword") or any("::" in argument for argument in request.config.args)
     if not chosen and "not slow" in request.config.getoption("markexpr"):
@@ -141,7 +142,7 @@ def test_every_pair_of_setting_and_mixer_is_a_case(request: pytest.FixtureReques
 
 @pytest.mark.parametrize(("setting", "mixer"), CELLS, ids=["_".join(cell) for cell in CELLS])
 def test_every_setting_trains_with_every_mixer(setting: str, mixer: str) -> None:
-    full = load(f"{setting}_{mixer}")
+    full = load_recipe(f"{setting}_{mixer}")
     recipe = smaller(full)
     if family(full) in UNSUPPORTED.get(mixer, ()):
         with pytest.raises(ValueError, match="deit_small_patch16_224"):
@@ -153,7 +154,7 @@ def test_every_setting_trains_with_every_mixer(setting: str, mixer: str) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize(("setting", "mixer"), CELLS, ids=["_".join(cell) for cell in CELLS])
 def test_every_full_size_model_trains_a_step(setting: str, mixer: str) -> None:
-    recipe = dataclasses.replace(load(f"{setting}_{mixer}"), batch_size=2, per_device_train_batch_size=2)
+    recipe = dataclasses.replace(load_recipe(f"{setting}_{mixer}"), batch_size=2, per_device_train_batch_size=2)
     if family(recipe) in UNSUPPORTED.get(mixer, ()):
         pytest.skip("the small version asserts the error")
     check(*train(recipe, updates=1), recipe)

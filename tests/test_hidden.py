@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from mixers import AlignMix, ManifoldMix, Mixer, Mixup, Step, Switch, alignmixup, build, taps
 from mixers.alignmix import align, transport_plan
 from mixers.testing import batch, differences
-from training import backbones  # noqa: F401  registers pvt_tiny, moganet_tiny and the small stems
 
 INDEX = torch.tensor([2, 1, 3, 0])
 LAM = torch.tensor([0.3, 0.3, 0.3, 0.3])

@@ -21,14 +21,13 @@ from hub_server import HubServer
 from resuming import LOG, Reference
 from safetensors.numpy import load_file
 
-from model_cards import hub as push
-from model_cards import publisher
-from recipes import load
+from mixup_recipes.hub import publisher, push
+from mixup_recipes.resolve import load_recipe
 
 COMMAND = "import mixup_recipes; mixup_recipes.main()"
 IMPORTS = """
 import huggingface_hub, mixup_recipes, timm, torch
-from model_cards import hub, publisher
+from mixup_recipes.hub import publisher, push as hub
 from training import backbones, run
 """
 
@@ -70,7 +69,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 def command(clients: Forks, *args: object, **env: str) -> Done:
     """mixup-recipes push, with short pauses."""
-    quick = "from model_cards import hub; hub.PAUSES = (0.01, 0.02)\n"
+    quick = "from mixup_recipes.hub import push as hub; hub.PAUSES = (0.01, 0.02)\n"
     return clients.run(quick + COMMAND, "push", *args, env=env)
 
 
@@ -188,7 +187,7 @@ def test_a_token_in_a_file_is_not_published(clients: Forks, hub: HubServer, run:
 def test_the_default_name_is_model_mixer_epochs_and_data_and_always_valid(
     recipe: str, changes: dict, name: str | None
 ) -> None:
-    found = push.default_name(load(recipe, **changes))
+    found = push.default_name(load_recipe(recipe, **changes))
     push.check_name(found)
     assert name is None or found == name
     assert found.endswith("_seed2") == ("seed" in changes)
@@ -340,7 +339,7 @@ def test_a_lasting_fault_is_one_line_leaves_the_hub_as_it_was_and_a_later_push_c
 def test_without_a_hub_a_push_says_so(clients: Forks, run: Path, tmp_path: Path) -> None:
     with HubServer(tmp_path / "gone") as gone:
         env = gone.env
-    with Forks(env, "from model_cards import hub") as nobody:
+    with Forks(env, "from mixup_recipes.hub import push as hub") as nobody:
         done = command(nobody, run, "--repo_id", "tester/nobody")
     assert done.returncode == 2 and "cannot reach the Hub" in done.output.splitlines()[-1]
     assert len(done.output.splitlines()) == 3  # two new attempts and the end
@@ -378,7 +377,9 @@ def test_a_commit_of_somebody_else_in_between_is_seen_and_the_publication_is_who
         file.write("9,9,9,9\n")
     hub.fault(COMMIT.format("between"), delay=1.5)
     hub.requests.clear()
-    started = clients.start("from model_cards import hub; hub.PAUSES = (0.01, 0.02)\n" + COMMAND, "push", run)
+    started = clients.start(
+        "from mixup_recipes.hub import push as hub; hub.PAUSES = (0.01, 0.02)\n" + COMMAND, "push", run
+    )
     wait_until(lambda: any(r.startswith(COMMIT.format("between")) for r in hub.requests))
     hub.write(repo, {"log.jsonl": b"of another push\n"})  # what this push saw no need to send
     done = clients.wait(started)
@@ -420,7 +421,7 @@ def test_what_a_person_writes_into_the_card_stays_wherever_it_was_written(
 
 PUSH_PICTURE = """
 from pathlib import Path
-from model_cards import hub
+from mixup_recipes.hub import push as hub
 picture, run, repo = sys.argv[1:]
 hub.publish(Path(picture), Path(run), repo, False, "end", hub.find_token(None))
 """
@@ -447,7 +448,7 @@ def test_a_late_push_of_an_older_picture_leaves_newer_numbers_in_the_run(
     before, taken = here.read_bytes(), publisher.picture(run, "end")
     results = json.loads((taken / "eval_results.json").read_text())
     (taken / "eval_results.json").unlink()  # a link to the run's own
-    main = "ema_top1" if load(str(run / "recipe.yaml")).report_ema else "top1"
+    main = "ema_top1" if load_recipe(str(run / "recipe.yaml")).report_ema else "top1"
     results["exported"][main] = 7.77
     (taken / "eval_results.json").write_text(json.dumps(results))
     hub.write(repo, {"README.md": hub.files(repo)["README.md"] + b"\nWritten on the Hub.\n"})
@@ -534,7 +535,7 @@ def test_a_push_that_fails_is_one_line_and_the_run_is_done(
 ) -> None:
     name, out = f"failing-{fault['status']}", tmp_path / "job"
     hub.fault(COMMIT.format(name), times=100, **fault)
-    before = "import model_cards.publisher as p\np.PATIENCE = 10\n" if fault["status"] == 500 else ""
+    before = "import mixup_recipes.hub.publisher as p\np.PATIENCE = 10\n" if fault["status"] == 500 else ""
     run = job(server, hub.env, tiny_recipe, out, "--hub_model_id", f"tester/{name}", before=before)
     assert run.wait() == [0], run.output()
     last = run.output().rstrip().splitlines()[-1]
@@ -551,7 +552,7 @@ def test_a_push_that_fails_is_one_line_and_the_run_is_done(
 def test_a_full_disk_keeps_a_run_from_its_push_only(
     server: Server, hub: HubServer, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    full = [["no_space", "model_cards.publisher:picture", 1]]
+    full = [["no_space", "mixup_recipes.hub.publisher:picture", 1]]
     run = job(server, hub.env, tiny_recipe, tmp_path / "job", "--hub_model_id", "tester/full", faults=full)
     assert run.wait() == [0], run.output()
     assert "warning: push to the Hub: the Hub: No space left on device" in run.output()
@@ -664,7 +665,7 @@ with torch.no_grad():
     plain = "import timm\ntimm.create_model(sys.argv[1], pretrained=True)"
     with Forks(hub.env, "import timm") as strangers:
         assert "Unknown model" in strangers.run(plain, f"hf-hub:tester/{model}").output
-    assert "training.backbones" in (ROOT / "docs/hub.md").read_text()
+    assert "mixup_recipes.training.backbones" in (ROOT / "docs/hub.md").read_text()
 
 
 EVALUATE = "import evaluate_mixup; from recipes import cli; cli.run(evaluate_mixup.main)"
@@ -803,7 +804,7 @@ own = json.loads(open(folder + "/config.json").read())["label_names"]
 answers = []
 for start in ("hf-hub:" + repo, folder):
     for count, classes in ((4, own), (4, ["w", "x", "y", "z"]), (7, list("abcdefg"))):
-        recipe = recipes.load(folder + "/recipe.yaml", pretrained=start, num_classes=count)
+        recipe = load_recipe(folder + "/recipe.yaml", pretrained=start, num_classes=count)
         fresh, model = backbones.create_model(recipe), backbones.create_model(recipe)
         source = backbones.load_start(recipe)
         said = backbones.start_from(model, source, classes)

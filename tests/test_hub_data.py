@@ -14,9 +14,10 @@ from hub_server import HubServer
 from resuming import differences, finish, log
 from safetensors.numpy import load_file
 
-import recipes
-from recipes import UserError
-from training import data
+from mixup_recipes.data.identity import one_commit
+from mixup_recipes.data.splits import count, load_splits
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.typed import UserError
 
 SET = "tester/photos"
 RUN = ("--dataloader_num_workers", 0, "--report_to", "none")
@@ -84,7 +85,7 @@ def test_a_streamed_run_resumed_at_an_evaluation_is_that_of_one_never_stopped(
     arguments = ("--recipe", recipe, "--streaming", "true", *RUN)
     copies = set((hub.folder / "home/datasets").rglob("*.arrow")), set((hub.folder / "home").rglob("*.parquet"))
     finish(runs, *arguments, "--output_dir", tmp_path / "whole", processes=2)
-    stop = [["receive", "training.evaluation:evaluate", 1, 15]]
+    stop = [["receive", "mixup_recipes.training.evaluation:evaluate", 1, 15]]
     stopped = runs.start(*arguments, "--output_dir", tmp_path / "two", processes=2, faults=stop)
     assert stopped.wait() == [75, 75] and "SIGTERM at update 4: saved" in stopped.output()
     again = ("--output_dir", tmp_path / "two", "--resume_from_checkpoint", "auto")
@@ -113,7 +114,7 @@ def test_a_streamed_run_stopped_within_an_epoch_says_that_the_rest_is_drawn_anew
     runs: Server, recipe: Path, tmp_path: Path
 ) -> None:
     arguments = ("--recipe", recipe, "--streaming", "true", *RUN, "--epochs", 1, "--output_dir", tmp_path / "run")
-    stop = [["receive", "training.optimisation:set_learning_rates", 2, 15]]
+    stop = [["receive", "mixup_recipes.training.optimisation:set_learning_rates", 2, 15]]
     status, printed = runs.run(*arguments, faults=stop)
     assert status == 75 and "SIGTERM at update 2: saved" in printed
     printed = finish(runs, *arguments, "--resume_from_checkpoint", "auto")
@@ -140,11 +141,9 @@ def test_a_stream_that_breaks_off_ends_the_run_in_one_line_and_it_can_go_on(
 
 
 def records(cases):
-    from recipes import load
-    from training import data
 
     common = {"dataset": "tester/moving", "eval_split": "test", "num_classes": 4}
-    return [data.load_splits(load("r18_100e_mixup", **common, **changes)).record for changes in cases]
+    return [load_splits(load_recipe("r18_100e_mixup", **common, **changes)).record for changes in cases]
 
 
 def test_the_record_holds_the_commit_that_was_read_also_without_a_network(hub: HubServer) -> None:
@@ -169,25 +168,24 @@ def test_splits_of_different_commits_are_refused() -> None:
         info = datasets.DatasetInfo(download_checksums={f"hf://datasets/a/b@{commit}/x.parquet": None})
         return datasets.Dataset.from_dict({"label": [0]}, info=info)
 
-    recipe = recipes.load("r18_100e_mixup", dataset="a/b")
-    assert data.one_commit(recipe, table("a" * 40), table("a" * 40)) == "a" * 40
-    assert data.one_commit(recipe, datasets.Dataset.from_dict({"label": [0]})) is None
+    recipe = load_recipe("r18_100e_mixup", dataset="a/b")
+    assert one_commit(recipe, table("a" * 40), table("a" * 40)) == "a" * 40
+    assert one_commit(recipe, datasets.Dataset.from_dict({"label": [0]})) is None
     with pytest.raises(UserError, match="dataset 'a/b' changed on the Hub while it was opened"):
-        data.one_commit(recipe, table("a" * 40), table("b" * 40))
+        one_commit(recipe, table("a" * 40), table("b" * 40))
 
 
 def complaints(cases):
     import os
 
-    from recipes import UserError, load
-    from training import data
+    from mixup_recipes.typed import UserError
 
     said = []
     for changes, token in cases:
         os.environ["HF_TOKEN"] = token
         try:
-            splits = data.load_splits(load("r18_100e_mixup", eval_split="test", num_classes=4, **changes))
-            said.append(str(data.count(splits.train)))
+            splits = load_splits(load_recipe("r18_100e_mixup", eval_split="test", num_classes=4, **changes))
+            said.append(str(count(splits.train)))
         except UserError as e:
             said.append(str(e))
     return said

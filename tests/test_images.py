@@ -18,9 +18,19 @@ from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
-from recipes import Recipe, load
-from training import keys
-from training.images import BadImage, EvalTransform, TrainTransform, decode, erase, normalise, rand_augment, to_tensor
+from mixup_recipes.data import keys
+from mixup_recipes.data.images import (
+    BadImage,
+    EvalTransform,
+    TrainTransform,
+    decode,
+    erase,
+    normalise,
+    rand_augment,
+    to_tensor,
+)
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.resolve import load_recipe
 
 CPU = torch.device("cpu")
 POLICY = "rand-m9-mstd0.5-inc1"
@@ -405,7 +415,7 @@ def test_erased_boxes_follow_the_law_of_timm() -> None:
 
 
 def test_transforms_travel_to_loader_processes_that_are_not_forked() -> None:
-    transform = TrainTransform(load("deit_s_deit"))
+    transform = TrainTransform(load_recipe("deit_s_deit"))
     copy = pickle.loads(pickle.dumps(transform))
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 240, 240), dtype=np.uint8))
     for draw in range(3):

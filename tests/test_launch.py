@@ -15,9 +15,9 @@ import tiny
 from driver import Server
 from resuming import LOG, Reference, checkpoints, log
 
-from recipes import load
-from training.data import TrainOrder
-from training.job import STOPPED
+from mixup_recipes.data.order import TrainOrder
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.training.job import STOPPED
 
 ONE = ("--mixer", "deit")
 
@@ -69,7 +69,7 @@ def test_loader_processes_change_nothing(
 
 
 def test_an_update_holds_the_same_images_however_it_is_dealt(tiny_recipe: Path) -> None:
-    recipe = load(str(tiny_recipe), per_device_train_batch_size=4, aug_repeats=2)
+    recipe = load_recipe(str(tiny_recipe), per_device_train_batch_size=4, aug_repeats=2)
 
     def updates(world: int, start: int = 0) -> list[list[Any]]:
         dealt = [list(TrainOrder(72, recipe, rank, world, start)) for rank in range(world)]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from tiny import environment
 
-from recipes import UserError
-from training.run import Log, lock
+from mixup_recipes.files import lock
+from mixup_recipes.training.folder import Log
+from mixup_recipes.typed import UserError
 
 
 def write(path: Path, count: int = 3) -> int:
@@ -44,7 +45,9 @@ def test_a_damaged_log_is_one_error_and_left_as_it_is(tmp_path: Path, hurt: str)
 
 
 def test_a_folder_belongs_to_one_run_at_a_time(tmp_path: Path) -> None:
-    code = f"from pathlib import Path; from training.run import lock; lock(Path({str(tmp_path)!r})); print('mine')"
+    code = (
+        f"from pathlib import Path; from mixup_recipes.files import lock; lock(Path({str(tmp_path)!r})); print('mine')"
+    )
     lock(tmp_path)
     other = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
     assert "another run is writing to" in other.stderr and "mine" not in other.stdout

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from timm.utils import update_summary
 
-import recipes
-from model_cards import logs
-from recipes import UserError
-from training.run import Log
+from mixup_recipes.recipe import to_yaml
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.runs import logs
+from mixup_recipes.training.folder import Log
+from mixup_recipes.typed import UserError
 
 HEADS = ("one_k", "mix_k", "one_q", "mix_q")
 
@@ -32,7 +33,7 @@ def ours(folder: Path, top1: list[float], **fields: object) -> Path:
     """A run folder with recipe, log and summary, written by the code that writes them in a run."""
     folder.mkdir()
     fields = {"epochs": len(top1), "warmup_epochs": 0} | fields
-    (folder / "recipe.yaml").write_text(recipes.to_yaml(recipes.load("quickstart_cutmix", **fields)))
+    (folder / "recipe.yaml").write_text(to_yaml(load_recipe("quickstart_cutmix", **fields)))
     log = Log(folder / "log.jsonl")
     for epoch, value in enumerate(top1, 1):
         log.write(mode="train", epoch=epoch, update=4 * epoch, lr=0.1, loss=2.0, images=64, perf={})

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metrics.calibration.formula import calibration
-from metrics.topk_accuracy.formula import topk_accuracy
+from mixup_recipes.metrics.calibration.formula import calibration
+from mixup_recipes.metrics.topk_accuracy.formula import topk_accuracy
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["topk_accuracy", "calibration"]
@@ -285,7 +285,7 @@ rank, root, cache, data = int(sys.argv[1]), sys.argv[2], sys.argv[3], dict(np.lo
 n, results = len(data["references"]), []
 for name in ("topk_accuracy", "calibration"):
     ours = {"num_process": 2, "process_id": rank, "experiment_id": "two", "cache_dir": cache}
-    metric = evaluate.load(f"{root}/metrics/{name}", **ours)
+    metric = evaluate.load(f"{root}/mixup_recipes/metrics/{name}", **ours)
     inputs = data if name == "calibration" else {key: data[key] for key in ("predictions", "references")}
     mine = slice(0, n // 2) if rank == 0 else slice(n // 2, n)
     for batch in np.array_split(np.arange(n)[mine], 3):

@@ -31,7 +31,7 @@ from mixers import (
     taps,
 )
 from mixers.testing import batch, differences, footprint, leaves, rng_of, tiny_step
-from training import launch
+from mixup_recipes.training import launch
 
 LOOKING: dict[str, Callable[[], Mixer]] = {
     "attentivemix": AttentiveMix,

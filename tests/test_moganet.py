@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from training.backbones.moganet import FFN, Block, Moga, MultiOrder
+from mixup_recipes.training.backbones.moganet import FFN, Block, Moga, MultiOrder
 
 # --------------------------------------------------------------------------------------------- slow and obvious
 

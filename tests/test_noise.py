@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import recipes
-from model_cards.compare import compare
-from model_cards.noise import EARLY, OFF, REPRODUCED, paired_bootstrap, verdict
-from recipes import UserError
-from training.run import Log, write_predictions
+from mixup_recipes.recipe import to_yaml
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.runs.compare import compare
+from mixup_recipes.runs.noise import EARLY, OFF, REPRODUCED, paired_bootstrap, verdict
+from mixup_recipes.training.export import write_predictions
+from mixup_recipes.training.folder import Log
+from mixup_recipes.typed import UserError
 
 # ------------------------------------------------------------------------------------------------ verdicts
 
@@ -167,7 +169,7 @@ def make_run(tmp_path: Path):
         run = tmp_path / name
         run.mkdir()
         fields = {"epochs": 3, "warmup_epochs": 0, "seed": seed} | fields
-        (run / "recipe.yaml").write_text(recipes.to_yaml(recipes.load(f"quickstart_{mixer}", **fields)))
+        (run / "recipe.yaml").write_text(to_yaml(load_recipe(f"quickstart_{mixer}", **fields)))
         log = Log(run / "log.jsonl")
         for epoch in range(1, done + 1):
             log.write(mode="train", epoch=epoch, update=epoch)

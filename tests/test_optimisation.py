@@ -13,8 +13,17 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from mixers import Mixup, Step, Vanilla
-from recipes import Recipe, UserError, load, settings
-from training.optimisation import criterion, ema_decay, learning_rate, one_hot, optimizer, set_learning_rates
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.resolve import load_recipe, settings
+from mixup_recipes.training.optimisation import (
+    criterion,
+    ema_decay,
+    learning_rate,
+    one_hot,
+    optimizer,
+    set_learning_rates,
+)
+from mixup_recipes.typed import UserError
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -320,7 +329,7 @@ def test_the_first_and_last_rates_are_known() -> None:
 
 
 def test_the_rate_rises_all_through_the_warm_up_and_falls_afterwards() -> None:
-    r = load("deit_s_mixup")
+    r = load_recipe("deit_s_mixup")
     rates = [learning_rate(r, update, 50) for update in range(r.epochs * 50)]
     peak = 5 * 50
     assert all(a < b for a, b in itertools.pairwise(rates[:peak]))
@@ -360,7 +369,7 @@ def test_the_decay_of_the_average_grows_while_it_warms_up() -> None:
 
 @pytest.mark.parametrize("name", settings())
 def test_the_rate_of_every_setting_stays_between_nothing_and_the_peak(name: str) -> None:
-    r = load(name)
+    r = load_recipe(name)
     rates = [learning_rate(r, update, 3) for update in range(3 * r.epochs)]
     assert min(rates) >= 0
     assert max(rates) <= r.lr

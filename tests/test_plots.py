@@ -13,9 +13,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 import mixup_recipes
-import recipes
-from model_cards import plots, seeds
-from recipes import UserError
+from mixup_recipes.pages import plots
+from mixup_recipes.recipe import to_yaml
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.runs import seeds
+from mixup_recipes.typed import UserError
 
 Make = Callable[..., Path]
 KINDS = {"curves": plots.curves, "cost": plots.cost, "dots": plots.dots}
@@ -39,7 +41,7 @@ def make_run(tmp_path: Path) -> Make:
         run = tmp_path / "runs" / "-".join(map(str, (mixer, seed, *fields.values(), speed, top1)))
         run.mkdir(parents=True)
         fields = {"epochs": 3, "warmup_epochs": 0, "protocol_epochs": 1, "seed": seed} | fields
-        (run / "recipe.yaml").write_text(recipes.to_yaml(recipes.load(f"quickstart_{mixer}", **fields)))
+        (run / "recipe.yaml").write_text(to_yaml(load_recipe(f"quickstart_{mixer}", **fields)))
         lines = []
         for epoch in (1, 2, 3):
             line = {"epoch": epoch, "update": epoch, "perf": {"seconds": epoch * 1000 / speed, "img_per_s": speed}}

@@ -9,8 +9,13 @@ from tiny import make_photos, make_recipe
 from torch import nn
 
 from mixers import Mixup, Step, build
-from recipes import Recipe, load
-from training import backbones, data, images, microbatch, optimisation, precise_bn
+from mixup_recipes.data import images
+from mixup_recipes.data.loading import Samples, train_batches
+from mixup_recipes.data.order import TrainOrder
+from mixup_recipes.data.splits import load_splits
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.training import backbones, microbatch, optimisation, precise_bn
 
 DEVICE = torch.device("cpu")
 
@@ -19,12 +24,12 @@ DEVICE = torch.device("cpu")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """Two micro-batches of 8 an update, four updates an epoch, MixUp; 20 images round up to two updates."""
     folder = tmp_path_factory.mktemp("precise")
-    return load(str(make_recipe(folder, make_photos(folder / "photos"))), mixer="mixup")
+    return load_recipe(str(make_recipe(folder, make_photos(folder / "photos"))), mixer="mixup")
 
 
 @pytest.fixture
-def samples(recipe: Recipe) -> data.Samples:
-    return data.Samples(data.load_splits(recipe).train, recipe, images.TrainTransform(recipe))
+def samples(recipe: Recipe) -> Samples:
+    return Samples(load_splits(recipe).train, recipe, images.TrainTransform(recipe))
 
 
 def make_step(recipe: Recipe) -> Step:
@@ -36,12 +41,12 @@ def make_step(recipe: Recipe) -> Step:
     return step
 
 
-def refresh(step: Step, samples: data.Samples, recipe: Recipe, epoch: int = 2, rank: int = 0, world: int = 1) -> None:
+def refresh(step: Step, samples: Samples, recipe: Recipe, epoch: int = 2, rank: int = 0, world: int = 1) -> None:
     accelerator = SimpleNamespace(process_index=rank, num_processes=world, device=DEVICE)
     precise_bn.refresh(step, samples, recipe, epoch, 0, accelerator)
 
 
-def by_hand(step: Step, samples: data.Samples, recipe: Recipe, micro_batches: list[tuple[int, int]]) -> dict:
+def by_hand(step: Step, samples: Samples, recipe: Recipe, micro_batches: list[tuple[int, int]]) -> dict:
     """Means and variances that the layers see in these (update, micro) batches, averaged in float64."""
     seen: dict[str, list] = {}
 
@@ -55,8 +60,8 @@ def by_hand(step: Step, samples: data.Samples, recipe: Recipe, micro_batches: li
     layers = {n: m for n, m in step.named_modules() if isinstance(m, nn.BatchNorm2d)}
     hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
     step.train()
-    order = data.TrainOrder(len(samples), recipe, 0, 1)
-    batches = list(data.train_batches(samples, order, 0, DEVICE))
+    order = TrainOrder(len(samples), recipe, 0, 1)
+    batches = list(train_batches(samples, order, 0, DEVICE))
     for update, micro in micro_batches:
         pixels, labels, *_ = batches[2 * update + micro]
         step(*microbatch.inputs(pixels, labels, recipe, update, micro, DEVICE))
@@ -70,7 +75,7 @@ def by_hand(step: Step, samples: data.Samples, recipe: Recipe, micro_batches: li
 
 @pytest.mark.parametrize(("world", "rank", "micros"), [(1, 0, (0, 1)), (2, 0, (0,)), (2, 1, (1,))])
 def test_statistics_are_the_average_over_the_mixed_batches_of_the_epoch_that_ended(
-    recipe: Recipe, samples: data.Samples, world: int, rank: int, micros: tuple[int, ...]
+    recipe: Recipe, samples: Samples, world: int, rank: int, micros: tuple[int, ...]
 ) -> None:
     step = make_step(recipe)
     expected = by_hand(make_step(recipe), samples, recipe, [(u, m) for u in (4, 5) for m in micros])
@@ -82,7 +87,7 @@ def test_statistics_are_the_average_over_the_mixed_batches_of_the_epoch_that_end
         torch.testing.assert_close(layers[name].running_var, var, rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_but_the_statistics_of_layers_that_ran_changes(recipe: Recipe, samples: data.Samples) -> None:
+def test_nothing_but_the_statistics_of_layers_that_ran_changes(recipe: Recipe, samples: Samples) -> None:
     step = make_step(recipe)
     before = {k: v.clone() for k, v in step.state_dict().items()}
     momenta = [m.momentum for m in step.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -94,7 +99,7 @@ def test_nothing_but_the_statistics_of_layers_that_ran_changes(recipe: Recipe, s
     assert not any(p.grad is not None for p in step.parameters())
 
 
-def test_more_images_than_an_epoch_has_are_one_epoch(recipe: Recipe, samples: data.Samples) -> None:
+def test_more_images_than_an_epoch_has_are_one_epoch(recipe: Recipe, samples: Samples) -> None:
     whole, more = make_step(recipe), make_step(recipe)
     refresh(whole, samples, dataclasses.replace(recipe, precise_bn_samples=64))
     refresh(more, samples, dataclasses.replace(recipe, precise_bn_samples=10**6))
@@ -124,7 +129,7 @@ class Taught(Mixup):
         return super().plan(x, y, rng, *look)
 
 
-def test_a_frozen_teacher_sees_with_its_own_statistics(recipe: Recipe, samples: data.Samples) -> None:
+def test_a_frozen_teacher_sees_with_its_own_statistics(recipe: Recipe, samples: Samples) -> None:
     step = Step(backbones.create_model(recipe), Taught(), optimisation.criterion(recipe)).train()
     teacher = step.mixer.teacher
     teacher.norm.running_mean.fill_(100)
@@ -134,7 +139,7 @@ def test_a_frozen_teacher_sees_with_its_own_statistics(recipe: Recipe, samples: 
     assert (teacher.norm.running_mean == 100).all() and (teacher.norm.running_var == 1).all()
 
 
-def test_a_failure_leaves_the_layers_as_they_were(recipe: Recipe, samples: data.Samples) -> None:
+def test_a_failure_leaves_the_layers_as_they_were(recipe: Recipe, samples: Samples) -> None:
     step = make_step(recipe)
     before = {k: v.clone() for k, v in step.state_dict().items()}
     step.criterion = lambda logits, target: 1 / 0

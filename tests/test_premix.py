@@ -17,9 +17,11 @@ from resuming import Reference
 from timm.models import create_model, save_for_hf
 
 from mixers.taps import Frozen
-from recipes import UserError, load
-from training import images, premix
-from training.data import load_splits
+from mixup_recipes.data import images
+from mixup_recipes.data.splits import load_splits
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.training import premix
+from mixup_recipes.typed import UserError
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_in_each_stored_image_the_teacher_finds_both_classes_of_its_sources_first(
     made: Path, teacher: Path, tiny_recipe: Path
 ) -> None:
-    recipe, frozen = load(str(tiny_recipe)), Frozen(str(teacher))
+    recipe, frozen = load_recipe(str(tiny_recipe)), Frozen(str(teacher))
     found = rows(made, "train-0*")
     assert len(found["label"]) == 50
     sources = load_splits(recipe).train
@@ -81,7 +83,7 @@ def test_in_each_stored_image_the_teacher_finds_both_classes_of_its_sources_firs
 
 
 def test_originals_and_evaluation_images_are_those_of_the_data_byte_for_byte(made: Path, tiny_recipe: Path) -> None:
-    splits = load_splits(load(str(tiny_recipe)))
+    splits = load_splits(load_recipe(str(tiny_recipe)))
     for name, table in (("train-originals", splits.train), ("test-00000", splits.eval)):
         found = rows(made, name)
         assert [i["bytes"] for i in found["image"]] == [i["bytes"] for i in table["image"]]
@@ -171,10 +173,10 @@ sys.argv[1:] = sys.argv[2:]
 mixup_recipes.main()
 """
 KILLS = {
-    "in the second file": "training.run:os.replace,3,SIGKILL",  # behind the settings and the first file
-    "while originals are copied": "training.premix:pq.ParquetWriter.close,1,SIGKILL",
-    "before the card": "training.premix:card,1,SIGKILL",
-    "before the folder gets its name": "training.premix:Path.rename,1,SIGKILL",
+    "in the second file": "mixup_recipes.files:os.replace,3,SIGKILL",  # behind the settings and the first file
+    "while originals are copied": "mixup_recipes.training.premix:pq.ParquetWriter.close,1,SIGKILL",
+    "before the card": "mixup_recipes.training.premix:card,1,SIGKILL",
+    "before the folder gets its name": "mixup_recipes.training.premix:Path.rename,1,SIGKILL",
 }
 
 
@@ -186,12 +188,12 @@ def test_a_command_that_is_killed_leaves_no_folder_and_goes_on_to_the_same_one(
     expected, out = files(tmp_path / "whole"), tmp_path / "made"
     assert len([name for name in expected if "train-0" in name]) > 2
     args = ["supermix", tiny_recipe, "--teacher", teacher, "--images", 40, "--steps", 3, "--with_originals"]
-    with Forks({"HF_HUB_OFFLINE": "1"}, "import mixup_recipes, training.premix") as forks:
+    with Forks({"HF_HUB_OFFLINE": "1"}, "import mixup_recipes.cli, mixup_recipes.training.premix") as forks:
         for moment, kill in KILLS.items():
             done = forks.run(COMMAND, kill, *args, "--out", out)
             assert done.returncode == -signal.SIGKILL, f"{moment}: {done.output}"
             assert not out.exists() and (tmp_path / "made.unfinished").exists(), moment
-        done = forks.run(COMMAND, "training.premix:card,1,SIGTERM", *args, "--out", out)
+        done = forks.run(COMMAND, "mixup_recipes.training.premix:card,1,SIGTERM", *args, "--out", out)
         assert done.returncode == 130 and done.output.endswith("stopped: the same command goes on\n")
         done = forks.run(COMMAND, "", *args[:5], 41, *args[6:], "--out", out)
         assert done.returncode == 2
@@ -222,7 +224,7 @@ def test_a_command_that_is_killed_leaves_no_folder_and_goes_on_to_the_same_one(
 
 def test_missing_weights_are_one_line_and_status_2_before_data_is_touched(tiny_recipe: Path, tmp_path: Path) -> None:
     args = ["supermix", tiny_recipe, "--dataset", tmp_path / "nothing", "--out", tmp_path / "made"]
-    done = tiny.start(*args, "--teacher", "no_such_model", script="mixup_recipes.py")
+    done = tiny.start(*args, "--teacher", "no_such_model", script="mixup_recipes/__main__.py")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: no weights for the teacher 'no_such_model' (Unknown model (no_such_model)); ")
     assert done.stderr.count("\n") == 1
@@ -259,7 +261,9 @@ def test_bad_input_is_one_line_that_says_what_to_do(tiny_recipe: Path, teacher: 
 
 def test_lambda_is_beta_distributed_with_the_recipe_s_alpha(tiny_recipe: Path, teacher: Path, tmp_path: Path) -> None:
     recipe = tiny.make_recipe(
-        tmp_path, Path(load(str(tiny_recipe)).dataset), mixer_args="{supermix: {alpha: 50.0, grid: 4, sigma: 1.0}}"
+        tmp_path,
+        Path(load_recipe(str(tiny_recipe)).dataset),
+        mixer_args="{supermix: {alpha: 50.0, grid: 4, sigma: 1.0}}",
     )
     premix.premix(str(recipe), tmp_path / "made", str(teacher), 100, steps=1, all_pairs=True)
     lam = rows(tmp_path / "made", "train-*")["lam"]

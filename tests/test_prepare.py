@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from recipes.typed import UserError
-from training import prepare
+from mixup_recipes.data import prepare
+from mixup_recipes.typed import UserError
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("Pear", "Apple", "Melon")

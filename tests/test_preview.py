@@ -11,9 +11,11 @@ from resuming import Reference
 from tiny import CLASSES, make_photos, make_recipe
 
 from mixers import MIXERS, Mixup, taps
-from model_cards import preview
-from recipes import Recipe, UserError, load, resolve
-from training import images, prepare
+from mixup_recipes.data import images, prepare
+from mixup_recipes.pages import preview
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.resolve import load_recipe, resolve
+from mixup_recipes.typed import UserError
 
 SIDE, COLUMN, ROW = preview.SIDE, preview.SIDE + preview.GAP, preview.SIDE + preview.CAPTION + preview.GAP
 
@@ -79,14 +81,14 @@ def test_rows_are_all_mixers_or_recipes_or_mixers_under_one_setting() -> None:
     ]
     under = preview.chosen(["quickstart"], ["mixup", "cutmix"])
     assert [r.mixer_args[r.mixer] for r in under] == [
-        load(f"quickstart_{m}").mixer_args[m] for m in ("mixup", "cutmix")
+        load_recipe(f"quickstart_{m}").mixer_args[m] for m in ("mixup", "cutmix")
     ]
 
 
 def test_images_are_the_recipe_s_own_else_the_prepared_set_else_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = load(str(make_recipe(tmp_path, make_photos(tmp_path / "photos"))))
+    own = load_recipe(str(make_recipe(tmp_path, make_photos(tmp_path / "photos"))))
     found = preview.find_photos(own, None, 6)
     assert found.names == [CLASSES[k] for k in (0, 1, 2, 3, 0, 1)]  # one of each class before a second
     elsewhere = Recipe(dataset="ILSVRC/imagenet-1k", model="test_resnet")

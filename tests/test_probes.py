@@ -13,8 +13,8 @@ import torch.nn.functional as F
 import mixup_recipes
 from mixers import MIXERS, probes
 from mixers.testing import CHECKS
-from model_cards import conformance
-from recipes import UserError
+from mixup_recipes import conformance
+from mixup_recipes.typed import UserError
 
 # The right ones, as their papers say it, drawing from numpy's global generator.
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-import recipes
-from recipes import UserError
-from training import protocols
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.training import protocols
+from mixup_recipes.typed import UserError
 
 HEADS = ("one_k", "mix_k", "one_q", "mix_q")
 
@@ -164,14 +164,14 @@ def test_heads_are_told_apart_by_their_keys() -> None:
 def test_a_run_is_read_by_its_recipe() -> None:
     lines = [{"epoch": e, "top1": float(e), "ema_top1": 50.0 + e, "mix_k_top1": 80.0} for e in range(1, 8)]
     fields = {"epochs": 7, "warmup_epochs": 0, "ema_decay": 0.9}
-    number, tool = protocols.of_run(lines, recipes.load("quickstart_cutmix", **fields))
+    number, tool = protocols.of_run(lines, load_recipe("quickstart_cutmix", **fields))
     assert (number.value, tool.value) == (5.0, 80.0)  # 3 ... 7; the best of two heads, but never the average
-    number, tool = protocols.of_run(lines, recipes.load("quickstart_cutmix", **fields, report_ema=True))
+    number, tool = protocols.of_run(lines, load_recipe("quickstart_cutmix", **fields, report_ema=True))
     assert (number.value, tool.value) == (55.0, 54.5)
-    number, tool = protocols.of_run(lines, recipes.load("quickstart_cutmix", **fields, protocol="best"))
+    number, tool = protocols.of_run(lines, load_recipe("quickstart_cutmix", **fields, protocol="best"))
     assert (number.value, number.epoch, tool.value) == (7.0, 7, 80.0)
     with pytest.raises(UserError, match="no validation line has ema_top1"):
-        protocols.of_run([{"epoch": 1, "top1": 1.0}], recipes.load("quickstart_cutmix", **fields, report_ema=True))
+        protocols.of_run([{"epoch": 1, "top1": 1.0}], load_recipe("quickstart_cutmix", **fields, report_ema=True))
 
 
 def test_trials_are_the_newest_three_and_their_deviation_divides_by_n() -> None:

@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixers import Step, Vanilla
 from mixers.taps import edit, stages
-from recipes import Recipe
-from training.backbones import create_model, load_model
-from training.optimisation import optimizer
-from training.run import export
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.training.backbones import create_model, load_model
+from mixup_recipes.training.export import export
+from mixup_recipes.training.optimisation import optimizer
 
 # name: classes, parameters, {image size: multiply-adds in 10^9, products of attention included}
 SIZES = {

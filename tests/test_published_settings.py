@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from mixers import MIXERS
-from recipes import Recipe, differences, load, resolve, schema, settings
-from recipes.typed import convert
-from training.backbones import create_model
-from training.data import updates_per_epoch
-from training.dryrun import KNOWN_SIZES
+from mixup_recipes.data.order import updates_per_epoch
+from mixup_recipes.recipe import Recipe, differences, schema
+from mixup_recipes.resolve import load_recipe, resolve, settings
+from mixup_recipes.training.backbones import create_model
+from mixup_recipes.training.dryrun import KNOWN_SIZES
+from mixup_recipes.typed import convert
 
 ROWS = list(csv.DictReader((Path(__file__).parent / "published_settings.csv").read_text().splitlines()))
 PUBLISHED = [row["setting"] for row in ROWS]
@@ -52,7 +53,7 @@ def test_there_are_25_published_settings_and_their_variants() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=PUBLISHED)
 def test_a_setting_does_what_the_published_runs_did(row: dict[str, str]) -> None:
-    recipe = load(row["setting"])
+    recipe = load_recipe(row["setting"])
     known = schema(Recipe)
     for key, text in row.items():
         if key in ("setting", "updates_per_epoch", "parameters") or (key == "protocol_epochs" and not text):
@@ -66,13 +67,13 @@ def test_a_setting_does_what_the_published_runs_did(row: dict[str, str]) -> None
 
 @pytest.mark.parametrize("row", ROWS, ids=PUBLISHED)
 def test_an_epoch_has_as_many_updates_as_the_published_runs(row: dict[str, str]) -> None:
-    recipe = load(row["setting"])
+    recipe = load_recipe(row["setting"])
     assert updates_per_epoch(KNOWN_SIZES[recipe.dataset], recipe) == int(row["updates_per_epoch"])
 
 
 @pytest.mark.parametrize("row", ROWS, ids=PUBLISHED)
 def test_a_setting_has_a_model_of_the_published_size(row: dict[str, str]) -> None:
-    recipe = dataclasses.replace(load(row["setting"]), init="timm")
+    recipe = dataclasses.replace(load_recipe(row["setting"]), init="timm")
     with torch.device("meta"):
         model = create_model(recipe)
     assert sum(p.numel() for p in model.parameters()) == int(row["parameters"])
@@ -80,7 +81,7 @@ def test_a_setting_has_a_model_of_the_published_size(row: dict[str, str]) -> Non
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_what_all_published_settings_share(name: str) -> None:
-    recipe = load(name)
+    recipe = load_recipe(name)
     shared = {
         "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "hflip": 0.5, "interpolation": "bicubic", "train_crop": "rrc",
         "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "sched": "cosine", "remode": "pixel", "seed": 0,

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from mixers.taps import compile_stages
-from recipes import Recipe, UserError
-from training.backbones import create_model
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.training.backbones import create_model
+from mixup_recipes.typed import UserError
 
 IMAGES = torch.linspace(-3, 3, 2 * 3 * 64 * 64).sin().reshape(2, 3, 64, 64)
 

@@ -10,23 +10,12 @@ from typing import Any
 import pytest
 from timm.data.auto_augment import rand_augment_transform
 
-import recipes
 from mixers import MIXERS
-from recipes import (
-    Recipe,
-    UserError,
-    cli,
-    differences,
-    explain,
-    load,
-    resolve,
-    schema,
-    settings,
-    split_name,
-    to_yaml,
-)
-from recipes.typed import convert, describe
-from training.job import Job
+from mixup_recipes import flags as cli
+from mixup_recipes.recipe import Recipe, differences, explain, schema, to_yaml
+from mixup_recipes.resolve import load_recipe, resolve, settings, split_name
+from mixup_recipes.training.job import Job
+from mixup_recipes.typed import UserError, convert, describe
 
 NAMES = [f"{setting}_{mixer}" for setting, mixer in itertools.product(settings(), MIXERS)]
 
@@ -72,12 +61,12 @@ def test_every_cell_resolves_to_a_complete_recipe(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_saved_recipe_is_a_recipe_file(name: str, tmp_path: Path) -> None:
     saved = tmp_path / "recipe.yaml"
-    saved.write_text(to_yaml(load(name)))
-    assert load(str(saved)) == load(name)
+    saved.write_text(to_yaml(load_recipe(name)))
+    assert load_recipe(str(saved)) == load_recipe(name)
 
 
 def test_a_setting_alone_is_the_baseline() -> None:
-    assert load("r50_100e") == load("r50_100e_vanilla")
+    assert load_recipe("r50_100e") == load_recipe("r50_100e_vanilla")
 
 
 @pytest.mark.parametrize("cls", [Recipe, Job])
@@ -111,8 +100,8 @@ def test_command_line_beats_name_beats_file_beats_base_beats_default(folder: Pat
         "seed": (33, "command line"),
     }
     assert recipe.name == "above_mixup"
-    assert load("above").mixer == "rsb"
-    assert load("above", mixer="cutmix").name == "above_cutmix"
+    assert load_recipe("above").mixer == "rsb"
+    assert load_recipe("above", mixer="cutmix").name == "above_cutmix"
 
 
 def test_each_mixer_argument_has_an_origin_too(folder: Path) -> None:
@@ -149,9 +138,9 @@ def test_fields_for_one_mixer_stand_between_their_file_and_the_next_layer(folder
         "momentum": (0.5, "above.yaml: per_mixer.mixup"),
         "seed": (9, "command line"),
     }
-    assert load("above_cutmix").lr == 0.44
-    assert load("above", mixer="cutmix").lr == 0.44  # however the mixer was chosen
-    assert load("above_vanilla").epochs == load("above_cutmix").epochs == 11
+    assert load_recipe("above_cutmix").lr == 0.44
+    assert load_recipe("above", mixer="cutmix").lr == 0.44  # however the mixer was chosen
+    assert load_recipe("above_vanilla").epochs == load_recipe("above_cutmix").epochs == 11
 
 
 def test_arguments_of_mixers_are_merged_one_by_one(folder: Path) -> None:
@@ -237,7 +226,7 @@ def test_a_base_is_used_once_and_never_chained(folder: Path) -> None:
     setting(folder, "a")
     setting(folder, "b", "base: a")
     setting(folder, "c", "base: b")
-    assert load("b").dataset == "owner/set"
+    assert load_recipe("b").dataset == "owner/set"
     assert complaint("c") == "c.yaml: base 'b' has a base of its own; bases are not chained"
 
 
@@ -258,8 +247,8 @@ def test_the_longest_setting_name_wins(folder: Path) -> None:
     assert split_name("r50_rsb_a3_mixup") == ("r50_rsb_a3", "mixup")
     assert split_name("r50_rsb") == ("r50_rsb", None)
     assert split_name("r50_mixup") == ("r50", "mixup")
-    assert load("r50_rsb_a3_rsb").mixer == "rsb"
-    assert load("r50_rsb_rsb").name == "r50_rsb_rsb"
+    assert load_recipe("r50_rsb_a3_rsb").mixer == "rsb"
+    assert load_recipe("r50_rsb_rsb").name == "r50_rsb_rsb"
 
 
 def test_settings_are_the_files_of_the_folder(folder: Path) -> None:
@@ -277,14 +266,14 @@ def test_a_recipe_file_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.Monk
     recipe, origin = resolve(str(tmp_path / "mine.yaml"))
     assert (recipe.name, recipe.epochs, recipe.mixer, origin["epochs"]) == ("mine", 7, "mixup", "mine.yaml")
     monkeypatch.chdir(tmp_path)
-    assert load("mine.yaml") == load("./mine.yaml") == recipe
+    assert load_recipe("mine.yaml") == load_recipe("./mine.yaml") == recipe
 
 
 def test_a_recipe_file_may_stand_on_a_setting(tmp_path: Path) -> None:
     path = tmp_path / "short.yaml"
     path.write_text("base: r50_100e\nepochs: 2\n")
     expected = {"name": ("r50_100e_vanilla", "short"), "epochs": (100, 2)}
-    assert differences(load("r50_100e"), load(str(path))) == expected
+    assert differences(load_recipe("r50_100e"), load_recipe(str(path))) == expected
 
 
 @pytest.mark.parametrize(
@@ -325,7 +314,7 @@ def test_a_table_may_take_over_another_and_change_it(tmp_path: Path) -> None:
     path.write_text(
         "base: quickstart\nmodel_args: &a {x: 1, y: 2}\nmixer_args: {<<: {mixup: {alpha: 3}}}\n<<: {lr: 1}\nlr: 2"
     )
-    recipe = load(str(path))
+    recipe = load_recipe(str(path))
     assert (recipe.lr, recipe.model_args, recipe.mixer_args["mixup"]) == (2.0, {"x": 1, "y": 2}, {"alpha": 3})
 
 
@@ -535,7 +524,7 @@ def test_a_policy_is_accepted_if_and_only_if_timm_understands_every_part_of_it(f
     for policy in random_policies(random.Random(0)):
         found.add(understood(policy))
         if understood(policy):
-            assert rand_augment_transform(load("one", aa=policy).aa, {}).ops
+            assert rand_augment_transform(load_recipe("one", aa=policy).aa, {}).ops
         else:
             assert complaint("one", aa=policy).endswith(f"each at most once), got {policy!r}")
     assert found == {True, False}
@@ -568,7 +557,7 @@ def test_a_policy_is_accepted_if_and_only_if_timm_understands_every_part_of_it(f
 )  # fmt: skip
 def test_text_becomes_what_the_field_needs(folder: Path, text: str, field: str, value: Any) -> None:
     setting(folder, "one", text)
-    read = getattr(load("one"), field)
+    read = getattr(load_recipe("one"), field)
     assert (read, type(read)) == (value, type(value))
 
 
@@ -594,12 +583,12 @@ def test_text_becomes_what_the_field_needs(folder: Path, text: str, field: str, 
     ids=lambda x: str(x)[:20],
 )
 def test_text_in_a_free_table_is_read_as_yaml(text: str, value: Any) -> None:
-    read = load("quickstart", model_args={"x": text}).model_args["x"]
+    read = load_recipe("quickstart", model_args={"x": text}).model_args["x"]
     assert (read, type(read)) == (value, type(value))
 
 
 def test_a_recipe_with_overrides_survives_saving(tmp_path: Path) -> None:
-    recipe = load(
+    recipe = load_recipe(
         "deit_s_deit", lr="3e-5", min_lr="1e-8", mean=["0.1", "0.2", "0.3"], clip_grad="none", opt_betas=(0.8, 0.9),
         model_args={"img_size": "64"}, mixed_precision="no", mixer_args={"mixup_alpha": "1e-1"}, channels_last="true",
     )  # fmt: skip
@@ -614,15 +603,15 @@ def test_a_recipe_with_overrides_survives_saving(tmp_path: Path) -> None:
 
 def test_a_recipe_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        load("quickstart").lr = 1.0  # type: ignore[misc]
+        load_recipe("quickstart").lr = 1.0  # type: ignore[misc]
 
 
 def test_differences_names_what_differs() -> None:
-    a = load("r50_100e_mixup")
+    a = load_recipe("r50_100e_mixup")
     assert differences(a, a) == {}
-    assert differences(a, load("r50_100e_mixup", epochs=2, seed=1)) == {"epochs": (100, 2), "seed": (0, 1)}
-    assert differences(a, load("r50_100e_mixup", epochs=2, seed=1), ignore=("seed",)) == {"epochs": (100, 2)}
-    b = load("r50_100e_mixup", mixer_args={"alpha": 0.5})
+    assert differences(a, load_recipe("r50_100e_mixup", epochs=2, seed=1)) == {"epochs": (100, 2), "seed": (0, 1)}
+    assert differences(a, load_recipe("r50_100e_mixup", epochs=2, seed=1), ignore=("seed",)) == {"epochs": (100, 2)}
+    b = load_recipe("r50_100e_mixup", mixer_args={"alpha": 0.5})
     assert differences(a, b) == {"mixer_args": ({"alpha": 0.2}, {"alpha": 0.5})}
     other_row = dataclasses.replace(a, mixer_args=a.mixer_args | {"cutmix": {"alpha": 9.0}})
     assert differences(a, other_row) == {}
@@ -662,4 +651,4 @@ CIFAR10 = {
 
 
 def test_the_cifar_setting_keeps_every_value() -> None:
-    assert dataclasses.asdict(load("cifar10_r18_200e_mixup")) == CIFAR10
+    assert dataclasses.asdict(load_recipe("cifar10_r18_200e_mixup")) == CIFAR10

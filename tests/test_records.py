@@ -10,9 +10,11 @@ import sys
 import pytest
 
 import mixup_recipes
-import recipes
-from model_cards import cells, noise, records
-from recipes import UserError
+from mixup_recipes.benchmark import cells
+from mixup_recipes.recipe import to_yaml
+from mixup_recipes.resolve import load_recipe, resolve
+from mixup_recipes.runs import noise, records
+from mixup_recipes.typed import UserError
 
 TOP1 = [10.0, 30.0, 50.0, 45.0, 41.0, 43.0, 40.0]
 DATA = {"dataset": "groceries", "config": None, "revision": None, "classes": ["a", "b"]}
@@ -36,8 +38,8 @@ def make_run(tmp_path):
     def make(name, top1=TOP1, recipe="quickstart_cutmix", data=DATA, **fields):
         run = tmp_path / name
         run.mkdir()
-        resolved = recipes.load(recipe, **{"epochs": 7, "warmup_epochs": 0} | fields)
-        (run / "recipe.yaml").write_text(recipes.to_yaml(resolved))
+        resolved = load_recipe(recipe, **{"epochs": 7, "warmup_epochs": 0} | fields)
+        (run / "recipe.yaml").write_text(to_yaml(resolved))
         (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines(top1)))
         (run / "env.json").write_text(json.dumps(ENV))
         (run / "data.json").write_text(json.dumps(data))
@@ -62,7 +64,7 @@ def run(capsys, monkeypatch):
 
 def cell_record(name, tops, epochs=None, **changes):
     """A record of a published cell's recipe with finished seeds of the given top-1."""
-    recipe, _ = recipes.resolve(name)
+    recipe, _ = resolve(name)
     reading = {"name": "best epoch", "value": 50.0, "used": 5, "wanted": 5, "epoch": 5, "missing": ""}
     same = {"tool": reading, "top5": 90.0, "nll": 1.0, "ece": 2.0, "seconds": 9.0, "img_per_s": 300.0, "env": {}}
     same |= {"epochs": epochs or recipe.epochs, "epochs_planned": recipe.epochs}
@@ -103,7 +105,7 @@ def test_a_record_holds_each_seed_by_the_protocol_and_as_the_tool_reads_it(make_
 
 def test_a_record_holds_the_whole_recipe_but_the_seed_and_what_was_overridden(make_run):
     found = records.record([make_run("a", seed=5)])
-    published = recipes.load("quickstart_cutmix")
+    published = load_recipe("quickstart_cutmix")
     assert found["overrides"] == {"epochs": [published.epochs, 7], "warmup_epochs": [published.warmup_epochs, 0.0]}
     assert "seed" not in found["fields"] and "name" not in found["fields"]
     assert found["fields"]["lr"] == published.lr and found["fields"]["mixer_args"] == {"cutmix": {"alpha": 1.0}}
@@ -183,8 +185,8 @@ def test_overrides_get_a_file_of_their_own(make_run, tmp_path):
         records.save([run], tmp_path / "results").name for run in (make_run("a"), make_run("b", lr=0.4), make_run("c"))
     )
     assert name.startswith("quickstart_cutmix+") and others[1] == name != others[0]
-    epochs = recipes.load("quickstart_cutmix").epochs
-    plain = make_run("d", TOP1, epochs=epochs, warmup_epochs=recipes.load("quickstart_cutmix").warmup_epochs)
+    epochs = load_recipe("quickstart_cutmix").epochs
+    plain = make_run("d", TOP1, epochs=epochs, warmup_epochs=load_recipe("quickstart_cutmix").warmup_epochs)
     assert records.save([plain], tmp_path / "results").name == "quickstart_cutmix.json"
     assert len(records.load(tmp_path / "results")) == 3
     assert records.of_cells(tmp_path / "results") == {}  # none of them is a published cell
@@ -355,7 +357,7 @@ def test_only_finished_seeds_count():
 
 def test_overrides_never_count():
     cell = cells.find("r50_100e_cutmix")
-    fields = records.fields_of(recipes.load(cell.name, epochs=90))
+    fields = records.fields_of(load_recipe(cell.name, epochs=90))
     content = cell_record(cell.name, [77.17, 77.17], fields=fields)
     assert records.status(cell, content) == (
         "published",
@@ -380,7 +382,7 @@ def test_show_says_what_our_runs_found(run, tmp_path):
 
 def test_a_local_copy_of_the_data_counts_when_its_numbers_are_those_of_the_benchmark():
     cell = cells.find("r50_100e_cutmix")
-    recipe = recipes.load(cell.name, dataset="/data/imagenet", image_column="jpg", label_column="cls", eval_split="val")
+    recipe = load_recipe(cell.name, dataset="/data/imagenet", image_column="jpg", label_column="cls", eval_split="val")
     assert records.overrides(recipe) == {}
     local = {"fields": records.fields_of(recipe)}
     whole = dataset(1_281_167, 50_000, eval_split="val")

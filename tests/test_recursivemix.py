@@ -20,8 +20,8 @@ from torchvision.ops import roi_align
 from mixers import CutMix, RecursiveMix, Step, Switch, Vanilla, ops, taps
 from mixers.recursivemix import KEPT, roi_weights
 from mixers.testing import batch, rng_of, tiny_step
-from training import replay
-from training.job import STOPPED
+from mixup_recipes.runs import replay
+from mixup_recipes.training.job import STOPPED
 
 
 def step_with_history(updates: int = 2, **args) -> Step:
@@ -279,7 +279,7 @@ def test_a_stopped_run_goes_on_with_each_process_s_own_history(
     run = ["--recipe", tiny_recipe, "--output_dir", tmp_path / "run", "--dataloader_num_workers", 0,
            "--logging_steps", 3, *args, "--resume_from_checkpoint", "auto"]  # fmt: skip
     for call in (6, 2):
-        fault = ["receive", "training.optimisation:set_learning_rates", call, 15]
+        fault = ["receive", "mixup_recipes.training.optimisation:set_learning_rates", call, 15]
         started = server.start(*run, processes=processes, faults=[fault])
         assert started.wait() == [STOPPED] * processes, started.output()
     finish(server, *run, processes=processes)

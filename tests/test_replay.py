@@ -17,8 +17,8 @@ from torch import nn
 from mixers import MIXERS, Mixup, build
 from mixers.base import plan_alone
 from mixers.testing import batch, tiny_step
-from recipes import UserError
-from training import replay
+from mixup_recipes.runs import replay
+from mixup_recipes.typed import UserError
 
 # Every process writes what its model is fed at each step, and the target. One more mixer: its lambdas are the model's
 # confidences in evaluation mode, which depend on weights and on BatchNorm's statistics.

@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from mixup_recipes.runs.logs import read_log
 from PIL import Image
 
-import recipes
-from model_cards import report, seeds
-from model_cards.logs import read_log
-from recipes.typed import UserError
+from mixup_recipes.pages import report
+from mixup_recipes.recipe import to_yaml
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.runs import seeds
+from mixup_recipes.typed import UserError
 
 TOP1 = [10.0, 30.0, 50.0, 45.0, 41.0, 43.0, 40.0]
 
@@ -34,7 +36,7 @@ def make_run(tmp_path):
         run = tmp_path / name
         run.mkdir(parents=True)
         fields = {"epochs": 7, "warmup_epochs": 0} | fields
-        (run / "recipe.yaml").write_text(recipes.to_yaml(recipes.load(f"quickstart_{mixer}", **fields)))
+        (run / "recipe.yaml").write_text(to_yaml(load_recipe(f"quickstart_{mixer}", **fields)))
         lines = log_of(TOP1) if lines is None else lines
         (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
         return run

@@ -15,13 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mixers import MIXERS, build
-from recipes import resolve
-from training.job import STOPPED
+from mixup_recipes.resolve import resolve
+from mixup_recipes.training.job import STOPPED
 
 KILL, TERM, USR1 = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGUSR1)
 AUTO = ("--resume_from_checkpoint", "auto")
-UPDATE = "training.optimisation:set_learning_rates"  # called once per update
-EVALUATION = "training.evaluation:normalise"  # called once per batch: 4 of the model, 4 of its average
+UPDATE = "mixup_recipes.training.optimisation:set_learning_rates"  # called once per update
+EVALUATION = "mixup_recipes.training.evaluation:normalise"  # called once per batch: 4 of the model, 4 of its average
 
 
 class Case:
@@ -170,14 +170,14 @@ def test_mixers_with_a_step_or_a_state_of_their_own_are_all_in_whole_runs() -> N
 # ------------------------------------------------------------------------------------------------ killed at a moment
 
 MOMENTS = {
-    "before the folder is opened": ("training.run:open_folder", 1),
+    "before the folder is opened": ("mixup_recipes.training.folder:open_folder", 1),
     "before the first update": (UPDATE, 1),
     "in an update": (UPDATE, 7),
     "in the evaluation of the average": (EVALUATION, 14),
-    "between log line and results": ("training.run:publish", 2),
-    "between two files of a checkpoint": ("training.checkpoint:torch.save", 2),
-    "before a checkpoint gets its name": ("training.checkpoint:Path.rename", 2),
-    "before old checkpoints are removed": ("training.checkpoint:shutil.rmtree", 5),
+    "between log line and results": ("mixup_recipes.training.export:publish", 2),
+    "between two files of a checkpoint": ("mixup_recipes.training.checkpoint:torch.save", 2),
+    "before a checkpoint gets its name": ("mixup_recipes.training.checkpoint:Path.rename", 2),
+    "before old checkpoints are removed": ("mixup_recipes.training.checkpoint:shutil.rmtree", 5),
     "halfway through removing a checkpoint": ("os:unlink", 3),
     "after the last update": (EVALUATION, 17),
     "after the last checkpoint": ("accelerate:Accelerator.end_training", 1),
@@ -196,10 +196,10 @@ def test_two_processes_killed_again_and_again_equal_undisturbed_ones(case: Any) 
     c = case("--checkpointing_steps", 1, processes=2)
     c.kill_at(UPDATE, 1, rank=1)
     c.kill_at(UPDATE, 3, rank=1)
-    c.kill_at("training.checkpoint:torch.save", 2)
+    c.kill_at("mixup_recipes.training.checkpoint:torch.save", 2)
     c.kill_at(EVALUATION, 3, rank=1)
-    c.kill_at("training.run:publish", 1)
-    c.kill_at("training.checkpoint:Path.rename", 2)
+    c.kill_at("mixup_recipes.training.export:publish", 1)
+    c.kill_at("mixup_recipes.training.checkpoint:Path.rename", 2)
     c.finish()
     c.expect_same()
 
@@ -207,7 +207,7 @@ def test_two_processes_killed_again_and_again_equal_undisturbed_ones(case: Any) 
 def test_files_replaced_one_by_one_are_made_good_after_a_kill_between_any_two(case: Any) -> None:
     c = case("--checkpointing_steps", 1)
     for call in range(1, 11):  # recipe, env, data, samples, then weights, config, results and summary of an epoch
-        c.kill_at("training.run:os.replace", call)
+        c.kill_at("mixup_recipes.files:os.replace", call)
     c.finish()
     c.expect_same()
 
@@ -352,7 +352,7 @@ SIGNALLED = {
     "SIGTERM in training": (UPDATE, 6, TERM, 6),
     "SIGUSR1 in training": (UPDATE, 6, USR1, 6),
     "SIGTERM in evaluation": (EVALUATION, 14, TERM, 8),
-    "SIGUSR1 while a checkpoint is written": ("training.checkpoint:torch.save", 1, USR1, 5),
+    "SIGUSR1 while a checkpoint is written": ("mixup_recipes.training.checkpoint:torch.save", 1, USR1, 5),
 }
 
 

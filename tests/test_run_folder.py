@@ -15,11 +15,12 @@ from PIL import Image
 from resuming import LOG, Reference, checkpoints, differences, finish, log
 from safetensors.torch import load_file
 
-import recipes
-from training import data, images
+from mixup_recipes.data import images
+from mixup_recipes.data.splits import load_splits
+from mixup_recipes.resolve import load_recipe
 
 AUTO = ("--resume_from_checkpoint", "auto")
-UPDATE = "training.optimisation:set_learning_rates"
+UPDATE = "mixup_recipes.training.optimisation:set_learning_rates"
 
 
 @pytest.fixture
@@ -31,9 +32,9 @@ def folder(reference: Reference) -> Path:
 @pytest.fixture
 def pixels(tiny_recipe: Path) -> torch.Tensor:
     """The evaluation photos, normalised."""
-    recipe = recipes.load(str(tiny_recipe))
+    recipe = load_recipe(str(tiny_recipe))
     transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
-    table = data.load_splits(recipe).eval
+    table = load_splits(recipe).eval
     batch = torch.stack([transform(images.decode(row["image"]["bytes"])) for row in table])
     return images.normalise(batch, recipe, torch.device("cpu"))
 
@@ -69,8 +70,8 @@ def test_the_folder_is_complete(folder: Path) -> None:
 
 
 def test_the_saved_recipe_is_a_recipe_equal_to_that_of_the_run(folder: Path, tiny_recipe: Path) -> None:
-    saved = recipes.load(str(folder / "recipe.yaml"))
-    assert saved == recipes.load(str(tiny_recipe), mixer="deit")
+    saved = load_recipe(str(folder / "recipe.yaml"))
+    assert saved == load_recipe(str(tiny_recipe), mixer="deit")
     assert saved.name == "tiny" and saved.mixer_args["deit"]["mixup_alpha"] == 0.8
 
 
@@ -100,7 +101,7 @@ def test_every_classifier_is_exported_and_scores_what_the_log_says(
 ) -> None:
     """The average beside the model that is reported, each loadable by timm alone."""
     assert [p.name for p in (folder / "models").iterdir()] == ["ema"]
-    labels = torch.tensor(data.load_splits(recipes.load(str(tiny_recipe))).eval["label"][:])
+    labels = torch.tensor(load_splits(load_recipe(str(tiny_recipe))).eval["label"][:])
     (final,) = [line for line in log(folder) if line["mode"] == "val" and line["epoch"] == 3]
     for place, key in ((folder, "top1"), (folder / "models" / "ema", "ema_top1")):
         model = timm.create_model(f"local-dir:{place}", pretrained=True).eval()
@@ -172,7 +173,6 @@ def test_the_model_does_not_claim_to_be_a_pretrained_one(folder: Path) -> None:
 
 
 def test_a_model_that_timm_lacks_loads_after_importing_ours(reference: Reference, pixels: torch.Tensor) -> None:
-    import training.backbones  # noqa: F401
 
     model_args = ("--model", "resnet18_cifar", "--channels_last", "true", "--train_crop", "pad")
     found = reference(*model_args, "--epochs", 1, "--max_train_samples", 16, "--max_eval_samples", 30)
@@ -215,7 +215,7 @@ def test_the_best_epoch_survives_a_kill(
     own = ("--protocol", "best", "--lr", 0.5, "--epochs", 6)
     given = args(tiny_recipe, tmp_path / "run", *own, *AUTO)
     for call in (1, 1, 2):
-        server.run(*given, faults=[["receive", "training.run:publish", call, 9]])
+        server.run(*given, faults=[["receive", "mixup_recipes.training.export:publish", call, 9]])
         server.run(*given, faults=[["receive", UPDATE, 6, 9]])
     finish(server, *given)
     assert differences(reference(*own), tmp_path / "run") == []
@@ -271,7 +271,7 @@ def test_a_disk_that_fills_up_keeps_earlier_checkpoints(
 ) -> None:
     out = tmp_path / "run"
     given = args(tiny_recipe, out, "--mixer", "deit")
-    faults = [["no_space", f"training.checkpoint:{target}", call]]
+    faults = [["no_space", f"mixup_recipes.training.checkpoint:{target}", call]]
     output = expect_refused(server, f"cannot write checkpoint {out}/checkpoints/step-00000008", *given, faults=faults)
     assert "No space left on device" in output
     assert [p.name for p in checkpoints(out)] == ["step-00000004"]
@@ -285,7 +285,7 @@ def test_a_disk_that_fills_up_elsewhere_is_one_line_too(
     out = tmp_path / "run"
     given = args(tiny_recipe, out, "--mixer", "deit")
     for call in (2, 6, 9):  # env.json, weights and results
-        faults = [["no_space", "training.run:os.replace", call]]
+        faults = [["no_space", "mixup_recipes.files:os.replace", call]]
         more = AUTO if out.exists() else ()
         output = expect_refused(server, f"cannot write {out}", *given, *more, faults=faults)
         assert "No space left on device; make room, then pass --resume_from_checkpoint auto" in output
@@ -322,7 +322,7 @@ TRANSFORMER = {
 def test_a_transformer_recipe_resumes_to_the_bit(
     server: Server, reference: Reference, tiny_recipe: Path, tmp_path: Path, processes: int
 ) -> None:
-    photos = recipes.load(str(tiny_recipe)).dataset
+    photos = load_recipe(str(tiny_recipe)).dataset
     (tmp_path / "recipe").mkdir()
     recipe = tiny.make_recipe(tmp_path / "recipe", Path(photos), **TRANSFORMER)
     expected = reference(recipe=recipe, processes=processes)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import mixup_recipes
-from model_cards import records
-from model_cards.small_runs import small_runs
-from recipes import UserError
+from mixup_recipes.benchmark.small_runs import small_runs
+from mixup_recipes.runs import records
+from mixup_recipes.typed import UserError
 
 REAL = records.load()["cifar10_vit_mixup"]
 

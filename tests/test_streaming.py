@@ -16,10 +16,14 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-import recipes
-from recipes import Recipe, UserError
-from recipes.typed import RankError
-from training import data, evaluation, images, streaming
+from mixup_recipes.data import images, streaming
+from mixup_recipes.data.loading import Samples, eval_batches, train_batches
+from mixup_recipes.data.order import TrainOrder
+from mixup_recipes.data.splits import load_splits
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.training import evaluation
+from mixup_recipes.typed import RankError, UserError
 
 CPU = torch.device("cpu")
 LENGTHS = (9, 3, 12, 6, 10)  # images of each file: 40
@@ -60,8 +64,8 @@ def recipe(**changes: Any) -> Recipe:
 def batches(table: Any, r: Recipe, rank: int = 0, world: int = 1, start: int = 0, workers: int = 0) -> list[list[int]]:
     """The images, by number, of every micro-batch of a process from an update on."""
     stream = streaming.Stream(table, r, images.TrainTransform(r))
-    order = data.TrainOrder(len(stream), r, rank, world, start)
-    found = data.train_batches(stream, order, workers, CPU)
+    order = TrainOrder(len(stream), r, rank, world, start)
+    found = train_batches(stream, order, workers, CPU)
     return [(pixels[:, 0, 0, 0] // 6).tolist() for pixels, *_ in found]
 
 
@@ -175,7 +179,7 @@ def test_evaluation_says_of_each_image_what_the_table_says(tmp_path: Path, worke
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=4).eval()
     accelerator = Accelerator(cpu=True)
-    readers = (data.Samples(table, r, transform), streaming.Stream(stream, r, transform))
+    readers = (Samples(table, r, transform), streaming.Stream(stream, r, transform))
     expected, found = (evaluation.predict_all(model, reader, r, accelerator, workers) for reader in readers)
     assert expected is not None and found is not None and found["index"].tolist() == list(range(40))
     for column in ("label", "top", "bad"):
@@ -190,7 +194,7 @@ def test_each_image_is_evaluated_by_one_process_only(tmp_path: Path) -> None:
     reader = streaming.Stream(stream, r, images.EvalTransform(4, 4, "bilinear"))
     found = []
     for rank in range(3):
-        for pixels, labels, index, _ in data.eval_batches(reader, rank, 3, 4, 0, CPU):
+        for pixels, labels, index, _ in eval_batches(reader, rank, 3, 4, 0, CPU):
             numbers = (pixels[:, 0, 0, 0] // 6).tolist()
             assert labels.tolist() == [n % 4 for n in numbers]
             found += zip(index.tolist(), numbers, strict=True)
@@ -220,9 +224,9 @@ def test_what_a_stream_cannot_do_is_refused(tmp_path: Path) -> None:
         batches(stream, recipe(num_classes=3))
     for field in ("max_train_samples", "max_eval_samples", "aug_repeats"):
         with pytest.raises(UserError, match=f"{field} needs the whole table: it does not go with streaming"):
-            recipes.load("r18_100e_mixup", streaming=True, **{field: 2})
+            load_recipe("r18_100e_mixup", streaming=True, **{field: 2})
     with pytest.raises(UserError, match=r"streaming is for datasets of the Hub, and .* is on this machine"):
-        data.load_splits(recipes.load("r18_100e_mixup", streaming=True, dataset=str(tmp_path)))
+        load_splits(load_recipe("r18_100e_mixup", streaming=True, dataset=str(tmp_path)))
 
 
 def test_a_stream_that_breaks_is_one_line(tmp_path: Path) -> None:

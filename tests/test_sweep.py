@@ -20,10 +20,13 @@ import yaml
 from tiny import ROOT, environment
 
 import mixup_recipes
-import recipes
-from model_cards import report, seeds, sweep
-from recipes import Recipe, UserError, cli
-from training.job import Job
+from mixup_recipes import flags as cli
+from mixup_recipes.pages import report
+from mixup_recipes.recipe import Recipe, schema, to_yaml
+from mixup_recipes.resolve import load_recipe, resolve
+from mixup_recipes.runs import seeds, sweep
+from mixup_recipes.training.job import Job
+from mixup_recipes.typed import UserError
 
 # What stands where a launcher does: it acts as train_mixup.py would, without the training.
 STUB = """
@@ -87,7 +90,7 @@ class Stub:
         """The runs; their recipes lie ready for the stub."""
         runs = sweep.plan(sweep.read(None, self.base | given))
         for run in runs:
-            (self.folder / f"{run.name}.yaml").write_text(recipes.to_yaml(run.recipe))
+            (self.folder / f"{run.name}.yaml").write_text(to_yaml(run.recipe))
         return runs
 
     def __call__(self, what: dict[str, str] | None = None, **given: Any) -> int:
@@ -162,13 +165,13 @@ def test_each_command_line_says_what_was_asked_for(overrides: dict[str, Any], tm
     file.write_text(yaml.safe_dump({"recipes": ["quickstart_cutmix"], "overrides": overrides}))
     (run,) = sweep.plan(sweep.read(file, {}))
     given = cli.parse(run.command[2:], "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
-    fields = {k: v for k, v in overrides.items() if k in recipes.schema(Recipe)}
+    fields = {k: v for k, v in overrides.items() if k in schema(Recipe)}
     own = {k[6:]: v for k, v in overrides.items() if k.startswith("mixer.")}
-    expected = recipes.load("quickstart_cutmix", **fields, mixer_args=own)
-    assert recipes.resolve("quickstart_cutmix", given["Recipe fields"])[0] == expected == run.recipe
+    expected = load_recipe("quickstart_cutmix", **fields, mixer_args=own)
+    assert resolve("quickstart_cutmix", given["Recipe fields"])[0] == expected == run.recipe
     job = cli.fill(Job, given["Run"])
-    assert {k: getattr(job, k) for k in overrides if k in recipes.schema(Job)} == {
-        k: v for k, v in overrides.items() if k in recipes.schema(Job)
+    assert {k: getattr(job, k) for k in overrides if k in schema(Job)} == {
+        k: v for k, v in overrides.items() if k in schema(Job)
     }
     assert (job.recipe, job.output_dir) == ("quickstart_cutmix", "runs/sweep/quickstart_cutmix-seed0")
 
@@ -489,7 +492,7 @@ def test_a_run_that_somebody_started_by_hand_counts_as_running(stub: Stub) -> No
 def test_a_run_left_behind_by_a_sweep_that_was_killed_counts_as_running(stub: Stub) -> None:
     first, _ = stub.runs()
     (stub.folder / "what.json").write_text(json.dumps({first.name: "wait"}))
-    code = f"from model_cards import sweep; sweep.sweep(None, {stub.base!r})"
+    code = f"from mixup_recipes.pages import sweep; sweep.sweep(None, {stub.base!r})"
     process = subprocess.Popen([sys.executable, "-c", code], env=environment(), stdout=subprocess.DEVNULL)
     soon((stub.folder / "waiting").exists, process.kill).join()
     process.wait()

@@ -12,9 +12,10 @@ from test_records import cell_record, dataset
 from tiny import ROOT
 
 import mixup_recipes
-import recipes
-from model_cards import records, tables
-from recipes import UserError
+from mixup_recipes.benchmark import tables
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.runs import records
+from mixup_recipes.typed import UserError
 
 BENCHMARKS = ["pytorch_100e", "pytorch_300e", "rsb_a3", "rsb_a2", "deit", "tiny"]
 with (ROOT / "model_cards/published.csv").open(newline="") as file:
@@ -184,7 +185,7 @@ def test_our_runs_stand_beside_the_published_number():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"fields": records.fields_of(recipes.load("r50_100e_cutmix", epochs=90))},
+        {"fields": records.fields_of(load_recipe("r50_100e_cutmix", epochs=90))},
         {"overrides": {"lr": [0.1, 0.2]}},
         {"dataset": dataset(100_000, 50_000)},
         {"images": 49_999},

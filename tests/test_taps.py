@@ -25,8 +25,8 @@ from mixers import taps, weights
 from mixers.taps import Frozen, attention, compile_stages, edit, record, saliency, stages
 from mixers.testing import batch, differences, equal, footprint, global_rngs
 from mixers.weights import NoWeights
-from recipes import UserError
-from training.backbones import load_model  # registers pvt_tiny, moganet_tiny and the small stems
+from mixup_recipes.training.backbones import load_model
+from mixup_recipes.typed import UserError
 
 STAGES = {
     "resnet18": [f"layer{i}" for i in (1, 2, 3, 4)],

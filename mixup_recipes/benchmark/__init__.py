@@ -1,0 +1,1 @@
+"""Published numbers, and where our runs stand beside them."""

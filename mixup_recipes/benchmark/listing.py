@@ -1,0 +1,79 @@
+"""Published cells as text: one in full, many as a list, two side by side."""
+
+from typing import Any
+
+from mixup_recipes.benchmark.cells import (
+    MARKS,
+    MEANING,
+    NEW_INIT,
+    SOURCE,
+    UPSTREAM,
+    Cell,
+    cells,
+    hours,
+    number,
+    resolve_cell,
+)
+from mixup_recipes.benchmark.verdicts import status
+from mixup_recipes.recipe import differences
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.training.protocols import in_words
+
+
+def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
+    """All that is known about a cell, for ``cells show``; ``record`` is our own (see ``records``)."""
+
+    recipe, origin = resolve_cell(cell.name)
+    plain = load_recipe(f"{cell.setting}_vanilla")
+    changed = differences(plain, recipe, ignore=("name", "mixer", "mixer_args"))
+    args = recipe.mixer_args.get(cell.mixer, {})
+    own = [f"{k} {v} ({origin[f'mixer_args.{cell.mixer}.{k}']})" for k, v in args.items()]
+    low, mid, high = hours(cell)
+    seeds = ", ".join(map(str, range(recipe.trials)))
+    seen = f"first seen {cell.first_seen}" if cell.first_seen else ""
+    if cell.first_seen > NEW_INIT:
+        seen += ", after OpenMixup changed its initialisation"
+    published = "no number" if cell.top1 is None else f"{number(cell)} top-1"
+    published += f", alpha {cell.alpha} as printed" if cell.alpha else ""
+    lines = [
+        ("cell", f"{cell.name}: {cell.method} on {cell.backbone}, benchmark {cell.benchmark}"),
+        ("published", published),
+        ("", MEANING[cell.source] if cell.top1 is not None else ""),
+        ("", seen),
+        ("source", SOURCE),
+        ("protocol", in_words(recipe)),
+        ("config", f"upstream: {UPSTREAM[cell.upstream_config]}"),
+        ("run", f"accelerate launch train_mixup.py --recipe {cell.name}"),
+        ("", f"once with each --seed {seeds}" if recipe.trials > 1 else ""),
+        ("hours", f"{mid:.1f} on one H200 ({low:.1f} to {high:.1f}), an estimate, not measured"),
+        ("mixer", "; ".join(own)),
+        *(("deviation", f"{k} {b}, in {cell.setting} otherwise {a}") for k, (a, b) in changed.items()),
+        ("status", ": ".join(status(cell, record))),
+        *(("note", text) for text in cell.note.split("; ")),
+    ]
+    return "\n".join(f"{key:10} {text}" for key, text in lines if text)
+
+
+def listing(chosen: list[Cell], found: dict[str, dict[str, Any]]) -> str:
+    """One line per cell: name, published number with its mark, status; ``found``: our records by name."""
+
+    lines = [f"{c.name:26} {number(c):>7}  {': '.join(status(c, found.get(c.name)))}" for c in chosen]
+    numbered = sum(c.top1 is not None for c in chosen)
+    marks = "; ".join(f"{mark} {MEANING[source]}" for source, mark in MARKS.items() if mark)
+    return "\n".join([*lines, f"{len(lines)} cells, {numbered} with a published number. {marks}."])
+
+
+def difference(first: str, second: str) -> str:
+    """What differs between two cells or recipes: recipe fields, mixer arguments, published numbers."""
+    (a, _), (b, _) = resolve_cell(first), resolve_cell(second)
+    pairs = differences(a, b, ignore=("name", "mixer_args"))
+    left, right = (r.mixer_args.get(r.mixer, {}) for r in (a, b))
+    for key in dict.fromkeys([*left, *right]):
+        if left.get(key) != right.get(key):
+            pairs[f"mixer.{key}"] = (left.get(key, "-"), right.get(key, "-"))
+    published = tuple(number(cells()[n]) if n in cells() else "no published cell" for n in (first, second))
+    lines = [("", first, second), *((k, *v) for k, v in pairs.items()), ("published top-1", *published)]
+    tops = [cells()[n].top1 for n in (first, second) if n in cells()]
+    if len(tops) == 2 and None not in tops:
+        lines.append(("difference", "", f"{tops[1] - tops[0]:+.2f}"))
+    return "\n".join(f"{key:32} {x!s:36} {y}".rstrip() for key, x, y in lines)

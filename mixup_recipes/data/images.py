@@ -1,0 +1,165 @@
+"""From encoded bytes to uint8 images: decoding, crops and RandAugment on the CPU; the rest on the device.
+
+Images are uint8 tensors (3, H, W), RGB. EXIF orientation is never applied, as in timm's and torchvision's
+ImageNet practice.
+"""
+
+import functools
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.transforms import str_to_pil_interp
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import InterpolationMode, RandomCrop, RandomResizedCrop
+from torchvision.transforms import functional as TF
+
+from mixup_recipes.recipe import Recipe
+
+
+class BadImage(Exception):
+    """An image that no decoder reads; the message says which."""
+
+
+def decode(data: bytes) -> Tensor:
+    """Encoded image to RGB uint8 (3, H, W), pixel-identical whichever decoder reads it.
+
+    torchvision's libjpeg-turbo for JPEG, Pillow for everything else and for what the former refuses. Raises
+    ``BadImage`` for truncated or unknown data.
+    """
+    if data[:2] == b"\xff\xd8":
+        try:
+            with warnings.catch_warnings():  # torchvision announces a move to torchcodec, which rotates by EXIF
+                warnings.simplefilter("ignore", DeprecationWarning)
+                return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        except RuntimeError:
+            pass  # Pillow has the last word
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return to_tensor(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise BadImage("not an image of a known format" if data else "no data") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise BadImage(str(e)) from None
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Pillow RGB to uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+class TrainTransform:
+    """Crop, flip and RandAugment of one image; draws from the global generators, which the loader has keyed."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.interpolation = InterpolationMode(recipe.interpolation)
+        self.rand_augment = rand_augment(recipe) if recipe.aa else None
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """uint8 (3, H, W) to uint8 (3, image_size, image_size)."""
+        r, size = self.recipe, [self.recipe.image_size] * 2
+        if r.train_crop == "rrc":
+            box = RandomResizedCrop.get_params(image, list(r.scale), list(r.ratio))
+            image = TF.resized_crop(image, *box, size, self.interpolation, antialias=True)
+        elif r.train_crop == "pad":
+            if list(image.shape[1:]) != size:
+                image = TF.center_crop(TF.resize(image, r.image_size, self.interpolation, antialias=True), size)
+            image = TF.pad(image, [r.image_size // 8], padding_mode="reflect")
+            image = TF.crop(image, *RandomCrop.get_params(image, tuple(size)))
+        else:
+            image = TF.center_crop(TF.resize(image, r.image_size, self.interpolation, antialias=True), size)
+        if torch.rand(()) < r.hflip:
+            image = image.flip(-1)
+        if self.rand_augment is not None:
+            image = to_tensor(self.rand_augment(TF.to_pil_image(image)))
+        return image
+
+
+class EvalTransform:
+    """Resize the shorter side, then take the centre. uint8 (3, H, W) to uint8 (3, eval_size, eval_size)."""
+
+    def __init__(self, resize: int, size: int, interpolation: str):
+        self.resize, self.size, self.interpolation = resize, size, InterpolationMode(interpolation)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        image = TF.resize(image, self.resize, self.interpolation, antialias=True)
+        return TF.center_crop(image, [self.size, self.size])
+
+
+def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm's operation, with a black image for fewer than one bit."""
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits >= 1 else Image.new(image.mode, image.size)
+
+
+def rand_augment(recipe: Recipe) -> Any:
+    """timm's RandAugment by its policy string, with one operation mended.
+
+    The "increasing" posterise can ask for 0 bits, which Pillow before 13 answered with a black image and
+    Pillow 13 refuses; here it is the black image again.
+    """
+    hparams = {
+        "translate_const": int(recipe.image_size * 0.45),
+        "img_mean": tuple(min(255, round(255 * m)) for m in recipe.mean),
+        "interpolation": str_to_pil_interp(recipe.interpolation),
+    }
+    policy = rand_augment_transform(recipe.aa, hparams)
+    for op in policy.ops:
+        if op.name.startswith("Posterize"):
+            op.aug_fn = posterize
+    return policy
+
+
+def normalise(images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
+    """uint8 (B, 3, H, W) on the host to normalised float32 on the device, in the recipe's memory format."""
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    x = images.to(device, non_blocking=True).to(torch.float32, memory_format=layout)
+    return x.sub_(per_channel(recipe.mean, device)).div_(per_channel(recipe.std, device))
+
+
+@functools.cache
+def per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Channel constants for pixels in [0, 255], sent to the device once."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1) * 255
+
+
+def erase(x: Tensor, probability: float, mode: str, rng: np.random.Generator) -> Tensor:
+    """Random erasing of a normalised batch, in place, without a loop over samples.
+
+    Random Erasing Data Augmentation, Zhong et al., https://arxiv.org/abs/1708.04896, with timm's law: area
+    uniform in [0.02, 1/3] of the image, log-uniform aspect in [0.3, 1/0.3], the first of ten draws that fits.
+    ``mode``: "const" fills with 0, "rand" with one normal colour, "pixel" with normal noise.
+    """
+    b, c, h, w = x.shape
+    area = rng.uniform(0.02, 1 / 3, (b, 10)) * h * w
+    aspect = np.exp(rng.uniform(np.log(0.3), np.log(1 / 0.3), (b, 10)))
+    box_h, box_w = np.rint(np.sqrt(area * aspect)).astype(int), np.rint(np.sqrt(area / aspect)).astype(int)
+    fits = (box_h < h) & (box_w < w)
+    first, row = fits.argmax(1), np.arange(b)
+    box_h, box_w = box_h[row, first], box_w[row, first]
+    hit = (rng.random(b) < probability) & fits.any(1)
+    top = np.floor(rng.random(b) * (h - box_h + 1)).astype(int)
+    left = np.floor(rng.random(b) * (w - box_w + 1)).astype(int)
+    bottom = np.where(hit, top + box_h, top)  # an empty box where nothing is erased
+    corners = torch.from_numpy(np.stack([top, bottom, left, left + box_w])).view(4, b, 1)
+    noise_seed = int(rng.integers(2**63))
+
+    if x.device.type == "cuda":
+        corners = corners.pin_memory()
+    corners = corners.to(x.device, non_blocking=True)
+    rows, columns = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
+    inside = ((rows >= corners[0]) & (rows < corners[1]))[:, None, :, None] & (
+        (columns >= corners[2]) & (columns < corners[3])
+    )[:, None, None, :]
+    shape = {"pixel": (b, c, h, w), "rand": (b, c, 1, 1), "const": (1, 1, 1, 1)}[mode]
+    fill = torch.zeros(shape, device=x.device)
+    if mode != "const":
+        fill.normal_(generator=torch.Generator(x.device).manual_seed(noise_seed))
+    return x.copy_(torch.where(inside, fill, x))

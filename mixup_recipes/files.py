@@ -1,0 +1,83 @@
+"""Files: where those of this project lie, and how files are written: whole or not at all."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from safetensors import SafetensorError
+
+from mixup_recipes.typed import UserError
+
+ROOT = Path(__file__).parent.parent
+LOCKS: list[IO[str]] = []  # open as long as the process lives
+
+
+def shipped(name: str) -> Path:
+    """``recipes`` or ``model_cards``: beside this package in a checkout, inside of it where it was installed."""
+    installed = Path(__file__).parent / "shipped" / name
+    return installed if installed.is_dir() else ROOT / name
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A full disk becomes one line that says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as e:
+        # a process that holds a run folder is a training run, and can be resumed
+        advice = "; make room, then pass --resume_from_checkpoint auto" if LOCKS else ""
+        raise UserError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}{advice}") from e
+
+
+def write(path: Path, text: str | bytes) -> None:
+    """Write a file whole or not at all. Raises ``UserError``."""
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        with writing(path):
+            aside.write_bytes(text.encode() if isinstance(text, str) else text)
+            os.replace(aside, path)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()  # there only if something failed
+
+
+def write_into(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all, and its folder if need be. Raises ``UserError``."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    write(path, json.dumps(content, indent=1) + "\n")
+
+
+def lock(folder: Path) -> None:
+    """Hold the folder until this process ends. Raises ``UserError`` when another run holds it."""
+    file = (folder / ".lock").open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # this process's own: loader workers do not inherit it
+    except OSError:
+        raise UserError(f"another run is writing to {folder}; wait for it, or choose another --output_dir") from None
+    LOCKS.append(file)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Ask the disk to really have it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Publishing runs on the Hub, and holding a repository to what it says."""

@@ -1,0 +1,141 @@
+"""Whether what a repository says is so: its card, its results, its log, its predictions and its weights.
+
+Everything is computed again from what lies below it: the reported number from the log, the scores from the
+predictions, and the predictions from the weights on the data.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from mixup_recipes import fetch
+from mixup_recipes.data import images
+from mixup_recipes.data.identity import labels_hash
+from mixup_recipes.data.loading import Samples
+from mixup_recipes.data.splits import load_split
+from mixup_recipes.recipe import changed
+from mixup_recipes.runs.run import Run
+from mixup_recipes.training import backbones, evaluation, launch
+from mixup_recipes.training.log import reported, summary_csv
+from mixup_recipes.typed import UserError
+
+NEEDED = (
+    "data.json", "log.jsonl", "summary.csv", "eval_results.json", "predictions.safetensors", "config.json",
+    "model.safetensors",
+)  # fmt: skip
+# Another device and another version of a library move a logit by rounding, and so a few of the images near a tie.
+TOP1, NLL = 0.1, 1e-3  # points, and relative
+
+
+class Claims(NamedTuple):
+    """What the weights are held to: scores of the main classifier, and the run's record of the data behind them."""
+
+    top1: float
+    nll: float
+    data: Any
+
+
+def verify(run: Run, dataset: str | None = None, batch_size: int = 64) -> tuple[str, bool]:
+    """A line per claim of a run, and whether all hold.
+
+    ``dataset``: where the recipe's data lie on this machine. Raises ``UserError`` when something cannot be looked at.
+    """
+    if missing := [f for f in NEEDED if not (run.folder / f).is_file()]:
+        return f"differs  {run.name} lacks {', '.join(missing)}", False
+    try:
+        rows = list(of_files(run))
+        claimed = Claims(
+            float(run.exported[f"{run.prefix}top1"]),
+            float(run.exported[f"{run.prefix}nll"]),
+            run.data.of_split(run.recipe.eval_split),
+        )
+    except UserError as e:
+        raise UserError(f"{run.name}: {e}") from None
+    except Exception as e:  # a stranger's files can make their readers raise anything
+        raise UserError(f"{run.name}: damaged files: {type(e).__name__}: {' '.join(str(e).split())[:200]}") from None
+    rows += of_weights(run, claimed, dataset, batch_size)
+    text = "\n".join(f"{'agrees ' if good else 'differs'}  {what}" for what, good in rows)
+    return text, all(good for _, good in rows)
+
+
+def of_files(run: Run) -> Iterator[tuple[str, bool]]:
+    """What the files say of each other: a claim, and whether it holds."""
+    results, exported, recipe = run.results, run.exported, run.recipe
+    lines = [row.line for row in (*run.log.train, *run.log.val)]
+    again = reported(lines, recipe)
+    yield (
+        f"log and eval_results.json: {again['reported']['top1']:.2f} by the log ({again['reported']['protocol']}), "
+        f"{results['reported']['top1']:.2f} reported",
+        {k: results[k] for k in again} == again,
+    )
+    rows = [row.result for row in run.log.val]
+    yield f"log and eval_results.json: epoch {exported['epoch']} exported", exported in rows
+    yield "log and summary.csv", summary_csv(lines) == run.summary_csv
+    scores = evaluation.score(run.predictions)
+    same = all(math.isclose(scores[k], exported[run.prefix + k], rel_tol=1e-5, abs_tol=1e-6) for k in scores)
+    yield f"predictions and eval_results.json: top-1 {scores['top1']:.2f} over {scores['count']} images", same
+    if "weights_sha256" in results:
+        yield "weights and eval_results.json: SHA-256", results["weights_sha256"] == run.weights_hash
+    kind, classes = recipe.model.split(".")[0], run.data.classes
+    yield f"config.json and recipe: {run.config['architecture']}", run.config["architecture"] == kind
+    yield f"config.json and data.json: {len(classes)} classes", run.config.get("label_names") == classes
+    yield from of_card(run.card or "", exported[f"{run.prefix}top1"])
+
+
+def of_card(text: str, number: float) -> Iterator[tuple[str, bool]]:
+    """Every top-1 that the card claims in its metadata, which speak of the exported weights."""
+    parts = text.split("---\n", 2)
+    try:
+        found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except yaml.YAMLError:
+        found = None
+    claims = list(top1_claims(found))
+    if not claims:
+        yield "card: claims no top-1", False
+    for value in claims:
+        words = f"card and eval_results.json: top-1 {value:.2f} in the card, {number:.2f} exported"
+        yield words, abs(value - number) < 0.006
+
+
+def top1_claims(found: Any) -> Iterator[float]:
+    """Top-1 of our own in a card's ``model-index``, in percent."""
+    for model in (found or {}).get("model-index") or ():
+        for result in model["results"]:
+            for metric in result["metrics"]:
+                if "top-1" in str(metric.get("name", "")).lower() or metric.get("type") == "top1":
+                    yield float(metric["value"])
+
+
+def of_weights(run: Run, claimed: Claims, dataset: str | None, batch_size: int) -> Iterator[tuple[str, bool]]:
+    """The weights, evaluated again by the recipe's protocol on its data."""
+    changes: dict[str, Any] = {"batch_size": batch_size, "per_device_train_batch_size": batch_size}
+    changes |= {"sync_bn": False, "torch_compile": False} | ({"dataset": dataset} if dataset else {})
+    recipe = changed(run.recipe, **changes)
+    net = fetch.model_of(run.folder, run.name)
+    backbones.check_input(net, batch_size, recipe.eval_size, run.name, training=False)
+    accelerator = launch.accelerator(recipe, Path("."))
+    table, classes = load_split(recipe, recipe.eval_split, recipe.max_eval_samples)
+    backbones.check_classes(net, classes, run.name)
+    found = {"images": len(table), "labels_sha256": labels_hash(table, recipe.label_column)}
+    yield f"data: {len(table)} images of {recipe.eval_split}, as recorded", claimed.data == found
+    transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
+    samples = Samples(table, recipe, transform, "skip")
+    net = launch.on_device(net, recipe, accelerator)
+    workers = launch.workers(None, accelerator)
+    columns = evaluation.predict_all(net, samples, recipe, accelerator, workers)
+    assert columns is not None
+    try:
+        scores = evaluation.score(columns)
+    except ValueError as e:  # weights that give no numbers
+        yield f"weights: {e}", False
+        return
+    # one image near a tie may be more than TOP1
+    slack = {"top1": max(TOP1, 100 / len(table) + 1e-9), "nll": NLL * scores["nll"]}
+    for key, value, label in (("top1", claimed.top1, "top-1"), ("nll", claimed.nll, "NLL")):
+        yield (
+            f"weights: {label} {scores[key]:.4g} evaluated again, {value:.4g} claimed",
+            abs(scores[key] - value) <= slack[key],
+        )

@@ -1,0 +1,89 @@
+"""The arguments of a recipe's mixer: checked by name, completed, and merged from where they are given."""
+
+import dataclasses
+import inspect
+from typing import Any
+
+from mixers import BLOCKS, MIXERS, build
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.typed import UserError, convert, nearest
+
+
+def check_rows(rows: dict[str, Any], source: str) -> None:
+    """Raise ``UserError`` for a mixer or argument that isn't, whichever mixer is chosen. ``rows``: ``mixer_args``."""
+    for row, args in rows.items():
+        check_mixer_name(row, f"{source}: mixer_args: ")
+        if not isinstance(args, dict):
+            raise UserError(f"{source}: mixer_args.{row}: expected a table of arguments")
+        known = inspect.signature(MIXERS[row]).parameters
+        for name in args:
+            if name not in known:
+                raise UserError(f"{source}: mixer_args: mixer {row!r} has no argument {name!r}; {nearest(name, known)}")
+
+
+def merge_rows(below: dict[str, Any], above: dict[str, Any], source: str, origin: dict[str, str]) -> dict[str, Any]:
+    """Two ``mixer_args`` tables, argument by argument; notes where each argument comes from."""
+    for row, args in above.items():
+        origin |= {f"mixer_args.{row}.{key}": source for key in args}
+    return below | {row: below.get(row, {}) | args for row, args in above.items()}
+
+
+def check_mixer_name(name: str, where: str = "") -> None:
+    """Raise ``UserError`` unless a mixer of this name exists."""
+    if name not in MIXERS:
+        raise UserError(f"{where}unknown mixer {name!r}; {nearest(str(name), MIXERS)}")
+
+
+NORMALISED = ("mean", "std")
+
+
+NESTED = ("base", "mixers")
+
+
+def complete(recipe: Recipe, mixer: str, given: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a mixer: its defaults, the recipe's normalisation, what is ``given``.
+
+    A mixer inside another gets what the setting says of it, too. What is no mixer or argument is left for ``build``.
+    """
+
+    def inner(spec: Any) -> Any:
+        table = {spec: {}} if isinstance(spec, str) else spec
+        if not isinstance(table, dict) or len(table) != 1:
+            return spec
+        ((name, own),) = table.items()
+        if name not in MIXERS | BLOCKS or not isinstance(own, dict | None):
+            return spec
+        row = {k: v for k, v in recipe.mixer_args.get(name, {}).items() if k not in NESTED}
+        return {name: complete(recipe, name, row | (own or {}))}
+
+    parameters = inspect.signature((MIXERS | BLOCKS)[mixer]).parameters
+    # A tuple becomes what the saved file will read back, or a resumed run would look like another one.
+    defaults = {
+        n: list(p.default) if isinstance(p.default, tuple) else p.default
+        for n, p in parameters.items()
+        if p.default is not p.empty
+    }
+    # A mixer that undoes the normalisation gets the numbers that it was made with.
+    args = defaults | {n: list(getattr(recipe, n)) for n in NORMALISED if n in parameters} | given
+    if args.get("base") is not None:
+        args["base"] = inner(args["base"])
+    if isinstance(args.get("mixers"), list | tuple):
+        args["mixers"] = [inner(spec) for spec in args["mixers"]]
+    return args
+
+
+def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, str]) -> Recipe:
+    """Write down every argument of the chosen mixer, defaults included, so that the saved recipe is complete."""
+    check_mixer_name(recipe.mixer)
+    given = recipe.mixer_args.get(recipe.mixer, {})
+    own_args = convert(own_args, dict, "command line: mixer")
+    args = complete(recipe, recipe.mixer, given | own_args)
+    for key in args:
+        path = f"mixer_args.{recipe.mixer}.{key}"
+        source = f"the recipe's {key}" if key in NORMALISED else "mixer's default"
+        origin[path] = "command line" if key in own_args else origin.get(path, source)
+    try:
+        build(recipe.mixer, **args)
+    except (ValueError, TypeError) as e:
+        raise UserError(str(e)) from None
+    return dataclasses.replace(recipe, mixer_args=recipe.mixer_args | {recipe.mixer: args})

@@ -1,0 +1,1 @@
+"""What is drawn or written from runs: card, report, plots, previews."""

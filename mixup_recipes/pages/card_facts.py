@@ -1,0 +1,158 @@
+"""What a card says of a run beside its numbers: where its data and weights are from, which command trains it, how it compares."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from mixup_recipes import fetch
+from mixup_recipes.benchmark import cells
+from mixup_recipes.data.prepare import PREPARED
+from mixup_recipes.pages.markdown import prose, shown
+from mixup_recipes.recipe import Recipe, differences, schema
+from mixup_recipes.resolve import resolve, shipped_recipe
+from mixup_recipes.runs import recording, records
+from mixup_recipes.runs.noise import verdict
+from mixup_recipes.runs.run import RECIPE, Run
+from mixup_recipes.training.protocols import in_words
+from mixup_recipes.typed import UserError
+
+
+def tree(path: str, repo_id: str | None) -> str:
+    """A link to a folder: the Hub resolves relative links to files only."""
+    return f"[{path}]({constants.ENDPOINT}/{repo_id}/tree/main/{path})" if repo_id else f"[{path}]({path})"
+
+
+def place(recipe: Recipe) -> tuple[str, str]:
+    """The kind of data set (``hub``, ``prepared`` or ``local``), and its name without folders of this machine."""
+    name = recipe.dataset
+    if name in PREPARED:
+        return "prepared", name
+    try:
+        validate_repo_id(name)
+        if name.count("/") == 1 and not Path(name).exists():
+            return "hub", name
+    except HFValidationError:
+        pass
+    return "local", Path(name).name
+
+
+def base_model(recipe: Recipe) -> str | None:
+    """The repository that a fine-tuned run started from: of timm's weights, or of a run folder that was published.
+
+    An ``hf-hub:`` name is given as it is, private or not. None for a run from scratch, for a run folder that was not
+    pushed or is private on the Hub, and where no repository is known.
+    """
+    start = recipe.model if recipe.pretrained == "timm" else recipe.pretrained
+    if start is None:
+        return None
+    if Path(start).is_dir():
+        before = Run.open(start).pushed if (Path(start) / RECIPE).is_file() else {}
+        done = before.get("card_sha256") and not before.get("private")
+        name = before.get("repo_id") if done else None
+    elif fetch.is_hub(start):
+        name = start.partition(":")[2].partition("@")[0]
+    else:
+        known = timm.is_model_pretrained(start)  # else it may be a folder that is gone
+        name = timm.get_pretrained_cfg(start).hf_hub_id if known else None
+    try:
+        validate_repo_id(name or "")
+    except HFValidationError:
+        return None
+    return name if name.count("/") == 1 else None
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """Fields and arguments of the mixer, as ``--field`` and ``--mixer.argument`` name them."""
+    fields = {k: getattr(recipe, k) for k in schema(Recipe) if k not in ("name", "mixer_args")}
+    fields["dataset"] = place(recipe)[1]
+    return fields | {f"mixer.{k}": v for k, v in recipe.mixer_args.get(recipe.mixer, {}).items()}
+
+
+def origins(recipe: Recipe) -> list[tuple[str, Any, str]]:
+    """Every field and argument of a run with its value and where that comes from."""
+    found = shipped_recipe(recipe.name)
+    if found is None:
+        return [(k, v, "the run's recipe file") for k, v in flat(recipe).items()]
+    theirs, origin = found
+    before, rows = flat(theirs), []
+    for key, value in flat(recipe).items():
+        path = key.replace("mixer.", f"mixer_args.{recipe.mixer}.", 1) if key.startswith("mixer.") else key
+        source = origin.get(path, "")
+        if records.plain(before.get(key)) != records.plain(value):
+            source = "this run" + (f", instead of {shown(before[key])}" if key in before else "")
+        rows.append((key, value, source))
+    return rows
+
+
+def argument(value: Any) -> str:
+    """A value of a free table as a command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def command(recipe: Recipe) -> str:
+    """The flags of ``train_mixup.py`` that train this recipe: its name with what was changed, else the recipe file."""
+    kind, _ = place(recipe)
+    data = ["--dataset", "PATH"] if kind == "local" else []
+    if found := shipped_recipe(recipe.name):
+        before, args, raw = flat(found[0]), [], {"mixer_args": {}}
+        for key, value in flat(recipe).items():
+            if records.plain(before.get(key)) == records.plain(value) or (key == "dataset" and data):
+                continue
+            if isinstance(value, dict) and value:
+                raw[key] = {k: argument(v) for k, v in value.items()}
+                args += [part for k, v in raw[key].items() for part in (f"--{key}.{k}", v)]
+            elif key.startswith("mixer."):
+                raw["mixer_args"][key[6:]] = argument(value)
+                args += [f"--{key}", argument(value)]
+            else:
+                words = [shown(v) for v in value] if isinstance(value, tuple) else [shown(value)]
+                args += [f"--{key}", *words]
+                raw[key] = words if isinstance(value, tuple) else words[0]
+        try:
+            again = resolve(recipe.name, raw | ({"dataset": recipe.dataset} if data else {}))[0]
+        except UserError:
+            again = None
+        flags = shlex.join(["--recipe", recipe.name, *data, *args])
+        if again and not differences(again, recipe) and flags.isprintable():
+            return flags
+    return shlex.join(["--recipe", "recipe.yaml", *data])
+
+
+def against_published(run: Run) -> list[str]:
+    """What the run says about the published number of its recipe, in sentences."""
+    cell = cells.cells().get(run.recipe.name)
+    if cell is None:
+        return ["No published number belongs to this recipe."]
+    text = f"{cell.method} on {cell.backbone}, benchmark {cell.benchmark}"
+    if cell.top1 is None:
+        return [f"The published table has no number for this cell ({text})."]
+    theirs = in_words(records.published(cell.name))
+    lines = [
+        f"Published: **{cells.number(cell)}** top-1 for {text}: {theirs}; {cells.MEANING[cell.source]}. "
+        f"Source: {cells.SOURCE}."
+    ]
+    content = recording.of_run(run)
+    if why := records.excluded(content):
+        return [*lines, f"This run does not speak for that number: {prose(why)}."]
+    if not (values := records.finished(content)):
+        return [*lines, "This run is not finished: nothing to compare yet."]
+    found = verdict(values, cell.top1, run.recipe.trials, content["images"])
+    lines.append(
+        f"This run: {found.mean:.2f}, {found.difference:+.2f} from the published number; a difference of one run up to "
+        f"±{found.band:.2f} is noise: **{found.status}**."
+    )
+    return lines
+
+
+def others(run: Run) -> list[tuple[str, str]]:
+    """The other classifiers of the run: name in the log, and folder."""
+    main = run.prefix.removesuffix("_")
+    return [
+        (name, path.parent.relative_to(run.folder).as_posix()) for name, path in run.weights.items() if name != main
+    ]

@@ -1,0 +1,221 @@
+"""The sections of a card."""
+
+import re
+import shlex
+
+import timm
+from huggingface_hub import constants
+
+from mixup_recipes.benchmark import cells
+from mixup_recipes.pages.card_facts import against_published, base_model, command, origins, others, place, tree
+from mixup_recipes.pages.markdown import code, fence, line, markdown_table, prose, shown
+from mixup_recipes.pages.methods import Method, bibtex, entry
+from mixup_recipes.resolve import read_yaml, settings, shipped_recipe, split_name
+from mixup_recipes.runs.run import Run
+from mixup_recipes.training import backbones  # noqa: F401  registers the models that timm lacks
+
+OPENMIXUP = entry(
+    "OpenMixup: Open Mixup Toolbox and Benchmark for Visual Representation Learning",
+    "Li, Wang, Liu, Tian, Wu, Tan, Jin, Li",
+    "",
+    "2022",
+    "https://arxiv.org/abs/2209.04851",
+)
+TIMM = entry(
+    "PyTorch Image Models", "Wightman", "", "2019", "https://github.com/huggingface/pytorch-image-models"
+)  # fmt: skip
+
+
+def model_section(run: Run) -> str:
+    """What the model is."""
+    recipe = run.recipe
+    kind, name = place(recipe)
+    few = len(run.data.classes) <= 20
+    start = base_model(recipe)
+    rows = [
+        ["architecture", code(recipe.model)],
+        *([["fine-tuned from", code(start)]] if start else []),
+        ["input", f"{recipe.eval_size} x {recipe.eval_size} px: shorter side to {recipe.eval_resize}, centre crop, "
+         f"{recipe.interpolation}"],
+        ["classes", f"{len(run.data.classes)}" + (": " + ", ".join(map(prose, run.data.classes)) if few else "")],
+        ["data", code(name) + {"hub": " (Hub)", "prepared": "", "local": " (a local folder)"}[kind]
+         + f": {run.data.images[recipe.train_split]:,} images to train on, "
+         f"{run.data.images[recipe.eval_split]:,} to evaluate on"],
+        ["training", f"{recipe.epochs} epochs at {recipe.image_size} px, batch {recipe.batch_size}, mixer "
+         f"`{recipe.mixer}`, seed {recipe.seed}"],
+        ["weights", f"{'moving average (EMA)' if recipe.report_ema else 'as trained'}, epoch {run.exported['epoch']}"],
+    ]  # fmt: skip
+    return "## Model\n\n" + markdown_table(["", ""], rows)
+
+
+def recipe_section(run: Run, made: list[Method]) -> str:
+    """Method, what is not the setting's, and every value with its origin."""
+    rows = origins(run.recipe)
+    cells = [[f"`{k}`", code(shown(v)), prose(o)] for k, v, o in rows]
+    text = [f"## Recipe\n\n{code(run.recipe.name)}, resolved in [recipe.yaml](recipe.yaml)."]
+    if found := shipped_recipe(run.recipe.name):
+        setting = split_name(found[0].name)[0]
+        files = {"default", f"{setting}.yaml", f"{read_yaml(settings()[setting]).get('base')}.yaml"}
+        own = [cell for (_, _, o), cell in zip(rows, cells, strict=True) if o not in files]
+        text.append(
+            f"Setting `{setting}`; what is not the setting's:\n\n{markdown_table(['field', 'value', 'origin'], own)}"
+        )
+    every = markdown_table(["field", "value", "origin"], cells)
+    text.append(f"<details><summary>All {len(cells)} values</summary>\n\n{every}\n\n</details>")
+    for method in made:
+        head = re.sub(r"(?<![(<])(https://[^\s,]+[^\s,.])", r"<\1>", method.head)
+        parts = [f"**{k}.** {v}" for k, v in method.parts.items() if k in ("Formula", "Sampling law")]
+        text.append("\n\n".join([f"### {method.title}", head, *parts]))
+    return "\n\n".join(text)
+
+
+def results_section(run: Run, repo_id: str | None) -> str:
+    """The numbers, and the published one beside them."""
+    s, main = run.summary, "ema" if run.recipe.report_ema else ""
+    used = f", {s.epochs_used} of {s.epochs_wanted} epochs there" if s.epochs_used < s.epochs_wanted else ""
+
+    def row(label: str, top1: float, top5: float | None, nll: float | None, ece: float | None) -> list[str]:
+        shown = [None if v is None else f"{v:.{d}f}" for v, d in ((top1, 2), (top5, 2), (nll, 3), (ece, 2))]
+        return [label, *(v or "-" for v in shown)]
+
+    rows = [row(f"reported: {s.protocol}{used}", s.top1, s.top5, s.nll, s.ece)]
+    rows.append(row(s.tool.label, s.tool.value, None, None, None))
+    labels = {main: f"these weights, epoch {run.exported['epoch']}"}
+    labels |= {name: tree(folder, repo_id) for name, folder in others(run)}
+    for name, label in labels.items():
+        numbers = [run.exported.get(f"{name}_{k}" if name else k) for k in ("top1", "top5", "nll", "ece")]
+        if all(isinstance(v, int | float) for v in numbers):
+            rows.append(row(label, *numbers))
+    note = f"{s.count:,} images of {code(run.recipe.eval_split)}. Top-1, top-5 and ECE in percent, NLL in nats."
+    text = [
+        "## Results",
+        markdown_table(["", "top-1", "top-5", "NLL", "ECE"], rows, right=1),
+        note,
+        *against_published(run),
+    ]
+    if len(labels) > 1:
+        text.append("The folders under `models/` hold the run's other classifiers, loadable like this one.")
+    return "\n\n".join(text)
+
+
+def cost_section(run: Run, made: list[Method]) -> str:
+    """Hours and images per second, measured; what the method adds; what the cell was estimated at."""
+    env, s = run.environment, run.summary
+    processes = f"{env['processes']} process{'es' * (env['processes'] > 1)}"
+    text = [
+        f"## Cost\n\n{s.seconds / 3600:.3g} hours on {processes}, device {prose(env['device'])}, "
+        f"{prose(env['mixed_precision'])} mixed precision: {s.img_per_s:,.0f} images/s while training."
+    ]
+    if cell := cells.cells().get(run.recipe.name):
+        low, middle, high = cells.hours(cell)
+        text.append(f"Estimated for the whole recipe: {middle:.1f} hours on one H200 ({low:.1f} to {high:.1f}).")
+    text += [f"{m.title}: {m.parts['Cost']}" for m in made if "Cost" in m.parts]
+    counted = [row for row in cells.rows("costs.csv") if row["mixer"] == run.recipe.mixer]
+    if counted:
+        head = ["step with the mixer's defaults, relative to one without mixing", "FLOPs", "memory kept for backward"]
+        lines = [
+            [row["model"], *(f"{float(row[key]):.2f}x" if row[key] else "-" for key in ("flops", "kept", "time"))]
+            for row in counted
+        ]
+        on = sorted({row["timed_on"] for row in counted if row["timed_on"]})
+        text += [
+            markdown_table([*head, "time"], lines, right=1),
+            "8 images of 224 pixels, by `python benchmarks/step.py --csv model_cards/costs.csv`: FLOPs and memory "
+            + (f"counted, time measured ({'; '.join(on)})." if on else "counted."),
+        ]
+    return "\n\n".join(text)
+
+
+def use_section(run: Run, repo_id: str | None) -> str:
+    """Code that loads the weights, with timm and transformers, and the command that scores them."""
+    recipe = run.recipe
+    known = timm.is_model(recipe.model)
+    ours = known and timm.model_entrypoint(recipe.model).__module__.startswith("mixup_recipes.")
+    first = (
+        "import mixup_recipes.training.backbones  # of Mixup Recipes: timm lacks this architecture\n" if ours else ""
+    )
+    by_timm = f"""{first}import timm
+import torch
+from PIL import Image
+
+model = timm.create_model("{f"hf-hub:{repo_id}" if repo_id else "local-dir:."}", pretrained=True).eval()
+config = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**config, is_training=False)
+image = Image.open("image.jpg").convert("RGB")
+with torch.no_grad():
+    probabilities = model(transform(image)[None]).softmax(1)[0]
+for p, k in zip(*probabilities.topk({min(5, len(run.data.classes))})):
+    print(f"{{p:.3f}} {{model.pretrained_cfg['label_names'][k]}}")"""
+    by_transformers = f"""{first}from transformers import pipeline
+
+classify = pipeline("image-classification", model="{repo_id or "."}")
+print(classify("image.jpg"))"""
+    kind, name = place(recipe)
+    flags = ["--model", f"hf-hub:{repo_id}" if repo_id else "."]
+    flags += ["--dataset", "PATH" if kind == "local" else name, "--split", recipe.eval_split]
+    for key, usual in (("image_column", "image"), ("label_column", "label")):
+        flags += [f"--{key}", getattr(recipe, key)] if getattr(recipe, key) != usual else []
+    where = "" if repo_id else "In this folder. "
+    score = fence("bash", f"accelerate launch evaluate_mixup.py {shlex.join(map(line, flags))}")
+    return "\n\n".join([
+        f"## How to use\n\n{where}With timm:", fence("python", by_timm), "With transformers:",
+        fence("python", by_transformers), "Top-1 and top-5 through `evaluate`, from a copy of Mixup Recipes:", score,
+    ])  # fmt: skip
+
+
+def reproduce_section(run: Run, repo_id: str | None) -> str:
+    """One command, and what it was run with."""
+    env = run.environment
+    flags = command(run.recipe)
+    launch = f"accelerate launch --num_processes {env['processes']}" if env["processes"] > 1 else "accelerate launch"
+    get = f"hf download {repo_id} recipe.yaml --local-dir . && " if repo_id and "recipe.yaml" in flags else ""
+    packages = env.get("packages")
+    versions = [f"{k} {v}" for k, v in packages.items()] if isinstance(packages, dict) else []
+    with_ = [f"Python {env['python']}", *versions]
+    at = f"commit {env['commit']}" if env.get("commit") else "an installed copy, commit not known"
+    text = [f"## How to reproduce\n\n{fence('bash', f'{get}{launch} train_mixup.py {flags}')}"]
+    kind, name = place(run.recipe)
+    if kind == "prepared":
+        text.append(f"The data: `mixup-recipes prepare {name}`.")
+    if kind == "local":
+        text.append(f"`PATH` is the folder {code(name)} of the run.")
+    return "\n\n".join([*text, f"Run with Mixup Recipes, {prose(at)}; {prose(', '.join(with_))}."])
+
+
+def deviations_section(run: Run, made: list[Method]) -> str:
+    """Where method and cell differ from what was published."""
+    text = [f"{m.title}: {m.parts['Deviations']}" for m in made if "Deviations" in m.parts]
+    if (cell := cells.cells().get(run.recipe.name)) and cell.note:
+        text.append(f"The published cell: {prose(cell.note)}.")
+    if found := shipped_recipe(run.recipe.name):
+        setting = split_name(found[0].name)[0]
+        text.append(f"Where the sources of the setting differ: head of `recipes/{setting}.yaml` in Mixup Recipes.")
+    return "\n\n".join(["## Deviations", *text])
+
+
+def citation_section(made: list[Method]) -> str:
+    """BibTeX of the method, the benchmark and the models."""
+    papers = [paper for m in made if (paper := bibtex(m.head))]
+    return "## Citation\n\n" + fence("bibtex", "\n\n".join([*papers, OPENMIXUP, TIMM]))
+
+
+def files_section(run: Run, repo_id: str | None) -> str:
+    """Links to what the run logged."""
+    names = {
+        "log.jsonl": "every training and evaluation record",
+        "summary.csv": "one row per evaluated epoch",
+        "eval_results.json": "the numbers above",
+        "predictions.safetensors": "what these weights say of each evaluation image",
+        "env.json": "versions, device, commit",
+        "data.json": "the images",
+    }
+    rows = [f"* [{name}]({name}): {text}" for name, text in names.items() if (run.folder / name).is_file()]
+    if (run.folder / "runs").is_dir():
+        tab = f", [TensorBoard]({constants.ENDPOINT}/{repo_id}/tensorboard)" if repo_id else ""
+        rows.append(f"* {tree('runs', repo_id)}: curves for TensorBoard{tab}")
+    sheet = run.last_sheet
+    if sheet and re.fullmatch(r"[\w-]+\.png", sheet.name):
+        rows.append(
+            f"* {tree('samples', repo_id)}: mixed training images\n\n![mixed training images](samples/{sheet.name})"
+        )
+    return "\n".join(["## Logs\n", *rows])

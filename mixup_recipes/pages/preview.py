@@ -1,0 +1,307 @@
+"""What mixers do to a few images, before any training: a contact sheet of methods by images."""
+
+import inspect
+import io
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import timm
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from mixers import MIXERS, Step, build, taps
+from mixers.base import plan_alone
+from mixup_recipes import files
+from mixup_recipes.data import images, prepare
+from mixup_recipes.data.pictures import check_png, to_pixels
+from mixup_recipes.data.splits import load_split
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.resolve import load_recipe, resolve
+from mixup_recipes.training import optimisation
+from mixup_recipes.typed import UserError, nearest
+
+SIDE = 128  # pixels of a picture on the sheet; the patches of the small transformer fit
+CAPTION, LEFT, GAP = 34, 118, 6
+SYNTHETIC = "synthetic"
+
+
+class Photos(NamedTuple):
+    """Images to mix: uint8 (3, H, W) of any size, a name for each, and where they come from."""
+
+    images: list[Tensor]
+    names: list[str]
+    source: str
+
+
+def preview(names: list[str], mixers: list[str], count: int, photos: str | None, path: Path) -> str:
+    """Write the sheet as a PNG; returns a line that says what it shows.
+
+    One row per recipe in ``names``, or with ``mixers`` per mixer under the first recipe's setting; without recipes
+    per mixer (all, when none is named) with its published defaults. ``photos``: a folder of images, "synthetic" for
+    drawn shapes, None for the first recipe's own data when they are on this machine, else the prepared groceries,
+    else shapes. Column i shows image i in update i of the recipe's seed, so that each has a draw of its own.
+    Raises ``UserError``.
+    """
+    check_png(path)
+    rows = chosen(names, mixers)
+    missing = [] if names or mixers else [recipe.mixer for recipe in rows if not teacher_there(recipe)]
+    rows = [recipe for recipe in rows if recipe.mixer not in missing]
+    if not 2 <= count <= 32:
+        raise UserError(f"images: expected 2 to 32, got {count}")
+    given = find_photos(rows[0], photos, count)
+    sheet = draw(rows, given)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    files.write(path, buffer.getvalue())
+    without = f"; without the weights of their teachers: {' '.join(missing)}" if missing else ""
+    return f"{path}: {len(rows)} methods by {len(given.images)} images ({given.source}){without}"
+
+
+def chosen(names: list[str], mixers: list[str]) -> list[Recipe]:
+    """A recipe for each row."""
+    for name in mixers:
+        if name not in MIXERS:
+            raise UserError(f"unknown mixer {name!r}; {nearest(name, MIXERS)}")
+    if names and mixers:
+        if len(names) > 1:
+            raise UserError(f"with --mixers one recipe gives the setting, got {len(names)}: {' '.join(names)}")
+        return [resolve(names[0], {"mixer": mixer, "name": mixer})[0] for mixer in mixers]
+    if names:
+        return [load_recipe(name) for name in names]
+    plain = {"dataset": SYNTHETIC, "model": "test_resnet", "image_size": SIDE}
+    return [Recipe(name=m, mixer=m, mixer_args={m: defaults(m)}, **plain) for m in mixers or MIXERS]
+
+
+def teacher_there(recipe: Recipe) -> bool:
+    """Whether a mixer with a trained teacher can have it; True for a mixer without."""
+    teacher = recipe.mixer_args[recipe.mixer].get("teacher")
+    try:
+        return teacher is None or taps.pretrained(teacher) is not None
+    except taps.NoWeights:
+        return False
+
+
+def defaults(mixer: str) -> dict[str, Any]:
+    """A mixer's published defaults."""
+    return {name: p.default for name, p in inspect.signature(MIXERS[mixer]).parameters.items()}
+
+
+# --------------------------------------------------------------------------------------------- images
+
+
+def find_photos(recipe: Recipe, photos: str | None, count: int) -> Photos:
+    """``count`` images of as many classes as there are, always the same ones."""
+    if photos == SYNTHETIC:
+        return shapes(count)
+    if photos is not None:
+        return folder_photos(Path(photos).expanduser(), count)
+    if Path(recipe.dataset).expanduser().exists():
+        return table_photos(recipe, count)
+    if recipe.dataset in prepare.PREPARED and prepare.prepared(recipe.dataset):
+        return table_photos(recipe, count)
+    if prepare.prepared("groceries"):
+        return table_photos(load_recipe("quickstart"), count)
+    return shapes(count)
+
+
+def varied(labels: list[int | str], count: int) -> list[int]:
+    """Positions of the first image of each class, then of the second, and so on."""
+    seen: Counter[int | str] = Counter()
+    turn = []
+    for label in labels:
+        turn.append(seen[label])
+        seen[label] += 1
+    return sorted(range(len(labels)), key=lambda i: (turn[i], labels[i], i))[:count]
+
+
+def table_photos(recipe: Recipe, count: int) -> Photos:
+    """Images of the recipe's training split."""
+    table, classes = load_split(recipe, recipe.train_split, None)
+    labels = [int(label) for label in table[recipe.label_column]]
+    found: list[tuple[Tensor, str]] = []
+    for i in varied(labels, len(labels)):
+        row = table[i][recipe.image_column] or {"bytes": b"", "path": None}
+        try:
+            found.append((decoded(row["bytes"], row["path"]), classes[labels[i]]))
+        except (images.BadImage, OSError):
+            continue
+        if len(found) == count:
+            break
+    return several(found, f"dataset {recipe.dataset}")
+
+
+def folder_photos(folder: Path, count: int) -> Photos:
+    """Images of a folder, named by their class folder, or by their own name when there are none."""
+    if not folder.is_dir():
+        raise UserError(f"photos: expected a folder of images or {SYNTHETIC!r}, got {str(folder)!r}")
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    names = [p.stem if p.parent == folder else p.parent.name for p in files]
+    found: list[tuple[Tensor, str]] = []
+    for i in varied(names, len(names)):
+        try:
+            found.append((decoded(None, files[i]), names[i]))
+        except (images.BadImage, OSError):
+            continue
+        if len(found) == count:
+            break
+    return several(found, f"photos of {folder}")
+
+
+def decoded(content: bytes | None, path: str | Path | None) -> Tensor:
+    """An encoded image, in memory or in a file, as uint8 (3, H, W)."""
+    return images.decode(content if content is not None else Path(path or "").read_bytes())
+
+
+def several(found: list[tuple[Tensor, str]], source: str) -> Photos:
+    """Raise ``UserError`` when there is nothing to mix."""
+    if len(found) < 2:
+        raise UserError(f"{source}: expected at least 2 images that can be read, found {len(found)}")
+    return Photos([image for image, _ in found], [name for _, name in found], source)
+
+
+def shapes(count: int, side: int = 224) -> Photos:
+    """Coloured shapes, drawn here: free of anyone's rights, and the same everywhere."""
+    kinds = {"disc": 0, "triangle": 3, "square": 4, "pentagon": 5, "star": 10, "hexagon": 6, "ring": 0, "diamond": 4}
+    made, names = [], []
+    big = 4 * side  # drawn four times as large: smooth edges
+    for i in range(count):
+        name, corners = list(kinds.items())[i % len(kinds)]
+        hue = int(255 * (i * 0.381966 % 1))  # the golden ratio keeps neighbours apart
+        paper, ink, second = (
+            Image.new("HSV", (1, 1), (h % 256, s, v)).convert("RGB").getpixel((0, 0))
+            for h, s, v in ((hue, 90, 245), (hue + 128, 200, 200), (hue + 60, 160, 150))
+        )
+        image = Image.new("RGB", (big, big), paper)
+        pen = ImageDraw.Draw(image)
+        for stripe in range(0, big, big // 8):  # a background by which a box is seen too
+            line = [(stripe, 0), (stripe, big)] if i % 2 else [(0, stripe), (big, stripe)]
+            pen.line(line, fill=second, width=big // 100)
+        around = [0.36 * big * (0.45 if name == "star" and k % 2 else 1) for k in range(corners)]
+        start = -math.pi / 2 + (math.pi / 4 if name == "square" else 0)
+        points = [
+            (
+                big / 2 + r * math.cos(start + 2 * math.pi * k / corners),
+                big / 2 + r * math.sin(start + 2 * math.pi * k / corners),
+            )
+            for k, r in enumerate(around)
+        ]
+        box = (0.16 * big, 0.16 * big, 0.84 * big, 0.84 * big)
+        if points:
+            pen.polygon(points, fill=ink)
+        elif name == "disc":
+            pen.ellipse(box, fill=ink)
+        else:
+            pen.ellipse(box, outline=ink, width=big // 9)
+        made.append(images.to_tensor(image.resize((side, side), Image.Resampling.LANCZOS)))
+        names.append(name)
+    return Photos(made, names, "drawn shapes")
+
+
+# --------------------------------------------------------------------------------------------- mixing
+
+
+class Row(NamedTuple):
+    """One method: sample i as mixed in update i."""
+
+    pixels: Tensor
+    """uint8 (N, 3, S, S)."""
+    shares: Tensor
+    """(N, N): ``shares[i, j]`` is the share of image j in the label of sample i."""
+    notes: list[str]
+
+
+def mixed(recipe: Recipe, photos: Photos) -> Row:
+    """Mix the photos, one class each, so that the target tells the sources."""
+    shrink = images.EvalTransform(recipe.image_size, recipe.image_size, "bicubic")
+    x = images.normalise(torch.stack([shrink(image) for image in photos.images]), recipe, torch.device("cpu"))
+    classes = len(x)
+    if recipe.mixer_args[recipe.mixer].get("teacher"):  # knows the classes of the recipe
+        classes = max(classes, recipe.num_classes)
+    y = torch.eye(classes)[: len(x)]
+    step, notes = new_step(recipe, classes), set()
+    results = []
+    for update in range(len(x)):
+        plan = plan_alone(step.mixer, x, y, np.random.default_rng((recipe.seed, update)))
+        if plan is None:
+            plan = step(x, y, np.random.default_rng((recipe.seed, update))).plan
+            notes.add("by untrained model")
+        with torch.no_grad():
+            images_, target = step.mixer.mix(x, y, **plan)
+        if step.mixer.needs == "step" and torch.equal(images_, x) and not torch.allclose(target, y, atol=0.01):
+            notes.add("mixes features")
+        results.append((images_[update], target[update, : len(x)]))
+    made, shares = (torch.stack(values) for values in zip(*results, strict=True))
+    return Row(to_pixels(made, recipe), shares, sorted(notes))
+
+
+def new_step(recipe: Recipe, classes: int) -> Step:
+    """The mixer on the recipe's model; without a recipe on a tiny network, or a tiny ViT where it must be one."""
+    mixer, criterion = build(recipe.mixer, **recipe.mixer_args[recipe.mixer]), optimisation.criterion(recipe)
+    refusal = None
+    for name in (recipe.model,) if recipe.dataset != SYNTHETIC else ("test_resnet", "test_vit"):
+        args = {"dynamic_img_size": True} if name == "test_vit" else dict(recipe.model_args)
+        torch.manual_seed(recipe.seed)
+        try:
+            return Step(timm.create_model(name, num_classes=classes, **args), mixer, criterion)
+        except ValueError as error:
+            refusal = error
+    raise UserError(f"mixer {recipe.mixer!r} with model {recipe.model!r}: {refusal}")
+
+
+# --------------------------------------------------------------------------------------------- drawing
+
+
+def draw(rows: list[Recipe], photos: Photos) -> Image.Image:
+    """The sheet: the images themselves, then a row per method; a partner stands small beside its share."""
+    count, cell = len(photos.images), SIDE + CAPTION + GAP
+    sheet = Image.new("RGB", (LEFT + count * (SIDE + GAP), 24 + cell * (len(rows) + 1)), "white")
+    pen, font, bold = ImageDraw.Draw(sheet), ImageFont.load_default(12), ImageFont.load_default(15)
+    shrink = images.EvalTransform(SIDE, SIDE, "bicubic")
+    small = [shrink(image) for image in photos.images]
+    top = "Column i shows image i as mixed in update i; numbers are shares of the label, the image's own first."
+    pen.text((GAP, 4), top, fill="black", font=font)
+
+    def fitted(text: str, width: int, font: Any = font) -> str:
+        while pen.textlength(text, font) > width:
+            text = text[:-2] + "…"
+        return text
+
+    for i, name in enumerate(photos.names):
+        x = LEFT + i * (SIDE + GAP)
+        sheet.paste(picture(small[i], SIDE), (x, 24))
+        pen.text((x, 26 + SIDE), fitted(f"{i + 1} {name}", SIDE), fill="black", font=font)
+    for r, recipe in enumerate(rows):
+        row, y = mixed(recipe, photos), 24 + cell * (r + 1)
+        args = [f"{k} {v}" for k, v in recipe.mixer_args[recipe.mixer].items()]
+        name = recipe.name
+        if name.endswith(f"_{recipe.mixer}") and fitted(name, LEFT - 2 * GAP, bold) != name:
+            name, args = recipe.mixer, [name.removesuffix(f"_{recipe.mixer}"), *args]
+        pen.text((GAP, y), fitted(name, LEFT - 2 * GAP, bold), fill="black", font=bold)
+        fits = (SIDE + CAPTION - 22) // 15 - len(row.notes)
+        args = args if len(args) <= fits else [*args[: fits - 1], f"and {len(args) - fits + 1} more"]
+        for line, text in enumerate([*args, *row.notes]):
+            pen.text((GAP, y + 22 + 15 * line), fitted(text, LEFT - 2 * GAP), fill="dimgray", font=font)
+        for i in range(count):
+            x, shares = LEFT + i * (SIDE + GAP), row.shares[i]
+            sheet.paste(picture(row.pixels[i], SIDE), (x, y))
+            others = shares.index_fill(0, torch.tensor([i]), 0)
+            partner, left = int(others.argmax()), x
+            if others[partner] > 0.005:
+                sheet.paste(picture(small[partner], CAPTION - 4), (x, y + SIDE + 2))
+                left = x + CAPTION
+                text = fitted(f"{others[partner]:.2f} {photos.names[partner]}", SIDE - CAPTION)
+                pen.text((left, y + SIDE + 17), text, fill="black", font=font)
+            text = fitted(f"{shares[i]:.2f} {photos.names[i]}", x + SIDE - left)
+            pen.text((left, y + SIDE + 2), text, fill="black", font=font)
+    return sheet
+
+
+def picture(image: Tensor, side: int) -> Image.Image:
+    """uint8 (3, H, W) as a square picture."""
+    made = Image.fromarray(image.permute(1, 2, 0).numpy())
+    return made if made.size == (side, side) else made.resize((side, side), Image.Resampling.BICUBIC)

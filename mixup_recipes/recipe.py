@@ -1,0 +1,275 @@
+"""What a recipe is: its fields, which of them go together, and how it is written down.
+
+Read ``Recipe`` for the fields, ``check`` for what no single field can tell. ``resolve`` makes one from a name.
+"""
+
+import dataclasses
+import functools
+import re
+import typing
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from mixup_recipes.typed import Between, UserError
+
+LARGEST = 4096  # pixels of an image that is evaluated
+
+
+Count = Annotated[int, Between(1)]
+
+
+Share = Annotated[float, Between(0, 1)]
+
+
+Positive = Annotated[float, Between(0, open_low=True)]
+
+
+NotNegative = Annotated[float, Between(0)]
+
+
+Rgb = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a result. What only decides where and how it runs (paths, workers) is in ``training.job.Job``."""
+
+    name: str = ""
+    """Recipe name, SETTING_MIXER; set by the resolver."""
+    # --- data
+    dataset: str = ""
+    """Hub id, a prepared set (`mixup-recipes prepare`), a folder of class folders, or a folder of parquet files."""
+    dataset_config: str | None = None
+    """Configuration of a Hub dataset that has several."""
+    dataset_revision: str | None = None
+    """Commit, tag or branch of a Hub dataset."""
+    train_split: str = "train"
+    """Split to train on."""
+    eval_split: str = "validation"
+    """Split to evaluate on."""
+    image_column: str = "image"
+    """Column with the encoded images."""
+    label_column: str = "label"
+    """Column with the class."""
+    num_classes: Count = 1000
+    """Number of classes; must agree with the data."""
+    streaming: bool = False
+    """Read a Hub dataset while training on it, without a copy: shuffled by files and within a buffer of 1000 images."""
+    max_train_samples: Count | None = None
+    """Train on the first n images of a fixed shuffle only, for tests."""
+    max_eval_samples: Count | None = None
+    """Evaluate on the first n images of a fixed shuffle only, for tests."""
+    # --- model
+    model: str = ""
+    """Name in timm's registry."""
+    model_args: dict = field(default_factory=dict)
+    """Keyword arguments for timm.create_model."""
+    drop_path_rate: Share | None = None
+    """Stochastic depth; none leaves the model's default."""
+    init: Literal["timm", "mmcls_cnn", "mmcls_vit"] = "timm"
+    """Initial weights: timm's, or as in the published runs, which start the head (and class token) differently."""
+    pretrained: str | None = None
+    """Start from trained weights: timm (its own of this model), a name of timm, hf-hub:OWNER/NAME, or a run folder."""
+    # --- mixing
+    mixer: str = "vanilla"
+    """Name in mixers.MIXERS; --mixer.ARGUMENT sets an argument of it, as in --mixer.alpha 0.5."""
+    mixer_args: dict = field(default_factory=dict)
+    """Table of mixer -> arguments: what this setting changes in a mixer's published defaults."""
+    # --- optimisation
+    epochs: Count = 100
+    """Passes over the training set."""
+    batch_size: Count = 256
+    """Images per update, over all processes and accumulation steps."""
+    per_device_train_batch_size: Count = 64
+    """Images that go through the model at once: BatchNorm and mixing see these together. Divides batch_size."""
+    drop_last: bool = True
+    """Leave out the incomplete last update of an epoch; false completes it with the epoch's first images."""
+    opt: str = "momentum"
+    """timm optimiser; 'momentum' is SGD with plain momentum ('sgd' would be Nesterov)."""
+    lr: Positive = 0.1
+    """Peak learning rate at this batch size; never rescaled."""
+    momentum: Share = 0.9
+    """Momentum of SGD."""
+    opt_betas: tuple[float, float] | None = None
+    """Betas of Adam-like optimisers; none leaves the optimiser's default."""
+    opt_eps: Positive | None = None
+    """Epsilon of Adam-like optimisers; none leaves the optimiser's default."""
+    weight_decay: NotNegative = 1e-4
+    """Weight decay."""
+    decay_bias_and_norm: bool = False
+    """Decay biases, norm weights, tokens and position embeddings too."""
+    clip_grad: Positive | None = None
+    """Largest norm of the gradient."""
+    sched: Literal["cosine", "constant"] = "cosine"
+    """Shape of the learning rate."""
+    sched_on_updates: bool = True
+    """Move the cosine at every update; false: once per epoch."""
+    min_lr: NotNegative = 0.0
+    """Learning rate at the end of the cosine."""
+    warmup_epochs: NotNegative = 0.0
+    """Linear warm-up, per update; the cosine runs from the start and is multiplied by it."""
+    warmup_lr: NotNegative = 0.0
+    """Learning rate at the first update of the warm-up."""
+    warmup_prefix: bool = False
+    """Begin the cosine when the warm-up ends, instead of multiplying the two."""
+    # --- loss
+    loss: Literal["ce", "bce_sum", "bce_mean"] = "ce"
+    """Soft-target cross-entropy, or binary cross-entropy summed or averaged over classes."""
+    bce_target_thresh: Share | None = None
+    """Binarise targets at this value before the binary cross-entropy."""
+    smoothing: Share = 0.0
+    """Label smoothing, applied once, before mixing."""
+    # --- training images
+    image_size: Count = 224
+    """Training resolution in pixels."""
+    train_crop: Literal["rrc", "pad", "resize"] = "rrc"
+    """RandomResizedCrop; a random crop after padding by an eighth with reflection; or resize and centre crop."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """RandomResizedCrop: area as a fraction of the image."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """RandomResizedCrop: width / height."""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """Interpolation of training and evaluation images, antialiased."""
+    hflip: Share = 0.5
+    """Probability of a horizontal flip."""
+    aa: str | None = None
+    """RandAugment policy in timm's notation, e.g. rand-m9-mstd0.5-inc1."""
+    reprob: Share = 0.0
+    """Probability of random erasing, after normalisation."""
+    remode: Literal["const", "rand", "pixel"] = "pixel"
+    """Random erasing fills with zeros, one colour, or noise."""
+    aug_repeats: Count = 1
+    """Repeated augmentation: copies of each image within an epoch of unchanged length."""
+    mean: Rgb = (0.485, 0.456, 0.406)
+    """Mean of the channels, for images in [0, 1]."""
+    std: Rgb = (0.229, 0.224, 0.225)
+    """Standard deviation of the channels."""
+    # --- evaluation
+    eval_size: Count = 224
+    """Centre crop in pixels."""
+    eval_resize: Count = 256
+    """Shorter side before the centre crop, in pixels."""
+    eval_epochs: Count = 1
+    """Evaluate every n epochs, and after the last."""
+    protocol: Literal["median", "best"] = "median"
+    """The reported number: median of the last epochs, or the best epoch."""
+    protocol_epochs: Count = 5
+    """How many last epochs the median takes."""
+    trials: Count = 1
+    """Runs with different seeds that the published number averages."""
+    ema_decay: Share | None = None
+    """Decay of the exponential moving average of the weights; none: no average."""
+    ema_warmup_epochs: NotNegative = 0.0
+    """The decay of the average grows linearly from 0.9 times its value over these epochs."""
+    report_ema: bool = False
+    """Report and export the average instead of the raw weights."""
+    sync_bn: bool = False
+    """Share BatchNorm statistics between GPUs."""
+    precise_bn_samples: Count | None = None
+    """Before each evaluation, average BatchNorm statistics anew over this many mixed training images (PreciseBN)."""
+    # --- numerics
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Autocast precision."""
+    channels_last: bool = False
+    """NHWC memory layout: faster for convolutions."""
+    torch_compile: bool = False
+    """Compile the model stage by stage."""
+    seed: Annotated[int, Between(0)] = 0
+    """Seed of initial weights, order, augmentation and mixing."""
+
+
+# get_type_hints is costly, and the schema never changes
+schema = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
+
+
+def check(recipe: Recipe) -> None:
+    """What no single field can tell. Raises ``UserError``."""
+    if not recipe.dataset or not recipe.model:
+        raise UserError(f"recipe {recipe.name!r} must set dataset and model")
+    if recipe.streaming:
+        for name, least in (("max_train_samples", None), ("max_eval_samples", None), ("aug_repeats", 1)):
+            if getattr(recipe, name) != least:
+                raise UserError(f"{name} needs the whole table: it does not go with streaming")
+    if recipe.batch_size % recipe.per_device_train_batch_size:
+        fits = max(n for n in range(1, recipe.per_device_train_batch_size + 1) if recipe.batch_size % n == 0)
+        raise UserError(
+            f"batch_size {recipe.batch_size} is not a multiple of per_device_train_batch_size "
+            f"{recipe.per_device_train_batch_size}; pass --per_device_train_batch_size {fits}, or another batch_size"
+        )
+    if recipe.warmup_epochs > recipe.epochs:
+        raise UserError(f"warmup_epochs {recipe.warmup_epochs:g} exceeds epochs {recipe.epochs}; lower warmup_epochs")
+    if recipe.min_lr > recipe.lr:
+        raise UserError(f"min_lr {recipe.min_lr:g} exceeds lr {recipe.lr:g}")
+    if (recipe.report_ema or recipe.ema_warmup_epochs) and recipe.ema_decay is None:
+        raise UserError("report_ema and ema_warmup_epochs need ema_decay")
+    if recipe.precise_bn_samples is not None and (recipe.report_ema or recipe.torch_compile):
+        other = "report_ema" if recipe.report_ema else "torch_compile"
+        raise UserError(f"precise_bn_samples looks at the layers of the raw model: it does not go with {other}")
+    if recipe.eval_resize > LARGEST:  # such as in a stranger's recipe
+        raise UserError(f"eval_resize: expected at most {LARGEST} pixels, got {recipe.eval_resize}")
+    if recipe.eval_resize < recipe.eval_size:
+        raise UserError(f"eval_resize {recipe.eval_resize} is smaller than the crop eval_size {recipe.eval_size}")
+    for name in ("scale", "ratio"):
+        low, high = getattr(recipe, name)
+        if not 0 < low <= high or (name == "scale" and high > 1):
+            raise UserError(
+                f"{name}: expected 0 < low <= high{' <= 1' if name == 'scale' else ''}, got {low:g} {high:g}"
+            )
+    if min(recipe.std) <= 0:
+        raise UserError(f"std: expected 3 numbers above 0, got {recipe.std}")
+    check_policy(recipe.aa)
+    if recipe.opt in ("momentum", "sgd") and (recipe.opt_betas or recipe.opt_eps):
+        raise UserError(f"opt_betas and opt_eps mean nothing to opt {recipe.opt!r}; leave them out, or choose adamw")
+    if recipe.bce_target_thresh is not None and recipe.loss == "ce":
+        raise UserError("bce_target_thresh needs loss bce_sum or bce_mean, got ce")
+
+
+# magnitude, its noise, whether operations grow with it, operations per image, probability of each, and which
+POLICY_PART = re.compile(r"m(\d|10)|mstd\d+(\.\d+)?|inc[01]|n[1-9]\d?|p(0(\.\d+)?|1(\.0+)?)|t(weights|3aw?)")
+
+
+def check_policy(aa: str | None) -> None:
+    """Raise ``UserError`` unless timm understands every part of a RandAugment policy: it passes over some mistakes."""
+    if aa is None:
+        return
+    head, *parts = aa.split("-")
+    keys = [re.match("t|[a-z]*", part)[0] for part in parts]  # type: ignore[index]  # it always matches
+    if head != "rand" or len(set(keys)) < len(keys) or not all(map(POLICY_PART.fullmatch, parts)):
+        raise UserError(
+            "aa: expected a RandAugment policy such as rand-m9-mstd0.5-inc1 (m0 to m10, mstd, inc0 or inc1, n, p, "
+            f"tweights t3a or t3aw, each at most once), got {aa!r}"
+        )
+
+
+def changed(recipe: Recipe, **fields: Any) -> Recipe:
+    """A recipe with other values in some fields, checked. Raises ``UserError``."""
+    new = dataclasses.replace(recipe, **fields)
+    check(new)
+    return new
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe as a file that ``resolve`` reads back to the same recipe."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(recipe).items()}
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def explain(recipe: Recipe, origin: dict[str, str]) -> str:
+    """Every value with its origin, one line each."""
+    rows = [(k, v, origin.get(k, "")) for k, v in dataclasses.asdict(recipe).items() if k != "mixer_args"]
+    for key, value in recipe.mixer_args.get(recipe.mixer, {}).items():
+        path = f"mixer_args.{recipe.mixer}.{key}"
+        rows.append((path, value, origin.get(path, "")))
+    return "\n".join(f"{key:32} {value!s:36} {source}" for key, value, source in rows)
+
+
+def differences(a: Recipe, b: Recipe, ignore: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two recipes differ; of ``mixer_args`` only the chosen mixer's row counts."""
+
+    def flat(recipe: Recipe) -> dict[str, Any]:
+        return dataclasses.asdict(recipe) | {"mixer_args": recipe.mixer_args.get(recipe.mixer, {})}
+
+    left, right = flat(a), flat(b)
+    return {k: (left[k], right[k]) for k in left if left[k] != right[k] and k not in ignore}

@@ -1,0 +1,143 @@
+"""From a name to a recipe.
+
+A setting is a YAML file in ``recipes/``. A recipe name is ``<setting>_<mixer>``, for example ``r50_100e_cutmix``; the
+longest setting name that fits wins. Precedence: defaults, ``base``, file, command line. A file assigns fields of
+``Recipe``; beside them it may name one ``base`` setting, and hold a table ``per_mixer`` of the fields that the setting
+changes for one mixer only (mixer -> fields, ahead of the file's other fields).
+"""
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+from mixers import MIXERS
+from mixup_recipes.files import shipped
+from mixup_recipes.mixer_args import check_mixer_name, check_rows, merge_rows, with_mixer_args
+from mixup_recipes.recipe import Recipe, check, schema
+from mixup_recipes.typed import UserError, convert, from_yaml, nearest
+
+FOLDER = shipped("recipes")
+
+
+def settings() -> dict[str, Path]:
+    """All settings in this folder, by name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """``"r50_100e_cutmix"`` to ``("r50_100e", "cutmix")``: the longest setting name that fits; no mixer: None."""
+    fits = [s for s in settings() if name == s or name.startswith(s + "_")]
+    if not fits or name.endswith("_"):
+        raise UserError(f"unknown recipe {name!r}: no setting starts it; {nearest_recipe(name)}")
+    setting = max(fits, key=len)
+    return setting, name[len(setting) + 1 :] or None
+
+
+def nearest_recipe(name: str) -> str:
+    """The end of an error message: the recipe that is spelled most alike, or all settings."""
+    names = [*settings(), *(f"{s}_{m}" for s in settings() for m in MIXERS)]
+    close = nearest(name, names)
+    return close if close.startswith("did you mean") else nearest(name, settings())
+
+
+def read_yaml(path: Path, what: str = "recipe file") -> dict[str, Any]:
+    """A YAML file that holds a table, with readable errors."""
+    try:
+        content = from_yaml(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"cannot read {what} {path}: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not valid YAML: {e}") from None
+    except UserError as e:
+        raise UserError(f"{path} is {e}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a {what} must be a table of names and values, got {type(content).__name__}")
+    return content
+
+
+def resolve(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe, dict[str, str]]:
+    """The recipe behind a name or a file, and the origin of every value.
+
+    ``name``: ``<setting>_<mixer>``, a setting alone, or the path of a YAML file. ``overrides``: field -> value,
+    typed or text; the key ``mixer_args`` updates the arguments of the chosen mixer.
+    Raises ``UserError`` with the nearest valid name before anything is touched.
+    """
+    is_file = name.endswith((".yaml", ".yml")) or "/" in name
+    setting, mixer = (name, None) if is_file else split_name(name)
+    path = Path(name) if is_file else settings()[setting]
+    files = [(path.name, read_yaml(path))]
+    if "base" in files[0][1]:
+        base = files[0][1].pop("base")
+        if not isinstance(base, str) or base not in settings():
+            raise UserError(f"{path.name}: unknown base {base!r}; {nearest(str(base), settings())}")
+        below = read_yaml(settings()[base])
+        if "base" in below:
+            raise UserError(f"{path.name}: base {base!r} has a base of its own; bases are not chained")
+        files.insert(0, (f"{base}.yaml", below))
+    overrides = dict(overrides or {})
+    own_args = overrides.pop("mixer_args", {})
+    given = [content.get("mixer") for _, content in files] + [mixer, overrides.get("mixer")]
+    chosen = next((str(m) for m in reversed(given) if m is not None), "vanilla")
+
+    layers: list[tuple[str, dict[str, Any]]] = []
+    for source, content in files:
+        rows = content.pop("per_mixer", {})
+        layers.append((source, content))
+        layers += [(f"{source}: per_mixer.{m}", fields) for m, fields in per_mixer(rows, source) if m == chosen]
+    layers += [("recipe name", {"mixer": mixer})] * (mixer is not None) + [("command line", overrides)]
+    known = schema(Recipe)
+    values: dict[str, Any] = {}
+    origin = dict.fromkeys(known, "default")
+    for source, layer in layers:
+        for key, value in layer.items():
+            converted = field_value(key, value, source)
+            if key == "mixer_args":
+                converted = merge_rows(values.get(key, {}), converted, source, origin)
+            values[key] = converted
+            origin[key] = source
+    if not is_file or not values.get("name"):
+        values["name"] = f"{setting}_{chosen}" if not is_file else path.stem
+    recipe = with_mixer_args(Recipe(**values), own_args, origin)
+    check(recipe)
+    return recipe, origin
+
+
+@functools.cache
+def shipped_recipe(name: str) -> tuple[Recipe, dict[str, str]] | None:
+    """This package's recipe of a name and the origin of its values, resolved once; None if it has none."""
+    if not re.fullmatch(r"\w+", name, re.ASCII):
+        return None  # a path: resolving it would read a file
+    try:
+        return resolve(name)
+    except UserError:  # no such recipe, although its name may begin like a setting's
+        return None
+
+
+def load_recipe(name: str, **overrides: Any) -> Recipe:
+    """The recipe behind a name or a file: ``load_recipe("r50_100e_cutmix", epochs=2)``. See ``resolve``."""
+    return resolve(name, overrides)[0]
+
+
+def field_value(key: str, value: Any, source: str) -> Any:
+    """A value as its field's type. Raises ``UserError`` for an unknown field or a wrong value."""
+    known = schema(Recipe)
+    if key not in known:
+        raise UserError(f"{source}: unknown recipe field {key!r}; {nearest(str(key), known)}")
+    converted = convert(value, known[key], f"{source}: {key}")
+    if key == "mixer_args":
+        check_rows(converted, source)
+    return converted
+
+
+def per_mixer(rows: Any, source: str) -> list[tuple[str, dict[str, Any]]]:
+    """The ``per_mixer`` table of a file, checked whole: a typo in a row is found whichever mixer is chosen."""
+    if not isinstance(rows, dict) or not all(isinstance(fields, dict) for fields in rows.values()):
+        raise UserError(f"{source}: per_mixer: expected a table of mixer -> fields")
+    for row, fields in rows.items():
+        check_mixer_name(row, f"{source}: per_mixer: ")
+        for key, value in fields.items():
+            if key in ("name", "mixer"):
+                raise UserError(f"{source}: per_mixer.{row} cannot set {key}")
+            field_value(key, value, f"{source}: per_mixer.{row}")
+    return list(rows.items())

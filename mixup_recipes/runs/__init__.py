@@ -1,0 +1,1 @@
+"""Runs after training: a folder opened once, its log, seeds, comparisons, records, sweeps."""

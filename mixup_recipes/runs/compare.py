@@ -1,0 +1,125 @@
+"""Two groups of runs on the same images: the difference of their top-1 with its interval."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mixup_recipes.recipe import Recipe, differences, schema
+from mixup_recipes.runs.noise import paired_bootstrap
+from mixup_recipes.runs.run import Run
+from mixup_recipes.runs.seeds import COMPARED
+from mixup_recipes.typed import UserError, nearest
+
+PLACE = ("dataset", "dataset_config", "dataset_revision", "train_split", "max_train_samples")
+"""Recipe fields that decide what is trained on."""
+
+
+class Comparison(NamedTuple):
+    """Percent and percentage points."""
+
+    reported: tuple[float, float]
+    """Mean over the runs of a group of the number by the setting's protocol."""
+    top1: tuple[float, float]
+    """Mean top-1 of the exported weights, of which the per-image predictions are."""
+    difference: float
+    """Of ``top1``, first group minus second."""
+    low: float
+    high: float
+    """95 % interval of the difference: paired bootstrap over images, and over the runs of a group of several."""
+    images: int
+    runs: tuple[int, int]
+
+    def __str__(self) -> str:
+        numbers = (
+            f"a: {self.reported[0]:.2f}, b: {self.reported[1]:.2f} by the protocol; "
+            f"exported weights {self.top1[0]:.2f} and {self.top1[1]:.2f}\n"
+            f"a - b of the exported weights: {self.difference:+.2f}, 95 % interval {self.low:+.2f} to {self.high:+.2f} "
+            f"(paired bootstrap, {self.images:,} images, {self.runs[0]} and {self.runs[1]} runs)"
+        )
+        if min(self.runs) == 1:
+            return numbers + "\nA group of one run: its spread over seeds is not in the interval."
+        few = "\nFewer than four runs a group: their spread over seeds is known poorly, and so is the interval."
+        return numbers + few * (min(self.runs) < 4)
+
+
+def compare(runs_a: list[Run], runs_b: list[Run], ignore: tuple[str, ...] = (), seed: int = 0) -> Comparison:
+    """Compare finished runs of two methods.
+
+    The runs of a group must be of one recipe but for the seed; the groups may differ in the mixer, its arguments and
+    the name, and in the recipe fields of ``ignore``. Raises ``UserError`` listing what else differs, for a seed that a
+    group has twice, for a run that is in both groups or unfinished, for runs trained on other images, and where
+    predictions are missing, damaged or of other images.
+    """
+    for field in ignore:
+        if field not in (known := schema(Recipe)):
+            raise UserError(f"unknown recipe field {field!r}; {nearest(field, known)}")
+    groups = [list(runs_a), list(runs_b)]
+    for name, group in zip("ab", groups, strict=True):
+        for run in group:
+            check_finished(run)
+        if not group:
+            raise UserError(f"no run folders in group {name}")
+        seeds = [run.recipe.seed for run in group]
+        if again := [s for s in seeds if seeds.count(s) > 1]:
+            raise UserError(f"group {name} has seed {again[0]} twice: {', '.join(str(run.folder) for run in group)}")
+    for group in groups:
+        for run in group:
+            check_same(group[0], run, ("name", "seed", *ignore))
+            check_same(groups[0][0], run, (*COMPARED, *ignore))
+    places = [{run.folder.resolve() for run in group} for group in groups]
+    if both := places[0] & places[1]:
+        raise UserError(f"{min(both)} is in both groups; leave it out of one")
+    shown: dict[str, np.ndarray] | None = None
+    right: list[list[np.ndarray]] = [[], []]
+    for group, found in zip(groups, right, strict=True):
+        for run in group:
+            columns = exported_predictions(run)
+            shown = shown or columns
+            for column in ("index", "label"):
+                if not np.array_equal(columns[column], shown[column]):
+                    raise UserError(
+                        f"{run.folder} was evaluated on other images than {runs_a[0].folder}: {column} differs"
+                    )
+            found.append(columns["top"][:, 0] == columns["label"])
+    a, b = (np.stack(rows) for rows in right)
+    difference, low, high = paired_bootstrap(a, b, np.random.default_rng(seed))
+    of_a, of_b = (float(np.mean([run.summary.reading.value for run in group])) for group in groups)
+    top1 = (100 * float(a.mean()), 100 * float(b.mean()))
+    return Comparison((of_a, of_b), top1, difference, low, high, a.shape[1], (len(a), len(b)))
+
+
+def check_finished(run: Run) -> None:
+    """Raise ``UserError`` unless the run was trained to its end."""
+    if not run.finished:
+        raise UserError(f"{run.folder} is not finished: {run.log.val[-1].epoch} of {run.recipe.epochs} epochs")
+
+
+def check_same(one: Run, other: Run, ignore: tuple[str, ...]) -> None:
+    """Raise ``UserError`` with the fields in which two recipes differ, or for other training images."""
+    if different := differences(one.recipe, other.recipe, ignore):
+        rows = "; ".join(f"{field}: {x} and {y}" for field, (x, y) in different.items())
+        raise UserError(
+            f"{one.folder} and {other.folder} differ in {rows}; pass --ignore FIELD to compare them all the same"
+        )
+    trained_on = [run.data.of_split(run.recipe.train_split) for run in (one, other)]
+    if trained_on[0] != trained_on[1] and not set(ignore) & set(PLACE):
+        raise UserError(
+            f"{one.folder} and {other.folder} were trained on other images: {trained_on[0]} and {trained_on[1]}; "
+            "pass --ignore dataset to compare them all the same"
+        )
+
+
+def exported_predictions(run: Run) -> dict[str, np.ndarray]:
+    """What a run's exported weights say of each image; it must agree with the top-1 that the run noted for them."""
+    columns, exported = run.predictions, run.exported
+    top1, count = exported[f"{run.prefix}top1"], exported[f"{run.prefix}count"]
+    images = len(columns["label"])
+    now = 100 * float((columns["top"][:, 0] == columns["label"]).mean())
+    # made anew on other hardware, a prediction may flip
+    if count != images or abs(now - top1) > max(0.1, 100 / images) + 1e-9:
+        path = run.folder / "predictions.safetensors"
+        raise UserError(
+            f"{path} is not of the exported weights: top-1 {now:.2f} of {images} images, but eval_results.json has "
+            f"{top1:.2f} of {count}; make it with evaluate_mixup.py {run.folder} --predictions {path}"
+        )
+    return columns

@@ -1,0 +1,86 @@
+"""From runs to run records: what is written to ``model_cards/results``."""
+
+import contextlib
+import fcntl
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mixup_recipes.files import write_json
+from mixup_recipes.runs.records import FOLDER, fields_of, file_name, merge, overrides, plain, read_record, validate
+from mixup_recipes.runs.run import Run
+from mixup_recipes.training import protocols
+from mixup_recipes.training.format import FORMAT
+from mixup_recipes.typed import UserError
+
+ENVIRONMENT = ("commit", "python", "packages", "platform", "device", "processes", "mixed_precision")
+
+
+def of_run(run: Run) -> dict[str, Any]:
+    """A record of one run, finished or not. Raises ``UserError`` naming what is missing."""
+    recipe, summary = run.recipe, run.summary
+    if not re.fullmatch(r"\w[\w.-]*", recipe.name) or recipe.name.endswith((".yaml", ".yml")):
+        raise UserError(
+            f"{run.folder}: recipe name {recipe.name!r} cannot name a record; expected letters, digits and _ . -"
+        )
+    numbers = ("top5", "nll", "ece", "epochs", "epochs_planned", "seconds", "img_per_s")
+    seed = {
+        "top1": summary.reading.value,
+        "reading": summary.reading._asdict(),
+        "tool": summary.tool._asdict(),
+        **{k: getattr(summary, k) for k in numbers},
+        "env": {k: run.environment.get(k) for k in ENVIRONMENT},
+    }
+    content = {
+        "format": FORMAT,
+        "recipe": recipe.name,
+        "fields": fields_of(recipe),
+        "overrides": overrides(recipe),
+        "protocol": protocols.in_words(recipe),
+        "images": summary.count,
+        "dataset": run.data.record,
+        "seeds": {str(recipe.seed): seed},
+    }
+    content = plain(content)
+    validate(content, str(run.folder))
+    return content
+
+
+def of_runs(runs: list[Run]) -> dict[str, Any]:
+    """One record of runs of the same recipe but for the seed. Raises ``UserError``."""
+    if not runs:
+        raise UserError("no run folders given")
+    content = of_run(runs[0])
+    for run in runs[1:]:
+        content = merge(content, of_run(run), str(run.folder))
+    return content
+
+
+def save(runs: list[Run], folder: Path | None = None) -> Path:
+    """Record runs in a folder, together with the seeds recorded there before. Returns the file.
+
+    Raises ``UserError`` for runs that don't belong together or contradict the record; then nothing is written.
+    """
+
+    folder = folder or FOLDER
+    content = of_runs(runs)
+    path = folder / file_name(content)
+    with locked(folder):
+        if path.exists():
+            content = merge(read_record(path), content, str(path))
+        write_json(path, content)
+    return path
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder if need be and wait until no other process records into it, so that no seed is lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")
+    except OSError as e:
+        raise UserError(f"cannot write to {folder}: {e.strerror}") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,188 @@
+"""Any update's mixed batch of a run, rebuilt: a function of the recipe, the seed and the update, and of the data.
+
+A mixer whose plan looks at the model needs the weights as they were before that update: the initial ones for update
+0, else the run's own checkpoint of that update.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from mixers import Plan, Step, build
+from mixers.base import plan_alone
+from mixup_recipes import files
+from mixup_recipes.data import images
+from mixup_recipes.data.loading import Samples
+from mixup_recipes.data.order import TrainOrder
+from mixup_recipes.data.pictures import sample_sheet
+from mixup_recipes.data.splits import load_splits
+from mixup_recipes.recipe import Recipe, to_yaml
+from mixup_recipes.runs.run import Run
+from mixup_recipes.training import backbones, checkpoint, microbatch, optimisation
+from mixup_recipes.training.folder import check_teachers
+from mixup_recipes.typed import UserError
+
+
+class Replayed(NamedTuple):
+    """One mixed micro-batch of B images of S pixels, and what it was made of. On the device that mixed it."""
+
+    images: Tensor
+    """Normalised float (B, 3, S, S), as the model saw them."""
+    targets: Tensor
+    """(B, K)."""
+    plan: Plan
+    """What the mixer decided."""
+    labels: Tensor
+    """Class (B,) of each image before mixing."""
+    indices: Tensor
+    """Row (B,) of each image in the training table."""
+    recipe: Recipe
+    classes: list[str]
+    notes: list[str]
+    """What may keep this from being the job's batch bit for bit; empty when nothing does."""
+    remarks: list[str]
+    """What one should know to read the picture."""
+
+    def __str__(self) -> str:
+        """The notes, and a line for each of the first 8 images: its row, class, and the shares of its target."""
+        lines = [f"note: {note}" for note in (*self.notes, *self.remarks)]
+        for i, target in enumerate(self.targets[:8].tolist()):
+            shares = sorted(enumerate(target), key=lambda pair: -pair[1])[:2]
+            text = " + ".join(f"{share:.3f} {self.classes[k]}" for k, share in shares if share > 0.005)
+            lines.append(f"row {self.indices[i].item():>8}  {self.classes[int(self.labels[i])]}  ->  {text}")
+        return "\n".join(lines + [f"and {len(self.targets) - 8} more"] * (len(self.targets) > 8))
+
+
+def replay(run: Run, step: int, micro: int = 0) -> Replayed:
+    """The mixed batch of update ``step`` (from 0) and micro-batch ``micro`` of a run.
+
+    Raises ``UserError``: no run, another data set, an update or micro-batch that the run does not have, or weights
+    that the mixer looks at and that are not kept.
+    """
+    folder, recipe = run.folder, run.recipe
+    if recipe.streaming:
+        raise UserError(f"{folder} is a run on a stream: which images an update saw is not known, nothing to replay")
+    splits = load_splits(recipe)
+    check_data(run, splits.record)
+    order = TrainOrder(len(splits.train), recipe, 0, 1, start=step)
+    for name, given, size in (("step", step, order.updates), ("micro", micro, order.micro_batches)):
+        if not 0 <= given < size:
+            what = "updates" if name == "step" else "micro-batches per update"
+            raise UserError(f"{name} {given}: {recipe.name} has {size} {what}, 0 to {size - 1}")
+
+    env = run.environment if (folder / "env.json").is_file() else {}
+    device = torch.device(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    notes: list[str] = []
+    remarks: list[str] = []
+    if env.get("device_type", device.type) != device.type:
+        notes.append(f"the run was on {env['device_type']}, this is {device.type}: equal but for rounding and noise")
+    module = new_step(recipe)  # before any image, whose keys move the generator that initial weights come from
+    check_teachers(folder, module)
+    module.to(device, memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
+    module.train()
+    samples = Samples(splits.train, recipe, images.TrainTransform(recipe), on_bad_image="skip")
+    parts = list(itertools.islice(order, micro + 1))
+
+    def given(number: int) -> tuple[Tensor, Tensor, np.random.Generator, Tensor, Tensor]:
+        """What the step is given for one micro-batch, its labels and rows."""
+        pixels, labels, indices, bad = default_collate([samples[key] for key in parts[number]])
+        if bad.any():
+            notes.append(f"{int(bad.gt(0).sum())} images cannot be read; the next ones of the table stand in")
+        return *microbatch.inputs(pixels, labels, recipe, step, number, device), labels, indices
+
+    x, y, rng, labels, indices = given(micro)
+    plan = plan_alone(module.mixer, x, y, rng)
+    if plan is None:  # the process's own micro-batches of this update, with the weights as they were
+        saved = checkpoint.state_of(folder / "checkpoints", step)  # a resumed run may have other processes
+        world = saved.get("processes", env.get("processes", 1))
+        load_weights(module, run, step, micro % world, world)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.mixed_precision)
+        for number in range(micro % world, micro + 1, world):
+            x, y, rng, labels, indices = given(number)
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                plan = module(x, y, rng).plan
+        if recipe.torch_compile:
+            notes.append("the run compiled the model that the mixer looks at, this did not: equal but for rounding")
+    with torch.no_grad():
+        mixed, targets = module.mixer.mix(x, y, **plan)
+    if torch.equal(mixed, x) and not torch.equal(targets, y):
+        remarks.append("this update mixed inside the network: the images are unmixed, the targets are mixed")
+    if "second" in plan:
+        remarks.append("mosaics: an image is made of any of its part, the row beside it need not be among them")
+    return Replayed(mixed, targets, plan, labels, indices, recipe, splits.classes, notes, remarks)
+
+
+def new_step(recipe: Recipe) -> Step:
+    """Model and mixer with the weights that the job starts from."""
+    model = backbones.create_model(recipe)
+    return Step(model, build(recipe.mixer, **recipe.mixer_args[recipe.mixer]), optimisation.criterion(recipe))
+
+
+def check_data(run: Run, found: dict[str, Any]) -> None:
+    """Raise ``UserError`` when the training table isn't the one that the run recorded."""
+    if not (run.folder / "data.json").is_file():
+        return
+    split = run.recipe.train_split
+    before, now = run.data.of_split(split), found["splits"][split]
+    if before != now:
+        raise UserError(
+            f"dataset {found['dataset']!r}, split {split!r} is not what the run in {run.folder} was trained on: "
+            f"{before} then, {now} now"
+        )
+
+
+def load_weights(module: Step, run: Run, update: int, rank: int, world: int) -> None:
+    """Make ``module``, which has its initial weights, what it was before ``update``. Raises ``UserError``."""
+    mixer, start = run.recipe.mixer, run.recipe.pretrained
+    if update == 0:
+        if start is not None:
+            raise UserError(f"mixer {mixer!r} looks at the model, which began as {start}: take a later step")
+        return
+    found = run.folder / "checkpoints" / f"step-{update:08d}"
+    if not found.is_dir():
+        kept = [0, *(int(path.name.removeprefix("step-")) for path in run.checkpoints)]
+        raise UserError(
+            f"mixer {mixer!r} looks at the model, and {run.folder} keeps no weights of update {update}; it has "
+            f"those of {', '.join(map(str, kept))}"
+        )
+    if why := checkpoint.damage(found):
+        raise UserError(f"checkpoint {found} is damaged: {why}")
+    checkpoint.restore(found, {"model": module}, [None, None], rank, world, torch.device("cpu"))
+
+
+def save_picture(batch: Replayed, path: Path) -> None:
+    """The sheet of mixed images that the job writes for some epochs, as a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sample_sheet(batch.images, batch.targets, batch.recipe, batch.classes, path)
+
+
+def save_data(batch: Replayed, path: Path) -> None:
+    """Images, targets, labels, indices and the plan's tensors as safetensors, the rest of the plan as metadata."""
+    tensors: dict[str, Tensor] = {n: getattr(batch, n) for n in ("images", "targets", "labels", "indices")}
+    rest: dict[str, Any] = {}
+    for name, value in named("plan", batch.plan):
+        (tensors if isinstance(value, Tensor) else rest)[name] = value
+    kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"recipe": to_yaml(batch.recipe), "plan": json.dumps(rest)}
+    files.write(path, safetensors.torch.save(kept, metadata))
+
+
+def named(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Everything inside nested dicts, lists and tuples, by a dotted name."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from named(f"{name}.{key}", inner)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from named(f"{name}.{i}", inner)
+    else:
+        yield name, value

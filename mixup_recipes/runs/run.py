@@ -1,0 +1,304 @@
+"""A run: its folder opened once. All that describes, compares, draws, publishes or verifies runs takes a ``Run``.
+
+``mixup_recipes/training/format.py`` says what each file holds.
+"""
+
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from mixup_recipes import fetch
+from mixup_recipes.files import file_hash
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.runs.log import Rows, read_rows
+from mixup_recipes.runs.shapes import COUNT, PERCENT, TEXT, check, images_of, naming, read_table
+from mixup_recipes.training import checkpoint, protocols
+from mixup_recipes.training.format import PREDICTIONS, check_format
+from mixup_recipes.typed import UserError
+
+RECIPE = "recipe.yaml"
+FILES = (
+    "README.md", RECIPE, "env.json", "data.json", "log.jsonl", "summary.csv", "eval_results.json",
+    "predictions.safetensors",
+)  # fmt: skip
+"""What a repository of the Hub is asked for beside ``config.json`` and ``model.safetensors``."""
+METRICS = ("top1", "top5", "nll", "ece")
+ENVIRONMENT = {"device": TEXT, "processes": COUNT, "mixed_precision": TEXT, "python": TEXT}
+
+
+class Data(NamedTuple):
+    """What a run says of its data: ``data.json``."""
+
+    classes: list[str]
+    images: dict[str, int]
+    """Split -> number of images."""
+    commit: str | None
+    """The commit of the data set on the Hub that was read."""
+    record: dict[str, Any]
+    """All that it says but the class names: two runs whose records are equal saw the same images."""
+
+    def of_split(self, split: str) -> dict[str, Any]:
+        """Number of images of a split, and the hash of its labels."""
+        return self.record["splits"][split]
+
+
+class Summary(NamedTuple):
+    """The reported numbers of a run, by its setting's protocol."""
+
+    run: str
+    """Name of the folder."""
+    recipe: str
+    mixer: str
+    seed: int
+    split: str
+    """What was evaluated on."""
+    count: int
+    """Images that were evaluated."""
+    epochs: int
+    """Epochs done."""
+    epochs_planned: int
+    protocol: str
+    """In words."""
+    epochs_used: int
+    """Evaluated epochs that the protocol takes."""
+    epochs_wanted: int
+    ema: bool
+    """Whether the weights are averaged ones."""
+    top1: float
+    """Percent, as ``top5`` and ``ece``: the median over the protocol's epochs, or of the best epoch."""
+    top5: float
+    nll: float
+    """Nats."""
+    ece: float
+    reading: protocols.Reading
+    """Top-1 as the setting's text states it."""
+    tool: protocols.Reading
+    """Top-1 as OpenMixup's tools compute it."""
+    seconds: float
+    """Wall time over all resumes."""
+    img_per_s: float
+    """Median over the rows of training."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says. Each file is read at most once, when it is first asked for, and checked.
+
+    A file that is missing or damaged is one ``UserError`` that names it.
+    """
+
+    folder: Path
+    name: str
+    """As it was asked for: a folder, or ``hf-hub:owner/name``."""
+
+    @classmethod
+    def open(cls, name: str | Path) -> "Run":
+        """The run in a folder, or of ``hf-hub:owner/name[@revision]``. Raises ``UserError`` for what is no run."""
+        folder = fetch.snapshot(str(name), *FILES) if fetch.is_hub(str(name)) else Path(name)
+        if not folder.is_dir():
+            raise UserError(f"no run folder {name}")
+        if not (folder / RECIPE).is_file():
+            raise UserError(f"{name} is no run folder: {RECIPE} is missing")
+        return cls(folder, str(name))
+
+    # ------------------------------------------------------------------------------------- what the files say
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return load_recipe(str(self.folder / RECIPE))
+
+    @cached_property
+    def log(self) -> Rows:
+        """Every row of ``log.jsonl``."""
+        return read_rows(self.folder / "log.jsonl")
+
+    @cached_property
+    def evaluated_log(self) -> Rows:
+        """The log of a run that was trained and evaluated at least once."""
+        if not (self.folder / "log.jsonl").is_file():
+            raise UserError(f"{self.folder} is no run folder: log.jsonl is missing")
+        if not self.log.train or not self.log.val:
+            done = "evaluated" if self.log.train else "trained"
+            raise UserError(f"{self.folder}: log.jsonl has no {done} epoch yet")
+        return self.log
+
+    @cached_property
+    def data(self) -> Data:
+        """The data that the run was trained and evaluated on."""
+        path = self.folder / "data.json"
+        content = read_table(path)
+        check(content, images_of(self.recipe), str(path))
+        classes, commit = content.get("classes"), content.get("commit")
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise UserError(f"{path}: classes: expected a list of names, got {classes!r:.60}")
+        if commit is not None and not (isinstance(commit, str) and re.fullmatch(r"[0-9a-f]{40}", commit)):
+            raise UserError(f"{path}: commit: expected 40 hexadecimal digits, got {commit!r:.60}")
+        images = {split: found["images"] for split, found in content["splits"].items()}
+        # a run may be older than the field commit
+        return Data(classes, images, commit, {"commit": None} | {k: v for k, v in content.items() if k != "classes"})
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """What the run was made with: ``env.json``."""
+        content = read_table(self.folder / "env.json")
+        check_format(content, str(self.folder / "env.json"))
+        check(content, ENVIRONMENT, str(self.folder / "env.json"))
+        return content
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """``eval_results.json``. Its ``exported`` is checked: the evaluation of the exported weights."""
+        path = self.folder / "eval_results.json"
+        content = read_table(path)
+        wanted = {
+            "epoch": COUNT,
+            **{self.prefix + k: v for k, v in (("count", COUNT), ("top1", PERCENT), ("top5", PERCENT))},
+        }
+        check(content.get("exported"), wanted, str(path), "exported")
+        return content
+
+    @property
+    def exported(self) -> dict[str, Any]:
+        """The evaluation of the exported weights: epoch, and the metrics of every classifier."""
+        return self.results["exported"]
+
+    @cached_property
+    def predictions(self) -> dict[str, np.ndarray]:
+        """What the exported weights say of each image, see ``format.PREDICTIONS``; it agrees with ``exported``."""
+        path = self.folder / "predictions.safetensors"
+        again = f"make it with evaluate_mixup.py {self.folder} --predictions {path}"
+        if not path.is_file():
+            raise UserError(f"{self.folder} has no {path.name}, without which runs cannot be paired; {again}")
+        try:
+            columns = load(path.read_bytes())
+        except (OSError, SafetensorError, KeyError, TypeError, AttributeError) as e:  # the last three: unknown types
+            raise UserError(f"{path} is damaged ({e}); {again}") from None
+        found = {k: (str(v.dtype), v.ndim) for k, v in columns.items()}
+        if found != PREDICTIONS or len({len(v) for v in columns.values()}) > 1 or not columns["top"].size:
+            raise UserError(
+                f"{path} is damaged (expected a row per image in each of {', '.join(PREDICTIONS)}); {again}"
+            )
+        return columns
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """timm's configuration of the exported weights."""
+        return read_table(self.folder / "config.json")
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 of the exported weights."""
+        return file_hash(self.folder / "model.safetensors")
+
+    @cached_property
+    def summary_csv(self) -> str | None:
+        """``summary.csv`` as it is, which a run writes last; None where there is none."""
+        path = self.folder / "summary.csv"
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+    @cached_property
+    def card(self) -> str | None:
+        """``README.md`` as it is; None where there is none."""
+        path = self.folder / "README.md"
+        try:
+            return path.read_bytes().decode("utf-8-sig") if path.exists() else None
+        except OSError as e:
+            raise UserError(f"cannot read {path}: {e.strerror}") from None
+        except UnicodeDecodeError as e:
+            raise UserError(f"{path} is not UTF-8 text: {e}") from None
+
+    @cached_property
+    def pushed(self) -> dict[str, Any]:
+        """Where the run was pushed to, and how, see ``hub.push``; empty before the first push."""
+        try:
+            content = json.loads((self.folder / ".hub.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    # ------------------------------------------------------------------------------------- what follows from them
+
+    @property
+    def prefix(self) -> str:
+        """What stands before a metric of the reported classifier in the log."""
+        return "ema_" if self.recipe.report_ema else ""
+
+    @property
+    def weights(self) -> dict[str, Path]:
+        """The classifiers whose weights are there, by their name in the log: file."""
+        main = self.prefix.removesuffix("_")
+        keys = [k for k in self.exported if k == "top1" or k.endswith("_top1")]
+        names = [k.removesuffix("top1").removesuffix("_") for k in keys]
+        places = {n: self.folder if n == main else self.folder / "models" / (n or "raw") for n in names}
+        safe = {n: place / "model.safetensors" for n, place in places.items() if re.fullmatch(r"\w*", n)}
+        return {n: path for n, path in safe.items() if path.is_file()}
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Folders of the checkpoints that are kept, oldest first."""
+        return checkpoint.existing(self.folder / "checkpoints")
+
+    @property
+    def last_sheet(self) -> Path | None:
+        """The newest sheet of mixed samples, by the numbers in its name: file times don't survive a copy."""
+
+        def order(path: Path) -> tuple[list[int], str]:
+            return [int(number) for number in re.findall(r"\d+", path.stem)], path.name
+
+        return max((self.folder / "samples").glob("*.png"), key=order, default=None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last planned epoch was evaluated."""
+        return self.evaluated_log.val[-1].epoch == self.recipe.epochs
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The reported numbers. Raises ``UserError`` for a run without an evaluation and for metrics that lack."""
+        recipe, rows = self.recipe, self.evaluated_log
+        metrics = {row.epoch: {name: row.metric(self.prefix + name) for name in METRICS} for row in rows.val}
+        with naming(self.folder):
+            number, tool = protocols.of_run([row.line for row in rows.val], recipe)
+        top1 = {epoch: found["top1"] for epoch, found in metrics.items()}
+        window = protocols.window(top1, recipe.protocol, recipe.protocol_epochs, recipe.epochs)
+        middle = {name: statistics.median(metrics[epoch][name] for epoch in window) for name in METRICS}
+        return Summary(
+            run=self.folder.resolve().name,
+            recipe=recipe.name,
+            mixer=recipe.mixer,
+            seed=recipe.seed,
+            split=recipe.eval_split,
+            count=int(rows.val[-1].metric("count")),
+            epochs=rows.val[-1].epoch,
+            epochs_planned=recipe.epochs,
+            protocol=number.name + (", EMA" if recipe.report_ema else ""),
+            epochs_used=number.used,
+            epochs_wanted=number.wanted,
+            ema=recipe.report_ema,
+            **middle,
+            reading=number,
+            tool=tool,
+            seconds=max(row.seconds for row in (*rows.train, *rows.val)),
+            img_per_s=statistics.median(row.img_per_s for row in rows.train),
+        )
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """Folder names; where two are the same, with as many parents as tell the runs apart."""
+    parts = [run.folder.resolve().parts for run in runs]
+    for depth in range(1, max(map(len, parts), default=0)):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(run.folder) for run in runs]

@@ -1,0 +1,137 @@
+"""Runs grouped by what they repeat: seeds of one recipe, recipes of one setting. Only like is compared with like."""
+
+import statistics
+from typing import Any, NamedTuple
+
+from mixup_recipes.recipe import Recipe, differences, schema
+from mixup_recipes.runs.run import Data, Run, Summary, labels
+from mixup_recipes.typed import UserError
+
+COMPARED = ("name", "mixer", "mixer_args", "seed")
+"""Recipe fields in which runs may differ and still be compared: one table, one panel."""
+
+
+class Group(NamedTuple):
+    """Runs that differ in the seed only."""
+
+    setting: str
+    """What the compared runs have in common: the setting's name, and fields that tell it from others of that name."""
+    name: str
+    """The mixer, and what tells it from others of the setting where that isn't enough."""
+    recipe: Recipe
+    """Of the first run."""
+    runs: list[Run]
+    """One per seed."""
+    rows: list[Summary]
+    """The reported numbers of each run."""
+    data: Data | None
+    """What ``data.json`` says of the images, the same for all; None for runs that do not have it."""
+
+    @property
+    def top1(self) -> list[float]:
+        """Reported top-1 of each run in percent."""
+        return [row.top1 for row in self.rows]
+
+    @property
+    def mean(self) -> float:
+        """Mean of ``top1``."""
+        return statistics.fmean(self.top1)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation of ``top1`` (n - 1); None for a single seed."""
+        return statistics.stdev(self.top1) if len(self.rows) > 1 else None
+
+    @property
+    def number(self) -> str:
+        """Mean and standard deviation as text: ``59.61 ± 0.42``."""
+        return f"{self.mean:.2f}" + ("" if self.std is None else f" ± {self.std:.2f}")
+
+
+def grouped(runs: list[Run]) -> list[Group]:
+    """Group runs by recipe, seeds aside, in order of appearance.
+
+    Runs on the same images that got equally far make a group, each seed once: what repeats recipe and seed stands
+    alone, and so does a run that is unfinished. Raises ``UserError``: see ``Run``.
+    """
+    if not runs:
+        raise UserError("no run folders given")
+    groups: list[Group] = []
+    for run in runs:
+        recipe, row = run.recipe, run.summary
+        data = run.data if (run.folder / "data.json").exists() else None
+        for group in groups:
+            same = saw(data) == saw(group.data) and not differences(group.recipe, recipe, ignore=("name", "seed"))
+            far = row.epochs == group.rows[0].epochs
+            if same and far and row.seed not in [r.seed for r in group.rows]:
+                group.runs.append(run)
+                group.rows.append(row)
+                break
+        else:
+            groups.append(Group("", "", recipe, [run], [row], data))
+    return named(groups)
+
+
+def saw(data: Data | None) -> dict[str, Any] | None:
+    """What two runs must have in common to have seen the same images."""
+    return data and data.record
+
+
+def by_setting(groups: list[Group]) -> dict[str, list[Group]]:
+    """Groups by their setting."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.setting, []).append(group)
+    return found
+
+
+def text(values: dict[str, Any]) -> str:
+    """``lr 0.1, epochs 20``."""
+    return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+
+
+def images(data: Data | None) -> str:
+    """``train 675 images (labels 1f3a5b7c), test 661 images (labels 9d8e7f60)``, or unknown images."""
+    splits = data.record["splits"] if data else {}
+    found = [f"{name} {s['images']} images (labels {s['labels_sha256'][:8]})" for name, s in splits.items()]
+    return ", ".join(found) or "unknown images"
+
+
+def named(groups: list[Group]) -> list[Group]:
+    """The groups with ``setting`` and ``name`` filled in; no two have both the same."""
+    clusters: list[list[int]] = []  # groups of one setting each
+    for i, group in enumerate(groups):
+        for cluster in clusters:
+            first = groups[cluster[0]]
+            if saw(first.data) == saw(group.data) and not differences(first.recipe, group.recipe, ignore=COMPARED):
+                cluster.append(i)
+                break
+        else:
+            clusters.append([i])
+    firsts = [groups[cluster[0]].recipe for cluster in clusters]
+    data = [images(groups[cluster[0]].data) for cluster in clusters]
+    bases = [recipe.name.removesuffix(f"_{recipe.mixer}") for recipe in firsts]
+    found = dict(enumerate(groups))
+    for cluster, base, first, own in zip(clusters, bases, firsts, data, strict=True):
+        alike = [other for other, b in zip(firsts, bases, strict=True) if b == base]
+        different = {k for other in alike for k in differences(first, other, ignore=COMPARED)}
+        values = {k: getattr(first, k) for k in schema(Recipe) if k in different}
+        same = {d for d, b in zip(data, bases, strict=True) if b == base} == {own}
+        setting = ", ".join(filter(None, (base, text(values), "" if same else own)))
+        for i, name in zip(cluster, names([groups[i] for i in cluster]), strict=True):
+            found[i] = groups[i]._replace(setting=setting, name=name)
+    return [found[i] for i in range(len(groups))]
+
+
+def names(groups: list[Group]) -> list[str]:
+    """A name for each group of one setting: mixer, arguments that differ, epochs if unfinished, folder if need be."""
+    found = []
+    for group in groups:
+        mixer, row = group.recipe.mixer, group.rows[0]
+        rows = [g.recipe.mixer_args.get(mixer, {}) for g in groups if g.recipe.mixer == mixer]
+        own = group.recipe.mixer_args.get(mixer, {})
+        name = f"{mixer} {text({k: v for k, v in own.items() if any(r.get(k) != v for r in rows)})}".strip()
+        done, planned = row.epochs, row.epochs_planned
+        found.append(name if done == planned else f"{name} ({done} of {planned} epochs)")
+    folders = labels([group.runs[0] for group in groups])
+    return [name if found.count(name) == 1 else f"{name} ({f})" for name, f in zip(found, folders, strict=True)]

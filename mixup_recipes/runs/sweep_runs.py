@@ -1,0 +1,203 @@
+"""The runs of a sweep, one after another, each a process of its own.
+
+What is finished is skipped, what was interrupted goes on, what fails does not stop the others. The same command
+started again continues.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from mixup_recipes.recipe import differences
+from mixup_recipes.runs.run import RECIPE, Run, Summary
+from mixup_recipes.runs.sweep import Planned
+from mixup_recipes.training.folder import check_folder
+from mixup_recipes.training.job import STOPPED
+from mixup_recipes.typed import UserError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+GRACE = 60  # seconds that processes have which outlive their launcher, once they are asked to leave
+
+
+def state(run: Planned) -> str:
+    """``finished``, ``running`` (another process is at it), ``resumable`` or ``new``.
+
+    Raises ``UserError`` when the folder holds something else, with the fields that differ, or cannot be read.
+    """
+
+    try:
+        check_folder(run.folder, run.recipe, resume=True)
+        if held(run.output, fcntl.flock) or held(run.folder / ".lock", fcntl.lockf):
+            return "running"
+        if finished(run):
+            return "finished"
+        return "resumable" if (run.folder / "recipe.yaml").exists() else "new"
+    except OSError as e:  # its name is too long for the disk, its output is a folder
+        raise UserError(f"cannot read {e.filename or run.folder}: {e.strerror}") from None
+
+
+def short(row: Summary) -> str:
+    """How much of the protocol a run covers, where it is not all: ``: 2 of 5 epochs``."""
+    used, wanted = row.epochs_used, row.epochs_wanted
+    return f": {used} of {wanted} epochs" if used < wanted else ""
+
+
+def finished(run: Planned) -> bool:
+    """Whether the last epoch is evaluated, and what was exported is up to date (summary.csv is written last)."""
+    if not (run.folder / RECIPE).is_file():
+        return False
+    there, last = Run.open(run.folder), run.recipe.epochs
+    rows = (there.summary_csv or "").splitlines()
+    return bool(rows) and rows[-1].startswith(f"{last},") and last in [row.epoch for row in there.log.val]
+
+
+def held(path: Path, lock: Any) -> bool:
+    """Whether another process holds a lock on the file. A shared lock tells, for which it need not be writable."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        try:
+            lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+class Stop:
+    """Signals to the sweep go to the running process group as SIGTERM, which all launchers pass on; a second kills."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.child: subprocess.Popen[bytes] | None = None
+        self.before = {n: signal.getsignal(n) for n in SIGNALS}
+        for number, handler in self.before.items():
+            if number != signal.SIGHUP or handler is not signal.SIG_IGN:  # nohup ignores it
+                signal.signal(number, self.request)
+
+    def request(self, number: int, _frame: Any) -> None:
+        """The signal handler."""
+        self.asked.append(signal.Signals(number).name)
+        self.send()
+
+    def send(self) -> None:
+        """Pass on what was asked for."""
+        if self.child is not None and self.asked:
+            kill_group(self.child.pid, signal.SIGTERM if len(self.asked) == 1 else signal.SIGKILL)
+
+    def restore(self) -> None:
+        """Signals mean again what they meant before."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def kill_group(pid: int, number: int) -> None:
+    """Send a signal to a process group, if there still is one."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def launch(run: Planned, stop: Stop) -> int | None:
+    """Run to the end; its exit status, negative for the signal that killed it, or None if another process is at it.
+
+    The child has a process group of its own, so that a Ctrl-C reaches it as SIGTERM only. It shares the lock on its
+    output: who starts the sweep a second time sees that it still runs, even if this process was killed.
+    """
+    with run.output.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return None
+        file.write(f"$ {shlex.join(run.command)}\n".encode())
+        file.flush()
+        streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+        stop.child = subprocess.Popen(run.command, start_new_session=True, **streams)
+        stop.send()  # a signal may have come meanwhile
+        status = stop.child.wait()
+    # A launcher may leave before its processes: accelerate does on SIGTERM. They save; the next run needs their memory.
+    deadline, asked = time.monotonic() + GRACE, False
+    while status and held(run.output, fcntl.flock) and time.monotonic() < deadline + 5:
+        if not asked or time.monotonic() > deadline:
+            kill_group(stop.child.pid, signal.SIGKILL if asked else signal.SIGTERM)
+        asked = True
+        time.sleep(0.1)
+    stop.child = None
+    return status
+
+
+def last_lines(path: Path, start: int) -> list[str]:
+    """The last lines of a file that aren't empty, at most five, from byte ``start`` on."""
+    with path.open("rb") as file:
+        file.seek(max(start, path.stat().st_size - 20_000))
+        lines = re.split(r"[\r\n]+", file.read().decode(errors="replace"))
+    return [line for line in lines if line.strip() and not line.startswith("$ ")][-5:]
+
+
+def duration(seconds: float) -> str:
+    """Time for people."""
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"
+
+
+def time_left(done: list[Planned], left: list[Planned]) -> str:
+    """The time that the rest takes if it goes on as before: a run takes as long as its other seeds did, or as all."""
+    took = [(run.recipe, Run.open(run.folder).summary.seconds) for run in done]
+    total = 0.0
+    for run in left:
+        alike = [s for other, s in took if not differences(other, run.recipe, ignore=("name", "seed"))]
+        total += statistics.fmean(alike or [s for _, s in took])
+    return f"; about {duration(total)} left" if left else ""
+
+
+def run_all(runs: list[Planned], say: Any = print) -> int:
+    """Run what isn't finished; returns the exit status of the sweep: 0, 1 (a run failed) or 75 (start it again)."""
+    stop, failures, unfinished = Stop(), [], 0
+    done = [run for run in runs if state(run) == "finished"]
+    try:
+        for number, run in enumerate(runs, 1):
+            head = f"[{number}/{len(runs)}] {run.name}"
+            now = state(run)  # anew: another sweep may have been here
+            if now == "finished":
+                say(f"{head}: finished before")
+                continue
+            if stop.asked:
+                break
+            start, began = run.output.stat().st_size if run.output.exists() else 0, time.monotonic()
+            if now != "running":
+                say(f"{head}: {'resumed' if now == 'resumable' else 'started'}")
+            status = None if now == "running" else launch(run, stop)
+            took = duration(time.monotonic() - began)
+            if status is None:
+                say(f"{head}: another process is running it; skipped")
+                unfinished += 1
+            elif status == 0 and finished(run):
+                done.append(run)
+                row = Run.open(run.folder).summary
+                rest = time_left(done, [r for r in runs[number:] if r not in done])
+                say(f"{head}: {took}, top-1 {row.top1:.2f} ({row.protocol}{short(row)}){rest}")
+            elif status == STOPPED or stop.asked:
+                say(f"{head}: {took}, stopped")
+                unfinished += 1
+            else:
+                what = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+                if status == 0:
+                    what = f"exit status 0, but epoch {run.recipe.epochs} was not evaluated"
+                say(f"{head}: {took}, failed: {what}")
+                failures.append((run, what, last_lines(run.output, start)))
+    finally:
+        stop.restore()
+    for run, what, lines in failures:
+        say("\n".join((f"\n{run.name} failed: {what}; its output is in {run.output}", *(f"    {x}" for x in lines))))
+    if stop.asked:
+        say(f"\n{stop.asked[0]}: stopped; the same command goes on")
+        return STOPPED
+    if failures:
+        say(f"\n{len(failures)} of {len(runs)} runs failed; the same command tries them again")
+        return 1
+    return STOPPED if unfinished else 0

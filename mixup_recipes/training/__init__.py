@@ -1,0 +1,1 @@
+"""What the training job calls: backbones, losses, optimisation, evaluation, checkpoints, launching."""

@@ -1,0 +1,172 @@
+"""Models by timm name. What timm lacks is registered with timm from here, one file per family.
+
+Another program that loads such a model, with timm or as a transformers ``AutoModelForImageClassification`` (whose
+wrapper asks timm), imports ``mixup_recipes.training.backbones`` first; without, both say that timm does not know the architecture.
+"""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from mixers import taps
+from mixup_recipes import fetch
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.training.backbones import moganet, pvt, resnet_cifar
+from mixup_recipes.typed import UserError, nearest
+
+
+def check_name(name: str) -> None:
+    """Raise ``UserError`` unless there is a model of this name."""
+    if not timm.is_model(name):
+        raise UserError(f"unknown model {name!r}; {nearest(name, timm.list_models())}")
+
+
+def create_model(recipe: Recipe) -> nn.Module:
+    """The recipe's model with its initial weights, a function of the seed alone.
+
+    Raises ``UserError`` for a name that timm does not know, arguments that the model does not take, and arguments that
+    make it no classifier.
+    """
+    check_name(recipe.model)
+    args = dict(recipe.model_args)
+    if recipe.drop_path_rate is not None:
+        args["drop_path_rate"] = recipe.drop_path_rate
+    torch.manual_seed(recipe.seed)
+    try:
+        model = timm.create_model(recipe.model, pretrained=False, num_classes=recipe.num_classes, **args)
+    except Exception as e:  # what wrong arguments raise is up to the model
+        reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
+        raise UserError(f"model {recipe.model!r} with {args}: {reason}") from None
+    if not hasattr(model, "get_classifier") or getattr(model, "num_classes", None) != recipe.num_classes:
+        raise UserError(f"model {recipe.model!r} with {args} is no classifier of {recipe.num_classes} classes")
+    if recipe.init == "mmcls_vit" and getattr(model, "cls_token", None) is None:
+        raise UserError(f"init mmcls_vit needs a model with a class token, such as deit_small; got {recipe.model!r}")
+    if recipe.init != "timm":
+        init_published(model, recipe.init)
+    return model
+
+
+def load_model(name: str, **args: Any) -> nn.Module:
+    """A trained model: a run folder, ``hf-hub:owner/name[@revision]``, or the name of timm weights.
+
+    ``args`` replace arguments that the weights were saved with; timm adapts the weights where it can. Of folders and
+    repositories safetensors alone are read: see ``mixers.weights``. Raises ``UserError``.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").exists() or not (folder / "model.safetensors").exists():
+            raise UserError(f"{name} has no config.json and model.safetensors: not a run that was evaluated once")
+        return fetch.model_of(folder, name, **args)
+    if fetch.is_hub(name):
+        return fetch.model_of(fetch.snapshot(name), name, **args)
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(
+            f"model {name!r} is neither a run folder, hf-hub:owner/name nor in timm; "
+            f"{nearest(name, timm.list_models())}"
+        )
+    try:
+        with taps.asking_once():
+            return timm.create_model(name, pretrained=True, **args)
+    except Exception as e:  # the Hub, timm and safetensors raise some twenty types between them
+        raise UserError(f"cannot load model {name!r}: {taps.why(e)}") from None
+
+
+def load_start(recipe: Recipe) -> nn.Module | None:
+    """The trained model that the recipe starts from, if any. Raises ``UserError`` when it is of another kind."""
+    if recipe.pretrained is None:
+        return None
+    name = recipe.model if recipe.pretrained == "timm" else recipe.pretrained
+    if recipe.pretrained == "timm" and not timm.is_model_pretrained(recipe.model):
+        raise UserError(f"timm has no weights of {recipe.model!r}; pass --pretrained with a run folder or hf-hub: id")
+    source = load_model(name, **recipe.model_args)
+    there, here = source.pretrained_cfg.get("architecture"), recipe.model.split(".")[0]
+    if there != here:
+        raise UserError(f"pretrained {name!r} is a {there!r}, the recipe's model a {here!r}; pass --model {there}")
+    return source
+
+
+def start_from(model: nn.Module, source: nn.Module, classes: list[str]) -> str:
+    """Copy a trained model's weights, but not the head of other classes; says in words what was done.
+
+    The head is kept when the number of classes is the same and the names, where the source knows them, are too.
+    Raises ``UserError`` when the rest does not fit.
+    """
+    own, given = model.state_dict(), source.state_dict()
+    heads = source.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    known = list(source.pretrained_cfg.get("label_names") or classes)
+    same = source.num_classes == model.num_classes and known == classes
+    taken = {k: v for k, v in given.items() if same or not any(k.startswith(f"{head}.") for head in heads)}
+    missing = [k for k in own if k not in taken and not any(k.startswith(f"{head}.") for head in heads)]
+    odd = [k for k, v in taken.items() if k not in own or own[k].shape != v.shape]
+    if missing or odd:
+        raise UserError(
+            f"the pretrained weights do not fit the recipe's model: {', '.join((missing + odd)[:3])}; they need the "
+            "same model_args"
+        )
+    model.load_state_dict(taken, strict=False)
+    return "with its head" if same else f"with a new head for {model.num_classes} classes"
+
+
+def check_classes(model: nn.Module, classes: list[str], name: str) -> None:
+    """Raise ``UserError`` when a trained model's classes are not those of the data."""
+    if model.num_classes != len(classes):
+        raise UserError(f"model {name!r} has {model.num_classes} classes, the data {len(classes)}")
+    known = list(model.pretrained_cfg.get("label_names") or [])
+    if sorted(known) == sorted(classes) and known != classes:
+        raise UserError(f"model {name!r} and the data number the same classes differently")
+
+
+def check_input(model: nn.Module, batch: int, size: int, name: str, training: bool) -> None:
+    """Raise ``UserError`` when the model cannot take a batch of ``size`` pixels, or gives no logits for it.
+
+    Runs no arithmetic (meta device).
+    """
+    try:
+        with torch.no_grad():
+            empty = copy.deepcopy(model).to("meta").train(training)
+            logits = empty(torch.empty(batch, 3, size, size, device="meta"))
+    except Exception as e:  # what a wrong size raises is up to the model
+        raise UserError(
+            f"model {name!r} does not take {batch} image{'s' * (batch > 1)} of {size} x {size}"
+            f"{' in training' * training}: {' '.join(str(e).split())[:160]}; choose another size or batch "
+            f"(some models want --model_args.img_size {size})"
+        ) from None
+    got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if got != (batch, model.num_classes):
+        raise UserError(f"model {name!r} gives {got} and not logits {(batch, model.num_classes)}; check its model_args")
+
+
+def init_published(model: nn.Module, init: str) -> None:
+    """Start as the published runs did, where timm differs.
+
+    ``mmcls_cnn``: every convolution from torch's kaiming normal (fan-out, ReLU), head from N(0, 0.01). That is timm's
+    law for a ResNet's convolutions, but not for depth-wise ones: torch does not divide the fan by the groups.
+    BatchNorm stays as timm has it: weight 1, but 0 in the last of a ResNet's block.
+    ``mmcls_vit``: class token and head from N(0, 0.02), which the original truncates at 2, so at a hundred standard
+    deviations.
+    Biases of what is drawn are 0. The published Swin, ConvNeXt, PVT and MogaNet need neither: timm's start, or that
+    of the models here, is theirs.
+    """
+    head = model.get_classifier()
+    if init == "mmcls_cnn":
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(head.weight, std=0.01)
+    else:
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.trunc_normal_(model.cls_token, std=0.02)
+    nn.init.zeros_(head.bias)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(math.prod(t.shape) * t.element_size() for t in (*model.parameters(), *model.buffers()))

@@ -1,0 +1,199 @@
+"""Checkpoints that appear whole or not at all: written aside, hashed, synced, renamed.
+
+A checkpoint is a folder ``step-00001234`` with ``model.safetensors`` (model and mixer), ``ema.safetensors``,
+``process.safetensors`` (what each process has for itself: BatchNorm statistics, running sums of the log),
+``optimizer.pt`` (read with ``weights_only=True``), ``state.json`` and ``manifest.json`` (SHA-256 of each file).
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mixers import Mixer
+from mixup_recipes.files import file_hash, sync
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.typed import UserError
+
+ALWAYS = {"model.safetensors", "optimizer.pt", "process.safetensors", "state.json"}
+
+
+def save(
+    folder: Path,
+    update: int,
+    modules: dict[str, nn.Module],
+    optimizers: list[dict[str, Any]],
+    sums: dict[str, Tensor],
+    state: dict[str, Any],
+    accelerator: Any,
+    limit: int,
+) -> None:
+    """Write the checkpoint of ``update`` and remove all but the newest ``limit``. Call it on every process.
+
+    ``modules``: name -> module, saved by the main process. ``optimizers``: state dicts of optimiser and loss
+    scaler. ``sums``: scalars that differ between processes, as BatchNorm statistics do.
+    """
+    own = {f"sums/{k}": v.detach().cpu().clone() for k, v in sums.items()}
+    if accelerator.num_processes > 1:
+        for name, module in modules.items():
+            own |= {f"{name}/{k}": v.detach().cpu().clone() for k, v in module.named_buffers()}
+    gathered = gather_object([own])
+    if not all(part["sums/loss"].isfinite() for part in gathered if "sums/loss" in part):
+        raise RuntimeError(f"loss not finite at update {update}: no checkpoint is written, earlier ones are kept")
+    if accelerator.is_main_process:
+        final, aside = folder / f"step-{update:08d}", folder / f"tmp-{update:08d}"
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            aside.mkdir(parents=True)
+            for name, module in modules.items():
+                save_file(tensors(module), aside / f"{name}.safetensors")
+            per_process = {f"{rank}/{k}": v for rank, part in enumerate(gathered) for k, v in part.items()}
+            save_file(per_process, aside / "process.safetensors")
+            torch.save(optimizers, aside / "optimizer.pt")
+            (aside / "state.json").write_text(json.dumps(state | {"update": update, "processes": len(gathered)}))
+            manifest = {p.name: file_hash(p) for p in sorted(aside.iterdir())}
+            (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            for path in (*aside.iterdir(), aside):
+                sync(path)
+            if final.exists():  # the same update again, after falling back to an older checkpoint
+                shutil.rmtree(final)
+            aside.rename(final)
+            sync(folder)
+        except (OSError, RuntimeError, SafetensorError) as e:  # torch and safetensors wrap a full disk
+            shutil.rmtree(aside, ignore_errors=True)
+            raise UserError(f"cannot write checkpoint {final}: {e}; earlier checkpoints are kept") from e
+        for old in existing(folder)[:-limit]:
+            shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state as independent host tensors; safetensors refuses shared memory."""
+    return {k: v.detach().cpu().clone().contiguous() for k, v in module.state_dict().items()}
+
+
+def existing(folder: Path) -> list[Path]:
+    """All checkpoints in a folder, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit())
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        if not isinstance(manifest, dict) or not manifest.keys() >= ALWAYS:
+            return "manifest.json is incomplete"
+        wrong = [name for name, digest in manifest.items() if file_hash(checkpoint / name) != digest]
+    except (FileNotFoundError, ValueError) as e:
+        return str(e)
+    except OSError as e:  # storage that is away for a moment is no reason to give a checkpoint up
+        raise UserError(f"cannot read {checkpoint}: {e}; try again") from None
+    return f"{', '.join(wrong)} changed" if wrong else None
+
+
+def find(resume: str | None, folder: Path, say: Any) -> Path | None:
+    """The checkpoint to resume from: the newest whole one for ``auto`` (damaged ones are reported), or the one named.
+
+    None: start fresh. Raises ``UserError`` when a named checkpoint is missing or damaged.
+    """
+    if resume is None:
+        return None
+    if resume.lower() not in ("auto", "true"):
+        checkpoint = Path(resume)
+        if checkpoint.absolute().parent != folder.absolute():
+            raise UserError(f"checkpoint {checkpoint} belongs to another run; expected 'auto' or one of {folder}")
+        if not (checkpoint / "manifest.json").exists():
+            names = ", ".join(p.name for p in existing(folder)) or "none"
+            raise UserError(f"no checkpoint at {checkpoint}; expected 'auto' or one of {folder}: {names}")
+        if why := damage(checkpoint):
+            raise UserError(f"checkpoint {checkpoint} is damaged: {why}; use --resume_from_checkpoint auto")
+        return checkpoint
+    for checkpoint in reversed(existing(folder)):
+        why = damage(checkpoint)
+        if why is None:
+            return checkpoint
+        say(f"checkpoint {checkpoint.name} is damaged ({why}); trying the one before")
+    return None
+
+
+def choose(resume: str | None, folder: Path, accelerator: Any) -> Path | None:
+    """``find`` on the main process alone, so that all processes take the same checkpoint."""
+    found: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = find(resume, folder, accelerator.print)
+        except UserError as e:
+            found[1] = str(e)
+    chosen, error = broadcast_object_list(found)
+    if error:
+        raise UserError(error)
+    return chosen
+
+
+def forget(folder: Path, after: int, say: Any) -> None:
+    """Put aside, as ``given-up-...``, checkpoints newer than update ``after``: damaged ones, or a future left behind.
+
+    They would count among the newest, and push out those of the run that goes on from ``after``.
+    """
+    for checkpoint in existing(folder):
+        if int(checkpoint.name.removeprefix("step-")) > after:
+            aside = checkpoint.with_name(f"given-up-{checkpoint.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+            say(f"the run goes on from update {after}: {checkpoint.name} is put aside as {aside.name}")
+
+
+def restore(
+    checkpoint: Path, modules: dict[str, nn.Module], optimizers: list[Any], rank: int, world: int, device: torch.device
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Restore modules and optimisers in place; return the state and this process's sums.
+
+    ``optimizers`` takes the saved state dicts in order; None skips one. With another number of processes the
+    first one's statistics stand in for those that were not there.
+    """
+    state = json.loads((checkpoint / "state.json").read_text())
+    for name, module in modules.items():
+        module.load_state_dict(load_file(checkpoint / f"{name}.safetensors"))
+    saved = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+    for target, part in zip(optimizers, saved, strict=True):
+        if target is not None:
+            target.load_state_dict(part)
+    source = rank if state["processes"] == world else 0
+    stored = load_file(checkpoint / "process.safetensors")
+    own = {k.removeprefix(f"{source}/"): v for k, v in stored.items() if k.startswith(f"{source}/")}
+    if state["processes"] != world:  # the first process takes over what all had summed
+        for k in [k for k in own if k.startswith("sums/")]:
+            everyone = sum(stored[f"{r}/{k}"] for r in range(state["processes"]))
+            own[k] = everyone if rank == 0 else torch.zeros_like(own[k])
+    with torch.no_grad():
+        for name, module in modules.items():
+            for k, buffer in module.named_buffers():
+                if f"{name}/{k}" in own:
+                    buffer.copy_(own[f"{name}/{k}"])
+    return state, {k.removeprefix("sums/"): v.to(device) for k, v in own.items() if k.startswith("sums/")}
+
+
+def state_of(folder: Path, update: int) -> dict[str, Any]:
+    """What the checkpoint of an update says of itself; empty where there is none or it is damaged."""
+    try:
+        state = json.loads((folder / f"step-{update:08d}" / "state.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def needed_bytes(modules: dict[str, nn.Module], limit: int, recipe: Recipe) -> int:
+    """Bytes that ``limit`` checkpoints and one being written take: weights, averages, two optimiser moments, and what
+    mixers keep of the float32 batch of an update, over all processes."""
+    images, targets = (4 * recipe.batch_size * n for n in (3 * recipe.image_size**2, recipe.num_classes))
+    mixers = [m for module in modules.values() for m in module.modules() if isinstance(m, Mixer)]
+    history = sum(mixer.history_bytes(images, targets) for mixer in mixers)
+    weights = sum(t.numel() * t.element_size() for m in modules.values() for t in m.state_dict().values())
+    trained = sum(p.numel() * p.element_size() for m in modules.values() for p in m.parameters() if p.requires_grad)
+    return (weights + 2 * trained + history) * (limit + 1)

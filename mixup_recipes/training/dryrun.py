@@ -1,0 +1,77 @@
+"""What a run would do, without data and without arithmetic."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from mixers import Step
+from mixup_recipes.data.known import KNOWN_SIZES
+from mixup_recipes.data.order import cut, updates_per_epoch
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.training import optimisation
+from mixup_recipes.training.backbones import weight_bytes
+
+
+def activation_bytes(model: nn.Module, batch: int, size: int) -> int:
+    """Bytes that autograd keeps for one forward in fp32, counted on the meta device. An estimate of what is live."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        seen[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    model = copy.deepcopy(model).to("meta").train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        kept = model(torch.empty(batch, 3, size, size, device="meta"))
+    del kept
+    weights = {id(p.untyped_storage()) for p in model.parameters()}
+    return sum(n for storage, n in seen.items() if storage not in weights)
+
+
+def describe(recipe: Recipe, step: Step, world: int) -> str:
+    """Images, updates, learning-rate trace and memory, as text."""
+    known = [n for n in (recipe.max_train_samples, KNOWN_SIZES.get(recipe.dataset)) if n is not None]
+    size = min(known, default=None)
+    _, accumulation = cut(recipe, world)
+    rows: list[tuple[str, Any]] = [
+        ("recipe", recipe.name),
+        ("model", f"{recipe.model}, {sum(p.numel() for p in step.model.parameters()):,} parameters"),
+        ("mixer", f"{recipe.mixer} {recipe.mixer_args[recipe.mixer]}"),
+        (
+            "global batch",
+            f"{recipe.batch_size} = {recipe.per_device_train_batch_size} per process x {world} x {accumulation}",
+        ),
+    ]
+    if size is None:
+        rows.append(("images", f"unknown before {recipe.dataset!r} is opened; pass --max_train_samples to assume one"))
+        per_epoch = 1000
+    else:
+        per_epoch = updates_per_epoch(size, recipe)
+        seen = per_epoch * recipe.batch_size
+        filled = (
+            ""
+            if seen == size
+            else f" ({seen:,} per epoch: the last update is {'filled' if seen > size else 'left out'})"
+        )
+        rows.append(("images", f"{size:,}, {seen * recipe.epochs:,} in all{filled}"))
+        rows.append(("updates", f"{per_epoch:,} per epoch, {per_epoch * recipe.epochs:,} in all"))
+    marks = sorted({0, 1, recipe.epochs // 4, recipe.epochs // 2, 3 * recipe.epochs // 4, recipe.epochs - 1})
+    trace = "  ".join(
+        f"{e}: {optimisation.learning_rate(recipe, e * per_epoch, per_epoch):.3g}" for e in marks if e < recipe.epochs
+    )
+    rows.append(("lr at epoch", trace))
+    weights = weight_bytes(step)
+    trained = sum(p.numel() * p.element_size() for p in step.parameters() if p.requires_grad)
+    moments = {"momentum": 1, "sgd": 1}.get(recipe.opt, 2)
+    ema = weight_bytes(step.model) if recipe.ema_decay is not None else 0
+    activations = activation_bytes(step.model, recipe.per_device_train_batch_size, recipe.image_size)
+    rows.append(
+        (
+            "memory",
+            f"{(weights + trained * (1 + moments) + ema) / 1e9:.2f} GB weights, gradients and optimiser, about "
+            f"{activations / 1e9:.2f} GB activations of one fp32 forward (estimated)",
+        )
+    )
+    return "\n".join(f"{k:14}{v}" for k, v in rows)

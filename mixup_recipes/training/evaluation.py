@@ -1,0 +1,130 @@
+"""Evaluation on any number of processes: each image counts exactly once."""
+
+import contextlib
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+
+from mixup_recipes.data.images import normalise
+from mixup_recipes.data.loading import Samples, eval_batches
+from mixup_recipes.metrics.calibration.formula import calibration
+from mixup_recipes.metrics.topk_accuracy.formula import topk_accuracy
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.training.signals import Stop
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    batches: Any,
+    rounds: int | None,
+    total: int,
+    recipe: Recipe,
+    accelerator: Any,
+    stop: Stop | None = None,
+) -> dict[str, np.ndarray] | None:
+    """What the metrics need, one row per image, on every process, sorted by image.
+
+    ``rounds``: loop iterations, the same on every process (a process may have no batch in the last one), so
+    that all agree when a signal asks to stop; then None comes back. None: as many as the process with the most
+    batches has, which they find out as they go. ``total``: images that must have been seen, each once.
+    Columns: index, label, top (up to 5 classes, best first), nll (nats), confidence, bad.
+    """
+    was_training = model.training
+    model.eval()
+    parts: list[dict[str, torch.Tensor]] = []
+    iterator = iter(batches)
+    try:
+        for _ in itertools.count() if rounds is None else range(rounds):
+            if stop is not None and stop.agreed(accelerator):
+                return None
+            batch = next(iterator, None)
+            if rounds is None and not accelerator.reduce(
+                torch.tensor(int(batch is not None), device=accelerator.device)
+            ):
+                break
+            if batch is None:
+                continue
+            images, labels, index, bad = batch
+            with accelerator.autocast() if accelerator.mixed_precision != "no" else contextlib.nullcontext():
+                logits = model(normalise(images, recipe, accelerator.device)).float()
+            labels = labels.to(accelerator.device, non_blocking=True)
+            log_p = logits.log_softmax(1)
+            top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            parts.append(
+                {
+                    "index": index,
+                    "label": labels,
+                    "top": top,
+                    "nll": -log_p.gather(1, labels[:, None])[:, 0],
+                    "confidence": log_p.gather(1, top[:, :1])[:, 0].exp(),
+                    "bad": bad,
+                }
+            )
+    finally:
+        model.train(was_training)
+    mine = {k: torch.cat([p[k].cpu() for p in parts]).numpy() for k in parts[0]} if parts else {}
+    rows = [r for r in gather_object([mine]) if r]
+    columns = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+    order = np.argsort(columns["index"], kind="stable")
+    columns = {k: v[order] for k, v in columns.items()}
+    if rounds is None:  # a stream's index only says where an image stands among the others
+        columns["index"] = np.unique(columns["index"], return_inverse=True)[1]
+    if not np.array_equal(columns["index"], np.arange(total)):
+        raise RuntimeError(f"evaluation saw {len(columns['index'])} images instead of {total}, each once")
+    kept = columns["bad"] == 0
+    return {k: v[kept] for k, v in columns.items()}
+
+
+def predict_all(
+    model: nn.Module,
+    samples: Any,
+    recipe: Recipe,
+    accelerator: Any,
+    workers: int,
+    stop: Stop | None = None,
+) -> dict[str, np.ndarray] | None:
+    """``predict`` over a whole split, dealt over the processes."""
+    size, batch = len(samples), recipe.per_device_train_batch_size
+    rank, world = accelerator.process_index, accelerator.num_processes
+    rounds = math.ceil(math.ceil(size / world) / batch) if isinstance(samples, Samples) else None
+    batches = eval_batches(samples, rank, world, batch, workers, accelerator.device)
+    return predict(model, batches, rounds, size, recipe, accelerator, stop)
+
+
+def evaluate(
+    models: dict[str, nn.Module],
+    samples: Any,
+    recipe: Recipe,
+    accelerator: Any,
+    workers: int,
+    stop: Stop | None = None,
+) -> tuple[dict[str, float], dict[str, dict[str, np.ndarray]]] | None:
+    """Scores of all models, each with its model's name in front (``""`` adds nothing), and the columns by model.
+
+    None when a signal asked to stop.
+    """
+    scores: dict[str, float] = {}
+    columns: dict[str, dict[str, np.ndarray]] = {}
+    for name, model in models.items():
+        found = predict_all(model, samples, recipe, accelerator, workers, stop)
+        if found is None:
+            return None
+        columns[name] = found
+        scores |= {f"{name}_{k}" if name else k: v for k, v in score(found).items()}
+    return scores, columns
+
+
+def score(columns: dict[str, np.ndarray]) -> dict[str, float]:
+    """top1, top5 and ece in percent, nll in nats, count of images. With fewer than 5 classes top5 takes them all."""
+    width = columns["top"].shape[1]
+    accuracy = topk_accuracy(columns["top"], columns["label"], ks=(1, width))
+    correct = columns["top"][:, 0] == columns["label"]
+    scores = {"top1": accuracy["top1"], "top5": accuracy[f"top{width}"]}
+    scores |= calibration(columns["confidence"], correct, columns["nll"])
+    return {k: float(v) for k, v in scores.items()} | {"count": len(correct)}

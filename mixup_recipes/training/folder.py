@@ -1,0 +1,120 @@
+"""The run folder while it is written: who may write to it, what it says of the run, and the log."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mixers import taps
+from mixup_recipes.files import lock, write, write_json
+from mixup_recipes.recipe import Recipe, differences, to_yaml
+from mixup_recipes.resolve import resolve
+from mixup_recipes.training.format import FORMAT
+from mixup_recipes.typed import UserError
+
+PACKAGES = ("accelerate", "datasets", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision", "transformers")
+
+
+def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Raise ``UserError`` unless the folder is free, or holds this very recipe when resuming. Writes nothing."""
+    saved = folder / "recipe.yaml"
+    if saved.exists():
+        if not resume:
+            raise UserError(
+                f"{folder} already holds a run; continue it with --resume_from_checkpoint auto, or choose another "
+                "--output_dir"
+            )
+        found, _ = resolve(str(saved))
+        if different := differences(found, recipe, ignore=("name",)):
+            rows = "; ".join(f"{k}: {a} there, {b} now" for k, (a, b) in different.items())
+            raise UserError(f"{folder} holds a run of another recipe: {rows}; choose another --output_dir")
+    elif folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
+        raise UserError(f"{folder} is not empty and not a run; choose another --output_dir")
+
+
+def check_teachers(folder: Path, step: nn.Module) -> None:
+    """Raise ``UserError`` when a run that goes on, or is looked at, would ask a teacher with other weights."""
+    try:
+        before = dict(json.loads((folder / "env.json").read_text())["teachers"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # nothing was noted
+    for source, now in taps.teachers(step).items():
+        if before.get(source, now) != now:
+            raise UserError(
+                f"the teacher {source!r} is not what it was when {folder} was begun: its weights have changed; put "
+                "the old ones back, or train anew into another folder"
+            )
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raise ``UserError`` when the disk cannot take the run's checkpoints. ``needed`` in bytes."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise UserError(
+            f"not enough disk for checkpoints in {folder}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; "
+            "choose another --output_dir or a lower --save_total_limit"
+        )
+
+
+def open_folder(folder: Path, recipe: Recipe, splits_record: dict[str, Any], environment: dict[str, Any]) -> None:
+    """Make the folder, remove what a killed process left half-written, and record recipe, data and environment."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock(folder)
+        for leftover in (*folder.glob("checkpoints/tmp-*"), *folder.glob(".*.tmp")):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        write(folder / "recipe.yaml", to_yaml(recipe))
+        write_json(folder / "data.json", splits_record)
+        write_json(folder / "env.json", environment)
+    except OSError as e:
+        raise UserError(f"cannot write to {folder}: {e.strerror}; choose another --output_dir") from None
+
+
+def environment(accelerator: Any, recipe: Recipe, step: nn.Module) -> dict[str, Any]:
+    """What the numbers depend on beside the recipe: versions, device, processes, commit, command, teachers' weights."""
+    device = accelerator.device
+    return {
+        "format": FORMAT,
+        "command": [Path(sys.argv[0]).name, *without_token(sys.argv[1:])],
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device_type": device.type,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "mixed_precision": recipe.mixed_precision,
+        "commit": git_commit(),
+        "teachers": taps.teachers(step),
+    }
+
+
+def without_token(argv: list[str]) -> list[str]:
+    """A command line as it may be recorded: ``--hub_token`` keeps its name only."""
+    shown: list[str] = []
+    for word in argv:
+        name, _, value = word.partition("=")
+        if value and name.replace("-", "_") == "__hub_token":
+            word = f"{name}=***"
+        shown.append("***" if shown and shown[-1].replace("-", "_") == "__hub_token" else word)
+    return shown
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, with + when files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        run = {"cwd": here, "capture_output": True, "text": True, "timeout": 10, "check": True}
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **run).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changed else "")

@@ -1,0 +1,51 @@
+"""The format of a run folder, of its checkpoints and of a run record: every file, and who may read it.
+
+This page is the one place where the format is written down. ``FORMAT`` is its version; ``env.json`` and every record
+say which one they are of, and what says nothing is of format 1, the one of version 0.1. A reader refuses a newer format
+than it knows, and reads every older one.
+
+A run folder, at its root a model repository of timm's format (``export``, ``folder`` and ``runs/run.py``):
+
+- ``recipe.yaml``: the resolved recipe, itself a valid ``--recipe``.
+- ``data.json``: ``dataset``, ``config``, ``revision``, ``commit`` (of the Hub), ``splits`` (name -> ``images``,
+  ``labels_sha256``), ``classes``.
+- ``env.json``: ``format``, command, versions, device, processes, commit of this program, SHA-256 of teachers' weights.
+- ``log.jsonl``: one object a line. Rows of ``mode`` "train": ``epoch`` (from 1), ``update``, ``lr``, ``loss`` and its
+  parts, ``images``, ``bad_images``. Rows of ``mode`` "val": ``epoch``, ``update``, and per classifier ``top1``,
+  ``top5``, ``ece`` (percent), ``nll`` (nats), ``count``, those but for the main one with the classifier's name in
+  front. Everything but ``perf`` is reproducible to the bit.
+- ``summary.csv``: one row per evaluated epoch with timm's columns.
+- ``eval_results.json``: ``exported`` (the row of the exported weights), ``reported`` (by the setting's protocol),
+  ``openmixup_tool``, ``weights_sha256``.
+- ``config.json``, ``model.safetensors``: the exported weights; ``models/NAME/`` further classifiers in the same form.
+- ``predictions.safetensors``: one row per evaluated image, see ``PREDICTIONS``.
+- ``README.md``, ``.eval_results/``: the model card, and what leaderboards read.
+- ``samples/epoch_NNN.png``: mixed batches; ``runs/``: TensorBoard.
+- ``checkpoints/step-NNNNNNNN/``: ``model.safetensors`` (model and mixer), ``ema.safetensors``, ``process.safetensors``,
+  ``optimizer.pt``, ``state.json``, ``manifest.json`` (SHA-256 of each). Never published unless asked for.
+- ``.lock``: held by whoever writes; ``.hub.json``: where the run was pushed to.
+
+A run record, ``model_cards/results/RECIPE.json`` (``runs/records.py``): ``format``, ``recipe`` (name), ``fields`` (the
+resolved recipe without name and seed), ``overrides`` (field -> [published, here], null without a published recipe),
+``protocol`` (in words), ``images`` (evaluated), ``dataset`` (``data.json`` without the classes), ``seeds`` (seed ->
+numbers and environment of that run).
+"""
+
+from typing import Any
+
+from mixup_recipes.typed import UserError
+
+FORMAT = 1
+
+PREDICTIONS = {
+    "index": ("int32", 1), "label": ("int32", 1), "top": ("int32", 2), "confidence": ("float32", 1),
+    "nll": ("float32", 1),
+}  # fmt: skip
+"""Columns of ``predictions.safetensors``: type and dimensions. ``top``: up to 5 classes, best first."""
+
+
+def check_format(content: dict[str, Any], where: str) -> None:
+    """Raise ``UserError`` for what a newer version of this program wrote."""
+    found = content.get("format", 1)
+    if type(found) is not int or not 1 <= found <= FORMAT:
+        raise UserError(f"{where}: format: expected 1 to {FORMAT}, got {found!r:.60}; a newer Mixup Recipes reads it")

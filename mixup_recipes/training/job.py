@@ -1,0 +1,61 @@
+"""Options that decide where and how a run happens, never what comes out. Imports nothing heavy."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from mixup_recipes.typed import Between, UserError
+
+# Exit statuses of train_mixup.py beside 0 (done), 1 (failed) and 2 (bad input).
+STOPPED = 75
+"""A signal asked the run to stop; it saved a checkpoint and can be resumed (EX_TEMPFAIL: try again)."""
+
+HUB_STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
+
+
+@dataclass(frozen=True)
+class Job:
+    """How to run a recipe."""
+
+    recipe: str | None = None
+    """Recipe name SETTING_MIXER, such as r50_100e_cutmix, or the path of a recipe file."""
+    output_dir: str | None = None
+    """Run folder; default runs/NAME-seedN."""
+    resume_from_checkpoint: str | None = None
+    """auto: the newest whole checkpoint of the run folder, or a fresh start if there is none; or a checkpoint path."""
+    checkpointing_steps: str = "epoch"
+    """Save a checkpoint every n updates, or at the end of each 'epoch'."""
+    save_total_limit: Annotated[int, Between(1)] = 2
+    """How many checkpoints to keep; 2 leave one to fall back on when the newest is damaged."""
+    report_to: str = "tensorboard"
+    """Trackers of accelerate, comma-separated: tensorboard, wandb, trackio, ...; none for none."""
+    logging_steps: Annotated[int, Between(1)] = 50
+    """Write a training line to the log every n updates; the device is read only then."""
+    dataloader_num_workers: Annotated[int, Between(0)] | None = None
+    """Loader processes per training process; none: 0 on a CPU, else the cores, at most 16."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """A corrupt image stops the run with its index and path, or is replaced by the next one and counted."""
+    deterministic: bool = False
+    """Only kernels that give the same bits each time; needed for bit-exact resume on a GPU, slower."""
+    push_to_hub: bool = False
+    """Publish the run on the Hub, in the background; what fails is finished by mixup-recipes push RUN."""
+    hub_model_id: str | None = None
+    """Repository NAME or OWNER/NAME; default MODEL.MIXER_eEPOCHS_DATASET of the token's user."""
+    hub_private_repo: bool = False
+    """Make the repository private."""
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = "end"
+    """Publish when the run ends, or at every checkpoint; with the newest checkpoint, or all that are kept."""
+    hub_token: str | None = field(default=None, repr=False)
+    """Token of the Hub; better left to `hf auth login` or HF_TOKEN, as others see command lines."""
+    list: bool = False
+    """List settings and mixers, then leave."""
+    dry_run: bool = False
+    """Print images, updates, learning rates and memory, then leave without touching data."""
+
+    def __post_init__(self) -> None:
+        every = self.checkpointing_steps
+        if every != "epoch" and not (every.isdigit() and int(every)):
+            raise UserError(f"checkpointing_steps: expected 'epoch' or an integer at least 1, got {every!r}")
+        if not self.push_to_hub and (
+            self.hub_model_id or self.hub_private_repo or self.hub_strategy != "end" or self.hub_token
+        ):
+            raise UserError("the hub_ flags say how to publish: pass --push_to_hub too, or leave them out")

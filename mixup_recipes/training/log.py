@@ -1,0 +1,89 @@
+"""``log.jsonl`` while it is written, and what is computed from its lines: ``summary.csv`` and the reported number."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mixup_recipes.files import sync, writing
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.training import protocols
+from mixup_recipes.typed import UserError
+
+Line = dict[str, Any]
+
+
+class Log:
+    """``log.jsonl``: one object a line, flushed at once. A resumed run first cuts it back to its checkpoint.
+
+    Every value but those under ``perf`` (seconds, images/s) is reproducible to the bit.
+    """
+
+    def __init__(self, path: Path, length: int = 0):
+        path.touch()
+        kept = path.read_bytes()[:length]
+        self.path, self.lines = path, []
+        try:
+            self.lines = [json.loads(line) for line in kept.decode().splitlines()]
+            whole = len(kept) == length and kept[-1:] in (b"\n", b"")
+        except ValueError:
+            whole = False
+        if not whole:
+            raise UserError(f"{path} is damaged or shorter than its checkpoint expects; choose another --output_dir")
+        os.truncate(path, length)
+
+    def write(self, **record: Any) -> None:
+        """Append one record."""
+        self.lines.append(record)
+        with writing(self.path), self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def length(self) -> int:
+        """Bytes so far, all of them on the disk: what a checkpoint remembers."""
+        sync(self.path)
+        return self.path.stat().st_size
+
+
+class NoLog:
+    """What the other processes hold instead of a log."""
+
+    def write(self, **record: Any) -> None:
+        """Nothing."""
+
+    def length(self) -> int:
+        """Nothing was written."""
+        return 0
+
+
+def evaluations(lines: Iterable[Line]) -> dict[int, Line]:
+    """The lines of evaluations by epoch."""
+    return {line["epoch"]: line for line in lines if line["mode"] == "val"}
+
+
+def summary_csv(lines: list[Line]) -> str:
+    """``summary.csv`` with timm's columns, one row per evaluated epoch."""
+    rows = []
+    for epoch, val in evaluations(lines).items():
+        train = [x for x in lines if x["mode"] == "train" and x["epoch"] <= epoch]
+        seen = [x for x in train if x["epoch"] == epoch]
+        loss = sum(x["loss"] * x["images"] for x in seen) / max(1, sum(x["images"] for x in seen))
+        metrics = {f"eval_{k}": v for k, v in val.items() if k not in ("mode", "epoch", "update", "perf")}
+        rows.append({"epoch": epoch, "train_loss": loss, **metrics, "lr": train[-1]["lr"] if train else 0.0})
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
+
+
+def reported(lines: list[Line], recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """The run's number by its setting's protocol (``reported``), and as OpenMixup's tools would compute it."""
+    number, tool = protocols.of_run(evaluations(lines).values(), recipe)
+    return {
+        "reported": {"protocol": number.label, "top1": number.value, "epoch": number.epoch},
+        "openmixup_tool": {"protocol": tool.label, "top1": tool.value},
+    }

@@ -1,1 +1,0 @@
-"""What is generated from runs: tables, curves, cards. Nothing here is typed by hand."""
