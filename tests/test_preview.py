@@ -131,6 +131,7 @@ def test_a_teacher_that_cannot_be_had_is_left_out_of_a_sheet_of_everything_only(
         raise taps.NoWeights(f"no weights for the teacher {name!r}")
 
     monkeypatch.setattr(taps, "pretrained", pretrained)
+    monkeypatch.setattr(taps.teacher, "pretrained", pretrained)
     two = {name: MIXERS[name] for name in ("mixup", "attentivemix")}
     with patch.dict(MIXERS, two, clear=True):  # which puts the others back in their order
         said = preview.preview([], [], 2, "synthetic", tmp_path / "a.png")
