@@ -161,12 +161,6 @@ def test_a_teacher_that_is_gone_or_another_is_one_line_when_a_run_starts_or_goes
     assert lines(c.finish()) == ["resumed from step-00000001"]
 
 
-def test_mixers_with_a_step_or_a_state_of_their_own_are_all_in_whole_runs() -> None:
-    left = [build(name) for name in MIXERS.keys() - set(in_whole_runs())]
-    assert left and not any(mixer.needs == "step" or mixer.state_dict() for mixer in left)
-    assert {mixer.needs for mixer in left} <= {build(name).needs for name in in_whole_runs()}
-
-
 # ------------------------------------------------------------------------------------------------ killed at a moment
 
 MOMENTS = {

@@ -189,8 +189,10 @@ def state_of(folder: Path, update: int) -> dict[str, Any]:
 
 
 def needed_bytes(modules: dict[str, nn.Module], limit: int, recipe: Recipe) -> int:
-    """Bytes that ``limit`` checkpoints and one being written take: weights, averages, two optimiser moments, and what
-    mixers keep of the float32 batch of an update, over all processes."""
+    """Bytes that ``limit`` checkpoints and one being written take, over all processes.
+
+    Weights, averages, two moments of the optimiser, and what mixers keep of the float32 batch of an update.
+    """
     images, targets = (4 * recipe.batch_size * n for n in (3 * recipe.image_size**2, recipe.num_classes))
     mixers = [m for module in modules.values() for m in module.modules() if isinstance(m, Mixer)]
     history = sum(mixer.history_bytes(images, targets) for mixer in mixers)
