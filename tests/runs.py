@@ -98,6 +98,8 @@ def make_run(
     folder.mkdir(parents=True)
     if lines is None:
         lines = log_of(top1, (last or len(top1)) - len(top1) + 1, count=sizes[1], speed=speed)
+        for line in lines:
+            line |= {"loss": line["loss"] + recipe.seed} if line["mode"] == "train" else {}
         for line in lines if recipe.ema_decay is not None else ():
             line |= {f"ema_{k}": line[k] for k in ("top1", "top5", "nll", "ece", "count") if k in line}
     (folder / "recipe.yaml").write_text(to_yaml(recipe))
