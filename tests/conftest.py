@@ -22,6 +22,7 @@ import torch
 from driver import Server
 from hub_server import HubServer
 from resuming import Reference
+from runs import Command
 from teachers import fill
 from torch import Tensor, nn
 
@@ -66,6 +67,12 @@ def without_shape_checks() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The console command in this process."""
+    return Command(monkeypatch, capsys)
 
 
 # ------------------------------------------------------------------------------------------------ whole runs

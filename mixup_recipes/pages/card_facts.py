@@ -132,7 +132,7 @@ def against_published(run: Run) -> list[str]:
     text = f"{cell.method} on {cell.backbone}, benchmark {cell.benchmark}"
     if cell.top1 is None:
         return [f"The published table has no number for this cell ({text})."]
-    theirs = in_words(records.published(cell.name))
+    theirs = in_words(records.published_recipe(cell.name))
     lines = [
         f"Published: **{cells.number(cell)}** top-1 for {text}: {theirs}; {cells.MEANING[cell.source]}. "
         f"Source: {cells.SOURCE}."
