@@ -176,8 +176,8 @@ def test_calibration_errors(confidences, correct, nlls, bins, message):
 
 def test_formulas_need_numpy_only():
     code = (
-        "import sys; from metrics.topk_accuracy.formula import topk_accuracy; "
-        "from metrics.calibration.formula import calibration; "
+        "import sys; from mixup_recipes.metrics.topk_accuracy.formula import topk_accuracy; "
+        "from mixup_recipes.metrics.calibration.formula import calibration; "
         "print([m for m in ('evaluate', 'datasets', 'torch', 'pandas', 'gradio') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -205,7 +205,7 @@ def load(tmp_path_factory):
         patch.setattr("evaluate.config.HF_MODULES_CACHE", cache / "modules")
         patch.setattr(sys, "path", list(sys.path))
         patch.setattr(socket.socket, "connect", refuse)
-        yield lambda name: evaluate.load(str(ROOT / "metrics" / name), cache_dir=str(cache))
+        yield lambda name: evaluate.load(str(ROOT / "mixup_recipes/metrics" / name), cache_dir=str(cache))
         for module in copies():
             del sys.modules[module]
 
@@ -229,7 +229,7 @@ def test_load_by_path(load, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_class_without_load(load, tmp_path, name):
-    module = importlib.import_module(f"metrics.{name}.{name}")
+    module = importlib.import_module(f"mixup_recipes.metrics.{name}.{name}")
     cls = {"topk_accuracy": "TopkAccuracy", "calibration": "Calibration"}[name]
     data = samples(60)
     metric = getattr(module, cls)(cache_dir=str(tmp_path))
@@ -326,12 +326,12 @@ def test_readme_runs_and_is_a_space_card(load, monkeypatch, tmp_path, name):
     yaml = pytest.importorskip("yaml")
     monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", tmp_path)
     monkeypatch.chdir(ROOT)
-    path = ROOT / "metrics" / name / "README.md"
+    path = ROOT / "mixup_recipes/metrics" / name / "README.md"
     _, head, body = path.read_text(encoding="utf-8").split("---\n", 2)
     card = yaml.safe_load(head)
     assert card["sdk"] == "gradio" and card["tags"] == ["evaluate", "metric"]
     assert (path.parent / card["app_file"]).is_file() and (path.parent / "requirements.txt").is_file()
-    assert importlib.import_module(f"metrics.{name}.{name}")._CITATION.strip() in body
+    assert importlib.import_module(f"mixup_recipes.metrics.{name}.{name}")._CITATION.strip() in body
     failed, run = doctest.testfile(str(path), module_relative=False)
     assert run and not failed
 
@@ -360,7 +360,7 @@ def test_app_computes_without_gradio(name, calls, results):
         "    except ValueError as error: print(json.dumps(str(error)))"
     )
     command = [sys.executable, "-c", code, *calls]
-    done = subprocess.run(command, cwd=ROOT / "metrics" / name, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT / "mixup_recipes/metrics" / name, capture_output=True, text=True, check=True)
     for line, want in zip(done.stdout.splitlines(), results, strict=True):
         got = json.loads(line)
         assert want in got if isinstance(want, str) else got == pytest.approx(want)

@@ -162,15 +162,16 @@ def test_all_pairs_of_two_classes_can_be_kept(tiny_recipe: Path, teacher: Path, 
 # ------------------------------------------------------------------------------------------------ killed
 
 COMMAND = """
-import driver, mixup_recipes, signal
-from training import premix
+import driver, signal
+from mixup_recipes import cli
+from mixup_recipes.training import premix
 
 premix.BATCHES = 2
 if kill := sys.argv[1]:
     target, call, number = kill.split(",")
     driver.receive(target, int(call), getattr(signal, number))
 sys.argv[1:] = sys.argv[2:]
-mixup_recipes.main()
+cli.main()
 """
 KILLS = {
     "in the second file": "mixup_recipes.files:os.replace,3,SIGKILL",  # behind the settings and the first file

