@@ -268,17 +268,24 @@ def test_the_learning_rate_is_that_of_the_published_runs(r: Recipe, per_epoch: i
         assert learning_rate(r, update, per_epoch) == pytest.approx(openmixup_rate(r, update, per_epoch), rel=1e-12)
 
 
-@pytest.mark.parametrize("r", SCHEDULES, ids=range(len(SCHEDULES)))
-def test_the_learning_rate_is_that_of_timm_after_the_warm_up(r: Recipe) -> None:
+PREFIXED = {"epochs": 9, "lr": 0.4, "min_lr": 0.01, "warmup_epochs": 3, "warmup_lr": 0.1, "warmup_prefix": True}
+
+
+@pytest.mark.parametrize(
+    "r", [*SCHEDULES, *(recipe(**PREFIXED, sched_on_updates=on) for on in (True, False))], ids=range(8)
+)
+def test_the_learning_rate_is_that_of_timm_after_a_warm_up_or_with_one_ahead_of_the_cosine(r: Recipe) -> None:
     per_epoch = 7
     scale = per_epoch if r.sched_on_updates else 1
+    warmup = int(r.warmup_epochs) if r.warmup_prefix else 0
     dummy = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=r.lr)
-    theirs = CosineLRScheduler(dummy, t_initial=r.epochs * scale, lr_min=r.min_lr, t_in_epochs=not r.sched_on_updates)
-    for update in range(math.ceil(r.warmup_epochs * per_epoch), r.epochs * per_epoch):
-        if r.sched_on_updates:
-            theirs.step_update(update)
-        else:
-            theirs.step(update // per_epoch)
+    theirs = CosineLRScheduler(
+        dummy, t_initial=(r.epochs - warmup) * scale, lr_min=r.min_lr, warmup_t=warmup * scale,
+        warmup_lr_init=r.warmup_lr, warmup_prefix=r.warmup_prefix, t_in_epochs=not r.sched_on_updates,
+    )  # fmt: skip
+    begin = 0 if r.warmup_prefix and r.sched_on_updates else math.ceil(r.warmup_epochs * per_epoch)
+    for update in range(begin, r.epochs * per_epoch):
+        theirs.step_update(update) if r.sched_on_updates else theirs.step(update // per_epoch)
         assert learning_rate(r, update, per_epoch) == pytest.approx(dummy.param_groups[0]["lr"], rel=1e-9)
 
 
@@ -303,22 +310,6 @@ def test_the_rate_rises_all_through_the_warm_up_and_falls_afterwards() -> None:
     assert all(a < b for a, b in itertools.pairwise(rates[:peak]))
     assert all(a > b for a, b in itertools.pairwise(rates[peak:]))
     assert rates[0] == pytest.approx(1e-8) and max(rates) < 1e-3 and rates[-1] > 1e-5
-
-
-@pytest.mark.parametrize("on_updates", [True, False])
-def test_a_cosine_that_begins_after_the_warm_up_is_that_of_timm(on_updates: bool) -> None:
-    r = recipe(
-        epochs=9, lr=0.4, min_lr=0.01, warmup_epochs=3, warmup_lr=0.1, warmup_prefix=True, sched_on_updates=on_updates
-    )
-    per_epoch, scale = 5, 5 if on_updates else 1
-    dummy = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=r.lr)
-    theirs = CosineLRScheduler(
-        dummy, t_initial=6 * scale, lr_min=0.01, warmup_t=3 * scale, warmup_lr_init=0.1, warmup_prefix=True,
-        t_in_epochs=not on_updates,
-    )  # fmt: skip
-    for update in range(15 if not on_updates else 0, 45):
-        theirs.step_update(update) if on_updates else theirs.step(update // per_epoch)
-        assert learning_rate(r, update, per_epoch) == pytest.approx(dummy.param_groups[0]["lr"], rel=1e-9)
 
 
 def test_the_decay_of_the_average_grows_while_it_warms_up() -> None:

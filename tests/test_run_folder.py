@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from mixup_recipes.data import images
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.resolve import load_recipe
+from mixup_recipes.training import backbones  # noqa: F401  timm learns the models that it lacks
 from mixup_recipes.training.folder import check_folder
 from mixup_recipes.typed import UserError
 
