@@ -26,8 +26,9 @@ from mixup_recipes.data.pictures import sample_sheet
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.recipe import Recipe, to_yaml
 from mixup_recipes.runs.run import Run
-from mixup_recipes.training import backbones, checkpoint, microbatch, optimisation
+from mixup_recipes.training import backbones, checkpoint
 from mixup_recipes.training.folder import check_teachers
+from mixup_recipes.training.update import criterion, inputs
 from mixup_recipes.typed import UserError
 
 
@@ -96,7 +97,7 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
         pixels, labels, indices, bad = default_collate([samples[key] for key in parts[number]])
         if bad.any():
             notes.append(f"{int(bad.gt(0).sum())} images cannot be read; the next ones of the table stand in")
-        return *microbatch.inputs(pixels, labels, recipe, step, number, device), labels, indices
+        return *inputs(pixels, labels, recipe, step, number, device), labels, indices
 
     x, y, rng, labels, indices = given(micro)
     plan = plan_alone(module.mixer, x, y, rng)
@@ -124,7 +125,7 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
 def new_step(recipe: Recipe) -> Step:
     """Model and mixer with the weights that the job starts from."""
     model = backbones.create_model(recipe)
-    return Step(model, build(recipe.mixer, **recipe.mixer_args[recipe.mixer]), optimisation.criterion(recipe))
+    return Step(model, build(recipe.mixer, **recipe.mixer_args[recipe.mixer]), criterion(recipe))
 
 
 def check_data(run: Run, found: dict[str, Any]) -> None:
