@@ -1,10 +1,9 @@
 """The arguments of a recipe's mixer: checked by name, completed, and merged from where they are given."""
 
 import dataclasses
-import inspect
 from typing import Any
 
-from mixers import BLOCKS, MIXERS, build
+from mixers import BLOCKS, MIXERS, build, signature
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, convert, nearest
 
@@ -15,7 +14,7 @@ def check_rows(rows: dict[str, Any], source: str) -> None:
         check_mixer_name(row, f"{source}: mixer_args: ")
         if not isinstance(args, dict):
             raise UserError(f"{source}: mixer_args.{row}: expected a table of arguments")
-        known = inspect.signature(MIXERS[row]).parameters
+        known = signature(row).parameters
         for name in args:
             if name not in known:
                 raise UserError(f"{source}: mixer_args: mixer {row!r} has no argument {name!r}; {nearest(name, known)}")
@@ -56,7 +55,7 @@ def complete(recipe: Recipe, mixer: str, given: dict[str, Any]) -> dict[str, Any
         row = {k: v for k, v in recipe.mixer_args.get(name, {}).items() if k not in NESTED}
         return {name: complete(recipe, name, row | (own or {}))}
 
-    parameters = inspect.signature((MIXERS | BLOCKS)[mixer]).parameters
+    parameters = signature(mixer).parameters
     # A tuple becomes what the saved file will read back, or a resumed run would look like another one.
     defaults = {
         n: list(p.default) if isinstance(p.default, tuple) else p.default
