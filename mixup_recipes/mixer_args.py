@@ -1,10 +1,9 @@
 """The arguments of a recipe's mixer: checked by name, completed, and merged from where they are given."""
 
 import dataclasses
-import inspect
 from typing import Any
 
-from mixers import BLOCKS, MIXERS, build
+from mixers import BLOCKS, MIXERS, build, signature
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, convert, nearest
 
@@ -15,7 +14,7 @@ def check_rows(rows: dict[str, Any], source: str) -> None:
         check_mixer_name(row, f"{source}: mixer_args: ")
         if not isinstance(args, dict):
             raise UserError(f"{source}: mixer_args.{row}: expected a table of arguments")
-        known = inspect.signature(MIXERS[row]).parameters
+        known = signature(row).parameters
         for name in args:
             if name not in known:
                 raise UserError(f"{source}: mixer_args: mixer {row!r} has no argument {name!r}; {nearest(name, known)}")
@@ -35,8 +34,6 @@ def check_mixer_name(name: str, where: str = "") -> None:
 
 
 NORMALISED = ("mean", "std")
-
-
 NESTED = ("base", "mixers")
 
 
@@ -56,7 +53,7 @@ def complete(recipe: Recipe, mixer: str, given: dict[str, Any]) -> dict[str, Any
         row = {k: v for k, v in recipe.mixer_args.get(name, {}).items() if k not in NESTED}
         return {name: complete(recipe, name, row | (own or {}))}
 
-    parameters = inspect.signature((MIXERS | BLOCKS)[mixer]).parameters
+    parameters = signature(mixer).parameters
     # A tuple becomes what the saved file will read back, or a resumed run would look like another one.
     defaults = {
         n: list(p.default) if isinstance(p.default, tuple) else p.default
@@ -72,8 +69,12 @@ def complete(recipe: Recipe, mixer: str, given: dict[str, Any]) -> dict[str, Any
     return args
 
 
-def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, str]) -> Recipe:
-    """Write down every argument of the chosen mixer, defaults included, so that the saved recipe is complete."""
+def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, str], proven: bool) -> Recipe:
+    """Write down every argument of the chosen mixer, defaults included, so that the saved recipe is complete.
+
+    Their values are checked by building the mixer, which takes seconds to import torch. ``proven``: this package's own
+    files set them all, and its tests have built those. Raises ``UserError``.
+    """
     check_mixer_name(recipe.mixer)
     given = recipe.mixer_args.get(recipe.mixer, {})
     own_args = convert(own_args, dict, "command line: mixer")
@@ -82,8 +83,9 @@ def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, 
         path = f"mixer_args.{recipe.mixer}.{key}"
         source = f"the recipe's {key}" if key in NORMALISED else "mixer's default"
         origin[path] = "command line" if key in own_args else origin.get(path, source)
-    try:
-        build(recipe.mixer, **args)
-    except (ValueError, TypeError) as e:
-        raise UserError(str(e)) from None
+    if own_args or not proven:
+        try:
+            build(recipe.mixer, **args)
+        except (ValueError, TypeError) as e:
+            raise UserError(str(e)) from None
     return dataclasses.replace(recipe, mixer_args=recipe.mixer_args | {recipe.mixer: args})
