@@ -8,7 +8,6 @@ the fields that the setting changes for one mixer only (mixer -> fields, ahead o
 
 import dataclasses
 import functools
-import inspect
 import re
 import typing
 from dataclasses import dataclass, field
@@ -297,13 +296,13 @@ def per_mixer(rows: Any, source: str) -> list[tuple[str, dict[str, Any]]]:
 
 def check_rows(rows: dict[str, Any], source: str) -> None:
     """Raise ``UserError`` for a mixer or argument that isn't, whichever mixer is chosen. ``rows``: ``mixer_args``."""
-    from mixers import MIXERS
+    from mixers import signature
 
     for row, args in rows.items():
         check_mixer_name(row, f"{source}: mixer_args: ")
         if not isinstance(args, dict):
             raise UserError(f"{source}: mixer_args.{row}: expected a table of arguments")
-        known = inspect.signature(MIXERS[row]).parameters
+        known = signature(row).parameters
         for name in args:
             if name not in known:
                 raise UserError(f"{source}: mixer_args: mixer {row!r} has no argument {name!r}; {nearest(name, known)}")
@@ -333,7 +332,7 @@ def complete(recipe: Recipe, mixer: str, given: dict[str, Any]) -> dict[str, Any
 
     A mixer inside another gets what the setting says of it, too. What is no mixer or argument is left for ``build``.
     """
-    from mixers import BLOCKS, MIXERS
+    from mixers import BLOCKS, MIXERS, signature
 
     def inner(spec: Any) -> Any:
         table = {spec: {}} if isinstance(spec, str) else spec
@@ -345,7 +344,7 @@ def complete(recipe: Recipe, mixer: str, given: dict[str, Any]) -> dict[str, Any
         row = {k: v for k, v in recipe.mixer_args.get(name, {}).items() if k not in NESTED}
         return {name: complete(recipe, name, row | (own or {}))}
 
-    parameters = inspect.signature((MIXERS | BLOCKS)[mixer]).parameters
+    parameters = signature(mixer).parameters
     # A tuple becomes what the saved file will read back, or a resumed run would look like another one.
     defaults = {
         n: list(p.default) if isinstance(p.default, tuple) else p.default
