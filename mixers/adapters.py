@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate, get_worker_info
 
-from . import MIXERS, ops
+from . import ops
 from .base import Criterion, Mixer, Needs, Plan, Step
+from .registry import MIXERS
 
 
 class Mixed(NamedTuple):
@@ -123,9 +124,7 @@ class BatchMixer:
         if not self.mixup_enabled:
             return x, y
         if type(x).__module__.startswith("torchvision"):  # its images are a kind of tensor, and stay one
-            from torchvision import tv_tensors
-
-            mixed = tv_tensors.wrap(mixed, like=x)
+            mixed = mixed.as_subclass(type(x))
         return mixed, y
 
     def state_dict(self) -> dict[str, int]:

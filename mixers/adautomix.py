@@ -244,6 +244,10 @@ class AdAutoMix(Mixer):
         """``""``, ``k_one``, ``q``, ``q_one``: see ``MomentumEncoder.classifiers``."""
         return self.encoder.classifiers(model, self.one_hot)
 
+    def compiled(self) -> list[nn.Module]:
+        """What makes the masks."""
+        return [self.block]
+
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The second classifier like the model's own; what makes the masks with its own rates."""
         start = lr if self.block_lr is None else self.block_lr

@@ -10,7 +10,7 @@ and classified, with ``y' = lam*y + (1-lam)*y[index]`` and ``lam ~ Beta(alpha, a
 both features, not through R.
 
 Published defaults: alpha = 2, eps = 0.1, at most 100 Sinkhorn iterations (reference code). This class aligns every
-batch; the published method, ``compose.alignmixup``, does so for half of them and mixes the input of the others.
+batch; the published method, ``alignmixup``, does so for half of them and mixes the input of the others.
 
 Sampling law: ``alignmix@venkataramanan-2022``: one lambda and one direction for the whole batch; the partner is a
 uniformly random permutation of the batch, fixed points allowed.
@@ -37,6 +37,8 @@ from torch import Tensor, nn
 
 from . import ops, taps
 from .base import Criterion, Mixer, Out, Plan
+from .compose import Switch
+from .registry import build
 
 EPS, ITERATIONS, TOLERANCE = 0.1, 100, 0.1
 
@@ -97,6 +99,16 @@ class AlignMix(Mixer):
         with taps.edit(model, self.module_aligned, change):
             logits = model(images)
         return Out.of(logits, target, plan, mix=criterion(logits, target))
+
+
+def alignmixup(alpha: float = 2.0, partner: str = "mixup") -> Switch:
+    """The published method: alignment of the last feature, or ``partner``, with probability one half each.
+
+    ``alpha`` > 0: the Beta parameter of both. ``partner``: "mixup" as in the reference code, whose numbers the tables
+    print, or "manifoldmix" as in OpenMixup's configurations.
+    """
+    ops.check_choice("partner", partner, ("mixup", "manifoldmix"))
+    return Switch([build(partner, alpha=alpha), AlignMix(alpha)])
 
 
 def align(

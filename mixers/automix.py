@@ -95,7 +95,7 @@ class MixBlock(nn.Module):
 
 
 class AutoMix(Mixer):
-    """Learn masks and classifier together. SAMix is the same step with another ``block``: see ``compose``.
+    """Learn masks and classifier together. SAMix is the same step with another ``block``.
 
     ``block`` makes masks. ``alpha`` > 0: Beta parameter. ``margin``: lambdas this near to 0 or 1 mix by a constant.
     ``switch_off``: share of the steps that train the block through the momentum encoder. ``momentum``: of that
@@ -239,7 +239,44 @@ class AutoMix(Mixer):
         """``""``, ``k_one``, ``q``, ``q_one``: see ``MomentumEncoder.classifiers``."""
         return self.encoder.classifiers(model, self.one_hot)
 
+    def compiled(self) -> list[nn.Module]:
+        """What makes the masks."""
+        return [self.block]
+
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The second classifier like the model's own; what makes the masks with its own rates."""
         start = lr if self.block_lr is None else self.block_lr
         return blocks.learning_groups(self.one_hot, self.block, start, self.block_min_lr, self.block_momentum)
+
+
+def automix(
+    *,
+    alpha: float = 2.0,
+    margin: float = 0.08,
+    switch_off: float = 1.0,
+    momentum: float = 0.999,
+    momentum_end: float = 0.99999,
+    momentum_delay: float = 0.1,
+    mask_loss: float = 0.1,
+    mask_loss_end: float = 0.0,
+    block_lr: float | None = None,
+    block_min_lr: float | None = None,
+    block_momentum: float | None = None,
+    lam_concat: bool = True,
+    upsample: str = "nearest",
+) -> AutoMix:
+    """The step with its own mix block: takes the arguments of both, ``AutoMix`` and ``MixBlock``."""
+    return AutoMix(
+        MixBlock(lam_concat, upsample),
+        alpha=alpha,
+        margin=margin,
+        switch_off=switch_off,
+        momentum=momentum,
+        momentum_end=momentum_end,
+        momentum_delay=momentum_delay,
+        mask_loss=mask_loss,
+        mask_loss_end=mask_loss_end,
+        block_lr=block_lr,
+        block_min_lr=block_min_lr,
+        block_momentum=block_momentum,
+    )

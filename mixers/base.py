@@ -141,6 +141,10 @@ class Mixer(nn.Module):
         """
         return {"": model}
 
+    def compiled(self) -> list[nn.Module]:
+        """Modules of its own, made by ``setup``, that are worth compiling; what ``models`` names is compiled anyway."""
+        return []
+
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Optimiser groups of the mixer's own parameters; a method with settings of its own overrides this.
 

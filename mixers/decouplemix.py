@@ -8,7 +8,7 @@ Formula: in a sample mixed of classes a and b the partner's class leaves the den
 Samples of one class, or of one image (lam 0 or 1), have the base's loss alone.
 
 Published defaults: eta = 0.1, both terms alike (power = 0). OpenMixup's ImageNet configurations weight the terms by
-their shares, power = 1, over Mixup with alpha = 1, which is what ``compose.decouplemix`` puts it over.
+their shares, power = 1, over Mixup with alpha = 1, which is what ``decouplemix`` puts it over.
 
 For binary cross entropy the paper lifts the targets instead: a share t becomes ``min(1, (t/two_hot)^xi)``, so that both
 classes count as present. ``DecoupleMix(base, eta=0, two_hot=0.8)`` is that, xi = 1.
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .base import Criterion, Mixer, Out, Plan
+from .registry import build
 
 
 class DecoupleMix(Mixer):
@@ -127,6 +128,13 @@ class DecoupleMix(Mixer):
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The groups of the base."""
         return self.base.param_groups(lr, weight_decay)
+
+
+def decouplemix(
+    base: Mixer | None = None, eta: float = 0.1, power: float = 0.0, two_hot: float | None = None, xi: float = 1.0
+) -> DecoupleMix:
+    """The regulariser over ``base``, or over Mixup with alpha = 1, as in OpenMixup's ImageNet configurations."""
+    return DecoupleMix(build("mixup", alpha=1.0) if base is None else base, eta, power, two_hot, xi)
 
 
 def without(z: Float[Tensor, "B K"], a: Int[Tensor, " B"], b: Int[Tensor, " B"]) -> Float[Tensor, " B"]:

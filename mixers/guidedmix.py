@@ -8,7 +8,7 @@ are images whose saliency is apart: greedily, the two farthest (Euclidean distan
 farthest from the last, of those left; each is the partner of the one before it, and the first of the last.
 
 Published defaults: half of the batches with spectral residual (GuidedMixup-SR), 0.8 of them with gradients
-(GuidedMixup-AP); the others are not mixed (``compose.guidedmix``; this class mixes every batch).
+(GuidedMixup-AP); the others are not mixed (``guidedmix``; this class mixes every batch).
 
 Sampling law: ``guidedmix@kang-2023``: nothing is drawn; a plan follows from the images (and the model).
 
@@ -34,6 +34,8 @@ from torch import Tensor
 
 from . import ops, taps
 from .base import Mixer, Needs, Plan
+from .compose import Switch
+from .registry import build
 
 LUMA = (0.299, 0.587, 0.114)
 SIDE = 128
@@ -76,6 +78,17 @@ class GuidedMix(Mixer):
             both = found + found[index]
             mask = torch.where(both > 0, found / both.clamp(min=torch.finfo(both.dtype).tiny), 0.5)
         return {"index": index, "mask": mask}
+
+
+def guidedmix(source: str = "spectral", share: float | None = None) -> Switch:
+    """The published method: ``share`` of the batches mixed by saliency, the others as they are.
+
+    None: half with "spectral" saliency, 0.8 with that of the "gradient".
+    """
+    mixer = GuidedMix(source)
+    share = {"spectral": 0.5, "gradient": 0.8}[source] if share is None else share
+    ops.check_between("share", share, 0.0, 1.0)
+    return Switch([build("vanilla"), mixer], [round(1 - share, 12), share])
 
 
 def blurred(maps: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:

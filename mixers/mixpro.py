@@ -10,7 +10,7 @@ cos(softmax(logits), y_area)`` with the target mixed by area, ``lam = s*attentio
 ``lam*CE(y) + (1-lam)*CE(y[index])``.
 
 Published defaults: alpha = 1; cells of 56 pixels on a ViT with patches of 14. Here patches are of 16 and cells of 32.
-The published method, ``compose.mixpro``, does so for half of the batches and mixes the others as DeiT does.
+The published method, ``mixpro``, does so for half of the batches and mixes the others as DeiT does.
 
 Sampling law: ``mixpro@zhao-2023``: one count for the whole batch, at least one cell unless rho is 0, hence a mean share
 of (n+1)/(2n) at alpha = 1; for each sample a uniformly random subset of that many cells; the partner is a uniformly
@@ -40,6 +40,8 @@ from torch.nn import functional
 
 from . import ops, taps
 from .base import Criterion, Mixer, Out, Plan
+from .compose import Switch
+from .registry import build
 
 
 class MixPro(Mixer):
@@ -118,6 +120,22 @@ class MixPro(Mixer):
         target = ops.blend_targets(self.labels(y), plan["index"], lam)
         loss = criterion(logits, target)
         return Out.of(logits, target.detach(), plan | {"lam": lam.detach()}, mix=loss)
+
+
+def mixpro(
+    alpha: float = 1.0,
+    cell: int = 32,
+    mixup_alpha: float = 0.8,
+    cutmix_alpha: float = 1.0,
+    share: float = 0.5,
+    detach: bool = True,
+    smoothed: bool = False,
+) -> Switch:
+    """The published method: ``MixPro`` for ``share`` of the batches, Mixup or CutMix for the rest."""
+    ops.check_between("share", share, 0.0, 1.0)
+    each = round((1 - share) / 2, 12)
+    others = [build("mixup", alpha=mixup_alpha), build("cutmix", alpha=cutmix_alpha)]
+    return Switch([MixPro(alpha, cell, detach, smoothed), *others], [share, each, each])
 
 
 def agreement(logits: Float[Tensor, "B K"], target: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:

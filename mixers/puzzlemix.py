@@ -39,7 +39,6 @@ from torch import Tensor, nn
 
 from . import grids, ops, taps
 from .base import Criterion, Mixer, Needs, Out, Plan
-from .saliencymix import IMAGENET_MEAN, IMAGENET_STD
 
 EXACT = 8  # blocks a side up to which the mask is optimal: 2**8 states
 MARGIN = 1e-4
@@ -70,10 +69,10 @@ class PuzzleMix(Mixer):
         t_eps: float = 0.8,
         t_size: int | None = None,
         adv_p: float = 0.0,
-        adv_eps: float = 10 / 255,
+        adv_eps: float = 0.0392156862745098,  # 10 of 255
         clean_lam: float = 0.0,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
     ):
         super().__init__()
         for name, value in (("alpha", alpha), ("t_eps", t_eps)):

@@ -32,8 +32,6 @@ from torch import Tensor
 from . import ops
 from .base import Mixer, Plan
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)
 # Half sides of the windows that a pixel is compared with, in pixels.
 WINDOWS = (12, 24, 48, 28, 56, 112)
@@ -50,8 +48,8 @@ class SaliencyMix(Mixer):
         self,
         alpha: float = 1.0,
         box_from: str = "each",
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
     ):
         super().__init__()
         ops.check_positive("alpha", alpha)

@@ -30,6 +30,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from . import blocks, ops
+from .base import Mixer
+from .registry import build
 
 
 class SAMixBlock(nn.Module):
@@ -87,6 +89,41 @@ class SAMixBlock(nn.Module):
 
     def extra_repr(self) -> str:
         return f"lam_mul_k={self.lam_mul_k}, dropout={self.dropout}, upsample={self.upsample!r}"
+
+
+def samix(
+    *,
+    alpha: float = 2.0,
+    margin: float = 0.08,
+    switch_off: float = 1.0,
+    momentum: float = 0.999,
+    momentum_end: float = 0.99999,
+    momentum_delay: float = 0.1,
+    mask_loss: float = 0.1,
+    mask_loss_end: float = 0.0,
+    block_lr: float | None = None,
+    block_min_lr: float | None = None,
+    block_momentum: float | None = None,
+    lam_mul_k: float | int = -1,
+    dropout: float = 0.1,
+    upsample: str = "bilinear",
+) -> Mixer:
+    """The step of AutoMix with this mix block: takes the arguments of both, ``AutoMix`` and ``SAMixBlock``."""
+    return build(
+        "learn",
+        block=SAMixBlock(lam_mul_k, dropout, upsample),
+        alpha=alpha,
+        margin=margin,
+        switch_off=switch_off,
+        momentum=momentum,
+        momentum_end=momentum_end,
+        momentum_delay=momentum_delay,
+        mask_loss=mask_loss,
+        mask_loss_end=mask_loss_end,
+        block_lr=block_lr,
+        block_min_lr=block_min_lr,
+        block_momentum=block_momentum,
+    )
 
 
 def curve(lam: Float[Tensor, " B"], k: float | int) -> Float[Tensor, " B"]:

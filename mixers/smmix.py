@@ -12,13 +12,13 @@ s*s/(g*g)``. With logits o of the mixed image, its tokens t after the last norm 
 h starts as a copy of the model's classifier and is dropped when the model is exported.
 
 Published defaults: no hyperparameter; the three parts weigh the same. This class mixes every batch; the published
-method, ``compose.smmix``, does so for half of them and takes Mixup with alpha = 0.8 for the others.
+method, ``smmix``, does so for half of them and takes Mixup with alpha = 0.8 for the others.
 
 Sampling law: ``smmix@chen-2023``: one s for the whole batch, uniform on floor(g/4) ... floor(3g/4), but at least 1 (3
 to 10 for DeiT, 1 to 5 for PVT and Swin at 224 pixels), where g is the shorter side of the grid; every sample has its
 own squares; the partner is a uniformly random permutation of the batch, fixed points allowed.
 
-Cost: one more forward, 1.33 steps of the model itself (half of the steps in ``compose.smmix``, 1.17 expected).
+Cost: one more forward, 1.33 steps of the model itself (half of the steps in ``smmix``, 1.17 expected).
 
 Deviations: L is the recipe's loss (reference code: cross-entropy), with labels smoothed as the recipe says. In the
 reference code h starts from a draw of its own, and a batch is paired with its reverse. OpenMixup keeps of this method
@@ -35,6 +35,8 @@ from torch import Tensor, nn
 
 from . import ops, taps
 from .base import Criterion, Mixer, Out, Plan
+from .compose import Switch
+from .registry import build
 
 NORM = "norm"  # the last one, by its name in timm
 
@@ -119,6 +121,11 @@ class SMMix(Mixer):
         fine = (criterion(of_own, y) + criterion(of_partner, y[plan["index"]])) / 2
         consistency = divergence(logits, clean, plan["index"], plan["lam"])
         return Out.of(logits, target, plan, mix=criterion(logits, target), fine=fine, consistency=consistency)
+
+
+def smmix(mixup_alpha: float = 0.8) -> Switch:
+    """The published method: Mixup or the attended square with probability one half each."""
+    return Switch([build("mixup", alpha=mixup_alpha), SMMix()])
 
 
 def squares(attention: Float[Tensor, "B h w"], side: int) -> tuple[Int[Tensor, "B 2"], Int[Tensor, "B 2"]]:

@@ -9,7 +9,7 @@ A is the attention, in the last layer, of the class token to the patches (of all
 over heads, in a pass over the clean images in evaluation mode and without gradient.
 
 Published defaults: alpha = 1 for the share of cells (tables of OpenMixup). This class mixes every batch; the published
-method, ``compose.tokenmix``, does so for half of them and takes Mixup with alpha = 0.8 for the others.
+method, ``tokenmix``, does so for half of them and takes Mixup with alpha = 0.8 for the others.
 
 Sampling law: ``tokenmix@mixup-recipes-1``: ``lam0 ~ Beta(alpha, alpha)``; of N cells exactly ``round((1-lam0)*N)`` show
 the partner, the same for the whole batch. Until no cell is left to find: a rectangle with area U(1, cells left) and
@@ -18,7 +18,7 @@ than the grid and has between one new cell and as many as are left; after ten re
 uniformly. The grid is that of the attention looked at: 14 x 14 for DeiT, 7 x 7 for PVT and Swin at 224 pixels. The
 partner is a uniformly random permutation of the batch, fixed points allowed.
 
-Cost: one more forward, 1.33 steps of the model itself (half of the steps in ``compose.tokenmix``, 1.17 expected).
+Cost: one more forward, 1.33 steps of the model itself (half of the steps in ``tokenmix``, 1.17 expected).
 
 Deviations: the reference code ignores Beta: 112 of 196 cells show the partner, 4/7 of any grid with
 ``use_alpha=False``; after ten refusals it stops short of that. Its A are dense labels that a large network made
@@ -37,6 +37,8 @@ from torch import Tensor, nn
 
 from . import ops, taps
 from .base import Mixer, Plan
+from .compose import Switch
+from .registry import build
 
 ATTEMPTS = 10
 OFFICIAL_SHARE = 112 / 196
@@ -93,6 +95,16 @@ class TokenMix(Mixer):
         with taps.evaluating(seer), taps.attention(seer) as look:
             seer(x)
         return look.of_class_token() if look.has_class_token else look.of_patches()
+
+
+def tokenmix(
+    mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, use_alpha: bool = True, teacher: str | None = None
+) -> Switch:
+    """The rows of the tables: Mixup or blocks of tokens with probability one half each.
+
+    ``cutmix_alpha``: the Beta parameter of the share of tokens, which the reference code ignores (``use_alpha=False``).
+    """
+    return Switch([build("mixup", alpha=mixup_alpha), TokenMix(cutmix_alpha, use_alpha, teacher)])
 
 
 def blocks(height: int, width: int, count: int, rng: np.random.Generator) -> Bool[np.ndarray, "{height} {width}"]:

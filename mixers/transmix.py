@@ -8,7 +8,7 @@ itself stays, each patch its first pixel. ``lam = (area + sum(M*a) / sum(a)) / 2
 ``area``, and ``y' = lam*y + (1-lam)*y[index]``, one lambda per sample. No gradient flows through a.
 
 Published defaults: over CutMix, alpha = 1; the two shares of the label weigh the same. The published method,
-``compose.transmix``, does so for .8 of the batches and mixes the others by Mixup with alpha = .8.
+``transmix``, does so for .8 of the batches and mixes the others by Mixup with alpha = .8.
 
 Sampling law: ``transmix@chen-2022``: that of the base, nothing else is drawn.
 
@@ -31,6 +31,8 @@ from torch import Tensor, nn
 
 from . import ops, taps
 from .base import Criterion, Mixer, Out, Plan
+from .compose import Switch
+from .registry import build
 
 
 class TransMix(Mixer):
@@ -87,3 +89,10 @@ class TransMix(Mixer):
             )
         mask = plan["mask"]
         return mask, plan["lam"] if "lam" in plan else mask.mean((1, 2, 3))
+
+
+def transmix(mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, share: float = 0.8) -> Switch:
+    """The published method: CutMix with labels by attention for ``share`` of the batches, Mixup for the others."""
+    ops.check_between("share", share, 0.0, 1.0)
+    members = [build("mixup", alpha=mixup_alpha), TransMix(build("cutmix", alpha=cutmix_alpha))]
+    return Switch(members, [round(1 - share, 12), share])

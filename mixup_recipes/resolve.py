@@ -15,7 +15,7 @@ from typing import Any
 from mixers import MIXERS
 from mixup_recipes.files import shipped
 from mixup_recipes.mixer_args import check_mixer_name, check_rows, merge_rows, with_mixer_args
-from mixup_recipes.names import meant_by, meant_setting, setting_and_mixer
+from mixup_recipes.names import meant_setting, setting_and_mixer
 from mixup_recipes.recipe import Recipe, check, schema
 from mixup_recipes.typed import UserError, convert, from_yaml, nearest
 
@@ -45,10 +45,11 @@ def unknown(name: str) -> str:
         advice = f"did you mean {close[0]!r}?"
     elif setting := meant_setting(head, words):
         advice = f"did you mean {f'{setting}_{mixer}' if mixer else setting!r}?"
-    elif (advice := nearest(name, names)).startswith("valid names"):
-        advice = f"valid settings: {', '.join(settings())}"
+    elif not (advice := nearest(name, names)).startswith("did you mean"):
+        advice = f"valid settings: {', '.join(settings()) or 'none'}; a recipe is <setting>_<mixer>"
     if mixer and name.endswith(mixer):
-        return f"recipe {name!r} has a known mixer, {mixer!r}, and an unknown setting {head!r}; {advice}"
+        head = name.removesuffix(mixer)[:-1]
+        return f"recipe {name!r} has a known mixer, {mixer!r}, and an unknown setting, {head!r}; {advice}"
     return f"unknown recipe {name!r}: no setting starts it; {advice}"
 
 

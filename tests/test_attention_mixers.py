@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixers import CutMix, Mixer, MixPro, Mixup, ResizeMix, Step, TLAlign, TransMix, Vanilla, compose, ops, taps
+from mixers import CutMix, Mixer, MixPro, Mixup, ResizeMix, Step, TLAlign, TransMix, Vanilla, build, ops, taps
 from mixers.mixpro import agreement
 from mixers.testing import batch, differences
 from mixers.tlalign import align
@@ -253,7 +253,7 @@ def test_transmix_needs_a_base_with_a_mask_and_a_model_with_attention() -> None:
 
 
 def test_the_published_switches_draw_their_members_as_often_as_they_say() -> None:
-    for switch, probs in ((compose.transmix(), [0.2, 0.8]), (compose.mixpro(), [0.5, 0.25, 0.25])):
+    for switch, probs in ((build("transmix"), [0.2, 0.8]), (build("mixpro"), [0.5, 0.25, 0.25])):
         drawn = Counter(switch.draw(np.random.default_rng((31, i))) for i in range(4000))
         expected = [4000 * p for p in probs]
         assert stats.chisquare([drawn[i] for i in range(len(probs))], expected).pvalue > LEVEL

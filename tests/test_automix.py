@@ -624,3 +624,11 @@ def test_encoder_model_and_block_are_compiled_and_give_the_same(
         ours, theirs = (s(*batch(), rng_of(index)) for s in (step, plain))
         torch.testing.assert_close(ours.loss, theirs.loss)
         torch.testing.assert_close(ours.logits, theirs.logits)
+
+
+def test_what_a_member_of_another_mixer_names_is_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, compiled = build("samix"), []
+    step = Step(timm.create_model("test_resnet"), Switch([build("mixup"), Switch([inside])]), nn.CrossEntropyLoss())
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **_: compiled.append(module))
+    launch.compile_step(step)
+    assert inside.block in compiled

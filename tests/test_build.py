@@ -1,5 +1,6 @@
 """Making mixers by name: what works, and errors that say what was given, what was expected and what to do."""
 
+import inspect
 import subprocess
 import sys
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from tiny import environment
 from torch import nn
 
+import mixers
 from mixers import (
     BLOCKS,
     MIXERS,
@@ -25,6 +27,7 @@ from mixers import (
     deit,
     ops,
     rsb,
+    signature,
 )
 from mixers.testing import tiny_step
 
@@ -239,6 +242,49 @@ def test_what_cannot_be_built_is_a_value_error_that_names_the_nearest(spec, args
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize("name", MIXERS | BLOCKS)
+def test_a_signature_is_read_as_it_is_written(name: str) -> None:
+    read, written = (
+        [(p.name, p.kind, repr(p.default)) for p in found.parameters.values()]
+        for found in (signature(name), inspect.signature((MIXERS | BLOCKS)[name]))
+    )
+    assert read == written
+
+
+def test_the_signature_of_an_unknown_name_is_an_error_that_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"unknown mixer 'cutmux'; did you mean 'cutmix'\?"):
+        signature("cutmux")
+
+
+NAMES = """
+import sys
+import mixers
+
+known = mixers.MIXERS | mixers.BLOCKS
+assert "cutmix" in known and "cutmux" not in known and "CutMix" in dir(mixers)
+assert all(mixers.signature(name) for name in known)
+print(*known, "torch" in sys.modules, callable(known["cutmix"]), "torch" in sys.modules)
+"""
+
+
+def test_names_and_signatures_are_known_without_torch() -> None:
+    done = subprocess.run([sys.executable, "-c", NAMES], env=environment(), **TEXT)
+    assert done.stdout.split() == [*MIXERS, *BLOCKS, "False", "True", "True"], done.stderr
+
+
+def test_the_package_shows_every_class_and_the_files_as_modules() -> None:
+    assert set(mixers.__all__) <= set(dir(mixers)) and all(hasattr(mixers, name) for name in mixers.__all__)
+    for make in (MIXERS | BLOCKS).values():
+        if isinstance(make, type):
+            assert getattr(mixers, make.__name__) is make
+    assert mixers.taps.Frozen and mixers.automix.AutoMix is mixers.AutoMix
+    assert mixers.deit is deit is sys.modules["mixers.deit"].deit is MIXERS["deit"]  # not its file
+    with pytest.raises(AttributeError, match="module 'mixers' has no attribute 'CutMux'"):
+        _ = mixers.CutMux
+    with pytest.raises(TypeError):
+        MIXERS["mine"] = Mixup  # type: ignore[index]
+
+
 def test_published_switches_store_what_they_were_given() -> None:
     assert [m.alpha for m in deit(0.3, 0.4).mixers] == [0.3, 0.4]
     assert [m.alpha for m in rsb(0.3, 0.4).mixers] == [0.3, 0.4]
@@ -295,7 +341,7 @@ def test_a_switch_hands_on_what_its_members_own() -> None:
     (group,) = switch.param_groups(0.1, 0.05)
     assert group["params"] == [member.weight] and (group["lr"], group["weight_decay"]) == (0.5, 0.0)
     assert switch.models(model) == {"": model, "k": member}
-    assert CutMix().param_groups(0.1, 0.05) == [] and CutMix().models(model) == {"": model}
+    assert CutMix().param_groups(0.1, 0.05) == CutMix().compiled() == [] and CutMix().models(model) == {"": model}
 
 
 COMPILED = """

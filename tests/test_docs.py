@@ -1,5 +1,6 @@
 """Documents keep their word: commands parse, code runs, method files say what they must, nothing local leaks."""
 
+import ast
 import os
 import re
 import shlex
@@ -146,6 +147,31 @@ def test_every_mixer_comes_from_a_file_that_states_its_paper() -> None:
     for name, make in MIXERS.items():
         doc = f"{make.__doc__} {__import__(make.__module__, fromlist=['x']).__doc__}"
         assert name == "vanilla" or PAPER.search(doc), name
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, by dotted names, and what it takes from them."""
+    found, package = set(), path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "mixers").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_mixers_import_nothing_of_ours_and_no_paper(path: Path) -> None:
+    """Only the package itself shows the papers' classes: no paper, no composition and no tool imports one."""
+    others = {file.split("/")[0].removesuffix(".py") for file in TRACKED if file.endswith(".py")} - {"mixers"}
+    assert {"recipes", "train_mixup", "tests"} <= others
+    assert not others & {name.split(".")[0] for name in imports(path)}
+    assert path == ROOT / "mixers/__init__.py" or not imports(path) & {f"mixers.{paper.stem}" for paper in PAPERS}
+    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    late = [n for f in functions for n in ast.walk(f) if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert not late, "imports stand at the top"
 
 
 @pytest.mark.parametrize(("head", "key"), [("FLOPs", "flops"), ("kept for backward", "kept"), ("time", "time")])

@@ -121,7 +121,7 @@ def test_a_mixer_that_looks_at_the_model_is_shown_with_an_untrained_one(monkeypa
             lam = look[0](x).softmax(1).amax(1).detach()
             return super().plan(x, y, rng) | {"mask": lam.view(-1, 1, 1, 1)}
 
-    monkeypatch.setitem(MIXERS, "looking", Looking)
+    monkeypatch.setitem(MIXERS.rows, "looking", Looking)
     rows = [preview.mixed(recipe, preview.shapes(4)) for recipe in preview.chosen([], ["looking", "cutmix"])]
     assert [row.notes for row in rows] == [["by untrained model"], []]
 
@@ -133,8 +133,9 @@ def test_a_teacher_that_cannot_be_had_is_left_out_of_a_sheet_of_everything_only(
         raise taps.NoWeights(f"no weights for the teacher {name!r}")
 
     monkeypatch.setattr(taps, "pretrained", pretrained)
-    two = {name: MIXERS[name] for name in ("mixup", "attentivemix")}
-    with patch.dict(MIXERS, two, clear=True):  # which puts the others back in their order
+    monkeypatch.setattr(taps.teacher, "pretrained", pretrained)
+    two = {name: MIXERS.rows[name] for name in ("mixup", "attentivemix")}
+    with patch.dict(MIXERS.rows, two, clear=True):  # which puts the others back in their order
         said = preview.preview([], [], 2, "synthetic", tmp_path / "a.png")
         with pytest.raises(UserError, match="'attentivemix' with model 'test_resnet': no weights for the teacher"):
             preview.preview([], ["attentivemix"], 2, "synthetic", tmp_path / "b.png")
@@ -148,7 +149,7 @@ def test_what_is_mixed_behind_the_images_is_said(monkeypatch: pytest.MonkeyPatch
         def mix(self, x, y, **plan):
             return x, super().mix(x, y, **plan)[1]
 
-    monkeypatch.setitem(MIXERS, "hidden", Hidden)
+    monkeypatch.setitem(MIXERS.rows, "hidden", Hidden)
     assert preview.mixed(preview.chosen([], ["hidden"])[0], preview.shapes(4)).notes == ["mixes features"]
 
 

@@ -134,7 +134,7 @@ def reads_the_device(x, y, alpha=1.0):
 @pytest.fixture(autouse=True)
 def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under pytest every call of ours checks shapes, which is slow."""
-    monkeypatch.setattr(probes, "DRAWS", 500)
+    monkeypatch.setattr(probes.bench, "DRAWS", 500)
 
 
 def subject(mix: Callable, alphas: tuple[float, ...] = (), **options: object) -> probes.Subject:

@@ -44,7 +44,7 @@ class Looking(Mixup):
         return super().plan(x, y, rng) | {{"mask": lam.view(-1, 1, 1, 1)}}
 
 
-MIXERS["looking"] = Looking
+MIXERS.rows["looking"] = Looking
 forward, seen = Step.forward, []
 
 
@@ -134,7 +134,7 @@ def test_a_mixer_that_looks_at_the_model_is_rebuilt_with_the_weights_as_they_wer
 ) -> None:
     out = spied(server, tmp_path, "looking", processes)
     (tmp_path / "looking.py").write_text(SPY.format(folder=""))
-    monkeypatch.setitem(MIXERS, "looking", Mixup)  # so that the entry is taken out again
+    monkeypatch.setitem(MIXERS.rows, "looking", Mixup)  # so that the entry is taken out again
     runpy.run_path(str(tmp_path / "looking.py"))
     for step, micro in ((0, 0), (0, 1), (4, 0), (8, 1)):
         assert_same(replay.replay(out, step, micro), fed(out, step, micro, processes))

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixers import SMMix, Step, build
-from mixers.compose import smmix
-from mixers.smmix import divergence, means, squares
+from mixers.smmix import divergence, means, smmix, squares
 from mixers.testing import batch, differences, footprint, global_rngs
 
 LEVEL = 1e-3

@@ -15,9 +15,8 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from mixers import CutMix, Mixup, Step, TokenMix, build
-from mixers.compose import tokenmix
 from mixers.testing import batch, differences, footprint, global_rngs
-from mixers.tokenmix import blocks
+from mixers.tokenmix import blocks, tokenmix
 
 LEVEL = 1e-3
 

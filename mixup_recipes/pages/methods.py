@@ -1,14 +1,11 @@
 """What the mixers' files say of their methods: the parts of their docstrings as Markdown, and the papers as BibTeX."""
 
-import importlib
 import inspect
 import re
 import sys
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from mixers import MIXERS, build
-from mixers.base import Mixer
+from mixers import MIXERS, Mixer, Switch, build
 
 # A part of a docstring begins with its name: "Sampling law: ...". The first paragraph is the title.
 LABEL = re.compile(r"([A-Z][a-z]+(?: [a-z]+){0,3}):\s")
@@ -28,19 +25,11 @@ class Method(NamedTuple):
 
 
 def methods(name: str, args: dict[str, Any]) -> list[Method]:
-    """What a mixer is made of: its own file first, then those of the mixers inside it.
-
-    A composition without a file of its own (``rsb``) begins with what its docstring says.
-    """
-    modules = [type(mixer).__module__ for mixer in build(name, **args).modules() if isinstance(mixer, Mixer)]
-    own = [f"mixers.{name}"] if find_spec(f"mixers.{name}") else []
-    found = [] if own else [Method(name, inspect.getdoc(MIXERS[name]) or "", {})]
-    for module in dict.fromkeys([*own, *modules]):
-        if module not in ("mixers.compose", "mixers.base"):
-            # a mixer of the user's own may live in a script, which cannot be imported by its name
-            source = importlib.import_module(module) if module.startswith("mixers.") else sys.modules.get(module)
-            found.append(parse(inspect.getdoc(source) or ""))
-    return found
+    """What a mixer is made of: its own file first, then those of the mixers inside it."""
+    parts = [type(part).__module__ for part in build(name, **args).modules() if isinstance(part, Mixer)]
+    modules = dict.fromkeys([MIXERS[name].__module__, *parts])
+    modules.pop(Switch.__module__, None)  # what holds mixers together is no method
+    return [parse(inspect.getdoc(sys.modules.get(module)) or "") for module in modules]
 
 
 def parse(doc: str) -> Method:
@@ -67,13 +56,12 @@ def markdown(text: str) -> str:
 
 def bibtex(head: str) -> str | None:
     """The paper that a docstring's head names, ``Title. Authors. Venue year. URL``; None where it names none."""
-    for start in (head, *head.split("\n\n")[1:]):  # the docstring of a composition has the paper further down
-        title, *others = re.split(r"\.\s+", " ".join(start.split()))
-        authors = next((s for s in others[:2] if AUTHORS.fullmatch(s)), None)
-        venue = next((m for s in others[:2] if (m := re.match(r"(.{0,60}?)\b((?:19|20)\d\d)\b", s))), None)
-        url = URL.search(start)
-        if authors and venue and url:
-            return entry(title, authors, venue[1].strip(), venue[2], url[0].rstrip("."))
+    title, *others = re.split(r"\.\s+", " ".join(head.split()))
+    authors = next((s for s in others[:2] if AUTHORS.fullmatch(s)), None)
+    venue = next((m for s in others[:2] if (m := re.match(r"(.{0,60}?)\b((?:19|20)\d\d)\b", s))), None)
+    url = URL.search(head)
+    if authors and venue and url:
+        return entry(title, authors, venue[1].strip(), venue[2], url[0].rstrip("."))
     return None
 
 

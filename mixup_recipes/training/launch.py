@@ -15,10 +15,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from tqdm import tqdm
 
-from mixers import Step, taps
-from mixers.adautomix import AdaptiveMask
-from mixers.automix import MixBlock
-from mixers.samix import SAMixBlock
+from mixers import Mixer, Step, taps
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
@@ -75,7 +72,7 @@ def on_device(step: nn.Module, recipe: Recipe, accelerator: Accelerator) -> Any:
 
 
 def compile_step(step: Step) -> None:
-    """Compile each network stage by stage, and what makes masks.
+    """Compile each network stage by stage, and what mixers name of their own.
 
     For the few shapes of a run: whole and last batches, training and evaluation.
     All stages share one budget of recompilations, which torch sets to 8; and dynamic shapes, which it would try
@@ -85,9 +82,10 @@ def compile_step(step: Step) -> None:
     try:
         for net in (step.model, *step.mixer.models(step.model).values()):
             taps.compile_stages(net, dynamic=False)
-        for block in step.mixer.modules():
-            if isinstance(block, MixBlock | SAMixBlock | AdaptiveMask):
-                block.compile(dynamic=False)
+        for mixer in step.mixer.modules():
+            if isinstance(mixer, Mixer):
+                for part in mixer.compiled():
+                    part.compile(dynamic=False)
     except ValueError as e:
         raise UserError(f"torch_compile: {e}") from None
 

@@ -1,0 +1,50 @@
+"""Looks into a model that is not ours: its stages, hidden features, attention and input gradient; a frozen teacher.
+
+Everything works on plain timm models from outside, through the module paths that timm publishes in
+``feature_info``, and leaves no trace on the model: no hook, mode, flag, buffer or gradient. A tap that did not
+fire raises: a hook on a model that was compiled as a whole, or that recomputes activations, would otherwise be
+ignored without a word.
+
+Two limits of torch decide what is possible. Inside a stage that was compiled no new hook fires, so a tap there
+runs that one stage uncompiled during its block. Activation checkpointing runs a module again in the backward
+pass, when hooks are gone: ``edit`` refuses it, ``record``, ``attention`` and ``saliency`` work where it reaches
+the module at all.
+"""
+
+from ..weights import NoWeights
+from .attending import Attention, attention, attention_layers, attentions
+from .features import before_classifier, from_tokens, grid, last_feature, to_map, to_tokens
+from .gradient import as_is, clean_pass, evaluating, magnitude, saliency
+from .hooks import edit, record
+from .published import classifier, compile_stages, reductions, stages
+from .teacher import Frozen, asking_once, pretrained, teachers, why
+
+__all__ = [
+    "Attention",
+    "Frozen",
+    "NoWeights",
+    "as_is",
+    "asking_once",
+    "attention",
+    "attention_layers",
+    "attentions",
+    "before_classifier",
+    "classifier",
+    "clean_pass",
+    "compile_stages",
+    "edit",
+    "evaluating",
+    "from_tokens",
+    "grid",
+    "last_feature",
+    "magnitude",
+    "pretrained",
+    "record",
+    "reductions",
+    "saliency",
+    "stages",
+    "teachers",
+    "to_map",
+    "to_tokens",
+    "why",
+]
