@@ -36,8 +36,8 @@ MEANINGS = {
     "repo": "hub_model_id", "repo_id": "hub_model_id", "private": "hub_private_repo", "token": "hub_token",
     # mixers
     "none": "vanilla", "baseline": "vanilla", "plain": "vanilla", "no_mix": "vanilla", "no_mixup": "vanilla",
-    "erm": "vanilla", "input_mixup": "mixup", "mixup_cutmix": "deit", "cutmix_mixup": "deit", "mixup_and_cutmix": "deit",
-    "cut_and_paste": "cutmix", "co_mix": "comixup", "align_mixup": "alignmix",
+    "erm": "vanilla", "input_mixup": "mixup", "mixup_cutmix": "deit", "cutmix_mixup": "deit", "cut_paste": "cutmix",
+    "mixup_and_cutmix": "deit", "co_mix": "comixup", "align_mixup": "alignmix",
 }  # fmt: skip
 
 # How models, data sets and epochs are written, and what a setting's name has for them.
