@@ -3,38 +3,33 @@
 Runs the same under accelerate launch, torchrun and plain python.
 """
 
-# Read it top to bottom: recipe, processes, model and mixer, data, state, loop. One update of the loop is:
-# micro-batches through `Step`, in which a mixer of mixers/ performs the training step; backward; clip;
-# optimiser; after_step. Everything random is a function of the seed and the update, so that a run which was
-# killed goes on as if nothing had happened.
+# Read it top to bottom: recipe, processes, model and mixer, data, state, record, loop, end. One update of the loop is
+# `train_update`: micro-batches through `Step`, in which a mixer of mixers/ performs the training step; backward; clip;
+# optimiser; after_step. Everything random is a function of the seed and the update, so that a run which was killed
+# goes on as if nothing had happened.
 
-import contextlib
 import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from mixers import MIXERS
 from mixup_recipes import flags as cli
-from mixup_recipes.data.loading import Samples, train_batches
-from mixup_recipes.data.order import TrainOrder, cut
-from mixup_recipes.data.pictures import sample_sheet
-from mixup_recipes.data.splits import load_splits
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import resolve, settings
-from mixup_recipes.training.export import publish
-from mixup_recipes.training.folder import Log, NoLog, check_disk, check_folder, check_teachers, environment, open_folder
 from mixup_recipes.training.job import STOPPED, Job
 from mixup_recipes.typed import UserError
 
 
-def main() -> int | None:
-    """The training job; returns its exit status."""
+def main(argv: list[str] | None = None) -> int | None:
+    """The training job; returns its exit status. ``argv``: flags, default those of the command line."""
     # ----------------------------------------------------------------------------------------- recipe
-    given = cli.parse(sys.argv[1:], "train_mixup.py", __doc__ or "", {"Run": Job, "Recipe fields": Recipe})
+    given = cli.parse(
+        sys.argv[1:] if argv is None else argv, "train_mixup.py", __doc__ or "", {"Run": Job, "Recipe fields": Recipe}
+    )
     job = cli.fill(Job, given["Run"])
     if job.list:
-        from mixers import MIXERS
-
         print(f"settings: {' '.join(settings())}\nmixers:   {' '.join(MIXERS)}\nrecipe:   <setting>_<mixer>")
         return None
     if job.recipe is None:
@@ -42,43 +37,45 @@ def main() -> int | None:
     recipe, _ = resolve(job.recipe, given["Recipe fields"])
     folder = Path(job.output_dir or f"runs/{recipe.name}-seed{recipe.seed}")
 
-    # ----------------------------------------------------------------------------------------- processes
+    # All that imports torch waits until here, so that --help and --list answer at once.
     import torch
     from timm.utils import ModelEmaV3, distribute_bn
 
     from mixers import Step, build
     from mixup_recipes.data import images, streaming
+    from mixup_recipes.data.loading import Samples
+    from mixup_recipes.data.order import TrainOrder, cut
+    from mixup_recipes.data.pictures import sample_sheet
+    from mixup_recipes.data.splits import load_splits
     from mixup_recipes.hub.publisher import Publisher
-    from mixup_recipes.training import (
-        backbones,
-        checkpoint,
-        dryrun,
-        evaluation,
-        launch,
-        microbatch,
-        optimisation,
-        precise_bn,
-    )
+    from mixup_recipes.pages import card
+    from mixup_recipes.runs.run import Run
+    from mixup_recipes.training import backbones, checkpoint, dryrun, evaluation, launch, optimisation, precise_bn
+    from mixup_recipes.training.export import publish
+    from mixup_recipes.training.folder import check_disk, check_folder, check_teachers, environment, open_folder
+    from mixup_recipes.training.log import Log, NoLog
+    from mixup_recipes.training.progress import Progress
     from mixup_recipes.training.signals import Stop
+    from mixup_recipes.training.update import Learner, criterion, prepared, train_update
 
+    # ----------------------------------------------------------------------------------------- processes
     accelerator = launch.accelerator(recipe, folder, job.report_to, job.deterministic)
     stop = Stop()  # from here on a signal means: save and leave
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    micro_batches, accumulation = cut(recipe, world)
+    _, accumulation = cut(recipe, world)
     accelerator.print(
         f"{recipe.name}: {world} process{'es' * (world > 1)} on {device.type}, {recipe.mixed_precision} mixed "
         f"precision, global batch {recipe.batch_size} = {recipe.per_device_train_batch_size} per process x {world} "
         f"x {accumulation} accumulated",
         flush=True,
     )
-
     hub = Publisher(folder, recipe, job, accelerator.print) if job.push_to_hub else None
     if not job.dry_run:
         check_folder(folder, recipe, resume=job.resume_from_checkpoint is not None)
     resumed = None if job.dry_run else job.resume_from_checkpoint
     found = checkpoint.choose(resumed, folder / "checkpoints", accelerator)
 
-    # ----------------------------------------------------------------------------------------- model, mixer, transforms
+    # ----------------------------------------------------------------------------------------- model and mixer
     model = backbones.create_model(recipe)
     backbones.check_input(model, recipe.per_device_train_batch_size, recipe.image_size, recipe.model, training=True)
     backbones.check_input(model, 1, recipe.eval_size, recipe.model, training=False)
@@ -89,7 +86,7 @@ def main() -> int | None:
 
     def new_step() -> Step:
         mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
-        return Step(model, mixer, optimisation.criterion(recipe))
+        return Step(model, mixer, criterion(recipe))
 
     try:
         step = new_step()
@@ -105,6 +102,12 @@ def main() -> int | None:
     # ----------------------------------------------------------------------------------------- data
     with accelerator.main_process_first():  # one process downloads, the others read
         splits = load_splits(recipe)
+    workers = launch.workers(job.dataloader_num_workers, accelerator)
+    source = streaming.Stream if recipe.streaming else Samples
+    samples = source(splits.train, recipe, train_transform, job.on_bad_image)
+    eval_samples = source(splits.eval, recipe, eval_transform, job.on_bad_image)
+
+    # ----------------------------------------------------------------------------------------- state
     if start is not None:
         accelerator.print(f"starts from {recipe.pretrained} {backbones.start_from(step.model, start, splits.classes)}")
         step, start = new_step(), None  # a mixer may have copied the model
@@ -112,26 +115,22 @@ def main() -> int | None:
     if recipe.torch_compile:
         launch.compile_step(step)
     ema = ModelEmaV3(step.model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
-    modules = {"model": step} | ({"ema": ema.module} if ema else {})
     wrapped, optimizer = accelerator.prepare(step, optimisation.optimizer(step, recipe))
+    learner = Learner(step, wrapped, optimizer, ema)
     # every process checks, so that every process leaves with the same status before anything is written
-    check_disk(folder, checkpoint.needed_bytes(modules, job.save_total_limit, recipe))
-    state, sums = {"update": 0, "evaluated": 0, "log_length": 0, "seconds": 0.0}, {}
+    check_disk(folder, checkpoint.needed_bytes(learner.modules, job.save_total_limit, recipe))
+    state: dict[str, Any] = {"update": 0, "evaluated": 0, "log_length": 0, "seconds": 0.0}
+    sums: dict[str, torch.Tensor] = {}
     if found is not None:
-        state, sums = checkpoint.restore(found, modules, [optimizer, accelerator.scaler], rank, world, device)
+        state, sums = checkpoint.restore(found, learner.modules, [optimizer, accelerator.scaler], rank, world, device)
         accelerator.print(f"resumed from {found.name}")
         if state["processes"] != world:
             accelerator.print(f"saved by {state['processes']} processes: goes on, but not bit for bit")
     update, evaluated = state["update"], state["evaluated"]
-    workers = launch.workers(job.dataloader_num_workers, accelerator)
-    dataset = streaming.Stream if recipe.streaming else Samples
-    samples = dataset(splits.train, recipe, train_transform, job.on_bad_image)
     order = TrainOrder(len(samples), recipe, rank, world, start=update)
     total, per_epoch = order.updates, order.updates_per_epoch
     if recipe.streaming and update % per_epoch:
         accelerator.print("streaming: the rest of this epoch is drawn anew, so some images come twice or not at all")
-    batches = train_batches(samples, order, workers, device)
-    eval_samples = dataset(splits.eval, recipe, eval_transform, job.on_bad_image)
 
     # ----------------------------------------------------------------------------------------- record
     accelerator.wait_for_everyone()
@@ -143,7 +142,7 @@ def main() -> int | None:
         hub.begin()
     log = Log(folder / "log.jsonl", state["log_length"]) if accelerator.is_main_process else NoLog()
     launch.init_trackers(accelerator, recipe, start=update)
-    progress = launch.Progress(accelerator, recipe, update, total)
+    progress = Progress(accelerator, recipe, update, total)
     began = time.perf_counter() - state["seconds"]
     save_every = per_epoch if job.checkpointing_steps == "epoch" else int(job.checkpointing_steps)
     last_saved = update if found else -1
@@ -155,6 +154,7 @@ def main() -> int | None:
         accelerator.log({f"{mode}/{k}": v for k, v in (values | perf).items()}, step=update)
 
     # ----------------------------------------------------------------------------------------- loop
+    batches = prepared(progress.timed(samples.train_batches(order, workers, device)), order, device)
     while True:
         epoch, within = divmod(update, per_epoch)
 
@@ -166,7 +166,7 @@ def main() -> int | None:
                 precise_bn.refresh(step, samples, recipe, epoch, workers, accelerator)
                 if world > 1:
                     distribute_bn(step, world, reduce=True)
-            nets = step.mixer.models(step.model) | ({"ema": ema.module} if ema else {})
+            nets = learner.classifiers
             scored = evaluation.evaluate(nets, eval_samples, recipe, accelerator, workers, stop)
             if scored is None:
                 leaving = True
@@ -176,7 +176,7 @@ def main() -> int | None:
                 text = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if "_" not in k or k.endswith("top1"))
                 progress.say(f"epoch {epoch}/{recipe.epochs}: {text}")
                 if accelerator.is_main_process:
-                    publish(folder, nets, columns, recipe, splits.classes, log, epoch)
+                    publish(folder, nets, columns, recipe, splits.classes, log.lines, epoch)
             progress.restart()
 
         # save, and leave when asked to
@@ -186,8 +186,9 @@ def main() -> int | None:
             state = {"evaluated": evaluated, "log_length": log.length(), "seconds": time.perf_counter() - began}
             optimizers = [optimizer.state_dict(), accelerator.scaler.state_dict() if accelerator.scaler else {}]
             checkpoint.save(
-                folder / "checkpoints", update, modules, optimizers, sums, state, accelerator, job.save_total_limit
-            )
+                folder / "checkpoints", update, learner.modules, optimizers, sums, state, accelerator,
+                job.save_total_limit,
+            )  # fmt: skip
             last_saved = update
             if hub and not finished and not leaving:
                 hub.saved()
@@ -196,37 +197,17 @@ def main() -> int | None:
             break
 
         # one update
-        step.train()
         optimisation.set_learning_rates(optimizer, recipe, update, per_epoch)
-        waited = 0.0
-        for micro in range(rank, micro_batches, world):
-            before = time.perf_counter()
-            pixels, labels, _, bad = next(batches)
-            waited += time.perf_counter() - before
-            x, y, rng = microbatch.inputs(pixels, labels, recipe, update, micro, device)
-            last = micro + world >= micro_batches
-            with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
-                out = wrapped(x, y, rng)
-                accelerator.backward(out.loss / accumulation)
-            seen = {"steps": 1, "images": len(x), "bad": int(bad.gt(0).sum()), "loss": out.loss.detach(), **out.logs}
-            for name, value in seen.items():
-                sums[name] = sums[name] + value if name in sums else torch.zeros((), device=device) + value
-            if accelerator.is_main_process and micro == within == 0 and epoch in pictured:
-                mixed, _ = step.mixer.mix(x, y, **out.plan)
-                sample_sheet(mixed, out.target, recipe, splits.classes, folder / f"samples/epoch_{epoch:03d}.png")
-        if recipe.clip_grad is not None:
-            accelerator.clip_grad_norm_(step.parameters(), recipe.clip_grad)
-        optimizer.step()
-        optimizer.zero_grad()
+        batch, out = train_update(learner, batches, order, update, sums, accelerator)
+        if accelerator.is_main_process and within == 0 and epoch in pictured:
+            mixed, _ = step.mixer.mix(batch.x, batch.y, **out.plan)
+            sample_sheet(mixed, out.target, recipe, splits.classes, folder / f"samples/epoch_{epoch:03d}.png")
+        del batch, out  # the device's memory is for the next ones
         update += 1
-        step.mixer.after_step(step.model, update / total)
-        if ema:
-            ema.decay = optimisation.ema_decay(recipe, update, per_epoch)
-            ema.update(step.model)
         if update % per_epoch == 0 and world > 1:
-            for module in modules.values():
+            for module in learner.modules.values():
                 distribute_bn(module, world, reduce=True)
-        progress.update(waited)
+        progress.update()
 
         # log: the only place where the device is read
         if update % job.logging_steps == 0 or update % per_epoch == 0:
@@ -255,10 +236,8 @@ def main() -> int | None:
     else:
         accelerator.print(f"done: {folder}")
         if accelerator.is_main_process:
-            from mixup_recipes.pages import card
-
             try:
-                card.write_card(folder)
+                card.write_card(Run.open(folder))
             except UserError as e:  # the run is whole without it
                 print(f"no model card: {e}; mend it, then run: mixup-recipes card {folder}")
     accelerator.end_training()

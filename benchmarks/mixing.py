@@ -75,7 +75,8 @@ def main() -> None:
 
 def alone(names: list[str], repeats: int, device: torch.device) -> list[str]:
     """Print the milliseconds of ``plan`` and ``mix``; returns the mixers of which only whole steps tell the cost."""
-    columns, skipped, faults = [], [], []
+    columns, faults = [], []
+    skipped: list[str] = []
     for shape in SHAPES:
         made, skipped = contestants(names, shape, device)
         measure(made, 1, device)
@@ -107,8 +108,8 @@ def contestants(
     made: dict[str, Function] = {"floor": lambda: torch.lerp(other, x, weight, out=out)}
     skipped = []
     for name in names:
-        mixer = new_step(name)
-        mixer = mixer.mixer.to(device) if isinstance(mixer, Step) else None
+        step = new_step(name)
+        mixer = step.mixer.to(device) if isinstance(step, Step) else None
         if mixer is None or inside_the_model(mixer, x[:4], y[:4]):
             skipped.append(name)
         else:
@@ -180,7 +181,9 @@ def whole_steps(names: list[str], repeats: int, device: torch.device) -> None:
     for step in ready.values():
         rng = np.random.default_rng(0)  # goes on from call to call, so that every branch is taken
         without_waiting(functools.partial(train_once, step, x, y, rng), device, step.mixer._get_name())
-    made = {name: functools.partial(train_once, step, x, y, np.random.default_rng(0)) for name, step in ready.items()}
+    made: dict[str, Function] = {
+        name: functools.partial(train_once, step, x, y, np.random.default_rng(0)) for name, step in ready.items()
+    }
     times = measure(made, repeats, device)
     head = f"whole step of {MODEL}, {'x'.join(map(str, STEP_SHAPE))}"
     print(f"| {head} | milliseconds | times vanilla | graphs in {COMPILED_STEPS} steps (branches) |")

@@ -56,8 +56,9 @@ def main() -> None:
     parts = mosaics()
 
     def puzzle(*args: torch.Tensor) -> None:
-        grids.descent(*args[:4])
-        transported(*args[4:], 0.8)
+        *solved, saliency, shown = args
+        grids.descent(*solved)
+        transported(saliency, shown, 0.8)
 
     step = problem[0], *problem[2:]
     calls: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {

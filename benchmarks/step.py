@@ -195,7 +195,7 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.total = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.convolution_backward.default:  # torch's formula takes no notice of groups
             grad, x, weight, transposed, wanted = args[0], args[1], args[2], args[7], args[10]

@@ -29,8 +29,8 @@ def snapshot(name: str, *others: str) -> Path:
 def model_of(folder: Path, name: str, **args: Any) -> nn.Module:
     """The model of a folder with config.json and model.safetensors, through timm. ``args``: instead of the config's.
 
-    Raises ``UserError`` for a configuration that is none of a classifier of timm or of ``mixup_recipes.training.backbones``, and for
-    weights that do not fit.
+    Raises ``UserError`` for a configuration that is none of a classifier of timm or of
+    ``mixup_recipes.training.backbones``, and for weights that do not fit.
     """
     try:
         return weights.load(folder, name, **args)

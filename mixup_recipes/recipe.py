@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from mixup_recipes.typed import Between, UserError
+from mixup_recipes.typed import Between, UserError, convert
 
 LARGEST = 4096  # pixels of an image that is evaluated
 
@@ -237,7 +237,8 @@ def check_policy(aa: str | None) -> None:
 
 def changed(recipe: Recipe, **fields: Any) -> Recipe:
     """A recipe with other values in some fields, checked. Raises ``UserError``."""
-    new = dataclasses.replace(recipe, **fields)
+    known = schema(Recipe)
+    new = dataclasses.replace(recipe, **{k: convert(v, known[k], k) for k, v in fields.items()})
     check(new)
     return new
 

@@ -20,6 +20,7 @@ import timm
 import tiny
 import torch
 from driver import Server
+from forks import Forks
 from hub_server import HubServer
 from resuming import Reference
 from teachers import fill
@@ -78,11 +79,26 @@ def server() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
-    """A Hub of its own, on a free port."""
-    with HubServer(tmp_path / "hub") as hub:
+@pytest.fixture(scope="session")
+def only_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """The Hub of all tests, on a free port."""
+    with HubServer(tmp_path_factory.mktemp("hub")) as hub:
         yield hub
+
+
+@pytest.fixture
+def hub(only_hub: HubServer) -> HubServer:
+    """The Hub, as empty as it was at first."""
+    only_hub.clear()
+    return only_hub
+
+
+@pytest.fixture(scope="session")
+def clients(only_hub: HubServer) -> Iterator[Forks]:
+    """Processes that know this Hub and have our commands imported."""
+    imports = "import evaluate_mixup, huggingface_hub, timm, mixup_recipes.cli, mixup_recipes.runs.replay\n"
+    with Forks(only_hub.env, imports + "import mixup_recipes.hub.publisher, mixup_recipes.hub.verify") as forks:
+        yield forks
 
 
 @pytest.fixture(scope="session")

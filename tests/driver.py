@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -64,6 +65,8 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.requests, self.answers = self.process.stdin, self.process.stdout
         self.runs = 0
         self.ask(do="wait", pids=[], timeout=0)  # it answers when all is imported
 
@@ -71,16 +74,16 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()
+        self.requests.close()
         self.process.wait(30)
-        self.process.stdout.close()
+        self.answers.close()
         self.folder.cleanup()
 
     def ask(self, **request: Any) -> Any:
         """One request, one answer."""
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        self.requests.write(json.dumps(request) + "\n")
+        self.requests.flush()
+        return json.loads(self.answers.readline())
 
     def start(self, *args: object, processes: int = 1, faults: Any = (), ranks: Any = None, cwd: Any = None) -> Run:
         """Start train_mixup.py on one or several processes.
@@ -132,7 +135,12 @@ def receive(target: str, call: int, number: int) -> None:
 
 def kill_parent(target: str, call: int) -> None:
     """A loader process kills its training process."""
-    wrap(target, call, lambda: (os.kill(os.getppid(), signal.SIGKILL), time.sleep(0.5)))
+
+    def fail() -> None:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(0.5)
+
+    wrap(target, call, fail)
 
 
 def no_space(target: str, call: int) -> None:
@@ -146,23 +154,22 @@ def no_space(target: str, call: int) -> None:
 
 def small_disk() -> None:
     """A disk with 1 kB to spare."""
-    import shutil
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    setattr(shutil, "disk_usage", lambda _: usage)  # noqa: B010  its type says that nobody does this
 
-    shutil.disk_usage = lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)  # type: ignore[attr-defined]
 
+def not_a_number(first: int) -> None:
+    """The loss is not a number from a micro-batch on."""
+    from mixup_recipes.training import update
 
-def not_a_number(update: int) -> None:
-    """The loss is not a number from an update on."""
-    from mixup_recipes.training import optimisation
-
-    original, calls = optimisation.one_hot, 0
+    original, calls = update.one_hot, 0
 
     def one_hot(*args: Any) -> Any:
         nonlocal calls
         calls += 1
-        return original(*args) * (float("nan") if calls > update else 1)
+        return original(*args) * (float("nan") if calls > first else 1)
 
-    optimisation.one_hot = one_hot
+    update.one_hot = one_hot
 
 
 def weights_hash(folder: str) -> None:
@@ -279,6 +286,10 @@ if __name__ == "__main__":
 
         import train_mixup
         from mixup_recipes import flags as cli
+        from mixup_recipes.data import streaming  # noqa: F401  what main imports, once for all runs
+        from mixup_recipes.hub import publisher  # noqa: F401
+        from mixup_recipes.pages import card  # noqa: F401
+        from mixup_recipes.training import dryrun, precise_bn, progress  # noqa: F401
 
         torch.set_num_threads(1)
         teachers.stand_in()

@@ -55,6 +55,11 @@ class HubServer(Store):
         if self.errors and kind is None:
             raise AssertionError("the server made mistakes:\n" + "\n".join(self.errors))
 
+    def clear(self) -> None:
+        """Forget all repos, requests and faults."""
+        for kept in (self.repos, self.blobs, self.requests, self.faults):
+            kept.clear()
+
     def start(self) -> None:
         """Listen again, on the same port."""
         self.stopping.clear()

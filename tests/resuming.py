@@ -51,8 +51,8 @@ def differences(expected: Path, found: Path) -> list[str]:
     wrong = [n for n in SAME_BYTES if (expected / n).read_bytes() != (found / n).read_bytes()]
     if log(expected) != log(found):
         wrong.append("log.jsonl")
-    a, b = ({p.name: p.read_bytes() for p in (folder / "samples").iterdir()} for folder in (expected, found))
-    wrong += [f"samples/{n}" for n in a.keys() | b.keys() if a.get(n) != b.get(n)]
+    sheets, others = ({p.name: p.read_bytes() for p in (f / "samples").iterdir()} for f in (expected, found))
+    wrong += [f"samples/{n}" for n in sheets.keys() | others.keys() if sheets.get(n) != others.get(n)]
     wrong += [p.name for p in checkpoints(found) if not p.name.startswith("step-")]  # leftovers
     wrong += [p.name for p in found.glob(".*") if p.name not in (".lock", ".eval_results")]
     a, b = checkpoints(expected)[-1], checkpoints(found)[-1]
@@ -62,9 +62,9 @@ def differences(expected: Path, found: Path) -> list[str]:
     wrong += [n for n in sorted(tensors) if not (b / n).exists() or (a / n).read_bytes() != (b / n).read_bytes()]
     if optimizer_states(a) != optimizer_states(b):
         wrong.append("optimizer.pt")
-    a, b = (json.loads((p / "state.json").read_text()) for p in (a, b))
+    state, other = (json.loads((p / "state.json").read_text()) for p in (a, b))
     ignored = {"seconds", "log_length"}  # the length depends on how many digits the seconds have
-    wrong += [f"state.json {k}" for k in (a.keys() | b.keys()) - ignored if a.get(k) != b.get(k)]
+    wrong += [f"state.json {k}" for k in (state.keys() | other.keys()) - ignored if state.get(k) != other.get(k)]
     return wrong
 
 

@@ -81,7 +81,7 @@ def test_sums_of_the_log_are_neither_lost_nor_counted_twice(
     save(tmp_path, 3, loss=1.0)
     module = nn.BatchNorm1d(3)
     folder = tmp_path / "step-00000003"
-    state, sums = checkpoint.load(folder, {"model": module}, [None, None], rank, world, torch.device("cpu"))
+    state, sums = checkpoint.restore(folder, {"model": module}, [None, None], rank, world, torch.device("cpu"))
     assert state["processes"] == 2
     assert {k: v.item() for k, v in sums.items()} == {"loss": loss}
 
@@ -94,7 +94,7 @@ def test_each_process_gets_its_own_batch_statistics_back(tmp_path: Path, monkeyp
     checkpoint.save(tmp_path, 3, {"model": module}, [{}, {}], {"loss": torch.tensor(1.0)}, {}, accelerator, limit=9)
     for rank, mean in ((0, [1.0, 2.0, 3.0]), (1, [2.0, 4.0, 6.0])):
         again = nn.BatchNorm1d(3)
-        checkpoint.load(tmp_path / "step-00000003", {"model": again}, [None, None], rank, 2, torch.device("cpu"))
+        checkpoint.restore(tmp_path / "step-00000003", {"model": again}, [None, None], rank, 2, torch.device("cpu"))
         assert again.running_mean.tolist() == mean
 
 

@@ -20,7 +20,7 @@ from tiny import CLASSES, jpeg, make_photos
 
 from mixup_recipes.data import keys
 from mixup_recipes.data.images import EvalTransform, TrainTransform
-from mixup_recipes.data.loading import Samples, eval_batches, train_batches
+from mixup_recipes.data.loading import Samples
 from mixup_recipes.data.order import Key, TrainOrder, cut
 from mixup_recipes.data.splits import Splits, load_splits
 from mixup_recipes.recipe import Recipe
@@ -249,7 +249,7 @@ def test_a_sample_is_pixels_label_index_and_no_complaint(photos: Path) -> None:
 def test_batches_are_the_same_with_and_without_workers(photos: Path) -> None:
     samples = make_samples(photos)
     order = TrainOrder(len(samples), samples_recipe := recipe(photos), 0, 1, start=7)
-    runs = [list(train_batches(samples, order, workers, CPU)) for workers in (0, 2)]
+    runs = [list(samples.train_batches(order, workers, CPU)) for workers in (0, 2)]
     assert len(runs[0]) == len(runs[1]) == (12 - 7) * 4
     for alone, shared in zip(*runs, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
@@ -264,7 +264,7 @@ def test_evaluation_sees_each_image_once(photos: Path, world: int, workers: int)
     samples = make_samples(photos, train=False, max_eval_samples=29)
     seen = []
     for rank in range(world):
-        for images, labels, indices, bad in eval_batches(samples, rank, world, 4, workers, CPU):
+        for images, labels, indices, bad in samples.eval_batches(rank, world, 4, workers, CPU):
             assert len(images) == len(labels) == len(indices) == len(bad) <= 4
             seen += indices.tolist()
     assert sorted(seen) == list(range(29))
@@ -286,7 +286,7 @@ def spoil(photos: Path, folder: Path, bad: dict[int, bytes | None], split: str =
 def test_a_bad_image_stops_with_its_index_and_path_in_one_line(photos: Path, tmp_path: Path, workers: int) -> None:
     samples = make_samples(spoil(photos, tmp_path / "set", {3: jpeg(0, np.random.default_rng(0))[:200]}))
     with pytest.raises(UserError) as caught:
-        list(train_batches(samples, [[Key(0, 2, 0)], [Key(0, 3, 0)]], workers, CPU))
+        list(samples.train_batches([[Key(0, 2, 0)], [Key(0, 3, 0)]], workers, CPU))
     assert isinstance(caught.value, RankError)  # printed by whichever process meets it
     says = str(caught.value)
     assert says.startswith("image 3 (train-3.jpg) cannot be read: ")
@@ -314,7 +314,7 @@ def test_a_skipped_image_is_replaced_by_the_next_good_one_and_counted(photos: Pa
 def test_evaluation_knows_which_images_to_leave_out(photos: Path, tmp_path: Path) -> None:
     folder = spoil(photos, tmp_path / "set", {0: b"", 7: b"no image"}, split="test")
     samples = make_samples(folder, "skip", train=False)
-    batches = list(eval_batches(samples, 0, 1, 8, 0, CPU))
+    batches = list(samples.eval_batches(0, 1, 8, 0, CPU))
     indices, bad = (torch.cat([b[i] for b in batches]) for i in (2, 3))
     assert indices.tolist() == list(range(30))
     assert indices[bad > 0].tolist() == [0, 7]

@@ -15,8 +15,9 @@ import torch
 from mixers import MIXERS, Step, build
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import load_recipe, settings
-from mixup_recipes.training import backbones, microbatch, optimisation
+from mixup_recipes.training import backbones, optimisation
 from mixup_recipes.training.dryrun import KNOWN_SIZES
+from mixup_recipes.training.update import criterion, inputs
 
 CELLS = list(itertools.product(settings(), MIXERS))
 
@@ -82,7 +83,7 @@ def train(recipe: Recipe, updates: int) -> tuple[Step, dict[str, torch.Tensor], 
     first).
     """
     mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
-    step = Step(create_model(recipe), mixer, optimisation.criterion(recipe)).train()
+    step = Step(create_model(recipe), mixer, criterion(recipe)).train()
     start = {name: p.detach().clone() for name, p in step.named_parameters()}
     optimizer = optimisation.optimizer(step, recipe)
     per_epoch = -(-KNOWN_SIZES[recipe.dataset] // load_recipe(recipe.name).batch_size)
@@ -97,8 +98,7 @@ def train(recipe: Recipe, updates: int) -> tuple[Step, dict[str, torch.Tensor], 
         size, batch = recipe.image_size, recipe.batch_size
         pixels = torch.from_numpy(rng.integers(0, 256, (batch, 3, size, size), dtype=np.uint8))
         labels = torch.from_numpy(rng.integers(0, recipe.num_classes, batch))
-        inputs = microbatch.inputs(pixels, labels, recipe, update, 0, torch.device("cpu"))
-        out = step(*inputs)
+        out = step(*inputs(pixels, labels, recipe, update, 0, torch.device("cpu")))
         assert out.logits.shape == (batch, recipe.num_classes)
         assert torch.isfinite(out.loss)
         torch.testing.assert_close(out.target.sum(1), torch.ones(batch))

@@ -247,7 +247,7 @@ def timm_policy(image_size: int = 32) -> Any:
 
 
 def test_randaugment_never_fails_and_is_that_of_timm_wherever_that_works() -> None:
-    ours, theirs, image = rand_augment(recipe(aa=POLICY)), timm_policy(), photo(32, 32)
+    ours, theirs, image = rand_augment(recipe(), POLICY), timm_policy(), photo(32, 32)
     compared = failed = 0
     for index in range(2500):
         keys.seed_everything(keys.SAMPLE, index)
@@ -266,7 +266,7 @@ def test_randaugment_never_fails_and_is_that_of_timm_wherever_that_works() -> No
 
 
 def test_posterising_keeps_the_leading_bits_and_none_of_them_is_black() -> None:
-    policy, image = rand_augment(recipe(aa=POLICY)), photo(32, 32)
+    policy, image = rand_augment(recipe(), POLICY), photo(32, 32)
     (posterise,) = [op.aug_fn for op in policy.ops if op.name.startswith("Posterize")]
     for bits in range(1, 8):
         assert posterise(image, bits).tobytes() == ImageOps.posterize(image, bits).tobytes()

@@ -9,7 +9,7 @@ import pytest
 from tiny import environment
 
 from mixup_recipes.files import lock
-from mixup_recipes.training.folder import Log
+from mixup_recipes.training.log import Log, evaluations
 from mixup_recipes.typed import UserError
 
 
@@ -26,7 +26,7 @@ def test_a_resumed_log_is_cut_back_to_its_checkpoint(tmp_path: Path) -> None:
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"mode": "val", "epo')
     log = Log(tmp_path / "log.jsonl", length)
-    assert list(log.val()) == [0, 1]
+    assert list(evaluations(log.lines)) == [0, 1]
     log.write(mode="val", epoch=2, update=2)
     assert [json.loads(line)["epoch"] for line in log.path.read_text().splitlines()] == [0, 1, 2]
 

@@ -15,14 +15,8 @@ from torch import Tensor, nn
 from mixers import Mixup, Step, Vanilla
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import load_recipe, settings
-from mixup_recipes.training.optimisation import (
-    criterion,
-    ema_decay,
-    learning_rate,
-    one_hot,
-    optimizer,
-    set_learning_rates,
-)
+from mixup_recipes.training.optimisation import learning_rate, optimizer, set_learning_rates
+from mixup_recipes.training.update import criterion, ema_decay, one_hot
 from mixup_recipes.typed import UserError
 
 

@@ -10,12 +10,13 @@ from torch import nn
 
 from mixers import Mixup, Step, build
 from mixup_recipes.data import images
-from mixup_recipes.data.loading import Samples, train_batches
+from mixup_recipes.data.loading import Samples
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import load_recipe
-from mixup_recipes.training import backbones, microbatch, optimisation, precise_bn
+from mixup_recipes.training import backbones, precise_bn
+from mixup_recipes.training.update import criterion, inputs
 
 DEVICE = torch.device("cpu")
 
@@ -34,7 +35,7 @@ def samples(recipe: Recipe) -> Samples:
 
 def make_step(recipe: Recipe) -> Step:
     """A step whose statistics have drifted, with a layer that no forward reaches."""
-    step = Step(backbones.create_model(recipe), build("mixup", alpha=0.4), optimisation.criterion(recipe))
+    step = Step(backbones.create_model(recipe), build("mixup", alpha=0.4), criterion(recipe))
     step.mixer.unused = nn.BatchNorm2d(2)
     for name, buffer in step.named_buffers():
         buffer.copy_(torch.full_like(buffer, 7 if "num" in name else 3))
@@ -61,10 +62,10 @@ def by_hand(step: Step, samples: Samples, recipe: Recipe, micro_batches: list[tu
     hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
     step.train()
     order = TrainOrder(len(samples), recipe, 0, 1)
-    batches = list(train_batches(samples, order, 0, DEVICE))
+    batches = list(samples.train_batches(order, 0, DEVICE))
     for update, micro in micro_batches:
         pixels, labels, *_ = batches[2 * update + micro]
-        step(*microbatch.inputs(pixels, labels, recipe, update, micro, DEVICE))
+        step(*inputs(pixels, labels, recipe, update, micro, DEVICE))
     for hook in hooks:
         hook.remove()
     return {
@@ -130,7 +131,7 @@ class Taught(Mixup):
 
 
 def test_a_frozen_teacher_sees_with_its_own_statistics(recipe: Recipe, samples: Samples) -> None:
-    step = Step(backbones.create_model(recipe), Taught(), optimisation.criterion(recipe)).train()
+    step = Step(backbones.create_model(recipe), Taught(), criterion(recipe)).train()
     teacher = step.mixer.teacher
     teacher.norm.running_mean.fill_(100)
     refresh(step, samples, recipe)

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from mixup_recipes.data import images, streaming
-from mixup_recipes.data.loading import Samples, eval_batches, train_batches
+from mixup_recipes.data.loading import Samples
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.recipe import Recipe
@@ -65,7 +65,7 @@ def batches(table: Any, r: Recipe, rank: int = 0, world: int = 1, start: int = 0
     """The images, by number, of every micro-batch of a process from an update on."""
     stream = streaming.Stream(table, r, images.TrainTransform(r))
     order = TrainOrder(len(stream), r, rank, world, start)
-    found = train_batches(stream, order, workers, CPU)
+    found = stream.train_batches(order, workers, CPU)
     return [(pixels[:, 0, 0, 0] // 6).tolist() for pixels, *_ in found]
 
 
@@ -194,7 +194,7 @@ def test_each_image_is_evaluated_by_one_process_only(tmp_path: Path) -> None:
     reader = streaming.Stream(stream, r, images.EvalTransform(4, 4, "bilinear"))
     found = []
     for rank in range(3):
-        for pixels, labels, index, _ in eval_batches(reader, rank, 3, 4, 0, CPU):
+        for pixels, labels, index, _ in reader.eval_batches(rank, 3, 4, 0, CPU):
             numbers = (pixels[:, 0, 0, 0] // 6).tolist()
             assert labels.tolist() == [n % 4 for n in numbers]
             found += zip(index.tolist(), numbers, strict=True)

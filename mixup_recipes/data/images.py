@@ -7,6 +7,7 @@ ImageNet practice.
 import functools
 import io
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from torchvision.transforms import InterpolationMode, RandomCrop, RandomResizedC
 from torchvision.transforms import functional as TF
 
 from mixup_recipes.recipe import Recipe
+
+Transform = Callable[[Tensor], Tensor]
+"""uint8 (3, H, W) to uint8 (3, S, S): ``TrainTransform`` or ``EvalTransform``."""
 
 
 class BadImage(Exception):
@@ -59,7 +63,7 @@ class TrainTransform:
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         self.interpolation = InterpolationMode(recipe.interpolation)
-        self.rand_augment = rand_augment(recipe) if recipe.aa else None
+        self.rand_augment = rand_augment(recipe, recipe.aa) if recipe.aa else None
 
     def __call__(self, image: Tensor) -> Tensor:
         """uint8 (3, H, W) to uint8 (3, image_size, image_size)."""
@@ -99,7 +103,7 @@ def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     return ImageOps.posterize(image, bits) if bits >= 1 else Image.new(image.mode, image.size)
 
 
-def rand_augment(recipe: Recipe) -> Any:
+def rand_augment(recipe: Recipe, policy: str) -> Any:
     """timm's RandAugment by its policy string, with one operation mended.
 
     The "increasing" posterise can ask for 0 bits, which Pillow before 13 answered with a black image and
@@ -110,11 +114,11 @@ def rand_augment(recipe: Recipe) -> Any:
         "img_mean": tuple(min(255, round(255 * m)) for m in recipe.mean),
         "interpolation": str_to_pil_interp(recipe.interpolation),
     }
-    policy = rand_augment_transform(recipe.aa, hparams)
-    for op in policy.ops:
+    augment = rand_augment_transform(policy, hparams)
+    for op in augment.ops:
         if op.name.startswith("Posterize"):
             op.aug_fn = posterize
-    return policy
+    return augment
 
 
 def normalise(images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:

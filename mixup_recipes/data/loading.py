@@ -1,15 +1,14 @@
-"""From rows of a table to batches: samples whose augmentation is a function of (seed, epoch, index, copy), and loaders."""
+"""From rows of a table to batches: the augmentation of a sample is a function of (seed, epoch, index, copy)."""
 
 import atexit
-import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import datasets
 import torch
@@ -17,23 +16,40 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mixup_recipes.data import keys
-from mixup_recipes.data.images import BadImage, decode
+from mixup_recipes.data.images import BadImage, Transform, decode
 from mixup_recipes.data.order import Key, TrainOrder
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import RankError
 
+Sample = tuple[Tensor, int, int, int]
+"""image uint8 (3, S, S), label, index, and ``bad``: how many unreadable images were passed over for it."""
+Loaded = tuple[Tensor, Tensor, Tensor, Tensor]
+"""A batch of samples on the host: images uint8 (B, 3, S, S), labels (B,), indices (B,), bad (B,)."""
 
-class Samples(torch.utils.data.Dataset):
-    """``samples[Key]`` gives ``(image uint8 (3, S, S), label, index, bad)``; ``bad`` counts images passed over."""
 
-    def __init__(self, table: datasets.Dataset, recipe: Recipe, transform: Any, on_bad_image: str = "stop"):
+class Source(Protocol):
+    """What a run reads its images from: ``Samples`` of a table, or ``streaming.Stream``."""
+
+    def __len__(self) -> int: ...
+
+    def train_batches(self, order: TrainOrder, workers: int, device: torch.device) -> Iterator[Loaded]:
+        """This process's micro-batches for the rest of the run, from update ``order.start`` on."""
+
+    def eval_batches(self, rank: int, world: int, size: int, workers: int, device: torch.device) -> Iterator[Loaded]:
+        """This process's batches of up to ``size`` images; each image belongs to exactly one process."""
+
+
+class Samples(torch.utils.data.Dataset[Sample]):
+    """The images of a table: ``samples[Key]`` is a ``Sample``."""
+
+    def __init__(self, table: datasets.Dataset, recipe: Recipe, transform: Transform, on_bad_image: str = "stop"):
         self.table, self.transform, self.on_bad_image, self.seed = table, transform, on_bad_image, recipe.seed
         self.image_column, self.label_column = recipe.image_column, recipe.label_column
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int, int, int]:
+    def __getitem__(self, key: Key) -> Sample:
         keys.seed_everything(keys.SAMPLE, self.seed, *key)
         for bad in range(len(self.table)):
             index = (key.index + bad) % len(self.table)
@@ -50,64 +66,21 @@ class Samples(torch.utils.data.Dataset):
                     ) from None
         raise RankError("no image of the dataset can be read")
 
+    def train_batches(self, order: Iterable[list[Key]], workers: int, device: torch.device) -> Iterator[Loaded]:
+        """A batch for each list of keys in ``order``, see ``Source``."""
+        return readable(loader(self, order, workers, device))
 
-def train_batches(
-    samples: Any, order: TrainOrder, workers: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """``(images uint8 (B, 3, S, S), labels (B,), indices (B,), bad (B,))`` for the rest of the run.
-
-    ``samples``: ``Samples`` or ``streaming.Stream``.
-    """
-    if not isinstance(samples, Samples):
-        return samples.train_batches(order, workers, device)
-    return readable(loader(samples, order, workers, device))
+    def eval_batches(self, rank: int, world: int, size: int, workers: int, device: torch.device) -> Iterator[Loaded]:
+        """Batches of every world-th image."""
+        mine = [Key(0, i, 0) for i in range(rank, len(self), world)]
+        return self.train_batches([mine[i : i + size] for i in range(0, len(mine), size)], workers, device)
 
 
-def eval_batches(samples: Any, rank: int, world: int, batch_size: int, workers: int, device: torch.device) -> Any:
-    """Batches of every world-th image (of a stream: file); each image belongs to exactly one process."""
-    if not isinstance(samples, Samples):
-        return samples.eval_batches(rank, world, batch_size, workers, device)
-    mine = [Key(0, i, 0) for i in range(rank, len(samples), world)]
-    return readable(loader(samples, [list(b) for b in batched(mine, batch_size)], workers, device))
-
-
-def readable(batches: Any) -> Iterator[Any]:
-    """The batches; a worker's error arrives as one line again instead of a printed traceback.
-
-    In Python 3.11 a forked process hangs when another thread enters the interpreter just then, as those of gloo do
-    after a collective (about once in a thousand forks): they are given the time to finish.
-    """
-    if batches.num_workers and torch.distributed.is_initialized() and sys.version_info < (3, 12):
-        time.sleep(0.05)
-    try:
-        yield from batches
-        return
-    except RankError as e:
-        line = str(e).strip().splitlines()[-1].split("RankError: ")[-1]
-        e.__traceback__ = None  # it is in a cycle with the loader: freed by the collector, that waits 10 s for workers
-    raise RankError(line)
-
-
-def batched(items: list[Key], size: int) -> Iterator[tuple[Key, ...]]:
-    """Consecutive groups of ``size``; the last may be shorter."""
-    iterator = iter(items)
-    while group := tuple(itertools.islice(iterator, size)):
-        yield group
-
-
-@atexit.register
-def end_workers() -> None:
-    """End loader workers when the process leaves: they ignore the signal by which Python would ask them to."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call their end a failure
-    for child in multiprocessing.active_children():
-        child.kill()
-
-
-def loader(samples: Samples, batch_sampler: Any, workers: int, device: torch.device) -> Any:
+def loader(samples: Samples, order: Iterable[list[Key]], workers: int, device: torch.device) -> DataLoader[Sample]:
     """A DataLoader whose workers each use one thread and leave when their parent is gone."""
     return DataLoader(
         samples,
-        batch_sampler=batch_sampler,
+        batch_sampler=order,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=start_worker if workers else None,
@@ -122,3 +95,28 @@ def start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """End loader workers when the process leaves: they ignore the signal by which Python would ask them to."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call their end a failure
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+def readable(batches: DataLoader[Sample]) -> Iterator[Loaded]:
+    """The batches; a worker's error arrives as one line again instead of a printed traceback.
+
+    In Python 3.11 a forked process hangs when another thread enters the interpreter just then, as those of gloo do
+    after a collective (about once in a thousand forks): they are given the time to finish.
+    """
+    if batches.num_workers and torch.distributed.is_initialized() and sys.version_info < (3, 12):
+        time.sleep(0.05)
+    try:
+        yield from batches
+        return
+    except RankError as e:
+        line = str(e).strip().splitlines()[-1].split("RankError: ")[-1]
+        e.__traceback__ = None  # it is in a cycle with the loader: freed by the collector, that waits 10 s for workers
+    raise RankError(line)

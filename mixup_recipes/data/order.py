@@ -18,7 +18,7 @@ class Key(NamedTuple):
     """Which sample, and which draw of its augmentation."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides the method of tuples, which nobody calls
     copy: int
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from mixup_recipes.data import keys
-from mixup_recipes.data.images import BadImage, decode
-from mixup_recipes.data.loading import readable, start_worker
+from mixup_recipes.data.images import BadImage, Transform, decode
+from mixup_recipes.data.loading import Loaded, Sample, readable, start_worker
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.data.splits import count
 from mixup_recipes.recipe import Recipe
@@ -28,21 +28,21 @@ from mixup_recipes.typed import RankError, UserError
 
 BUFFER = 1000  # encoded images that a loader process draws from
 
-Sample = tuple[Tensor, int, int, int]
-
 
 class Stream:
     """What ``Samples`` is to a table, for one that is read in order: ``len``, and batches of both kinds."""
 
-    def __init__(self, table: datasets.IterableDataset, recipe: Recipe, transform: Any, on_bad_image: str = "stop"):
+    def __init__(
+        self, table: datasets.IterableDataset, recipe: Recipe, transform: Transform, on_bad_image: str = "stop"
+    ):
         self.table, self.recipe, self.transform, self.on_bad_image = table, recipe, transform, on_bad_image
         self.files = table.num_shards
 
     def __len__(self) -> int:
         return count(self.table)
 
-    def train_batches(self, order: TrainOrder, workers: int, device: torch.device) -> Iterator[Any]:
-        """Micro-batches of this process, from update ``order.start`` on; see ``train_batches``."""
+    def train_batches(self, order: TrainOrder, workers: int, device: torch.device) -> Iterator[Loaded]:
+        """See ``Source``; an epoch that is begun anew is another draw."""
         size = self.recipe.per_device_train_batch_size
         for epoch in range(order.start // order.updates_per_epoch, self.recipe.epochs):
             begin = max(0, order.start - epoch * order.updates_per_epoch)
@@ -53,7 +53,7 @@ class Stream:
 
             yield from self.batches(rows, batches, order.rank, order.world, size, workers, device)
 
-    def eval_batches(self, rank: int, world: int, size: int, workers: int, device: torch.device) -> Iterator[Any]:
+    def eval_batches(self, rank: int, world: int, size: int, workers: int, device: torch.device) -> Iterator[Loaded]:
         """Batches of the files of this process; each image belongs to exactly one."""
         return self.batches(lambda part, parts, _: self.eval_rows(part, parts), 0, rank, world, size, workers, device)
 
@@ -66,7 +66,7 @@ class Stream:
         size: int,
         workers: int,
         device: torch.device,
-    ) -> Iterator[Any]:
+    ) -> Iterator[Loaded]:
         """Batches of ``rows(part, parts, batches of this part)``, a part for each loader process of each process."""
         if self.files < world:
             raise UserError(
@@ -149,7 +149,7 @@ class Stream:
         return label
 
 
-class Parts(torch.utils.data.IterableDataset):
+class Parts(torch.utils.data.IterableDataset[Sample]):
     """What each loader process iterates over."""
 
     def __init__(self, part: Callable[[int], Iterator[Sample]]):

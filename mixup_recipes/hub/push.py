@@ -1,8 +1,8 @@
 """Run folders to the Hub: one commit per publication, only when something changed, never anything half-written.
 
-Everything lies in the run folder first. A push sends what a reader needs (``files``); state of training goes only when
-asked for. It is one ``create_commit``, so that a repository shows a publication whole or not at all; what was uploaded
-before a push broke off is not uploaded again.
+Everything lies in the run folder first. A push sends what a reader needs (``published_files``); state of training goes
+only when asked for. It is one ``create_commit``, so that a repository shows a publication whole or not at all; what was
+uploaded before a push broke off is not uploaded again.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 from mixup_recipes import files
 from mixup_recipes.hub_errors import passing, reason, wanted_pause
 from mixup_recipes.pages import card
+from mixup_recipes.pages.card_metadata import eval_results
 from mixup_recipes.recipe import Recipe, differences
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.runs.run import Run
@@ -110,7 +111,8 @@ def check_whole(run: Run, strategy: str = "end") -> None:
         if strategy in ("checkpoint", "all_checkpoints") and run.checkpoints:
             return
         raise UserError(f"{run.folder} was not evaluated yet: there is nothing to publish")
-    if run.results.get("weights_sha256") not in (None, run.weights_hash):
+    expected = run.results.get("weights_sha256")
+    if expected is not None and expected != run.weights_hash:
         raise UserError(
             f"{run.folder}: eval_results.json is of other weights: the run was stopped while it wrote them; "
             "continue it with --resume_from_checkpoint auto first"
@@ -189,14 +191,16 @@ def attempt(folder: Path, home: Path, repo_id: str, private: bool, strategy: str
         raise UserError(f"{repo_id} exists and is public: not pushed; make it private on the Hub, or take another name")
     names = {s.rfilename for s in there.siblings or ()}
     check_same_run(api, repo_id, there.sha, names, run.recipe)
-    text = edited_card(api, repo_id, there.sha, names, kept)
-    sent = write_cards(run, kept, repo_id, text)
+    existing = card_to_go_on_from(api, repo_id, there.sha, names, run, kept)
+    sent = write_cards(run, kept, repo_id, existing)
     note(kept, card_sent=sent)
     found = published_files(folder, strategy)
     check_secrets(found, token)
     managed = (*FOLDERS, *(("checkpoints",) if strategy == "checkpoint" else ()))
     gone = [n for n in sorted(names) if n.partition("/")[0] in managed and "/" in n and n not in found]
-    changes = [CommitOperationAdd(path_in_repo=n, path_or_fileobj=str(p)) for n, p in found.items()]
+    changes: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(path_in_repo=n, path_or_fileobj=str(p)) for n, p in found.items()
+    ]
     changes += [CommitOperationDelete(path_in_repo=n, is_folder=False) for n in gone]
     # what is there by now is not sent; that holds as long as nobody else has committed since
     done = api.create_commit(repo_id, changes, commit_message=headline(run), parent_commit=there.sha)
@@ -211,7 +215,7 @@ def headline(run: Run) -> str:
     return f"{run.recipe.name}: epoch {run.exported['epoch']} of {run.recipe.epochs}"
 
 
-def check_same_run(api: Any, repo_id: str, commit: str, names: set[str], own: Recipe) -> None:
+def check_same_run(api: Any, repo_id: str, commit: str | None, names: set[str], own: Recipe) -> None:
     """Raise ``UserError`` when the repository holds something else than a run of this recipe."""
     if "recipe.yaml" not in names:
         others = sorted(n for n in names if n not in ("README.md", ".gitattributes", "LICENSE"))
@@ -227,48 +231,49 @@ def check_same_run(api: Any, repo_id: str, commit: str, names: set[str], own: Re
         raise UserError(f"{repo_id} holds a run of another recipe ({rows}): not pushed; take another name")
 
 
-def edited_card(api: Any, repo_id: str, commit: str, names: set[str], kept: Run) -> str | None:
-    """The card to go on from: the run folder's, or the Hub's when it is none that was pushed from here.
+def card_to_go_on_from(api: Any, repo_id: str, commit: str | None, names: set[str], run: Run, kept: Run) -> str | None:
+    """The Hub's card when it is none that was pushed from here: a person has edited it there. Else that of the run.
 
-    A person has edited it there then. Raises ``UserError`` for one whose generated part cannot be told.
+    Raises ``UserError`` for one whose generated part cannot be told.
     """
     if "README.md" in names:
         content = Path(api.hf_hub_download(repo_id, "README.md", revision=commit)).read_bytes()
         if digest(content) == kept.pushed.get("card_sent"):  # it has arrived, though perhaps nobody was told
             note(kept, card_sha256=digest(content))
         elif digest(content) != kept.pushed.get("card_sha256"):
-            text = content.decode("utf-8", "replace")
-            card.split(text, f"{repo_id}: README.md on the Hub")
+            where = f"{repo_id}: README.md on the Hub"
+            try:
+                text = content.decode("utf-8-sig")
+            except UnicodeDecodeError as e:
+                raise UserError(f"{where} is not UTF-8 text: {e}") from None
+            card.split(text, where)
             return text
-    return kept.card
+    return run.card if kept.card is None else kept.card  # a push since the picture may have taken an edit over
 
 
 def write_cards(run: Run, kept: Run, repo_id: str, existing: str | None) -> str | None:
     """Bring the card up to date in what is published, and in the run folder; the published one's hash.
 
-    A run that was evaluated again since its picture was taken keeps its own numbers, and gets what persons wrote around
-    them. A run without an evaluation has no card of its own: it keeps what there is.
+    ``existing``: the card to go on from. A run without an evaluation has no card of its own: it keeps what there is. A
+    run that was evaluated again since its picture was taken keeps its own numbers, and gets what persons wrote around
+    them.
     """
-    if existing is not None:
-        files.write(run.folder / card.CARD, existing)
+    made, results = existing, None
     if evaluated(run):
-        made = card.card(run, repo_id, existing=existing or "")
-        files.write(run.folder / card.CARD, made)
-        card.write_results(run, repo_id)
-    elif existing is None:
+        made, results = card.card(run, repo_id, existing=existing or ""), eval_results(run, repo_id)
+    if made is None:
         return None
-    else:
-        made = existing
-    if run.folder != kept.folder and evaluated(run) == evaluated(kept):
-        files.write(kept.folder / card.CARD, made)
-        if evaluated(kept):
-            card.write_results(kept, repo_id)
-    elif run.folder != kept.folder:
+    texts = {card.CARD: made} | ({card.EVAL_RESULTS: results} if results else {})
+    for name, text in texts.items():
+        files.write_into(run.folder / name, text)
+    if run.folder != kept.folder:
         try:
-            newer = card.card(kept, repo_id, existing=made)
+            if evaluated(run) != evaluated(kept):
+                texts = {card.CARD: card.card(kept, repo_id, existing=made)}
         except UserError:  # the run is just writing its files
-            newer = made
-        files.write(kept.folder / card.CARD, newer)
+            texts = {card.CARD: made}
+        for name, text in texts.items():
+            files.write_into(kept.folder / name, text)
     return digest(made.encode())
 
 

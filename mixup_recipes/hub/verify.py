@@ -5,6 +5,7 @@ predictions, and the predictions from the weights on the data.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ def verify(run: Run, dataset: str | None = None, batch_size: int = 64) -> tuple[
 
     ``dataset``: where the recipe's data lie on this machine. Raises ``UserError`` when something cannot be looked at.
     """
+    recipe = run.recipe
     if missing := [f for f in NEEDED if not (run.folder / f).is_file()]:
         return f"differs  {run.name} lacks {', '.join(missing)}", False
     try:
@@ -50,7 +52,7 @@ def verify(run: Run, dataset: str | None = None, batch_size: int = 64) -> tuple[
         claimed = Claims(
             float(run.exported[f"{run.prefix}top1"]),
             float(run.exported[f"{run.prefix}nll"]),
-            run.data.of_split(run.recipe.eval_split),
+            run.data.of_split(recipe.eval_split),
         )
     except UserError as e:
         raise UserError(f"{run.name}: {e}") from None
@@ -64,7 +66,7 @@ def verify(run: Run, dataset: str | None = None, batch_size: int = 64) -> tuple[
 def of_files(run: Run) -> Iterator[tuple[str, bool]]:
     """What the files say of each other: a claim, and whether it holds."""
     results, exported, recipe = run.results, run.exported, run.recipe
-    lines = [row.line for row in (*run.log.train, *run.log.val)]
+    lines = [row.line for row in run.log.train] + [row.line for row in run.log.val]
     again = reported(lines, recipe)
     yield (
         f"log and eval_results.json: {again['reported']['top1']:.2f} by the log ({again['reported']['protocol']}), "
@@ -87,7 +89,7 @@ def of_files(run: Run) -> Iterator[tuple[str, bool]]:
 
 def of_card(text: str, number: float) -> Iterator[tuple[str, bool]]:
     """Every top-1 that the card claims in its metadata, which speak of the exported weights."""
-    parts = text.split("---\n", 2)
+    parts = re.split(r"---\r?\n", text, maxsplit=2)
     try:
         found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
     except yaml.YAMLError:

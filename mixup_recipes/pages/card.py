@@ -35,6 +35,7 @@ from mixup_recipes.pages.card_sections import (
 from mixup_recipes.pages.markdown import code, line, prose
 from mixup_recipes.pages.methods import methods
 from mixup_recipes.runs.run import Run
+from mixup_recipes.runs.shapes import read_card
 from mixup_recipes.typed import UserError, from_yaml
 
 CARD = "README.md"
@@ -114,27 +115,15 @@ def write_card(run: Run, repo_id: str | None = None, license: str | None = None,
     Returns the files. Raises ``UserError``: see ``card``; then nothing is written.
     """
     existing = run.card if out is None else read_card(out)
-    made = {out or run.folder / CARD: card(run, repo_id, license, existing or "")}
-    for path, text in made.items():
-        path.parent.mkdir(exist_ok=True)
-        files.write(path, text)
-    return [*made, *([] if out else write_results(run, repo_id))]
+    path, text = out or run.folder / CARD, card(run, repo_id, license, existing or "")
+    files.write_into(path, text)
+    return [path] if out else [path, *write_results(run, repo_id)]
 
 
 def write_results(run: Run, repo_id: str | None = None) -> list[Path]:
-    """Write what leaderboards read into the run folder; the file, or nothing where there is nothing to say."""
+    """Write what leaderboards read into the run folder; returns the file, or nothing where there is nothing to say."""
     text = eval_results(run, repo_id)
     if text is None:
         return []
     files.write_into(run.folder / EVAL_RESULTS, text)
     return [run.folder / EVAL_RESULTS]
-
-
-def read_card(path: Path) -> str:
-    """A card outside of a run folder as it is, empty if there is none. Raises ``UserError``."""
-    try:
-        return path.read_bytes().decode("utf-8-sig") if path.exists() else ""
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from None
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not UTF-8 text: {e}") from None

@@ -21,7 +21,7 @@ from mixup_recipes.data.pictures import check_png, to_pixels
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import load_recipe, resolve
-from mixup_recipes.training import optimisation
+from mixup_recipes.training.update import criterion
 from mixup_recipes.typed import UserError, nearest
 
 SIDE = 128  # pixels of a picture on the sheet; the patches of the small transformer fit
@@ -241,13 +241,13 @@ def mixed(recipe: Recipe, photos: Photos) -> Row:
 
 def new_step(recipe: Recipe, classes: int) -> Step:
     """The mixer on the recipe's model; without a recipe on a tiny network, or a tiny ViT where it must be one."""
-    mixer, criterion = build(recipe.mixer, **recipe.mixer_args[recipe.mixer]), optimisation.criterion(recipe)
+    mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
     refusal = None
     for name in (recipe.model,) if recipe.dataset != SYNTHETIC else ("test_resnet", "test_vit"):
         args = {"dynamic_img_size": True} if name == "test_vit" else dict(recipe.model_args)
         torch.manual_seed(recipe.seed)
         try:
-            return Step(timm.create_model(name, num_classes=classes, **args), mixer, criterion)
+            return Step(timm.create_model(name, num_classes=classes, **args), mixer, criterion(recipe))
         except ValueError as error:
             refusal = error
     raise UserError(f"mixer {recipe.mixer!r} with model {recipe.model!r}: {refusal}")

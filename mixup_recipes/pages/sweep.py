@@ -16,7 +16,6 @@ from mixup_recipes.runs.sweep_runs import run_all, state
 
 def results(runs: list[Planned], out: Path) -> str:
     """Write tables and plots of the finished runs into the folder ``out``; returns the summary over seeds."""
-
     done = [Run.open(run.folder) for run in runs if state(run) == "finished"]
     others = sorted({path.parent.name for path in out.glob("*/recipe.yaml")} - {run.name for run in runs})
     rest = f"\nalso in {out}, but not of this sweep: {', '.join(others)}" if others else ""
@@ -39,7 +38,6 @@ def sweep(
     slurm_options: list[str] | None = None,
 ) -> int:
     """``mixup-recipes sweep``; returns its exit status. Everything is checked before anything is written or started."""
-
     asked = read_sweep(file, given)
     runs, out = plan(asked), Path(asked.output_dir)
     states = [state(run) for run in runs]

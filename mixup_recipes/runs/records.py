@@ -21,17 +21,17 @@ from mixup_recipes.data.known import EVALUATED, KNOWN_SIZES
 from mixup_recipes.files import shipped
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import shipped_recipe
-from mixup_recipes.runs.shapes import COUNT, NUMBER, PERCENT, TABLE, TEXT, check, images_of, read_table
+from mixup_recipes.runs.shapes import COUNT, NUMBER, PERCENT, OBJECT, SPLIT, TEXT, check, read_object
 from mixup_recipes.training.format import check_format
 from mixup_recipes.typed import UserError
 
 FOLDER = shipped("model_cards") / "results"
 FIELDS = {"epochs": COUNT, "trials": COUNT, "train_split": TEXT, "eval_split": TEXT, "mixer": TEXT}
 FIELDS |= {"protocol_epochs": COUNT}
-KEYS = {"recipe": TEXT, "fields": FIELDS, "protocol": TEXT, "images": COUNT, "dataset": TABLE, "seeds": TABLE}
+KEYS = {"recipe": TEXT, "fields": FIELDS, "protocol": TEXT, "images": COUNT, "dataset": OBJECT, "seeds": OBJECT}
 READING = {"name": TEXT, "value": PERCENT, "used": COUNT, "wanted": COUNT, "epoch": COUNT, "missing": TEXT}
 SEED = {"top1": PERCENT, "reading": READING, "tool": READING, "top5": PERCENT, "nll": NUMBER, "ece": PERCENT}
-SEED |= {"epochs": COUNT, "epochs_planned": COUNT, "seconds": NUMBER, "img_per_s": NUMBER, "env": TABLE}
+SEED |= {"epochs": COUNT, "epochs_planned": COUNT, "seconds": NUMBER, "img_per_s": NUMBER, "env": OBJECT}
 APART = "record them apart, into another --out folder or under another name in recipe.yaml"
 PLACE = ("dataset", "dataset_config", "dataset_revision", "image_column", "label_column", "train_split", "eval_split")
 """Fields that say where the images come from: no override, as long as their numbers are those of the benchmark."""
@@ -53,7 +53,7 @@ def different(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
     return {k: [a.get(k), b.get(k)] for k in {**a, **b} if a.get(k) != b.get(k)}
 
 
-def in_words(pairs: dict[str, list[Any]]) -> str:
+def pairs_in_words(pairs: dict[str, list[Any]]) -> str:
     """Differences as the end of an error message."""
     return "; ".join(f"{k}: {a} and {b}" for k, (a, b) in pairs.items())
 
@@ -63,7 +63,7 @@ def overrides(recipe: Recipe) -> dict[str, list[Any]] | None:
     return changes(recipe.name, fields_of(recipe)) if shipped_recipe(recipe.name) else None
 
 
-def published(name: str) -> Recipe:
+def published_recipe(name: str) -> Recipe:
     """This package's recipe of a name. Raises ``UserError`` if it has none."""
     found = shipped_recipe(name)
     if found is None:
@@ -73,7 +73,9 @@ def published(name: str) -> Recipe:
 
 def changes(name: str, fields: dict[str, Any]) -> dict[str, list[Any]]:
     """Fields of a record that differ from the published recipe of this name, with both values."""
-    pairs = different(fields_of(published(name)), fields_of(Recipe()) | fields)  # a record may be older than a field
+    pairs = different(
+        fields_of(published_recipe(name)), fields_of(Recipe()) | fields
+    )  # a record may be older than a field
     return {k: v for k, v in pairs.items() if k not in PLACE}
 
 
@@ -82,7 +84,7 @@ def other_images(content: dict[str, Any]) -> str:
 
     Images that could not be read and were passed over in the evaluation are missing too.
     """
-    name = published(content["recipe"]).dataset
+    name = published_recipe(content["recipe"]).dataset
     there = tuple(content["dataset"]["splits"][content["fields"][k]]["images"] for k in ("train_split", "eval_split"))
     found = (there[0], content["images"])
     wanted = (KNOWN_SIZES[name], EVALUATED[name]) if name in EVALUATED else there
@@ -101,18 +103,17 @@ def excluded(content: dict[str, Any]) -> str:
 
 def validate(content: Any, where: str) -> None:
     """Raise ``UserError`` unless content is a whole record that does not contradict itself. ``where``: its file."""
-
-    check(content, TABLE, where)
+    check(content, OBJECT, where)
     check_format(content, where)
     check(content, KEYS, where)
     fields, overrides = content["fields"], content.get("overrides")
     pairs = overrides.values() if isinstance(overrides, dict) else [] if overrides is None else [None]
     if "overrides" not in content or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise UserError(f"{where}: overrides: expected null, or a table of pairs, got {overrides!r:.60}")
-    splits = Recipe(train_split=fields["train_split"], eval_split=fields["eval_split"])
-    check(content["dataset"], images_of(splits), where, "dataset")
-    if content["images"] > (there := content["dataset"]["splits"][splits.eval_split]["images"]):
-        raise UserError(f"{where}: images: {content['images']} were evaluated, but {splits.eval_split} has {there}")
+    evaluated = fields["eval_split"]
+    check(content["dataset"], {"splits": {fields["train_split"]: SPLIT, evaluated: SPLIT}}, where, "dataset")
+    if content["images"] > (there := content["dataset"]["splits"][evaluated]["images"]):
+        raise UserError(f"{where}: images: {content['images']} were evaluated, but {evaluated} has {there}")
     if not content["seeds"] or not all(re.fullmatch(r"\d+", seed) for seed in content["seeds"]):
         raise UserError(f"{where}: seeds: expected a table of seeds, got {list(content['seeds'])}")
     for seed, found in content["seeds"].items():
@@ -136,7 +137,7 @@ def merge(record: dict[str, Any], other: dict[str, Any], where: str) -> dict[str
     images = [{"images": r["images"], "dataset": {"commit": None} | r["dataset"]} for r in (record, other)]
     pairs |= different(*images)
     if pairs:
-        raise UserError(f"{where}: not the same recipe but for the seed: {in_words(pairs)}; {APART}")
+        raise UserError(f"{where}: not the same recipe but for the seed: {pairs_in_words(pairs)}; {APART}")
     seeds = dict(record["seeds"])
     for seed, new in other["seeds"].items():
         old = seeds.get(seed, new)
@@ -160,7 +161,7 @@ def file_name(content: dict[str, Any]) -> str:
 
 def read_record(path: Path) -> dict[str, Any]:
     """One record. Raises ``UserError`` for a file that is none, or not the one that its name says."""
-    content = read_table(path)
+    content = read_object(path)
     validate(content, str(path))
     if path.name != file_name(content):
         raise UserError(f"{path}: this record belongs into a file {file_name(content)}")

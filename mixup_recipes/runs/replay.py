@@ -26,8 +26,9 @@ from mixup_recipes.data.pictures import sample_sheet
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.recipe import Recipe, to_yaml
 from mixup_recipes.runs.run import Run
-from mixup_recipes.training import backbones, checkpoint, microbatch, optimisation
+from mixup_recipes.training import backbones, checkpoint
 from mixup_recipes.training.folder import check_teachers
+from mixup_recipes.training.update import criterion, inputs
 from mixup_recipes.typed import UserError
 
 
@@ -73,20 +74,20 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
     splits = load_splits(recipe)
     check_data(run, splits.record)
     order = TrainOrder(len(splits.train), recipe, 0, 1, start=step)
-    for name, given, size in (("step", step, order.updates), ("micro", micro, order.micro_batches)):
-        if not 0 <= given < size:
+    for name, asked, size in (("step", step, order.updates), ("micro", micro, order.micro_batches)):
+        if not 0 <= asked < size:
             what = "updates" if name == "step" else "micro-batches per update"
-            raise UserError(f"{name} {given}: {recipe.name} has {size} {what}, 0 to {size - 1}")
+            raise UserError(f"{name} {asked}: {recipe.name} has {size} {what}, 0 to {size - 1}")
 
     env = run.environment if (folder / "env.json").is_file() else {}
-    device = torch.device(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     notes: list[str] = []
     remarks: list[str] = []
     if env.get("device_type", device.type) != device.type:
         notes.append(f"the run was on {env['device_type']}, this is {device.type}: equal but for rounding and noise")
     module = new_step(recipe)  # before any image, whose keys move the generator that initial weights come from
     check_teachers(folder, module)
-    module.to(device, memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
+    module.to(device).to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     module.train()
     samples = Samples(splits.train, recipe, images.TrainTransform(recipe), on_bad_image="skip")
     parts = list(itertools.islice(order, micro + 1))
@@ -96,7 +97,7 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
         pixels, labels, indices, bad = default_collate([samples[key] for key in parts[number]])
         if bad.any():
             notes.append(f"{int(bad.gt(0).sum())} images cannot be read; the next ones of the table stand in")
-        return *microbatch.inputs(pixels, labels, recipe, step, number, device), labels, indices
+        return *inputs(pixels, labels, recipe, step, number, device), labels, indices
 
     x, y, rng, labels, indices = given(micro)
     plan = plan_alone(module.mixer, x, y, rng)
@@ -111,6 +112,7 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
                 plan = module(x, y, rng).plan
         if recipe.torch_compile:
             notes.append("the run compiled the model that the mixer looks at, this did not: equal but for rounding")
+    assert plan is not None
     with torch.no_grad():
         mixed, targets = module.mixer.mix(x, y, **plan)
     if torch.equal(mixed, x) and not torch.equal(targets, y):
@@ -123,7 +125,7 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
 def new_step(recipe: Recipe) -> Step:
     """Model and mixer with the weights that the job starts from."""
     model = backbones.create_model(recipe)
-    return Step(model, build(recipe.mixer, **recipe.mixer_args[recipe.mixer]), optimisation.criterion(recipe))
+    return Step(model, build(recipe.mixer, **recipe.mixer_args[recipe.mixer]), criterion(recipe))
 
 
 def check_data(run: Run, found: dict[str, Any]) -> None:

@@ -21,7 +21,18 @@ from mixup_recipes.files import file_hash
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.runs.log import Rows, read_rows
-from mixup_recipes.runs.shapes import COUNT, PERCENT, TEXT, check, images_of, naming, read_table
+from mixup_recipes.runs.shapes import (
+    COUNT,
+    PERCENT,
+    SPLIT,
+    TEXT,
+    check,
+    naming,
+    object_in,
+    read_card,
+    read_object,
+    read_text,
+)
 from mixup_recipes.training import checkpoint, protocols
 from mixup_recipes.training.format import PREDICTIONS, check_format
 from mixup_recipes.typed import UserError
@@ -52,7 +63,8 @@ class Data(NamedTuple):
         return self.record["splits"][split]
 
 
-class Summary(NamedTuple):
+@dataclass(frozen=True)
+class Summary:
     """The reported numbers of a run, by its setting's protocol."""
 
     run: str
@@ -94,7 +106,8 @@ class Summary(NamedTuple):
 class Run:
     """What a run folder says. Each file is read at most once, when it is first asked for, and checked.
 
-    A file that is missing or damaged is one ``UserError`` that names it.
+    A file that is missing or damaged is one ``UserError`` that names it. What is written later shows in a run that is
+    opened anew.
     """
 
     folder: Path
@@ -103,13 +116,26 @@ class Run:
 
     @classmethod
     def open(cls, name: str | Path) -> "Run":
-        """The run in a folder, or of ``hf-hub:owner/name[@revision]``. Raises ``UserError`` for what is no run."""
+        """The run in a folder, or of ``hf-hub:owner/name[@revision]``.
+
+        Raises ``UserError`` for what is no run, and for a run that a newer version wrote (``format``).
+        """
         folder = fetch.snapshot(str(name), *FILES) if fetch.is_hub(str(name)) else Path(name)
         if not folder.is_dir():
             raise UserError(f"no run folder {name}")
         if not (folder / RECIPE).is_file():
             raise UserError(f"{name} is no run folder: {RECIPE} is missing")
-        return cls(folder, str(name))
+        run = cls(folder, str(name))
+        run.check_version()
+        return run
+
+    def check_version(self) -> None:
+        """Raise ``UserError`` if a newer version wrote this. Damage is told where ``environment`` is asked for."""
+        try:
+            content = object_in(self.environment_text, self.folder / "env.json")
+        except UserError:
+            return
+        check_format(content, str(self.folder / "env.json"))
 
     # ------------------------------------------------------------------------------------- what the files say
 
@@ -137,8 +163,10 @@ class Run:
     def data(self) -> Data:
         """The data that the run was trained and evaluated on."""
         path = self.folder / "data.json"
-        content = read_table(path)
-        check(content, images_of(self.recipe), str(path))
+        content = read_object(path)
+        own = (self.recipe.train_split, self.recipe.eval_split)
+        check(content, {"splits": dict.fromkeys(own, SPLIT)}, str(path))
+        check(content, {"splits": dict.fromkeys(content["splits"], SPLIT)}, str(path))
         classes, commit = content.get("classes"), content.get("commit")
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise UserError(f"{path}: classes: expected a list of names, got {classes!r:.60}")
@@ -149,18 +177,23 @@ class Run:
         return Data(classes, images, commit, {"commit": None} | {k: v for k, v in content.items() if k != "classes"})
 
     @cached_property
+    def environment_text(self) -> str:
+        """``env.json`` as it is."""
+        return read_text(self.folder / "env.json")
+
+    @cached_property
     def environment(self) -> dict[str, Any]:
         """What the run was made with: ``env.json``."""
-        content = read_table(self.folder / "env.json")
-        check_format(content, str(self.folder / "env.json"))
-        check(content, ENVIRONMENT, str(self.folder / "env.json"))
+        path = self.folder / "env.json"
+        content = object_in(self.environment_text, path)
+        check(content, ENVIRONMENT, str(path))
         return content
 
     @cached_property
     def results(self) -> dict[str, Any]:
         """``eval_results.json``. Its ``exported`` is checked: the evaluation of the exported weights."""
         path = self.folder / "eval_results.json"
-        content = read_table(path)
+        content = read_object(path)
         wanted = {
             "epoch": COUNT,
             **{self.prefix + k: v for k, v in (("count", COUNT), ("top1", PERCENT), ("top5", PERCENT))},
@@ -194,29 +227,27 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """timm's configuration of the exported weights."""
-        return read_table(self.folder / "config.json")
+        return read_object(self.folder / "config.json")
 
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 of the exported weights."""
-        return file_hash(self.folder / "model.safetensors")
+        path = self.folder / "model.safetensors"
+        try:
+            return file_hash(path)
+        except OSError as e:
+            raise UserError(f"cannot read {path}: {e.strerror}") from None
 
     @cached_property
     def summary_csv(self) -> str | None:
         """``summary.csv`` as it is, which a run writes last; None where there is none."""
         path = self.folder / "summary.csv"
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+        return read_text(path) if path.is_file() else None
 
     @cached_property
     def card(self) -> str | None:
         """``README.md`` as it is; None where there is none."""
-        path = self.folder / "README.md"
-        try:
-            return path.read_bytes().decode("utf-8-sig") if path.exists() else None
-        except OSError as e:
-            raise UserError(f"cannot read {path}: {e.strerror}") from None
-        except UnicodeDecodeError as e:
-            raise UserError(f"{path} is not UTF-8 text: {e}") from None
+        return read_card(self.folder / "README.md")
 
     @cached_property
     def pushed(self) -> dict[str, Any]:
@@ -261,7 +292,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the last planned epoch was evaluated."""
-        return self.evaluated_log.val[-1].epoch == self.recipe.epochs
+        return self.evaluated_log.val[-1].epoch >= self.recipe.epochs
 
     @cached_property
     def summary(self) -> Summary:
@@ -273,6 +304,7 @@ class Run:
         top1 = {epoch: found["top1"] for epoch, found in metrics.items()}
         window = protocols.window(top1, recipe.protocol, recipe.protocol_epochs, recipe.epochs)
         middle = {name: statistics.median(metrics[epoch][name] for epoch in window) for name in METRICS}
+        seconds = [row.seconds for row in rows.train] + [row.seconds for row in rows.val]
         return Summary(
             run=self.folder.resolve().name,
             recipe=recipe.name,
@@ -289,7 +321,7 @@ class Run:
             **middle,
             reading=number,
             tool=tool,
-            seconds=max(row.seconds for row in (*rows.train, *rows.val)),
+            seconds=max(seconds),
             img_per_s=statistics.median(row.img_per_s for row in rows.train),
         )
 

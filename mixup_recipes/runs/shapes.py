@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError
 
 
@@ -22,7 +21,9 @@ UPDATE = Kind("an integer, 0 or more", lambda v: type(v) is int and 0 <= v < 2**
 NUMBER = Kind("a finite number", lambda v: type(v) in (int, float) and abs(v) < 1e300)  # compares false with nan
 PERCENT = Kind("a number from 0 to 100", lambda v: type(v) in (int, float) and 0 <= v <= 100)
 TEXT = Kind("text", lambda v: type(v) is str)
-TABLE = Kind("a table", lambda v: type(v) is dict)
+OBJECT = Kind("a table", lambda v: type(v) is dict)
+SPLIT = {"images": COUNT, "labels_sha256": TEXT}
+"""What a run says of the images of a split."""
 METRICS = {"top1": PERCENT, "top5": PERCENT, "ece": PERCENT, "nll": NUMBER, "count": COUNT}
 """Of a validation line, each also with the name of a classifier or ``ema`` in front."""
 
@@ -32,7 +33,7 @@ def check(value: Any, shape: Any, where: str, key: str = "") -> None:
 
     ``where`` and ``key`` are for the error: the file, and the keys that lead to the value.
     """
-    kind = TABLE if isinstance(shape, dict) else shape
+    kind = OBJECT if isinstance(shape, dict) else shape
     if not kind.fits(value):
         raise UserError(f"{where}: {f'{key}: ' if key else ''}expected {kind.words}, got {value!r:.60}")
     for name, inner in shape.items() if isinstance(shape, dict) else ():
@@ -64,18 +65,26 @@ def read_text(path: Path) -> str:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
 
 
-def read_table(path: Path) -> dict[str, Any]:
+def read_card(path: Path) -> str | None:
+    """A model card to the letter, but for a byte order mark; None without a file. Raises ``UserError``."""
+    try:
+        return path.read_bytes().decode("utf-8-sig") if path.exists() else None
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not UTF-8 text: {e}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ``UserError`` when it is missing, damaged or something else."""
-    text = read_text(path)
+    return object_in(read_text(path), path)
+
+
+def object_in(text: str, path: Path) -> dict[str, Any]:
+    """The JSON object in the text of a file. Raises ``UserError`` for anything else."""
     try:
         content: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError):
         raise UserError(f"{path} is not valid JSON") from None
-    check(content, TABLE, str(path))
+    check(content, OBJECT, str(path))
     return content
-
-
-def images_of(recipe: Recipe) -> dict[str, Any]:
-    """The shape of what a run says of its images (``check``)."""
-    split = {"images": COUNT, "labels_sha256": TEXT}
-    return {"splits": {recipe.train_split: split, recipe.eval_split: split}}

@@ -1,4 +1,7 @@
-"""What a sweep asks for: recipes x grid x seeds, each a run with a command and a folder. docs/sweeps.md shows the file."""
+"""What a sweep asks for: recipes x grid x seeds, each a run with a command and a folder.
+
+docs/sweeps.md shows the file.
+"""
 
 import itertools
 import json
@@ -157,7 +160,6 @@ def make_run(
     recipe_name: str, seed: int, overrides: dict[str, Any], grid: dict[str, Any], launcher: list[str], out: Path
 ) -> Planned:
     """Resolve one run. Raises ``UserError`` that names it."""
-
     values, known, job_flags = overrides | grid, schema(Recipe), schema(Job)
     fields = {k: v for k, v in values.items() if k in known} | {"seed": seed}
     if own_args := {k.removeprefix("mixer."): v for k, v in values.items() if k.startswith("mixer.")}:
@@ -175,7 +177,7 @@ def make_run(
     name = re.sub(r"[^\w.+-]+", "_", "-".join(parts), flags=re.ASCII)
     if len(name) > LONGEST:
         raise UserError(f"{recipe_name}: the folder name {name[:60]}... has {len(name)} letters, at most {LONGEST} fit")
-    script = find_spec("train_mixup").origin  # type: ignore[union-attr]  # it is installed with this module
+    script = str(find_spec("train_mixup").origin)  # type: ignore[union-attr]  # it is installed with this module
     command = [*launcher, script, "--recipe", recipe_name, "--seed", str(seed)]
     command += ["--output_dir", str(out / name), "--resume_from_checkpoint", "auto", *flags(typed)]
     given = cli.parse(command[len(launcher) + 1 :], "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})

@@ -13,8 +13,9 @@ import signal
 import statistics
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mixup_recipes.recipe import differences
 from mixup_recipes.runs.run import RECIPE, Run, Summary
@@ -32,14 +33,13 @@ def state(run: Planned) -> str:
 
     Raises ``UserError`` when the folder holds something else, with the fields that differ, or cannot be read.
     """
-
     try:
         check_folder(run.folder, run.recipe, resume=True)
         if held(run.output, fcntl.flock) or held(run.folder / ".lock", fcntl.lockf):
             return "running"
         if finished(run):
             return "finished"
-        return "resumable" if (run.folder / "recipe.yaml").exists() else "new"
+        return "resumable" if (run.folder / RECIPE).exists() else "new"
     except OSError as e:  # its name is too long for the disk, its output is a folder
         raise UserError(f"cannot read {e.filename or run.folder}: {e.strerror}") from None
 
@@ -59,7 +59,7 @@ def finished(run: Planned) -> bool:
     return bool(rows) and rows[-1].startswith(f"{last},") and last in [row.epoch for row in there.log.val]
 
 
-def held(path: Path, lock: Any) -> bool:
+def held(path: Path, lock: Callable[[IO[bytes], int], object]) -> bool:
     """Whether another process holds a lock on the file. A shared lock tells, for which it need not be writable."""
     if not path.exists():
         return False
@@ -117,8 +117,13 @@ def launch(run: Planned, stop: Stop) -> int | None:
             return None
         file.write(f"$ {shlex.join(run.command)}\n".encode())
         file.flush()
-        streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
-        stop.child = subprocess.Popen(run.command, start_new_session=True, **streams)
+        stop.child = subprocess.Popen(
+            run.command,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
         stop.send()  # a signal may have come meanwhile
         status = stop.child.wait()
     # A launcher may leave before its processes: accelerate does on SIGTERM. They save; the next run needs their memory.
@@ -155,7 +160,7 @@ def time_left(done: list[Planned], left: list[Planned]) -> str:
     return f"; about {duration(total)} left" if left else ""
 
 
-def run_all(runs: list[Planned], say: Any = print) -> int:
+def run_all(runs: list[Planned], say: Callable[[str], object] = print) -> int:
     """Run what isn't finished; returns the exit status of the sweep: 0, 1 (a run failed) or 75 (start it again)."""
     stop, failures, unfinished = Stop(), [], 0
     done = [run for run in runs if state(run) == "finished"]

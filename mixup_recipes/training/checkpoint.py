@@ -169,7 +169,7 @@ def restore(
     own = {k.removeprefix(f"{source}/"): v for k, v in stored.items() if k.startswith(f"{source}/")}
     if state["processes"] != world:  # the first process takes over what all had summed
         for k in [k for k in own if k.startswith("sums/")]:
-            everyone = sum(stored[f"{r}/{k}"] for r in range(state["processes"]))
+            everyone = sum((stored[f"{r}/{k}"] for r in range(state["processes"])), start=torch.zeros_like(own[k]))
             own[k] = everyone if rank == 0 else torch.zeros_like(own[k])
     with torch.no_grad():
         for name, module in modules.items():

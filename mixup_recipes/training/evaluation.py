@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from mixup_recipes.data.images import normalise
-from mixup_recipes.data.loading import Samples, eval_batches
+from mixup_recipes.data.loading import Loaded, Samples, Source
 from mixup_recipes.metrics.calibration.formula import calibration
 from mixup_recipes.metrics.topk_accuracy.formula import topk_accuracy
 from mixup_recipes.recipe import Recipe
@@ -21,7 +22,7 @@ from mixup_recipes.training.signals import Stop
 @torch.no_grad()
 def predict(
     model: nn.Module,
-    batches: Any,
+    batches: Iterable[Loaded],
     rounds: int | None,
     total: int,
     recipe: Recipe,
@@ -83,7 +84,7 @@ def predict(
 
 def predict_all(
     model: nn.Module,
-    samples: Any,
+    samples: Source,
     recipe: Recipe,
     accelerator: Any,
     workers: int,
@@ -93,13 +94,13 @@ def predict_all(
     size, batch = len(samples), recipe.per_device_train_batch_size
     rank, world = accelerator.process_index, accelerator.num_processes
     rounds = math.ceil(math.ceil(size / world) / batch) if isinstance(samples, Samples) else None
-    batches = eval_batches(samples, rank, world, batch, workers, accelerator.device)
+    batches = samples.eval_batches(rank, world, batch, workers, accelerator.device)
     return predict(model, batches, rounds, size, recipe, accelerator, stop)
 
 
 def evaluate(
     models: dict[str, nn.Module],
-    samples: Any,
+    samples: Source,
     recipe: Recipe,
     accelerator: Any,
     workers: int,

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 from mixup_recipes.files import file_hash, write, write_json, writing
 from mixup_recipes.recipe import Recipe, to_yaml
 from mixup_recipes.training.format import PREDICTIONS
-from mixup_recipes.training.log import Log, evaluations, reported, summary_csv
+from mixup_recipes.training.log import Line, evaluations, reported, summary_csv
 
 
 def publish(
@@ -24,7 +25,7 @@ def publish(
     columns: dict[str, dict[str, np.ndarray]],
     recipe: Recipe,
     classes: list[str],
-    log: Log,
+    log: Sequence[Line],
     epoch: int,
 ) -> None:
     """After an evaluation: bring the folder's root up to date, so that it is usable whenever the run ends.
@@ -32,11 +33,11 @@ def publish(
     The exported weights are the last ones, or those of the best epoch where the protocol reports that; with them
     goes what they say of each image. ``nets``: the classifiers that were evaluated, by name; the reported one is
     exported at the root, the others under ``models/<name>`` (``raw`` beside an average that is reported).
-    ``columns``: by the same names, see ``evaluation.predict``.
+    ``columns``: by the same names, see ``evaluation.predict``. ``log``: all lines so far.
     """
     main = "ema" if recipe.report_ema else ""
-    numbers = reported(log.lines, recipe)
-    lines = {e: {k: v for k, v in x.items() if k not in ("mode", "perf")} for e, x in evaluations(log.lines).items()}
+    numbers = reported(log, recipe)
+    lines = {e: {k: v for k, v in x.items() if k not in ("mode", "perf")} for e, x in evaluations(log).items()}
     results = folder / "eval_results.json"
     exported = json.loads(results.read_text())["exported"] if results.exists() else None
     # after going back to an earlier checkpoint the folder may hold weights that the log no longer knows
@@ -50,7 +51,7 @@ def publish(
                     write(place / "recipe.yaml", to_yaml(recipe))
         write_predictions(folder / "predictions.safetensors", columns[main])
         exported = lines[epoch]
-    write(folder / "summary.csv", summary_csv(log.lines))
+    write(folder / "summary.csv", summary_csv(log))
     weights = file_hash(folder / "model.safetensors")  # tells a later push that all of this belongs together
     write_json(results, {"exported": exported, **numbers, "weights_sha256": weights})
 

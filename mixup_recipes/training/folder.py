@@ -1,4 +1,4 @@
-"""The run folder while it is written: who may write to it, what it says of the run, and the log."""
+"""The run folder while it is written: who may write to it, and what it says of the run."""
 
 import json
 import platform
@@ -110,11 +110,13 @@ def without_token(argv: list[str]) -> list[str]:
 
 def git_commit() -> str | None:
     """The commit of this source tree, with + when files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        here = Path(__file__).parent
+        done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
     try:
-        run = {"cwd": here, "capture_output": True, "text": True, "timeout": 10, "check": True}
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **run).stdout.strip()
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+" if changed else "")

@@ -1,11 +1,9 @@
-"""What depends on how the job was started: processes, precision, devices, trackers, the progress bar."""
+"""What depends on how the job was started: processes, precision, devices, trackers."""
 
 import os
-import sys
-import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -13,11 +11,12 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from timm.layers import convert_sync_batchnorm
 from torch import nn
-from tqdm import tqdm
 
 from mixers import Mixer, Step, taps
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", deterministic: bool = False) -> Accelerator:
@@ -61,14 +60,15 @@ def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", determini
     return made
 
 
-def on_device(step: nn.Module, recipe: Recipe, accelerator: Accelerator) -> Any:
-    """Move the step to the device, in the recipe's memory format, with shared BatchNorm where asked."""
+def on_device(module: Net, recipe: Recipe, accelerator: Accelerator) -> Net:
+    """Move a step or a model to the device, in the recipe's memory format, with shared BatchNorm where asked."""
+    moved: Any = module  # torch's types know no move to a device and into a format at once
     if recipe.sync_bn and accelerator.num_processes > 1:
         if accelerator.device.type != "cuda":
             raise UserError("sync_bn works between GPUs only; pass --sync_bn false, or start one process")
-        step = convert_sync_batchnorm(step)  # timm's keeps the activation of its fused layers
+        moved = convert_sync_batchnorm(moved)  # timm's keeps the activation of its fused layers
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    return step.to(accelerator.device, memory_format=layout)
+    return moved.to(accelerator.device, memory_format=layout)
 
 
 def compile_step(step: Step) -> None:
@@ -104,58 +104,3 @@ def init_trackers(accelerator: Accelerator, recipe: Recipe, start: int) -> None:
     """Start the trackers; TensorBoard forgets what a killed run wrote after its last checkpoint."""
     if accelerator.log_with:
         accelerator.init_trackers(recipe.name, init_kwargs={"tensorboard": {"purge_step": start}})
-
-
-class Progress:
-    """A bar with images/s and the time left on a terminal; a line per evaluation in a pipe; silence on other ranks."""
-
-    NOTICE = 20  # updates, at the most, after which the limiting stage is named
-
-    def __init__(self, accelerator: Accelerator, recipe: Recipe, start: int, total: int):
-        self.main, self.images, self.left = accelerator.is_main_process, recipe.batch_size, total - start
-        hidden = not self.main or not sys.stderr.isatty()
-        self.bar = tqdm(
-            total=total * self.images, initial=start * self.images, unit=" images", disable=hidden, dynamic_ncols=True
-        )
-        self.noticed = False
-        self.updates = 0
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a new window of time: after a log line, an evaluation, a checkpoint."""
-        if self.updates:
-            self.notice()
-        self.began, self.waited, self.updates = time.perf_counter(), 0.0, 0
-
-    def update(self, waited: float) -> None:
-        """One update is done, ``waited`` seconds of it spent on waiting for images."""
-        self.waited += waited
-        self.updates += 1
-        self.left -= 1
-        self.bar.update(self.images)
-        if self.updates == self.NOTICE:
-            self.notice()
-
-    def notice(self) -> None:
-        """Say once what limits the run: loading above a third of the time means that it does."""
-        if self.noticed:
-            return
-        self.noticed = True
-        rate, share = self.speed()
-        stage = "loading images" if share > 1 / 3 else "the model"
-        minutes = self.left * self.images / rate / 60
-        left = f"{minutes / 60:.1f} h" if minutes > 90 else f"{minutes:.0f} min"
-        self.say(
-            f"{rate:.0f} images/s, {share:.0%} of the time waiting for images: limited by {stage}; "
-            f"about {left} of training left"
-        )
-
-    def speed(self) -> tuple[float, float]:
-        """Images per second over all processes, and the share of time spent waiting for images."""
-        elapsed = max(time.perf_counter() - self.began, 1e-9)
-        return self.updates * self.images / elapsed, self.waited / elapsed
-
-    def say(self, text: str) -> None:
-        """A line beside the bar, on the main process."""
-        if self.main:
-            self.bar.write(text, file=sys.stdout) if not self.bar.disable else print(text, flush=True)

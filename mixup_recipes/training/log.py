@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ class Log:
     def __init__(self, path: Path, length: int = 0):
         path.touch()
         kept = path.read_bytes()[:length]
-        self.path, self.lines = path, []
+        self.path = path
+        self.lines: list[Line] = []
         try:
             self.lines = [json.loads(line) for line in kept.decode().splitlines()]
             whole = len(kept) == length and kept[-1:] in (b"\n", b"")
@@ -50,6 +51,8 @@ class Log:
 class NoLog:
     """What the other processes hold instead of a log."""
 
+    lines: tuple[Line, ...] = ()
+
     def write(self, **record: Any) -> None:
         """Nothing."""
 
@@ -63,7 +66,7 @@ def evaluations(lines: Iterable[Line]) -> dict[int, Line]:
     return {line["epoch"]: line for line in lines if line["mode"] == "val"}
 
 
-def summary_csv(lines: list[Line]) -> str:
+def summary_csv(lines: Sequence[Line]) -> str:
     """``summary.csv`` with timm's columns, one row per evaluated epoch."""
     rows = []
     for epoch, val in evaluations(lines).items():
@@ -80,7 +83,7 @@ def summary_csv(lines: list[Line]) -> str:
     return text.getvalue()
 
 
-def reported(lines: list[Line], recipe: Recipe) -> dict[str, dict[str, Any]]:
+def reported(lines: Sequence[Line], recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The run's number by its setting's protocol (``reported``), and as OpenMixup's tools would compute it."""
     number, tool = protocols.of_run(evaluations(lines).values(), recipe)
     return {

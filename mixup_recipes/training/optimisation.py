@@ -1,43 +1,21 @@
-"""Losses per sample, optimiser groups, and the learning rate as a pure function of the update."""
+"""The optimiser with its groups, and the learning rate as a pure function of the update."""
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.optim import create_optimizer_v2, list_optimizers
-from torch import Tensor
 
 from mixers import Step
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
 
-def criterion(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
-    """``loss(logits (B, K), target (B, K)) -> (B,)``: one loss per sample, so that mixers can weight samples."""
-
-    def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), target, reduction="none")
-
-    def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-        if recipe.bce_target_thresh is not None:
-            target = (target > recipe.bce_target_thresh).to(target.dtype)
-        loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
-        return loss.sum(1) if recipe.loss == "bce_sum" else loss.mean(1)
-
-    return cross_entropy if recipe.loss == "ce" else binary_cross_entropy
-
-
-def one_hot(labels: Tensor, recipe: Recipe) -> Tensor:
-    """Labels (B,) to dense float targets (B, K), smoothed: ``(1-s)*onehot + s/K``."""
-    y = F.one_hot(labels, recipe.num_classes).float()
-    return y if not recipe.smoothing else y * (1 - recipe.smoothing) + recipe.smoothing / recipe.num_classes
-
-
 def check_name(name: str) -> None:
     """Raise ``UserError`` unless there is an optimiser of this name."""
-    if name not in list_optimizers():
-        raise UserError(f"unknown optimiser {name!r}; {nearest(name, list_optimizers())}")
+    known = [str(known) for known in list_optimizers()]
+    if name not in known:
+        raise UserError(f"unknown optimiser {name!r}; {nearest(name, known)}")
 
 
 def optimizer(step: Step, recipe: Recipe) -> torch.optim.Optimizer:
@@ -48,7 +26,7 @@ def optimizer(step: Step, recipe: Recipe) -> torch.optim.Optimizer:
     Raises ``UserError`` for an unknown name and for values that the optimiser refuses.
     """
     check_name(recipe.opt)
-    exempt = getattr(step.model, "no_weight_decay", set)()
+    exempt: set[str] = getattr(step.model, "no_weight_decay", set)()
     spared = {id(p) for name, p in step.named_parameters() if p.ndim <= 1 or name.removeprefix("model.") in exempt}
     groups = []
     own = {"params": [p for p in step.model.parameters() if p.requires_grad]}
@@ -60,16 +38,11 @@ def optimizer(step: Step, recipe: Recipe) -> torch.optim.Optimizer:
         for weight_decay, decayed in ((0.0, False), (recipe.weight_decay, True)):
             params = [p for p in group["params"] if (id(p) not in spared) == decayed]
             groups += [group | {"params": params, "weight_decay": weight_decay}] if params else []
-    args = {"betas": recipe.opt_betas, "eps": recipe.opt_eps}
+    args: dict[str, Any] = {"betas": recipe.opt_betas, "eps": recipe.opt_eps}
     given = {k: v for k, v in args.items() if v is not None}
     try:
         return create_optimizer_v2(
-            groups,
-            opt=recipe.opt,
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            momentum=recipe.momentum,
-            **given,
+            groups, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **given
         )
     except Exception as e:  # a package or GPU it needs, a beta of 1.5: what they raise is up to the optimiser
         raise UserError(f"optimiser {recipe.opt!r}: {e}") from None
@@ -81,7 +54,7 @@ def learning_rate(
     updates_per_epoch: int,
     lr: float | None = None,
     min_lr: float | None = None,
-    warmup_epochs: int | None = None,
+    warmup_epochs: float | None = None,
 ) -> float:
     """The learning rate of an update, counted from 0.
 
@@ -108,13 +81,6 @@ def learning_rate(
         start = recipe.warmup_lr / recipe.lr
         rate *= start + (1 - start) * update / warmup
     return rate
-
-
-def ema_decay(recipe: Recipe, update: int, updates_per_epoch: int) -> float:
-    """The decay of the averaged weights at an update: grows linearly from 0.9 times its value while it warms up."""
-    assert recipe.ema_decay is not None
-    warmup = recipe.ema_warmup_epochs * updates_per_epoch
-    return recipe.ema_decay * (0.9 + 0.1 * min(1.0, update / warmup) if warmup else 1.0)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, recipe: Recipe, update: int, updates_per_epoch: int) -> None:

@@ -11,7 +11,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested: str | None = None
-        self.group = None
+        self.group: Any = None
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self.request)
 

@@ -1,0 +1,150 @@
+"""One update of the training loop: what a step is given, and what becomes of it.
+
+``prepared`` turns loaded images into batches on the device; ``train_update`` takes those of one update through the
+step, backward, the optimiser, and what follows it. Everything random is a function of (seed, update, micro).
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from mixers import Out, Step
+from mixup_recipes.data import images, keys
+from mixup_recipes.data.loading import Loaded
+from mixup_recipes.data.order import TrainOrder
+from mixup_recipes.recipe import Recipe
+
+
+class Batch(NamedTuple):
+    """A micro-batch on the device, ready for a step."""
+
+    x: Tensor
+    """Images, normalised and erased, float (B, 3, S, S)."""
+    y: Tensor
+    """Targets, one-hot and smoothed, float (B, K)."""
+    rng: np.random.Generator
+    """The mixer's generator, the same for every micro-batch of an update."""
+    bad: Tensor
+    """How many unreadable images were passed over for each, (B,), on the host."""
+
+
+def prepared(loaded: Iterator[Loaded], order: TrainOrder, device: torch.device) -> Iterator[Batch]:
+    """The rest of a run's micro-batches of this process, each made ready when it is asked for, and not before.
+
+    ``loaded``: what ``train_batches`` of a table or a stream gives for the same ``order``.
+    """
+    for update in range(order.start, order.updates):
+        for micro in range(order.rank, order.micro_batches, order.world):
+            pixels, labels, _, bad = next(loaded)
+            yield Batch(*inputs(pixels, labels, order.recipe, update, micro, device), bad)
+
+
+def inputs(
+    pixels: Tensor, labels: Tensor, recipe: Recipe, update: int, micro: int, device: torch.device
+) -> tuple[Tensor, Tensor, np.random.Generator]:
+    """``x``, ``y`` and ``rng`` of a ``Batch``, from images uint8 (B, 3, S, S) and labels (B,).
+
+    ``micro``: position of the micro-batch within its update, over all processes. Seeds the global generators too,
+    from which dropout and drop path draw.
+    """
+    x = images.normalise(pixels, recipe, device)
+    if recipe.reprob:
+        x = images.erase(x, recipe.reprob, recipe.remode, keys.rng(keys.ERASE, recipe.seed, update, micro))
+    y = one_hot(labels.to(device, non_blocking=True), recipe)
+    keys.seed_everything(keys.STEP, recipe.seed, update, micro)
+    return x, y, np.random.default_rng((recipe.seed, update))
+
+
+def one_hot(labels: Tensor, recipe: Recipe) -> Tensor:
+    """Labels (B,) to dense float targets (B, K), smoothed: ``(1-s)*onehot + s/K``."""
+    y = F.one_hot(labels, recipe.num_classes).float()
+    return y if not recipe.smoothing else y * (1 - recipe.smoothing) + recipe.smoothing / recipe.num_classes
+
+
+def criterion(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
+    """``loss(logits (B, K), target (B, K)) -> (B,)``: one loss per sample, so that mixers can weight samples."""
+
+    def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), target, reduction="none")
+
+    def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+        if recipe.bce_target_thresh is not None:
+            target = (target > recipe.bce_target_thresh).to(target.dtype)
+        loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+        return loss.sum(1) if recipe.loss == "bce_sum" else loss.mean(1)
+
+    return cross_entropy if recipe.loss == "ce" else binary_cross_entropy
+
+
+@dataclass(frozen=True)
+class Learner:
+    """All that an update changes."""
+
+    step: Step
+    """Model and mixer."""
+    wrapped: nn.Module
+    """The step as the processes share it: what is called."""
+    optimizer: Any
+    """accelerate's, with the learning rates of the update already set."""
+    ema: ModelEmaV3 | None
+    """The average of the model's weights, where the recipe asks for one."""
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint saves, by name."""
+        return {"model": self.step} | ({"ema": self.ema.module} if self.ema else {})
+
+    @property
+    def classifiers(self) -> dict[str, nn.Module]:
+        """What is evaluated and exported, by name; ``""`` is the model itself or what the mixer puts in its place."""
+        return self.step.mixer.models(self.step.model) | ({"ema": self.ema.module} if self.ema else {})
+
+
+def train_update(
+    learner: Learner,
+    batches: Iterator[Batch],
+    order: TrainOrder,
+    update: int,
+    sums: dict[str, Tensor],
+    accelerator: Any,
+) -> tuple[Batch, Out]:
+    """Update number ``update``, from 0, on the next micro-batches of this process.
+
+    Adds to ``sums``, for the log, without waiting for the device: steps, images, bad images, the loss and its parts.
+    Returns the first micro-batch and what the step said of it.
+    """
+    step, recipe = learner.step, order.recipe
+    step.train()
+    done: list[tuple[Batch, Out]] = []
+    for number, batch in enumerate(itertools.islice(batches, order.accumulation), start=1):
+        with contextlib.nullcontext() if number == order.accumulation else accelerator.no_sync(learner.wrapped):
+            out = learner.wrapped(batch.x, batch.y, batch.rng)
+            accelerator.backward(out.loss / order.accumulation)
+        counts = {"steps": 1, "images": len(batch.x), "bad": int(batch.bad.gt(0).sum())}
+        for name, value in (counts | {"loss": out.loss.detach(), **out.logs}).items():
+            sums[name] = sums[name] + value if name in sums else torch.zeros((), device=accelerator.device) + value
+        done = done or [(batch, out)]
+    if recipe.clip_grad is not None:
+        accelerator.clip_grad_norm_(step.parameters(), recipe.clip_grad)
+    learner.optimizer.step()
+    learner.optimizer.zero_grad()
+    step.mixer.after_step(step.model, (update + 1) / order.updates)
+    if learner.ema:
+        learner.ema.decay = ema_decay(recipe, update + 1, order.updates_per_epoch)
+        learner.ema.update(step.model)
+    return done[0]
+
+
+def ema_decay(recipe: Recipe, update: int, updates_per_epoch: int) -> float:
+    """The decay of the averaged weights after ``update`` updates: it warms up linearly from 0.9 times its value."""
+    assert recipe.ema_decay is not None
+    warmup = recipe.ema_warmup_epochs * updates_per_epoch
+    return recipe.ema_decay * (0.9 + 0.1 * min(1.0, update / warmup) if warmup else 1.0)
