@@ -109,8 +109,8 @@ def command(program: str, about: str, classes: Classes, first: tuple[str, ...] =
         group, docs = Group(title, sort_key=order), field_docs(cls)
         parameters += [flag(cls, f.name, group, docs.get(f.name, ""), first) for f in dataclasses.fields(cls)]
 
-    def given(**values: Any) -> dict[str, Any]:
-        return values
+    def given(*start: Any, **values: Any) -> dict[str, Any]:
+        return dict(zip((parameter.name for parameter in parameters), start, strict=False)) | values
 
     parameters.sort(key=lambda parameter: parameter.kind)
     given.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -1,31 +1,26 @@
 """Commands that compute: training, evaluation, predictions, sweeps, data sets, pictures of methods, checks."""
 
 import signal
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from evaluate_mixup import MODEL, Evaluation
+import evaluate_mixup
+import train_mixup
 from mixup_recipes import flags
 from mixup_recipes.cli.base import Model, RecipeName, RunFolder, Whole, app, listed, said, text
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training.job import Job
 
 # Their flags are those of the scripts, which read the command line themselves.
-SCRIPTS = {"train": "train_mixup", "evaluate": "evaluate_mixup"}
+SCRIPTS = {"train": train_mixup.main, "evaluate": evaluate_mixup.main}
 TRAIN = (
     "Train one recipe: mixup-recipes train --recipe deit_s_cutmix. On several GPUs: accelerate launch train_mixup.py"
 )
 EVALUATE = "Score a model: mixup-recipes evaluate RUN. On several GPUs: accelerate launch evaluate_mixup.py"
 app.command(flags.command("train", TRAIN, {"Run": Job, "Recipe fields": Recipe}))
-app.command(flags.command("evaluate", EVALUATE, {"Evaluation": Evaluation}, MODEL))
-
-
-def script(argv: list[str]) -> int | None:
-    """``train`` or ``evaluate`` with its flags; returns the exit status."""
-    return import_module(SCRIPTS[argv[0]]).main(argv[1:])
+app.command(flags.command("evaluate", EVALUATE, {"Evaluation": evaluate_mixup.Evaluation}, evaluate_mixup.MODEL))
 
 
 @app.command
