@@ -19,7 +19,7 @@ MEANINGS = {
     "label_smoothing": "smoothing", "clip": "clip_grad", "grad_clip": "clip_grad", "max_grad_norm": "clip_grad",
     "img_size": "image_size", "input_size": "image_size", "resolution": "image_size", "crop_size": "image_size",
     "test_size": "eval_size", "val_size": "eval_size", "eval_crop_size": "eval_size",
-    "auto_augment": "aa", "randaugment": "aa", "rand_augment": "aa", "augment": "aa", "flip": "hflip",
+    "auto_augment": "aa", "rand_augment": "aa", "augment": "aa", "flip": "hflip",
     "random_erasing": "reprob", "erasing": "reprob", "repeated_aug": "aug_repeats",
     "drop_path": "drop_path_rate", "stochastic_depth": "drop_path_rate", "ema": "ema_decay", "model_ema": "ema_decay",
     "amp": "mixed_precision", "precision": "mixed_precision", "dtype": "mixed_precision", "fp16": "mixed_precision",

@@ -6,6 +6,7 @@ longest setting name that fits wins. Precedence: defaults, ``base``, file, comma
 changes for one mixer only (mixer -> fields, ahead of the file's other fields).
 """
 
+import copy
 import difflib
 import functools
 import re
@@ -56,7 +57,7 @@ def unknown(name: str) -> str:
 def read_yaml(path: Path, what: str = "recipe file") -> dict[str, Any]:
     """A YAML file that holds a table, with readable errors."""
     try:
-        content = from_yaml(path.read_text(encoding="utf-8"))
+        content = copy.deepcopy(parsed(path.read_text(encoding="utf-8")))
     except OSError as e:
         raise UserError(f"cannot read {what} {path}: {e.strerror}") from None
     except UnicodeDecodeError as e:
@@ -66,6 +67,9 @@ def read_yaml(path: Path, what: str = "recipe file") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: a {what} must be a table of names and values, got {type(content).__name__}")
     return content
+
+
+parsed = functools.lru_cache(256)(from_yaml)  # a base is read for each of its settings
 
 
 def resolve(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe, dict[str, str]]:
