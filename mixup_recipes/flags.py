@@ -7,8 +7,10 @@ Imports no torch, so that ``--help`` answers at once.
 
 import dataclasses
 import inspect
+import io
 import os
 import re
+import select
 import sys
 import types
 import typing
@@ -216,9 +218,13 @@ def unread() -> bool:
     """Whether nobody reads what this process prints."""
     try:
         sys.stdout.flush()
+        pipe = select.poll()
+        pipe.register(sys.stdout.fileno(), 0)  # what was too long for the buffer is not flushed again
+        return any(event & select.POLLERR for _, event in pipe.poll(0))
     except BrokenPipeError:
         return True
-    return False
+    except io.UnsupportedOperation:  # no file, as in a notebook
+        return False
 
 
 def asked_for() -> str:
