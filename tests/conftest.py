@@ -71,8 +71,8 @@ def without_shape_checks() -> Iterator[None]:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The console command in this process."""
+def console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The console command in this process: ``console("cells", "list")`` gives exit status, output and errors."""
     return Command(monkeypatch, capsys)
 
 
