@@ -142,10 +142,10 @@ def test_seeds_and_steps_decide_and_nothing_else(made: Path, tiny_recipe: Path, 
 def test_all_pairs_can_be_kept_and_there_are_as_many_as_the_training_split_has(
     tiny_recipe: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    """With the recipe's alpha for lambda, here 50: Beta(50, 50) deviates by 0.05, the default Beta(3, 3) by 0.19."""
+    """All with an alpha of 50 for lambda in the recipe: Beta(50, 50) deviates by 0.05, Beta(3, 3) by 0.19."""
     photos, args = Path(load_recipe(str(tiny_recipe)).dataset), "{supermix: {alpha: 50.0, grid: 4, sigma: 1.0}}"
     recipe = str(tiny.make_recipe(tmp_path, photos, mixer_args=args))
-    assert premix.premix(recipe, tmp_path / "some", str(teacher), steps=2) == 72
+    assert premix.premix(str(tiny_recipe), tmp_path / "some", str(teacher), steps=2) == 72
     assert premix.premix(recipe, tmp_path / "all", str(teacher), 100, steps=1, all_pairs=True) == 100
     some, every = (rows(tmp_path / name, "train-*") for name in ("some", "all"))
     assert len(some["label"]) == 72 and len(every["label"]) == 100

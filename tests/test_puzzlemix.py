@@ -167,8 +167,8 @@ def transported_slowly(saliency: Tensor, shown: Tensor, cost: float) -> list[int
     """The rule as loops over the blocks of one image: whose block ends where, its own where nobody claims."""
     side = len(saliency)
     spots = np.array(list(np.ndindex(side, side)))
-    price = cost * ((spots[:, None] - spots) ** 2).sum(2) / (side - 1) ** 2 - saliency.view(-1, 1) * shown.view(1, -1)
-    price = price.numpy()
+    price = cost * ((spots[:, None] - spots) ** 2).sum(2) / (side - 1) ** 2
+    price -= (saliency.view(-1, 1) * shown.view(1, -1)).numpy()
     for _ in range(side):
         claims: dict[int, list[int]] = {}
         for i, j in enumerate(price.argmin(1).tolist()):
