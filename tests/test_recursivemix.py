@@ -20,6 +20,7 @@ from mixers.recursivemix import KEPT, roi_weights
 from mixers.testing import batch, rng_of, tiny_step
 from mixers.testing import differences as changed
 from mixup_recipes.runs import replay
+from mixup_recipes.runs.run import Run
 from mixup_recipes.training.job import STOPPED
 
 
@@ -234,5 +235,6 @@ def test_any_micro_batch_after_a_checkpoint_is_rebuilt_with_its_history(
     server: Server, tmp_path: Path, processes: int
 ) -> None:
     out = spied(server, tmp_path, "recursivemix", processes=processes)
+    run = Run.open(out)
     for step, micro in ((0, 1), (4, 0), (4, 1), (8, 1)):
-        assert_same(replay.replay(out, step, micro), fed(out, step, micro, processes))
+        assert_same(replay.replay(run, step, micro), fed(out, step, micro, processes))
