@@ -240,15 +240,6 @@ def test_mosaics_show_halves_of_the_planned_images_and_labels_count_cells() -> N
         torch.testing.assert_close(target[n], (y[first[n].flatten()].mean(0) + y[second[n].flatten()].mean(0)) / 2)
 
 
-@pytest.mark.parametrize(("height", "width"), [(30, 45), (7, 5), (64, 96)])
-def test_labels_count_pixels_on_any_size(height: int, width: int) -> None:
-    x, y = torch.rand(4, 3, height, width), torch.eye(4)
-    step, out = plan_of(CoMixup, x, y)
-    constant = torch.rand(4, 3).softmax(1)[:, :, None, None].expand(4, 3, height, width)
-    mixed, target = step.mixer.mix(constant, y, **out.plan)
-    torch.testing.assert_close(mixed.mean((2, 3)), target @ constant[:, :, 0, 0], atol=1e-4, rtol=0)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -10,8 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import evaluate
 import numpy as np
 import pytest
+import torch
+import yaml
 
 from mixup_recipes.metrics.calibration.formula import calibration
 from mixup_recipes.metrics.topk_accuracy.formula import topk_accuracy
@@ -176,7 +179,6 @@ def test_formulas_need_numpy_only():
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
     """``evaluate.load`` by name, with caches of its own and every connection refused."""
-    evaluate = pytest.importorskip("evaluate")
     cache = tmp_path_factory.mktemp("evaluate")
 
     def refuse(*_):
@@ -217,7 +219,6 @@ def test_load_by_path(load, name, tmp_path):
 
 
 def test_options_and_types_of_inputs(load):
-    torch = pytest.importorskip("torch")
     topk, cal, data = load("topk_accuracy"), load("calibration"), samples(60, classes=3, width=3)
     want = slow_topk(data["predictions"], data["references"], (1, 2))
     for convert in (np.asarray, np.ndarray.tolist, torch.from_numpy):
@@ -246,52 +247,45 @@ def test_errors_pass_through_and_leave_the_metric_usable(load):
         load("calibration").compute(**data)
 
 
-def test_combine(load):
-    evaluate, data = pytest.importorskip("evaluate"), samples(90)
-    both = evaluate.combine([load(name) for name in NAMES])
-    for part in np.split(np.arange(90), 3):
-        both.add_batch(**{key: values[part] for key, values in data.items()})
-    want = expected("topk_accuracy", data) | expected("calibration", data)
-    assert both.compute() == pytest.approx(want, abs=1e-5)
+def take_part(rank: int, cache: str, data: dict) -> list:
+    """What process ``rank`` of two gets when it adds its half of the samples."""
+    results, mine = [], np.array_split(np.arange(len(data["references"])), 2)[rank]
+    for name in NAMES:
+        path = str(ROOT / "mixup_recipes/metrics" / name)
+        metric = evaluate.load(path, num_process=2, process_id=rank, experiment_id="two", cache_dir=cache)
+        for part in np.array_split(mine, 3):
+            metric.add_batch(**inputs_of(name, {key: values[part] for key, values in data.items()}))
+        results.append(metric.compute())
+    return results
 
 
 WORKER = """
 import json, socket, sys
 def refuse(*_): raise AssertionError("the metric asked for a connection")
 socket.socket.connect = refuse
-import evaluate
 import numpy as np
-rank, root, cache, data = int(sys.argv[1]), sys.argv[2], sys.argv[3], dict(np.load(sys.argv[4]))
-n, results = len(data["references"]), []
-for name in ("topk_accuracy", "calibration"):
-    ours = {"num_process": 2, "process_id": rank, "experiment_id": "two", "cache_dir": cache}
-    metric = evaluate.load(f"{root}/mixup_recipes/metrics/{name}", **ours)
-    inputs = data if name == "calibration" else {key: data[key] for key in ("predictions", "references")}
-    mine = slice(0, n // 2) if rank == 0 else slice(n // 2, n)
-    for batch in np.array_split(np.arange(n)[mine], 3):
-        metric.add_batch(**{key: values[batch] for key, values in inputs.items()})
-    results.append(metric.compute())
-print(json.dumps(results))
+import test_metrics
+print("ready", flush=True)
+print(json.dumps(test_metrics.take_part(0, sys.argv[1], dict(np.load(sys.argv[2])))))
 """
 
 
 def test_two_processes_offline(load, tmp_path):
-    """Process 0 gets what one process gets with all samples, process 1 gets None; with HF_HUB_OFFLINE=1."""
-    data = samples(101)
+    """Process 0 gets what one process gets with all samples, process 1, which is this one, gets None."""
+    data, cache = samples(101), str(tmp_path / "cache")
     np.savez(tmp_path / "data.npz", **data)
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    arguments = [str(ROOT), str(tmp_path / "cache"), str(tmp_path / "data.npz")]
-    commands = [[sys.executable, "-c", WORKER, str(rank), *arguments] for rank in (0, 1)]
-    workers = [subprocess.Popen(command, env=env, text=True, stdout=-1, stderr=-1) for command in commands]
-    try:
-        done = [worker.communicate(timeout=120) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], done[0][1] + done[1][1]
-    first, second = (json.loads(out.splitlines()[-1]) for out, _ in done)
-    assert first == [load(name).compute(**inputs_of(name, data)) for name in NAMES]
-    assert second == [None, None]
+    env["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    command = [sys.executable, "-c", WORKER, cache, tmp_path / "data.npz"]
+    with subprocess.Popen(command, env=env, text=True, stdout=-1, stderr=-1) as first:
+        try:
+            assert first.stdout.readline() == "ready\n", first.stderr.read()
+            assert take_part(1, cache, data) == [None, None]
+            out, errors = first.communicate(timeout=120)
+        finally:
+            first.kill()
+    assert first.returncode == 0, errors
+    assert json.loads(out.splitlines()[-1]) == [load(name).compute(**inputs_of(name, data)) for name in NAMES]
 
 
 # What is published with them.
@@ -299,7 +293,6 @@ def test_two_processes_offline(load, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_readme_runs_and_is_a_space_card(load, monkeypatch, tmp_path, name):
-    yaml = pytest.importorskip("yaml")
     monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", tmp_path)
     monkeypatch.chdir(ROOT)
     path = ROOT / "mixup_recipes/metrics" / name / "README.md"

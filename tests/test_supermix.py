@@ -12,7 +12,7 @@ from timm.models import create_model, save_for_hf
 from torch import Tensor, nn
 
 from mixers import Step, SuperMix
-from mixers.supermix import masks, smoothed
+from mixers.supermix import masks
 from mixers.testing import batch, rng_of, tiny_step
 
 LEVEL = 1e-3
@@ -95,15 +95,6 @@ def test_masks_are_halves_before_a_step_and_finite_for_huge_logits_and_pixels() 
     step, (x, y) = tiny_step(SuperMix), batch()
     mask = step.mixer.plan(torch.full_like(x, 1e30), y, rng_of(0), step.model)["mask"]
     assert ((mask >= 0) & (mask <= 1)).all()  # not a number is neither
-
-
-def test_smoothing_keeps_the_sum_inside_and_shifts_nothing() -> None:
-    for sigma in (1.0, 2.0):
-        point = torch.zeros(1, 1, 15, 15, dtype=torch.float64)
-        point[0, 0, 7, 7] = 1
-        found = smoothed(point, sigma)[0, 0]
-        assert found.sum().item() == pytest.approx(1)
-        assert torch.equal(found, found.flip(0)) and torch.equal(found, found.T)
 
 
 def test_the_search_finds_where_each_class_is() -> None:

@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-import timm
 import torch
 from scipy import stats
 from test_smmix import attention_by_hand
@@ -159,13 +158,6 @@ def test_content_is_the_models_attention_in_evaluation_mode_without_a_trace(name
     cells = cells_of(out.plan, *content.shape[1:])
     own, partner = (content * cells).sum((1, 2)), (content[out.plan["index"]] * (1 - cells)).sum((1, 2))
     torch.testing.assert_close(out.plan["lam"], own / (own + partner))
-
-
-def test_images_need_not_be_square() -> None:
-    model = timm.create_model("test_vit", num_classes=5, dynamic_img_size=True)
-    x, y = batch(3, 32, 64)
-    plan = Step(model, TokenMix(), CRITERION)(x, y, np.random.default_rng(9)).plan
-    cells_of(plan, 2, 4)
 
 
 def test_a_teacher_says_where_the_content_is_also_to_a_model_without_attention(model, transformer, tmp_path) -> None:
