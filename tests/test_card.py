@@ -564,13 +564,13 @@ def test_wrong_arguments_are_one_line(published: Run) -> None:
 # ------------------------------------------------------------------------------------------------ commands
 
 
-def test_the_command_writes_into_the_run_or_to_a_file(published: Run, command: Command, tmp_path: Path) -> None:
+def test_the_command_writes_into_the_run_or_to_a_file(published: Run, console: Command, tmp_path: Path) -> None:
     out = tmp_path / "card.md"
     out.write_text("mine\n")
     argv = ("card", published.folder, "--license", "mit")
-    assert command(*argv, "--out", out, "--repo_id", "a/b") == (0, f"{out}\n", "")
+    assert console(*argv, "--out", out, "--repo_id", "a/b") == (0, f"{out}\n", "")
     assert out.read_text().endswith("\n\nmine\n") and not (published.folder / "README.md").exists()
-    status, shown, _ = command(*argv)
+    status, shown, _ = console(*argv)
     assert status == 0 and shown.splitlines()[0] == str(published.folder / "README.md")
     assert all(metadata(path.read_text())["license"] == "mit" for path in (out, published.folder / "README.md"))
 

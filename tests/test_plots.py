@@ -61,7 +61,7 @@ def test_the_same_runs_give_the_same_bytes_also_by_the_command_and_other_numbers
     suffix: str,
     runs: list[Run],
     run: Make,
-    command: Command,
+    console: Command,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -69,7 +69,7 @@ def test_the_same_runs_give_the_same_bytes_also_by_the_command_and_other_numbers
     KINDS[kind](runs, one)
     monkeypatch.setattr(matplotlib, "__version__", "99")
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")  # another day
-    assert command("plot", kind, *(run.folder for run in runs), "--out", two) == (0, "", "")
+    assert console("plot", kind, *(run.folder for run in runs), "--out", two) == (0, "", "")
     assert one.read_bytes() == two.read_bytes()
     KINDS[kind]([run("vanilla", 51.5, 200.0), *runs[1:]], three)
     assert one.read_bytes() != three.read_bytes()

@@ -166,23 +166,23 @@ def test_seeds_that_are_recorded_at_once_all_arrive(run: Callable[..., Run], tmp
 
 
 def test_the_command_writes_the_record_or_says_in_a_line_why_not(
-    run: Callable[..., Run], command: Command, tmp_path: Path
+    run: Callable[..., Run], console: Command, tmp_path: Path
 ) -> None:
     out, runs = tmp_path / "results", [run("a").folder, run("b", seed=1).folder]
     (runs[0] / "env.json").rename(tmp_path / "env.json")
-    left, shown, err = command("record", *runs, "--out", out)
+    left, shown, err = console("record", *runs, "--out", out)
     assert (left, shown) == (2, "") and re.match("error: cannot read .*env.json: No such file", err)
     assert not out.exists()
     (tmp_path / "env.json").rename(runs[0] / "env.json")
-    left, shown, _ = command("record", *runs, "--out", out)
+    left, shown, _ = console("record", *runs, "--out", out)
     (path,) = out.glob("*.json")
     assert left == 0 and shown == f"{path}: quickstart_cutmix, seeds 0, 1\n"
-    assert command("record", "--out", out)[::2] == (2, "error: no run folders given\n")
-    assert command("cells", "list", "--results", tmp_path / "none")[::2] == (
+    assert console("record", "--out", out)[::2] == (2, "error: no run folders given\n")
+    assert console("cells", "list", "--results", tmp_path / "none")[::2] == (
         2, f"error: no folder of run records {tmp_path / 'none'}\n",
     )  # fmt: skip
     path.write_text('{"recipe": "quickstart_cutmix"}')
-    left, _, err = command("table", "--results", out)
+    left, _, err = console("table", "--results", out)
     assert left == 2 and f"{path}: fields is missing" in err
 
 
@@ -285,11 +285,11 @@ def test_overrides_never_count() -> None:
         status(cells.find("r50_100e_cutmix"), cell_record("r50_100e_mixup", [77.0]))
 
 
-def test_show_and_list_say_what_our_runs_found(command: Command, tmp_path: Path) -> None:
+def test_show_and_list_say_what_our_runs_found(console: Command, tmp_path: Path) -> None:
     (tmp_path / "r50_100e_cutmix.json").write_text(json.dumps(cell_record("r50_100e_cutmix", [77.0])))
-    left, out, _ = command("cells", "show", "r50_100e_cutmix", "--results", tmp_path)
+    left, out, _ = console("cells", "show", "r50_100e_cutmix", "--results", tmp_path)
     assert left == 0 and "status     reproduced within the band: 77.00 (1 seed), -0.17 from 77.17" in out
-    out = command("cells", "list", "--setting", "r50_100e", "--results", tmp_path)[1]
+    out = console("cells", "list", "--setting", "r50_100e", "--results", tmp_path)[1]
     assert "r50_100e_cutmix              77.17  reproduced within the band: 77.00" in out
 
 

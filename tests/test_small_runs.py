@@ -87,15 +87,15 @@ def test_a_mistake_is_one_line(setting: str, against: str, says: str) -> None:
     assert str(caught.value) == says
 
 
-def test_the_command_prints_the_table_of_the_package_and_no_setting_is_a_benchmark(command: Command) -> None:
+def test_the_command_prints_the_table_of_the_package_and_no_setting_is_a_benchmark(console: Command) -> None:
     setting = ("--setting", "cifar10_vit")
     shown = small_runs("cifar10_vit", records.all_records(), "mixup")
-    assert command("table", *setting, "--against", "mixup") == (0, shown, "")
+    assert console("table", *setting, "--against", "mixup") == (0, shown, "")
     for more, says in {
         (*setting, "--format", "latex"): "Markdown and without --benchmark, got latex",
         (*setting, "--out", "table.csv"): "Markdown and without --benchmark, got csv",
         (*setting, "--benchmark", "deit"): "Markdown and without --benchmark, got deit",
         ("--against", "mixup"): "--against mixup needs --setting",
     }.items():
-        status, _, err = command("table", *more)
+        status, _, err = console("table", *more)
         assert status == 2 and says in err

@@ -270,16 +270,16 @@ def test_the_same_data_gives_the_same_bytes(fmt: str) -> None:
 # ------------------------------------------------------------------------------------------------ the console command
 
 
-def test_the_command_prints_or_writes_the_table(command: Command, tmp_path: Path) -> None:
+def test_the_command_prints_or_writes_the_table(console: Command, tmp_path: Path) -> None:
     for name, content in RECORDS.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    status, out, _ = command("table", "--benchmark", "pytorch_100e", "--results", tmp_path)
+    status, out, _ = console("table", "--benchmark", "pytorch_100e", "--results", tmp_path)
     assert status == 0 and out == published_table("pytorch_100e", of_cells(tmp_path), "md", tmp_path)
     assert f"--format md --results {tmp_path}`" in out and "77.10 ± 0.10 (3 seeds)" in out
     (tmp_path / "a\nb").mkdir()
-    assert f"--format md --results {tmp_path}/a b`" in command("table", "--results", tmp_path / "a\nb")[1]
+    assert f"--format md --results {tmp_path}/a b`" in console("table", "--results", tmp_path / "a\nb")[1]
     path = tmp_path / "table.tex"
-    assert command("table", "--format", "latex", "--out", path)[:2] == (0, f"{path}\n")
+    assert console("table", "--format", "latex", "--out", path)[:2] == (0, f"{path}\n")
     assert path.read_text() == published_table(None, of_cells(), "latex")
 
 
@@ -291,7 +291,7 @@ def test_the_command_prints_or_writes_the_table(command: Command, tmp_path: Path
         (["--results", "/nowhere"], "no folder of run records /nowhere"),
     ],
 )
-def test_bad_input_is_explained_and_leaves_with_2(command: Command, tmp_path: Path, argv: list[str], says: str) -> None:
-    status, out, err = command("table", *argv, "--out", tmp_path / "table")
+def test_bad_input_is_explained_and_leaves_with_2(console: Command, tmp_path: Path, argv: list[str], says: str) -> None:
+    status, out, err = console("table", *argv, "--out", tmp_path / "table")
     assert (status, out, err) == (2, "", f"error: {says}\n")
     assert not list(tmp_path.iterdir())
