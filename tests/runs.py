@@ -154,7 +154,7 @@ def cell_record(name: str, tops: Iterable[float], epochs: int | None = None, **c
     same = {"tool": reading, "top5": 90.0, "nll": 1.0, "ece": 2.0, "seconds": 9.0, "img_per_s": 300.0, "env": {}}
     same |= {"epochs": epochs or recipe.epochs, "epochs_planned": recipe.epochs}
     seeds = {str(seed): {"top1": top1, "reading": dict(reading), **same} for seed, top1 in enumerate(tops)}
-    content = {"recipe": name, "fields": fields_of(recipe), "overrides": {}, "protocol": ""}
+    content: dict[str, Any] = {"recipe": name, "fields": fields_of(recipe), "overrides": {}, "protocol": ""}
     train, evaluation = (100_000, 10_000) if name.startswith("tiny_") else IMAGENET
     content |= {"images": evaluation, "dataset": dataset(train, evaluation, recipe.train_split, recipe.eval_split)}
     return content | {"seeds": seeds} | changes
