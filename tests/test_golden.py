@@ -41,6 +41,17 @@ GOLDEN: dict[str, list[float]] = {
     "snapmix": [0.856860, 1.645926, 0.837696, 1.425032],
 }
 
+# Where a method decides by comparing numbers, rounding decides for it sooner or later: what a processor without AVX-512
+# gives instead, measured with the same code (version 0.1 gives these too).
+WITHOUT_AVX512: dict[str, list[float]] = {
+    "rsb": [1.668345, 1.627667, 1.637167, 1.652123],
+    "gridmix": [1.787175, 1.801045, 1.834683, 1.763129],
+    "comixup": [3.336691, 3.366973, 2.986202, 3.168132],
+    "supermix": [1.748292, 1.666034, 1.879623, 1.413793],
+    "automix": [5.037654, 4.791677, 5.192102, 4.920572],
+    "samix": [5.053565, 4.924285, 5.172322, 5.230607],
+}
+
 
 def losses(model: nn.Module, mixer: str) -> list[float]:
     """Four updates of plain SGD: fixed weights, batches from numpy, the mixer's default arguments."""
@@ -67,9 +78,10 @@ def test_four_updates_give_the_golden_losses(mixer: str, model: nn.Module, trans
         found = losses(transformer, mixer)
     paste = f'"{mixer}": [{", ".join(f"{loss:.6f}" for loss in found)}],'
     assert mixer in GOLDEN, f"no golden losses for {mixer}; check them by reading its step, then add\n    {paste}"
-    assert found == pytest.approx(GOLDEN[mixer], rel=1e-4), f"found\n    {paste}"
+    expected = GOLDEN if torch.backends.cpu.get_cpu_capability() == "AVX512" else GOLDEN | WITHOUT_AVX512
+    assert found == pytest.approx(expected[mixer], rel=1e-4), f"found\n    {paste}"
 
 
 def test_golden_losses_belong_to_mixers_that_exist_and_differ() -> None:
-    assert set(GOLDEN) == set(MIXERS)
+    assert set(GOLDEN) == set(MIXERS) >= set(WITHOUT_AVX512)
     assert len({tuple(numbers) for numbers in GOLDEN.values()}) == len(GOLDEN)
