@@ -68,6 +68,15 @@ def without_shape_checks() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture
+def compiler(without_shape_checks: None) -> Iterator[None]:
+    """One that has compiled nothing yet, with the limits of a run, which are put back afterwards."""
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=64):
+        yield
+    torch.compiler.reset()
+
+
 # ------------------------------------------------------------------------------------------------ whole runs
 
 
