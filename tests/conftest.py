@@ -76,6 +76,15 @@ def console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return Command(monkeypatch, capsys)
 
 
+@pytest.fixture
+def compiler(without_shape_checks: None) -> Iterator[None]:
+    """One that has compiled nothing yet, with the limits of a run, which are put back afterwards."""
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=64):
+        yield
+    torch.compiler.reset()
+
+
 # ------------------------------------------------------------------------------------------------ whole runs
 
 

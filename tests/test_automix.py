@@ -3,7 +3,7 @@
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from resuming import Reference, log
+from test_taps import traced
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixers import MIXERS, Mixer, Out, Step, Switch, blocks, build, taps
+from mixers import Out, Step, Switch, blocks, build, taps
 from mixers.adautomix import AdaptiveMask, mix_many
 from mixers.automix import MixBlock
 from mixers.samix import SAMixBlock, curve
@@ -135,19 +136,18 @@ def test_the_curve_of_lambda_fixes_its_ends_and_middle_and_grows() -> None:
 
 
 @pytest.mark.parametrize("model", ["resnet50", "deit_small_patch16_224"])
-@pytest.mark.parametrize("name", ["automix", "samix"])
-def test_a_step_costs_at_most_3_1_times_one_without_mixing(name: str, model: str, without_shape_checks: None) -> None:
+def test_a_step_costs_at_most_3_1_times_one_without_mixing(model: str, without_shape_checks: None) -> None:
     """Counted by torch on the meta device at full size; every batch of these updates is mixed by a learned mask."""
     total = []
-    for mixer in ("vanilla", name):
-        args = {} if mixer == "vanilla" else {"margin": 0.0}
+    for mixer in (build("vanilla"), build("automix", margin=0.0), build("samix", margin=0.0)):
         with torch.device("meta"):
-            step = Step(timm.create_model(model), build(mixer, **args), CRITERION)
+            step = Step(timm.create_model(model), mixer, CRITERION)
         x, y = torch.empty(4, 3, 224, 224, device="meta"), torch.empty(4, 1000, device="meta")
         with FlopCounterMode(display=False) as counter:
             step(x, y, rng_of(0)).loss.backward()
         total.append(counter.get_total_flops())
-    assert 2.5 < total[1] / total[0] < 3.105
+    for learned in total[1:]:
+        assert 2.5 < learned / total[0] < 3.105
 
 
 @pytest.mark.parametrize(
@@ -229,25 +229,18 @@ def test_each_loss_teaches_its_own_part(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_the_plan_of_the_classifier_carries_no_gradient_and_masks_are_shares(name: str) -> None:
+def test_masks_of_the_classifier_are_shares_and_without_pairs_nothing_changes(name: str) -> None:
     step = make(name, margin=0.0)
     x, y = batch(size=5, height=48, width=64)
-    plan = step(x, y, rng_of(0)).plan
-    mask = plan["mask"]
-    assert mask.shape == (5, 1, 48, 64) and not mask.requires_grad
-    assert 0 < mask.min() < mask.max() < 1
+    mask, mixer = step(x, y, rng_of(0)).plan["mask"], step.mixer
+    assert mask.shape == (5, 1, 48, 64) and 0 < mask.min() < mask.max() < 1
     if name == "automix":  # nearest: one value for each cell of the hidden map
-        cells = mask.unflatten(3, (-1, 64 // step.mixer.encoder.look(x).shape[3]))
+        cells = mask.unflatten(3, (-1, 64 // mixer.encoder.look(x).shape[3]))
         assert (cells == cells[..., :1]).all()
-
-
-def test_without_pairs_nothing_changes() -> None:
-    x, y = batch()
-    for name in ("automix", "samix"):
-        mixer = make(name).mixer
-        mask = mixer.mask(mixer.look(x), x, torch.arange(4), torch.full((4,), 0.3), None).detach()
-        images, _ = mixer.mix(x, y, index=torch.arange(4), mask=mask, lam=torch.full((4,), 0.3))
-        torch.testing.assert_close(images, x)
+    if name != "adautomix":
+        own, lam = torch.arange(5), torch.full((5,), 0.3)
+        mask = mixer.mask(mixer.look(x), x, own, lam, None).detach()
+        torch.testing.assert_close(mixer.mix(x, y, index=own, mask=mask, lam=lam)[0], x)
 
 
 @pytest.mark.parametrize("name", LEARNED)
@@ -262,7 +255,7 @@ def test_near_the_ends_of_lambda_the_classifier_sees_plain_mixup(name: str) -> N
 
 
 @pytest.mark.parametrize(("name", "margin", "expected"), [("automix", 0.08, 0.036), ("adautomix", 0.03, 0.06)])
-def test_the_margin_is_met_as_often_as_its_law_says(name: str, margin: float, expected: float) -> None:
+def test_the_margin_is_met_as_often_as_its_law_says(name, margin, expected: float, without_shape_checks) -> None:
     """Beta(2, 2) lies outside 0.08 ... 0.92 in 3.6 % of the draws, Beta(1, 1) outside 0.03 ... 0.97 in 6 %."""
     mixer = make(name).mixer
     assert mixer.margin == margin
@@ -273,7 +266,7 @@ def test_the_margin_is_met_as_often_as_its_law_says(name: str, margin: float, ex
     assert abs(np.mean(plain) - expected) < 4 * math.sqrt(expected / 4000)
 
 
-def test_the_generator_is_switched_off_in_its_share_of_the_steps() -> None:
+def test_the_generator_is_switched_off_in_its_share_of_the_steps(without_shape_checks) -> None:
     x, y = batch(size=2, height=8, width=8)
     for switch_off, expected in ((0.8, 0.8), (0.0, 1.0), (1.0, 1.0)):
         mixer = make("automix", switch_off=switch_off).mixer
@@ -384,36 +377,28 @@ def test_every_second_step_of_adautomix_is_adversarial(samples: int, cos_sign: i
         step.mixer.after_step(step.model, (index + 1) / 4)
 
 
-def test_with_three_samples_the_clean_classifier_also_sees_plain_mixup() -> None:
+def test_three_samples_share_every_pixel_and_label_and_the_clean_classifier_also_sees_plain_mixup() -> None:
     step = make("adautomix", samples=3, mixup_share=0.3)
     x, y = batch(size=6)
-    one_hot = copy.deepcopy(blocks.with_classifier(step.model, step.mixer.one_hot))
-    out = step(x, y, rng_of(1))
-    sources = [torch.arange(6), *out.plan["index"]]
-    images, targets = (
-        torch.stack([sum(out.plan["lam"][b, i] * t[source[b]] for i, source in enumerate(sources)) for b in range(6)])
-        for t in (x, y)
-    )
-    with torch.no_grad():
-        clean, plain = CRITERION(one_hot(x), y).mean(), CRITERION(one_hot(images), targets).mean()
-    assert out.logs["one_hot"].item() == pytest.approx(0.7 * clean.item(), rel=1e-4)
-    assert out.logs["mixup"].item() == pytest.approx(0.3 * plain.item(), rel=1e-4)
-    assert out.loss.item() == pytest.approx(sum(part.item() for part in out.logs.values()), rel=1e-5)
-
-
-def test_three_samples_share_every_pixel_and_label() -> None:
-    step = make("adautomix", samples=3)
-    x, y = batch(size=5)
     for index in range(4):
+        one_hot = copy.deepcopy(blocks.with_classifier(step.model, step.mixer.one_hot))
         out = step(x, y, rng_of(index))
-        plan = out.plan
-        assert plan["index"].shape == (2, 5) and plan["lam"].shape == (5, 3)
+        plan, sources = out.plan, [torch.arange(6), *out.plan["index"]]
+        assert plan["index"].shape == (2, 6) and plan["lam"].shape == (6, 3)
         torch.testing.assert_close(plan["mask"].sum(1), torch.ones(()).expand_as(plan["mask"].sum(1)))
-        torch.testing.assert_close(plan["lam"].sum(1), torch.ones(5))
+        torch.testing.assert_close(plan["lam"].sum(1), torch.ones(6))
+        images, targets = (
+            torch.stack([sum(plan["lam"][b, i] * t[source[b]] for i, source in enumerate(sources)) for b in range(6)])
+            for t in (x, y)
+        )
+        with torch.no_grad():
+            clean, plain = CRITERION(one_hot(x), y).mean(), CRITERION(one_hot(images), targets).mean()
         assert set(out.logs) == {"mix", "generator", "one_hot", "mixup"}
-    mask, lam = torch.rand(5, 3, 32, 32), torch.rand(5, 3)
+        assert out.logs["one_hot"].item() == pytest.approx(0.7 * clean.item(), rel=1e-4)
+        assert out.logs["mixup"].item() == pytest.approx(0.3 * plain.item(), rel=1e-4)
+    mask, lam = torch.rand(6, 3, 32, 32), torch.rand(6, 3)
     images, targets = mix_many(x, y, plan["index"], mask, lam)
-    for i in range(5):
+    for i in range(6):
         a, b = plan["index"][:, i]
         torch.testing.assert_close(images[i], mask[i, 0] * x[i] + mask[i, 1] * x[a] + mask[i, 2] * x[b])
         torch.testing.assert_close(targets[i], lam[i, 0] * y[i] + lam[i, 1] * y[a] + lam[i, 2] * y[b])
@@ -455,29 +440,26 @@ def test_where_statistics_are_kept_the_encoder_runs_to_its_end_and_stops_early_e
         torch.testing.assert_close(logits, encoder.model(x).detach())
 
 
-@pytest.mark.parametrize(
-    ("model", "stage", "channels"),
-    [
-        ("resnet18", "layer3", 256),
-        ("resnet50", "layer3", 1024),
-        ("resnet18_cifar", "layer3", 256),
-        ("deit_small_patch16_224", "blocks.5", 384),
-        ("swin_tiny_patch4_window7_224", "layers.2", 384),
-        ("convnext_tiny", "stages.2", 384),
-        ("tf_efficientnet_b0", "blocks.4", 112),
-        ("mobilenetv2_100", "blocks.4", 96),
-        ("pvt_tiny", "stages.2", 320),
-        ("moganet_tiny", "stages.2", 128),
-    ],
-)
-def test_masks_are_made_at_the_published_stage(model: str, stage: str, channels: int) -> None:
+PLACES = {
+    "resnet18": ("layer3", 256),
+    "resnet50": ("layer3", 1024),
+    "resnet18_cifar": ("layer3", 256),
+    "deit_small_patch16_224": ("blocks.5", 384),
+    "swin_tiny_patch4_window7_224": ("layers.2", 384),
+    "convnext_tiny": ("stages.2", 384),
+    "tf_efficientnet_b0": ("blocks.4", 112),
+    "mobilenetv2_100": ("blocks.4", 96),
+    "pvt_tiny": ("stages.2", 320),
+    "moganet_tiny": ("stages.2", 128),
+}
+
+
+def test_masks_are_made_at_the_published_stage_and_a_model_without_stages_is_refused() -> None:
     assert backbones.__name__  # registers models of ours
-    with torch.device("meta"):
-        found = blocks.mixed_stage(timm.create_model(model))
-    assert (found[0], found[2]) == (stage, channels)
-
-
-def test_a_model_without_stages_is_refused() -> None:
+    for model, place in PLACES.items():
+        with torch.device("meta"):
+            found = blocks.mixed_stage(timm.create_model(model))
+        assert (found[0], found[2]) == place, model
     with pytest.raises(ValueError, match="does not publish its stages"):
         Step(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), build("automix"), CRITERION)
 
@@ -499,48 +481,22 @@ def test_the_block_has_a_group_of_its_own(name: str) -> None:
     assert not trained & {id(p) for p in step.mixer.encoder.parameters()}
 
 
-@pytest.mark.parametrize(
-    ("name", "args", "says"),
-    [
-        ("automix", {"lam_mul_k": 1}, "mixer 'automix' has no argument 'lam_mul_k'; valid names: alpha, block_lr"),
-        ("automix", {"upsample": "bicubic"}, "upsample must be one of 'nearest', 'bilinear', got 'bicubic'"),
-        ("automix", {"margin": 0.7}, "margin must be a number of at least 0 and at most 0.5, got 0.7"),
-        ("automix", {"momentum_end": 1.5}, "momentum_end must be a number of at least 0 and at most 1, got 1.5"),
-        ("samix", {"lam_mul_k": -2}, "lam_mul_k must be a number of at least 0, got -2"),
-        ("samix", {"dropout": 1.0}, "dropout must be a number of at least 0 and at most 0.99, got 1.0"),
-        ("adautomix", {"samples": 4}, "samples must be one of 2, 3, got 4"),
-        ("adautomix", {"adv_interval": 0}, "adv_interval must be a whole number, at least 1, got 0"),
-        ("adautomix", {"cos_sign": 0}, "cos_sign must be one of 1, -1, got 0"),
-    ],
-)
-def test_wrong_arguments_are_explained(name: str, args: dict, says: str, without_shape_checks: None) -> None:
-    with pytest.raises(ValueError) as caught:
-        build(name, **args)
-    assert says in str(caught.value)
-
-
 def test_a_member_that_is_not_chosen_has_gradients_of_zeros() -> None:
     """So that processes which wait for each gradient do not wait for ever."""
-    torch.manual_seed(0)
-    members: list[Mixer] = [MIXERS["mixup"](), MIXERS["automix"]()]
-    step = Step(timm.create_model("test_resnet", num_classes=5), Switch(members, [1.0, 0.0]), CRITERION)
+    step = make("switch", mixers=["mixup", "automix"], probs=[1.0, 0.0])
     step(*batch(), rng_of(0)).loss.backward()
     own = [p for p in step.mixer.parameters() if p.requires_grad]
     assert own and all(p.grad is not None and not p.grad.any() for p in own)
 
 
 @pytest.mark.parametrize("order", [["mixup", "automix"], ["automix", "mixup"]])
-def test_a_switch_reports_what_its_learned_member_does(order: list[str]) -> None:
-    torch.manual_seed(0)
-    step = Step(timm.create_model("test_resnet", num_classes=5), Switch([build(name) for name in order]), CRITERION)
+def test_a_switch_reports_what_its_learned_member_does_and_has_one_of_each_name(order: list[str]) -> None:
+    step = make("switch", mixers=order)
     learned = step.mixer.members()[order.index("automix")]
     nets = step.mixer.models(step.model)
     assert nets[""] is learned.encoder.model and nets["q"] is step.model and len(nets) == 4
-
-
-def test_two_members_with_classifiers_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="two members bring a classifier 'k_one'; use one of them in a switch"):
-        Step(timm.create_model("test_resnet"), Switch([build("automix"), build("samix")]), CRITERION)
+        make("switch", mixers=["automix", "samix"])
 
 
 # --------------------------------------------------------------------------------------------- whole runs
@@ -577,15 +533,15 @@ def test_masks_of_a_run_are_drawn_and_measured(reference: Reference, tmp_path: P
 
 
 def test_masks_of_other_runs_are_refused(reference: Reference, tmp_path: Path) -> None:
-    for folder, pairs, says in (
+    refused = {
         (
             reference("--mixer", "deit"),
             2,
-            "mixer 'deit' learns no masks; expected a run of automix, samix or adautomix",
-        ),
-        (tmp_path, 2, "holds no recipe.yaml: expected the folder of a run"),
-        (reference("--mixer", "samix"), 0, "pairs: expected 1 to 16, got 0"),
-    ):
+        ): "mixer 'deit' learns no masks; expected a run of automix, samix or adautomix",
+        (tmp_path, 2): "holds no recipe.yaml: expected the folder of a run",
+        (reference("--mixer", "samix"), 0): "pairs: expected 1 to 16, got 0",
+    }
+    for (folder, pairs), says in refused.items():
         with pytest.raises(UserError, match=says):
             masks(folder, pairs, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
@@ -594,17 +550,8 @@ def test_masks_of_other_runs_are_refused(reference: Reference, tmp_path: Path) -
 # --------------------------------------------------------------------------------------------- compiled
 
 
-@pytest.fixture
-def compiler(without_shape_checks: None) -> Iterator[None]:
-    """One that has compiled nothing yet, with what a run sets put back afterwards."""
-    torch.compiler.reset()
-    with torch._dynamo.config.patch(recompile_limit=64):
-        yield
-    torch.compiler.reset()
-
-
 @pytest.mark.parametrize("name", LEARNED)
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@traced
 def test_encoder_model_and_block_are_compiled_and_give_the_same(
     name: str, compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -628,7 +575,7 @@ def test_encoder_model_and_block_are_compiled_and_give_the_same(
 
 def test_what_a_member_of_another_mixer_names_is_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
     inside, compiled = build("samix"), []
-    step = Step(timm.create_model("test_resnet"), Switch([build("mixup"), Switch([inside])]), nn.CrossEntropyLoss())
+    step = make("switch", mixers=["mixup", Switch([inside])])
     monkeypatch.setattr(nn.Module, "compile", lambda module, **_: compiled.append(module))
     launch.compile_step(step)
     assert inside.block in compiled

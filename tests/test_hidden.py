@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from test_taps import BACKBONES, CRITERION, FAMILIES, backbone, compiler, photos, state, traced  # noqa: F401
+from test_taps import BACKBONES, CRITERION, FAMILIES, backbone, photos, traced
 from torch import Tensor, nn
 
 from mixers import AlignMix, ManifoldMix, Mixer, Mixup, Step, Switch, alignmixup, build, taps
 from mixers.alignmix import align, transport_plan
-from mixers.testing import batch, differences
+from mixers.testing import batch, differences, footprint
 
 INDEX = torch.tensor([2, 1, 3, 0])
 LAM = torch.tensor([0.3, 0.3, 0.3, 0.3])
@@ -55,6 +55,12 @@ def by_hand(model: nn.Module, name: str, x: Tensor, at: str | None, change: Call
     return x
 
 
+def of_family(name: str, table: dict) -> object:
+    """What a table by the beginnings of names says of a backbone."""
+    (found,) = (value for family, value in table.items() if name.startswith(family))
+    return found
+
+
 def one_by_one(h: Tensor, lam: Tensor) -> Tensor:
     """``lam*h + (1-lam)*partner``, one sample at a time."""
     return torch.stack([lam[n] * h[n] + (1 - lam[n]) * h[INDEX[n]] for n in range(len(h))])
@@ -73,18 +79,12 @@ def network(name: str) -> nn.Module:
     return backbone(name, **drop, **args).double()
 
 
-def trace(model: nn.Module) -> dict:
-    """All that a step may not change: not the buffers."""
-    values = model.state_dict()
-    return {key: value for key, value in state(model).items() if key not in values}
-
-
 def assert_same_step(model: nn.Module, mixer: Mixer, expected: Callable[[nn.Module, Tensor], Tensor]) -> None:
     """Logits, gradients and buffers of a training step are those of ``expected(model, x)``; no trace is left."""
     plain, (x, y) = copy.deepcopy(model), (value.double() for value in photos())
-    before = trace(model)
+    before = footprint(model)
     out = Step(model, mixer, CRITERION)(x, y, np.random.default_rng(0))
-    assert not differences(before, trace(model))
+    assert not differences(before, footprint(model))
     out.loss.backward()
     target = one_by_one(y, LAM)
     logits = expected(plain, x)
@@ -106,100 +106,9 @@ HIDDEN = {
     "mobilenet": ("blocks.1", "blocks.2"),
     "deit": ("blocks.2", "blocks.5"),
     "swin": ("layers.0", "layers.1"),
-    "pvt": ("stages.0", "stages.1"),
-    "convnext": ("stages.0", "stages.1"),
-    "moganet": ("stages.0", "stages.1"),
+    **dict.fromkeys(("pvt", "convnext", "moganet"), ("stages.0", "stages.1")),
 }
-
-
-@pytest.mark.parametrize("name", BACKBONES)
-def test_manifoldmix_mixes_at_the_published_places_or_at_strides_4_and_8(name: str) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    mixer = ManifoldMix()
-    mixer.setup(model)
-    (expected,) = [modules for family, modules in HIDDEN.items() if name.startswith(family)]
-    assert tuple(mixer.modules_mixed) == ("", *expected)
-    reductions = [taps.reductions(model)[module] for module in expected]
-    assert reductions == ([16, 16] if name.startswith("deit") else [1, 2] if name.endswith("cifar") else [4, 8])
-
-
-@pytest.mark.parametrize("layer", [0, 1, 2])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_manifoldmix_is_running_the_stages_mixing_and_running_the_rest(name: str, layer: int, monkeypatch) -> None:
-    model = network(name)
-    place = {"deit_tiny_patch16_224": ("blocks.0", "blocks.1")}  # of 4 blocks
-    places = place.get(name) or next(modules for family, modules in HIDDEN.items() if name.startswith(family))
-    mixer = planned(ManifoldMix(), monkeypatch, index=INDEX, lam=LAM, layer=layer)
-
-    def expected(net: nn.Module, x: Tensor) -> Tensor:
-        if layer == 0:
-            return by_hand(net, name, one_by_one(x, LAM), None, lambda h: h)
-        return by_hand(net, name, x, places[layer - 1], lambda h: one_by_one(h, LAM))
-
-    assert_same_step(model, mixer, expected)
-
-
-def test_manifoldmix_at_the_input_is_mixup_bit_for_bit(model, monkeypatch) -> None:
-    x, y = batch()
-    plain = Step(
-        copy.deepcopy(model), planned(Mixup(), monkeypatch, index=INDEX, mask=LAM.view(-1, 1, 1, 1)), CRITERION
-    )
-    ours = Step(model, planned(ManifoldMix(), monkeypatch, index=INDEX, lam=LAM, layer=0), CRITERION)
-    found, expected = (step(x, y, np.random.default_rng(0)) for step in (ours, plain))
-    for out in (found, expected):
-        out.loss.backward()
-    assert torch.equal(found.logits, expected.logits)
-    assert torch.equal(found.target, expected.target)
-    for a, b in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
-        assert torch.equal(a.grad, b.grad)
-    mixed, _ = ours.mixer.mix(x, y, **found.plan)
-    assert torch.equal(mixed, plain.mixer.mix(x, y, **expected.plan)[0])
-
-
-@pytest.mark.parametrize("layer", [0, 1, 2])
-def test_manifoldmix_with_lambda_one_is_the_clean_step_bit_for_bit_and_with_zero_the_partners(
-    model, layer: int, monkeypatch
-) -> None:
-    x, y = batch()
-    clean = model.eval()(x)
-    for lam, logits, target in ((1.0, clean, y), (0.0, model(x)[INDEX], y[INDEX])):
-        mixer = planned(ManifoldMix(), monkeypatch, index=INDEX, lam=torch.full((4,), lam), layer=layer)
-        out = Step(model, mixer, CRITERION).eval()(x, y, np.random.default_rng(0))
-        torch.testing.assert_close(out.logits, logits, rtol=0, atol=0 if lam == 1 or layer == 0 else 1e-6)
-        assert torch.equal(out.target, target)
-
-
-@pytest.mark.parametrize("layer", [1, 2])
-def test_gradient_of_manifoldmix_flows_through_both_branches(model, layer: int, monkeypatch) -> None:
-    x, y = batch()
-    x.requires_grad_()
-    mixer = planned(ManifoldMix(), monkeypatch, index=INDEX, lam=LAM, layer=layer)
-    out = Step(model.eval(), mixer, CRITERION).eval()(x, y, np.random.default_rng(0))
-    for n in range(4):
-        (gradient,) = torch.autograd.grad(out.logits[n].sum(), x, retain_graph=True)
-        reached = set(gradient.flatten(1).any(1).nonzero().flatten().tolist())
-        assert reached == {n, INDEX[n].item()}
-
-
-def test_manifoldmix_tells_what_network_it_needs() -> None:
-    with pytest.raises(ValueError, match="Linear does not publish its stages"):
-        ManifoldMix().setup(nn.Linear(2, 2))
-    single = nn.Sequential(nn.Conv2d(3, 3, 1))
-    single.feature_info = [{"module": "0", "num_chs": 3, "reduction": 1}]
-    with pytest.raises(ValueError, match="needs two stages, Sequential publishes 1; use resnet50"):
-        ManifoldMix().setup(single)
-
-
-def test_manifoldmix_refuses_activation_checkpointing_that_would_recompute_without_it(model, monkeypatch) -> None:
-    model.set_grad_checkpointing(True)
-    step = Step(model, planned(ManifoldMix(), monkeypatch, index=INDEX, lam=LAM, layer=2), CRITERION)
-    with pytest.raises(RuntimeError, match="'layer2' of ResNet while it checkpoints activations"):
-        step(*batch(), np.random.default_rng(0))
-
-
-# --------------------------------------------------------------------------------------------- AlignMix
-
+# the last stage, or the one before the class token reads it
 ALIGNED = {
     "res": "layer4",
     "tf_efficientnet": "blocks.6",
@@ -213,12 +122,54 @@ ALIGNED = {
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_alignmix_aligns_the_last_stage_or_the_one_before_the_class_token_reads_it(name: str) -> None:
+def test_the_published_places_are_mixed_or_aligned_or_strides_4_and_8(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
-    mixer = AlignMix()
-    mixer.setup(model)
-    assert [mixer.module_aligned] == [module for family, module in ALIGNED.items() if name.startswith(family)]
+    mixer, aligning = ManifoldMix(), AlignMix()
+    mixer.setup(model), aligning.setup(model)
+    expected = of_family(name, HIDDEN)
+    assert tuple(mixer.modules_mixed) == ("", *expected)
+    reductions = [taps.reductions(model)[module] for module in expected]
+    assert reductions == ([16, 16] if name.startswith("deit") else [1, 2] if name.endswith("cifar") else [4, 8])
+    assert aligning.module_aligned == of_family(name, ALIGNED)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_manifoldmix_is_running_the_stages_mixing_and_running_the_rest(name: str, layer: int, monkeypatch) -> None:
+    model = network(name)
+    places = ("blocks.0", "blocks.1") if name.startswith("deit") else of_family(name, HIDDEN)  # deit: of 4 blocks
+    mixer = planned(ManifoldMix(), monkeypatch, index=INDEX, lam=LAM, layer=layer)
+
+    def expected(net: nn.Module, x: Tensor) -> Tensor:
+        if layer == 0:
+            return by_hand(net, name, one_by_one(x, LAM), None, lambda h: h)
+        return by_hand(net, name, x, places[layer - 1], lambda h: one_by_one(h, LAM))
+
+    assert_same_step(model, mixer, expected)
+
+
+def test_manifoldmix_at_the_input_is_mixup_bit_for_bit(model, monkeypatch) -> None:
+    x, y = batch()
+    mixup = planned(Mixup(), monkeypatch, index=INDEX, mask=LAM.view(-1, 1, 1, 1))
+    results = []
+    for mixer in (planned(ManifoldMix(), monkeypatch, index=INDEX, lam=LAM, layer=0), mixup):
+        step = Step(copy.deepcopy(model), mixer, CRITERION)
+        out = step(x, y, np.random.default_rng(0))
+        out.loss.backward()
+        gradients = [p.grad for p in step.model.parameters()]
+        results.append((out.logits, out.target, gradients, mixer.mix(x, y, **out.plan)))
+    assert not differences(*results)
+
+
+def test_manifoldmix_refuses_activation_checkpointing_that_would_recompute_without_it(model, monkeypatch) -> None:
+    model.set_grad_checkpointing(True)
+    step = Step(model, planned(ManifoldMix(), monkeypatch, index=INDEX, lam=LAM, layer=2), CRITERION)
+    with pytest.raises(RuntimeError, match="'layer2' of ResNet while it checkpoints activations"):
+        step(*batch(), np.random.default_rng(0))
+
+
+# --------------------------------------------------------------------------------------------- AlignMix
 
 
 def plan_by_loops(own: Tensor, partner: Tensor) -> tuple[Tensor, int]:
@@ -266,15 +217,10 @@ def test_the_transport_plan_is_that_of_the_published_loop_and_stops_where_it_sto
     expected, steps = plan_by_loops(own, partner)
     assert steps == SIZES[size]
     rounding = 1e-2 if dtype == torch.float32 else 1e-9  # of exp(-cost/0.1) with costs of hundreds
-    torch.testing.assert_close(transport_plan(own, partner).double(), expected, rtol=rounding, atol=1e-7)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_the_transport_plan_is_mass_that_arrives_evenly(size: float) -> None:
-    plan = transport_plan(*features(size))
-    assert (plan >= 0).all()
-    torch.testing.assert_close(plan.sum(1), torch.full((3, 9), 1 / 9), rtol=0, atol=1e-4)
-    torch.testing.assert_close(plan.sum((1, 2)), torch.ones(3), rtol=0, atol=1e-4)
+    plan = transport_plan(own, partner).double()
+    torch.testing.assert_close(plan, expected, rtol=rounding, atol=1e-7)
+    # mass that arrives evenly
+    assert (plan >= 0).all() and (plan.sum(1) - 1 / 9).abs().max() < 1e-4 and (plan.sum((1, 2)) - 1).abs().max() < 1e-4
 
 
 def test_the_plan_is_made_in_float32_under_autocast_and_carries_no_gradient() -> None:
@@ -311,15 +257,17 @@ def align_by_loops(f: Tensor, lam: Tensor, over: str) -> Tensor:
 
 
 @pytest.mark.parametrize("over", ["sample", "partner"])
-@pytest.mark.parametrize("size", [0.3, 1.5])
-def test_alignment_and_its_gradient_are_those_of_the_formula(size: float, over: str) -> None:
+@pytest.mark.parametrize(("size", "positions"), [(0.3, 6), (1.5, 6), (4.0, 1)])
+def test_alignment_and_its_gradient_are_those_of_the_formula(size: float, positions: int, over: str) -> None:
     rng = np.random.default_rng(1)
-    f = (size * torch.from_numpy(rng.standard_normal((4, 6, 5), dtype=np.float32))).requires_grad_()
+    f = (size * torch.from_numpy(rng.standard_normal((4, positions, 5), dtype=np.float32))).requires_grad_()
     lam = torch.tensor([0.0, 0.3, 0.8, 1.0])
-    weight = torch.from_numpy(rng.standard_normal((4, 6, 5), dtype=np.float32))
+    weight = torch.from_numpy(rng.standard_normal((4, positions, 5), dtype=np.float32))
     expected = align_by_loops(f, lam, over)
     found = align(f, INDEX, lam, over)
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-4)
+    if positions == 1:  # a plain blend
+        torch.testing.assert_close(found, one_by_one(f, lam))
     gradients = [torch.autograd.grad((weight * out).sum(), f)[0] for out in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=2e-3, atol=1e-4)
 
@@ -328,27 +276,12 @@ def test_alignment_of_a_feature_with_itself_or_its_shuffled_self_gives_it_back()
     rng = np.random.default_rng(2)
     f = 3 * torch.from_numpy(rng.standard_normal((2, 9, 16), dtype=np.float32))
     order = torch.from_numpy(rng.permutation(9))
-    both = torch.cat((f, f[:, order]))
+    both = torch.cat((f, f[:, order]))  # so the order of positions does not count either
     identity = transport_plan(f, f) * 9
     torch.testing.assert_close(identity, torch.eye(9).expand(2, 9, 9), rtol=0, atol=1e-4)
     lam = torch.full((4,), 0.4)
     aligned = align(both, torch.tensor([2, 3, 0, 1]), lam, "partner")
     torch.testing.assert_close(aligned, both, rtol=1e-3, atol=1e-3)
-
-
-def test_alignment_does_not_depend_on_the_order_of_the_partners_positions() -> None:
-    own, partner = features(1.0)
-    order = torch.from_numpy(np.random.default_rng(3).permutation(9))
-    index, lam = torch.tensor([3, 4, 5, 0, 1, 2]), torch.full((6,), 0.4)
-    one, other = (align(torch.cat((own, p)), index, lam, "partner")[:3] for p in (partner, partner[:, order]))
-    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("over", ["sample", "partner"])
-def test_alignment_of_one_position_is_a_plain_blend(over: str) -> None:
-    own, partner = features(4.0, positions=1)
-    f, index, lam = torch.cat((own, partner)), torch.tensor([3, 4, 5, 0, 1, 2]), torch.full((6,), 0.3)
-    torch.testing.assert_close(align(f, index, lam, over), 0.3 * f + 0.7 * f[index])
 
 
 def test_with_lambda_one_and_the_partner_laid_over_the_feature_stays_bit_for_bit(model, monkeypatch) -> None:
@@ -365,8 +298,7 @@ def test_with_lambda_one_and_the_partner_laid_over_the_feature_stays_bit_for_bit
 @pytest.mark.parametrize("name", FAMILIES)
 def test_alignmix_is_running_the_stages_aligning_and_running_the_rest(name: str, over: str, monkeypatch) -> None:
     model = network(name)
-    place = {"deit_tiny_patch16_224": "blocks.2"}  # of 4 blocks
-    at = place.get(name) or next(module for family, module in ALIGNED.items() if name.startswith(family))
+    at = "blocks.2" if name.startswith("deit") else of_family(name, ALIGNED)  # deit: of 4 blocks
     mixer = planned(AlignMix(), monkeypatch, index=INDEX, lam=LAM, over=over)
 
     def change(h: Tensor) -> Tensor:
@@ -380,14 +312,21 @@ def test_alignmix_is_running_the_stages_aligning_and_running_the_rest(name: str,
     assert_same_step(model, mixer, lambda net, x: by_hand(net, name, x, at, change))
 
 
-def test_alignmix_tells_what_network_it_needs() -> None:
+@pytest.mark.parametrize(
+    ("mixer", "says"),
+    [
+        (ManifoldMix(), "needs two stages, Sequential publishes 1; use resnet50"),
+        (AlignMix(), "AlignMix needs 2 stages, Sequential has 1"),
+    ],
+)
+def test_a_network_that_does_not_do_is_refused_in_words(mixer: Mixer, says: str) -> None:
     with pytest.raises(ValueError, match="Linear does not publish its stages"):
-        AlignMix().setup(nn.Linear(2, 2))
+        mixer.setup(nn.Linear(2, 2))
     single = nn.Sequential(nn.Conv2d(3, 3, 1))
     single.feature_info = [{"module": "0", "num_chs": 3, "reduction": 1}]
     single.num_prefix_tokens = 1
-    with pytest.raises(ValueError, match="AlignMix needs 2 stages, Sequential has 1"):
-        AlignMix().setup(single)
+    with pytest.raises(ValueError, match=says):
+        mixer.setup(single)
 
 
 @pytest.mark.parametrize(("partner", "made"), [("mixup", Mixup(2.0)), ("manifoldmix", ManifoldMix(2.0))])
@@ -404,7 +343,7 @@ def test_the_published_alignmix_switches_with_mixup_or_manifoldmix(partner: str,
 
 @traced
 @pytest.mark.parametrize("name", ["resnet18_cifar", "deit_tiny_patch16_224"])
-def test_hidden_mixing_works_on_compiled_stages(name: str, compiler, monkeypatch) -> None:  # noqa: F811
+def test_hidden_mixing_works_on_compiled_stages(name: str, compiler, monkeypatch) -> None:
     model, (x, y) = backbone(name, drop_path_rate=0.0), photos()
     compiled = copy.deepcopy(model)
     taps.compile_stages(compiled, backend="eager", dynamic=False)
