@@ -1,23 +1,16 @@
-"""Score a model: accelerate launch evaluate_mixup.py --model RUN_FOLDER
+"""Score a model: accelerate launch evaluate_mixup.py RUN_FOLDER
 
 The model is a run folder, a timm name (resnet50.a1_in1k) or a Hub id (hf-hub:owner/name). The data and the
 evaluation protocol come from the run's recipe, from --recipe, or from --dataset with the checkpoint's own
 resize, crop, interpolation, mean and standard deviation. Top-1, top-5, ECE (percent) and NLL (nats).
 """
 
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from mixup_recipes import files
-from mixup_recipes import flags as cli
-from mixup_recipes.data.loading import Samples
-from mixup_recipes.data.splits import load_split
-from mixup_recipes.recipe import Recipe
-from mixup_recipes.resolve import resolve
-from mixup_recipes.training.export import write_predictions
+from mixup_recipes import flags
 from mixup_recipes.typed import Between, UserError
 
 
@@ -47,32 +40,41 @@ class Evaluation:
     """Loader processes per process; none: 0 on a CPU, else the cores, at most 16."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """A corrupt image stops the evaluation, or is left out and counted."""
-    output: str | None = None
+    output: Path | None = None
     """Write the scores to this JSON file too."""
-    predictions: str | None = None
+    predictions: Path | None = None
     """Write what the model says of each image to this safetensors file."""
 
 
-def main() -> int | None:
-    """The evaluation job; returns its exit status."""
-    given = cli.parse(sys.argv[1:], "evaluate_mixup.py", __doc__ or "", {"Evaluation": Evaluation})
-    args = cli.fill(Evaluation, given["Evaluation"])
+MODEL = ("run", "model")  # the first argument
+
+
+def main(argv: list[str] | None = None) -> int | None:
+    """The evaluation job, of ``argv`` or the command line; returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    given = flags.parse(argv, "evaluate_mixup.py", __doc__ or "", {"Evaluation": Evaluation}, MODEL)
+    args = flags.fill(Evaluation, given["Evaluation"])
     if args.model is None:
-        raise UserError("which model? pass --model RUN_FOLDER, a timm name, or hf-hub:owner/name")
+        raise UserError("which model? pass a run folder, a timm name, or hf-hub:owner/name")
 
     for file in (args.output, args.predictions):
-        if file and not Path(file).parent.is_dir():
-            raise UserError(f"cannot write {file}: there is no folder {Path(file).parent}")
+        if file and not file.parent.is_dir():
+            raise UserError(f"cannot write {file}: there is no folder {file.parent}")
 
     import evaluate
 
-    from mixup_recipes import fetch, metrics
+    from mixup_recipes import files, metrics
     from mixup_recipes.data import images
+    from mixup_recipes.data.loading import Samples
+    from mixup_recipes.data.splits import load_split
+    from mixup_recipes.runs.models import evaluation_recipe, open_model
     from mixup_recipes.training import backbones, evaluation, launch
+    from mixup_recipes.training.export import write_predictions
 
-    folder = fetch.snapshot(args.model, "recipe.yaml") if fetch.is_hub(args.model) else Path(args.model)
-    net = fetch.model_of(folder, args.model) if fetch.is_hub(args.model) else backbones.load_model(args.model)
-    recipe = evaluation_recipe(args, net, folder)
+    net, folder = open_model(args.model)
+    if args.dataset is None and args.recipe is None and not (folder / "recipe.yaml").is_file():
+        raise UserError(f"which data? {args.model} carries no recipe; pass --dataset or --recipe")
+    recipe = evaluation_recipe(net, args.model, folder, changes(args), args.recipe)
     accelerator = launch.accelerator(recipe, Path("."))
     world = accelerator.num_processes
     accelerator.print(
@@ -104,47 +106,22 @@ def main() -> int | None:
         scores |= {"count": len(top), "bad_images": len(samples) - len(top)}
         print("\n".join(f"{k:12}{v:.4f}" if isinstance(v, float) else f"{k:12}{v}" for k, v in scores.items()))
         if args.predictions:
-            write_predictions(Path(args.predictions), columns)
+            write_predictions(args.predictions, columns)
         if args.output:
-            files.write_json(Path(args.output), {"model": args.model, "dataset": recipe.dataset, **scores})
+            files.write_json(args.output, {"model": args.model, "dataset": recipe.dataset, **scores})
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return None
 
 
-def evaluation_recipe(args: Evaluation, net: object, folder: Path) -> Recipe:
-    """The fields that evaluation reads: from the run or recipe, else from the checkpoint's own configuration."""
-    from timm.data import resolve_model_data_config
-
-    source = args.recipe or (str(folder / "recipe.yaml") if (folder / "recipe.yaml").exists() else None)
-    own = {"dataset": args.dataset, "eval_split": args.split, "image_column": args.image_column}
-    own |= {"label_column": args.label_column, "max_eval_samples": args.max_eval_samples}
-    own |= {"mixed_precision": args.mixed_precision, "sync_bn": False, "torch_compile": False}
-    changes = {k: v for k, v in own.items() if v is not None}
-    changes |= {"batch_size": args.batch_size, "per_device_train_batch_size": args.batch_size}
-    if source is not None:
-        return resolve(source, changes)[0]
-    if args.dataset is None:
-        raise UserError(f"which data? {args.model} carries no recipe; pass --dataset or --recipe")
-    config = resolve_model_data_config(net)
-    size = config["input_size"][1]
-    if config["interpolation"] not in ("bilinear", "bicubic") or config["crop_mode"] != "center":
-        raise UserError(
-            f"{args.model} asks for {config['interpolation']} interpolation and crop mode {config['crop_mode']}; "
-            "supported: bilinear or bicubic, centre crop (pass --recipe to choose another protocol)"
-        )
-    fields = {
-        "name": args.model,
-        "model": "from checkpoint",
-        "num_classes": net.num_classes,  # type: ignore[attr-defined]
-        "eval_size": size,
-        "eval_resize": math.floor(size / config["crop_pct"] + 1e-6),  # rounded down, as in timm
-        "interpolation": config["interpolation"],
-        "mean": tuple(config["mean"]),
-        "std": tuple(config["std"]),
-    }
-    return Recipe(**(fields | {k: v for k, v in changes.items()}))
+def changes(args: Evaluation) -> dict[str, Any]:
+    """The fields of a recipe that the flags replace."""
+    given = {"dataset": args.dataset, "eval_split": args.split, "image_column": args.image_column}
+    given |= {"label_column": args.label_column, "max_eval_samples": args.max_eval_samples}
+    given |= {"mixed_precision": args.mixed_precision}
+    given |= {"batch_size": args.batch_size, "per_device_train_batch_size": args.batch_size}
+    return {k: v for k, v in given.items() if v is not None}
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    flags.run(main)

@@ -34,8 +34,6 @@ def check_mixer_name(name: str, where: str = "") -> None:
 
 
 NORMALISED = ("mean", "std")
-
-
 NESTED = ("base", "mixers")
 
 
@@ -71,8 +69,12 @@ def complete(recipe: Recipe, mixer: str, given: dict[str, Any]) -> dict[str, Any
     return args
 
 
-def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, str]) -> Recipe:
-    """Write down every argument of the chosen mixer, defaults included, so that the saved recipe is complete."""
+def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, str], proven: bool) -> Recipe:
+    """Write down every argument of the chosen mixer, defaults included, so that the saved recipe is complete.
+
+    Their values are checked by building the mixer, which takes seconds to import torch. ``proven``: this package's own
+    files set them all, and its tests have built those. Raises ``UserError``.
+    """
     check_mixer_name(recipe.mixer)
     given = recipe.mixer_args.get(recipe.mixer, {})
     own_args = convert(own_args, dict, "command line: mixer")
@@ -81,8 +83,9 @@ def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, 
         path = f"mixer_args.{recipe.mixer}.{key}"
         source = f"the recipe's {key}" if key in NORMALISED else "mixer's default"
         origin[path] = "command line" if key in own_args else origin.get(path, source)
-    try:
-        build(recipe.mixer, **args)
-    except (ValueError, TypeError) as e:
-        raise UserError(str(e)) from None
+    if own_args or not proven:
+        try:
+            build(recipe.mixer, **args)
+        except (ValueError, TypeError) as e:
+            raise UserError(str(e)) from None
     return dataclasses.replace(recipe, mixer_args=recipe.mixer_args | {recipe.mixer: args})

@@ -18,23 +18,15 @@ LARGEST = 4096  # pixels of an image that is evaluated
 
 
 Count = Annotated[int, Between(1)]
-
-
 Share = Annotated[float, Between(0, 1)]
-
-
 Positive = Annotated[float, Between(0, open_low=True)]
-
-
 NotNegative = Annotated[float, Between(0)]
-
-
 Rgb = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a result. What only decides where and how it runs (paths, workers) is in ``training.job.Job``."""
+    """All that decides a result. What decides only where and how it runs (paths, workers) is a ``training.job.Job``."""
 
     name: str = ""
     """Recipe name, SETTING_MIXER; set by the resolver."""

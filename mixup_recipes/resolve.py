@@ -6,6 +6,8 @@ longest setting name that fits wins. Precedence: defaults, ``base``, file, comma
 changes for one mixer only (mixer -> fields, ahead of the file's other fields).
 """
 
+import copy
+import difflib
 import functools
 import re
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 from mixers import MIXERS
 from mixup_recipes.files import shipped
 from mixup_recipes.mixer_args import check_mixer_name, check_rows, merge_rows, with_mixer_args
+from mixup_recipes.names import meant_setting, setting_and_mixer
 from mixup_recipes.recipe import Recipe, check, schema
 from mixup_recipes.typed import UserError, convert, from_yaml, nearest
 
@@ -29,22 +32,32 @@ def split_name(name: str) -> tuple[str, str | None]:
     """``"r50_100e_cutmix"`` to ``("r50_100e", "cutmix")``: the longest setting name that fits; no mixer: None."""
     fits = [s for s in settings() if name == s or name.startswith(s + "_")]
     if not fits or name.endswith("_"):
-        raise UserError(f"unknown recipe {name!r}: no setting starts it; {nearest_recipe(name)}")
+        raise UserError(unknown(name))
     setting = max(fits, key=len)
     return setting, name[len(setting) + 1 :] or None
 
 
-def nearest_recipe(name: str) -> str:
-    """The end of an error message: the recipe that is spelled most alike, or all settings."""
+def unknown(name: str) -> str:
+    """An error message: which part of a recipe's name is none, and the recipe that is spelled most alike or meant."""
     names = [*settings(), *(f"{s}_{m}" for s in settings() for m in MIXERS)]
-    close = nearest(name, names)
-    return close if close.startswith("did you mean") else nearest(name, settings())
+    head, mixer = setting_and_mixer(name, MIXERS)
+    words = {s: {*s.split("_"), f"{r[0].epochs}e"} for s in settings() if (r := shipped_recipe(s))}
+    if close := difflib.get_close_matches(name, names, n=1, cutoff=0.85):
+        advice = f"did you mean {close[0]!r}?"
+    elif setting := meant_setting(head, words):
+        advice = f"did you mean {f'{setting}_{mixer}' if mixer else setting!r}?"
+    elif not (advice := nearest(name, names)).startswith("did you mean"):
+        advice = f"valid settings: {', '.join(settings()) or 'none'}; a recipe is <setting>_<mixer>"
+    if mixer and name.endswith(mixer):
+        head = name.removesuffix(mixer)[:-1]
+        return f"recipe {name!r} has a known mixer, {mixer!r}, and an unknown setting, {head!r}; {advice}"
+    return f"unknown recipe {name!r}: no setting starts it; {advice}"
 
 
 def read_yaml(path: Path, what: str = "recipe file") -> dict[str, Any]:
     """A YAML file that holds a table, with readable errors."""
     try:
-        content = from_yaml(path.read_text(encoding="utf-8"))
+        content = copy.deepcopy(parsed(path.read_text(encoding="utf-8")))
     except OSError as e:
         raise UserError(f"cannot read {what} {path}: {e.strerror}") from None
     except UnicodeDecodeError as e:
@@ -54,6 +67,9 @@ def read_yaml(path: Path, what: str = "recipe file") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: a {what} must be a table of names and values, got {type(content).__name__}")
     return content
+
+
+parsed = functools.lru_cache(256)(from_yaml)  # a base is read for each of its settings
 
 
 def resolve(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe, dict[str, str]]:
@@ -66,6 +82,8 @@ def resolve(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe,
     is_file = name.endswith((".yaml", ".yml")) or "/" in name
     setting, mixer = (name, None) if is_file else split_name(name)
     path = Path(name) if is_file else settings()[setting]
+    if mixer is not None:
+        check_mixer_name(mixer, f"recipe {name!r} has a known setting, {setting!r}, and an ")
     files = [(path.name, read_yaml(path))]
     if "base" in files[0][1]:
         base = files[0][1].pop("base")
@@ -86,6 +104,7 @@ def resolve(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe,
         layers.append((source, content))
         layers += [(f"{source}: per_mixer.{m}", fields) for m, fields in per_mixer(rows, source) if m == chosen]
     layers += [("recipe name", {"mixer": mixer})] * (mixer is not None) + [("command line", overrides)]
+    own = is_file and any("mixer_args" in layer for source, layer in layers if source.startswith(path.name))
     known = schema(Recipe)
     values: dict[str, Any] = {}
     origin = dict.fromkeys(known, "default")
@@ -98,7 +117,7 @@ def resolve(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe,
             origin[key] = source
     if not is_file or not values.get("name"):
         values["name"] = f"{setting}_{chosen}" if not is_file else path.stem
-    recipe = with_mixer_args(Recipe(**values), own_args, origin)
+    recipe = with_mixer_args(Recipe(**values), own_args, origin, proven=not own)
     check(recipe)
     return recipe, origin
 

@@ -1,7 +1,7 @@
 """One typed layer for YAML files and command lines: dataclass annotations are the schema.
 
 A value is checked against the annotation of its field, wherever it comes from. An annotation is one of
-``bool int float str``, ``Literal[...]``, ``T | None``, ``tuple[float, float]``, ``dict``, or
+``bool int float str Path``, ``Literal[...]``, ``T | None``, ``tuple[float, float]``, ``dict``, or
 ``Annotated[T, Between(low, high)]``. Text is converted (``"1e-4"`` to a float), but never silently changed:
 ``1.5`` is no integer.
 """
@@ -11,11 +11,12 @@ import re
 import types
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from mixers import nearest as nearest_by_letters
+from mixup_recipes.names import nearest as nearest  # beside UserError, whose messages end with it
 
 
 class UserError(ValueError):
@@ -106,13 +107,6 @@ def from_yaml(text: str) -> Any:
         ) from None
 
 
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """The end of an error message: the closest valid name, or all of them."""
-    known = list(known)
-    text = nearest_by_letters(name, known)
-    return text if len(known) < 100 or len(text) < 200 else f"none of the {len(known)} valid names is like it"
-
-
 def describe(annotation: Any) -> str:
     """The annotation in words, for help texts and errors."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
@@ -126,7 +120,8 @@ def describe(annotation: Any) -> str:
         return f"{len(args)} numbers"
     if origin is dict:
         return "a table"
-    return {bool: "true or false", int: "an integer", float: "a number", str: "text", dict: "a table"}[annotation]
+    words = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path", dict: "a table"}
+    return words[annotation]
 
 
 def convert(value: Any, annotation: Any, where: str) -> Any:
@@ -166,6 +161,10 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise wrong
         return {str(k): plain(v) for k, v in value.items()}
+    if annotation is Path:
+        if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+            raise wrong
+        return Path(value)
     if annotation is bool and isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if annotation in (int, float) and isinstance(value, str):

@@ -23,6 +23,7 @@ from driver import Server
 from forks import Forks
 from hub_server import HubServer
 from resuming import Reference
+from runs import Command
 from teachers import fill
 from torch import Tensor, nn
 
@@ -67,6 +68,12 @@ def without_shape_checks() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The console command in this process: ``console("cells", "list")`` gives exit status, output and errors."""
+    return Command(monkeypatch, capsys)
 
 
 # ------------------------------------------------------------------------------------------------ whole runs

@@ -1,34 +1,32 @@
-"""Command lines: every spelling of a flag, help without torch, and mistakes in one line with exit status 2."""
+"""Command lines: every spelling of a flag, help without torch, names that are the same in all commands, quiet ends."""
 
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import ROOT
+from runs import Command
+from tiny import ROOT, environment
 
-from mixup_recipes import flags as cli
+from mixup_recipes import __version__, flags
+from mixup_recipes.cli import app
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import resolve
 from mixup_recipes.training.job import Job
 from mixup_recipes.typed import RankError, UserError
 
 CLASSES = {"Run": Job, "Recipe fields": Recipe}
+MIXUP_RECIPES = [sys.executable, "-m", "mixup_recipes"]
 
 
 def parse(*argv: str) -> dict[str, Any]:
     """The recipe fields of a command line, raw."""
-    return cli.parse(list(argv), "program", "What it does.", CLASSES)["Recipe fields"]
-
-
-def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """What is printed about a command line that leaves with status 2; box-drawing and line breaks removed."""
-    with pytest.raises(SystemExit) as left:
-        parse(*argv)
-    assert left.value.code == 2
-    shown = capsys.readouterr()
-    return " ".join("".join(c for c in shown.out + shown.err if c not in "╭╮╰╯│─").split())
+    return flags.parse(list(argv), "program", "What it does.", CLASSES)["Recipe fields"]
 
 
 # --------------------------------------------------------------------------------------------- spellings
@@ -58,6 +56,13 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ("--scale 0.5 1", {"scale": ("0.5", "1")}),
         ("--mean 0.1 0.2 0.3 --seed 3", {"mean": ("0.1", "0.2", "0.3"), "seed": "3"}),
         ("--opt_betas 0.9 0.95", {"opt_betas": ("0.9", "0.95")}),
+        ("--opt_betas none", {"opt_betas": "none"}),
+        ("--opt-betas [0.9, 0.95] --seed 3", {"opt_betas": ("0.9", "0.95"), "seed": "3"}),
+        ("--scale=[0.5,1]", {"scale": ("0.5", "1")}),
+        ("--model_args.channels 16 32 64", {"model_args": {"channels": "[16, 32, 64]"}}),
+        ("--model_args.channels [16, 32, 64] --lr 1", {"model_args": {"channels": "[16, 32, 64]"}, "lr": "1"}),
+        ("--model_args.channels=[16,32,64]", {"model_args": {"channels": "[16,32,64]"}}),
+        ("--model_args.shift -1 --lr 1", {"model_args": {"shift": "-1"}, "lr": "1"}),
         ("--mixer cutmix --mixer.alpha 0.5", {"mixer": "cutmix", "mixer_args": {"alpha": "0.5"}}),
         ("--mixer.alpha=0.5 --mixer cutmix", {"mixer": "cutmix", "mixer_args": {"alpha": "0.5"}}),
         ("--mixer.mixup_alpha 1 --mixer.cutmix_alpha 2", {"mixer_args": {"mixup_alpha": "1", "cutmix_alpha": "2"}}),
@@ -71,25 +76,20 @@ def test_a_flag_may_be_spelt_in_every_usual_way(argv: str, given: dict[str, Any]
 
 def test_flags_are_sorted_by_what_they_belong_to() -> None:
     argv = ["--recipe", "r50_100e_mixup", "--epochs", "2", "--dry_run", "--save-total-limit", "3"]
-    given = cli.parse(argv, "program", "", CLASSES)
+    given = flags.parse(argv, "program", "", CLASSES)
     assert given["Recipe fields"] == {"epochs": "2"}
     assert given["Run"] == {"recipe": "r50_100e_mixup", "dry_run": True, "save_total_limit": "3"}
-    job = cli.fill(Job, given["Run"])
+    job = flags.fill(Job, given["Run"])
     assert (job.recipe, job.dry_run, job.save_total_limit) == ("r50_100e_mixup", True, 3)
-
-
-def test_every_field_is_a_flag() -> None:
-    for field in dataclasses.fields(Recipe):
-        if field.type is str or field.type == "str":
-            assert parse(f"--{field.name}", "x") == {field.name: "x"}
 
 
 def test_a_command_line_becomes_a_recipe() -> None:
     argv = "--mixer cutmix --mixer.alpha 5e-1 --model_args.img_size 64 --model_args.pretrained false --lr 1e-3"
-    argv += " --scale 0.5 1 --no-drop-last --sync_bn true --clip_grad none"
+    argv += " --scale 0.5 1 --no-drop-last --sync_bn true --clip_grad none --model_args.depths 1 2 --opt_betas [0.8, 1]"
     recipe, origin = resolve("deit_s", parse(*argv.split()))
     assert (recipe.name, recipe.mixer_args["cutmix"]) == ("deit_s_cutmix", {"alpha": 0.5})
-    assert recipe.model_args == {"img_size": 64, "pretrained": False}
+    assert recipe.model_args == {"img_size": 64, "pretrained": False, "depths": [1, 2]}
+    assert recipe.opt_betas == (0.8, 1.0)
     assert (recipe.lr, recipe.scale, recipe.drop_last, recipe.sync_bn) == (1e-3, (0.5, 1.0), False, True)
     assert recipe.clip_grad is None
     assert origin["lr"] == origin["clip_grad"] == origin["mixer_args.cutmix.alpha"] == "command line"
@@ -101,19 +101,38 @@ def test_a_command_line_becomes_a_recipe() -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("--epoch 3", "Unknown option: --epoch. Did you mean --epochs?"),
-        ("--batch_sise 3", "Unknown option: --batch_sise. Did you mean --batch-size?"),
-        ("--mixer_arg.alpha 3", "Did you mean --mixer-args?"),
+        ("--batch_sise 3", "Unknown option: --batch_sise. Did you mean --batch_size?"),
         ("--epochs", "--epochs requires an argument"),
-        ("--scale 0.1", "--scale requires 2 positional arguments. Only got 1."),
         ("--sync_bn=maybe", 'unable to convert "maybe" into bool'),
         ("--seed 1 --seed 2", "--seed specified multiple times"),
         ("stray", "stray"),
     ],
 )
 def test_a_wrong_flag_is_explained_and_leaves_with_2(capsys: pytest.CaptureFixture[str], argv: str, says: str) -> None:
-    shown = refused(capsys, *argv.split())
-    assert says.replace("-", "_") in shown.replace("-", "_")
+    with pytest.raises(SystemExit) as left:
+        parse(*argv.split())
+    shown = capsys.readouterr()
+    assert left.value.code == 2
+    assert says in " ".join("".join(c for c in shown.out + shown.err if c not in "╭╮╰╯│─").split())
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--epoch", "epochs"),
+        ("--learning-rate", "lr"),
+        ("--num_epochs", "epochs"),
+        ("--wd", "weight_decay"),
+        ("--bs=3", "batch_size"),
+        ("--mixer_arg.alpha", "mixer_args"),
+        ("--data-dir", "dataset"),
+        ("--resume", "resume_from_checkpoint"),
+    ],
+)
+def test_a_flag_that_means_another_is_answered_with_it(flag: str, meant: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(flag, "3")
+    assert str(caught.value) == f"unknown flag {flag.split('=')[0]}; did you mean --{meant}?"
 
 
 @pytest.mark.parametrize("value", ["=3", " 3"])
@@ -138,14 +157,14 @@ def test_a_wrong_value_of_a_run_option_is_explained() -> None:
         ({"checkpointing_steps": "1.5"}, "checkpointing_steps: expected 'epoch' or an integer at least 1, got '1.5'"),
     ):
         with pytest.raises(UserError) as caught:
-            cli.fill(Job, given)
+            flags.fill(Job, given)
         assert says in str(caught.value)
 
 
 # --------------------------------------------------------------------------------------------- help
 
 
-def test_help_leaves_with_0_and_shows_every_flag_with_its_meaning(
+def test_help_shows_every_flag_as_it_is_written_with_its_type_its_choices_and_its_meaning(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")  # nothing is wrapped
@@ -153,27 +172,115 @@ def test_help_leaves_with_0_and_shows_every_flag_with_its_meaning(
         parse("--help")
     assert left.value.code == 0
     shown = capsys.readouterr().out
-    assert "What it does." in shown
-    assert all(title in shown for title in CLASSES)
+    assert all(part in shown for part in ("What it does.", "Stochastic depth", *CLASSES))
     for cls in CLASSES.values():
-        for field in dataclasses.fields(cls):
-            assert f"--{field.name.replace('_', '-')}" in shown
-    assert "Stochastic depth" in shown
+        assert not [field.name for field in dataclasses.fields(cls) if f"--{field.name}" not in shown]
+    for part in ("--epochs INT ", "--lr FLOAT ", "--scale FLOAT FLOAT ", "--model TEXT ", "--sync_bn --no-sync_bn "):
+        assert part in shown
+    assert "--mixed_precision no|fp16|bf16 " in shown and "(at least 1) [default: 100]" in shown
+    assert " STR" not in shown and "batch-size" not in shown
 
 
-def test_help_imports_nothing_heavy() -> None:
+COMMANDS = {
+    "train": "", "evaluate": "RUN", "predict": "RUN IMAGES", "verify": "RUN", "push": "RUN", "card": "RUN",
+    "replay": "RUN", "masks": "RUN", "supermix": "RECIPE", "prepare": "NAME", "sweep": "FILE", "preview": "NAMES",
+    "check": "TARGETS", "report": "RUNS", "record": "RUNS", "protocol": "LOGS", "table": "", "compare": "",
+    "plot curves": "RUNS", "plot cost": "RUNS", "plot dots": "RUNS", "recipes list": "", "recipes show": "RECIPE",
+    "recipes explain": "RECIPE", "recipes diff": "FIRST SECOND", "cells list": "", "cells show": "RECIPE",
+    "cells explain": "RECIPE", "cells diff": "FIRST SECOND", "cells export": "RECIPE",
+}  # fmt: skip
+
+
+def test_each_command_says_what_it_is_its_first_arguments_and_types(
+    console: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    groups = {name for name in ("plot", "recipes", "cells")}
+    names = {name for name in app if not name.startswith("-")} - groups
+    names |= {f"{group} {name}" for group in groups for name in app[group] if not name.startswith("-")}
+    assert names == set(COMMANDS)
+    for name, arguments in COMMANDS.items():
+        status, shown, _ = console(*name.split(), "--help")
+        assert status == 0 and f"mixup-recipes {name}" in shown.splitlines()[0]
+        assert not [word for word in arguments.split() if f" {word} " not in shown.replace("│", " ")], name
+        assert " STR" not in shown, name
+        if arguments.startswith("RUN") and not arguments.startswith("RUNS"):
+            assert "RUN --run --model " in shown
+        if name in ("push", "card"):
+            assert "--hub_model_id --repo_id TEXT" in shown
+
+
+def test_old_and_new_names_of_the_run_and_of_the_repository_are_the_same(
+    console: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = f"error: no run folder {tmp_path}/no\n"
+    for start in ([], ["--run"], ["--model"]):
+        for name in ("push", "card", "masks", "verify"):
+            assert console(name, *start, tmp_path / "no") == (2, "", missing)
+        assert console("replay", *start, tmp_path / "no", "--step", 0) == (2, "", missing)
+        assert "nor in timm" in console("evaluate", *start, tmp_path / "no")[2]
+    pushed = []
+    monkeypatch.setattr("mixup_recipes.runs.run.Run.open", lambda run: run)
+    monkeypatch.setattr("mixup_recipes.pages.card.write_card", lambda run, repo, *_: pushed.append(repo) or [])
+    for flag in ("--hub_model_id", "--hub-model-id", "--repo_id", "--repo-id"):
+        assert console("card", tmp_path, flag, "me/it")[0] == 0
+    assert pushed == ["me/it"] * 4
+
+
+@pytest.mark.parametrize("seeds", [["0", "1", "2"], ["[0,", "1,", "2]"], ["[0,1,2]"], ["[0, 1, 2]"]])
+def test_a_list_is_written_with_or_without_brackets(console: Command, tmp_path: Path, seeds: list[str]) -> None:
+    where = ["--output_dir", tmp_path, "--dry-run"]
+    status, shown, _ = console("sweep", "--recipes", "[quickstart_mixup]", "--seeds", *seeds, *where)
+    assert status == 0 and [line.split("--seed ")[1].split()[0] for line in shown.splitlines()] == ["0", "1", "2"]
+
+
+# What needs no torch must not import it: all in one fresh process.
+LIGHT = [
+    "--help", "--version", "train --help", "train --list", "evaluate --help", "predict --help", "push --help",
+    "recipes list", "recipes show deit_s_samix", "recipes explain r50_100e_cutmix",
+    "recipes diff deit_s_deit deit_s_cutmix", "recipes show resnet50_cutmix", "cells list", "cells show deit_s_samix",
+    "cells explain deit_s_samix", "cells diff deit_s_samix deit_s_deit", "cells export deit_s_samix",
+]  # fmt: skip
+
+
+def test_help_names_and_completion_import_no_torch() -> None:
+    code = f"""
+import contextlib, io, sys
+from mixup_recipes.cli import app, main
+for line in {LIGHT}:
+    sys.argv = ["mixup-recipes", *line.split()]
+    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.redirect_stderr(io.StringIO()):
+        try: main()
+        except SystemExit as left: status = left.code
+    heavy = {{"torch", "timm", "datasets", "accelerate", "transformers", "matplotlib"}} & set(sys.modules)
+    print(status or 0, sorted(heavy), line, len(shown.getvalue()))
+print(app.generate_completion(shell="bash"))
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    *lines, torch = done.stdout.splitlines()
+    for line, asked in zip(lines, LIGHT, strict=False):
+        assert line.startswith(f"{2 if 'resnet50' in asked else 0} [] {asked}")
+    assert "--per_device_train_batch_size" in done.stdout and "--hub_model_id" in done.stdout and torch == "False"
+
+
+def test_the_scripts_show_their_help_without_torch_too() -> None:
     code = (
         "import runpy, sys\n"
-        "sys.argv = ['train_mixup.py', '--help']\n"
-        "try:\n"
-        "    runpy.run_path('train_mixup.py', run_name='__main__')\n"
-        "except SystemExit as left:\n"
-        "    heavy = {'torch', 'timm', 'datasets', 'accelerate', 'transformers', 'mixers'} & set(sys.modules)\n"
-        "    print('left with', left.code, 'imported', sorted(heavy))\n"
+        "for script in ('train_mixup.py', 'evaluate_mixup.py'):\n"
+        "    sys.argv = [script, '--help']\n"
+        "    try: runpy.run_path(script, run_name='__main__')\n"
+        "    except SystemExit as left:\n"
+        "        heavy = {'torch', 'timm', 'datasets', 'accelerate', 'transformers'} & set(sys.modules)\n"
+        "        print('left with', left.code, 'imported', sorted(heavy))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "left with 0 imported []"
-    assert "--recipe" in done.stdout
+    assert done.stdout.count("left with 0 imported []") == 2
+    assert "--recipe" in done.stdout and "--run --model" in done.stdout
+
+
+def test_the_version_is_that_of_the_package(console: Command) -> None:
+    assert console("--version") == (0, f"{__version__}\n", "")
 
 
 # --------------------------------------------------------------------------------------------- exit status
@@ -188,15 +295,70 @@ def leave(status: int | None = None, error: BaseException | None = None) -> Any:
         return status
 
     with pytest.raises(SystemExit) as left:
-        cli.run(main)
+        flags.run(main)
     return left.value.code
 
 
 def test_a_command_leaves_with_its_own_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert not leave(None)
     assert leave(75) == 75
-    assert leave(error=KeyboardInterrupt()) == 130
+    assert leave(error=SystemExit(3)) == 3
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["train_mixup.py", "--recipe", "x"], "the run folder keeps its log and checkpoints; add --resume_from"),
+        (["/bin/mixup-recipes", "train"], "the run folder keeps its log and checkpoints; add --resume_from"),
+        (["mixup-recipes", "sweep"], "finished runs are kept; the same command goes on with the others"),
+        (["mixup-recipes", "supermix"], "images that were made are kept; the same command goes on"),
+        (["mixup-recipes", "push"], "the repository has all of this publication or none of it; the same command sends"),
+        (["mixup-recipes", "prepare"], "no half-made data set is left; the same command begins again"),
+        (["evaluate_mixup.py"], "no file is left half-written; the same command begins again"),
+        (["mixup-recipes", "report"], "no file is left half-written; the same command begins again"),
+    ],
+)
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(
+    argv: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    assert leave(error=KeyboardInterrupt()) == 130
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"stopped: {says}") and err.count("\n") == 1
+    monkeypatch.setenv("RANK", "1")
+    assert leave(error=KeyboardInterrupt()) == 130 and capsys.readouterr() == ("", "")
+
+
+def test_a_real_ctrl_c_is_one_line_and_130() -> None:
+    """The command waits for a pipe that nobody writes to."""
+    pipe = ROOT / "tests" / f".pipe-{os.getpid()}.yaml"
+    os.mkfifo(pipe)
+    try:
+        process = subprocess.Popen(
+            [*MIXUP_RECIPES, "recipes", "show", pipe], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        with pipe.open("w"):  # opens when the command has opened it too
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+    finally:
+        pipe.unlink()
+    assert (process.returncode, err) == (130, "stopped: no file is left half-written; the same command begins again\n")
+
+
+@pytest.mark.parametrize("command", ["recipes explain r50_100e_cutmix", "train --help"])
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_command_whose_output_nobody_reads_on_ends_quietly(command: str, lines: int) -> None:
+    argv = [*MIXUP_RECIPES, *command.split()]
+    env = environment() | {"PYTHONUNBUFFERED": "1" * lines}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(argv, cwd=ROOT, env=env, text=True, **pipes) as process:
+        for _ in range(lines):
+            process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode in (141, 1)  # 1: rich, which prints the help, has left by itself
 
 
 @pytest.mark.parametrize(("rank", "shown"), [(None, True), ("0", True), ("1", False)])
@@ -214,4 +376,4 @@ def test_a_user_error_is_one_line_from_the_first_process_only(
 
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
-        cli.run(lambda: 1 // 0)
+        flags.run(lambda: 1 // 0)

@@ -1,7 +1,7 @@
 """Runs of version 0.1 still open, go on, and can be evaluated, reported and verified.
 
-``tests/version_0_1`` holds what that version wrote: 36 photos, a finished run of 9 updates, and the same run stopped by a
-signal at update 6.
+``tests/version_0_1`` holds what that version wrote: 36 photos, a finished run of 9 updates, and the same run stopped by
+a signal at update 6.
 """
 
 import json

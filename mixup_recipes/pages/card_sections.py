@@ -7,7 +7,7 @@ import timm
 from huggingface_hub import constants
 
 from mixup_recipes.benchmark import cells
-from mixup_recipes.pages.card_facts import against_published, base_model, command, origins, others, place, tree
+from mixup_recipes.pages.card_facts import against_published, base_model, command, data_source, origins, others, tree
 from mixup_recipes.pages.markdown import code, fence, line, markdown_table, prose, shown
 from mixup_recipes.pages.methods import Method, bibtex, entry
 from mixup_recipes.resolve import read_yaml, settings, shipped_recipe, split_name
@@ -29,7 +29,7 @@ TIMM = entry(
 def model_section(run: Run) -> str:
     """What the model is."""
     recipe = run.recipe
-    kind, name = place(recipe)
+    kind, name = data_source(recipe)
     few = len(run.data.classes) <= 20
     start = base_model(recipe)
     rows = [
@@ -150,7 +150,7 @@ for p, k in zip(*probabilities.topk({min(5, len(run.data.classes))})):
 
 classify = pipeline("image-classification", model="{repo_id or "."}")
 print(classify("image.jpg"))"""
-    kind, name = place(recipe)
+    kind, name = data_source(recipe)
     flags = ["--model", f"hf-hub:{repo_id}" if repo_id else "."]
     flags += ["--dataset", "PATH" if kind == "local" else name, "--split", recipe.eval_split]
     for key, usual in (("image_column", "image"), ("label_column", "label")):
@@ -174,7 +174,7 @@ def reproduce_section(run: Run, repo_id: str | None) -> str:
     with_ = [f"Python {env['python']}", *versions]
     at = f"commit {env['commit']}" if env.get("commit") else "an installed copy, commit not known"
     text = [f"## How to reproduce\n\n{fence('bash', f'{get}{launch} train_mixup.py {flags}')}"]
-    kind, name = place(run.recipe)
+    kind, name = data_source(run.recipe)
     if kind == "prepared":
         text.append(f"The data: `mixup-recipes prepare {name}`.")
     if kind == "local":

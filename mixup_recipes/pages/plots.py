@@ -267,18 +267,18 @@ def measured_costs(groups: list[Group]) -> tuple[list[list[float]], str]:
     for group in groups:
         if group.recipe.mixer == "vanilla":
             for run, row in zip(group.runs, group.rows, strict=True):
-                speeds.setdefault(place(run), []).append(row.img_per_s)
+                speeds.setdefault(machine(run), []).append(row.img_per_s)
     speeds.pop(None, None)
-    if all(place(run) in speeds for group in groups for run in group.runs):
+    if all(machine(run) in speeds for group in groups for run in group.runs):
         relative = [
-            [statistics.fmean(speeds[place(run)]) / row.img_per_s for run, row in zip(g.runs, g.rows, strict=True)]
+            [statistics.fmean(speeds[machine(run)]) / row.img_per_s for run, row in zip(g.runs, g.rows, strict=True)]
             for g in groups
         ]
         return relative, "training time per image, relative to vanilla"
     return [[row.seconds for row in group.rows] for group in groups], "wall time of the run (s)"
 
 
-def place(run: Run) -> tuple[Any, ...] | None:
+def machine(run: Run) -> tuple[Any, ...] | None:
     """What the speed of a run depends on beside its recipe; None if it was not recorded."""
     try:
         record = run.environment

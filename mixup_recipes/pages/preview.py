@@ -1,6 +1,5 @@
 """What mixers do to a few images, before any training: a contact sheet of methods by images."""
 
-import inspect
 import io
 import math
 from collections import Counter
@@ -13,19 +12,23 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from mixers import MIXERS, Step, build, taps
+from mixers import MIXERS, Step, build, signature, taps
 from mixers.base import plan_alone
 from mixup_recipes import files
 from mixup_recipes.data import images, prepare
 from mixup_recipes.data.pictures import check_png, to_pixels
 from mixup_recipes.data.splits import load_split
+from mixup_recipes.fetch import is_hub
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import load_recipe, resolve
+from mixup_recipes.runs.run import RECIPE, Run
 from mixup_recipes.training.update import criterion
 from mixup_recipes.typed import UserError, nearest
 
 SIDE = 128  # pixels of a picture on the sheet; the patches of the small transformer fit
-CAPTION, LEFT, GAP = 34, 118, 6
+GAP, EDGE, HEAD, TITLE, CAPTION = 8, 24, 40, 30, 36
+COLUMN, ROW = SIDE + GAP, TITLE + SIDE + CAPTION
+WIDEST = 1500  # pixels: many methods of a few images stand in blocks side by side
 SYNTHETIC = "synthetic"
 
 
@@ -70,11 +73,22 @@ def chosen(names: list[str], mixers: list[str]) -> list[Recipe]:
     if names and mixers:
         if len(names) > 1:
             raise UserError(f"with --mixers one recipe gives the setting, got {len(names)}: {' '.join(names)}")
-        return [resolve(names[0], {"mixer": mixer, "name": mixer})[0] for mixer in mixers]
+        setting = str(Run.open(names[0]).folder / RECIPE) if is_run(names[0]) else names[0]
+        return [resolve(setting, {"mixer": mixer, "name": mixer})[0] for mixer in mixers]
     if names:
-        return [load_recipe(name) for name in names]
+        return [recipe_of(name) for name in names]
     plain = {"dataset": SYNTHETIC, "model": "test_resnet", "image_size": SIDE}
     return [Recipe(name=m, mixer=m, mixer_args={m: defaults(m)}, **plain) for m in mixers or MIXERS]
+
+
+def is_run(name: str) -> bool:
+    """Whether a name is a run folder or a run on the Hub, and not a recipe."""
+    return is_hub(name) or Path(name).is_dir()
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of a run, or of a recipe's name."""
+    return Run.open(name).recipe if is_run(name) else load_recipe(name)
 
 
 def teacher_there(recipe: Recipe) -> bool:
@@ -88,7 +102,7 @@ def teacher_there(recipe: Recipe) -> bool:
 
 def defaults(mixer: str) -> dict[str, Any]:
     """A mixer's published defaults."""
-    return {name: p.default for name, p in inspect.signature(MIXERS[mixer]).parameters.items()}
+    return {name: p.default for name, p in signature(mixer).parameters.items()}
 
 
 # --------------------------------------------------------------------------------------------- images
@@ -256,49 +270,70 @@ def new_step(recipe: Recipe, classes: int) -> Step:
 # --------------------------------------------------------------------------------------------- drawing
 
 
+def place(block: int, row: int, column: int, count: int) -> tuple[int, int]:
+    """Where a picture's upper left corner is; row 0 of each block shows the ``count`` images themselves."""
+    return EDGE + block * (count * COLUMN + EDGE) + column * COLUMN, HEAD + row * ROW + TITLE
+
+
 def draw(rows: list[Recipe], photos: Photos) -> Image.Image:
-    """The sheet: the images themselves, then a row per method; a partner stands small beside its share."""
-    count, cell = len(photos.images), SIDE + CAPTION + GAP
-    sheet = Image.new("RGB", (LEFT + count * (SIDE + GAP), 24 + cell * (len(rows) + 1)), "white")
-    pen, font, bold = ImageDraw.Draw(sheet), ImageFont.load_default(12), ImageFont.load_default(15)
+    """The sheet: blocks side by side, in each the images themselves, then a row per method.
+
+    Under a mixed image stands how much of its label is its own, and how much that of its partner, which has a number.
+    """
+    count = len(photos.images)
+    blocks = max(1, min(WIDEST // (count * COLUMN + EDGE), math.ceil(len(rows) / 8)))
+    each = math.ceil(len(rows) / blocks)
+    width, (right, bottom) = count * COLUMN - GAP, place(blocks, each + 1, 0, count)
+    sheet = Image.new("RGB", (right, bottom - TITLE), "white")
+    pen = ImageDraw.Draw(sheet)
     shrink = images.EvalTransform(SIDE, SIDE, "bicubic")
     small = [shrink(image) for image in photos.images]
-    top = "Column i shows image i as mixed in update i; numbers are shares of the label, the image's own first."
-    pen.text((GAP, 4), top, fill="black", font=font)
-
-    def fitted(text: str, width: int, font: Any = font) -> str:
-        while pen.textlength(text, font) > width:
-            text = text[:-2] + "…"
-        return text
-
-    for i, name in enumerate(photos.names):
-        x = LEFT + i * (SIDE + GAP)
-        sheet.paste(picture(small[i], SIDE), (x, 24))
-        pen.text((x, 26 + SIDE), fitted(f"{i + 1} {name}", SIDE), fill="black", font=font)
+    head = "Column i: image i, mixed in update i. Under it: the share of its own label + that of its partner."
+    write(pen, (EDGE, 10), head, right - 2 * EDGE, 20)
+    for block in range(blocks):
+        for i, name in enumerate(photos.names):
+            x, y = place(block, 0, i, count)
+            sheet.paste(picture(small[i], SIDE), (x, y))
+            write(pen, (x, y + SIDE + 4), f"{i + 1} {name}", SIDE, 18)
     for r, recipe in enumerate(rows):
-        row, y = mixed(recipe, photos), 24 + cell * (r + 1)
-        args = [f"{k} {v}" for k, v in recipe.mixer_args[recipe.mixer].items()]
-        name = recipe.name
-        if name.endswith(f"_{recipe.mixer}") and fitted(name, LEFT - 2 * GAP, bold) != name:
-            name, args = recipe.mixer, [name.removesuffix(f"_{recipe.mixer}"), *args]
-        pen.text((GAP, y), fitted(name, LEFT - 2 * GAP, bold), fill="black", font=bold)
-        fits = (SIDE + CAPTION - 22) // 15 - len(row.notes)
-        args = args if len(args) <= fits else [*args[: fits - 1], f"and {len(args) - fits + 1} more"]
-        for line, text in enumerate([*args, *row.notes]):
-            pen.text((GAP, y + 22 + 15 * line), fitted(text, LEFT - 2 * GAP), fill="dimgray", font=font)
-        for i in range(count):
-            x, shares = LEFT + i * (SIDE + GAP), row.shares[i]
-            sheet.paste(picture(row.pixels[i], SIDE), (x, y))
+        block, row = divmod(r, each)
+        made = mixed(recipe, photos)
+        x, y = place(block, row + 1, 0, count)
+        used = write(pen, (x, y - TITLE + 2), recipe.name, width, 22)
+        beside = arguments(recipe, made, pen, width - used - 12)
+        write(pen, (x + used + 12, y - TITLE + 7), beside, width, 16, "dimgray")
+        for i, shares in enumerate(made.shares):
+            x, y = place(block, row + 1, i, count)
+            sheet.paste(picture(made.pixels[i], SIDE), (x, y))
             others = shares.index_fill(0, torch.tensor([i]), 0)
-            partner, left = int(others.argmax()), x
+            partner, text = int(others.argmax()), f"{shares[i]:.2f}"
             if others[partner] > 0.005:
-                sheet.paste(picture(small[partner], CAPTION - 4), (x, y + SIDE + 2))
-                left = x + CAPTION
-                text = fitted(f"{others[partner]:.2f} {photos.names[partner]}", SIDE - CAPTION)
-                pen.text((left, y + SIDE + 17), text, fill="black", font=font)
-            text = fitted(f"{shares[i]:.2f} {photos.names[i]}", x + SIDE - left)
-            pen.text((left, y + SIDE + 2), text, fill="black", font=font)
+                more = " + …" if others.sum() - others[partner] > 0.005 else ""
+                text += f" + {others[partner]:.2f} of {partner + 1}{more}"
+            write(pen, (x, y + SIDE + 4), text, SIDE, 18)
     return sheet
+
+
+def arguments(recipe: Recipe, made: Row, pen: ImageDraw.ImageDraw, width: int) -> str:
+    """What is to be known of a method beside its name, as much as fits whole."""
+    words = [*made.notes, *(f"{k} {v}" for k, v in recipe.mixer_args[recipe.mixer].items())]
+    for shown in range(len(words), 0, -1):
+        rest = f", and {len(words) - shown} more" if shown < len(words) else ""
+        text = ", ".join(words[:shown]) + rest
+        if pen.textlength(text, ImageFont.load_default(16)) <= width:
+            return text
+    return ""
+
+
+def write(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int, size: int, fill: str = "black") -> int:
+    """Write a line, smaller where it is too wide, and cut only where that does not help; returns its width."""
+    while size > 11 and pen.textlength(text, ImageFont.load_default(size)) > width:
+        size -= 1
+    font = ImageFont.load_default(size)
+    while pen.textlength(text, font) > width:
+        text = text[:-2] + "…"
+    pen.text(at, text, fill=fill, font=font)
+    return int(pen.textlength(text, font))
 
 
 def picture(image: Tensor, side: int) -> Image.Image:

@@ -1,0 +1,71 @@
+"""What all commands share: the application, and how their arguments are called and read."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from mixup_recipes import __version__, flags
+from mixup_recipes.files import write
+from mixup_recipes.typed import from_yaml
+
+app = App(
+    name="mixup-recipes",
+    help="Train, evaluate and publish mixup recipes; tables, plots and pages of what was trained.",
+    version=__version__,
+    **flags.SETTINGS | {"version_flags": ["--version"]},
+)
+
+
+def group(name: str, about: str) -> App:
+    """A command that has commands."""
+    app.command(made := App(name=name, help=about, **flags.SETTINGS))
+    return made
+
+
+def whole(_kind: type, tokens: Any) -> int:
+    """An integer; cyclopts itself would round."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"expected an integer, got {tokens[0].value!r}") from None
+
+
+def several(_kind: type, tokens: Any) -> list[str]:
+    """A list, as ``16 32`` or ``[16, 32]``."""
+    words = [token.value for token in tokens]
+    if words and words[0].startswith("["):
+        words = [str(word) for word in from_yaml(" ".join(words))]
+    return words
+
+
+def listed(words: str, name: str | None = None, metavar: str = "TEXT...") -> Parameter:
+    """A flag that takes several values; ``name`` where it is not that of the argument."""
+    return Parameter(name=name, consume_multiple=True, negative="", converter=several, metavar=metavar, help=words)
+
+
+def said(words: str, *names: str) -> Parameter:
+    """A flag with its help; ``names`` where it has others than that of the argument."""
+    return Parameter(name=names or None, negative=(), help=words)
+
+
+def text(words: str, *names: str) -> Parameter:
+    """A flag whose value is text."""
+    return Parameter(name=names or None, metavar="TEXT", help=words)
+
+
+Whole = Annotated[int, Parameter(converter=whole)]
+RunFolder = Annotated[Path, said("run folder", "--run", "--model")]
+Model = Annotated[str, text("run folder or hf-hub:OWNER/NAME", "--run", "--model")]
+Repository = Annotated[str | None, text("NAME or OWNER/NAME on the Hub", "--hub_model_id", "--repo_id")]
+RecipeName = Annotated[str, text("SETTING_MIXER, or the path of a recipe file", "--recipe", "--name")]
+Results = Annotated[Path | None, said("folder of run records [default: that of this package]")]
+
+
+def put(text: str, out: Path | None) -> None:
+    """Print a text, or write it to a file, whole or not at all."""
+    if out is None:
+        print(text, end="")
+    else:
+        write(out, text)
+        print(out)

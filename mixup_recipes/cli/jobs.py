@@ -1,0 +1,188 @@
+"""Commands that compute: training, evaluation, predictions, sweeps, data sets, pictures of methods, checks."""
+
+import signal
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+import evaluate_mixup
+import train_mixup
+from mixup_recipes import flags
+from mixup_recipes.cli.base import Model, RecipeName, RunFolder, Whole, app, listed, said, text
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.training.job import Job
+
+# Their flags are those of the scripts, which read the command line themselves.
+SCRIPTS = {"train": train_mixup.main, "evaluate": evaluate_mixup.main}
+TRAIN = (
+    "Train one recipe: mixup-recipes train --recipe deit_s_cutmix. On several GPUs: accelerate launch train_mixup.py"
+)
+EVALUATE = "Score a model: mixup-recipes evaluate RUN. On several GPUs: accelerate launch evaluate_mixup.py"
+app.command(flags.command("train", TRAIN, {"Run": Job, "Recipe fields": Recipe}))
+app.command(flags.command("evaluate", EVALUATE, {"Evaluation": evaluate_mixup.Evaluation}, evaluate_mixup.MODEL))
+
+
+@app.command
+def predict(
+    run: Annotated[str, text("run folder, timm name or hf-hub:OWNER/NAME", "--run", "--model")],
+    *images: Annotated[str, Parameter(metavar="IMAGES", help="files, folders or globs")],
+    top_k: Annotated[Whole, said("how many classes of each image")] = 5,
+    out: Annotated[Path | None, said("write them to this .csv or .jsonl file [default: print]")] = None,
+    batch_size: Annotated[Whole, said("images per forward")] = 64,
+) -> int:
+    """The likeliest classes of images, with probabilities. An image that cannot be read has a line that says so."""
+    from mixup_recipes.runs.predict import predict
+
+    return predict(run, list(images), top_k, batch_size, out)
+
+
+@app.command
+def sweep(
+    file: Annotated[Path | None, said("sweep file; flags add to it")] = None,
+    *,
+    recipes: Annotated[list[str] | None, listed("recipe names or files")] = None,
+    seeds: Annotated[list[str] | None, listed("seeds of each recipe", metavar="INT...")] = None,
+    set_: Annotated[list[str] | None, listed("flags of train_mixup.py for all runs, epochs=20 ...", "--set")] = None,
+    grid: Annotated[list[str] | None, listed("fields to vary, lr=0.1,0.2 ...: every combination")] = None,
+    launcher: Annotated[str | None, text("what starts train_mixup.py, 'accelerate launch'")] = None,
+    output_dir: Annotated[str | None, text("folder of all runs and results [default: runs/sweep]")] = None,
+    dry_run: Annotated[bool, said("print commands and states only")] = False,
+    report: Annotated[bool, said("tables and plots of what is finished, no runs")] = False,
+    slurm: Annotated[Path | None, said("write an sbatch script instead of running")] = None,
+    slurm_options: Annotated[list[str] | None, listed("of sbatch, gres=gpu:1 time=12:00:00")] = None,
+) -> int:
+    """Recipes x grid x seeds, one run after another; what is finished is skipped. Then tables and plots."""
+    from mixup_recipes.pages.sweep import sweep
+
+    parts = {"recipes": recipes, "seeds": seeds, "launcher": launcher, "output_dir": output_dir}
+    return sweep(file, parts | {"set": set_, "grid": grid}, dry_run, report, slurm, slurm_options)
+
+
+@app.command
+def prepare(name: Annotated[str, text("groceries or cifar10")]) -> None:
+    """Download and write a small real data set once."""
+    from mixup_recipes.data.prepare import prepare
+
+    print(prepare(name))
+
+
+@app.command
+def supermix(
+    recipe: RecipeName,
+    *,
+    out: Annotated[Path, said("new folder; what was killed goes on with the same command")],
+    teacher: Annotated[str | None, text("run folder, hf-hub: or timm name [default: the recipe's]")] = None,
+    images: Annotated[Whole | None, said("how many [default: as many as the training split has]")] = None,
+    steps: Annotated[Whole, said("of the search, at most")] = 50,
+    seed: Whole = 0,
+    all_pairs: Annotated[bool, said("keep images whose classes the teacher misses")] = False,
+    with_originals: Annotated[bool, said("the training split's images too")] = False,
+    dataset: Annotated[str | None, text("where the recipe's data are on this machine")] = None,
+) -> None:
+    """Mix a recipe's images by SuperMix once, before training; a run takes the folder as its --dataset."""
+    from mixup_recipes.training.premix import premix
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    made = premix(recipe, out, teacher, images, steps, seed, all_pairs, with_originals, dataset)
+    print(f"{out}: {made:,} mixed images")
+
+
+@app.command
+def preview(
+    *names: Annotated[str, Parameter(metavar="NAMES", help="recipes or run folders")],
+    mixers: Annotated[list[str] | None, listed("a row for each, under the recipe's setting or with defaults")] = None,
+    images: Annotated[Whole, said("how many")] = 8,
+    photos: Annotated[str | None, text("folder of images, or 'synthetic' for drawn shapes")] = None,
+    out: Annotated[Path, said("file to write, .png")] = Path("runs/preview.png"),
+) -> None:
+    """What recipes, runs or mixers do to a few images, as a picture: rows are methods, columns images.
+
+    Without names and mixers: all mixers with their published defaults. Without --photos: the recipe's own images
+    when they are on this machine, else the prepared groceries, else drawn shapes.
+    """
+    from mixup_recipes.pages.preview import preview
+
+    print(preview(list(names), mixers or [], images, photos, out))
+
+
+@app.command
+def masks(
+    run: RunFolder,
+    *,
+    pairs: Annotated[Whole, said("rows of the picture")] = 6,
+    out: Annotated[Path, said("file to write, .png")] = Path("runs/masks.png"),
+) -> None:
+    """What a run of automix, samix or adautomix has learned: masks on photos of the evaluation split, as a picture.
+
+    Prints how the mean of the masks follows lambda. Needs a checkpoint of the run.
+    """
+    from mixup_recipes.pages.masks import masks
+    from mixup_recipes.runs.run import Run
+
+    print(masks(Run.open(run), pairs, out), out, sep="\n")
+
+
+@app.command
+def replay(
+    run: RunFolder,
+    *,
+    step: Annotated[Whole, said("update, counted from 0")],
+    micro: Annotated[Whole, said("micro-batch within the update, counted from 0")] = 0,
+    out: Annotated[Path | None, said("draw it into this .png file")] = None,
+    data: Annotated[Path | None, said("write it to this .safetensors file")] = None,
+) -> None:
+    """The mixed batch of any update of a run, rebuilt bit for bit: as text, picture or tensors.
+
+    A mixer that looks at the model needs the run's checkpoint of that update.
+    """
+    from mixup_recipes.data.pictures import check_png
+    from mixup_recipes.runs import replay
+    from mixup_recipes.runs.run import Run
+
+    if out is not None:
+        check_png(out)
+    batch = replay.replay(Run.open(run), step, micro)
+    print(batch)
+    for path, save in ((out, replay.save_picture), (data, replay.save_data)):
+        if path is not None:
+            save(batch, path)
+            print(path)
+
+
+@app.command
+def check(
+    *targets: Annotated[str, Parameter(metavar="TARGETS", help="mixers, timm:cutmix, path/to/file.py:callable ...")],
+    alpha: Annotated[float | None, said("Beta parameter whose law a callable without such declares")] = None,
+    format: Literal["text", "md"] = "text",
+) -> int:
+    """Hold mixers against the contract: what they do to pixels, labels, lambda, pairs, and to the caller's tensors.
+
+    A target is a mixer (cutmix), timm:mixup, timm:cutmix, torchvision:mixup, torchvision:cutmix, or
+    path/to/file.py:callable, a Mixer, a factory, or a function (x, y) -> (x', y'). The file is run. Exit status 1
+    when something fails that the contract asks for.
+    """
+    from mixup_recipes import conformance
+
+    reports = conformance.check(list(targets), alpha)
+    print(conformance.table(reports, format), end="")
+    return int(not all(report.passed for report in reports))
+
+
+@app.command
+def verify(
+    run: Model,
+    *,
+    dataset: Annotated[str | None, text("where the recipe's data are on this machine")] = None,
+    batch_size: Annotated[Whole, said("images per forward")] = 64,
+) -> int:
+    """Whether card, results, log and weights of a model on the Hub or of a run folder agree; exit status 1 when not.
+
+    The weights are evaluated again by the recipe's own protocol.
+    """
+    from mixup_recipes.hub.verify import verify
+    from mixup_recipes.runs.run import Run
+
+    text, good = verify(Run.open(run), dataset, batch_size)
+    print(text)
+    return int(not good)

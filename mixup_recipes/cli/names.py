@@ -1,0 +1,100 @@
+"""Commands about recipes and published cells, which need no torch."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from mixers import MIXERS
+from mixup_recipes.benchmark import cells
+from mixup_recipes.cli.base import RecipeName, Results, group, put, said
+from mixup_recipes.recipe import differences, explain, to_yaml
+from mixup_recipes.resolve import load_recipe, resolve, settings
+
+Text = Annotated[str | None, Parameter(metavar="TEXT")]
+Either = Annotated[str, Parameter(metavar="TEXT", help="SETTING_MIXER, or the path of a recipe file")]
+recipe_commands = group("recipes", "List, show, explain and compare recipes.")
+cell_commands = group("cells", "The published numbers: list, show, explain, diff, export.")
+
+
+@recipe_commands.command(name="list")
+def list_recipes() -> None:
+    """All settings with the first line of their file, and all mixers."""
+    for name, path in settings().items():
+        print(f"{name:20} {path.read_text().splitlines()[0].lstrip('# ')}")
+    print(f"\nmixers: {' '.join(MIXERS)}\na recipe is <setting>_<mixer>")
+
+
+@recipe_commands.command(name="show")
+def show_recipe(recipe: RecipeName) -> None:
+    """The resolved recipe as a file that --recipe accepts."""
+    print(to_yaml(resolve(recipe)[0]), end="")
+
+
+@recipe_commands.command(name="explain")
+def explain_recipe(recipe: RecipeName) -> None:
+    """Every value of a recipe with its origin."""
+    print(explain(*resolve(recipe)))
+
+
+@recipe_commands.command(name="diff")
+def diff_recipes(first: Either, second: Either) -> None:
+    """Fields in which two recipes differ."""
+    (a, _), (b, _) = (resolve(name) for name in (first, second))
+    for key, (x, y) in differences(a, b).items():
+        print(f"{key:32} {x!s:36} {y}")
+
+
+@cell_commands.command(name="list")
+def list_cells(
+    *,
+    benchmark: Text = None,
+    setting: Text = None,
+    backbone: Text = None,
+    mixer: Text = None,
+    source: Text = None,
+    upstream_config: Text = None,
+    numbered: bool | None = None,
+    results: Results = None,
+) -> None:
+    """One line per published cell: number, marks, status of our runs."""
+    from mixup_recipes.benchmark.listing import listing
+    from mixup_recipes.benchmark.verdicts import of_cells
+
+    wanted = {"benchmark": benchmark, "setting": setting, "backbone": backbone, "mixer": mixer, "source": source}
+    chosen = cells.select(numbered, **wanted, upstream_config=upstream_config)
+    print(listing(chosen, of_cells(results)))
+
+
+@cell_commands.command(name="show")
+def show_cell(recipe: RecipeName, *, results: Results = None) -> None:
+    """A published number with its source, protocol, recipe, estimated hours and the status of our runs."""
+    from mixup_recipes.benchmark.listing import describe
+    from mixup_recipes.benchmark.verdicts import of_cells
+
+    name = load_recipe(recipe).name if recipe in settings() else recipe  # a setting alone is its vanilla row
+    if name in cells.cells():
+        print(describe(cells.find(name), of_cells(results).get(name)))
+    else:
+        resolved, _ = cells.resolve_cell(name)
+        print(f"{resolved.name} is a recipe, but no published cell.\n\n{to_yaml(resolved)}", end="")
+
+
+@cell_commands.command(name="explain")
+def explain_cell(recipe: RecipeName) -> None:
+    """Every value of a cell's recipe with its origin."""
+    print(explain(*cells.resolve_cell(recipe)))
+
+
+@cell_commands.command(name="diff")
+def diff_cells(first: Either, second: Either) -> None:
+    """Recipe fields, mixer arguments and published numbers in which two cells or recipes differ."""
+    from mixup_recipes.benchmark.listing import difference
+
+    print(difference(first, second))
+
+
+@cell_commands.command
+def export(recipe: RecipeName, *, out: Annotated[Path | None, said("file to write to")] = None) -> None:
+    """A cell's recipe as a file that --recipe accepts."""
+    put(to_yaml(cells.resolve_cell(recipe)[0]), out)

@@ -1,0 +1,57 @@
+"""A trained model by its name, and how it wants to see images."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from mixup_recipes import fetch
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.resolve import resolve
+from mixup_recipes.training import backbones
+from mixup_recipes.typed import UserError
+
+
+def open_model(name: str) -> tuple[nn.Module, Path]:
+    """The model of a run folder, a timm name or ``hf-hub:owner/name``, and its folder (of a timm name there is none).
+
+    Raises ``UserError``, for an unknown name with the nearest.
+    """
+    if fetch.is_hub(name):
+        folder = fetch.snapshot(name, "recipe.yaml")
+        return fetch.model_of(folder, name), folder
+    return backbones.load_model(name), Path(name)
+
+
+def evaluation_recipe(
+    net: nn.Module, name: str, folder: Path, changes: dict[str, Any], source: str | None = None
+) -> Recipe:
+    """The fields that evaluation reads: of ``source``, of the run's recipe, else of the checkpoint's configuration.
+
+    ``changes``: fields that are given instead.
+    """
+    changes = changes | {"sync_bn": False, "torch_compile": False}
+    if source is None and (folder / "recipe.yaml").is_file():
+        source = str(folder / "recipe.yaml")
+    if source is not None:
+        return resolve(source, changes)[0]
+    config = resolve_model_data_config(net)
+    size = config["input_size"][1]
+    if config["interpolation"] not in ("bilinear", "bicubic") or config["crop_mode"] != "center":
+        raise UserError(
+            f"{name} asks for {config['interpolation']} interpolation and crop mode {config['crop_mode']}; "
+            "supported: bilinear or bicubic, centre crop (pass --recipe to choose another protocol)"
+        )
+    fields: dict[str, Any] = {
+        "name": name,
+        "model": "from checkpoint",
+        "num_classes": net.num_classes,
+        "eval_size": size,
+        "eval_resize": math.floor(size / config["crop_pct"] + 1e-6),  # rounded down, as in timm
+        "interpolation": config["interpolation"],
+        "mean": tuple(config["mean"]),
+        "std": tuple(config["std"]),
+    }
+    return Recipe(**(fields | changes))
