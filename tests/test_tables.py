@@ -66,21 +66,26 @@ def as_cells(grid):
     return {(row[0], row[1], h): text for row in body for h, text in zip(headings, row[2:], strict=True)}
 
 
-def parse_latex(text):
+def latex_rows(text: str) -> list[list[str]]:
+    """The cells of a LaTeX table, what is bold between stars and marks as they are in Markdown."""
     body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
-    return [
-        [cell.strip() for cell in line.removesuffix(r"\\").split(" & ")] for line in body.splitlines() if " & " in line
-    ]
+    for mark, macro in (("†", r"\textsuperscript{\textdagger}"), ("‡", r"\textsuperscript{\textdaggerdbl}")):
+        body = body.replace(macro, mark)
+    body = re.sub(r"\\textbf\{(.*?)\}", r"**\1**", body)
+    return [[cell.strip() for cell in line[:-2].split(" & ")] for line in body.splitlines() if " & " in line]
 
 
-class Grid(HTMLParser):
-    """Rows of a page's tables; every tag must be closed in order."""
+class Page(HTMLParser):
+    """Rows of a page's tables, what is bold between stars, spans behind bars; every tag must be closed in order."""
 
-    def __init__(self):
+    def __init__(self, text: str):
         super().__init__()
-        self.open, self.tables, self.bold = [], [], []
+        self.open: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.feed(text)
+        assert self.open == []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: object) -> None:
         if tag in ("meta", "br"):
             return
         self.open.append(tag)
@@ -90,57 +95,35 @@ class Grid(HTMLParser):
             self.tables[-1].append([])
         elif tag in ("td", "th"):
             self.tables[-1][-1].append("")
-        elif tag == "span":
-            self.tables[-1][-1][-1] += "|"
+        elif tag in ("span", "strong"):
+            self.tables[-1][-1][-1] += {"span": "|", "strong": "**"}[tag]
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        if tag == "strong":
+            self.tables[-1][-1][-1] += "**"
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         if "td" in self.open or "th" in self.open:
             self.tables[-1][-1][-1] += data
-            if "strong" in self.open:
-                self.bold.append(data)
 
 
-def parse_html(text):
-    parser = Grid()
-    parser.feed(text)
-    assert parser.open == []
-    return parser
+PARSERS: dict[str, Any] = {"md": markdown_rows, "latex": latex_rows, "html": lambda text: Page(text).tables[0]}
 
 
 # ------------------------------------------------------------------------------------------------ every number
 
 
-def test_markdown_carries_every_number_in_its_place() -> None:
+@pytest.mark.parametrize("fmt", PARSERS)
+def test_every_format_carries_every_number_in_its_place_and_the_best_in_bold(fmt: str) -> None:
     numbers = 0
     for benchmark in BENCHMARKS:
-        found = as_cells(markdown_rows(published_table(benchmark, {}, "md")))
+        found = as_cells(PARSERS[fmt](published_table(benchmark, {}, fmt)))
         assert {k: v.replace("*", "") for k, v in found.items()} == published(benchmark)
         bold = {(h, v.rstrip("†‡").strip("*")) for (_, _, h), v in found.items() if "**" in v}
         assert bold == set(best(benchmark).items())
         numbers += sum(v != "-" for v in found.values())
     assert numbers == 284
-
-
-def test_latex_carries_every_number_in_its_place() -> None:
-    for benchmark in BENCHMARKS:
-        text = published_table(benchmark, {}, "latex")
-        for mark, macro in (("†", r"\textsuperscript{\textdagger}"), ("‡", r"\textsuperscript{\textdaggerdbl}")):
-            text = text.replace(macro, mark)
-        found = as_cells(parse_latex(text))
-        assert {k: re.sub(r"\\textbf\{(.*?)\}", r"\1", v) for k, v in found.items()} == published(benchmark)
-        bold = {(h, re.findall(r"\\textbf\{(.*?)\}", v)[0]) for (_, _, h), v in found.items() if "textbf" in v}
-        assert bold == set(best(benchmark).items())
-
-
-def test_html_carries_every_number_in_its_place() -> None:
-    page = parse_html(published_table(None, {}, "html"))
-    assert len(page.tables) == 6
-    for benchmark, grid in zip(BENCHMARKS, page.tables, strict=True):
-        assert as_cells(grid) == published(benchmark)
-    assert sorted(page.bold) == sorted(v for b in BENCHMARKS for v in best(b).values())
 
 
 def test_csv_is_one_row_per_cell_with_everything() -> None:
@@ -171,7 +154,7 @@ def test_our_runs_stand_beside_the_published_number() -> None:
     assert cell["MixUp", "ResNet-50"] == "77.12<br>76.00 (1 seed)<br>too early to say"
     assert cell["GridMix", "ResNet-34"] == "-<br>74.00 (1 seed)<br>run"
     assert cell["MixUp", "ResNet-34"] == "73.97"
-    grid = parse_html(published_table("pytorch_100e", RECORDS, "html")).tables[0]
+    grid = PARSERS["html"](published_table("pytorch_100e", RECORDS, "html"))
     shown = {(m, h): text for (m, _, h), text in as_cells(grid).items()}
     assert shown["CutMix", "ResNet-50"] == "77.17|77.10 ± 0.10 (3 seeds)|reproduced within the band"
     latex = published_table("pytorch_100e", RECORDS, "latex")
@@ -257,6 +240,7 @@ def test_html_is_escaped_and_self_contained() -> None:
     assert "<h2>a &lt; b</h2>" in text and "R&amp;D" in text and "<i>" not in text and "<x>" not in text
     assert '<span class="off">off</span>' in text  # the colour says nothing that the text does not
     page = published_table(None, RECORDS, "html")
+    assert len(Page(page).tables) == 6
     assert "http" not in page and "<script" not in page and "<link" not in page
     assert all(f".{kind} " in page for kind in tables.CLASSES.values())
 

@@ -74,17 +74,18 @@ def results_section(run: Run, repo_id: str | None) -> str:
     s, main = run.summary, "ema" if run.recipe.report_ema else ""
     used = f", {s.epochs_used} of {s.epochs_wanted} epochs there" if s.epochs_used < s.epochs_wanted else ""
 
-    def row(label: str, top1: float, top5: float | None, nll: float | None, ece: float | None) -> list[str]:
-        shown = [None if v is None else f"{v:.{d}f}" for v, d in ((top1, 2), (top5, 2), (nll, 3), (ece, 2))]
-        return [label, *(v or "-" for v in shown)]
+    def row(label: str, *numbers: float) -> list[str]:
+        shown = [f"{v:.{d}f}" for v, d in zip(numbers, (2, 2, 3, 2), strict=False)]
+        return [label, *shown, *["-"] * (4 - len(shown))]
 
     rows = [row(f"reported: {s.protocol}{used}", s.top1, s.top5, s.nll, s.ece)]
-    rows.append(row(s.tool.label, s.tool.value, None, None, None))
+    rows.append(row(s.tool.label, s.tool.value))
     labels = {main: f"these weights, epoch {run.exported['epoch']}"}
     labels |= {name: tree(folder, repo_id) for name, folder in others(run)}
     for name, label in labels.items():
-        numbers = [run.exported.get(f"{name}_{k}" if name else k) for k in ("top1", "top5", "nll", "ece")]
-        if all(isinstance(v, int | float) for v in numbers):
+        found = [run.exported.get(f"{name}_{k}" if name else k) for k in ("top1", "top5", "nll", "ece")]
+        numbers = [v for v in found if isinstance(v, int | float)]
+        if len(numbers) == 4:
             rows.append(row(label, *numbers))
     note = f"{s.count:,} images of {code(run.recipe.eval_split)}. Top-1, top-5 and ECE in percent, NLL in nats."
     text = [
