@@ -104,10 +104,23 @@ def test_any_micro_batch_of_a_run_is_rebuilt_bit_for_bit(run: Path) -> None:
     assert_same(run, (0, 0), (0, 1), (3, 1), (4, 0), (11, 1))
 
 
-def test_so_is_that_of_a_run_on_two_processes_in_bf16_and_channels_last(server: Server, tmp_path: Path) -> None:
-    changes = {"mixed_precision": "bf16", "channels_last": "true", "aug_repeats": 2}
-    out = spied(server, tmp_path, "cutmix", processes=2, **changes)
-    assert_same(out, (0, 0), (5, 1), (11, 0), processes=2)
+@pytest.mark.parametrize(
+    ("mixer", "processes", "changes", "batches"),
+    [
+        (
+            "cutmix",
+            2,
+            {"mixed_precision": "bf16", "channels_last": "true", "aug_repeats": 2},
+            [(0, 0), (5, 1), (11, 0)],
+        ),
+        ("samix", 1, {}, [(0, 1), (4, 0), (8, 1)]),  # masks that were learned
+        ("adautomix", 1, {}, [(0, 1), (4, 0), (8, 1)]),
+    ],
+)
+def test_so_is_that_of_other_runs(
+    server: Server, tmp_path: Path, mixer: str, processes: int, changes: dict[str, Any], batches: list[tuple[int, int]]
+) -> None:
+    assert_same(spied(server, tmp_path, mixer, processes, **changes), *batches, processes=processes)
 
 
 def test_the_picture_is_the_job_s_own_byte_for_byte(run: Path, tmp_path: Path) -> None:
@@ -158,12 +171,6 @@ def test_a_teacher_with_other_weights_than_in_the_run_is_refused(server: Server,
     (out / "env.json").write_text(json.dumps(environment))
     with pytest.raises(UserError, match=f"the teacher '{teacher}' is not what it was when .* its weights have changed"):
         rebuilt(out, 4)
-
-
-@pytest.mark.parametrize("mixer", ["samix", "adautomix"])
-def test_so_are_masks_that_were_learned(server: Server, tmp_path: Path, mixer: str) -> None:
-    out = spied(server, tmp_path, mixer)
-    assert_same(out, (0, 1), (4, 0), (8, 1))
 
 
 @pytest.mark.parametrize("name", MIXERS)

@@ -333,14 +333,18 @@ def test_failures_do_not_stop_the_others_and_are_reported_at_the_end(
     assert all((stub.out / name).exists() for name in ("table.md", "dots.png", "curves.png", "sweep.yaml"))
 
 
-def test_finished_runs_are_skipped_and_killed_ones_resumed(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_runs_are_skipped_and_others_resumed_and_one_stopped_by_its_own_signal_is_no_failure(
+    stub: Stub, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = (run.name for run in stub.runs())
-    assert stub({second: "kill"}) == 1
-    assert stub({}) == 0
-    assert stub.called() == [first, second, second]
+    assert stub({first: "75"}) == 75
+    assert stub.called() == [first, second]
+    assert stub({first: "kill"}) == 1
+    assert stub() == 0
+    assert stub.called() == [first, second, first, first]
     text = capsys.readouterr().out
-    assert f"{first}: finished before" in text and f"{second}: resumed" in text
-    assert stub({}) == 0 and len(stub.calls()) == 3
+    assert f"{second}: finished before" in text and f"{first}: resumed" in text
+    assert stub() == 0 and len(stub.calls()) == 4
 
 
 def test_only_the_last_lines_of_this_time_are_shown(tmp_path: Path) -> None:
@@ -382,21 +386,31 @@ def test_the_time_left_is_that_of_other_seeds_or_else_the_mean(stub: Stub) -> No
 # ------------------------------------------------------------------------------------------------ signals
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("wait", ["SIGTERM"]),
+        ("wait", ["SIGINT"]),
+        ("wait", ["SIGUSR1"]),
+        ("leave", ["SIGTERM"]),  # a process that outlives its launcher is asked to save, and waited for
+        ("stubborn", ["SIGINT", "SIGINT"]),  # the second kills
+    ],
+)
 def test_a_signal_reaches_the_run_which_saves_and_the_sweep_leaves_with_75(
-    stub: Stub, name: str, capsys: pytest.CaptureFixture[str]
+    stub: Stub, what: str, names: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = (run.name for run in stub.runs())
-    number = signal.Signals[name]
-    handler = signal.getsignal(number)
-    thread = stub.signalled(number)
-    assert stub({first: "wait"}) == 75
-    thread.join()
+    numbers = [signal.Signals[name] for name in names]
+    handler = signal.getsignal(numbers[0])
+    threads = [stub.signalled(number, file) for number, file in zip(numbers, ("waiting", "asked"), strict=False)]
+    assert stub({first: what}) == 75
+    for thread in threads:
+        thread.join()
     text = capsys.readouterr().out
-    assert f"{first}: 0.0 min, stopped" in text and f"{name}: stopped; the same command goes on" in text
-    assert (stub.folder / "saved").exists() and f"{second}: started" not in text
-    assert signal.getsignal(number) == handler
-    assert stub.called() == [first]
+    assert f"{first}: 0.0 min, stopped" in text and f"{names[0]}: stopped; the same command goes on" in text
+    assert (stub.folder / "saved").exists() == (what != "stubborn") and not (stub.folder / "over").exists()
+    assert f"{second}: started" not in text and stub.called() == [first]
+    assert signal.getsignal(numbers[0]) == handler
     assert stub() == 0
     assert stub.called() == [first, first, second]
 
@@ -412,27 +426,6 @@ def test_a_signal_while_a_run_is_being_started_reaches_it(stub: Stub, monkeypatc
 
     monkeypatch.setattr(sweep_runs.subprocess, "Popen", popen)
     assert stub({stub.runs()[0].name: "wait"}) == 75
-    assert (stub.folder / "saved").exists()
-
-
-def test_a_second_signal_kills_a_run_that_does_not_leave(stub: Stub) -> None:
-    threads = [stub.signalled(signal.SIGINT, file) for file in ("waiting", "asked")]
-    assert stub({stub.runs()[0].name: "stubborn"}) == 75
-    for thread in threads:
-        thread.join()
-    assert not (stub.folder / "over").exists()
-
-
-def test_a_run_that_was_stopped_by_its_own_signal_is_no_failure(stub: Stub) -> None:
-    first, second = (run.name for run in stub.runs())
-    assert stub({first: "75"}) == 75
-    assert stub.called() == [first, second]
-
-
-def test_a_process_that_outlives_its_launcher_is_asked_to_save_and_waited_for(stub: Stub) -> None:
-    thread = stub.signalled(signal.SIGTERM)
-    assert stub({stub.runs()[0].name: "leave"}) == 75
-    thread.join()
     assert (stub.folder / "saved").exists()
 
 
