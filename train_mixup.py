@@ -184,11 +184,8 @@ def main(argv: list[str] | None = None) -> int | None:
         leaving = leaving or (not finished and stop.agreed(accelerator))
         if update != last_saved and (finished or leaving or (update and update % save_every == 0)):
             state = {"evaluated": evaluated, "log_length": log.length(), "seconds": time.perf_counter() - began}
-            optimizers = [optimizer.state_dict(), accelerator.scaler.state_dict() if accelerator.scaler else {}]
-            checkpoint.save(
-                folder / "checkpoints", update, learner.modules, optimizers, sums, state, accelerator,
-                job.save_total_limit,
-            )  # fmt: skip
+            kept = learner.modules, [optimizer, accelerator.scaler], sums
+            checkpoint.save(folder / "checkpoints", update, *kept, state, accelerator, job.save_total_limit)
             last_saved = update
             if hub and not finished and not leaving:
                 hub.saved()

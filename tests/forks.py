@@ -33,9 +33,10 @@ class Forks:
     def __init__(self, env: dict[str, str], imports: str = ""):
         fixed = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
         self.folder = tempfile.TemporaryDirectory()
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, imports], env=os.environ | fixed | env, text=True, stdin=-1, stdout=-1
-        )
+        command = [sys.executable, __file__, imports]
+        self.process = subprocess.Popen(command, env=os.environ | fixed | env, text=True, stdin=-1, stdout=-1)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.requests, self.answers = self.process.stdin, self.process.stdout
         self.count = 0
         self.ask(do="wait", pid=0, timeout=0)
 
@@ -43,16 +44,16 @@ class Forks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()
+        self.requests.close()
         self.process.wait(30)
-        self.process.stdout.close()
+        self.answers.close()
         self.folder.cleanup()
 
     def ask(self, **request: Any) -> Any:
         """One request, one answer."""
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        self.requests.write(json.dumps(request) + "\n")
+        self.requests.flush()
+        return json.loads(self.answers.readline())
 
     def start(self, code: str, *args: object, env: dict[str, str] | None = None) -> tuple[int, Path]:
         """Start a process; returns its id and the file that it prints into."""

@@ -116,7 +116,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.hub.errors.append(f"{line}\n{traceback.format_exc()}")
             self.answer({"error": "Internal error"}, 500)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     def cut(self) -> None:
         """End the connection without an answer."""
@@ -199,21 +199,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif about == "POST /api/validate-yaml":
             problem = card_data(json.loads(data)["content"])[1]
             return {"errors": [{"message": problem}] if problem else [], "warnings": []}
-        elif path in ("/api/repos/create", "/api/repos/delete"):
-            return self.create_or_delete(json.loads(data))
+        elif about == "POST /api/repos/create":
+            return self.create(json.loads(data))
         raise Refused(404, "", f"Sorry, we can't find {about}")
 
-    def create_or_delete(self, asked: dict[str, Any]) -> Any:
-        """POST repos/create, DELETE repos/delete."""
+    def create(self, asked: dict[str, Any]) -> Any:
+        """A new repo."""
         (user, role), kind = self.user(), asked.get("type") or "model"
         if user is None:
             raise Refused(401, "", "Invalid username or password.")
         owner = asked.get("organization") or user
         name = f"{owner}/{asked['name']}"
-        if self.command == "DELETE":
-            self.repo(kind, name, write=True)
-            del self.hub.repos[kind, name]
-            return b""
         if role != "write" or owner not in OWNERS[user]:
             raise Refused(403, "", f'You don\'t have the rights to create a {kind} under the namespace "{owner}"')
         if kind == "space" and not asked.get("sdk"):
@@ -233,11 +229,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         tree = [{"rfilename": p} | (self.describe(p, e) if more else {}) for p, e in commit.files.items()]
         readme = self.hub.blobs[commit.files["README.md"].oid] if "README.md" in commit.files else b""
         meta, _ = card_data(readme.decode(errors="replace"))
-        answer = {"_id": "1", "id": repo.name, "modelId": repo.name, "author": repo.name.split("/")[0]}
-        answer |= {"sha": commit.oid, "private": repo.private, "gated": "auto" if repo.gated else False}
-        answer |= {"disabled": False, "downloads": 0, "likes": 0, "siblings": tree, "cardData": meta}
-        answer |= {"tags": meta.get("tags") or [], "lastModified": commit.date, "createdAt": commit.date}
-        return answer | {k: meta[k] for k in ("pipeline_tag", "library_name") if k in meta}
+        return {
+            "_id": "1", "id": repo.name, "modelId": repo.name, "author": repo.name.split("/")[0], "sha": commit.oid,
+            "private": repo.private, "gated": "auto" if repo.gated else False, "disabled": False, "downloads": 0,
+            "likes": 0, "siblings": tree, "cardData": meta, "tags": meta.get("tags") or [],
+            "lastModified": commit.date, "createdAt": commit.date,
+        }  # fmt: skip
 
     def describe(self, path: str, e: Entry) -> dict[str, Any]:
         """A file as listings show it."""
@@ -255,9 +252,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for parent in [str(p) for p in Path(path).parents][:-1]:
                 oid = hashlib.sha1(parent.encode()).hexdigest()
                 answer[parent] = {"type": "directory", "path": parent, "oid": oid, "size": 0}
-        if self.query.get("expand") == "true":
-            last = {"id": commit.oid, "title": commit.summary, "date": commit.date}
-            answer = {p: e | {"lastCommit": last} for p, e in answer.items()}
         return dict(sorted(answer.items()))
 
     def get_tree(self, repo: Repo, revision: str, folder: str, _: bytes) -> Any:
@@ -272,24 +266,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def post_paths_info(self, repo: Repo, revision: str, _: str, data: bytes) -> Any:
         """Those of the paths that exist."""
-        if "json" in self.headers.get("Content-Type", ""):
-            asked = json.loads(data)
-        else:
-            asked = parse_qs(data.decode())
-            self.query["expand"] = asked.get("expand", ["false"])[-1].lower()
+        asked = json.loads(data) if "json" in self.headers.get("Content-Type", "") else parse_qs(data.decode())
         everything = self.listing(self.hub.find(repo, revision))
         return [everything[p] for p in asked.get("paths", []) if p in everything]
-
-    def get_refs(self, repo: Repo, *_: object) -> Any:
-        """The only branch."""
-        main = {"name": "main", "ref": "refs/heads/main", "targetCommit": repo.commits[-1].oid}
-        return {"branches": [main], "tags": [], "converts": []}
-
-    def get_commits(self, repo: Repo, revision: str, *_: object) -> Any:
-        """History, newest first."""
-        self.hub.find(repo, revision)
-        history = repo.commits[::-1]
-        return [{"id": c.oid, "title": c.summary, "message": "", "date": c.date, "authors": []} for c in history]
 
     def resolve(self, repo: Repo, revision: str, path: str) -> Any:
         """The bytes of a file, or a range of them."""

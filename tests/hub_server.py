@@ -25,6 +25,7 @@ from typing import Any
 
 from hub_api import Fault, Handler, Listener
 from hub_store import Store
+from tiny import ROOT
 
 
 class HubServer(Store):
@@ -95,7 +96,8 @@ class HubServer(Store):
         name, source = function.__name__, textwrap.dedent(inspect.getsource(function))
         code = f"import json, sys\n{source}\nprint('\\n' + json.dumps({name}(*json.loads(sys.argv[1]))))"
         command = [sys.executable, "-c", code, json.dumps(args, default=str)]
-        done = subprocess.run(command, env=os.environ | self.env | env, capture_output=True, text=True, timeout=120)
+        env = os.environ | self.env | {"PYTHONPATH": str(ROOT)} | env
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
         if done.returncode:
             raise AssertionError(f"{name} failed:\n{done.stderr}")
         return json.loads(done.stdout.splitlines()[-1])

@@ -71,7 +71,8 @@ class Store:
 
     def commits(self, repo: str, kind: str = "model") -> list[dict[str, Any]]:
         """Commits, oldest first (the first one is the Hub's): ``oid``, ``summary``, and the ``paths`` that changed."""
-        answer, before = [], {}
+        answer: list[dict[str, Any]] = []
+        before: dict[str, Entry] = {}
         for c in self.repos[kind, repo].commits:
             paths = sorted(p for p in before | c.files if before.get(p) != c.files.get(p))
             answer.append({"oid": c.oid, "summary": c.summary, "paths": paths})

@@ -12,6 +12,7 @@ import pytest
 from mixup_recipes import cli
 from mixup_recipes.recipe import Recipe, to_yaml
 from mixup_recipes.resolve import load_recipe
+from mixup_recipes.runs.records import fields_of
 from mixup_recipes.training.export import write_predictions
 from mixup_recipes.training.log import summary_csv
 
@@ -39,7 +40,13 @@ def val_line(
     epoch: int, top1: float, count: int = GROCERIES[1], speed: float | None = None, **more: Any
 ) -> dict[str, Any]:
     """A row of evaluation: each metric is a function of ``top1`` in percent, the calibration error of the epoch."""
-    scores = {"top1": top1, "top5": min(100.0, top1 + 40), "nll": top1 / 10, "ece": epoch / 2, "count": count}
+    scores = {
+        "top1": top1,
+        "top5": min(100.0, top1 + 40),
+        "nll": top1 / 10,
+        "ece": min(50.0, epoch / 2),
+        "count": count,
+    }
     return {"mode": "val", "epoch": epoch, "update": 4 * epoch, **scores, "perf": pace(epoch, speed)} | more
 
 
@@ -91,6 +98,8 @@ def make_run(
     folder.mkdir(parents=True)
     if lines is None:
         lines = log_of(top1, (last or len(top1)) - len(top1) + 1, count=sizes[1], speed=speed)
+        for line in lines:
+            line |= {"loss": line["loss"] + recipe.seed} if line["mode"] == "train" else {}
         for line in lines if recipe.ema_decay is not None else ():
             line |= {f"ema_{k}": line[k] for k in ("top1", "top5", "nll", "ece", "count") if k in line}
     (folder / "recipe.yaml").write_text(to_yaml(recipe))
@@ -136,3 +145,22 @@ def markdown_rows(text: str) -> list[list[str]]:
     """The cells of the tables in a Markdown text, row by row, without the rules below the heads."""
     rows = [line for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row[1:-1])] for row in rows if not row.startswith("| ---")]
+
+
+def cell_record(name: str, tops: Iterable[float], epochs: int | None = None, **changes: Any) -> dict[str, Any]:
+    """A record of a published cell's recipe with finished seeds of the given top-1, or seeds at epoch ``epochs``."""
+    recipe = load_recipe(name)
+    reading = {"name": "best epoch", "value": 50.0, "used": 5, "wanted": 5, "epoch": 5, "missing": ""}
+    same = {"tool": reading, "top5": 90.0, "nll": 1.0, "ece": 2.0, "seconds": 9.0, "img_per_s": 300.0, "env": {}}
+    same |= {"epochs": epochs or recipe.epochs, "epochs_planned": recipe.epochs}
+    seeds = {str(seed): {"top1": top1, "reading": dict(reading), **same} for seed, top1 in enumerate(tops)}
+    content = {"recipe": name, "fields": fields_of(recipe), "overrides": {}, "protocol": ""}
+    train, evaluation = (100_000, 10_000) if name.startswith("tiny_") else IMAGENET
+    content |= {"images": evaluation, "dataset": dataset(train, evaluation, recipe.train_split, recipe.eval_split)}
+    return content | {"seeds": seeds} | changes
+
+
+def dataset(train: int, evaluation: int, train_split: str = "train", eval_split: str = "validation") -> dict[str, Any]:
+    """What a record says of its images."""
+    counts = {train_split: train, eval_split: evaluation}
+    return {"splits": {split: {"images": n, "labels_sha256": "aa"} for split, n in counts.items()}}

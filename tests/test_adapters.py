@@ -19,13 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from transformers import (
-    AutoModelForImageClassification,
-    ResNetConfig,
-    TimmWrapperConfig,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import AutoModelForImageClassification, ResNetConfig, TimmWrapperConfig, Trainer, TrainingArguments
 
 from mixers import MIXERS, CutMix, Mixer, Mixup, Out, Plan, Switch
 from mixers.adapters import (
@@ -92,9 +86,9 @@ def rng_of(step: int) -> np.random.Generator:
     return np.random.default_rng((SEED, step))
 
 
-def bare(mixer: Mixer, x: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """The mixer by itself, as its contract says."""
-    y = torch.eye(K)[labels]
+def bare(mixer: Mixer, x: Tensor, labels: Tensor, step: int, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The mixer by itself, as its contract says, after label smoothing."""
+    y = (1 - smoothing) * torch.eye(K)[labels] + smoothing / K
     return mixer.mix(x, y, **mixer.plan(x, y, rng_of(step)))
 
 
@@ -142,86 +136,58 @@ def test_what_a_mixer_needs_is_read_off_the_verbs_it_defines() -> None:
             self.alpha = 1 - progress
 
     assert [MIXERS[name]().needs for name in ("vanilla", "mixup", "cutmix", "deit", "rsb")] == ["batch"] * 5
-    assert [mixer.needs for mixer in (Recorder(), Looker(), TakesItsLook(), Anneals(), Stepper())] == [
-        "batch",
-        "model",
-        "model",
-        "step",
-        "step",
-    ]
-
-
-def test_a_switch_needs_what_its_neediest_member_needs() -> None:
+    made = [Recorder(), Looker(), TakesItsLook(), Anneals(), Stepper()]
+    assert [mixer.needs for mixer in made] == ["batch", "model", "model", "step", "step"]
+    # a switch needs what its neediest member needs
     assert Switch([Mixup(), Looker()]).needs == "model"
     assert Switch([Looker(), Switch([Stepper()])]).needs == "step"
+
+
+def asked(mixer: Mixer, **given: Any) -> None:
+    mix_batch(mixer, *images(4), seed=0, step=0, num_classes=K, **given)
 
 
 @pytest.mark.parametrize(
     ("build", "mixer", "says", "works"),
     [
+        (BatchMixer, Looker(), "Looker looks at the model, which BatchMixer cannot let it do", ANY_LOOP),
+        (BatchMixer, Stepper(), "Stepper performs the training step itself", ANY_LOOP),
+        (BatchMixer, Switch([Mixup(), Looker()]), "for Switch use mix_batch with model=, TrainerMixin", ANY_LOOP),
+        *((BatchMixer, MIXERS[name](), "", ANY_LOOP) for name in MIXERS if name not in ANY_LOOP),
         (
-            lambda m: BatchMixer(m, K),
-            Looker(),
-            "Looker looks at the model, which BatchMixer cannot let it do",
-            ANY_LOOP,
-        ),
-        (lambda m: BatchMixer(m, K), Stepper(), "Stepper performs the training step itself", ANY_LOOP),
-        (
-            lambda m: BatchMixer(m, K),
-            Switch([Mixup(), Looker()]),
-            "for Switch use mix_batch with model=, TrainerMixin",
-            ANY_LOOP,
-        ),
-        (
-            lambda m: type("T", (TrainerMixin, Trainer), {})(mixer=m),
+            lambda m, _: type("T", (TrainerMixin, Trainer), {})(mixer=m),
             Stepper(),
             "For Stepper use LightningMixin",
             WITH_THE_MODEL,
         ),
-        (
-            lambda m: mix_batch(m, *images(4), seed=0, step=0, num_classes=K),
-            Looker(),
-            "mix_batch with model=",
-            ANY_LOOP,
-        ),
-        (
-            lambda m: mix_batch(m, *images(4), seed=0, step=0, num_classes=K, model=nn.Identity()),
-            Stepper(),
-            "or Step in a loop of your own",
-            WITH_THE_MODEL,
-        ),
+        (lambda m, _: asked(m), Looker(), "mix_batch with model=", ANY_LOOP),
+        (lambda m, _: asked(m, model=nn.Identity()), Stepper(), "or Step in a loop of your own", WITH_THE_MODEL),
     ],
 )
-def test_a_mixer_that_a_loop_cannot_run_is_refused_with_what_works(
-    build: Any, mixer: Mixer, says: str, works: list[str]
-) -> None:
+def test_a_mixer_that_a_loop_cannot_run_is_refused_with_what_works(build, mixer, says: str, works: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
-        build(mixer)
+        build(mixer, K)
     assert says.lower() in str(caught.value).lower()
     assert f"Here work: {', '.join(works)}. " in str(caught.value)
-
-
-def test_every_other_mixer_is_refused_by_the_loops_that_only_hand_over_a_batch() -> None:
-    for name in set(MIXERS) - set(ANY_LOOP):
-        with pytest.raises(ValueError, match="Here work"):
-            BatchMixer(MIXERS[name](), K)
 
 
 # ------------------------------------------------------------------------------------------------ the function
 
 
-@pytest.mark.parametrize("size", [1, 7, 8])
 @pytest.mark.parametrize("name", ANY_LOOP)
-def test_the_function_does_what_the_bare_mixer_does(name: str, size: int) -> None:
-    (x, labels), mixer = images(size), MIXERS[name]()
-    before, rngs = (x.clone(), labels.clone()), global_rngs()
-    for step in range(3):
+def test_the_function_and_the_object_do_what_the_bare_mixer_does(name: str) -> None:
+    batches, mixer = [images(size, seed) for seed, size in enumerate((1, 7, 8))], MIXERS[name]()
+    before, rngs = copy.deepcopy(batches), global_rngs()
+    mixup_fn = BatchMixer(MIXERS[name](), num_classes=K, seed=SEED)
+    for step, (x, labels) in enumerate(batches * 2):
+        expected = bare(mixer, x, labels, step)
+        assert not differences(expected, mixup_fn(x, labels))
         mixed, target, plan = mix_batch(mixer, x, labels, seed=SEED, step=step, num_classes=K)
-        assert not differences((mixed, target), bare(mixer, x, labels, step))
+        assert not differences((mixed, target), expected)
         assert not differences((mixed, target), mixer.mix(x, torch.eye(K)[labels], **plan))
         dense = mix_batch(mixer, x, torch.eye(K)[labels], seed=SEED, step=step)
         assert not differences((dense.x, dense.y), (mixed, target))
-    assert not differences(before, (x, labels))
+    assert not differences(before, batches)
     expect_global_rngs(rngs, "mixing")
 
 
@@ -300,17 +266,12 @@ def train_one_epoch(
 LOADER = [images(size, seed) for seed, size in enumerate((8, 8, 7))]  # the last batch is odd
 
 
-@pytest.mark.parametrize("name", ANY_LOOP)
-def test_timms_loop_trains_on_what_the_bare_mixer_gives(name: str) -> None:
-    net = classifier()
-    mixup_fn = BatchMixer(MIXERS[name](), num_classes=K, seed=SEED)
-    optimizer = torch.optim.SGD(net.parameters(), lr=LR)
-    found = [
-        loss
-        for e in range(2)
-        for loss in train_one_epoch(e, net, LOADER, optimizer, SoftTargetCrossEntropy(), mixup_fn)
-    ]
-    assert found == pytest.approx(reference_losses(classifier(), [[b] for b in LOADER * 2], MIXERS[name]()), rel=1e-5)
+def test_timms_loop_trains_on_what_the_bare_mixer_gives() -> None:
+    net, mixer = classifier(), MIXERS["deit"]()
+    optimizer, loss_fn = torch.optim.SGD(net.parameters(), lr=LR), SoftTargetCrossEntropy()
+    mixup_fn = BatchMixer(mixer, num_classes=K, seed=SEED)
+    found = [loss for e in range(2) for loss in train_one_epoch(e, net, LOADER, optimizer, loss_fn, mixup_fn)]
+    assert found == pytest.approx(reference_losses(classifier(), [[b] for b in LOADER * 2], mixer), rel=1e-5)
 
 
 def test_timms_binary_cross_entropy_takes_the_targets() -> None:
@@ -337,16 +298,13 @@ def test_switched_off_it_gives_the_images_and_timms_own_targets() -> None:
 @pytest.mark.parametrize("how", ["step", "state_dict"])
 def test_a_resumed_loop_goes_on_with_the_plans_it_would_have_had(how: str) -> None:
     whole, part, resumed = (BatchMixer(Recorder(), num_classes=K, seed=SEED) for _ in range(3))
-    for batch in LOADER * 2:
-        whole(*batch)
-    for batch in LOADER:
-        part(*batch)
+    [whole(*batch) for batch in LOADER * 2]
+    [part(*batch) for batch in LOADER]
     if how == "step":
         resumed.step = len(LOADER)
     else:
         resumed.load_state_dict(json.loads(json.dumps(part.state_dict())))
-    for batch in LOADER:
-        resumed(*batch)
+    [resumed(*batch) for batch in LOADER]
     assert not differences(whole.mixer.plans, part.mixer.plans + resumed.mixer.plans)
 
 
@@ -401,37 +359,40 @@ def epochs_of(loader: DataLoader, collate: MixCollate, first: int, last: int) ->
     return found
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
-@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (1, False), (2, False), (3, False), (2, True)])
-def test_a_batch_has_the_same_plan_in_any_number_of_workers(workers: int, persistent: bool) -> None:
-    collate = MixCollate(BatchMixer(CutMix(), K, seed=SEED))
+def mixing_loader(mixer: Mixer, workers: int = 0, persistent: bool = False) -> tuple[DataLoader, MixCollate]:
+    collate = MixCollate(BatchMixer(mixer, K, seed=SEED))
     options = {"num_workers": workers, "persistent_workers": persistent}
-    loader = DataLoader(TensorDataset(PIXELS, LABELS), batch_size=4, collate_fn=collate, **options)
-    expected = [bare(CutMix(), *batch, step) for step, batch in enumerate(BATCHES * 2)]
-    assert not differences(epochs_of(loader, collate, 0, 2), expected)
-    assert not differences(epochs_of(loader, collate, 1, 2), expected[5:])  # resumed, or once more
+    return DataLoader(TensorDataset(PIXELS, LABELS), batch_size=4, collate_fn=collate, **options), collate
+
+
+EXPECTED = [bare(CutMix(), *batch, step) for step, batch in enumerate(BATCHES * 2)]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (1, False), (3, False), (2, True)])
+def test_a_batch_has_the_same_plan_in_any_number_of_workers(workers: int, persistent: bool) -> None:
+    loader, collate = mixing_loader(CutMix(), workers, persistent)
+    assert not differences(epochs_of(loader, collate, 0, 2), EXPECTED)
+    assert not differences(epochs_of(loader, collate, 1, 2), EXPECTED[5:])  # resumed, or once more
 
 
 def test_an_epoch_without_a_start_is_an_error_and_not_a_repetition() -> None:
-    collate = MixCollate(BatchMixer(CutMix(), K, seed=SEED))
-    loader = DataLoader(TensorDataset(PIXELS, LABELS), batch_size=4, collate_fn=collate, num_workers=2)
-    assert not differences(list(map(tuple, loader)), [bare(CutMix(), *b, step) for step, b in enumerate(BATCHES)])
+    loader, _ = mixing_loader(CutMix(), 2)
+    assert not differences(list(map(tuple, loader)), EXPECTED[:5])
     with pytest.raises(RuntimeError, match=r"call start\(epoch \* len\(loader\)\) before each epoch"):
         list(loader)
 
 
-def test_without_workers_the_steps_go_on_by_themselves() -> None:
-    collate = MixCollate(BatchMixer(CutMix(), K, seed=SEED))
-    loader = DataLoader(TensorDataset(PIXELS, LABELS), batch_size=4, collate_fn=collate)
-    found = [tuple(batch) for _ in range(2) for batch in loader]
-    assert not differences(found, [bare(CutMix(), *b, step) for step, b in enumerate(BATCHES * 2)])
+def test_without_workers_the_steps_go_on_by_themselves_and_the_callers_tensors_stay() -> None:
+    before = copy.deepcopy((PIXELS, LABELS))
+    loader, _ = mixing_loader(CutMix())
+    assert not differences([tuple(batch) for _ in range(2) for batch in loader], EXPECTED)
+    assert not differences(before, (PIXELS, LABELS))
 
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_mixing_is_switched_off_in_workers_too(persistent: bool) -> None:
-    collate = MixCollate(BatchMixer(CutMix(), K, seed=SEED))
-    options = {"num_workers": 2, "persistent_workers": persistent}
-    loader = DataLoader(TensorDataset(PIXELS, LABELS), batch_size=4, collate_fn=collate, **options)
+    loader, collate = mixing_loader(CutMix(), 2, persistent)
     epochs_of(loader, collate, 0, 1)
     collate.mixer.mixup_enabled = False
     assert not differences([x for x, _ in epochs_of(loader, collate, 1, 2)], [x for x, _ in BATCHES])
@@ -501,6 +462,12 @@ def trainer(folder: Path, make: type = MixTrainer, net: nn.Module | None = None,
     )
 
 
+def trained(*args: Any, **options: Any) -> Any:
+    run = trainer(*args, **options)
+    run.train()
+    return run
+
+
 def logged(run: Any) -> list[float]:
     return [entry["loss"] for entry in run.state.log_history if "loss" in entry]
 
@@ -525,8 +492,7 @@ def test_the_trainer_minimises_soft_cross_entropy_of_the_mixed_batch(
     make: Any, accumulation: int, tmp_path: Path
 ) -> None:
     mixer = Recorder()
-    run = trainer(tmp_path, net=make(), mixer=mixer, gradient_accumulation_steps=accumulation)
-    run.train()
+    run = trained(tmp_path, net=make(), mixer=mixer, gradient_accumulation_steps=accumulation)
     updates = [BATCHES[i : i + accumulation] for i in range(0, len(BATCHES), accumulation)]
     assert logged(run) == pytest.approx(reference_losses(logits_of(make()), updates, CutMix()), rel=1e-4)
     expected = [
@@ -537,20 +503,13 @@ def test_the_trainer_minimises_soft_cross_entropy_of_the_mixed_batch(
     assert not differences(mixer.plans, expected)
 
 
-def test_the_trainers_label_smoothing_comes_before_mixing(tmp_path: Path) -> None:
-    run = trainer(tmp_path, mixer=CutMix(), label_smoothing_factor=0.1)
-    run.train()
-    x, labels = BATCHES[0]
-    y = 0.9 * torch.eye(K)[labels] + 0.1 / K
-    mixed, target = CutMix().mix(x, y, **CutMix().plan(x, y, rng_of(0)))
+def test_the_trainer_smooths_labels_before_mixing_and_evaluates_on_images_as_they_are(tmp_path: Path) -> None:
+    mixer = Recorder()
+    run = trained(tmp_path, mixer=mixer, eval_strategy="epoch", label_smoothing_factor=0.1)
+    mixed, target = bare(CutMix(), *BATCHES[0], 0, smoothing=0.1)
     net = logits_of(timm_wrapper()).train()
     assert logged(run)[0] == pytest.approx(soft_loss(net(mixed), target).item(), rel=1e-5)
 
-
-def test_the_trainer_evaluates_on_images_as_they_are(tmp_path: Path) -> None:
-    mixer = Recorder()
-    run = trainer(tmp_path, mixer=mixer, eval_strategy="epoch", label_smoothing_factor=0.1)
-    run.train()
     assert len(mixer.plans) == len(BATCHES)
     net = run.model.eval()
     with torch.no_grad():
@@ -561,13 +520,9 @@ def test_the_trainer_evaluates_on_images_as_they_are(tmp_path: Path) -> None:
     assert run.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-4)
     assert np.allclose(run.predict(Photos()).predictions, logits, atol=1e-4)
 
-
-def test_the_saved_config_does_not_turn_multi_label(tmp_path: Path) -> None:
-    run = trainer(tmp_path, mixer=CutMix(), eval_strategy="epoch")
-    run.train()
     run.save_model()
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config.get("problem_type") is None and run.model.config.problem_type is None
+    assert config.get("problem_type") is None and run.model.config.problem_type is None  # it does not turn multi-label
     again = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert not differences(dict(again.state_dict()), dict(run.model.state_dict()))
 
@@ -582,15 +537,18 @@ def test_the_trap_that_the_loss_avoids_is_still_there() -> None:
     assert soft_cross_entropy(out, labels).item() == pytest.approx(soft_loss(out.logits, target).item(), rel=1e-5)
 
 
+def stacked(samples: list[dict[str, Any]]) -> tuple[Tensor, list[int]]:
+    return torch.stack([sample["pixel_values"] for sample in samples]), [sample["label"] for sample in samples]
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_loss_is_right_for_a_collator_that_gives_dense_targets(accumulation: int, tmp_path: Path) -> None:
     def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        x = torch.stack([sample["pixel_values"] for sample in samples])
-        return {"pixel_values": x, "labels": torch.eye(K)[[sample["label"] for sample in samples]]}
+        x, labels = stacked(samples)
+        return {"pixel_values": x, "labels": torch.eye(K)[labels]}
 
     options = {"data_collator": collate, "compute_loss_func": soft_cross_entropy, "max_steps": 1}
-    run = trainer(tmp_path, Trainer, gradient_accumulation_steps=accumulation, **options)
-    run.train()
+    run = trained(tmp_path, Trainer, gradient_accumulation_steps=accumulation, **options)
     net = logits_of(timm_wrapper()).train()
     losses = [soft_loss(net(x), torch.eye(K)[labels]).item() for x, labels in BATCHES[:accumulation]]
     assert logged(run)[0] == pytest.approx(np.mean(losses), rel=1e-5)
@@ -604,8 +562,7 @@ def test_a_loss_function_of_the_user_gets_dense_targets_in_training(tmp_path: Pa
         y = labels if labels.ndim == 2 else torch.eye(K)[labels]
         return nn.functional.binary_cross_entropy_with_logits(outputs.logits, y)
 
-    run = trainer(tmp_path, mixer=CutMix(), compute_loss_func=binary, max_steps=1)
-    run.train()
+    run = trained(tmp_path, mixer=CutMix(), compute_loss_func=binary, max_steps=1)
     assert torch.equal(seen[0], bare(CutMix(), *BATCHES[0], 0)[1])
     run.evaluate()
     assert torch.equal(seen[1], LABELS[:8])
@@ -614,26 +571,20 @@ def test_a_loss_function_of_the_user_gets_dense_targets_in_training(tmp_path: Pa
 def test_columns_are_removed_or_kept_as_the_trainers_argument_says(tmp_path: Path) -> None:
     def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         assert all(sample["width"] == 48.0 for sample in samples)
-        return {
-            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-            "labels": torch.tensor([sample["label"] for sample in samples]),
-        }
+        x, labels = stacked(samples)
+        return {"pixel_values": x, "labels": torch.tensor(labels)}
 
-    default = trainer(tmp_path, mixer=CutMix())
-    default.train()
-    kept = trainer(tmp_path, mixer=CutMix(), data_collator=collate, remove_unused_columns=False)
-    kept.train()
-    assert logged(default) == logged(kept)
+    options = {"mixer": CutMix(), "data_collator": collate, "max_steps": 2}
+    default = trained(tmp_path, mixer=CutMix(), max_steps=2)
+    assert logged(default) == logged(trained(tmp_path, remove_unused_columns=False, **options))
     with pytest.raises(KeyError, match="width"):
-        trainer(tmp_path, mixer=CutMix(), data_collator=collate).train()
+        trained(tmp_path, **options)
 
 
 def test_a_trainer_run_twice_or_resumed_gives_equal_losses(tmp_path: Path) -> None:
-    first = trainer(tmp_path / "a", mixer=Switch([Mixup(), CutMix()]), save_strategy="steps", save_steps=2)
-    first.train()
+    first = trained(tmp_path / "a", mixer=Switch([Mixup(), CutMix()]), save_strategy="steps", save_steps=2)
     torch.rand(3), np.random.rand(3), random.random()
-    second = trainer(tmp_path / "b", mixer=Switch([Mixup(), CutMix()]))
-    second.train()
+    second = trained(tmp_path / "b", mixer=Switch([Mixup(), CutMix()]))
     assert logged(first) == logged(second) and len(set(logged(first))) == 5
     resumed = trainer(tmp_path / "b", mixer=Switch([Mixup(), CutMix()]))
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
@@ -642,8 +593,7 @@ def test_a_trainer_run_twice_or_resumed_gives_equal_losses(tmp_path: Path) -> No
 
 def test_the_trainer_mixes_in_bf16(tmp_path: Path) -> None:
     mixer = Recorder()
-    run = trainer(tmp_path, mixer=mixer, bf16=True)
-    run.train()
+    run = trained(tmp_path, mixer=mixer, bf16=True)
     expected = reference_losses(logits_of(timm_wrapper()), [[batch] for batch in BATCHES], CutMix())
     assert logged(run) == pytest.approx(expected, rel=0.05)
     assert not differences(mixer.plans[4], CutMix().plan(BATCHES[4][0], torch.eye(K)[BATCHES[4][1]], rng_of(4)))
@@ -651,8 +601,7 @@ def test_the_trainer_mixes_in_bf16(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [timm_wrapper, resnet])
 def test_a_mixer_that_looks_at_the_model_gets_it_from_the_trainer(make: Any, tmp_path: Path) -> None:
-    run = trainer(tmp_path, net=make(), mixer=Looker(), max_steps=1)
-    run.train()
+    run = trained(tmp_path, net=make(), mixer=Looker(), max_steps=1)
     net, (x, labels) = logits_of(make()), BATCHES[0]
     mixed, target, _ = mix_batch(Looker(), x, labels, seed=SEED, step=0, num_classes=K, model=net)
     assert logged(run)[0] == pytest.approx(soft_loss(net.train()(mixed), target).item(), rel=1e-5)
@@ -679,12 +628,7 @@ class Lit(LightningMixin, lightning.LightningModule):
 
 
 def fit(lit: Lit, resume: Path | None = None, **options: Any) -> lightning.Trainer:
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     run = lightning.Trainer(**({"max_epochs": 1, "accelerator": "cpu"} | quiet | options))
     loader = DataLoader(TensorDataset(PIXELS, LABELS), batch_size=4)
     run.fit(lit, loader, loader, ckpt_path=resume)
@@ -698,7 +642,7 @@ lightnings_own = pytest.mark.filterwarnings(
 
 
 @lightnings_own
-def test_lightning_trains_on_what_the_bare_mixer_gives() -> None:
+def test_lightning_trains_on_what_the_bare_mixer_gives_and_evaluates_on_images_as_they_are() -> None:
     mixer = Recorder()
     lit = Lit(classifier(), mixer, num_classes=K, seed=SEED)
     run = fit(lit, max_epochs=2)
@@ -707,6 +651,10 @@ def test_lightning_trains_on_what_the_bare_mixer_gives() -> None:
     expected = [CutMix().plan(x, torch.eye(K)[y], rng_of(step)) for step, (x, y) in enumerate(BATCHES * 2)]
     assert not differences(mixer.plans, expected)
     assert run.callback_metrics["train_loss"].item() == pytest.approx(lit.losses[-1])
+    with torch.no_grad():
+        losses = [(soft_loss(lit.step.model.eval()(x), torch.eye(K)[y]).item(), len(x)) for x, y in BATCHES]
+    expected = sum(loss * size for loss, size in losses) / len(PIXELS)
+    assert run.callback_metrics["val_loss"].item() == pytest.approx(expected, rel=1e-4)
 
 
 @lightnings_own
@@ -719,36 +667,17 @@ def test_micro_batches_of_one_update_share_the_generator_in_lightning() -> None:
 
 
 @lightnings_own
-def test_lightning_evaluates_on_images_as_they_are() -> None:
-    mixer = Recorder()
-    lit = Lit(classifier(), mixer, num_classes=K, seed=SEED)
-    run = fit(lit)
-    assert len(mixer.plans) == len(BATCHES)
-    with torch.no_grad():
-        losses = [(soft_loss(lit.step.model.eval()(x), torch.eye(K)[y]).item(), len(x)) for x, y in BATCHES]
-    expected = sum(loss * size for loss, size in losses) / len(PIXELS)
-    assert run.callback_metrics["val_loss"].item() == pytest.approx(expected, rel=1e-4)
-
-
-@lightnings_own
 def test_lightning_runs_a_mixer_that_is_a_step_of_its_own() -> None:
     lit = Lit(classifier(), Stepper(), num_classes=K, label_smoothing=0.1, seed=SEED)
-    fit(lit, max_epochs=2, accumulate_grad_batches=2)
+    found = fit(lit, max_epochs=2, accumulate_grad_batches=2).callback_metrics
+    assert found["train_loss"] == pytest.approx(found["train_mix"] + found["train_clean"])
     # 5 batches make 3 updates an epoch, the last one from a single batch
     assert lit.step.mixer.progress == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
     assert lit.step.mixer.scale.item() != 1 and "step.mixer.scale" in lit.state_dict()
     net, (x, labels) = classifier().train(), BATCHES[0]
-    y = 0.9 * torch.eye(K)[labels] + 0.1 / K
-    mixed, target = Mixup().mix(x, y, **Mixup().plan(x, y, rng_of(0)))
-    expected = soft_loss(net(mixed), target) + soft_loss(net(x), y)
+    mixed, target = bare(Mixup(), x, labels, 0, smoothing=0.1)
+    expected = soft_loss(net(mixed), target) + soft_loss(net(x), 0.9 * torch.eye(K)[labels] + 0.1 / K)
     assert lit.losses[0] == pytest.approx(expected.item(), rel=1e-5)
-
-
-@lightnings_own
-def test_lightning_logs_the_parts_of_the_loss() -> None:
-    run = fit(Lit(classifier(), Stepper(), num_classes=K, seed=SEED))
-    found = run.callback_metrics
-    assert found["train_loss"] == pytest.approx(found["train_mix"] + found["train_clean"])
 
 
 @lightnings_own
@@ -770,18 +699,6 @@ def test_lightning_mixes_in_bf16() -> None:
     fit(lit, precision="bf16-mixed")
     expected = reference_losses(classifier(), [[batch] for batch in BATCHES], CutMix())
     assert lit.losses == pytest.approx(expected, rel=0.05)
-
-
-# ------------------------------------------------------------------------------------------------ all of them
-
-
-def test_every_loop_leaves_the_callers_tensors_alone() -> None:
-    before = copy.deepcopy((LOADER, PIXELS, LABELS))
-    mixer = BatchMixer(MIXERS["deit"](), num_classes=K, seed=SEED)
-    for batch in LOADER:
-        mixer(*batch)
-    MixCollate(mixer)([(PIXELS[i], LABELS[i]) for i in range(3)])
-    assert not differences(before, (LOADER, PIXELS, LABELS))
 
 
 def test_the_adapters_import_neither_transformers_nor_lightning_nor_torchvision() -> None:

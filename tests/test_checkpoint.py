@@ -25,7 +25,7 @@ def save(folder: Path, update: int, **sums: float) -> nn.Module:
     """A checkpoint of a small module."""
     module = nn.BatchNorm1d(3)
     values = {k: torch.tensor(v) for k, v in sums.items()}
-    checkpoint.save(folder, update, {"model": module}, [{}, {}], values, {"evaluated": 0}, alone(), limit=9)
+    checkpoint.save(folder, update, {"model": module}, [None, None], values, {"evaluated": 0}, alone(), limit=9)
     return module
 
 
@@ -41,6 +41,59 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
         save(tmp_path, update, loss=1.0)
     assert checkpoint.choose("auto", tmp_path, alone()).name == "step-00000012"
     assert checkpoint.choose(None, tmp_path, alone()) is None
+
+
+def flip(path: Path) -> None:
+    """One bit is not what it was."""
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "truncated": (lambda c: (c / "model.safetensors").write_bytes(b"short"), "model.safetensors changed"),
+    "one bit flipped": (lambda c: flip(c / "process.safetensors"), "process.safetensors changed"),
+    "a file missing": (lambda c: (c / "optimizer.pt").unlink(), "optimizer.pt"),
+    "no manifest": (lambda c: (c / "manifest.json").unlink(), "manifest.json"),
+    "empty manifest": (lambda c: (c / "manifest.json").write_text("{}"), "manifest.json"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_found_but_an_error_if_named(
+    tmp_path: Path, kind: str
+) -> None:
+    for update in (4, 8):
+        save(tmp_path, update, loss=1.0)
+    (hurt, reason), (older, newer), said = DAMAGE[kind], checkpoint.existing(tmp_path), []
+    hurt(newer)
+    assert checkpoint.choose("auto", tmp_path, alone(print=said.append)) == older
+    assert len(said) == 1 and said[0].startswith("checkpoint step-00000008 is damaged (") and reason in said[0]
+    with pytest.raises(UserError) as caught:
+        checkpoint.choose(str(newer), tmp_path, alone())
+    if kind == "no manifest":
+        assert str(caught.value).endswith(f"or one of {tmp_path}: step-00000004, step-00000008")
+    else:
+        assert str(caught.value).startswith(f"checkpoint {newer} is damaged: ") and reason in str(caught.value)
+        assert str(caught.value).endswith("; use --resume_from_checkpoint auto")
+    hurt(older)
+    assert checkpoint.choose("auto", tmp_path, alone(print=said.append)) is None
+
+
+@pytest.mark.parametrize("place", ["save_file", "torch.save", "sync", "Path.rename"])
+def test_a_disk_that_fills_up_keeps_earlier_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    save(tmp_path, 4, loss=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"mixup_recipes.training.checkpoint.{place}", full)
+        with pytest.raises(UserError, match=r"cannot write checkpoint .*/step-00000008: .*No space left"):
+            save(tmp_path, 8, loss=1.0)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000004"]
+    assert checkpoint.damage(tmp_path / "step-00000004") is None
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -91,7 +144,7 @@ def test_each_process_gets_its_own_batch_statistics_back(tmp_path: Path, monkeyp
     module = nn.BatchNorm1d(3)
     module.running_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
     accelerator = alone(num_processes=2)
-    checkpoint.save(tmp_path, 3, {"model": module}, [{}, {}], {"loss": torch.tensor(1.0)}, {}, accelerator, limit=9)
+    checkpoint.save(tmp_path, 3, {"model": module}, [None, None], {"loss": torch.tensor(1.0)}, {}, accelerator, limit=9)
     for rank, mean in ((0, [1.0, 2.0, 3.0]), (1, [2.0, 4.0, 6.0])):
         again = nn.BatchNorm1d(3)
         checkpoint.restore(tmp_path / "step-00000003", {"model": again}, [None, None], rank, 2, torch.device("cpu"))

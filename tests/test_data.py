@@ -86,49 +86,37 @@ def flat(updates: list[list[list[Key]]]) -> list[Key]:
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-@pytest.mark.parametrize("size", [64, 70, 16, 17])
-def test_an_epoch_takes_each_image_once_and_leaves_out_the_rest(size: int, world: int) -> None:
-    r = recipe()
+@pytest.mark.parametrize(
+    ("size", "drop_last"), [(s, True) for s in (16, 17, 64, 70)] + [(s, False) for s in (5, 17, 64, 70)]
+)
+def test_an_epoch_takes_each_image_once_and_leaves_out_the_rest_or_is_completed(
+    size: int, drop_last: bool, world: int
+) -> None:
+    r = recipe(drop_last=drop_last)
     updates = dealt(size, r, world)
-    per_epoch = size // 16
-    assert len(updates) == 3 * per_epoch
-    for epoch in range(3):
-        seen = flat(updates[epoch * per_epoch : (epoch + 1) * per_epoch])
-        assert {key.epoch for key in seen} == {epoch}
-        assert {key.copy for key in seen} == {0}
-        assert len({key.index for key in seen}) == len(seen) == per_epoch * 16
-        assert {key.index for key in seen} <= set(range(size))
-
-
-@pytest.mark.parametrize("world", [1, 2, 4])
-@pytest.mark.parametrize("size", [64, 70, 17, 5])
-def test_a_completed_epoch_takes_every_image_and_some_of_the_first_again(size: int, world: int) -> None:
-    r = recipe(drop_last=False)
-    updates = dealt(size, r, world)
-    per_epoch = -(-size // 16)
+    per_epoch = size // 16 if drop_last else -(-size // 16)
     assert len(updates) == 3 * per_epoch
     for epoch in range(3):
         seen = flat(updates[epoch * per_epoch : (epoch + 1) * per_epoch])
         assert len(seen) == len(set(seen)) == per_epoch * 16  # a second visit is another draw
         counts = Counter(key.index for key in seen)
-        assert set(counts) == set(range(size))
-        assert max(counts.values()) == -(-per_epoch * 16 // size)
-        index, _ = TrainOrder(size, r, 0, 1).epoch(epoch)
-        assert index[size:].tolist() == index[: len(index) - size].tolist()
+        assert {key.epoch for key in seen} == {epoch} and set(counts) <= set(range(size))
+        if drop_last:
+            assert {key.copy for key in seen} == {0} and max(counts.values()) == 1
+        else:  # with the first ones again
+            assert len(counts) == size and max(counts.values()) == -(-per_epoch * 16 // size)
+            index, _ = TrainOrder(size, r, 0, 1).epoch(epoch)
+            assert index[size:].tolist() == index[: len(index) - size].tolist()
 
 
-@pytest.mark.parametrize("changes", [{}, {"drop_last": False}, {"aug_repeats": 3}])
-@pytest.mark.parametrize("world", [2, 4])
-def test_a_micro_batch_is_the_same_whatever_the_number_of_processes(changes: dict, world: int) -> None:
-    assert dealt(70, recipe(**changes), world) == dealt(70, recipe(**changes), 1)
-
-
-@pytest.mark.parametrize("changes", [{}, {"drop_last": False, "aug_repeats": 2}])
-@pytest.mark.parametrize("world", [1, 2])
-def test_starting_at_any_update_equals_skipping_the_ones_before(changes: dict, world: int) -> None:
-    whole = dealt(70, recipe(**changes), world)
-    for start in range(len(whole) + 1):
-        assert dealt(70, recipe(**changes), world, start) == whole[start:]
+@pytest.mark.parametrize(
+    "changes", [{}, {"drop_last": False}, {"aug_repeats": 3}, {"drop_last": False, "aug_repeats": 2}]
+)
+def test_what_an_update_holds_depends_neither_on_the_processes_nor_on_where_a_run_starts(changes: dict) -> None:
+    whole = dealt(70, recipe(**changes), 1)
+    for world, starts in ((1, range(len(whole) + 1)), (2, range(len(whole) + 1)), (4, (0, 7))):
+        for start in starts:
+            assert dealt(70, recipe(**changes), world, start) == whole[start:]
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
@@ -160,27 +148,19 @@ def test_repeated_images_differ_in_their_draw_and_meet_in_no_micro_batch(repeats
             assert copies == list(range(len(copies)))
 
 
-@pytest.mark.parametrize(
-    ("batch", "device_batch", "world", "micro_batches", "accumulation"),
-    [(256, 64, 1, 4, 4), (256, 64, 4, 4, 1), (256, 64, 2, 4, 2), (100, 100, 1, 1, 1), (96, 32, 3, 3, 1)],
-)
-def test_the_global_batch_is_shared_out(
-    batch: int, device_batch: int, world: int, micro_batches: int, accumulation: int
-) -> None:
-    r = recipe(batch_size=batch, per_device_train_batch_size=device_batch)
-    assert cut(r, world) == (micro_batches, accumulation)
-
-
-def test_a_batch_that_cannot_be_shared_out_says_what_would_do() -> None:
-    with pytest.raises(UserError) as caught:
-        cut(recipe(batch_size=256, per_device_train_batch_size=64), 8)
-    assert str(caught.value) == (
-        "batch_size 256 in micro-batches of 64 does not divide over 8 processes; "
-        "pass --per_device_train_batch_size 32 or another number of processes"
-    )
-    with pytest.raises(UserError) as caught:
-        cut(recipe(batch_size=256, per_device_train_batch_size=64), 3)
-    assert str(caught.value).endswith("use a number of processes that divides batch_size 256")
+def test_the_global_batch_is_shared_out_or_what_would_do_is_said() -> None:
+    for size, device_size, world, *expected in (
+        (256, 64, 1, 4, 4), (256, 64, 4, 4, 1), (256, 64, 2, 4, 2), (100, 100, 1, 1, 1), (96, 32, 3, 3, 1),
+    ):  # fmt: skip
+        assert list(cut(recipe(batch_size=size, per_device_train_batch_size=device_size), world)) == expected
+    for world, advice in (
+        (8, "pass --per_device_train_batch_size 32 or another number of processes"),
+        (3, "use a number of processes that divides batch_size 256"),
+    ):
+        with pytest.raises(UserError) as caught:
+            cut(recipe(batch_size=256, per_device_train_batch_size=64), world)
+        says = f"batch_size 256 in micro-batches of 64 does not divide over {world} processes; {advice}"
+        assert str(caught.value) == says
 
 
 def test_too_few_images_for_one_update_are_refused() -> None:
@@ -239,10 +219,7 @@ def test_augmentation_depends_on_the_key_alone(photos: Path) -> None:
     assert len({image.numpy().tobytes() for image in forward.values()}) == len(wanted)
     other_seed = make_samples(photos, seed=1)
     assert not all(torch.equal(other_seed[key][0], forward[key]) for key in wanted)
-
-
-def test_a_sample_is_pixels_label_index_and_no_complaint(photos: Path) -> None:
-    image, label, index, bad = make_samples(photos)[Key(0, 6, 0)]
+    image, label, index, bad = samples[Key(0, 6, 0)]
     assert (image.dtype, image.shape, label, index, bad) == (torch.uint8, (3, 16, 16), 6 % 4, 6, 0)
 
 
@@ -294,21 +271,20 @@ def test_a_bad_image_stops_with_its_index_and_path_in_one_line(photos: Path, tmp
     assert "\n" not in says
 
 
-@pytest.mark.parametrize("data", [b"", b"no image", None])
-def test_no_data_and_no_image_are_bad_images_too(photos: Path, tmp_path: Path, data: bytes | None) -> None:
-    samples = make_samples(spoil(photos, tmp_path / "set", {3: data}))
-    with pytest.raises(UserError, match=r"^image 3 \((train-3.jpg|no path)\) cannot be read: "):
-        samples[Key(0, 3, 0)]
-
-
 def test_a_skipped_image_is_replaced_by_the_next_good_one_and_counted(photos: Path, tmp_path: Path) -> None:
     folder = spoil(photos, tmp_path / "set", {3: b"", 4: None, 71: b"no image"})
+    for index in (3, 4, 71):  # no data and no image are bad images too
+        with pytest.raises(UserError, match=rf"^image {index} \((train-{index}.jpg|no path)\) cannot be read: "):
+            make_samples(folder)[Key(0, index, 0)]
     samples = make_samples(folder, "skip")
-    image, label, index, bad = samples[Key(0, 3, 0)]
-    assert (label, index, bad) == (5 % 4, 3, 2)
+    image, *rest = samples[Key(0, 3, 0)]
+    assert rest == [5 % 4, 3, 2]
     assert torch.equal(image, samples[Key(0, 3, 0)][0])
     assert samples[Key(0, 71, 0)][1:] == (0, 71, 1)  # goes on at the start
     assert samples[Key(0, 5, 0)][1:] == (1, 5, 0)
+    nothing = make_samples(spoil(photos, tmp_path / "nothing", {i: b"" for i in range(72)}), "skip")
+    with pytest.raises(UserError, match="no image of the dataset can be read"):
+        nothing[Key(0, 0, 0)]
 
 
 def test_evaluation_knows_which_images_to_leave_out(photos: Path, tmp_path: Path) -> None:
@@ -318,12 +294,6 @@ def test_evaluation_knows_which_images_to_leave_out(photos: Path, tmp_path: Path
     indices, bad = (torch.cat([b[i] for b in batches]) for i in (2, 3))
     assert indices.tolist() == list(range(30))
     assert indices[bad > 0].tolist() == [0, 7]
-
-
-def test_a_set_without_any_good_image_is_refused_even_when_skipping(photos: Path, tmp_path: Path) -> None:
-    samples = make_samples(spoil(photos, tmp_path / "set", {i: b"" for i in range(72)}), "skip")
-    with pytest.raises(UserError, match="no image of the dataset can be read"):
-        samples[Key(0, 0, 0)]
 
 
 # --------------------------------------------------------------------------------------------- datasets
@@ -341,14 +311,15 @@ def test_a_folder_of_parquet_files_is_a_dataset(photos: Path, own_cache: Path) -
 
 
 def test_shards_are_read_in_order(photos: Path, tmp_path: Path) -> None:
-    table = pq.read_table(photos / "data/train-00000-of-00001.parquet")
     shutil.copytree(photos, tmp_path / "set")
-    (tmp_path / "set/data/train-00000-of-00001.parquet").unlink()
-    pq.write_table(table.slice(40), tmp_path / "set/data/train-00001-of-00002.parquet")
-    pq.write_table(table.slice(0, 40), tmp_path / "set/data/train-00000-of-00002.parquet")
-    whole, sharded = load_splits(recipe(photos)), load_splits(recipe(tmp_path / "set"))
-    assert [r["image"]["bytes"] for r in whole.train] == [r["image"]["bytes"] for r in sharded.train]
-    assert whole.record["splits"] == sharded.record["splits"]
+    whole = tmp_path / "set/data/train-00000-of-00001.parquet"
+    table = pq.read_table(whole)
+    whole.unlink()
+    for i, part in enumerate((table.slice(0, 40), table.slice(40))):
+        pq.write_table(part, tmp_path / f"set/data/train-0000{i}-of-00002.parquet")
+    one, sharded = load_splits(recipe(photos)), load_splits(recipe(tmp_path / "set"))
+    assert [r["image"]["bytes"] for r in one.train] == [r["image"]["bytes"] for r in sharded.train]
+    assert one.record["splits"] == sharded.record["splits"]
 
 
 def image_folder(folder: Path, splits: dict[str, dict[str, int]]) -> Path:
@@ -377,13 +348,13 @@ def test_a_folder_of_class_folders_is_a_dataset(tmp_path: Path, folder: str, spl
 
 def test_a_bad_file_of_an_image_folder_is_named_by_its_path(tmp_path: Path) -> None:
     made = image_folder(tmp_path / "set", {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
-    (made / "train/a/ILSVRC_test_1.JPEG").write_bytes(b"no image")
+    file = made / "train/a/ILSVRC_test_1.JPEG"
+    file.write_bytes(b"no image")
     samples = make_samples(made, num_classes=2)
-    with pytest.raises(UserError, match=r"^image 0 \(.*train/a/ILSVRC_test_1.JPEG\) cannot be read: not an image"):
-        samples[Key(0, 0, 0)]
-    (made / "train/a/ILSVRC_test_1.JPEG").unlink()
-    with pytest.raises(UserError, match=r"^image 0 \(.*train/a/ILSVRC_test_1.JPEG\) cannot be read: "):
-        samples[Key(0, 0, 0)]
+    for reason in ("not an image", ""):
+        with pytest.raises(UserError, match=rf"^image 0 \(.*train/a/ILSVRC_test_1.JPEG\) cannot be read: {reason}"):
+            samples[Key(0, 0, 0)]
+        file.unlink(missing_ok=True)
 
 
 def write_table(folder: Path, kind: Any, train: list, test: list) -> Path:
@@ -454,49 +425,36 @@ def test_an_image_folder_that_does_not_fit_is_refused(tmp_path: Path, splits: di
     assert says in complaint(recipe(image_folder(tmp_path / "set", splits), num_classes=2))
 
 
-def test_images_without_class_folders_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "set/train").mkdir(parents=True)
-    (tmp_path / "set/train/1.jpg").write_bytes(jpeg(0, np.random.default_rng(0)))
-    assert complaint(recipe(tmp_path / "set")).endswith("train has no class folders; expected train/<class>/<image>")
-
-
-@pytest.mark.parametrize("name", ["grocries", "no/such/folder", "./nothing", "~/nothing-of-this-name"])
-def test_an_unknown_dataset_is_refused(name: str) -> None:
-    says = f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of ['cifar10', 'groceries']"
-    assert complaint(recipe(name)) == says
-
-
-def test_a_prepared_set_that_is_not_prepared_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_dataset_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("grocries", "no/such/folder", "./nothing", "~/nothing-of-this-name"):
+        says = f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of ['cifar10', 'groceries']"
+        assert complaint(recipe(name)) == says
     monkeypatch.setenv("MIXUP_RECIPES_CACHE", str(tmp_path))
     says = "dataset 'groceries' is not prepared on this machine; run: mixup-recipes prepare groceries"
     assert complaint(recipe("groceries")) == says
     assert not list(tmp_path.iterdir())
+    (tmp_path / "set/train").mkdir(parents=True)
+    (tmp_path / "set/train/1.jpg").write_bytes(jpeg(0, np.random.default_rng(0)))
+    assert complaint(recipe(tmp_path / "set")).endswith("train has no class folders; expected train/<class>/<image>")
+    (tmp_path / "set/train.parquet").write_bytes(b"no parquet")
+    assert complaint(recipe(tmp_path / "set")).startswith(f"cannot open dataset '{tmp_path / 'set'}', split 'train': ")
 
 
-def test_a_hub_dataset_out_of_reach_is_refused_and_nothing_written(own_cache: Path) -> None:
-    before = sorted(own_cache.rglob("*"))
-    message = complaint(recipe("owner/set"))
-    assert message.startswith("cannot open dataset 'owner/set', split 'train': Couldn't reach 'owner/set' on the Hub")
-    assert sorted(own_cache.rglob("*")) == before
-
-
-def test_a_gated_dataset_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+def test_a_hub_dataset_out_of_reach_or_gated_says_how_to_get_it_and_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
     def gated(*_: Any, **__: Any) -> None:
         raise datasets.exceptions.DatasetNotFoundError(
             "Dataset 'ILSVRC/imagenet-1k' is a gated dataset on the Hub.\nYou must be authenticated to access it."
         )
 
-    monkeypatch.setattr(datasets, "load_dataset_builder", gated)
     before = sorted(own_cache.rglob("*"))
+    message = complaint(recipe("owner/set"))
+    assert message.startswith("cannot open dataset 'owner/set', split 'train': Couldn't reach 'owner/set' on the Hub")
+    monkeypatch.setattr(datasets, "load_dataset_builder", gated)
     message = complaint(recipe("ILSVRC/imagenet-1k"))
     assert "access is gated: accept the terms on its page on the Hub, then `hf auth login` or set HF_TOKEN" in message
     assert sorted(own_cache.rglob("*")) == before
-
-
-def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        (tmp_path / f"{split}.parquet").write_bytes(b"no parquet")
-    assert complaint(recipe(tmp_path)).startswith(f"cannot open dataset '{tmp_path}', split 'train': ")
 
 
 # --------------------------------------------------------------------------------------------- subsets and record

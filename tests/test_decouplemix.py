@@ -51,29 +51,14 @@ def test_the_terms_are_softmax_without_the_partner_s_class(power: float, smoothi
     assert z.grad.isfinite().all()
 
 
-def test_exchanging_the_classes_and_shares_changes_nothing_and_neither_does_a_constant() -> None:
-    mixer, z = DecoupleMix(Mixup(), power=0.7), logits()[:2]
-    y = torch.eye(5, dtype=torch.float64)[[3, 1]]
-    swap = torch.tensor([1, 0])
-    target = torch.tensor([0.2, 0.6], dtype=torch.float64)[:, None]
-    target = target * y + (1 - target) * y[swap]
-    found = mixer.regulariser(z, y, target, swap)
-    torch.testing.assert_close(mixer.regulariser(z, y[swap], target, swap), found)
-    torch.testing.assert_close(mixer.regulariser(z + 1000, y, target, swap), found)
-
-
-def test_a_term_has_no_gradient_at_the_partner_s_logit() -> None:
+def test_a_term_has_no_gradient_at_the_partner_s_logit_and_large_logits_stay_finite() -> None:
     z = logits()
     a, b = torch.tensor([0, 1, 2, 0, 0, 3]), torch.tensor([1, 2, 3, 4, 3, 2])
     without(z, a, b).sum().backward()
     assert (z.grad.gather(1, b[:, None]) == 0).all()
     assert (z.grad.gather(1, a[:, None]) > 0).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_large_logits_stay_finite(dtype: torch.dtype) -> None:
-    z = torch.tensor([[30000.0, -30000.0, 0, 0, 0]], dtype=dtype)
-    assert without(z.float(), torch.tensor([1]), torch.tensor([0])).item() == pytest.approx(-30000 - math.log(3))
+    large = torch.tensor([[30000.0, -30000.0, 0, 0, 0]])
+    assert without(large, torch.tensor([1]), torch.tensor([0])).item() == pytest.approx(-30000 - math.log(3))
 
 
 @pytest.mark.parametrize("base", [Mixup, CutMix, lambda: Switch([Mixup(), Vanilla()]), lambda: build("alignmix")])

@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy import stats
 from test_taps import CRITERION, FAMILIES, backbone, photos, state
-from torch import Tensor, nn
+from torch import nn
 
-from mixers import Grafting, Vanilla
-from mixers.testing import batch, rng_of, tiny_step
+from mixers import Grafting
+from mixers.testing import batch, differences, rng_of
 
 LEVEL = 1e-3
 
@@ -44,13 +44,11 @@ def test_a_plan_is_the_formula(source: str, args: dict) -> None:
     rows, columns = (args["grid"],) * 2 if "grid" in args else feature.shape[2:]
     maps = np.zeros((4, rows, columns))
     height, width = raw.shape[1:]
-    for i in range(4):
-        for r in range(rows):
-            for c in range(columns):
-                down = slice(r * height // rows, -(-(r + 1) * height // rows))
-                along = slice(c * width // columns, -(-(c + 1) * width // columns))
-                maps[i, r, c] = raw[i, down, along].double().mean()
-        maps[i] /= maps[i].max()
+    for i, r, c in np.ndindex(maps.shape):
+        down = slice(r * height // rows, -(-(r + 1) * height // rows))
+        along = slice(c * width // columns, -(-(c + 1) * width // columns))
+        maps[i, r, c] = raw[i, down, along].double().mean()
+    maps /= maps.max((1, 2), keepdims=True)
     for update in range(3):
         plan = mixer.plan(x, y, rng_of(update), model, CRITERION)
         rng = rng_of(update)
@@ -66,7 +64,7 @@ def test_a_plan_is_the_formula(source: str, args: dict) -> None:
 
 
 def test_the_share_of_candidates_grafted_is_the_drawn_probability() -> None:
-    mixer, (x, y) = Grafting(alpha=0.7, sigma=0.0), batch(2)
+    mixer, (x, y) = Grafting(alpha=0.7, sigma=0.0), batch(2, 8, 8)
     mixer.saliency = lambda *_: torch.ones(2, 8, 8)  # type: ignore[method-assign]
     rng = np.random.default_rng(2)
     ranks = []
@@ -74,8 +72,8 @@ def test_the_share_of_candidates_grafted_is_the_drawn_probability() -> None:
         again = np.random.default_rng()
         again.bit_generator.state = rng.bit_generator.state
         p = again.beta(0.7, 0.7)
-        count = int(mixer.plan(x, y, rng, nn.Identity(), CRITERION)["mask"][:, 0, ::4, ::4].sum())
-        low, high = stats.binom(128, p).cdf([count - 1, count])
+        count = int(mixer.plan(x, y, rng, nn.Identity(), CRITERION)["mask"].sum())
+        low, high = stats.binom.cdf([count - 1, count], 128, p)
         ranks.append(low + again.random() * (high - low))  # of a discrete law, uniform when spread at random
     assert stats.kstest(ranks, "uniform").pvalue > LEVEL
 
@@ -105,23 +103,19 @@ def test_even_maps_and_maps_without_saliency_let_every_cell_be_grafted(monkeypat
         assert torch.equal(mixer.saliency(model, CRITERION, x, y), torch.ones(4, 2, 2))
         plan = mixer.plan(x, y, rng_of(0), model, CRITERION)
         assert plan["lam"].isfinite().all()
-
-
-def test_a_loss_without_a_gradient_counts_as_even() -> None:
-    model, (x, y) = backbone("resnet18"), photos()
-    nn.init.zeros_(model.get_classifier().weight)
+    model = backbone("resnet18")
+    nn.init.zeros_(model.get_classifier().weight)  # a loss without a gradient
     assert torch.equal(Grafting(source="gradient").saliency(model, CRITERION, x, y), torch.ones(4, 2, 2))
 
 
-@pytest.mark.parametrize("source", ["activation", "gradient"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_look_leaves_no_trace(name: str, source: str) -> None:
+def test_a_look_leaves_no_trace(name: str) -> None:
+    """By activations; of the gradient ``test_taps.py`` says so."""
     model, (x, y) = backbone(name), photos()
     next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
     before = state(model)
-    found = Grafting(source=source).saliency(model, CRITERION, x, y)
-    after = state(model)
-    assert all(torch.equal(v, after[k]) if isinstance(v, Tensor) else v == after[k] for k, v in before.items())
+    found = Grafting().saliency(model, CRITERION, x, y)
+    assert not differences(before, state(model))
     assert not found.requires_grad and found.ndim == 3
     assert torch.equal(found.amax((1, 2)), torch.ones(4)) and (found >= 0).all()
 
@@ -130,20 +124,3 @@ def test_a_model_that_has_no_features_is_refused_with_some_that_have() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 5))
     with pytest.raises(ValueError, match=r"Sequential has no forward_features.*resnet50"):
         Grafting().plan(*batch(), rng_of(0), model, CRITERION)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_small_gradients_survive_half_precision(dtype: torch.dtype) -> None:
-    """A saliency of a loss so sure of itself that its gradient is 0 in float16 is that of float32."""
-    model, (x, y) = tiny_step(Vanilla).model, batch(3, 64, 64)
-    nn.init.zeros_(model.get_classifier().bias)
-
-    def faint(logits: Tensor, target: Tensor) -> Tensor:
-        return CRITERION(logits, target) * 1e-9
-
-    mixer = Grafting(source="gradient", grid=4)
-    expected = mixer.saliency(model, faint, x, y)
-    with torch.autocast("cpu", dtype=dtype):
-        found = mixer.saliency(model, faint, x, y)
-    assert found.dtype == torch.float32 and 0 < found.min() < 0.9
-    torch.testing.assert_close(found, expected, atol=0.1, rtol=0)

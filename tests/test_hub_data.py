@@ -15,7 +15,6 @@ from resuming import differences, finish, log
 from safetensors.numpy import load_file
 
 from mixup_recipes.data.identity import one_commit
-from mixup_recipes.data.splits import count, load_splits
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.typed import UserError
 
@@ -83,7 +82,11 @@ def test_a_streamed_run_resumed_at_an_evaluation_is_that_of_one_never_stopped(
     runs: Server, hub: HubServer, recipe: Path, tmp_path: Path
 ) -> None:
     arguments = ("--recipe", recipe, "--streaming", "true", *RUN)
-    copies = set((hub.folder / "home/datasets").rglob("*.arrow")), set((hub.folder / "home").rglob("*.parquet"))
+
+    def copies() -> set[Path]:
+        return {*(hub.folder / "home/datasets").rglob("*.arrow"), *(hub.folder / "home").rglob("*.parquet")}
+
+    before = copies()
     finish(runs, *arguments, "--output_dir", tmp_path / "whole", processes=2)
     stop = [["receive", "mixup_recipes.training.evaluation:evaluate", 1, 15]]
     stopped = runs.start(*arguments, "--output_dir", tmp_path / "two", processes=2, faults=stop)
@@ -103,11 +106,7 @@ def test_a_streamed_run_resumed_at_an_evaluation_is_that_of_one_never_stopped(
         assert record["splits"][split]["labels_sha256"] == hashlib.sha256(files.encode()).hexdigest()
     train = [line for line in log(tmp_path / "whole") if line["mode"] == "train"]
     assert sum(line["images"] for line in train) == 2 * 4 * 16 and np.isfinite([line["loss"] for line in train]).all()
-    # nothing was copied
-    assert copies == (
-        set((hub.folder / "home/datasets").rglob("*.arrow")),
-        set((hub.folder / "home").rglob("*.parquet")),
-    )
+    assert copies() == before
 
 
 def test_a_streamed_run_stopped_within_an_epoch_says_that_the_rest_is_drawn_anew(
@@ -127,9 +126,8 @@ def test_a_stream_that_breaks_off_ends_the_run_in_one_line_and_it_can_go_on(
     runs: Server, hub: HubServer, recipe: Path, tmp_path: Path
 ) -> None:
     arguments = ("--recipe", recipe, "--streaming", "true", *RUN, "--output_dir", tmp_path / "run")
-    hub.fault(
-        r"GET .*/train-.*\.parquet", times=8
-    )  # nothing: the first epoch reads its four files, and so does PreciseBN
+    # no fault yet: the first epoch reads its four files, and so does PreciseBN
+    hub.fault(r"GET .*/train-.*\.parquet", times=8)
     hub.fault(r"GET .*/train-.*\.parquet", times=float("inf"), status=404)
     status, printed = runs.run(*arguments)
     hub.faults.clear()
@@ -141,6 +139,8 @@ def test_a_stream_that_breaks_off_ends_the_run_in_one_line_and_it_can_go_on(
 
 
 def records(cases):
+    from mixup_recipes.data.splits import load_splits
+    from mixup_recipes.resolve import load_recipe
 
     common = {"dataset": "tester/moving", "eval_split": "test", "num_classes": 4}
     return [load_splits(load_recipe("r18_100e_mixup", **common, **changes)).record for changes in cases]
@@ -149,16 +149,15 @@ def records(cases):
 def test_the_record_holds_the_commit_that_was_read_also_without_a_network(hub: HubServer) -> None:
     first = hub.write("tester/moving", hub.files(SET, "dataset"), "dataset")
     cases = [{}, {"dataset_revision": "main"}, {"streaming": True}]
-    path = {"PYTHONPATH": str(tiny.ROOT)}
-    for record in hub.client(records, cases, **path):
+    for record in hub.client(records, cases):
         assert record["commit"] == first
         assert {k: s["images"] for k, s in record["splits"].items()} == {"train": 72, "test": 30}
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     hub.requests.clear()
-    (record,) = hub.client(records, [{}], **path, **offline)
+    (record,) = hub.client(records, [{}], **offline)
     assert record["commit"] == first and not hub.requests
     second = hub.write("tester/moving", {"notes.txt": b"the same photos"}, "dataset")
-    now, before = hub.client(records, [{}, {"dataset_revision": first}], **path)
+    now, before = hub.client(records, [{}, {"dataset_revision": first}])
     assert (now["commit"], now["revision"]) == (second, None)
     assert (before["commit"], before["revision"]) == (first, first)
 
@@ -178,6 +177,8 @@ def test_splits_of_different_commits_are_refused() -> None:
 def complaints(cases):
     import os
 
+    from mixup_recipes.data.splits import count, load_splits
+    from mixup_recipes.resolve import load_recipe
     from mixup_recipes.typed import UserError
 
     said = []
@@ -214,6 +215,6 @@ def test_a_dataset_that_cannot_be_had_is_one_line_and_a_private_one_needs_the_to
     hub.fault("GET .*/again/.*/train-00002.*parquet", status=503)
     cases += [({"dataset": "tester/again"}, hub.token, "503 Service Unavailable")]
     cases += [({"dataset": "tester/again"}, hub.token, "72")]
-    said = hub.client(complaints, [case[:2] for case in cases], PYTHONPATH=str(tiny.ROOT))
+    said = hub.client(complaints, [case[:2] for case in cases])
     for (changes, _, words), message in zip(cases, said, strict=True):
         assert words in message and "\n" not in message, (changes, message)

@@ -8,15 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
 from driver import Server
 from resuming import LOG, Reference, checkpoints, log
 
-from mixup_recipes.data.order import TrainOrder
-from mixup_recipes.resolve import load_recipe
 from mixup_recipes.training.job import STOPPED
 
 ONE = ("--mixer", "deit")
@@ -30,15 +27,12 @@ def trace(folder: Path, mode: str, key: str) -> list[float]:
 # ------------------------------------------------------------------------------------------------ processes
 
 
-def test_two_processes_train_like_one_that_accumulates_twice(reference: Reference) -> None:
+def test_two_processes_train_like_one_that_accumulates_and_at_the_same_rates(reference: Reference) -> None:
     one, two = reference(*ONE), reference(*ONE, processes=2)
-    assert trace(two, "train", "loss") == pytest.approx(trace(one, "train", "loss"), rel=1e-5)
-    assert len(trace(one, "train", "loss")) == 6
-
-
-def test_the_learning_rate_does_not_depend_on_processes_or_accumulation(reference: Reference) -> None:
-    rates = trace(reference(*ONE), "train", "lr")
-    assert rates == trace(reference(*ONE, processes=2), "train", "lr")
+    losses, rates = (trace(one, "train", key) for key in ("loss", "lr"))
+    assert trace(two, "train", "loss") == pytest.approx(losses, rel=1e-5)
+    assert len(losses) == 6
+    assert rates == trace(two, "train", "lr")
     for size in (4, 16):
         assert rates == trace(reference(*ONE, "--per_device_train_batch_size", size), "train", "lr")
     cosine = [0.025 * (1 + math.cos(math.pi * update / 12)) for update in (2, 3, 5, 7, 8, 11)]
@@ -68,17 +62,6 @@ def test_loader_processes_change_nothing(
     assert (tmp_path / "run/model.safetensors").read_bytes() == (reference(*ONE) / "model.safetensors").read_bytes()
 
 
-def test_an_update_holds_the_same_images_however_it_is_dealt(tiny_recipe: Path) -> None:
-    recipe = load_recipe(str(tiny_recipe), per_device_train_batch_size=4, aug_repeats=2)
-
-    def updates(world: int, start: int = 0) -> list[list[Any]]:
-        dealt = [list(TrainOrder(72, recipe, rank, world, start)) for rank in range(world)]
-        return [batch for batches in zip(*dealt, strict=True) for batch in batches]
-
-    assert updates(1) == updates(2) == updates(4)
-    assert updates(2, start=7) == updates(1)[7 * 4 :]
-
-
 # ------------------------------------------------------------------------------------------------ the first line
 
 
@@ -94,19 +77,14 @@ def test_the_first_line_says_what_really_runs(
     )
 
 
-@pytest.mark.parametrize(
-    "processes, size, advice",
-    [(2, 16, "pass --per_device_train_batch_size 8"), (3, 8, "use a number of processes that divides batch_size 16")],
-)
-def test_a_batch_that_does_not_divide_is_refused(
-    server: Server, tiny_recipe: Path, tmp_path: Path, processes: int, size: int, advice: str
+def test_a_batch_that_does_not_divide_is_refused_by_all_processes_in_one_line(
+    server: Server, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    args = ["--recipe", tiny_recipe, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", size]
-    run = server.start(*args, processes=processes)
-    assert run.wait() == [2] * processes
-    assert run.output().startswith(f"error: batch_size 16 in micro-batches of {size} does not divide over {processes}")
-    assert advice in run.output()
-    assert run.output(1) == ""  # one line in all
+    args = ["--recipe", tiny_recipe, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 16]
+    run = server.start(*args, processes=2)
+    assert run.wait() == [2, 2]
+    assert run.output().startswith("error: batch_size 16 in micro-batches of 16 does not divide over 2 processes; pass")
+    assert run.output(1) == ""
     assert not (tmp_path / "run").exists()
 
 
@@ -137,54 +115,45 @@ def test_plain_python_gives_the_numbers_of_the_tests(job: list[object], referenc
     assert log(tmp_path / "run") == log(reference(*ONE))
 
 
-def test_torchrun_gives_the_same_run(job: list[object], reference: Reference, tmp_path: Path) -> None:
-    output = launch("torch.distributed.run", "--standalone", "--nproc_per_node", 2, *job)
-    assert output.splitlines()[0].startswith("tiny: 2 processes on cpu")
-    assert log(tmp_path / "run") == log(reference(*ONE, processes=2))
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ACCELERATE = ["accelerate.commands.launch", "--mixed_precision", "no", "--num_processes", "2"]
 
 
-def test_accelerate_gives_the_same_run(job: list[object], reference: Reference, tmp_path: Path) -> None:
-    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--mixed_precision", "no"]
-    output = launch(*launcher, *job, env={"ACCELERATE_USE_CPU": "true"})
+@pytest.mark.parametrize(
+    ("launcher", "env"),
+    [(TORCHRUN, {}), ([*ACCELERATE, "--multi_gpu"], {"ACCELERATE_USE_CPU": "true"})],
+    ids=["torchrun", "accelerate"],
+)
+def test_a_launcher_gives_the_run_of_the_tests(
+    job: list[object], reference: Reference, tmp_path: Path, launcher: list[str], env: dict[str, str]
+) -> None:
+    output = launch(*launcher, *job, env=env)
     assert output.splitlines()[0].startswith("tiny: 2 processes on cpu")
     assert log(tmp_path / "run") == log(reference(*ONE, processes=2))
 
 
 def test_accelerate_with_the_obvious_flags_starts_one_process_and_the_first_line_says_so(job: list[object]) -> None:
-    launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", 2, "--mixed_precision", "no"]
-    output = launch(*launcher, *job, "--dry_run")
+    output = launch(*ACCELERATE, "--cpu", *job, "--dry_run")
     assert output.splitlines()[0].startswith("tiny: 1 process on cpu")
 
 
 @pytest.mark.slow
-def test_torchrun_passes_a_signal_on_and_leaves_with_status_1(job: list[object], tmp_path: Path) -> None:
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *map(str, job), "--epochs", "50"]
+@pytest.mark.parametrize("to", ["launcher", "process"])
+def test_a_signal_under_torchrun_saves_and_leaves(job: list[object], tmp_path: Path, to: str) -> None:
+    """Sent to the launcher, it hides the status of the processes behind its SignalException."""
+    command = [sys.executable, "-m", *TORCHRUN, *map(str, job), "--epochs", "50"]
     with (tmp_path / "output").open("w") as file:
-        launcher = subprocess.Popen([sys.executable, *command], env=tiny.environment(), stdout=file, stderr=file)
+        launcher = subprocess.Popen(command, env=tiny.environment(), stdout=file, stderr=file)
     deadline = time.monotonic() + 100
     while not list(tmp_path.glob("run/checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(60) == 1  # the status of the processes is lost behind torchrun's SignalException
-    output = (tmp_path / "output").read_text()
-    assert "SIGTERM at update" in output and "SignalException" in output
-    assert checkpoints(tmp_path / "run")
-
-
-@pytest.mark.slow
-def test_a_signal_to_the_processes_under_torchrun_shows_their_status(job: list[object], tmp_path: Path) -> None:
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *map(str, job), "--epochs", "50"]
-    with (tmp_path / "output").open("w") as file:
-        launcher = subprocess.Popen([sys.executable, *command], env=tiny.environment(), stdout=file, stderr=file)
-    deadline = time.monotonic() + 100
-    while not list(tmp_path.glob("run/checkpoints/step-*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    os.kill(int(children[0]), signal.SIGUSR1)
+    first, *_ = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    sent, pid = (signal.SIGTERM, launcher.pid) if to == "launcher" else (signal.SIGUSR1, int(first))
+    os.kill(pid, sent)
     assert launcher.wait(60) == 1
     output = (tmp_path / "output").read_text()
-    assert "SIGUSR1 at update" in output
-    assert f"exitcode  : {STOPPED}" in output
+    assert f"{sent.name} at update" in output and checkpoints(tmp_path / "run")
+    assert ("SignalException" if to == "launcher" else f"exitcode  : {STOPPED}") in output
 
 
 def test_the_environment_of_a_run_is_recorded(reference: Reference) -> None:

@@ -1,27 +1,27 @@
 """Promise: logs of ours, of OpenMixup and of timm become the same curves, and a log that cannot is one clear line."""
 
-import csv
-import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+from runs import make_run, quick, train_line, val_line
 from timm.utils import update_summary
 
-from mixup_recipes.recipe import to_yaml
-from mixup_recipes.resolve import load_recipe
-from mixup_recipes.runs import logs
-from mixup_recipes.training.folder import Log
+from mixup_recipes.runs.curves import curves_of, describe, opened
+from mixup_recipes.runs.log import read_rows
+from mixup_recipes.runs.run import Run
 from mixup_recipes.typed import UserError
 
 HEADS = ("one_k", "mix_k", "one_q", "mix_q")
+NO_RULE = (None, None, None, None)
 
 
-def openmixup(path: Path, *val: dict, start: int = 1) -> Path:
+def openmixup(path: Path, *val: dict[str, float], start: int = 1) -> Path:
     """A log as mmcv writes it: one line of environment, training lines, one validation line per epoch."""
     config = 'evaluation = dict(interval=1, "mode": \'val\', "update": 1)'  # a text inside the first line
-    lines = [{"env_info": "sys.platform: linux", "config": config, "seed": 0, "exp_name": "r50.py"}]
+    lines: list[dict[str, Any]] = [{"env_info": "sys.platform: linux", "config": config, "seed": 0}]
     for epoch, values in enumerate(val, start):
         lines += [{"mode": "train", "epoch": epoch, "iter": 50, "lr": 0.1, "loss": 2.5, "acc": 60.0}]
         lines += [{"mode": "val", "epoch": epoch, "iter": 391, "lr": 0.1, **values}]
@@ -29,19 +29,14 @@ def openmixup(path: Path, *val: dict, start: int = 1) -> Path:
     return path
 
 
-def ours(folder: Path, top1: list[float], **fields: object) -> Path:
-    """A run folder with recipe, log and summary, written by the code that writes them in a run."""
-    folder.mkdir()
-    fields = {"epochs": len(top1), "warmup_epochs": 0} | fields
-    (folder / "recipe.yaml").write_text(to_yaml(load_recipe("quickstart_cutmix", **fields)))
-    log = Log(folder / "log.jsonl")
+def ours(folder: Path, top1: list[float], **fields: Any) -> Path:
+    """A run folder whose average of the weights is better by 1."""
+    recipe = quick(**{"epochs": len(top1), "ema_decay": 0.9} | fields)
+    lines = []
     for epoch, value in enumerate(top1, 1):
-        log.write(mode="train", epoch=epoch, update=4 * epoch, lr=0.1, loss=2.0, images=64, perf={})
-        log.write(
-            mode="val", epoch=epoch, update=4 * epoch, top1=value, top5=90.0, nll=1.0, ece=2.0, ema_top1=value + 1
-        )
-    (folder / "summary.csv").write_text(log.summary())
-    return folder
+        ema = {"ema_top1": value + 1, "ema_top5": 90.0, "ema_nll": 1.0, "ema_ece": 2.0}
+        lines += [train_line(epoch), val_line(epoch, value, **ema)]
+    return make_run(folder, recipe, lines=lines)
 
 
 def timm_summary(path: Path, top1: list[float], start: int = 0) -> Path:
@@ -55,75 +50,84 @@ def timm_summary(path: Path, top1: list[float], start: int = 0) -> Path:
 def test_a_run_folder_its_log_and_its_summary_say_the_same(tmp_path: Path) -> None:
     run = ours(tmp_path / "run", [10.0, 30.0, 20.0])
     expected = {"": {1: 10.0, 2: 30.0, 3: 20.0}, "ema": {1: 11.0, 2: 31.0, 3: 21.0}}
-    for path in (run, run / "log.jsonl", run / "summary.csv"):
-        assert logs.read(path).heads == expected
-    assert logs.read(run).source == f"{run}/log.jsonl: our log"
-    assert logs.read(run / "summary.csv").source.endswith("our summary.csv")
+    for source in (opened(run), run, run / "log.jsonl", run / "summary.csv"):
+        assert curves_of(source).heads == expected
+    assert isinstance(opened(run), Run) and opened(run / "log.jsonl") == run / "log.jsonl"
+    assert curves_of(opened(run)).source == curves_of(run).source == f"{run}/log.jsonl: our log"
+    assert curves_of(run / "summary.csv").source.endswith("our summary.csv")
+    header = (run / "summary.csv").read_text().splitlines()[0].split(",")
+    assert "eval_nll" in header and "eval_loss" not in header  # which tells it from timm's
 
 
 def test_openmixups_log_has_one_classifier_or_four(tmp_path: Path) -> None:
     plain = [{"head0_top1": 70.0 + e, "head0_top5": 90.0} for e in range(3)]
-    found = logs.read(openmixup(tmp_path / "a.log.json", *plain))
+    found = curves_of(openmixup(tmp_path / "a.log.json", *plain))
     assert found.heads == {"": {1: 70.0, 2: 71.0, 3: 72.0}} and found.source.endswith(": OpenMixup's log")
     four = [{f"acc_{head}_top{n}": 10.0 * n + e for head in HEADS for n in (1, 5)} for e in range(2)]
-    assert logs.read(openmixup(tmp_path / "b.log.json", *four)).heads == {head: {1: 10.0, 2: 11.0} for head in HEADS}
+    found = curves_of(openmixup(tmp_path / "b.log.json", *four))
+    assert found.heads == {head: {1: 10.0, 2: 11.0} for head in HEADS}
 
 
 def test_the_format_shows_in_the_content_not_in_the_name(tmp_path: Path) -> None:
     misnamed = openmixup(tmp_path / "log.jsonl", {"head0_top1": 70.0})
-    assert logs.read(misnamed).source.endswith("OpenMixup's log")
+    assert curves_of(misnamed).source.endswith("OpenMixup's log")
     path = ours(tmp_path / "run", [1.0]) / "log.jsonl"
-    assert logs.read(path.rename(tmp_path / "results.txt")).source.endswith("our log")
-    assert logs.read(timm_summary(tmp_path / "x.log.json", [1.0])).source.endswith("timm's summary.csv")
+    assert curves_of(path.rename(tmp_path / "results.txt")).source.endswith("our log")
+    assert curves_of(timm_summary(tmp_path / "x.log.json", [1.0])).source.endswith("timm's summary.csv")
 
 
 def test_of_an_epoch_that_a_resumed_run_repeats_the_last_line_counts(tmp_path: Path) -> None:
     first = openmixup(tmp_path / "a.log.json", *[{"head0_top1": float(e)} for e in (1, 2, 3)])
     again = openmixup(tmp_path / "b.log.json", {"head0_top1": 30.0}, {"head0_top1": 40.0}, start=3)
     first.write_text(first.read_text() + again.read_text())
-    assert logs.read(first).heads == {"": {1: 1.0, 2: 2.0, 3: 30.0, 4: 40.0}}
+    assert curves_of(first).heads == {"": {1: 1.0, 2: 2.0, 3: 30.0, 4: 40.0}}
     run = ours(tmp_path / "run", [1.0, 2.0])
     with (run / "log.jsonl").open("a") as file:
-        file.write(json.dumps({"mode": "val", "epoch": 2, "update": 8, "top1": 5.0, "ema_top1": 2.0}) + "\n")
-    assert logs.read(run).heads == {"": {1: 1.0, 2: 5.0}, "ema": {1: 2.0, 2: 2.0}}
+        file.write(json.dumps(val_line(2, 5.0, ema_top1=2.0)) + "\n")
+    for source in (opened(run), run):
+        assert curves_of(source).heads == {"": {1: 1.0, 2: 5.0}, "ema": {1: 2.0, 2: 2.0}}
 
 
 def test_of_several_logs_in_a_folder_the_last_in_lexical_order_counts(tmp_path: Path) -> None:
     for value, name in ((1.0, "20220101_120000"), (3.0, "20220301_080000"), (2.0, "20220201_235959")):
         openmixup(tmp_path / f"{name}.log.json", {"head0_top1": value})
     (tmp_path / "summary.csv").write_text("no log")
-    assert logs.read(tmp_path).heads == {"": {1: 3.0}}
+    assert curves_of(tmp_path).heads == {"": {1: 3.0}}
 
 
 def test_timms_epochs_count_from_0_and_a_resumed_run_repeats_its_header(tmp_path: Path) -> None:
     path = timm_summary(tmp_path / "summary.csv", [10.0, 20.0, 30.0])
-    assert logs.read(path).heads == {"": {1: 10.0, 2: 20.0, 3: 30.0}}
+    assert curves_of(path).heads == {"": {1: 10.0, 2: 20.0, 3: 30.0}}
     timm_summary(path, [33.0, 40.0], start=2)
-    assert logs.read(tmp_path).heads == {"": {1: 10.0, 2: 20.0, 3: 33.0, 4: 40.0}}
+    assert curves_of(tmp_path).heads == {"": {1: 10.0, 2: 20.0, 3: 33.0, 4: 40.0}}
     assert path.read_text().count("epoch,") == 2
     with path.open("a") as file:
         file.write("4,2.0,1.0,5")  # killed while it wrote 50.0
-    assert max(logs.read(tmp_path).heads[""]) == 4
+    assert max(curves_of(tmp_path).heads[""]) == 4
+
+
+# ------------------------------------------------------------------------------------------------ damage
 
 
 def test_a_cut_last_line_is_left_out_and_damage_elsewhere_names_its_line(tmp_path: Path) -> None:
     path = openmixup(tmp_path / "a.log.json", {"head0_top1": 1.0}, {"head0_top1": 2.0})
     whole = path.read_text()
     path.write_text(whole[:-9])
-    assert logs.read(path).heads == {"": {1: 1.0}}
+    assert curves_of(path).heads == {"": {1: 1.0}}
     path.write_text(whole[:-1])  # whole, but for its end of line
-    assert logs.read(path).heads == {"": {1: 1.0, 2: 2.0}}
+    assert curves_of(path).heads == {"": {1: 1.0, 2: 2.0}}
     path.write_text(whole.replace('"iter": 391', '"iter": ', 1))
     with pytest.raises(UserError, match=r"a\.log\.json, line 3: expected a JSON object$"):
-        logs.read(path)
-    run = ours(tmp_path / "run", [1.0, 2.0])
-    (run / "log.jsonl").write_text((run / "log.jsonl").read_text().replace('"update": 4, ', "", 1))
-    with pytest.raises(UserError, match=r"log\.jsonl, line 1: update is missing"):
-        logs.read(run)
+        curves_of(path)
+    log = ours(tmp_path / "run", [1.0, 2.0]) / "log.jsonl"
+    log.write_text(log.read_text().replace('"update": 3, ', "", 1))
+    for source in (opened(log.parent), log):
+        with pytest.raises(UserError, match=r"log\.jsonl, line 1: update is missing"):
+            curves_of(source)
     table = timm_summary(tmp_path / "summary.csv", [1.0, 2.0, 3.0])
     table.write_text(table.read_text().replace("1,2.0,1.0,2.0", "1,2.0,2.0"))
     with pytest.raises(UserError, match=r"summary\.csv, line 3: expected 6 numbers"):
-        logs.read(table)
+        curves_of(table)
 
 
 @pytest.mark.parametrize(
@@ -146,11 +150,11 @@ def test_what_is_no_log_is_explained_in_one_line(tmp_path: Path, text: str, word
     path = tmp_path / "some.log.json"
     path.write_text(text)
     with pytest.raises(UserError, match=words) as error:
-        logs.read(path)
+        curves_of(path)
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
 
 
-WHOLE = {"mode": "val", "epoch": 1, "update": 3, "top1": 50.0, "top5": 90.0, "nll": 1.0, "ece": 2.0, "count": 100}
+WHOLE = val_line(1, 50.0, count=100)
 TIMM = "epoch,train_loss,eval_loss,eval_top1\n0,1,1,50\n"
 
 
@@ -168,16 +172,16 @@ TIMM = "epoch,train_loss,eval_loss,eval_top1\n0,1,1,50\n"
     ],
 )
 def test_a_value_that_cannot_be_is_refused_with_its_line(
-    tmp_path: Path, key: str, values: tuple, expected: str
+    tmp_path: Path, key: str, values: tuple[Any, ...], expected: str
 ) -> None:
     path = tmp_path / "log.jsonl"
     foreign = json.dumps({"env_info": "linux"})
     for value in values:
         spoilt = WHOLE | {key: value}
-        logs_of = {f"{json.dumps(WHOLE)}\n{json.dumps(spoilt)}\n": (logs.read, logs.read_log)}
+        logs_of: dict[str, tuple[Any, ...]] = {f"{json.dumps(WHOLE)}\n{json.dumps(spoilt)}\n": (curves_of, read_rows)}
         if key not in ("mode", "update"):
             del spoilt["update"]
-            logs_of[f"{foreign}\n{json.dumps(spoilt)}\n"] = (logs.read,)
+            logs_of[f"{foreign}\n{json.dumps(spoilt)}\n"] = (curves_of,)
         for text, readers in logs_of.items():
             path.write_text(text)
             for read in readers:
@@ -191,7 +195,7 @@ def test_a_value_that_cannot_be_is_refused_with_its_line(
 def test_a_line_that_cannot_be_read_is_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(f"{json.dumps(WHOLE)}\n{damage}\n{json.dumps(WHOLE)}\n")
-    for read in (logs.read, logs.read_log):
+    for read in (curves_of, read_rows):
         with pytest.raises(UserError, match=r"log\.jsonl, line 2: expected a JSON object$"):
             read(path)
 
@@ -211,59 +215,58 @@ def test_a_line_that_cannot_be_read_is_refused(tmp_path: Path, damage: str) -> N
 def test_a_damaged_summary_is_refused_with_its_line(tmp_path: Path, old: str, new: str, says: str) -> None:
     path = tmp_path / "summary.csv"
     path.write_text(TIMM)
-    assert logs.read(path).heads == {"": {1: 50}}
+    assert curves_of(path).heads == {"": {1: 50}}
     path.write_text(TIMM.replace(old, new))
     with pytest.raises(UserError) as error:
-        logs.read(path)
+        curves_of(path)
     assert str(error.value).startswith(f"{path}, {says}")
 
 
-def test_a_byte_order_mark_is_no_damage(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_no_damage_and_what_is_not_there_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"cannot read {tmp_path}/nothing: No such file"):
+        curves_of(tmp_path / "nothing")
+    with pytest.raises(UserError, match=f"no log in {tmp_path}: expected log.jsonl, an OpenMixup"):
+        curves_of(tmp_path)
     for name, text in (("log.jsonl", json.dumps(WHOLE) + "\n"), ("summary.csv", TIMM)):
         (tmp_path / name).write_text(text, encoding="utf-8-sig")
-        assert logs.read(tmp_path / name).heads == {"": {1: 50}}
-
-
-def test_an_epoch_beyond_the_planned_ones_names_the_run(tmp_path: Path) -> None:
-    run = ours(tmp_path / "run", [1.0, 2.0, 3.0], epochs=2)
-    with pytest.raises(UserError, match=r"^.*/run: epoch 3 was evaluated, but only 2 epochs are planned"):
-        logs.describe([run], None, None, None, None)
-
-
-def test_what_is_not_there_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"cannot read {tmp_path}/nothing: No such file"):
-        logs.read(tmp_path / "nothing")
-    with pytest.raises(UserError, match=f"no log in {tmp_path}: expected log.jsonl, an OpenMixup"):
-        logs.read(tmp_path)
+        assert curves_of(tmp_path / name).heads == {"": {1: 50}}
 
 
 # ------------------------------------------------------------------------------------------------ both readings
 
 
 def test_a_run_folder_knows_its_rule(tmp_path: Path) -> None:
-    run = ours(tmp_path / "run", [90.0, 90.0, 10.0, 50.0, 20.0, 40.0, 30.0])
-    text = logs.describe([run], None, None, None, None).splitlines()
-    assert text[0] == f"{run}/log.jsonl: our log, 7 of 7 epochs"
+    run = opened(ours(tmp_path / "run", [90.0, 90.0, 10.0, 50.0, 20.0, 40.0, 30.0]))
+    text = describe([run], *NO_RULE).splitlines()
+    assert text[0] == f"{tmp_path}/run/log.jsonl: our log, 7 of 7 epochs"
     assert text[1].split(maxsplit=1) == ["30.000", "median of the last 5 epochs"]
     assert text[2].split(maxsplit=1) == ["35.000", "OpenMixup's tool: median of the last 6 epochs"]
-    best = logs.describe([run], None, "best", None, 8).splitlines()  # what is given goes before the recipe
+    assert describe([tmp_path / "run/log.jsonl"], *NO_RULE).splitlines() == text  # beside its recipe
+    best = describe([run], None, "best", None, 8).splitlines()  # what is given goes before the recipe
     assert "7 of 8 epochs" in best[0] and best[1].split(maxsplit=1) == ["90.000", "best epoch (7 of 8 epochs)"]
+    over = opened(ours(tmp_path / "over", [1.0, 2.0, 3.0], epochs=2))
+    with pytest.raises(UserError, match=r"^.*/over: epoch 3 was evaluated, but only 2 epochs are planned"):
+        describe([over], *NO_RULE)
 
 
 def test_the_average_is_read_where_the_recipe_reports_it(tmp_path: Path) -> None:
-    run = ours(tmp_path / "run", [1.0, 2.0], ema_decay=0.9, report_ema=True)
-    assert [line.split()[0] for line in logs.describe([run], None, None, None, None).splitlines()[1:]] == ["2.500"] * 2
+    run = opened(ours(tmp_path / "run", [1.0, 2.0], report_ema=True))
+    assert [line.split()[0] for line in describe([run], *NO_RULE).splitlines()[1:]] == ["2.500"] * 2
+    path = tmp_path / "summary.csv"  # other tools log it as if it were the model
+    path.write_text("epoch,train_loss,eval_top1,eval_loss,lr\n299,1.0,81.5,0.1,0.2\n")
+    assert "81.500" in describe([path], "deit_b_mixup", None, None, None)
+    assert "81.500" in describe([path], "deit_b_samix", None, None, None)  # a recipe of any published cell will do
 
 
 def test_another_log_needs_a_rule(tmp_path: Path) -> None:
     four = [{f"acc_{head}_top1": 10.0 * i + e for i, head in enumerate(HEADS)} for e in range(7)]
     path = openmixup(tmp_path / "a.log.json", *four)
-    text = logs.describe([path], None, "median", 5, 7).splitlines()
+    text = describe([path], None, "median", 5, 7).splitlines()
     assert [line.split(maxsplit=1)[1] for line in text[1:5]] == [f"median of the last 5 epochs, {h}" for h in HEADS]
     assert [line.split()[0] for line in text[1:]] == ["4.000", "14.000", "24.000", "34.000", "33.500"]
-    assert logs.describe([path], "r50_100e_cutmix", None, None, 7) == "\n".join(text)
+    assert describe([path], "r50_100e_cutmix", None, None, 7) == "\n".join(text)
     for given, words in (
-        ((None, None, None, None), "which protocol"),
+        (NO_RULE, "which protocol"),
         ((None, "mode", 5, 7), "which protocol"),
         ((None, "median", 5, None), "which window"),
         ((None, "median", None, 7), "which window"),
@@ -271,34 +274,21 @@ def test_another_log_needs_a_rule(tmp_path: Path) -> None:
         ((None, "best", None, 3), "only 3 epochs are planned"),
     ):
         with pytest.raises(UserError, match=words):
-            logs.describe([path], *given)
+            describe([path], *given)
 
 
-def test_the_summary_of_a_run_has_columns_that_tell_it_from_timms(tmp_path: Path) -> None:
-    header = next(csv.reader(io.StringIO((ours(tmp_path / "run", [1.0]) / "summary.csv").read_text())))
-    assert "eval_nll" in header and "eval_loss" not in header
-
-
-def test_several_logs_are_averaged_over_the_newest_three_as_the_tool_does(tmp_path):
-    def log(name, tops):
+def test_several_logs_are_averaged_over_the_newest_three_as_the_tool_does(tmp_path: Path) -> None:
+    paths: list[Run | Path] = []
+    for i, tops in enumerate(([10, 20], [30, 41], [42, 33], [44, 44])):
         rows = "".join(f"{e},1.0,{t},0.1,0.2\n" for e, t in enumerate(tops))
-        (tmp_path / name).write_text("epoch,train_loss,eval_top1,eval_loss,lr\n" + rows)
-        return tmp_path / name
-
-    paths = [log(f"{i}.csv", tops) for i, tops in enumerate(([10, 20], [30, 41], [42, 33], [44, 44]))]
-    text = logs.describe(paths, None, "best", None, 2).splitlines()
+        paths.append(tmp_path / f"{i}.csv")
+        (tmp_path / f"{i}.csv").write_text("epoch,train_loss,eval_top1,eval_loss,lr\n" + rows)
+    text = describe(paths, None, "best", None, 2).splitlines()
     bests = [41, 42, 44]
     mean = sum(bests) / 3
     std = (sum((b - mean) ** 2 for b in bests) / 3) ** 0.5
     assert text[-2] == f"{mean:7.3f}  ± {std:.3f}, mean of the newest 3 runs: best epoch"
     tools = [(max(t) + max(t) - 0.01 * (max(t) - min(t))) / 2 for t in ([30, 41], [42, 33], [44, 44])]
     assert text[-1].startswith(f"{sum(tools) / 3:7.3f}  ± ") and "OpenMixup's tool" in text[-1]
-    unfinished = logs.describe(paths, None, "best", None, 3).splitlines()
+    unfinished = describe(paths, None, "best", None, 3).splitlines()
     assert not [line for line in unfinished if "mean of" in line]
-
-
-def test_the_log_of_another_tool_holds_the_average_where_the_recipe_reports_it(tmp_path):
-    path = tmp_path / "summary.csv"
-    path.write_text("epoch,train_loss,eval_top1,eval_loss,lr\n299,1.0,81.5,0.1,0.2\n")
-    assert "81.500" in logs.describe([path], "deit_b_mixup", None, None, None)
-    assert "81.500" in logs.describe([path], "deit_b_samix", None, None, None)  # a recipe of any published cell will do

@@ -4,13 +4,17 @@ import doctest
 import importlib
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import evaluate
 import numpy as np
 import pytest
+import torch
+import yaml
 
 from mixup_recipes.metrics.calibration.formula import calibration
 from mixup_recipes.metrics.topk_accuracy.formula import topk_accuracy
@@ -23,23 +27,14 @@ NAMES = ["topk_accuracy", "calibration"]
 
 
 def slow_topk(top_ids, labels, ks):
-    result = {}
-    for k in ks:
-        hits = 0
-        for ids, label in zip(top_ids, labels, strict=True):
-            for rank in range(k):
-                if ids[rank] == label:
-                    hits += 1
-        result[f"top{k}"] = hits / len(labels) * 100
-    return result
+    hits = {k: [label in list(ids[:k]) for ids, label in zip(top_ids, labels, strict=True)] for k in ks}
+    return {f"top{k}": 100 * sum(found) / len(labels) for k, found in hits.items()}
 
 
 def slow_calibration(confidences, correct, nlls, bins):
     error = 0.0
     for m in range(1, bins + 1):
-        inside = [
-            i for i, c in enumerate(confidences) if (m - 1) / bins < float(c) <= m / bins or (m == 1 and float(c) == 0)
-        ]
+        inside = [i for i, c in enumerate(confidences) if (m - 1) / bins < float(c) <= m / bins or (m == 1 and c == 0)]
         if inside:
             accuracy = sum(bool(correct[i]) for i in inside) / len(inside)
             confidence = sum(float(confidences[i]) for i in inside) / len(inside)
@@ -81,9 +76,6 @@ def test_topk_equals_the_slow_loop(n, classes, width, ks):
         data = samples(n, classes, width, seed)
         got = topk_accuracy(data["predictions"], data["references"], ks)
         assert got == pytest.approx(slow_topk(data["predictions"], data["references"], ks), abs=1e-12)
-
-
-def test_topk_perfect_worst_and_last_place():
     ids = np.tile(np.arange(5), (8, 1))
     assert topk_accuracy(ids, np.zeros(8, int)) == {"top1": 100.0, "top5": 100.0}
     assert topk_accuracy(ids, np.full(8, 4)) == {"top1": 0.0, "top5": 100.0}
@@ -142,9 +134,6 @@ def test_calibration_by_hand():
     """Two bins: 0 and 0.5 fall into the first, accuracy 1/2 against 1/4; 1 into the second, 0 against 1."""
     got = calibration([0.0, 0.5, 1.0], [True, False, False], [1.0, 2.0, 6.0], bins=2)
     assert got == pytest.approx({"ece": 100 * (2 / 3 * 0.25 + 1 / 3 * 1), "nll": 3.0})
-
-
-def test_calibration_perfect_and_worst():
     assert calibration([1.0] * 4, [True] * 4, [0.0] * 4) == {"ece": 0.0, "nll": 0.0}
     assert calibration([1.0] * 4, [False] * 4, [np.inf] * 4) == {"ece": 100.0, "nll": np.inf}
     assert calibration([0.0] * 4, [False] * 4, [1.0] * 4)["ece"] == 0.0
@@ -176,8 +165,8 @@ def test_calibration_errors(confidences, correct, nlls, bins, message):
 
 def test_formulas_need_numpy_only():
     code = (
-        "import sys; from metrics.topk_accuracy.formula import topk_accuracy; "
-        "from metrics.calibration.formula import calibration; "
+        "import sys; from mixup_recipes.metrics.topk_accuracy.formula import topk_accuracy; "
+        "from mixup_recipes.metrics.calibration.formula import calibration; "
         "print([m for m in ('evaluate', 'datasets', 'torch', 'pandas', 'gradio') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -190,7 +179,6 @@ def test_formulas_need_numpy_only():
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
     """``evaluate.load`` by name, with caches of its own and every connection refused."""
-    evaluate = pytest.importorskip("evaluate")
     cache = tmp_path_factory.mktemp("evaluate")
 
     def refuse(*_):
@@ -205,13 +193,13 @@ def load(tmp_path_factory):
         patch.setattr("evaluate.config.HF_MODULES_CACHE", cache / "modules")
         patch.setattr(sys, "path", list(sys.path))
         patch.setattr(socket.socket, "connect", refuse)
-        yield lambda name: evaluate.load(str(ROOT / "metrics" / name), cache_dir=str(cache))
+        yield lambda name: evaluate.load(str(ROOT / "mixup_recipes/metrics" / name), cache_dir=str(cache))
         for module in copies():
             del sys.modules[module]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_load_by_path(load, name):
+def test_load_by_path(load, name, tmp_path):
     metric, data = load(name), samples(120)
     assert metric.name == name
     assert metric.description.strip() and "@" in metric.citation and "predictions" in metric.inputs_description
@@ -225,19 +213,12 @@ def test_load_by_path(load, name):
                   for k, v in inputs_of(name, data).items()})  # fmt: skip
     first = {key: values[:1] for key, values in data.items()}
     assert metric.compute() == metric.compute(**inputs_of(name, first))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_class_without_load(load, tmp_path, name):
-    module = importlib.import_module(f"metrics.{name}.{name}")
+    module = importlib.import_module(f"mixup_recipes.metrics.{name}.{name}")  # and without load
     cls = {"topk_accuracy": "TopkAccuracy", "calibration": "Calibration"}[name]
-    data = samples(60)
-    metric = getattr(module, cls)(cache_dir=str(tmp_path))
-    assert metric.compute(**inputs_of(name, data)) == load(name).compute(**inputs_of(name, data))
+    assert getattr(module, cls)(cache_dir=str(tmp_path)).compute(**inputs_of(name, data)) == whole
 
 
 def test_options_and_types_of_inputs(load):
-    torch = pytest.importorskip("torch")
     topk, cal, data = load("topk_accuracy"), load("calibration"), samples(60, classes=3, width=3)
     want = slow_topk(data["predictions"], data["references"], (1, 2))
     for convert in (np.asarray, np.ndarray.tolist, torch.from_numpy):
@@ -266,56 +247,45 @@ def test_errors_pass_through_and_leave_the_metric_usable(load):
         load("calibration").compute(**data)
 
 
-def test_combine(load):
-    evaluate, data = pytest.importorskip("evaluate"), samples(90)
-    both = evaluate.combine([load(name) for name in NAMES])
-    for part in np.split(np.arange(90), 3):
-        both.add_batch(**{key: values[part] for key, values in data.items()})
-    want = expected("topk_accuracy", data) | expected("calibration", data)
-    assert both.compute() == pytest.approx(want, abs=1e-5)
+def take_part(rank: int, cache: str, data: dict) -> list:
+    """What process ``rank`` of two gets when it adds its half of the samples."""
+    results, mine = [], np.array_split(np.arange(len(data["references"])), 2)[rank]
+    for name in NAMES:
+        path = str(ROOT / "mixup_recipes/metrics" / name)
+        metric = evaluate.load(path, num_process=2, process_id=rank, experiment_id="two", cache_dir=cache)
+        for part in np.array_split(mine, 3):
+            metric.add_batch(**inputs_of(name, {key: values[part] for key, values in data.items()}))
+        results.append(metric.compute())
+    return results
 
 
 WORKER = """
 import json, socket, sys
 def refuse(*_): raise AssertionError("the metric asked for a connection")
 socket.socket.connect = refuse
-import evaluate
 import numpy as np
-rank, root, cache, data = int(sys.argv[1]), sys.argv[2], sys.argv[3], dict(np.load(sys.argv[4]))
-n, results = len(data["references"]), []
-for name in ("topk_accuracy", "calibration"):
-    ours = {"num_process": 2, "process_id": rank, "experiment_id": "two", "cache_dir": cache}
-    metric = evaluate.load(f"{root}/mixup_recipes/metrics/{name}", **ours)
-    inputs = data if name == "calibration" else {key: data[key] for key in ("predictions", "references")}
-    mine = slice(0, n // 2) if rank == 0 else slice(n // 2, n)
-    for batch in np.array_split(np.arange(n)[mine], 3):
-        metric.add_batch(**{key: values[batch] for key, values in inputs.items()})
-    results.append(metric.compute())
-print(json.dumps(results))
+import test_metrics
+print("ready", flush=True)
+print(json.dumps(test_metrics.take_part(0, sys.argv[1], dict(np.load(sys.argv[2])))))
 """
 
 
 def test_two_processes_offline(load, tmp_path):
-    """Process 0 gets what one process gets with all samples, process 1 gets None; with HF_HUB_OFFLINE=1."""
-    data = samples(101)
+    """Process 0 gets what one process gets with all samples, process 1, which is this one, gets None."""
+    data, cache = samples(101), str(tmp_path / "cache")
     np.savez(tmp_path / "data.npz", **data)
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    arguments = [str(ROOT), str(tmp_path / "cache"), str(tmp_path / "data.npz")]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), *arguments], env=env, text=True, stdout=-1, stderr=-1
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        done = [worker.communicate(timeout=120) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], done[0][1] + done[1][1]
-    first, second = (json.loads(out.splitlines()[-1]) for out, _ in done)
-    assert first == [load(name).compute(**inputs_of(name, data)) for name in NAMES]
-    assert second == [None, None]
+    env["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    command = [sys.executable, "-c", WORKER, cache, tmp_path / "data.npz"]
+    with subprocess.Popen(command, env=env, text=True, stdout=-1, stderr=-1) as first:
+        try:
+            assert first.stdout.readline() == "ready\n", first.stderr.read()
+            assert take_part(1, cache, data) == [None, None]
+            out, errors = first.communicate(timeout=120)
+        finally:
+            first.kill()
+    assert first.returncode == 0, errors
+    assert json.loads(out.splitlines()[-1]) == [load(name).compute(**inputs_of(name, data)) for name in NAMES]
 
 
 # What is published with them.
@@ -323,15 +293,14 @@ def test_two_processes_offline(load, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_readme_runs_and_is_a_space_card(load, monkeypatch, tmp_path, name):
-    yaml = pytest.importorskip("yaml")
     monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", tmp_path)
     monkeypatch.chdir(ROOT)
-    path = ROOT / "metrics" / name / "README.md"
+    path = ROOT / "mixup_recipes/metrics" / name / "README.md"
     _, head, body = path.read_text(encoding="utf-8").split("---\n", 2)
     card = yaml.safe_load(head)
     assert card["sdk"] == "gradio" and card["tags"] == ["evaluate", "metric"]
     assert (path.parent / card["app_file"]).is_file() and (path.parent / "requirements.txt").is_file()
-    assert importlib.import_module(f"metrics.{name}.{name}")._CITATION.strip() in body
+    assert importlib.import_module(f"mixup_recipes.metrics.{name}.{name}")._CITATION.strip() in body
     failed, run = doctest.testfile(str(path), module_relative=False)
     assert run and not failed
 
@@ -341,26 +310,29 @@ def test_readme_runs_and_is_a_space_card(load, monkeypatch, tmp_path, name):
     [
         (
             "topk_accuracy",
-            ["compute(EXAMPLE, '1, 2')", "compute('3,3\\n\\n 0 , 2', '1')", "compute('3 x')", "compute('')"],
+            [(None, "1, 2"), ("3,3\n\n 0 , 2", "1"), ("3 x",), ("",)],
             [{"top1": 100 / 3, "top2": 200 / 3}, {"top1": 50.0}, "expected whole numbers, got '3 x'", "empty"],
         ),
         (
             "calibration",
-            ["compute('1 1 0\\n0.5, 0, 2')", "compute(EXAMPLE, 1)", "compute('0.5 2 1')", "compute('')"],
+            [("1 1 0\n0.5, 0, 2",), (None, 1), ("0.5 2 1",), ("",)],
             [{"ece": 25.0, "nll": 1.0}, {"ece": 35 / 3, "nll": 1.67 / 3}, "expected confidence, 0 or 1", "empty"],
         ),
     ],
 )
-def test_app_computes_without_gradio(name, calls, results):
-    """In a process of its own, started in the folder as a Space starts it: both apps import a ``formula``."""
-    code = (
-        "import json, sys; sys.modules['gradio'] = None; from app import EXAMPLE, compute\n"
-        "for call in sys.argv[1:]:\n"
-        "    try: print(json.dumps(eval(call)))\n"
-        "    except ValueError as error: print(json.dumps(str(error)))"
-    )
-    command = [sys.executable, "-c", code, *calls]
-    done = subprocess.run(command, cwd=ROOT / "metrics" / name, capture_output=True, text=True, check=True)
-    for line, want in zip(done.stdout.splitlines(), results, strict=True):
-        got = json.loads(line)
-        assert want in got if isinstance(want, str) else got == pytest.approx(want)
+def test_app_computes_without_gradio(monkeypatch, name, calls, results):
+    """With its own folder as the path, as a Space has it: both apps import a ``formula``."""
+    folder = ROOT / "mixup_recipes/metrics" / name
+    monkeypatch.syspath_prepend(folder)
+    for module in ("gradio", "formula"):
+        monkeypatch.setitem(sys.modules, module, None)
+    del sys.modules["formula"]  # imported anew, and taken out again at the end
+    app = runpy.run_path(str(folder / "app.py"))
+    assert app["compute"].__globals__[name].__code__.co_filename == str(folder / "formula.py")
+    for (rows, *options), want in zip(calls, results, strict=True):
+        rows = app["EXAMPLE"] if rows is None else rows
+        if isinstance(want, str):
+            with pytest.raises(ValueError, match=want):
+                app["compute"](rows, *options)
+        else:
+            assert app["compute"](rows, *options) == pytest.approx(want)

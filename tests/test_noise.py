@@ -1,20 +1,20 @@
 """Promise: what is called a difference is one. Verdicts, paired intervals, and which runs may be compared."""
 
-import json
 import math
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from runs import edit, make_run, quick
+from safetensors.numpy import load_file, save_file
 from scipy import stats
 
-from mixup_recipes.recipe import to_yaml
-from mixup_recipes.resolve import load_recipe
 from mixup_recipes.runs.compare import compare
 from mixup_recipes.runs.noise import EARLY, OFF, REPRODUCED, paired_bootstrap, verdict
-from mixup_recipes.training.export import write_predictions
-from mixup_recipes.training.folder import Log
+from mixup_recipes.runs.run import Run
 from mixup_recipes.typed import UserError
 
 # ------------------------------------------------------------------------------------------------ verdicts
@@ -162,39 +162,20 @@ def test_other_shapes_are_refused() -> None:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path):
-    """A run folder by seed and how many of 100 images its exported weights get right."""
+def run(tmp_path: Path) -> Callable[..., Run]:
+    """A run of three epochs by how many of 100 images its exported weights get right."""
 
-    def make(name: str, right: int, seed: int = 0, mixer: str = "cutmix", done: int = 3, labels=None, **fields) -> Path:
-        run = tmp_path / name
-        run.mkdir()
-        fields = {"epochs": 3, "warmup_epochs": 0, "seed": seed} | fields
-        (run / "recipe.yaml").write_text(to_yaml(load_recipe(f"quickstart_{mixer}", **fields)))
-        log = Log(run / "log.jsonl")
-        for epoch in range(1, done + 1):
-            log.write(mode="train", epoch=epoch, update=epoch)
-            log.write(mode="val", epoch=epoch, update=epoch, top1=float(right + epoch))
-        splits = {"train": {"images": 675, "labels_sha256": "aa"}, "test": {"images": 100, "labels_sha256": "bb"}}
-        (run / "data.json").write_text(json.dumps({"splits": splits, "classes": []}))
-        (run / "eval_results.json").write_text(json.dumps({"exported": {"top1": float(right), "count": 100}}))
-        labels = np.zeros(100, int) if labels is None else labels
-        top = np.stack([np.where(np.arange(100) < right, labels, labels + 1), labels + 2], 1)
-        columns = {
-            "index": np.arange(100),
-            "label": labels,
-            "top": top,
-            "confidence": np.ones(100),
-            "nll": np.ones(100),
-        }
-        write_predictions(run / "predictions.safetensors", columns | {"bad": np.zeros(100)})
-        return run
+    def make(name: str, right: int, seed: int = 0, mixer: str = "cutmix", done: int = 3, **fields: Any) -> Run:
+        labels, top1 = fields.pop("labels", None), [float(right + epoch) for epoch in range(1, done + 1)]
+        recipe = quick(mixer, **{"epochs": 3, "seed": seed} | fields)
+        return Run.open(make_run(tmp_path / name, recipe, top1, sizes=(675, 100), right=right, labels=labels))
 
     return make
 
 
-def test_two_groups_of_runs_are_compared_on_the_same_images(make_run) -> None:
-    a = [make_run("a0", 60, 0), make_run("a1", 64, 1)]
-    b = [make_run("b0", 50, 0, "mixup"), make_run("b1", 50, 1, "mixup")]
+def test_two_groups_of_runs_are_compared_on_the_same_images(run: Callable[..., Run]) -> None:
+    a = [run("a0", 60, 0), run("a1", 64, 1)]
+    b = [run("b0", 50, 0, "mixup"), run("b1", 50, 1, "mixup")]
     found = compare(a, b)
     assert found.reported == (64.0, 52.0)  # medians of three epochs
     assert found.top1 == pytest.approx((62.0, 50.0)) and found.difference == pytest.approx(12.0)
@@ -209,55 +190,40 @@ def test_two_groups_of_runs_are_compared_on_the_same_images(make_run) -> None:
     assert compare(b, a).difference == pytest.approx(-12.0)
 
 
-def test_only_the_mixer_may_differ_between_groups_and_only_the_seed_within(make_run) -> None:
-    a, b = make_run("a", 60), make_run("b", 50, mixer="mixup", lr=0.02, weight_decay=0.5)
-    with pytest.raises(UserError, match=r"a and .*b differ in lr: [0-9.e-]+ and 0.02; weight_decay: .* and 0.5; pass"):
-        compare([a], [b])
-    assert compare([a], [b], ignore=("lr", "weight_decay")).difference == pytest.approx(10.0)
-    other = make_run("other", 50, 1, mixer="mixup")
-    with pytest.raises(UserError, match=r"a and .*other differ in mixer: cutmix and mixup"):
-        compare([a, other], [other])
-    strength = make_run("strength", 50, 1, mixer_args={"alpha": 0.3})
-    with pytest.raises(UserError, match="differ in mixer_args: "):
-        compare([a, strength], [other])
-    assert compare([a], [strength]).difference == pytest.approx(10.0)
-    with pytest.raises(UserError, match="unknown recipe field 'weight_decy'; did you mean 'weight_decay'"):
-        compare([a], [b], ignore=("weight_decy",))
-
-
-def test_runs_that_are_no_evidence_are_refused(make_run) -> None:
-    a, b = make_run("a", 60), make_run("b", 50, mixer="mixup")
-    with pytest.raises(UserError, match="group a has seed 0 twice"):
-        compare([a, a], [b])
-    with pytest.raises(UserError, match="no run folders in group b"):
-        compare([a], [])
-    with pytest.raises(UserError, match="young is not finished: 2 of 3 epochs"):
-        compare([a], [make_run("young", 50, done=2)])
-    with pytest.raises(UserError, match=r"no run folder .*nothing"):
-        compare([a], [a.parent / "nothing"])
-    with pytest.raises(UserError, match="/a is in both groups"):
-        compare([a], [b.parent / "b/../a"])
-    data = json.loads((b / "data.json").read_text())
-    data["splits"]["train"]["images"] = 5
-    (b / "data.json").write_text(json.dumps(data))
-    with pytest.raises(UserError, match=r"a and .*b were trained on other images: .*675.* and .*5.*--ignore dataset"):
-        compare([a], [b])
-    assert compare([a], [b], ignore=("dataset",)).difference == pytest.approx(10.0)
-
-
-def test_without_predictions_of_the_same_images_there_is_no_pairing(make_run) -> None:
-    a, b = make_run("a", 60), make_run("b", 50, 1)
-    other = make_run("other", 50, 2, labels=np.arange(100) % 7)
-    with pytest.raises(UserError, match=r"other was evaluated on other images than .*a: label differs"):
-        compare([a], [other])
-    (b / "predictions.safetensors").unlink()
-    with pytest.raises(
-        UserError, match=r"b has no predictions.safetensors.*evaluate_mixup.py --model .*b --predictions"
+def test_only_the_mixer_may_differ_between_groups_and_only_the_seed_within(run: Callable[..., Run]) -> None:
+    a, b = run("a", 60), run("b", 50, mixer="mixup", lr=0.02, weight_decay=0.5)
+    other, strength = run("other", 50, 1, mixer="mixup"), run("strength", 50, 1, mixer_args={"alpha": 0.3})
+    for groups, ignore, says in (
+        (([a], [b]), (), r"a and .*b differ in lr: [0-9.e-]+ and 0.02; weight_decay: .* and 0.5; pass"),
+        (([a, other], [other]), (), r"a and .*other differ in mixer: cutmix and mixup"),
+        (([a, strength], [other]), (), "differ in mixer_args: "),
+        (([a], [b]), ("weight_decy",), "unknown recipe field 'weight_decy'; did you mean 'weight_decay'"),
     ):
-        compare([a], [b])
-    (b / "predictions.safetensors").write_bytes(b"cut")
-    with pytest.raises(UserError, match=r"b/predictions.safetensors is damaged"):
-        compare([a], [b])
+        with pytest.raises(UserError, match=says):
+            compare(*groups, ignore=ignore)
+    assert compare([a], [b], ignore=("lr", "weight_decay")).difference == pytest.approx(10.0)
+    assert compare([a], [strength]).difference == pytest.approx(10.0)
+
+
+def test_runs_that_are_no_evidence_are_refused(run: Callable[..., Run]) -> None:
+    a, b = run("a", 60), run("b", 50, mixer="mixup")
+    splits = b.data.record["splits"]
+    edit(b.folder / "data.json", splits=splits | {"train": splits["train"] | {"images": 5}})
+    other_data, again = Run.open(b.folder), Run.open(b.folder.parent / "b/../a")
+    shown = run("labels", 50, 2, labels=np.arange(100) % 7)
+    (blind := run("blind", 50, 1)).folder.joinpath("predictions.safetensors").unlink()
+    for first, second, says in (
+        ([a, a], [b], "group a has seed 0 twice"),
+        ([a], [], "no run folders in group b"),
+        ([a], [run("young", 50, done=2)], "young is not finished: 2 of 3 epochs"),
+        ([a], [again], "/a is in both groups"),
+        ([a], [other_data], r"a and .*b were trained on other images: .*675.* and .*5.*--ignore dataset"),
+        ([a], [shown], r"labels was evaluated on other images than .*a: label differs"),
+        ([a], [blind], r"blind has no predictions.safetensors.*evaluate_mixup.py .*blind --predictions"),
+    ):
+        with pytest.raises(UserError, match=says):
+            compare(first, second)
+    assert compare([a], [other_data], ignore=("dataset",)).difference == pytest.approx(10.0)
 
 
 @pytest.mark.parametrize(
@@ -279,23 +245,19 @@ def test_without_predictions_of_the_same_images_there_is_no_pairing(make_run) ->
         ),
     ],
 )
-def test_predictions_that_cannot_be_of_the_run_are_refused(make_run, change, says) -> None:
-    from safetensors.numpy import load_file, save_file
-
-    a, b = make_run("a", 60), make_run("b", 50, mixer="mixup")
-    columns = load_file(b / "predictions.safetensors")
+def test_predictions_that_cannot_be_of_the_run_are_refused(
+    run: Callable[..., Run], change: Callable[[dict[str, np.ndarray]], object], says: str
+) -> None:
+    a, b = run("a", 60), run("b", 50, mixer="mixup")
+    columns = load_file(b.folder / "predictions.safetensors")
     change(columns)
-    save_file(columns, b / "predictions.safetensors")
+    save_file(columns, b.folder / "predictions.safetensors")
     with pytest.raises(UserError, match=f"b/predictions.safetensors {says}"):
         compare([a], [b])
 
 
-def test_predictions_are_written_in_small_types(make_run) -> None:
-    from safetensors.numpy import load_file
-
-    run = make_run("a", 60)
-    found = load_file(run / "predictions.safetensors")
+def test_predictions_are_written_in_small_types(run: Callable[..., Run]) -> None:
+    found = load_file(run("a", 60).folder / "predictions.safetensors")
     types = {"index": "int32", "label": "int32", "top": "int32", "confidence": "float32", "nll": "float32"}
     assert {k: str(v.dtype) for k, v in found.items()} == types
     assert found["top"].shape == (100, 2) and (found["top"][:, 0] == 0).sum() == 60
-    assert json.loads((run / "log.jsonl").read_text().splitlines()[1])["top1"] == 61.0

@@ -1,27 +1,26 @@
 """Promise: plots show what the runs logged, the same bytes each time, and compare only like with like."""
 
 import itertools
-import json
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
+from runs import ENV, Command, make_run, quick
 
-import mixup_recipes
 from mixup_recipes.pages import plots
-from mixup_recipes.recipe import to_yaml
-from mixup_recipes.resolve import load_recipe
-from mixup_recipes.runs import seeds
+from mixup_recipes.pages.seeds import seeds_table
+from mixup_recipes.runs.run import Run
+from mixup_recipes.runs.seeds import grouped
 from mixup_recipes.typed import UserError
 
-Make = Callable[..., Path]
 KINDS = {"curves": plots.curves, "cost": plots.cost, "dots": plots.dots}
-HERE = {"device": "A", "platform": "L", "processes": 1, "threads": 2, "packages": {"torch": "2"}}
+Make = Callable[..., Run]
 
 
 @pytest.fixture(autouse=True)
@@ -32,42 +31,24 @@ def style() -> Iterator[None]:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> Make:
-    """Write a run folder of three epochs that ends with the given top-1."""
+def run(tmp_path: Path) -> Make:
+    """A run of ``epochs`` epochs, three of them planned, that gain 10 each and would end with the given top-1."""
 
-    def make(
-        mixer: str, top1: float, speed: float = 100.0, seed: int = 0, env: object = HERE, **fields: object
-    ) -> Path:
-        run = tmp_path / "runs" / "-".join(map(str, (mixer, seed, *fields.values(), speed, top1)))
-        run.mkdir(parents=True)
-        fields = {"epochs": 3, "warmup_epochs": 0, "protocol_epochs": 1, "seed": seed} | fields
-        (run / "recipe.yaml").write_text(to_yaml(load_recipe(f"quickstart_{mixer}", **fields)))
-        lines = []
-        for epoch in (1, 2, 3):
-            line = {"epoch": epoch, "update": epoch, "perf": {"seconds": epoch * 1000 / speed, "img_per_s": speed}}
-            lines.append(line | {"mode": "train", "loss": 3.0 - epoch * 0.5 + seed})
-            now = max(0.0, top1 - 10 * (3 - epoch))
-            lines.append(line | {"mode": "val", "top1": now, "top5": 90.0, "nll": 1.0, "ece": 2.0, "count": 50})
-        (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        if env is not None:
-            (run / "env.json").write_text(json.dumps(env))
-        return run
+    def make(mixer: str, top1: float, speed: float = 100.0, seed: int = 0, epochs: int = 3, **fields: Any) -> Run:
+        env = fields.pop("env", ENV)
+        name = "-".join(map(str, (mixer, seed, *fields.values(), speed, top1, epochs)))
+        recipe = quick(mixer, **{"epochs": 3, "protocol_epochs": 1, "seed": seed} | fields)
+        values = [max(0.0, top1 - 10 * left) for left in (2, 1, 0)][:epochs]
+        return Run.open(make_run(tmp_path / "runs" / name, recipe, values, speed=speed, env=env))
 
     return make
 
 
 @pytest.fixture
-def runs(make_run: Make) -> list[Path]:
+def runs(run: Make) -> list[Run]:
     """Three mixers, two seeds each."""
     found = itertools.product((("vanilla", 50.0, 200.0), ("mixup", 54.0, 100.0), ("cutmix", 53.0, 80.0)), (0, 1))
-    return [make_run(mixer, top1 + 2 * seed, speed, seed) for (mixer, top1, speed), seed in found]
-
-
-def cut(run: Path, epochs: int) -> Path:
-    """Leave only the first epochs in a run's log."""
-    lines = (run / "log.jsonl").read_text().splitlines()[: 2 * epochs]
-    (run / "log.jsonl").write_text("\n".join(lines) + "\n")
-    return run
+    return [run(mixer, top1 + 2 * seed, speed, seed) for (mixer, top1, speed), seed in found]
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -75,37 +56,37 @@ def cut(run: Path, epochs: int) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_the_same_runs_give_the_same_bytes_and_other_numbers_give_others(
-    kind: str, suffix: str, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_same_runs_give_the_same_bytes_also_by_the_command_and_other_numbers_give_others(
+    kind: str,
+    suffix: str,
+    runs: list[Run],
+    run: Make,
+    console: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one, two, three = (tmp_path / f"{name}.{suffix}" for name in ("one", "two", "new/three"))
     KINDS[kind](runs, one)
     monkeypatch.setattr(matplotlib, "__version__", "99")
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")  # another day
-    KINDS[kind](runs, two)
+    assert console("plot", kind, *(run.folder for run in runs), "--out", two) == (0, "", "")
     assert one.read_bytes() == two.read_bytes()
-    log = runs[0] / "log.jsonl"
-    log.write_text(log.read_text().replace('"top1": 50.0', '"top1": 51.5'))
-    KINDS[kind](runs, three)
+    KINDS[kind]([run("vanilla", 51.5, 200.0), *runs[1:]], three)
     assert one.read_bytes() != three.read_bytes()
-    assert not any(word in one.read_bytes() for word in (b"dc:date", b"Software", b"Matplotlib v"))
-    assert sorted(p.name for p in tmp_path.rglob("*.*") if "runs" not in p.parts) == sorted(
-        p.name for p in (one, two, three)
-    )  # nothing half-written is left
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_recipe_leaves_its_colour(kind: str, runs: list[Path], tmp_path: Path) -> None:
-    KINDS[kind](runs, tmp_path / "one.png")
-    with Image.open(tmp_path / "one.png") as picture:
-        assert not picture.info.keys() & {"Software", "Creation Time", "date:create"}
-        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    KINDS[kind](runs, tmp_path / "one.svg")
-    text = (tmp_path / "one.svg").read_text()
-    for colour in plots.COLOURS[:3]:
-        assert colour in text
-        if kind != "dots":  # whose dots are translucent
-            assert (pixels == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(1).any()
+    assert not any(word in one.read_bytes() for word in (b"dc:date", b"Software", b"Creation Time", b"Matplotlib v"))
+    written = sorted(p.name for p in tmp_path.rglob("*.*") if "runs" not in p.parts)
+    assert written == sorted(p.name for p in (one, two, three))  # nothing half-written is left
+    if suffix == "png" and kind == "dots":
+        return  # its dots are translucent
+    text = pixels = None
+    if suffix == "svg":
+        text = one.read_text()
+    else:
+        with Image.open(one) as picture:
+            pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    for colour in plots.COLOURS[:3]:  # every recipe has left its own
+        rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert colour in text if text else (pixels == rgb).all(1).any()
 
 
 def test_styles_are_distinct_beyond_the_palette() -> None:
@@ -113,37 +94,29 @@ def test_styles_are_distinct_beyond_the_palette() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_mistakes_are_named_before_anything_is_written(kind: str, runs: list[Path], tmp_path: Path) -> None:
+def test_mistakes_are_named_before_anything_is_written(kind: str, runs: list[Run], tmp_path: Path) -> None:
     draw, out = KINDS[kind], tmp_path / "new/a.png"
     with pytest.raises(UserError, match=r"a.pdf: expected a file name that ends in .png or .svg"):
         draw(runs, tmp_path / "new/a.pdf")
     with pytest.raises(UserError, match="no run folders given"):
         draw([], out)
-    with pytest.raises(UserError, match=r"no run folder .*nothing"):
-        draw([*runs, tmp_path / "nothing"], out)
-    (runs[1] / "log.jsonl").write_text((runs[1] / "log.jsonl").read_text().splitlines()[0] + "\n")
+    log = runs[1].folder / "log.jsonl"
+    log.write_text(log.read_text().splitlines()[0] + "\n")
     with pytest.raises(UserError, match="no evaluated epoch yet"):
-        draw(runs, out)
+        draw([runs[0], Run.open(runs[1].folder)], out)
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="cannot write"):
-        draw(runs[2:], runs[0] / "log.jsonl/a.png")
+        draw(runs[2:], runs[0].folder / "log.jsonl/a.png")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_command_draws_the_picture(kind: str, runs: list[Path], tmp_path: Path) -> None:
-    mixup_recipes.app(["plot", kind, *map(str, runs), "--out", str(tmp_path / "command.svg")])
-    KINDS[kind](runs, tmp_path / "function.svg")
-    assert (tmp_path / "command.svg").read_bytes() == (tmp_path / "function.svg").read_bytes()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_dollar_in_a_name_is_a_dollar(kind: str, make_run: Make, tmp_path: Path) -> None:
-    runs, out, pictures = [make_run("mixup", 50.0), make_run("cutmix", 51.0, lr=0.1)], tmp_path / "p.svg", []
-    file = runs[1] / "recipe.yaml"
+def test_a_dollar_in_a_name_is_a_dollar(kind: str, run: Make, tmp_path: Path) -> None:
+    first, second, out, pictures = run("mixup", 50.0), run("cutmix", 51.0, lr=0.1), tmp_path / "p.svg", []
+    file = second.folder / "recipe.yaml"
     text = file.read_text()
     for name in (r"a$\x$b", r"a$\y$b"):
         file.write_text(text.replace("name: quickstart_cutmix", f"name: {name}"))
-        KINDS[kind](runs, out)
+        KINDS[kind]([first, Run.open(second.folder)], out)
         pictures.append(out.read_bytes())
     assert pictures[0] != pictures[1]
 
@@ -151,22 +124,22 @@ def test_a_dollar_in_a_name_is_a_dollar(kind: str, make_run: Make, tmp_path: Pat
 # ------------------------------------------------------------------------------------------------ groups
 
 
-def test_seeds_of_a_recipe_make_a_group_with_sample_mean_and_deviation(make_run: Make) -> None:
-    runs = [make_run("mixup", top1, seed=seed) for seed, top1 in enumerate((50.0, 53.0, 56.0))]
-    (group,) = seeds.grouped(runs)
+def test_seeds_of_a_recipe_make_a_group_with_sample_mean_and_deviation(run: Make) -> None:
+    runs = [run("mixup", top1, seed=seed) for seed, top1 in enumerate((50.0, 53.0, 56.0))]
+    (group,) = grouped(runs)
     assert (group.setting, group.name, group.top1) == ("quickstart", "mixup", [50.0, 53.0, 56.0])
     assert (group.mean, group.std, group.number) == (53.0, 3.0, "53.00 ± 3.00")
-    assert seeds.grouped(runs[:1])[0].std is None and seeds.grouped(runs[:1])[0].number == "50.00"
+    assert grouped(runs[:1])[0].std is None and grouped(runs[:1])[0].number == "50.00"
 
 
-def test_the_summary_compares_only_like_with_like(make_run: Make) -> None:
-    runs = [make_run("vanilla", 50.0 + 2 * seed, seed=seed, lr=0.2) for seed in (0, 1)]
+def test_the_summary_compares_only_like_with_like(run: Make) -> None:
+    runs = [run("vanilla", 50.0 + 2 * seed, seed=seed, lr=0.2) for seed in (0, 1)]
     runs += [
-        make_run("mixup", 60.0, lr=0.2),
-        make_run("mixup", 61.0, lr=0.4),
-        make_run("vanilla", 7.0, lr=0.4, epochs=3),
+        run("mixup", 60.0, lr=0.2),
+        run("mixup", 61.0, lr=0.4),
+        run("vanilla", 7.0, lr=0.4),
     ]
-    assert seeds.summary(runs) == (
+    assert seeds_table(runs) == (
         "| quickstart, lr 0.2 | top-1 (median of the last 1 epochs) | std | seeds | lowest | highest |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: |\n"
         "| mixup | 60.00 |  | 1 | 60.00 | 60.00 |\n"
@@ -179,14 +152,14 @@ def test_the_summary_compares_only_like_with_like(make_run: Make) -> None:
     )
 
 
-def test_what_is_no_seed_of_the_same_is_named_apart(make_run: Make) -> None:
-    usual, other = make_run("mixup", 50.0), make_run("mixup", 50.0, seed=1, mixer_args={"alpha": 0.7})
-    young, again = cut(make_run("mixup", 50.0, seed=2), 2), make_run("mixup", 50.0, speed=99.0)
-    names = [group.name for group in seeds.grouped([usual, other, young])]
+def test_what_is_no_seed_of_the_same_is_named_apart(run: Make) -> None:
+    usual, other = run("mixup", 50.0), run("mixup", 50.0, seed=1, mixer_args={"alpha": 0.7})
+    young, again = run("mixup", 50.0, seed=2, epochs=2), run("mixup", 50.0, speed=99.0)
+    names = [group.name for group in grouped([usual, other, young])]
     assert names == ["mixup alpha 0.4", "mixup alpha 0.7", "mixup alpha 0.4 (2 of 3 epochs)"]
-    assert [g.name for g in seeds.grouped([usual, again])] == [f"mixup ({run.name})" for run in (usual, again)]
-    fewer = make_run("mixup", 50.0, seed=3, protocol_epochs=2, weight_decay=0)
-    settings = [group.setting for group in seeds.grouped([usual, fewer])]
+    assert [g.name for g in grouped([usual, again])] == [f"mixup ({each.folder.name})" for each in (usual, again)]
+    fewer = run("mixup", 50.0, seed=3, protocol_epochs=2, weight_decay=0)
+    settings = [group.setting for group in grouped([usual, fewer])]
     assert settings[0] == "quickstart, weight_decay 0.0005, protocol_epochs 1"
     assert settings[1] == "quickstart, weight_decay 0, protocol_epochs 2"
 
@@ -194,8 +167,8 @@ def test_what_is_no_seed_of_the_same_is_named_apart(make_run: Make) -> None:
 # ------------------------------------------------------------------------------------------------ curves
 
 
-def test_curves_draw_each_seed_thin_and_their_mean_bold(runs: list[Path]) -> None:
-    left, right = plots.curves_figure(seeds.grouped(runs)).axes
+def test_curves_draw_each_seed_thin_and_their_mean_bold(runs: list[Run]) -> None:
+    left, right = plots.curves_figure(grouped(runs)).axes
     for axes, first, second in ((left, [2.5, 2.0, 1.5], [3.5, 3.0, 2.5]), (right, [30, 40, 50], [32, 42, 52])):
         thin, thin_too, bold = axes.lines[:3]
         assert list(thin.get_ydata()) == first and list(thin_too.get_ydata()) == second
@@ -209,10 +182,10 @@ def test_curves_draw_each_seed_thin_and_their_mean_bold(runs: list[Path]) -> Non
     ]  # fmt: skip
 
 
-def test_a_single_run_is_one_line_and_a_single_epoch_a_point(make_run: Make) -> None:
-    (line,) = plots.curves_figure(seeds.grouped([make_run("mixup", 50.0)])).axes[1].lines
+def test_a_single_run_is_one_line_and_a_single_epoch_a_point(run: Make) -> None:
+    (line,) = plots.curves_figure(grouped([run("mixup", 50.0)])).axes[1].lines
     assert line.get_marker() == "" and list(line.get_ydata()) == [30, 40, 50]
-    (point,) = plots.curves_figure(seeds.grouped([cut(make_run("cutmix", 50.0), 1)])).axes[1].lines
+    (point,) = plots.curves_figure(grouped([run("cutmix", 50.0, epochs=1)])).axes[1].lines
     assert point.get_marker() == "o" and list(point.get_ydata()) == [30]
 
 
@@ -228,13 +201,13 @@ def test_labels_keep_their_distance_their_order_and_the_limits() -> None:
 # ------------------------------------------------------------------------------------------------ cost
 
 
-def points(axes: object) -> dict[str, list[tuple[float, float]]]:
+def points(axes: Any) -> dict[str, list[tuple[float, float]]]:
     """The drawn points by the name of their group."""
     return {line.get_gid(): [tuple(xy) for xy in line.get_xydata()] for line in axes.lines if line.get_gid()}
 
 
-def test_cost_is_relative_to_vanilla_on_the_same_machine(runs: list[Path], make_run: Make) -> None:
-    (axes,) = plots.cost_figure(seeds.grouped(runs)).axes
+def test_cost_is_relative_to_vanilla_on_the_same_machine(runs: list[Run], run: Make) -> None:
+    (axes,) = plots.cost_figure(grouped(runs)).axes
     assert points(axes) == {  # vanilla: 200 images/s
         "vanilla": [(1.0, 50.0), (1.0, 52.0)],
         "mixup": [(2.0, 54.0), (2.0, 56.0)],
@@ -242,28 +215,28 @@ def test_cost_is_relative_to_vanilla_on_the_same_machine(runs: list[Path], make_
     }
     assert axes.get_xlabel() == "training time per image, relative to vanilla"
     assert axes.get_ylabel() == "top-1 on test (%), median of the last 1 epochs"
-    quick = {"env": HERE | {"device": "B"}, "seed": 2}
-    both = [*runs, make_run("vanilla", 51.0, 1000.0, **quick), make_run("mixup", 51.0, 800.0, **quick)]
-    (axes,) = plots.cost_figure(seeds.grouped(both)).axes
+    quick = {"env": ENV | {"device": "B"}, "seed": 2}
+    both = [*runs, run("vanilla", 51.0, 1000.0, **quick), run("mixup", 51.0, 800.0, **quick)]
+    (axes,) = plots.cost_figure(grouped(both)).axes
     assert points(axes)["mixup"][-1] == (1.25, 51.0) and points(axes)["cutmix"][0] == (2.5, 53.0)
 
 
-@pytest.mark.parametrize("env", [None, HERE | {"device": "B"}, {"device": "A"}, [1]])
-def test_cost_is_wall_time_where_a_run_has_no_vanilla_beside_it(env: object, runs: list[Path], make_run: Make) -> None:
-    (axes,) = plots.cost_figure(seeds.grouped([*runs, make_run("rsb", 40.0, 50.0, env=env)])).axes
+@pytest.mark.parametrize("env", [None, ENV | {"device": "B"}, {"device": "A"}, [1]])
+def test_cost_is_wall_time_where_a_run_has_no_vanilla_beside_it(env: object, runs: list[Run], run: Make) -> None:
+    (axes,) = plots.cost_figure(grouped([*runs, run("rsb", 40.0, 50.0, env=env)])).axes
     assert axes.get_xlabel() == "wall time of the run (s)"
     assert points(axes)["rsb"] == [(60.0, 40.0)] and points(axes)["vanilla"] == [(15.0, 50.0), (15.0, 52.0)]
 
 
 @pytest.mark.parametrize("count", [1, 4, 12])
-def test_names_cover_neither_points_nor_each_other(count: int, make_run: Make) -> None:
+def test_names_cover_neither_points_nor_each_other(count: int, run: Make) -> None:
     rng = np.random.default_rng(count)
-    runs = [make_run("vanilla", 50.0, 100.0)]
+    runs = [run("vanilla", 50.0, 100.0)]
     for i in range(1, count):
         for seed in (0, 1, 2):
             top1, speed = 50 + round(rng.normal(0, 1), 2), 100 - round(rng.uniform(0, 6), 2)
-            runs.append(make_run("mixup", top1, speed, seed, mixer_args={"alpha": i / 10}))
-    figure = plots.cost_figure(seeds.grouped(runs))
+            runs.append(run("mixup", top1, speed, seed, mixer_args={"alpha": i / 10}))
+    figure = plots.cost_figure(grouped(runs))
     (axes,) = figure.axes
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -279,8 +252,8 @@ def test_names_cover_neither_points_nor_each_other(count: int, make_run: Make) -
 # ------------------------------------------------------------------------------------------------ dots
 
 
-def test_dots_are_sorted_rows_of_seeds_with_mean_and_deviation(runs: list[Path]) -> None:
-    figure = plots.dots_figure(seeds.grouped(runs), {"mixup": 58.5, "rsb": 1.0})
+def test_dots_are_sorted_rows_of_seeds_with_mean_and_deviation(runs: list[Run]) -> None:
+    figure = plots.dots_figure(grouped(runs), {"mixup": 58.5, "rsb": 1.0})
     (axes,) = figure.axes
     rows = [(0, "vanilla", 50.0), (1, "cutmix", 53.0), (2, "mixup", 54.0)]  # the best on top
     assert [label.get_text() for label in axes.get_yticklabels()] == [name for _, name, _ in rows]
@@ -296,8 +269,8 @@ def test_dots_are_sorted_rows_of_seeds_with_mean_and_deviation(runs: list[Path])
     assert "top-1 on test (%), median of the last 1 epochs" in axes.get_xlabel()
 
 
-def test_a_panel_per_setting_and_a_colour_per_mixer_in_all_of_them(runs: list[Path], make_run: Make) -> None:
-    groups = seeds.grouped([*runs, make_run("cutmix", 70.0, lr=0.1)])
+def test_a_panel_per_setting_and_a_colour_per_mixer_in_all_of_them(runs: list[Run], run: Make) -> None:
+    groups = grouped([*runs, run("cutmix", 70.0, lr=0.1)])
     first, second = plots.dots_figure(groups, {}).axes
     assert (first.get_title("left"), second.get_title("left")) == ("quickstart, lr 0.2", "quickstart, lr 0.1")
     assert points(second) == {"cutmix": [(70.0, 0.0)]}
@@ -306,7 +279,7 @@ def test_a_panel_per_setting_and_a_colour_per_mixer_in_all_of_them(runs: list[Pa
     assert len(plots.cost_figure(groups).axes) == 2
 
 
-def test_published_numbers_belong_to_one_setting(runs: list[Path], make_run: Make, tmp_path: Path) -> None:
+def test_published_numbers_belong_to_one_setting(runs: list[Run], run: Make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="published numbers belong to one setting, got runs of 2"):
-        plots.dots([*runs, make_run("cutmix", 70.0, lr=0.1)], tmp_path / "a.png", {"cutmix": 77.0})
+        plots.dots([*runs, run("cutmix", 70.0, lr=0.1)], tmp_path / "a.png", {"cutmix": 77.0})
     assert not (tmp_path / "a.png").exists()

@@ -49,29 +49,21 @@ def refresh(step: Step, samples: Samples, recipe: Recipe, epoch: int = 2, rank: 
 
 def by_hand(step: Step, samples: Samples, recipe: Recipe, micro_batches: list[tuple[int, int]]) -> dict:
     """Means and variances that the layers see in these (update, micro) batches, averaged in float64."""
-    seen: dict[str, list] = {}
-
-    def note(name: str):
-        def hook(_layer: nn.Module, args: tuple) -> None:
-            x = args[0].detach().double()
-            seen.setdefault(name, []).append((x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=True)))
-
-        return hook
-
     layers = {n: m for n, m in step.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
+    seen: dict[str, list] = {}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda _, args, name=name: seen.setdefault(name, []).append(args[0].detach()))
     step.train()
-    order = TrainOrder(len(samples), recipe, 0, 1)
-    batches = list(samples.train_batches(order, 0, DEVICE))
+    batches = list(samples.train_batches(TrainOrder(len(samples), recipe, 0, 1), 0, DEVICE))
     for update, micro in micro_batches:
         pixels, labels, *_ = batches[2 * update + micro]
         step(*inputs(pixels, labels, recipe, update, micro, DEVICE))
-    for hook in hooks:
-        hook.remove()
-    return {
-        name: [torch.stack([pair[i] for pair in pairs]).mean(0).float() for i in range(2)]
-        for name, pairs in seen.items()
-    }
+
+    def averages(xs: list) -> list:
+        pairs = [(x.double().mean((0, 2, 3)), x.double().var((0, 2, 3), unbiased=True)) for x in xs]
+        return [torch.stack(values).mean(0).float() for values in zip(*pairs, strict=True)]
+
+    return {name: averages(xs) for name, xs in seen.items()}
 
 
 @pytest.mark.parametrize(("world", "rank", "micros"), [(1, 0, (0, 1)), (2, 0, (0,)), (2, 1, (1,))])

@@ -1,6 +1,6 @@
 """SuperMix before training: what is stored, that it follows from its arguments, that a kill harms nothing."""
 
-import os
+import dataclasses
 import signal
 from pathlib import Path
 
@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
-from driver import Server
 from forks import Forks
 from resuming import Reference
 from timm.models import create_model, save_for_hf
 
 from mixers.taps import Frozen
 from mixup_recipes.data import images
+from mixup_recipes.data.loading import Samples
+from mixup_recipes.data.order import Key
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.training import premix
@@ -112,7 +113,13 @@ def test_images_in_class_folders_are_stored_with_the_names_of_their_files(teache
         premix.encoded({"bytes": None, "path": str(tmp_path / "gone.jpg")})
 
 
-def test_the_folder_is_in_the_layout_of_the_hub(made: Path, tmp_path: Path) -> None:
+def test_the_folder_is_in_the_layout_of_the_hub_and_data_of_a_recipe(made: Path, tiny_recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(load_recipe(str(tiny_recipe)), dataset=str(made))
+    splits = load_splits(recipe)
+    crop = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
+    samples = Samples(splits.train, recipe, crop)
+    assert len(samples) == 122 and len(splits.eval) == 30
+    assert {samples[Key(0, row, 0)][0].shape for row in range(122)} == {(3, 32, 32)}
     found = datasets.load_dataset(str(made), cache_dir=str(tmp_path))
     assert {split: len(table) for split, table in found.items()} == {"train": 122, "test": 30}
     assert found["train"].features["second"].names == tiny.CLASSES
@@ -120,15 +127,6 @@ def test_the_folder_is_in_the_layout_of_the_hub(made: Path, tmp_path: Path) -> N
     for path in made.glob("*.*"):
         assert str(made.parent.parent) not in path.read_text()  # nothing of this machine
     assert sorted(p.name for p in made.iterdir()) == ["README.md", "data", "supermix.json"]
-
-
-def test_a_run_trains_on_mixed_images_and_originals(
-    server: Server, made: Path, tiny_recipe: Path, tmp_path: Path
-) -> None:
-    args = ["--recipe", tiny_recipe, "--dataset", made, "--output_dir", tmp_path / "run", "--epochs", 1]
-    status, output = server.run(*args, "--warmup_epochs", 0, "--mixer", "vanilla", "--dataloader_num_workers", 0)
-    assert status == 0, output
-    assert '"images": 122' in (tmp_path / "run/data.json").read_text()
 
 
 def test_seeds_and_steps_decide_and_nothing_else(made: Path, tiny_recipe: Path, teacher: Path, tmp_path: Path) -> None:
@@ -141,36 +139,39 @@ def test_seeds_and_steps_decide_and_nothing_else(made: Path, tiny_recipe: Path, 
         assert files(tmp_path / name)["data/test-00000.parquet"] == expected["data/test-00000.parquet"]
 
 
-def test_as_many_as_the_training_split_when_no_number_is_given(tiny_recipe: Path, teacher: Path, tmp_path) -> None:
-    assert premix.premix(str(tiny_recipe), tmp_path / "made", str(teacher), steps=2) == 72
-    found = rows(tmp_path / "made", "train-*")
-    assert len(found["label"]) == 72
-    pairs = set(zip(found["first_row"], found["second_row"], strict=True))
-    assert len(pairs) > 65  # the second time through the data has another order
-
-
-def test_all_pairs_of_two_classes_can_be_kept(tiny_recipe: Path, teacher: Path, tmp_path: Path) -> None:
-    premix.premix(str(tiny_recipe), tmp_path / "some", str(teacher), 40, steps=1)
+def test_all_pairs_can_be_kept_and_there_are_as_many_as_the_training_split_has(
+    tiny_recipe: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """And lambda follows the recipe's alpha: Beta(50, 50) deviates by 0.05, the default Beta(3, 3) by 0.19."""
+    photos, args = Path(load_recipe(str(tiny_recipe)).dataset), "{supermix: {alpha: 50.0, grid: 4, sigma: 1.0}}"
+    alpha = str(tiny.make_recipe(tmp_path, photos, mixer_args=args))
+    assert premix.premix(str(tiny_recipe), tmp_path / "some", str(teacher), steps=2) == 72
     premix.premix(str(tiny_recipe), tmp_path / "all", str(teacher), 40, steps=1, all_pairs=True)
-    some, every = (rows(tmp_path / name, "train-*") for name in ("some", "all"))
+    premix.premix(alpha, tmp_path / "alpha", str(teacher), 100, steps=1, all_pairs=True)
+    some, every, even = (rows(tmp_path / name, "train-*") for name in ("some", "all", "alpha"))
+    assert len(some["label"]) == 72
+    pairs = set(zip(some["first_row"], some["second_row"], strict=True))
+    assert len(pairs) > 65  # the second time through the data has another order
     assert not any(i == j for i, j in zip(every["first"], every["second"], strict=True))
     missed = [k not in (i, j) for i, j, k in zip(every["first"], every["second"], every["label"], strict=True)]
-    assert any(missed) and every["first_row"] != some["first_row"]
+    assert any(missed) and every["first_row"] != some["first_row"][:40]
     assert "All pairs" in (tmp_path / "all/README.md").read_text()
+    assert abs(np.mean(even["lam"]) - 0.5) < 0.02 and 0.03 < np.std(even["lam"]) < 0.07
 
 
 # ------------------------------------------------------------------------------------------------ killed
 
 COMMAND = """
-import driver, mixup_recipes, signal
-from training import premix
+import driver, signal
+from mixup_recipes import cli
+from mixup_recipes.training import premix
 
 premix.BATCHES = 2
 if kill := sys.argv[1]:
     target, call, number = kill.split(",")
     driver.receive(target, int(call), getattr(signal, number))
 sys.argv[1:] = sys.argv[2:]
-mixup_recipes.main()
+cli.main()
 """
 KILLS = {
     "in the second file": "mixup_recipes.files:os.replace,3,SIGKILL",  # behind the settings and the first file
@@ -213,6 +214,12 @@ def test_a_command_that_is_killed_leaves_no_folder_and_goes_on_to_the_same_one(
             done = forks.run(COMMAND, "", *args, "--out", out)
             assert done.returncode == 2 and words in done.output and "Traceback" not in done.output
         damaged.write_bytes(content)
+        unknown = ["supermix", tiny_recipe, "--dataset", tmp_path / "nothing", "--out", tmp_path / "none"]
+        done = forks.run(COMMAND, "", *unknown, "--teacher", "no_such_model")  # before any data is touched
+        assert done.returncode == 2 and done.output.count("\n") == 1
+        assert not list(tmp_path.glob("*none*"))
+        words = "error: no weights for the teacher 'no_such_model' (Unknown model (no_such_model)); "
+        assert done.output.startswith(words)
         done = forks.run(COMMAND, "", *args[:5], 41, *args[6:], "--out", out)
         assert done.returncode == 2 and "made was made with other arguments or data; delete it" in done.output
     assert files(out) == expected
@@ -220,15 +227,6 @@ def test_a_command_that_is_killed_leaves_no_folder_and_goes_on_to_the_same_one(
 
 
 # ------------------------------------------------------------------------------------------------ bad input
-
-
-def test_missing_weights_are_one_line_and_status_2_before_data_is_touched(tiny_recipe: Path, tmp_path: Path) -> None:
-    args = ["supermix", tiny_recipe, "--dataset", tmp_path / "nothing", "--out", tmp_path / "made"]
-    done = tiny.start(*args, "--teacher", "no_such_model", script="mixup_recipes/__main__.py")
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: no weights for the teacher 'no_such_model' (Unknown model (no_such_model)); ")
-    assert done.stderr.count("\n") == 1
-    assert os.listdir(tmp_path) == []
 
 
 def test_bad_input_is_one_line_that_says_what_to_do(tiny_recipe: Path, teacher: Path, tmp_path: Path, monkeypatch):
@@ -257,14 +255,3 @@ def test_bad_input_is_one_line_that_says_what_to_do(tiny_recipe: Path, teacher: 
     monkeypatch.setattr(premix, "finds_both", lambda logits, pair: torch.zeros(len(pair), dtype=torch.bool))
     assert refused(name, out, str(teacher), steps=1).endswith("take more --steps, a better teacher, or --all_pairs")
     assert not (tmp_path / "made.unfinished").exists()  # other arguments may follow
-
-
-def test_lambda_is_beta_distributed_with_the_recipe_s_alpha(tiny_recipe: Path, teacher: Path, tmp_path: Path) -> None:
-    recipe = tiny.make_recipe(
-        tmp_path,
-        Path(load_recipe(str(tiny_recipe)).dataset),
-        mixer_args="{supermix: {alpha: 50.0, grid: 4, sigma: 1.0}}",
-    )
-    premix.premix(str(recipe), tmp_path / "made", str(teacher), 100, steps=1, all_pairs=True)
-    lam = rows(tmp_path / "made", "train-*")["lam"]
-    assert abs(np.mean(lam) - 0.5) < 0.02 and 0.03 < np.std(lam) < 0.07  # 0.05 for Beta(50, 50), 0.19 for Beta(3, 3)

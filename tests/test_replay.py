@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +12,14 @@ import torch
 from driver import Server
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import make_photos, make_recipe
+from tiny import CLASSES, make_photos, make_recipe
 from torch import nn
 
 from mixers import MIXERS, Mixup, build
 from mixers.base import plan_alone
 from mixers.testing import batch, tiny_step
-from mixup_recipes.runs import replay
+from mixup_recipes.runs.replay import Replayed, named, replay, save_data, save_picture
+from mixup_recipes.runs.run import Run
 from mixup_recipes.typed import UserError
 
 # Every process writes what its model is fed at each step, and the target. One more mixer: its lambdas are the model's
@@ -69,24 +71,28 @@ def spied(server: Server, folder: Path, mixer: str, processes: int = 1, **change
     """A run with two micro-batches per update, and beside it what its models were fed; returns its folder."""
     (folder / "fed").mkdir()
     (folder / "spy.py").write_text(SPY.format(folder=str(folder / "fed")))
-    photos = make_photos(folder / "photos")
-    recipe = make_recipe(folder, photos, mixer=mixer, precise_bn_samples="null", **changes)
+    recipe = make_recipe(folder, make_photos(folder / "photos"), mixer=mixer, precise_bn_samples="null", **changes)
     args = ("--recipe", recipe, "--output_dir", folder / "out", "--save_total_limit", 9)
     status, printed = server.run(*args, processes=processes, faults=[["script", str(folder / "spy.py")]])
     assert status == 0, printed
     return folder / "out"
 
 
-def fed(out: Path, step: int, micro: int, processes: int = 1) -> dict[str, torch.Tensor]:
-    """What the job's model was fed: with one process its second micro-batch is its next step, with two the other's."""
-    rank, number = (0, 2 * step + micro) if processes == 1 else (micro, step)
-    return load_file(out.parent / f"fed/{rank}-{number}.safetensors")
+def rebuilt(out: Path, step: int, micro: int = 0) -> Replayed:
+    return replay(Run.open(out), step, micro)
 
 
-def assert_same(batch: replay.Replayed, expected: dict[str, torch.Tensor]) -> None:
-    assert torch.equal(batch.images, expected["images"])
-    assert torch.equal(batch.targets, expected["targets"])
-    assert not batch.notes
+def assert_same(out: Path, *batches: tuple[int, int], processes: int = 1) -> None:
+    """Hold batches against what the job's model was fed.
+
+    With one process its second micro-batch is its next step, with two the other's.
+    """
+    for step, micro in batches:
+        rank, number = (0, 2 * step + micro) if processes == 1 else (micro, step)
+        batch, expected = rebuilt(out, step, micro), load_file(out.parent / f"fed/{rank}-{number}.safetensors")
+        assert torch.equal(batch.images, expected["images"]), (step, micro)
+        assert torch.equal(batch.targets, expected["targets"]), (step, micro)
+        assert not batch.notes
 
 
 @pytest.fixture(scope="module")
@@ -94,32 +100,43 @@ def run(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return spied(server, tmp_path_factory.mktemp("one"), "deit")
 
 
-@pytest.mark.parametrize(("step", "micro"), [(0, 0), (0, 1), (3, 1), (4, 0), (11, 1)])
-def test_any_micro_batch_of_a_run_is_rebuilt_bit_for_bit(run: Path, step: int, micro: int) -> None:
-    assert_same(replay.replay(run, step, micro), fed(run, step, micro))
+def test_any_micro_batch_of_a_run_is_rebuilt_bit_for_bit(run: Path) -> None:
+    assert_same(run, (0, 0), (0, 1), (3, 1), (4, 0), (11, 1))
 
 
-def test_so_is_that_of_a_run_on_two_processes_in_bf16_and_channels_last(server: Server, tmp_path: Path) -> None:
-    changes = {"mixed_precision": "bf16", "channels_last": "true", "aug_repeats": 2}
-    out = spied(server, tmp_path, "cutmix", processes=2, **changes)
-    for step, micro in ((0, 0), (5, 1), (11, 0)):
-        assert_same(replay.replay(out, step, micro), fed(out, step, micro, processes=2))
+@pytest.mark.parametrize(
+    ("mixer", "processes", "changes", "batches"),
+    [
+        (
+            "cutmix",
+            2,
+            {"mixed_precision": "bf16", "channels_last": "true", "aug_repeats": 2},
+            [(0, 0), (5, 1), (11, 0)],
+        ),
+        ("samix", 1, {}, [(0, 1), (4, 0), (8, 1)]),  # masks that were learned
+        ("adautomix", 1, {}, [(0, 1), (4, 0), (8, 1)]),
+    ],
+)
+def test_so_is_that_of_other_runs(
+    server: Server, tmp_path: Path, mixer: str, processes: int, changes: dict[str, Any], batches: list[tuple[int, int]]
+) -> None:
+    assert_same(spied(server, tmp_path, mixer, processes, **changes), *batches, processes=processes)
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_the_picture_is_the_job_s_own_byte_for_byte(run: Path, tmp_path: Path, epoch: int) -> None:
-    replay.save_picture(replay.replay(run, 4 * epoch), tmp_path / "new" / "sheet.png")
-    assert (tmp_path / "new/sheet.png").read_bytes() == (run / f"samples/epoch_{epoch:03d}.png").read_bytes()
+def test_the_picture_is_the_job_s_own_byte_for_byte(run: Path, tmp_path: Path) -> None:
+    for epoch in range(3):
+        save_picture(rebuilt(run, 4 * epoch), tmp_path / "new" / "sheet.png")
+        assert (tmp_path / "new/sheet.png").read_bytes() == (run / f"samples/epoch_{epoch:03d}.png").read_bytes()
 
 
 def test_the_data_hold_the_batch_and_all_that_rebuilds_it(run: Path, tmp_path: Path) -> None:
-    rebuilt = replay.replay(run, 5)
-    replay.save_data(rebuilt, tmp_path / "batch.safetensors")
+    batch = rebuilt(run, 5)
+    save_data(batch, tmp_path / "batch.safetensors")
     with safe_open(tmp_path / "batch.safetensors", "pt") as file:
         saved, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     assert set(saved) >= {"images", "targets", "labels", "indices", "plan.index", "plan.mask"}
-    assert torch.equal(saved["images"], rebuilt.images)
-    assert json.loads(metadata["plan"]) == {"plan.choice": rebuilt.plan["choice"]}
+    assert torch.equal(saved["images"], batch.images)
+    assert json.loads(metadata["plan"]) == {"plan.choice": batch.plan["choice"]}
     # the labels are those of the rows; the target of each image holds its own class and its partner's, smoothed by .1
     assert saved["labels"].tolist() == [i % 4 for i in saved["indices"].tolist()]
     lam = saved["plan.lam"] if "plan.lam" in saved else saved["plan.mask"].flatten()
@@ -136,32 +153,24 @@ def test_a_mixer_that_looks_at_the_model_is_rebuilt_with_the_weights_as_they_wer
     (tmp_path / "looking.py").write_text(SPY.format(folder=""))
     monkeypatch.setitem(MIXERS.rows, "looking", Mixup)  # so that the entry is taken out again
     runpy.run_path(str(tmp_path / "looking.py"))
-    for step, micro in ((0, 0), (0, 1), (4, 0), (8, 1)):
-        assert_same(replay.replay(out, step, micro), fed(out, step, micro, processes))
+    assert_same(out, (0, 0), (0, 1), (4, 0), (8, 1), processes=processes)
     with pytest.raises(UserError, match=r"'looking' looks at the model, .* no weights of update 5; .* 0, 4, 8, 12$"):
-        replay.replay(out, 5)
+        rebuilt(out, 5)
     weights = out / "checkpoints/step-00000004/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"step-00000004 is damaged: model.safetensors changed"):
-        replay.replay(out, 4)
+        rebuilt(out, 4)
 
 
 def test_a_teacher_with_other_weights_than_in_the_run_is_refused(server: Server, tmp_path: Path) -> None:
     out = spied(server, tmp_path, "attentivemix")
-    replay.replay(out, 4)
+    rebuilt(out, 4)
     environment = json.loads((out / "env.json").read_text())
     (teacher,) = environment["teachers"]
     environment["teachers"][teacher] = "0" * 64
     (out / "env.json").write_text(json.dumps(environment))
     with pytest.raises(UserError, match=f"the teacher '{teacher}' is not what it was when .* its weights have changed"):
-        replay.replay(out, 4)
-
-
-@pytest.mark.parametrize("mixer", ["samix", "adautomix"])
-def test_so_are_masks_that_were_learned(server: Server, tmp_path: Path, mixer: str) -> None:
-    out = spied(server, tmp_path, mixer)
-    for step, micro in ((0, 1), (4, 0), (8, 1)):
-        assert_same(replay.replay(out, step, micro), fed(out, step, micro))
+        rebuilt(out, 4)
 
 
 @pytest.mark.parametrize("name", MIXERS)
@@ -172,7 +181,7 @@ def test_a_plan_made_without_the_model_is_that_of_the_step(name: str) -> None:
         if alone is None:
             continue
         planned = step(x, y, np.random.default_rng((0, update))).plan
-        a, b = dict(replay.named("plan", alone)), dict(replay.named("plan", planned))
+        a, b = dict(named("plan", alone)), dict(named("plan", planned))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
 
@@ -198,37 +207,43 @@ def test_a_plan_that_needs_the_model_is_not_guessed() -> None:
 )
 def test_what_the_run_does_not_have_is_one_line(run: Path, step: int, micro: int, says: str) -> None:
     with pytest.raises(UserError) as error:
-        replay.replay(run, step, micro)
+        rebuilt(run, step, micro)
     assert str(error.value) == says
 
 
-def test_a_folder_without_a_run_and_other_data_are_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no recipe.yaml: expected the folder of a run"):
-        replay.replay(tmp_path, 0)
-    shutil.copytree(run, tmp_path / "out")
-    record = json.loads((run / "data.json").read_text())
+def other_images(run: Path) -> str:
+    """What a run on one image less would say of its data."""
+    record: dict[str, Any] = json.loads((run / "data.json").read_text())
     record["splits"]["train"]["images"] = 71
-    (tmp_path / "out/data.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"'train' is not what the run in .* was trained on: .*71.* then, .*72.* now"):
-        replay.replay(tmp_path / "out", 0)
+    return json.dumps(record)
 
 
-def test_damaged_files_of_a_run_are_one_line(run: Path, tmp_path: Path) -> None:
-    for name, text in (("data.json", "{"), ("data.json", "[]"), ("data.json", '{"splits": 3}'), ("env.json", "[")):
-        part = tmp_path / "part"
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        shutil.copy(run / "recipe.yaml", part)
-        (part / name).write_text(text)
-        with pytest.raises(UserError, match=f"{name} is damaged: expected a JSON table"):
-            replay.replay(part, 0)
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("data.json", "{", "data.json is not valid JSON"),
+        ("data.json", "[]", "data.json: expected a table"),
+        ("data.json", '{"splits": 3}', "data.json: splits: expected a table, got 3"),
+        ("env.json", "[", "env.json is not valid JSON"),
+        ("data.json", other_images, "'train' is not what the run in .* was trained on: .*71.* then, .*72.* now"),
+    ],
+)
+def test_damaged_files_of_a_run_and_other_data_are_one_line(
+    run: Path, tmp_path: Path, name: str, text: Any, says: str
+) -> None:
+    with pytest.raises(UserError, match=r"is no run folder: recipe\.yaml is missing"):
+        rebuilt(tmp_path, 0)
+    shutil.copy(run / "recipe.yaml", tmp_path)
+    (tmp_path / name).write_text(text if isinstance(text, str) else text(run))
+    with pytest.raises(UserError, match=says) as error:
+        rebuilt(tmp_path, 0)
+    assert "\n" not in str(error.value)
 
 
 def test_the_text_names_row_class_and_shares(run: Path) -> None:
-    rebuilt = replay.replay(run, 0)
-    lines = str(rebuilt).splitlines()
+    batch = rebuilt(run, 0)
+    lines = str(batch).splitlines()
     assert len(lines) == 8
-    for line, index, target in zip(lines, rebuilt.indices.tolist(), rebuilt.targets, strict=True):
+    for line, index, target in zip(lines, batch.indices.tolist(), batch.targets, strict=True):
         share, k = target.max(0)
-        names = ["blue", "green", "red", "white"]
-        assert line.startswith(f"row {index:>8}  {names[index % 4]}  ->  {share:.3f} {names[k]}")
+        assert line.startswith(f"row {index:>8}  {CLASSES[index % 4]}  ->  {share:.3f} {CLASSES[k]}")

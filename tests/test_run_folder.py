@@ -1,6 +1,7 @@
 """A run folder is a complete record and a model repository, and no run is written over another one."""
 
 import csv
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -18,6 +19,9 @@ from safetensors.torch import load_file
 from mixup_recipes.data import images
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.resolve import load_recipe
+from mixup_recipes.training import backbones  # noqa: F401  timm learns the models that it lacks
+from mixup_recipes.training.folder import check_folder
+from mixup_recipes.typed import UserError
 
 AUTO = ("--resume_from_checkpoint", "auto")
 UPDATE = "mixup_recipes.training.optimisation:set_learning_rates"
@@ -37,6 +41,17 @@ def pixels(tiny_recipe: Path) -> torch.Tensor:
     table = load_splits(recipe).eval
     batch = torch.stack([transform(images.decode(row["image"]["bytes"])) for row in table])
     return images.normalise(batch, recipe, torch.device("cpu"))
+
+
+def logits_of(folder: Path, pixels: torch.Tensor) -> torch.Tensor:
+    """What the exported model says, loaded by timm alone."""
+    with torch.no_grad():
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(pixels)
+
+
+def accuracy(logits: torch.Tensor) -> float:
+    """Top-1 in percent on the evaluation photos, whose classes take turns."""
+    return 100 * (logits.argmax(1) == torch.arange(len(logits)) % 4).float().mean().item()
 
 
 def args(recipe: Path, out: Path, *more: object) -> list[object]:
@@ -61,18 +76,19 @@ def expect_refused(server: Server, start: str, *given: object, **options: Any) -
 # ------------------------------------------------------------------------------------------------ the record
 
 
-def test_the_folder_is_complete(folder: Path) -> None:
+def test_the_folder_is_complete_and_says_what_ran_on_what(folder: Path, tiny_recipe: Path) -> None:
     assert {p.name for p in folder.iterdir()} == {
         ".lock", "README.md", "checkpoints", "config.json", "data.json", "env.json", "eval_results.json", "log.jsonl",
         "model.safetensors", "models", "predictions.safetensors", "recipe.yaml", "runs", "samples", "summary.csv",
     }  # fmt: skip
     assert [p.name for p in checkpoints(folder)] == ["step-00000008", "step-00000012"]
-
-
-def test_the_saved_recipe_is_a_recipe_equal_to_that_of_the_run(folder: Path, tiny_recipe: Path) -> None:
     saved = load_recipe(str(folder / "recipe.yaml"))
     assert saved == load_recipe(str(tiny_recipe), mixer="deit")
     assert saved.name == "tiny" and saved.mixer_args["deit"]["mixup_alpha"] == 0.8
+    record = json.loads((folder / "data.json").read_text())
+    assert record["classes"] == tiny.CLASSES
+    assert {name: split["images"] for name, split in record["splits"].items()} == {"train": 72, "test": 30}
+    assert all(len(split["labels_sha256"]) == 64 for split in record["splits"].values())
 
 
 def test_log_summary_and_results_agree(folder: Path) -> None:
@@ -96,25 +112,12 @@ def test_log_summary_and_results_agree(folder: Path) -> None:
     }
 
 
-def test_every_classifier_is_exported_and_scores_what_the_log_says(
-    folder: Path, tiny_recipe: Path, pixels: torch.Tensor
-) -> None:
+def test_every_classifier_is_exported_and_scores_what_the_log_says(folder: Path, pixels: torch.Tensor) -> None:
     """The average beside the model that is reported, each loadable by timm alone."""
     assert [p.name for p in (folder / "models").iterdir()] == ["ema"]
-    labels = torch.tensor(load_splits(load_recipe(str(tiny_recipe))).eval["label"][:])
     (final,) = [line for line in log(folder) if line["mode"] == "val" and line["epoch"] == 3]
     for place, key in ((folder, "top1"), (folder / "models" / "ema", "ema_top1")):
-        model = timm.create_model(f"local-dir:{place}", pretrained=True).eval()
-        with torch.no_grad():
-            right = model(pixels).argmax(1) == labels
-        assert 100 * right.double().mean().item() == pytest.approx(final[key])
-
-
-def test_the_data_is_recorded(folder: Path) -> None:
-    record = json.loads((folder / "data.json").read_text())
-    assert record["classes"] == tiny.CLASSES
-    assert {name: split["images"] for name, split in record["splits"].items()} == {"train": 72, "test": 30}
-    assert all(len(split["labels_sha256"]) == 64 for split in record["splits"].values())
+        assert accuracy(logits_of(place, pixels)) == pytest.approx(final[key])
 
 
 def test_samples_are_sheets_of_mixed_images(folder: Path) -> None:
@@ -143,19 +146,13 @@ def test_tensorboard_shows_what_the_log_says(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ the model
 
 
-def accuracy(logits: torch.Tensor) -> float:
-    """Top-1 in percent on the evaluation photos, whose classes take turns."""
-    return 100 * (logits.argmax(1) == torch.arange(len(logits)) % 4).float().mean().item()
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # inside transformers
 def test_timm_and_transformers_load_the_model_alike(folder: Path, pixels: torch.Tensor) -> None:
     from transformers import AutoModelForImageClassification
 
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    model, logits = timm.create_model(f"local-dir:{folder}", pretrained=True), logits_of(folder, pixels)
     other = AutoModelForImageClassification.from_pretrained(folder).eval()
     with torch.no_grad():
-        logits = model(pixels)
         torch.testing.assert_close(other(pixels).logits, logits, rtol=0, atol=0)
     exported = json.loads((folder / "eval_results.json").read_text())["exported"]
     assert accuracy(logits) == pytest.approx(exported["top1"])
@@ -163,9 +160,7 @@ def test_timm_and_transformers_load_the_model_alike(folder: Path, pixels: torch.
     assert [other.config.id2label[i] for i in range(4)] == tiny.CLASSES
     assert model.pretrained_cfg["tag"] == "deit_e3"
     assert model.pretrained_cfg["input_size"] == (3, 32, 32) and model.pretrained_cfg["crop_pct"] == 1
-
-
-def test_the_model_does_not_claim_to_be_a_pretrained_one(folder: Path) -> None:
+    # it does not claim to be a pretrained one
     pretrained = timm.get_pretrained_cfg("test_resnet").to_dict()
     ours = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
     for key in ("url", "hf_hub_id", "license", "origin_url", "paper_ids", "tag"):
@@ -173,12 +168,9 @@ def test_the_model_does_not_claim_to_be_a_pretrained_one(folder: Path) -> None:
 
 
 def test_a_model_that_timm_lacks_loads_after_importing_ours(reference: Reference, pixels: torch.Tensor) -> None:
-
     model_args = ("--model", "resnet18_cifar", "--channels_last", "true", "--train_crop", "pad")
     found = reference(*model_args, "--epochs", 1, "--max_train_samples", 16, "--max_eval_samples", 30)
-    with torch.no_grad():
-        logits = timm.create_model(f"local-dir:{found}", pretrained=True).eval()(pixels)
-    assert accuracy(logits) == pytest.approx(log(found)[-1]["top1"])
+    assert accuracy(logits_of(found, pixels)) == pytest.approx(log(found)[-1]["top1"])
 
 
 def test_the_average_is_exported_where_the_recipe_reports_it(reference: Reference) -> None:
@@ -201,8 +193,7 @@ def test_the_best_epoch_is_exported_where_the_protocol_says_so(reference: Refere
     results = json.loads((found / "eval_results.json").read_text())
     assert results["exported"]["epoch"] == results["reported"]["epoch"] == best
     assert results["reported"]["top1"] == scores[best]
-    with torch.no_grad():
-        logits = timm.create_model(f"local-dir:{found}", pretrained=True).eval()(pixels)
+    logits = logits_of(found, pixels)
     assert accuracy(logits) == pytest.approx(scores[best])
     said = load_file(found / "predictions.safetensors")
     assert torch.equal(said["index"], torch.arange(30, dtype=torch.int32))
@@ -226,36 +217,28 @@ def test_the_best_epoch_survives_a_kill(
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(server: Server, folder: Path, tiny_recipe: Path) -> None:
     before = contents(folder)
-    expect_refused(server, f"{folder} already holds a run", *args(tiny_recipe, folder, "--mixer", "deit"))
-    assert contents(folder) == before
-
-
-def test_a_run_is_not_continued_with_another_recipe(server: Server, folder: Path, tiny_recipe: Path) -> None:
-    before = contents(folder)
-    given = args(tiny_recipe, folder, "--mixer", "cutmix", "--lr", 0.1, *AUTO)
-    output = expect_refused(server, f"{folder} holds a run of another recipe", *given)
+    given = args(tiny_recipe, folder, "--mixer", "deit")
+    expect_refused(server, f"{folder} already holds a run", *given)
+    run = server.start(*given, processes=2)
+    statuses = run.wait()
+    assert statuses[0] == 2 and statuses[1] != 0
+    assert f"error: {folder} already holds a run" in run.output()
+    other = args(tiny_recipe, folder, "--mixer", "cutmix", "--lr", 0.1, *AUTO)
+    output = expect_refused(server, f"{folder} holds a run of another recipe", *other)
     assert "lr: 0.05 there, 0.1 now" in output and "mixer: deit there, cutmix now" in output
     assert contents(folder) == before
 
 
 def test_a_folder_of_something_else_is_left_alone(server: Server, tiny_recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "letter.txt").write_text("dear")
-    for resume in ((), AUTO):
-        expect_refused(server, f"{tmp_path} is not empty", *args(tiny_recipe, tmp_path, *resume))
-        assert contents(tmp_path) == {"letter.txt": b"dear"}
-
-
-def test_checkpoints_without_a_run_are_not_written_over(server: Server, tiny_recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "checkpoints/step-00000100").mkdir(parents=True)
-    expect_refused(server, f"{tmp_path} is not empty", *args(tiny_recipe, tmp_path))
-    assert (tmp_path / "checkpoints/step-00000100").exists()
-
-
-def test_an_occupied_folder_stops_all_processes(server: Server, folder: Path, tiny_recipe: Path) -> None:
-    run = server.start(*args(tiny_recipe, folder, "--mixer", "deit"), processes=2)
-    statuses = run.wait()
-    assert statuses[0] == 2 and statuses[1] != 0
-    assert f"error: {folder} already holds a run" in run.output()
+    letter, strange = tmp_path / "letter", tmp_path / "strange"
+    letter.mkdir()
+    (letter / "letter.txt").write_text("dear")
+    (strange / "checkpoints/step-00000100").mkdir(parents=True)
+    for folder, resume in itertools.product((letter, strange, letter / "letter.txt"), (False, True)):
+        with pytest.raises(UserError, match="is not empty and not a run; choose another --output_dir"):
+            check_folder(folder, load_recipe(str(tiny_recipe)), resume)
+    expect_refused(server, f"{letter} is not empty", *args(tiny_recipe, letter, *AUTO))
+    assert contents(tmp_path) == {"letter/letter.txt": b"dear"} and (strange / "checkpoints/step-00000100").exists()
 
 
 def test_a_disk_that_is_too_small_is_found_before_training(server: Server, tiny_recipe: Path, tmp_path: Path) -> None:
@@ -265,21 +248,7 @@ def test_a_disk_that_is_too_small_is_found_before_training(server: Server, tiny_
     finish(server, *given, *AUTO)  # nothing is in the way of the next try
 
 
-@pytest.mark.parametrize("target, call", [("save_file", 5), ("torch.save", 2), ("sync", 10)])
-def test_a_disk_that_fills_up_keeps_earlier_checkpoints(
-    server: Server, reference: Reference, tiny_recipe: Path, tmp_path: Path, target: str, call: int
-) -> None:
-    out = tmp_path / "run"
-    given = args(tiny_recipe, out, "--mixer", "deit")
-    faults = [["no_space", f"mixup_recipes.training.checkpoint:{target}", call]]
-    output = expect_refused(server, f"cannot write checkpoint {out}/checkpoints/step-00000008", *given, faults=faults)
-    assert "No space left on device" in output
-    assert [p.name for p in checkpoints(out)] == ["step-00000004"]
-    finish(server, *given, *AUTO)
-    assert differences(reference("--mixer", "deit"), out) == []
-
-
-def test_a_disk_that_fills_up_elsewhere_is_one_line_too(
+def test_a_disk_that_fills_up_is_one_line_and_the_run_can_go_on(
     server: Server, reference: Reference, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -289,6 +258,12 @@ def test_a_disk_that_fills_up_elsewhere_is_one_line_too(
         more = AUTO if out.exists() else ()
         output = expect_refused(server, f"cannot write {out}", *given, *more, faults=faults)
         assert "No space left on device; make room, then pass --resume_from_checkpoint auto" in output
+    faults = [["no_space", "mixup_recipes.training.checkpoint:torch.save", 2]]
+    output = expect_refused(
+        server, f"cannot write checkpoint {out}/checkpoints/step-00000008", *given, *AUTO, faults=faults
+    )
+    assert "No space left on device" in output
+    assert [p.name for p in checkpoints(out)] == ["step-00000004"]
     finish(server, *given, *AUTO)
     assert differences(reference("--mixer", "deit"), out) == []
 
@@ -301,8 +276,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(server: Server, tiny_recipe: 
 
 
 def test_weights_that_are_not_numbers_push_out_no_checkpoint(server: Server, tiny_recipe: Path, tmp_path: Path) -> None:
-    given = args(tiny_recipe, tmp_path / "run", "--checkpointing_steps", 1)
-    given[given.index("--logging_steps") + 1] = 50
+    given = ["--recipe", tiny_recipe, "--output_dir", tmp_path / "run", "--checkpointing_steps", 1]
     status, output = server.run(*given, faults=[["not_a_number", 14]])
     assert status == 1
     assert "RuntimeError: loss not finite at update 6: no checkpoint is written" in output

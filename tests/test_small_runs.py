@@ -1,18 +1,17 @@
 """Promise: what was trained here is shown from the records, seed by seed, and nothing that has not finished."""
 
 import copy
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import Command, markdown_rows
 
-import mixup_recipes
 from mixup_recipes.benchmark.small_runs import small_runs
 from mixup_recipes.runs import records
 from mixup_recipes.typed import UserError
 
-REAL = records.load()["cifar10_vit_mixup"]
+REAL = records.all_records()["cifar10_vit_mixup"]
 
 
 def record(mixer: str, tops: dict[str, float], **overrides: Any) -> dict[str, Any]:
@@ -36,8 +35,8 @@ FOUND = {
 
 
 def cells(text: str) -> dict[str, list[str]]:
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    return {row[0]: row[1:] for row in rows[2:]}
+    """The rows of a table by mixer."""
+    return {row[0]: row[1:] for row in markdown_rows(text)[1:]}
 
 
 def test_every_mixer_of_the_setting_stands_beside_the_same_seeds_of_the_base() -> None:
@@ -88,22 +87,15 @@ def test_a_mistake_is_one_line(setting: str, against: str, says: str) -> None:
     assert str(caught.value) == says
 
 
-def test_the_command_prints_the_table_of_the_package(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", ["mixup-recipes", "table", "--setting", "cifar10_vit", "--against", "mixup"])
-    with pytest.raises(SystemExit) as end:
-        mixup_recipes.main()
-    assert not end.value.code
-    assert capsys.readouterr().out == small_runs("cifar10_vit", records.load(), "mixup")
-
-
-def test_a_setting_is_no_benchmark(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_the_command_prints_the_table_of_the_package_and_no_setting_is_a_benchmark(console: Command) -> None:
+    setting = ("--setting", "cifar10_vit")
+    shown = small_runs("cifar10_vit", records.all_records(), "mixup")
+    assert console("table", *setting, "--against", "mixup") == (0, shown, "")
     for more, says in {
-        ("--setting", "cifar10_vit", "--format", "latex"): "Markdown and without --benchmark, got latex",
-        ("--setting", "cifar10_vit", "--out", "table.csv"): "Markdown and without --benchmark, got csv",
-        ("--setting", "cifar10_vit", "--benchmark", "deit"): "Markdown and without --benchmark, got deit",
+        (*setting, "--format", "latex"): "Markdown and without --benchmark, got latex",
+        (*setting, "--out", "table.csv"): "Markdown and without --benchmark, got csv",
+        (*setting, "--benchmark", "deit"): "Markdown and without --benchmark, got deit",
         ("--against", "mixup"): "--against mixup needs --setting",
     }.items():
-        monkeypatch.setattr(sys, "argv", ["mixup-recipes", "table", *more])
-        with pytest.raises(SystemExit) as end:
-            mixup_recipes.main()
-        assert end.value.code == 2 and says in capsys.readouterr().err
+        status, _, err = console("table", *more)
+        assert status == 2 and says in err

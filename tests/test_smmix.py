@@ -1,6 +1,7 @@
 """SMMix: squares, pasting and the three losses against loops, and its cost in counted operations."""
 
 import copy
+import functools
 from collections import Counter
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixers import SMMix, Step, build
-from mixers.smmix import divergence, means, smmix, squares
+from mixers.smmix import divergence, means, squares
 from mixers.testing import batch, differences, footprint, global_rngs
 
 LEVEL = 1e-3
@@ -25,28 +26,22 @@ def attention_by_hand(model: nn.Module, x: Tensor, of_class_token: bool = False)
     model.eval()
     seen: list[Tensor] = []
     if hasattr(model, "blocks"):
-        layer = model.blocks[-1].attn
-        hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        looked = layer = model.blocks[-1].attn
     elif hasattr(model, "layers"):
-        layer = model.layers[-1].blocks[-1].attn
-        hook = layer.attn_drop.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        looked = model.layers[-1].blocks[-1].attn.attn_drop
     else:
-        layer = model.stages[-1].layers[-1].attention.self
-        hook = layer.dropout.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        looked = model.stages[-1].layers[-1].attention.self.dropout
+    hook = looked.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
         model(x)
     hook.remove()
     (found,) = seen
     if hasattr(model, "blocks"):
-        maps = []
-        for head in range(layer.num_heads):
-            size = layer.qkv.weight.shape[0] // 3 // layer.num_heads
-            rows = [
-                slice((part * layer.num_heads + head) * size, (part * layer.num_heads + head + 1) * size)
-                for part in (0, 1)
-            ]
-            q, k = (found @ layer.qkv.weight[r].T + layer.qkv.bias[r] for r in rows)
-            maps.append((q @ k.transpose(1, 2) / size**0.5).softmax(2))
+        maps, heads = [], layer.num_heads
+        weights, biases = layer.qkv.weight.chunk(3 * heads), layer.qkv.bias.chunk(3 * heads)
+        for head in range(heads):
+            q, k = (found @ weights[part].T + biases[part] for part in (head, heads + head))
+            maps.append((q @ k.transpose(1, 2) / q.shape[2] ** 0.5).softmax(2))
         found = torch.stack(maps, 1).detach()
     prefix = 0 if hasattr(model, "layers") else 1
     queries = found[:, :, :1] if of_class_token else found[:, :, prefix:]
@@ -59,17 +54,14 @@ def slow_square(attention: Tensor, side: int, sign: int) -> tuple[int, int]:
     """First cell of the square with the largest sum times ``sign``."""
     height, width = attention.shape
     sums = {}
-    for top in range(height - side + 1):
-        for left in range(width - side + 1):
-            cells = [attention[top + i, left + j].item() for i in range(side) for j in range(side)]
-            sums[top, left] = sign * sum(cells)
+    for top, left in np.ndindex(height - side + 1, width - side + 1):
+        sums[top, left] = sign * sum(attention[top + i, left + j].item() for i, j in np.ndindex(side, side))
     return max(sums, key=lambda at: sums[at])
 
 
 def grids(count: int, height: int, width: int, seed: int = 0) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).dirichlet(np.ones(height * width), count)).view(
-        -1, height, width
-    )
+    shares = np.random.default_rng(seed).dirichlet(np.ones(height * width), count)
+    return torch.from_numpy(shares).view(-1, height, width)
 
 
 @pytest.mark.parametrize(
@@ -96,15 +88,12 @@ def test_the_partners_most_attended_square_lies_over_the_least_attended_one(heig
         assert side**2 == area
         for n in range(5):
             expected, mask = x[n].clone(), torch.ones(x.shape[2:])
-            (top, left), (above, before) = (
-                slow_square(attention[n], side, -1),
-                slow_square(attention[index[n]], side, 1),
-            )
-            for row in range(side * pixels):
-                for column in range(side * pixels):
-                    there = x[index[n], :, above * pixels + row, before * pixels + column]
-                    expected[:, top * pixels + row, left * pixels + column] = there
-                    mask[top * pixels + row, left * pixels + column] = 0
+            top, left = slow_square(attention[n], side, -1)
+            above, before = slow_square(attention[index[n]], side, 1)
+            for row, column in np.ndindex(side * pixels, side * pixels):
+                there = x[index[n], :, above * pixels + row, before * pixels + column]
+                expected[:, top * pixels + row, left * pixels + column] = there
+                mask[top * pixels + row, left * pixels + column] = 0
             assert torch.equal(mixed[n], expected) and torch.equal(plan["mask"][n, 0], mask)
             lam = 1 - side**2 / (height * width)
             assert plan["lam"][n].item() == pytest.approx(lam) == pytest.approx(mask.mean().item())
@@ -204,7 +193,7 @@ def test_a_step_is_its_three_losses_and_their_gradients(name: str) -> None:
 
 
 def test_the_head_for_tokens_is_trained_in_one_branch_touched_in_the_other_and_not_exported(transformer) -> None:
-    step = Step(transformer, smmix(), CRITERION)
+    step = Step(transformer, build("smmix"), CRITERION)
     x, y = batch()
     seen = set()
     for i in range(6):
@@ -223,9 +212,8 @@ def test_the_head_for_tokens_is_trained_in_one_branch_touched_in_the_other_and_n
     assert set(group) == {"params"} and len(group["params"]) == 2
 
 
-@pytest.mark.parametrize("mixer", ["smm", "token"])
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "pvt_tiny", "swin_tiny_patch4_window7_224"])
-def test_a_step_looks_at_the_clean_images_in_evaluation_mode_without_gradient(mixer: str, name: str) -> None:
+def test_a_step_looks_at_the_clean_images_in_evaluation_mode_without_gradient(name: str) -> None:
     model = backbone(name).train()
     x, y = photos()
     passes: list[tuple] = []
@@ -234,7 +222,7 @@ def test_a_step_looks_at_the_clean_images_in_evaluation_mode_without_gradient(mi
         modes = {module.training for module in model.modules()}
         passes.append((modes, output.requires_grad, args[0].clone()))
 
-    step = Step(model, build(mixer), CRITERION)
+    step = Step(model, SMMix(), CRITERION)
     hook = model.register_forward_hook(keep)
     out = step(x, y, np.random.default_rng(12))
     hook.remove()
@@ -243,39 +231,34 @@ def test_a_step_looks_at_the_clean_images_in_evaluation_mode_without_gradient(mi
     assert torch.equal(images, x) and torch.equal(mixed, step.mixer.mix(x, y, **out.plan)[0])
 
 
-def test_the_look_without_gradient_costs_no_gradient_under_autocast(transformer) -> None:
+def test_the_look_costs_no_gradient_under_autocast_and_one_image_of_one_token_trains(transformer) -> None:
     x, y = batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):  # its cache of weights in bfloat16 outlives the look
         out = Step(transformer, SMMix(), CRITERION)(x, y, np.random.default_rng(9))
     out.loss.backward()
     assert all(p.grad is not None and p.grad.any() for name, p in transformer.named_parameters() if p.ndim > 1)
     assert out.logs["consistency"].dtype == torch.float32
-
-
-def test_one_image_of_one_token_is_replaced_by_its_partner_which_it_is(transformer) -> None:
     x, y = batch(1, 8, 8)
     out = Step(transformer, SMMix(), CRITERION)(x, y, np.random.default_rng(10))
     assert torch.isfinite(out.loss) and out.plan["lam"].tolist() == [0.0]
-    assert torch.equal(SMMix().mix(x, y, **out.plan)[0], x)
+    assert torch.equal(SMMix().mix(x, y, **out.plan)[0], x)  # it is its own partner
 
 
-def test_models_without_what_it_takes_are_refused(model, transformer) -> None:
+def test_models_and_images_without_what_it_takes_are_refused(model, transformer) -> None:
+    x, y = torch.zeros(2, 3, 30, 32), torch.eye(2)
+    with pytest.raises(ValueError, match="multiples of those of the token grid, got 30 x 32 pixels, 4 x 4 tokens"):
+        SMMix().plan(x, y, np.random.default_rng(11), grids(2, 4, 4))
     with pytest.raises(ValueError, match=r"ResNet has no attention .* deit_small_patch16_224"):
-        Step(model, smmix(), CRITERION)
+        Step(model, build("smmix"), CRITERION)
     transformer.reset_classifier(0)
     with pytest.raises(ValueError, match=r"one linear classifier .* VisionTransformer lacks; .* swin_tiny"):
         Step(transformer, SMMix(), CRITERION)
 
 
-def test_images_that_the_token_grid_does_not_divide_are_refused() -> None:
-    x, y = torch.zeros(2, 3, 30, 32), torch.eye(2)
-    with pytest.raises(ValueError, match="multiples of those of the token grid, got 30 x 32 pixels, 4 x 4 tokens"):
-        SMMix().plan(x, y, np.random.default_rng(11), grids(2, 4, 4))
-
-
 # ------------------------------------------------------------------------------------------------ cost
 
 
+@functools.cache
 def operations(mixer: str, size: int = 224) -> int:
     """Counted floating-point operations of a forward and backward pass of DeiT-S on 2 images."""
     with torch.device("meta"):
@@ -298,19 +281,8 @@ def test_a_step_costs_a_third_more_and_half_of_that_is_expected(mixer: str) -> N
 
 
 def test_two_processes_train_like_one_that_accumulates_twice(reference: Reference) -> None:
-    fixed = (
-        "--mixer",
-        "smmix",
-        "--model",
-        "test_vit",
-        "--per_device_train_batch_size",
-        4,
-        "--epochs",
-        1,
-        "--warmup_epochs",
-        0,
-    )
-    one, two = (
-        [line["loss"] for line in log(reference(*fixed, processes=n)) if line["mode"] == "train"] for n in (1, 2)
-    )
+    fixed = ("--mixer", "smmix", "--model", "test_vit", "--per_device_train_batch_size", 4, "--epochs", 1,
+             "--warmup_epochs", 0)  # fmt: skip
+    runs = [log(reference(*fixed, processes=n)) for n in (1, 2)]
+    one, two = ([line["loss"] for line in run if line["mode"] == "train"] for run in runs)
     assert one == pytest.approx(two, rel=1e-5) and one

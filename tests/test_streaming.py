@@ -31,11 +31,16 @@ LENGTHS = (9, 3, 12, 6, 10)  # images of each file: 40
 pytestmark = pytest.mark.slow  # whole clients and runs against a server: minutes
 
 
-def grey(level: int) -> bytes:
-    """A PNG of one grey, which says which image it is."""
+def png(pixels: np.ndarray) -> bytes:
+    """A PNG of uint8 pixels (H, W) or (H, W, 3)."""
     buffer = io.BytesIO()
-    Image.new("L", (4, 4), level).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def grey(level: int) -> bytes:
+    """One grey, which says which image it is."""
+    return png(np.full((4, 4), level, dtype=np.uint8))
 
 
 def open_stream(folder: Path, **changed: bytes) -> tuple[datasets.IterableDataset, datasets.Dataset]:
@@ -129,12 +134,6 @@ def test_a_run_resumed_between_epochs_reads_the_same_and_within_one_as_much(tmp_
 
 def test_augmentation_depends_on_image_and_epoch_alone(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), dtype=np.uint8)
-
-    def png(pixels: np.ndarray) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG")
-        return buffer.getvalue()
-
     stream, _ = open_stream(tmp_path, **{f"i{n}": png(pixels) for n, pixels in enumerate(noise)})
     r = recipe(scale=(0.2, 1.0), hflip=0.5, aa="rand-m9-mstd0.5-inc1")
 
@@ -216,7 +215,7 @@ def test_a_bad_image_stops_or_is_counted(tmp_path: Path) -> None:
     assert evaluated[7] == evaluated[8] == (0, 1)
 
 
-def test_what_a_stream_cannot_do_is_refused(tmp_path: Path) -> None:
+def test_what_a_stream_cannot_do_is_refused_and_one_that_breaks_is_one_line(tmp_path: Path) -> None:
     stream, _ = open_stream(tmp_path)
     with pytest.raises(UserError, match="a split has 5 files, fewer than the 8 processes that read it"):
         batches(stream, recipe(per_device_train_batch_size=1), world=8)
@@ -228,9 +227,6 @@ def test_what_a_stream_cannot_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"streaming is for datasets of the Hub, and .* is on this machine"):
         load_splits(load_recipe("r18_100e_mixup", streaming=True, dataset=str(tmp_path)))
 
-
-def test_a_stream_that_breaks_is_one_line(tmp_path: Path) -> None:
-    stream, _ = open_stream(tmp_path)
     (tmp_path / "train-3.parquet").unlink()
     with pytest.raises(RankError, match=r"cannot go on reading dataset .*; later, continue with --resume") as caught:
         batches(stream, recipe())

@@ -12,7 +12,7 @@ from timm.models import create_model, save_for_hf
 from torch import Tensor, nn
 
 from mixers import Step, SuperMix
-from mixers.supermix import masks, smoothed
+from mixers.supermix import masks
 from mixers.testing import batch, rng_of, tiny_step
 
 LEVEL = 1e-3
@@ -28,13 +28,11 @@ def slow_smooth(g: np.ndarray, sigma: float) -> np.ndarray:
     half = int(5 * sigma) // 2
     kernel = [math.exp(-(i**2) / (2 * sigma**2)) for i in range(-half, half + 1)]
     kernel = [k / sum(kernel) for k in kernel]
-    result = np.zeros_like(g)
-    for r in range(g.shape[0]):
-        for c in range(g.shape[1]):
-            for i, a in enumerate(kernel):
-                for j, b in enumerate(kernel):
-                    if 0 <= r + i - half < g.shape[0] and 0 <= c + j - half < g.shape[1]:
-                        result[r, c] += a * b * g[r + i - half, c + j - half]
+    result, (rows, columns) = np.zeros_like(g), g.shape
+    for r, c, i, j in np.ndindex(rows, columns, len(kernel), len(kernel)):
+        row, column = r + i - half, c + j - half
+        if 0 <= row < rows and 0 <= column < columns:
+            result[r, c] += kernel[i] * kernel[j] * g[row, column]
     return result
 
 
@@ -88,24 +86,15 @@ def test_the_masks_are_those_of_the_search_of_each_sample_alone(args: dict) -> N
             torch.testing.assert_close(plan["mask"][i, 0], slow_search.found, atol=1e-6, rtol=1e-4)
 
 
-def test_without_a_step_images_are_mixed_half_and_half() -> None:
+def test_masks_are_halves_before_a_step_and_finite_for_huge_logits_and_pixels() -> None:
     assert torch.equal(masks(torch.zeros(2, 2, 4, 4), torch.zeros(2, 3, 8, 8)), torch.full((2, 1, 8, 8), 0.5))
-
-
-def test_masks_of_huge_logits_stay_finite() -> None:
     logits = torch.full((1, 2, 2, 2), -1e6)
     logits[0, 0, 0, 0] = -1e3
     found = masks(logits, torch.zeros(1, 3, 2, 2))
     assert found.flatten().tolist() == [1.0, 0.5, 0.5, 0.5]
-
-
-def test_smoothing_keeps_the_sum_inside_and_shifts_nothing() -> None:
-    for sigma in (1.0, 2.0):
-        point = torch.zeros(1, 1, 15, 15, dtype=torch.float64)
-        point[0, 0, 7, 7] = 1
-        found = smoothed(point, sigma)[0, 0]
-        assert found.sum().item() == pytest.approx(1)
-        assert torch.equal(found, found.flip(0)) and torch.equal(found, found.T)
+    step, (x, y) = tiny_step(SuperMix), batch()
+    mask = step.mixer.plan(torch.full_like(x, 1e30), y, rng_of(0), step.model)["mask"]
+    assert ((mask >= 0) & (mask <= 1)).all()  # not a number is neither
 
 
 def test_the_search_finds_where_each_class_is() -> None:
@@ -141,25 +130,12 @@ def test_a_teacher_from_a_folder_is_asked_instead_of_the_model(tmp_path) -> None
     assert not [k for k in step.state_dict() if k.startswith("mixer")]
 
 
-def test_a_teacher_of_other_classes_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"'resnet34.tv_in1k' knows 1000 classes, expected 5: take one that was trained"
-    ):
-        Step(create_model("test_resnet", num_classes=5), SuperMix(teacher="resnet34.tv_in1k"), nn.CrossEntropyLoss())
-
-
-@pytest.mark.parametrize("value", [0.0, math.nan, 1e30])
-def test_constant_and_broken_images_give_masks_that_are_numbers(value: float) -> None:
-    step, (x, y) = tiny_step(SuperMix), batch()
-    mask = step.mixer.plan(torch.full_like(x, value), y, rng_of(0), step.model)["mask"]
-    assert mask.isfinite().all() and ((mask >= 0) & (mask <= 1)).all()
-
-
-def test_a_plan_is_the_same_where_gradients_are_off() -> None:
-    step, (x, y) = tiny_step(SuperMix), batch()
-    expected = step.mixer.plan(x, y, rng_of(0), step.model)["mask"]
-    with torch.no_grad():
-        assert torch.equal(step.mixer.plan(x, y, rng_of(0), step.model)["mask"], expected)
+def test_a_teacher_of_other_classes_and_a_plan_before_it_is_loaded_are_refused() -> None:
+    mixer = SuperMix(teacher="resnet34.tv_in1k")
+    with pytest.raises(ValueError, match=r"no teacher yet: setup\(model\) loads it"):
+        mixer.plan(*batch(), rng_of(0), nn.Identity())
+    with pytest.raises(ValueError, match=r"'resnet34.tv_in1k' knows 1000 classes, expected 5: take one that was train"):
+        Step(create_model("test_resnet", num_classes=5), mixer, nn.CrossEntropyLoss())
 
 
 def test_one_class_in_all_leaves_the_images_as_they_are() -> None:
@@ -168,17 +144,13 @@ def test_one_class_in_all_leaves_the_images_as_they_are() -> None:
     assert torch.equal(step.mixer.mix(x, y, **step(x, y, rng_of(0)).plan)[0], x)
 
 
-def test_masks_under_autocast_are_close_to_those_in_full_precision() -> None:
+def test_masks_are_the_same_where_gradients_are_off_and_close_under_autocast() -> None:
     step, (x, y) = tiny_step(lambda: SuperMix(steps=1)), batch(4, 64, 64)
     expected = step.mixer.plan(x, y, rng_of(0), step.model)["mask"]
+    with torch.no_grad():
+        assert torch.equal(step.mixer.plan(x, y, rng_of(0), step.model)["mask"], expected)
     for dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", dtype=dtype):
             found = step.mixer.plan(x, y, rng_of(0), step.model)["mask"]
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
-
-
-def test_a_plan_before_the_teacher_is_loaded_says_what_to_do() -> None:
-    x, y = batch()
-    with pytest.raises(ValueError, match=r"no teacher yet: setup\(model\) loads it"):
-        SuperMix(teacher="anything").plan(x, y, np.random.default_rng(0), nn.Identity())

@@ -19,12 +19,16 @@ import pytest
 import yaml
 from tiny import ROOT, environment
 
-import mixup_recipes
-from mixup_recipes import flags as cli
-from mixup_recipes.pages import report
+from mixup_recipes import cli, flags
+from mixup_recipes.pages.report import runs_table
+from mixup_recipes.pages.seeds import seeds_table
+from mixup_recipes.pages.sweep import sweep
 from mixup_recipes.recipe import Recipe, schema, to_yaml
 from mixup_recipes.resolve import load_recipe, resolve
-from mixup_recipes.runs import seeds, sweep
+from mixup_recipes.runs import sweep_runs
+from mixup_recipes.runs.run import Run
+from mixup_recipes.runs.sweep import Planned, Sweep, plan, read_sweep
+from mixup_recipes.runs.sweep import to_yaml as sweep_to_yaml
 from mixup_recipes.training.job import Job
 from mixup_recipes.typed import UserError
 
@@ -86,18 +90,30 @@ class Stub:
         self.base = {"recipes": ["quickstart_vanilla", "quickstart_cutmix"], "launcher": self.launcher}
         self.base |= {"output_dir": str(self.out), "set": ["epochs=2"]}
 
-    def runs(self, **given: Any) -> list[sweep.Run]:
+    def runs(self, **given: Any) -> list[Planned]:
         """The runs; their recipes lie ready for the stub."""
-        runs = sweep.plan(sweep.read(None, self.base | given))
+        runs = plan(read_sweep(None, self.base | given))
         for run in runs:
             (self.folder / f"{run.name}.yaml").write_text(to_yaml(run.recipe))
         return runs
 
-    def __call__(self, what: dict[str, str] | None = None, **given: Any) -> int:
-        """Run the sweep."""
-        self.runs(**given)
-        (self.folder / "what.json").write_text(json.dumps(what or {}))
-        return sweep.sweep(None, self.base | given)
+    def __call__(self, what: dict[str, str] | None = None, tables: bool = False, **given: Any) -> int:
+        """Run the sweep, with the tables and plots at its end or without."""
+        runs = self.runs(**given)
+        self.tell(what or {})
+        if tables:
+            return sweep(None, self.base | given)
+        self.out.mkdir(exist_ok=True)
+        return sweep_runs.run_all(runs)
+
+    def tell(self, what: dict[str, str]) -> None:
+        """What the stub is to do, by the name of the run."""
+        (self.folder / "what.json").write_text(json.dumps(what))
+
+    def signalled(self, number: int, file: str = "waiting") -> threading.Thread:
+        """Send this process a signal once the stub has made a file."""
+        main = threading.main_thread().ident
+        return soon((self.folder / file).exists, lambda: signal.pthread_kill(main, number))
 
     def calls(self) -> list[list[str]]:
         """The arguments of every start of the stub, the script's path first."""
@@ -134,20 +150,14 @@ def soon(condition: Callable[[], bool], action: Callable[[], object]) -> threadi
 
 def test_every_recipe_value_and_seed_makes_a_run_and_seeds_come_last_to_change(stub: Stub) -> None:
     runs = stub.runs(seeds=["0", "3"], grid=["lr=0.1,0.20"], set=["epochs=2"])
-    assert [run.name for run in runs] == [
-        f"quickstart_{mixer}-lr{lr}-seed{seed}"
-        for seed in (0, 3)
-        for mixer in ("vanilla", "cutmix")
-        for lr in (0.1, 0.2)
-    ]
-    assert [(r.recipe.seed, r.recipe.mixer, r.recipe.lr, r.recipe.epochs) for r in runs] == [
-        (seed, mixer, lr, 2) for seed in (0, 3) for mixer in ("vanilla", "cutmix") for lr in (0.1, 0.2)
-    ]
+    expected = [(seed, mixer, lr, 2) for seed in (0, 3) for mixer in ("vanilla", "cutmix") for lr in (0.1, 0.2)]
+    assert [(r.recipe.seed, r.recipe.mixer, r.recipe.lr, r.recipe.epochs) for r in runs] == expected
+    assert [r.name for r in runs] == [f"quickstart_{mixer}-lr{lr}-seed{seed}" for seed, mixer, lr, _ in expected]
     script, *args = runs[-1].command[2:]
     assert Path(script) == ROOT / "train_mixup.py"
     name = "quickstart_cutmix-lr0.2-seed3"
-    expected = ["--recipe", "quickstart_cutmix", "--seed", "3", "--output_dir", f"{stub.out}/{name}"]
-    assert args == [*expected, "--resume_from_checkpoint", "auto", "--epochs=2", "--lr=0.2"]
+    folder = ["--recipe", "quickstart_cutmix", "--seed", "3", "--output_dir", f"{stub.out}/{name}"]
+    assert args == [*folder, "--resume_from_checkpoint", "auto", "--epochs=2", "--lr=0.2"]
 
 
 @pytest.mark.parametrize(
@@ -163,39 +173,31 @@ def test_every_recipe_value_and_seed_makes_a_run_and_seeds_come_last_to_change(s
 def test_each_command_line_says_what_was_asked_for(overrides: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text(yaml.safe_dump({"recipes": ["quickstart_cutmix"], "overrides": overrides}))
-    (run,) = sweep.plan(sweep.read(file, {}))
-    given = cli.parse(run.command[2:], "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
+    (run,) = plan(read_sweep(file, {}))
+    given = flags.parse(run.command[2:], "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
     fields = {k: v for k, v in overrides.items() if k in schema(Recipe)}
     own = {k[6:]: v for k, v in overrides.items() if k.startswith("mixer.")}
     expected = load_recipe("quickstart_cutmix", **fields, mixer_args=own)
     assert resolve("quickstart_cutmix", given["Recipe fields"])[0] == expected == run.recipe
-    job = cli.fill(Job, given["Run"])
-    assert {k: getattr(job, k) for k in overrides if k in schema(Job)} == {
-        k: v for k, v in overrides.items() if k in schema(Job)
-    }
+    job = flags.fill(Job, given["Run"])
+    assert all(getattr(job, k) == v for k, v in overrides.items() if k in schema(Job))
     assert (job.recipe, job.output_dir) == ("quickstart_cutmix", "runs/sweep/quickstart_cutmix-seed0")
 
 
 def test_flags_replace_and_extend_what_a_file_says_and_the_record_of_a_sweep_is_a_sweep_file(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text("recipes: [quickstart_mixup]\nseeds: [0, 1]\noverrides: {epochs: 20, lr: 0.1}\noutput_dir: a b\n")
-    asked = sweep.read(file, {"seeds": ["5"], "set": ["epochs=3", "clip-grad=none"], "grid": ["mixer.alpha=0.2,1"]})
-    assert asked == sweep.Sweep(
-        recipes=["quickstart_mixup"],
-        seeds=[5],
-        overrides={"epochs": 3, "lr": 0.1, "clip_grad": "none"},
-        grid={"mixer.alpha": [0.2, 1]},
-        launcher=None,
-        output_dir="a b",
-    )
-    file.write_text(sweep.to_yaml(asked))
-    assert sweep.read(file, {}) == asked
+    asked = read_sweep(file, {"seeds": ["5"], "set": ["epochs=3", "clip-grad=none"], "grid": ["mixer.alpha=0.2,1"]})
+    overrides, grid = {"epochs": 3, "lr": 0.1, "clip_grad": "none"}, {"mixer.alpha": [0.2, 1]}
+    assert asked == Sweep(["quickstart_mixup"], [5], overrides, grid, launcher=None, output_dir="a b")
+    file.write_text(sweep_to_yaml(asked))
+    assert read_sweep(file, {}) == asked
 
 
 def test_the_command_line_reaches_the_sweep(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["sweep", "--recipes", "quickstart_mixup", "quickstart_cutmix", "--seeds", "1", "2", "--set", "epochs=2"]
     argv += ["--launcher", stub.launcher, "--output_dir", str(stub.out), "--grid", "lr=0.1", "--dry_run"]
-    assert mixup_recipes.app(argv) == 0
+    assert cli.app(argv) == 0
     assert len(re.findall(r"^new  .*--epochs=2 --lr=0.1$", capsys.readouterr().out, re.M)) == 4
 
 
@@ -210,92 +212,68 @@ def test_the_command_line_reaches_the_sweep(stub: Stub, capsys: pytest.CaptureFi
         ("recipes: quickstart_mixup", "recipes: expected a list, got 'quickstart_mixup'"),
         ("recipes: [quickstart_mixup, quickstart_cutmx]", "unknown mixer 'cutmx'; did you mean 'cutmix'"),
         ("recipes: [quikstart_mixup]", "unknown recipe 'quikstart_mixup'.*did you mean 'quickstart_mixup'"),
-        ("recipes: [quickstart_mixup]\nseeds: [one]", "seeds: expected an integer at least 0, got 'one'"),
-        ("recipes: [quickstart_mixup]\nseeds: [-1]", "seeds: expected an integer at least 0, got -1"),
-        ("recipes: [quickstart_mixup]\nseeds: []", r"seeds: expected a list, got \[\]"),
-        ("recipes: [quickstart_mixup]\nseeds: [1, 1]", "two runs would share the folder .*quickstart_mixup-seed1"),
-        ("recipes: [quickstart_mixup]\noverrides: {epoch: 2}", "unknown field 'epoch'; did you mean 'epochs'"),
-        ("recipes: [quickstart_mixup]\noverrides: {epochs: two}", "quickstart_mixup: .*epochs: expected an integer"),
-        ("recipes: [quickstart_mixup]\noverrides: [epochs]", "overrides: expected a table"),
-        ("recipes: [quickstart_mixup]\noverrides: {seed: 2}", "'seed' cannot stand here; write it under seeds"),
-        (
-            "recipes: [quickstart_mixup]\noverrides: {output_dir: x}",
-            "'output_dir' cannot .*; the sweep sets it",
-        ),
-        ("recipes: [quickstart_mixup]\noverrides: {save_total_limit: 0}", "save_total_limit: expected an integer"),
-        ("recipes: [quickstart_mixup]\noverrides: {mixer.alhpa: 2}", "no argument 'alhpa'; did you mean 'alpha'"),
-        ("recipes: [quickstart_mixup]\ngrid: {lrs: [1]}", "grid: unknown field 'lrs'; did you mean 'lr'"),
-        ("recipes: [quickstart_mixup]\ngrid: {lr: 0.1}", "grid: lr: expected a list, got 0.1"),
-        ("recipes: [quickstart_mixup]\ngrid: {lr: [0.1, -1]}", "lr: expected a number above 0, got -1"),
-        ("recipes: [quickstart_mixup]\ngrid: {lr: [0.1, '1e-1']}", "share the folder .*-lr0.1-seed0"),
-        ("recipes: [quickstart_mixup]\ngrid: {report_to: [none]}", "grid: unknown field 'report_to'"),
-        ("recipes: [quickstart_mixup]\noverrides: {lr: 1}\ngrid: {lr: [2]}", "lr is both in overrides and in grid"),
-        ("recipes: [quickstart_mixup]\nlauncher: acelerate launch", "no such executable in PATH: 'acelerate'"),
-        ("recipes: [quickstart_mixup]\nlauncher: ' '", "no such executable"),
+        ("+ seeds: [one]", "seeds: expected an integer at least 0, got 'one'"),
+        ("+ seeds: [-1]", "seeds: expected an integer at least 0, got -1"),
+        ("+ seeds: []", r"seeds: expected a list, got \[\]"),
+        ("+ seeds: [1, 1]", "two runs would share the folder .*quickstart_mixup-seed1"),
+        ("+ overrides: {epoch: 2}", "unknown field 'epoch'; did you mean 'epochs'"),
+        ("+ overrides: {epochs: two}", "quickstart_mixup: .*epochs: expected an integer"),
+        ("+ overrides: [epochs]", "overrides: expected a table"),
+        ("+ overrides: {seed: 2}", "'seed' cannot stand here; write it under seeds"),
+        ("+ overrides: {output_dir: x}", "'output_dir' cannot .*; the sweep sets it"),
+        ("+ overrides: {save_total_limit: 0}", "save_total_limit: expected an integer"),
+        ("+ overrides: {mixer.alhpa: 2}", "no argument 'alhpa'; did you mean 'alpha'"),
+        ("+ grid: {lrs: [1]}", "grid: unknown field 'lrs'; did you mean 'lr'"),
+        ("+ grid: {lr: 0.1}", "grid: lr: expected a list, got 0.1"),
+        ("+ grid: {lr: [0.1, -1]}", "lr: expected a number above 0, got -1"),
+        ("+ grid: {lr: [0.1, '1e-1']}", "share the folder .*-lr0.1-seed0"),
+        ("+ grid: {report_to: [none]}", "grid: unknown field 'report_to'"),
+        ("+ overrides: {lr: 1}\ngrid: {lr: [2]}", "lr is both in overrides and in grid"),
+        ("+ launcher: acelerate launch", "no such executable in PATH: 'acelerate'"),
+        ("+ launcher: ' '", "no such executable"),
         ("- quickstart_mixup", "a sweep file must be a table of names and values, got list"),
         ("recipes: [", "not valid YAML"),
-        ("recipes: [quickstart_mixup]\nrecipes: [a]", "key 'recipes' is given twice in line 2"),
-        ("recipes: [quickstart_mixup]\nlauncher: torchrun 'x", 'launcher "torchrun \'x": No closing quotation'),
+        ("+ recipes: [a]", "key 'recipes' is given twice in line 2"),
+        ("+ launcher: torchrun 'x", 'launcher "torchrun \'x": No closing quotation'),
         ('recipes: ["a\\0.yaml"]', r"recipes: expected text, got 'a\\x00.yaml'"),
-        ('recipes: [quickstart_mixup]\nlauncher: "a\\0b"', r"launcher: expected text or none, got 'a\\x00b'"),
+        ('+ launcher: "a\\0b"', r"launcher: expected text or none, got 'a\\x00b'"),
         (
-            f"recipes: [quickstart_mixup]\ngrid: {{dataset: [{'x' * 250}]}}",
+            f"+ grid: {{dataset: [{'x' * 250}]}}",
             r"the folder name quickstart_mixup-datasetx+\.\.\. has 280 letters, at most 244 fit",
         ),
-        ("recipes: [quickstart_mixup]\noverrides: {model: resnet10x}", "quickstart_mixup: unknown model 'resnet10x'"),
-        ("recipes: [quickstart_mixup]\noverrides: {opt: adamww}", "unknown optimiser 'adamww'; did you mean 'adamw'"),
-        ("recipes: [quickstart_mixup]\noverrides: {aa: rond-m9}", "aa: expected a RandAugment policy .*got 'rond-m9'"),
-        ("recipes: [quickstart_mixup]\noverrides: {lr: 2020-13-45}", "lr: expected a number above 0, got '2020-13-45'"),
+        ("+ overrides: {model: resnet10x}", "quickstart_mixup: unknown model 'resnet10x'"),
+        ("+ overrides: {opt: adamww}", "unknown optimiser 'adamww'; did you mean 'adamw'"),
+        ("+ overrides: {aa: rond-m9}", "aa: expected a RandAugment policy .*got 'rond-m9'"),
+        ("+ overrides: {lr: 2020-13-45}", "lr: expected a number above 0, got '2020-13-45'"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(content: str, message: str, tmp_path: Path) -> None:
     file, out = tmp_path / "s.yaml", tmp_path / "out"
-    file.write_text(content)
+    file.write_text(content.replace("+ ", "recipes: [quickstart_mixup]\n"))
     with pytest.raises(UserError, match=message) as caught:
-        sweep.sweep(file, {"output_dir": str(out)})
+        sweep(file, {"output_dir": str(out)})
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("value", ["2020-13-45", "9" * 5000, "&a [*a]", "{a: 1, a: 2}", "[" * 3000, "[a", "\0"])
 def test_a_flag_that_is_no_value_is_one_line(value: str, tmp_path: Path) -> None:
+    given = {"recipes": ["quickstart_mixup"], "set": [f"lr={value}"], "output_dir": str(tmp_path / "out")}
     with pytest.raises(UserError, match=r"command line: (lr|.*lr): ") as caught:
-        sweep.sweep(
-            None, {"recipes": ["quickstart_mixup"], "set": [f"lr={value}"], "output_dir": str(tmp_path / "out")}
-        )
+        sweep(None, given)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_an_output_that_is_a_folder_is_one_line(stub: Stub) -> None:
     (stub.out / "output-quickstart_vanilla-seed0.txt").mkdir(parents=True)
     with pytest.raises(UserError, match=r"cannot read .*output-quickstart_vanilla-seed0.txt: Is a directory"):
-        sweep.sweep(None, stub.base, dry_run=True)
-
-
-def test_a_dry_run_opens_nothing_for_writing_and_sees_who_runs(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert stub() == 0
-    (stub.out / "quickstart_cutmix-seed0/summary.csv").write_bytes(b"\xff\xfe\x00")
-    first = stub.out / "output-quickstart_vanilla-seed0.txt"
-    capsys.readouterr()
-
-    def read_only(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
-        assert not set(mode) & set("wax+"), f"{path} is opened for writing"
-        return opened(path, mode, *args, **options)
-
-    opened = Path.open
-    with first.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        monkeypatch.setattr(Path, "open", read_only)
-        assert sweep.sweep(None, stub.base, dry_run=True) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["running", "resumable"]
+        sweep(None, stub.base, dry_run=True)
 
 
 def test_runs_that_were_not_asked_for_this_time_are_named(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
-    assert stub(seeds=[0, 1]) == 0
+    assert stub(seeds=[0, 1], tables=True) == 0
     assert "not of this sweep" not in capsys.readouterr().out
-    assert stub(seeds=[0]) == 0
+    assert stub(seeds=[0], tables=True) == 0
     says = f"also in {stub.out}, but not of this sweep: quickstart_cutmix-seed1, quickstart_vanilla-seed1\n"
     assert says in capsys.readouterr().out
 
@@ -304,20 +282,32 @@ def test_a_folder_with_another_recipe_is_refused_before_the_first_run_starts(stu
     assert stub(recipes=["quickstart_cutmix"]) == 0
     before = stub.calls()
     with pytest.raises(UserError, match="another recipe: epochs: 2 there, 3 now"):
-        stub(set=["epochs=3"])  # vanilla comes first and has no folder yet
+        stub(set=["epochs=3"], tables=True)  # vanilla comes first and has no folder yet
     assert stub.calls() == before and not (stub.out / "quickstart_vanilla-seed0").exists()
 
 
-def test_a_dry_run_says_what_each_run_is_and_writes_nothing(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
-    names = [run.name for run in stub.runs(seeds=[0, 1])]
-    stub({names[1]: "1"})
-    stub({names[2]: "finish"}, recipes=["quickstart_vanilla"], seeds=[1])
+def test_a_dry_run_says_what_each_run_is_and_opens_nothing_for_writing(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = stub.runs(seeds=[0, 1, 2])
+    assert stub({runs[1].name: "1"}, seeds=[0, 1]) == 1
+    (runs[2].folder / "summary.csv").write_bytes(b"\xff\xfe\x00")
     before = {p: p.read_bytes() for p in stub.out.rglob("*") if p.is_file()}
     capsys.readouterr()
-    assert sweep.sweep(None, stub.base | {"seeds": [0, 1]}, dry_run=True) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["finished", "resumable", "finished", "new"]
-    assert [line.split(maxsplit=1)[1] for line in lines] == [shlex.join(r.command) for r in stub.runs(seeds=[0, 1])]
+
+    def read_only(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        assert not set(mode) & set("wax+"), f"{path} is opened for writing"
+        return opened(path, mode, *args, **options)
+
+    opened = Path.open
+    with runs[3].output.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        monkeypatch.setattr(Path, "open", read_only)
+        assert sweep(None, stub.base | {"seeds": [0, 1, 2]}, dry_run=True) == 0
+    monkeypatch.undo()
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert [state for state, _ in lines] == ["finished", "resumable", "resumable", "running", "new", "new"]
+    assert [command for _, command in lines] == [shlex.join(run.command) for run in runs]
     assert {p: p.read_bytes() for p in stub.out.rglob("*") if p.is_file()} == before
 
 
@@ -328,63 +318,58 @@ def test_failures_do_not_stop_the_others_and_are_reported_at_the_end(
     stub: Stub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [run.name for run in stub.runs(seeds=[0, 1])]
-    assert stub({names[0]: "1", names[1]: "kill", names[2]: "early"}, seeds=[0, 1]) == 1
+    assert stub({names[0]: "1", names[1]: "kill", names[2]: "early"}, tables=True, seeds=[0, 1]) == 1
     assert stub.called() == names
     text = capsys.readouterr().out
     assert f"[1/4] {names[0]}: started" in text and re.search(rf"\[4/4\] {names[3]}: 0.0 min, top-1 51.00 \(", text)
     at_the_end = text[text.index("[4/4]") :]
-    lines = "\n".join(f"    {names[0]} line {i}" for i in range(4, 9))
-    assert (
-        f"{names[0]} failed: exit status 1; its output is in {stub.out}/output-{names[0]}.txt\n{lines}\n" in at_the_end
-    )
+    lines, output = "\n".join(f"    {names[0]} line {i}" for i in range(4, 9)), stub.out / f"output-{names[0]}.txt"
+    assert f"{names[0]} failed: exit status 1; its output is in {output}\n{lines}\n" in at_the_end
     assert f"{names[1]} failed: killed by SIGKILL" in at_the_end
     assert f"{names[2]} failed: exit status 0, but epoch 2 was not evaluated" in at_the_end
     assert "3 of 4 runs failed" in at_the_end and "1 of 4 runs are finished" in at_the_end
-    assert (stub.out / f"output-{names[0]}.txt").read_text().splitlines()[:2] == [
-        f"$ {shlex.join(stub.runs(seeds=[0, 1])[0].command)}",
-        "first line",
-    ]
+    assert output.read_text().startswith(f"$ {shlex.join(stub.runs()[0].command)}\nfirst line\n")
     assert "| cutmix | 51.00 (2 of 5 epochs) |  | 1 | 51.00 | 51.00 |" in (stub.out / "summary.md").read_text()
     assert all((stub.out / name).exists() for name in ("table.md", "dots.png", "curves.png", "sweep.yaml"))
 
 
-def test_finished_runs_are_skipped_and_killed_ones_resumed(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_runs_are_skipped_and_others_resumed_and_one_stopped_by_its_own_signal_is_no_failure(
+    stub: Stub, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = (run.name for run in stub.runs())
-    assert stub({second: "kill"}) == 1
-    assert stub({}) == 0
-    assert stub.called() == [first, second, second]
+    assert stub({first: "75"}) == 75
+    assert stub.called() == [first, second]
+    assert stub({first: "kill"}) == 1
+    assert stub() == 0
+    assert stub.called() == [first, second, first, first]
     text = capsys.readouterr().out
-    assert f"{first}: finished before" in text and f"{second}: resumed" in text
-    assert stub({}) == 0 and len(stub.calls()) == 3
+    assert f"{second}: finished before" in text and f"{first}: resumed" in text
+    assert stub() == 0 and len(stub.calls()) == 4
 
 
 def test_only_the_last_lines_of_this_time_are_shown(tmp_path: Path) -> None:
     file = tmp_path / "run.out"
     file.write_bytes(b"before\n" * 9 + b"$ command\n\n50 %\r100 %\r\nend \xff\n")
-    assert sweep.last_lines(file, 9 * 7) == ["50 %", "100 %", "end \ufffd"]
-    assert sweep.last_lines(file, 0) == ["before", "before", "50 %", "100 %", "end \ufffd"]
+    assert sweep_runs.last_lines(file, 9 * 7) == ["50 %", "100 %", "end \ufffd"]
+    assert sweep_runs.last_lines(file, 0) == ["before", "before", "50 %", "100 %", "end \ufffd"]
 
 
 def test_nothing_finished_is_said_and_makes_no_table(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
-    assert stub(dict.fromkeys((run.name for run in stub.runs()), "refuse")) == 1
+    assert stub(dict.fromkeys((run.name for run in stub.runs()), "refuse"), tables=True) == 1
     assert "no run is finished" in capsys.readouterr().out
     assert not (stub.out / "table.md").exists()
 
 
-def test_a_run_whose_export_lags_behind_its_log_is_not_finished(stub: Stub) -> None:
-    stub()
-    run = stub.runs()[0]
-    assert sweep.state(run) == "finished"
-    (run.folder / "summary.csv").write_text("epoch,train_loss\n1,2.0\n")
-    assert sweep.state(run) == "resumable"
-
-
-def test_the_report_can_be_made_without_running_anything(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
-    stub({"quickstart_cutmix-seed0": "1"})
+def test_the_report_can_be_made_without_running_anything_and_leaves_out_a_run_whose_export_lags_behind_its_log(
+    stub: Stub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stub(tables=True) == 0
     (stub.out / "summary.md").unlink()
-    assert sweep.sweep(stub.out / "sweep.yaml", {}, report_only=True) == 0
+    summary = stub.runs()[0].folder / "summary.csv"
+    summary.write_text("epoch,train_loss\n1,2.0\n")
+    assert sweep(stub.out / "sweep.yaml", {}, report_only=True) == 0
     assert "1 of 2 runs are finished" in capsys.readouterr().out and (stub.out / "summary.md").exists()
-    assert len(stub.calls()) == 2
+    assert sweep_runs.state(stub.runs()[0]) == "resumable" and len(stub.calls()) == 2
 
 
 def test_the_time_left_is_that_of_other_seeds_or_else_the_mean(stub: Stub) -> None:
@@ -393,34 +378,44 @@ def test_the_time_left_is_that_of_other_seeds_or_else_the_mean(stub: Stub) -> No
     log = cutmix.folder / "log.jsonl"
     log.write_text(log.read_text().replace("120.0", "480.0"))  # seconds
     other = stub.runs(recipes=["quickstart_mixup"])
-    assert sweep.time_left([vanilla, cutmix], rest) == "; about 10.0 min left"  # 2 + 8
-    assert sweep.time_left([vanilla, cutmix], other) == "; about 5.0 min left"  # (2 + 8) / 2
-    assert sweep.time_left([vanilla, cutmix], []) == ""
+    assert sweep_runs.time_left([vanilla, cutmix], rest) == "; about 10.0 min left"  # 2 + 8
+    assert sweep_runs.time_left([vanilla, cutmix], other) == "; about 5.0 min left"  # (2 + 8) / 2
+    assert sweep_runs.time_left([vanilla, cutmix], []) == ""
 
 
 # ------------------------------------------------------------------------------------------------ signals
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("wait", ["SIGTERM"]),
+        ("wait", ["SIGINT"]),
+        ("wait", ["SIGUSR1"]),
+        ("leave", ["SIGTERM"]),  # a process that outlives its launcher is asked to save, and waited for
+        ("stubborn", ["SIGINT", "SIGINT"]),  # the second kills
+    ],
+)
 def test_a_signal_reaches_the_run_which_saves_and_the_sweep_leaves_with_75(
-    stub: Stub, name: str, capsys: pytest.CaptureFixture[str]
+    stub: Stub, what: str, names: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = (run.name for run in stub.runs())
-    main, handler = threading.main_thread().ident, signal.getsignal(signal.Signals[name])
-    thread = soon((stub.folder / "waiting").exists, lambda: signal.pthread_kill(main, signal.Signals[name]))
-    assert stub({first: "wait"}) == 75
-    thread.join()
+    numbers = [signal.Signals[name] for name in names]
+    handler = signal.getsignal(numbers[0])
+    threads = [stub.signalled(number, file) for number, file in zip(numbers, ("waiting", "asked"), strict=False)]
+    assert stub({first: what}) == 75
+    for thread in threads:
+        thread.join()
     text = capsys.readouterr().out
-    assert f"{first}: 0.0 min, stopped" in text and f"{name}: stopped; the same command goes on" in text
-    assert (stub.folder / "saved").exists() and f"{second}: started" not in text
-    assert signal.getsignal(signal.Signals[name]) == handler
-    assert stub.called() == [first]
+    assert f"{first}: 0.0 min, stopped" in text and f"{names[0]}: stopped; the same command goes on" in text
+    assert (stub.folder / "saved").exists() == (what != "stubborn") and not (stub.folder / "over").exists()
+    assert f"{second}: started" not in text and stub.called() == [first]
+    assert signal.getsignal(numbers[0]) == handler
     assert stub() == 0
     assert stub.called() == [first, first, second]
 
 
 def test_a_signal_while_a_run_is_being_started_reaches_it(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _ = (run.name for run in stub.runs())
     start = subprocess.Popen
 
     def popen(*args: Any, **options: Any) -> Any:
@@ -429,36 +424,8 @@ def test_a_signal_while_a_run_is_being_started_reaches_it(stub: Stub, monkeypatc
         signal.raise_signal(signal.SIGTERM)  # nobody knows the child yet
         return child
 
-    monkeypatch.setattr(sweep.subprocess, "Popen", popen)
-    assert stub({first: "wait"}) == 75
-    assert (stub.folder / "saved").exists()
-
-
-def test_a_second_signal_kills_a_run_that_does_not_leave(stub: Stub) -> None:
-    first, _ = (run.name for run in stub.runs())
-    main = threading.main_thread().ident
-    threads = [
-        soon((stub.folder / name).exists, lambda: signal.pthread_kill(main, signal.SIGINT))
-        for name in ("waiting", "asked")
-    ]
-    assert stub({first: "stubborn"}) == 75
-    for thread in threads:
-        thread.join()
-    assert not (stub.folder / "over").exists()
-
-
-def test_a_run_that_was_stopped_by_its_own_signal_is_no_failure(stub: Stub) -> None:
-    first, second = (run.name for run in stub.runs())
-    assert stub({first: "75"}) == 75
-    assert stub.called() == [first, second]
-
-
-def test_a_process_that_outlives_its_launcher_is_asked_to_save_and_waited_for(stub: Stub) -> None:
-    first, _ = (run.name for run in stub.runs())
-    main = threading.main_thread().ident
-    thread = soon((stub.folder / "waiting").exists, lambda: signal.pthread_kill(main, signal.SIGTERM))
-    assert stub({first: "leave"}) == 75
-    thread.join()
+    monkeypatch.setattr(sweep_runs.subprocess, "Popen", popen)
+    assert stub({stub.runs()[0].name: "wait"}) == 75
     assert (stub.folder / "saved").exists()
 
 
@@ -467,7 +434,7 @@ def test_a_run_that_another_sweep_is_at_is_left_to_it(stub: Stub, capsys: pytest
     stub.out.mkdir()
     with first.output.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert sweep.state(first) == "running"
+        assert sweep_runs.state(first) == "running"
         assert stub() == 75
     assert stub.called() == [second.name]
     assert f"{first.name}: another process is running it; skipped" in capsys.readouterr().out
@@ -477,40 +444,37 @@ def test_a_run_that_another_sweep_is_at_is_left_to_it(stub: Stub, capsys: pytest
 def test_a_run_that_somebody_started_by_hand_counts_as_running(stub: Stub) -> None:
     stub({"quickstart_vanilla-seed0": "1"})
     run = stub.runs()[0]
-    lock = (
-        "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print('', flush=True); input()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", lock, run.folder / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
+    lock = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", lock, run.folder / ".lock"], stdin=-1, stdout=-1) as other:
         other.stdout.readline()
-        assert sweep.state(run) == "running"
+        assert sweep_runs.state(run) == "running"
         other.stdin.close()
-    assert sweep.state(run) == "resumable"
+    assert sweep_runs.state(run) == "resumable"
+
+
+def bytes_of(path: Path) -> bytes:
+    """What a file of a process holds, which may have left meanwhile."""
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    return b""
 
 
 def test_a_run_left_behind_by_a_sweep_that_was_killed_counts_as_running(stub: Stub) -> None:
     first, _ = stub.runs()
-    (stub.folder / "what.json").write_text(json.dumps({first.name: "wait"}))
-    code = f"from mixup_recipes.pages import sweep; sweep.sweep(None, {stub.base!r})"
+    stub.tell({first.name: "wait"})
+    code = f"from mixup_recipes.pages.sweep import sweep; sweep(None, {stub.base!r})"
     process = subprocess.Popen([sys.executable, "-c", code], env=environment(), stdout=subprocess.DEVNULL)
     soon((stub.folder / "waiting").exists, process.kill).join()
     process.wait()
-    assert sweep.state(first) == "running"
-    (pid,) = group_of(stub.folder)
+    assert sweep_runs.state(first) == "running"
+    (pid,) = (
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if f"\0{stub.folder}/stub.py\0".encode() in bytes_of(path)
+    )
     os.kill(pid, signal.SIGTERM)
-    soon(lambda: sweep.state(first) != "running", lambda: None).join()
-    assert sweep.state(first) == "resumable"
-
-
-def group_of(folder: Path) -> list[int]:
-    """Processes that run the stub of a folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if f"{folder}/stub.py".encode() in path.read_bytes().split(b"\0")[1:2]:
-                found.append(int(path.parent.name))
-    return found
+    soon(lambda: sweep_runs.state(first) != "running", lambda: None).join()
+    assert sweep_runs.state(first) == "resumable"
 
 
 # ------------------------------------------------------------------------------------------------ slurm
@@ -542,7 +506,7 @@ def test_the_slurm_script_holds_one_task_per_unfinished_run(
     names, script = [run.name for run in stub.runs(seeds=[0, 1])], stub.folder / "job.sh"
     capsys.readouterr()
     asked = stub.base | {"seeds": [0, 1]}
-    assert sweep.sweep(None, asked, slurm=script, slurm_options=["gres=gpu:1", "--time=1:00:00"]) == 0
+    assert sweep(None, asked, slurm=script, slurm_options=["gres=gpu:1", "--time=1:00:00"]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         f"  sbatch {script}",
         f"  mixup-recipes sweep {shlex.quote(f'{stub.out}/sweep.yaml')} --report",
@@ -551,7 +515,7 @@ def test_the_slurm_script_holds_one_task_per_unfinished_run(
     assert {"#SBATCH --array=0-2", "#SBATCH --gres=gpu:1", "#SBATCH --time=1:00:00", "#SBATCH --requeue"} <= {*head}
     assert "#SBATCH --signal=B:USR1@120" in head
     subprocess.run(["bash", "-n", script], check=True)
-    (stub.folder / "what.json").write_text(json.dumps({names[1]: "75", names[2]: "1"}))
+    stub.tell({names[1]: "75", names[2]: "1"})
     for number, status in enumerate((75, 1, 0)):
         process = slurm(number, script)
         assert process.communicate(timeout=30)[1] == "" and process.returncode == status
@@ -565,8 +529,8 @@ def test_the_slurm_script_holds_one_task_per_unfinished_run(
 
 def test_a_slurm_task_saves_before_its_time_is_up_and_is_queued_again(stub: Stub, slurm: Any) -> None:
     script, first = stub.folder / "job.sh", stub.runs()[0].name
-    sweep.sweep(None, stub.base, slurm=script)
-    (stub.folder / "what.json").write_text(json.dumps({first: "wait"}))
+    sweep(None, stub.base, slurm=script)
+    stub.tell({first: "wait"})
     process = slurm(0, script)
     soon((stub.folder / "waiting").exists, lambda: process.send_signal(signal.SIGUSR1)).join()
     assert process.communicate(timeout=30)[1] == "" and process.returncode == 75
@@ -575,14 +539,14 @@ def test_a_slurm_task_saves_before_its_time_is_up_and_is_queued_again(stub: Stub
 
 def test_nothing_to_submit_writes_no_script(stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stub()
-    assert sweep.sweep(None, stub.base, slurm=tmp_path / "job.sh") == 0
+    assert sweep(None, stub.base, slurm=tmp_path / "job.sh") == 0
     assert "nothing to submit" in capsys.readouterr().out and not (tmp_path / "job.sh").exists()
 
 
 @pytest.mark.parametrize("option", ["gres gpu", "time=1\nrm -rf x", "-", ""])
 def test_slurm_options_are_checked(stub: Stub, option: str) -> None:
     with pytest.raises(UserError, match="slurm_options: expected options of sbatch"):
-        sweep.sweep(None, stub.base, slurm=stub.folder / "job.sh", slurm_options=[option])
+        sweep(None, stub.base, slurm=stub.folder / "job.sh", slurm_options=[option])
     assert not stub.out.exists() and not (stub.folder / "job.sh").exists()
 
 
@@ -600,7 +564,7 @@ def test_each_sweep_of_the_documents_is_one(
     assert len(commands) >= 5
     for command in commands:
         argv = shlex.split(command)
-        assert mixup_recipes.app(argv if "--dry_run" in argv else [*argv, "--dry_run"]) == 0
+        assert cli.app(argv if "--dry_run" in argv else [*argv, "--dry_run"]) == 0
         runs = capsys.readouterr().out.splitlines()
         assert len(runs) == (18 if "baselines.yaml" in argv else 12 if "--grid" in argv else 6)
 
@@ -608,28 +572,24 @@ def test_each_sweep_of_the_documents_is_one(
 # ------------------------------------------------------------------------------------------------ the real thing
 
 
-def test_a_sweep_of_real_runs_ends_in_tables_and_plots_and_is_done_the_second_time(
+def test_a_sweep_of_a_real_run_ends_in_tables_and_plots_and_is_done_the_second_time(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for key, value in environment().items():
         monkeypatch.setenv(key, value)
     monkeypatch.chdir(tmp_path)
-    file = tmp_path / "sweep.yaml"
     overrides = {"epochs": 1, "warmup_epochs": 0, "max_train_samples": 32, "dataloader_num_workers": 0}
-    grid = {"mixer": ["vanilla", "cutmix"]}
-    content = {"recipes": [str(tiny_recipe)], "overrides": overrides | {"report_to": "none"}, "grid": grid}
-    file.write_text(yaml.safe_dump(content | {"output_dir": "out"}))
-    assert mixup_recipes.app(["sweep", str(file)]) == 0
-    text = capsys.readouterr().out
-    folders = [Path("out/tiny-mixervanilla-seed0"), Path("out/tiny-mixercutmix-seed0")]
-    top1 = [report.summarise(folder)["top1"] for folder in folders]
-    for number, (folder, value) in enumerate(zip(folders, top1, strict=True), 1):
-        assert re.search(rf"\[{number}/2\] {folder.name}: \d+\.\d min, top-1 {value:.2f} \(median of the last 2", text)
-    assert Path("out/summary.md").read_text() == seeds.summary(folders)
+    content = {"recipes": [str(tiny_recipe)], "overrides": overrides | {"report_to": "none"}, "output_dir": "out"}
+    Path("sweep.yaml").write_text(yaml.safe_dump(content | {"grid": {"mixer": ["cutmix"]}}))
+    assert cli.app(["sweep", "sweep.yaml"]) == 0
+    text, run = capsys.readouterr().out, Run.open("out/tiny-mixercutmix-seed0")
+    top1 = f"{run.summary.top1:.2f}"
+    assert re.search(rf"\[1/1\] {run.folder.name}: \d+\.\d min, top-1 {top1} \(median of the last 2", text)
+    assert Path("out/summary.md").read_text() == seeds_table([run])
     assert Path("out/summary.md").read_text() in text
-    assert Path("out/table.md").read_text() == report.table(folders)
+    assert Path("out/table.md").read_text() == runs_table([run])
     assert all(Path(f"out/{name}.png").stat().st_size > 10_000 for name in ("dots", "curves"))
-    logs = [(folder / "log.jsonl").read_bytes() for folder in folders]
-    assert mixup_recipes.app(["sweep", str(file)]) == 0
-    assert capsys.readouterr().out.count("finished before") == 2
-    assert [(folder / "log.jsonl").read_bytes() for folder in folders] == logs
+    log = (run.folder / "log.jsonl").read_bytes()
+    assert cli.app(["sweep", "sweep.yaml"]) == 0
+    assert capsys.readouterr().out.count("finished before") == 1
+    assert (run.folder / "log.jsonl").read_bytes() == log

@@ -4,18 +4,19 @@ import csv
 import io
 import json
 import re
-import sys
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import pytest
-from test_records import cell_record, dataset
+from runs import Command, cell_record, dataset, markdown_rows
 from tiny import ROOT
 
-import mixup_recipes
 from mixup_recipes.benchmark import tables
+from mixup_recipes.benchmark.tables import published_table
+from mixup_recipes.benchmark.verdicts import of_cells
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.runs import records
-from mixup_recipes.typed import UserError
 
 BENCHMARKS = ["pytorch_100e", "pytorch_300e", "rsb_a3", "rsb_a2", "deit", "tiny"]
 with (ROOT / "model_cards/published.csv").open(newline="") as file:
@@ -65,26 +66,26 @@ def as_cells(grid):
     return {(row[0], row[1], h): text for row in body for h, text in zip(headings, row[2:], strict=True)}
 
 
-def parse_markdown(text):
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if "---" not in row]
-
-
-def parse_latex(text):
+def latex_rows(text: str) -> list[list[str]]:
+    """The cells of a LaTeX table, what is bold between stars and marks as they are in Markdown."""
     body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
-    return [
-        [cell.strip() for cell in line.removesuffix(r"\\").split(" & ")] for line in body.splitlines() if " & " in line
-    ]
+    for mark, macro in (("†", r"\textsuperscript{\textdagger}"), ("‡", r"\textsuperscript{\textdaggerdbl}")):
+        body = body.replace(macro, mark)
+    body = re.sub(r"\\textbf\{(.*?)\}", r"**\1**", body)
+    return [[cell.strip() for cell in line[:-2].split(" & ")] for line in body.splitlines() if " & " in line]
 
 
-class Grid(HTMLParser):
-    """Rows of a page's tables; every tag must be closed in order."""
+class Page(HTMLParser):
+    """Rows of a page's tables, what is bold between stars, spans behind bars; every tag must be closed in order."""
 
-    def __init__(self):
+    def __init__(self, text: str):
         super().__init__()
-        self.open, self.tables, self.bold = [], [], []
+        self.open: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.feed(text)
+        assert self.open == []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: object) -> None:
         if tag in ("meta", "br"):
             return
         self.open.append(tag)
@@ -94,33 +95,30 @@ class Grid(HTMLParser):
             self.tables[-1].append([])
         elif tag in ("td", "th"):
             self.tables[-1][-1].append("")
-        elif tag == "span":
-            self.tables[-1][-1][-1] += "|"
+        elif tag in ("span", "strong"):
+            self.tables[-1][-1][-1] += {"span": "|", "strong": "**"}[tag]
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        if tag == "strong":
+            self.tables[-1][-1][-1] += "**"
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         if "td" in self.open or "th" in self.open:
             self.tables[-1][-1][-1] += data
-            if "strong" in self.open:
-                self.bold.append(data)
 
 
-def parse_html(text):
-    parser = Grid()
-    parser.feed(text)
-    assert parser.open == []
-    return parser
+PARSERS: dict[str, Any] = {"md": markdown_rows, "latex": latex_rows, "html": lambda text: Page(text).tables[0]}
 
 
 # ------------------------------------------------------------------------------------------------ every number
 
 
-def test_markdown_carries_every_number_in_its_place():
+@pytest.mark.parametrize("fmt", PARSERS)
+def test_every_format_carries_every_number_in_its_place_and_the_best_in_bold(fmt: str) -> None:
     numbers = 0
     for benchmark in BENCHMARKS:
-        found = as_cells(parse_markdown(tables.table(benchmark, {}, "md")))
+        found = as_cells(PARSERS[fmt](published_table(benchmark, {}, fmt)))
         assert {k: v.replace("*", "") for k, v in found.items()} == published(benchmark)
         bold = {(h, v.rstrip("†‡").strip("*")) for (_, _, h), v in found.items() if "**" in v}
         assert bold == set(best(benchmark).items())
@@ -128,27 +126,8 @@ def test_markdown_carries_every_number_in_its_place():
     assert numbers == 284
 
 
-def test_latex_carries_every_number_in_its_place():
-    for benchmark in BENCHMARKS:
-        text = tables.table(benchmark, {}, "latex")
-        for mark, macro in (("†", r"\textsuperscript{\textdagger}"), ("‡", r"\textsuperscript{\textdaggerdbl}")):
-            text = text.replace(macro, mark)
-        found = as_cells(parse_latex(text))
-        assert {k: re.sub(r"\\textbf\{(.*?)\}", r"\1", v) for k, v in found.items()} == published(benchmark)
-        bold = {(h, re.findall(r"\\textbf\{(.*?)\}", v)[0]) for (_, _, h), v in found.items() if "textbf" in v}
-        assert bold == set(best(benchmark).items())
-
-
-def test_html_carries_every_number_in_its_place():
-    page = parse_html(tables.table(None, {}, "html"))
-    assert len(page.tables) == 6
-    for benchmark, grid in zip(BENCHMARKS, page.tables, strict=True):
-        assert as_cells(grid) == published(benchmark)
-    assert sorted(page.bold) == sorted(v for b in BENCHMARKS for v in best(b).values())
-
-
-def test_csv_is_one_row_per_cell_with_everything():
-    found = list(csv.DictReader(io.StringIO(tables.table(None, RECORDS, "csv"))))
+def test_csv_is_one_row_per_cell_with_everything() -> None:
+    found = list(csv.DictReader(io.StringIO(published_table(None, RECORDS, "csv"))))
     assert len(found) == 329
     for benchmark in BENCHMARKS:
         wanted = [r for r in ROWS if r["benchmark"] == benchmark]
@@ -167,18 +146,18 @@ def test_csv_is_one_row_per_cell_with_everything():
 # ------------------------------------------------------------------------------------------------ our runs
 
 
-def test_our_runs_stand_beside_the_published_number():
-    found = as_cells(parse_markdown(tables.table("pytorch_100e", RECORDS, "md")))
+def test_our_runs_stand_beside_the_published_number() -> None:
+    found = as_cells(markdown_rows(published_table("pytorch_100e", RECORDS, "md")))
     cell = {(m, h): text for (m, _, h), text in found.items()}
     assert cell["CutMix", "ResNet-50"] == "77.17<br>77.10 ± 0.10 (3 seeds)<br>reproduced within the band"
     assert cell["Co-Mixup", "ResNet-50"] == "77.60‡<br>70.05 ± 0.07 (2 seeds)<br>off"
     assert cell["MixUp", "ResNet-50"] == "77.12<br>76.00 (1 seed)<br>too early to say"
     assert cell["GridMix", "ResNet-34"] == "-<br>74.00 (1 seed)<br>run"
     assert cell["MixUp", "ResNet-34"] == "73.97"
-    grid = parse_html(tables.table("pytorch_100e", RECORDS, "html")).tables[0]
+    grid = PARSERS["html"](published_table("pytorch_100e", RECORDS, "html"))
     shown = {(m, h): text for (m, _, h), text in as_cells(grid).items()}
     assert shown["CutMix", "ResNet-50"] == "77.17|77.10 ± 0.10 (3 seeds)|reproduced within the band"
-    latex = tables.table("pytorch_100e", RECORDS, "latex")
+    latex = published_table("pytorch_100e", RECORDS, "latex")
     assert r"77.17 / 77.10 $\pm$ 0.10 (3 seeds) / reproduced within the band" in latex
 
 
@@ -191,27 +170,27 @@ def test_our_runs_stand_beside_the_published_number():
         {"images": 49_999},
     ],
 )
-def test_runs_that_do_not_count_show_no_number_in_any_format(changes):
+def test_runs_that_do_not_count_show_no_number_in_any_format(changes: dict[str, Any]) -> None:
     found = {"r50_100e_cutmix": cell_record("r50_100e_cutmix", [77.1, 77.3], **changes)}
     for fmt in ("md", "latex", "html"):
-        assert tables.table("pytorch_100e", found, fmt) == tables.table("pytorch_100e", {}, fmt)
-    rows = csv.DictReader(io.StringIO(tables.table("pytorch_100e", found, "csv")))
+        assert published_table("pytorch_100e", found, fmt) == published_table("pytorch_100e", {}, fmt)
+    rows = csv.DictReader(io.StringIO(published_table("pytorch_100e", found, "csv")))
     row = next(r for r in rows if r["name"] == "r50_100e_cutmix")
     assert [row[k] for k in ("our_mean", "our_std", "our_seeds", "status")] == ["", "", "0", "published"]
     assert row["status_text"].endswith("do not count")
 
 
-def test_unfinished_runs_show_no_number():
+def test_unfinished_runs_show_no_number() -> None:
     name = "r50_100e_cutmix"
     begun = {name: cell_record(name, [77.1], epochs=60)}
-    assert "| 77.17<br>too early to say |" in tables.table("pytorch_100e", begun, "md")
+    assert "| 77.17<br>too early to say |" in published_table("pytorch_100e", begun, "md")
 
 
 # ------------------------------------------------------------------------------------------------ what stands below
 
 
-def test_the_caption_names_source_protocol_marks_and_command():
-    text = tables.table("deit", {}, "md")
+def test_the_caption_names_source_protocol_marks_and_command() -> None:
+    text = published_table("deit", {}, "md")
     for part in (
         "commit 1fb74ee (2023-08-16)",
         "best epoch, mean of 3 trials (DeiT-T, DeiT-S, PVT-T, Swin-T, MogaNet-T); best epoch, mean of 3 trials, "
@@ -223,13 +202,13 @@ def test_the_caption_names_source_protocol_marks_and_command():
         "`mixup-recipes table --benchmark deit --format md`",
     ):
         assert part in text
-    assert "‡" not in tables.table("rsb_a3", {}, "md")  # no such mark in that table
-    assert "median of the last 10 epochs." in tables.table("tiny", {}, "md")
-    assert "our runs, mean" not in text and "(4 cells)" in tables.table("pytorch_100e", RECORDS, "md")
+    assert "‡" not in published_table("rsb_a3", {}, "md")  # no such mark in that table
+    assert "median of the last 10 epochs." in published_table("tiny", {}, "md")
+    assert "our runs, mean" not in text and "(4 cells)" in published_table("pytorch_100e", RECORDS, "md")
 
 
-def test_latex_is_escaped_and_its_environments_are_balanced():
-    text = tables.table(None, RECORDS, "latex")
+def test_latex_is_escaped_and_its_environments_are_balanced() -> None:
+    text = published_table(None, RECORDS, "latex")
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 6
     opened = re.findall(r"\\(begin|end)\{(\w+)\}", text)
     stack = []
@@ -253,50 +232,39 @@ def test_latex_is_escaped_and_its_environments_are_balanced():
     )
 
 
-def test_html_is_escaped_and_self_contained():
+def test_html_is_escaped_and_self_contained() -> None:
     table = tables.Table(
         "a < b", ["<i>"], [("R&D", "-", [tables.Entry("1.00", "", False, "<x>", "off")])], ["&"], "x > y"
     )
     text = tables.webpage([table])
     assert "<h2>a &lt; b</h2>" in text and "R&amp;D" in text and "<i>" not in text and "<x>" not in text
     assert '<span class="off">off</span>' in text  # the colour says nothing that the text does not
-    page = tables.table(None, RECORDS, "html")
+    page = published_table(None, RECORDS, "html")
+    assert len(Page(page).tables) == 6
     assert "http" not in page and "<script" not in page and "<link" not in page
     assert all(f".{kind} " in page for kind in tables.CLASSES.values())
 
 
 @pytest.mark.parametrize("fmt", ["md", "csv", "latex", "html"])
-def test_the_same_data_gives_the_same_bytes(fmt):
+def test_the_same_data_gives_the_same_bytes(fmt: str) -> None:
     backwards = dict(reversed(RECORDS.items()))
-    assert tables.table(None, RECORDS, fmt) == tables.table(None, backwards, fmt)
+    assert published_table(None, RECORDS, fmt) == published_table(None, backwards, fmt)
 
 
 # ------------------------------------------------------------------------------------------------ the console command
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    def call(*argv):
-        monkeypatch.setattr(sys, "argv", ["mixup-recipes", "table", *map(str, argv)])
-        with pytest.raises(SystemExit) as left:
-            mixup_recipes.main()
-        shown = capsys.readouterr()
-        return left.value.code or 0, shown.out, shown.err
-
-    return call
-
-
-def test_the_command_prints_or_writes_the_table(run, tmp_path):
+def test_the_command_prints_or_writes_the_table(console: Command, tmp_path: Path) -> None:
     for name, content in RECORDS.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    status, out, _ = run("--benchmark", "pytorch_100e", "--results", tmp_path)
-    assert status == 0 and out == tables.table("pytorch_100e", records.of_cells(tmp_path), "md", tmp_path)
+    status, out, _ = console("table", "--benchmark", "pytorch_100e", "--results", tmp_path)
+    assert status == 0 and out == published_table("pytorch_100e", of_cells(tmp_path), "md", tmp_path)
     assert f"--format md --results {tmp_path}`" in out and "77.10 ± 0.10 (3 seeds)" in out
     (tmp_path / "a\nb").mkdir()
-    assert f"--format md --results {tmp_path}/a b`" in run("--results", tmp_path / "a\nb")[1]
+    assert f"--format md --results {tmp_path}/a b`" in console("table", "--results", tmp_path / "a\nb")[1]
     path = tmp_path / "table.tex"
-    assert run("--format", "latex", "--out", path)[:2] == (0, f"{path}\n")
-    assert path.read_text() == tables.table(None, records.of_cells(), "latex")
+    assert console("table", "--format", "latex", "--out", path)[:2] == (0, f"{path}\n")
+    assert path.read_text() == published_table(None, of_cells(), "latex")
 
 
 @pytest.mark.parametrize(
@@ -307,12 +275,7 @@ def test_the_command_prints_or_writes_the_table(run, tmp_path):
         (["--results", "/nowhere"], "no folder of run records /nowhere"),
     ],
 )
-def test_bad_input_is_explained_and_leaves_with_2(run, tmp_path, argv, says):
-    status, out, err = run(*argv, "--out", tmp_path / "table")
+def test_bad_input_is_explained_and_leaves_with_2(console: Command, tmp_path: Path, argv: list[str], says: str) -> None:
+    status, out, err = console("table", *argv, "--out", tmp_path / "table")
     assert (status, out, err) == (2, "", f"error: {says}\n")
     assert not list(tmp_path.iterdir())
-
-
-def test_an_unknown_format_is_refused():
-    with pytest.raises(UserError, match="unknown format 'pdf'"):
-        tables.table("deit", {}, "pdf")

@@ -2,11 +2,9 @@
 
 import copy
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from scipy import stats
 from test_smmix import attention_by_hand
@@ -14,16 +12,16 @@ from test_taps import ATTENTIVE, CRITERION, backbone, photos
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from mixers import CutMix, Mixup, Step, TokenMix, build
+from mixers import Mixup, Step, Switch, TokenMix, build
 from mixers.testing import batch, differences, footprint, global_rngs
-from mixers.tokenmix import blocks, tokenmix
+from mixers.tokenmix import blocks
 
 LEVEL = 1e-3
 
 
 def slow_blocks(height: int, width: int, count: int, rng: np.random.Generator) -> set[tuple[int, int]]:
     """The law of the docstring with sets of cells."""
-    grid = [(i, j) for i in range(height) for j in range(width)]
+    grid = list(np.ndindex(height, width))
     found: set[tuple[int, int]] = set()
     refused = 0
     while len(found) < count:
@@ -46,10 +44,11 @@ def slow_blocks(height: int, width: int, count: int, rng: np.random.Generator) -
 @pytest.mark.parametrize(("height", "width"), [(14, 14), (7, 7), (4, 9), (2, 2), (1, 6), (1, 1)])
 def test_blocks_are_those_of_the_law_and_exactly_as_many_as_asked_for(height: int, width: int) -> None:
     for count in range(height * width + 1):
-        found = blocks(height, width, count, np.random.default_rng((1, count)))
-        expected = slow_blocks(height, width, count, np.random.default_rng((1, count)))
+        found, expected = (
+            law(height, width, count, np.random.default_rng((1, count))) for law in (blocks, slow_blocks)
+        )
         assert found.shape == (height, width) and found.sum() == count
-        assert {(i, j) for i in range(height) for j in range(width) if found[i, j]} == expected
+        assert set(zip(*np.nonzero(found), strict=True)) == expected
 
 
 def test_blocks_hang_together_and_favour_no_direction() -> None:
@@ -161,27 +160,10 @@ def test_content_is_the_models_attention_in_evaluation_mode_without_a_trace(name
     torch.testing.assert_close(out.plan["lam"], own / (own + partner))
 
 
-def test_images_need_not_be_square() -> None:
-    model = timm.create_model("test_vit", num_classes=5, dynamic_img_size=True)
-    x, y = batch(3, 32, 64)
-    plan = Step(model, TokenMix(), CRITERION)(x, y, np.random.default_rng(9)).plan
-    cells_of(plan, 2, 4)
-
-
-@pytest.fixture
-def teacher(transformer: nn.Module, tmp_path: Path) -> Path:
-    """A trained transformer in a folder."""
-    save_for_hf(
-        transformer,
-        tmp_path / "teacher",
-        safe_serialization=True,
-        model_args={"dynamic_img_size": True, "patch_size": 8},
-    )
-    return tmp_path / "teacher"
-
-
-def test_a_teacher_says_where_the_content_is_also_to_a_model_without_attention(model, transformer, teacher) -> None:
-    step = Step(model, build("token", teacher=str(teacher)), CRITERION)
+def test_a_teacher_says_where_the_content_is_also_to_a_model_without_attention(model, transformer, tmp_path) -> None:
+    args = {"dynamic_img_size": True, "patch_size": 8}
+    save_for_hf(transformer, tmp_path, safe_serialization=True, model_args=args)
+    step = Step(model, build("token", teacher=str(tmp_path)), CRITERION)
     x, y = batch()
     out = step(x, y, np.random.default_rng(10))
     own = Step(transformer, TokenMix(), CRITERION)(x, y, np.random.default_rng(10))
@@ -191,7 +173,7 @@ def test_a_teacher_says_where_the_content_is_also_to_a_model_without_attention(m
 
 
 def test_what_has_no_attention_is_refused_before_training(model, tmp_path) -> None:
-    for mixer in (TokenMix(), tokenmix()):
+    for mixer in (TokenMix(), build("tokenmix")):
         with pytest.raises(ValueError, match=r"ResNet has no attention .* deit_small_patch16_224"):
             Step(model, mixer, CRITERION)
     save_for_hf(model, tmp_path / "cnn", safe_serialization=True)
@@ -202,9 +184,6 @@ def test_what_has_no_attention_is_refused_before_training(model, tmp_path) -> No
 
 
 def test_the_published_method_takes_mixup_for_half_of_the_batches() -> None:
-    switch = tokenmix(0.3, 0.4, False)
-    rng = np.random.default_rng(11)
-    assert 420 < sum(switch.draw(rng) for _ in range(900)) < 480
-    mixup, mixer = switch.members()
-    assert isinstance(mixup, Mixup) and isinstance(mixer, TokenMix) and not isinstance(mixer, CutMix)
-    assert (mixup.alpha, mixer.alpha, mixer.use_alpha, mixer.teacher) == (0.3, 0.4, False, None)
+    """By a switch of equal odds, whose law ``test_laws.py`` proves."""
+    switch = build("tokenmix", mixup_alpha=0.3, cutmix_alpha=0.4, use_alpha=False)
+    assert repr(switch) == repr(Switch([Mixup(0.3), TokenMix(0.4, use_alpha=False)]))

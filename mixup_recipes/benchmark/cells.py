@@ -8,7 +8,7 @@ method's official code. OpenMixup trained no official row: Co-Mixup, SuperMix, G
 config whose mixer has to be edited (the RSB rows); ``no``. ``first_seen`` is when the number entered OpenMixup's git.
 ``hours.csv`` holds GPU hours per run on one H200, all estimates, and what each mixer multiplies them by.
 
-Nothing here imports torch until a recipe is resolved, so that listing is instant.
+Nothing here needs torch, so that listing is instant.
 """
 
 import csv
@@ -63,11 +63,11 @@ def cells() -> dict[str, Cell]:
     """All published cells by name, ``<setting>_<mixer>``, in the order of the published tables."""
     found: dict[str, Cell] = {}
     for row in rows("published.csv"):
-        top1 = float(row["top1"]) if row["top1"] else None
-        trained = {"yes": True, "no": False}[row["trained_upstream"]]
         name = f"{row['setting']}_{row['mixer']}"
         assert name not in found, name
-        found[name] = Cell(**row | {"name": name, "top1": top1, "trained_upstream": trained})
+        typed: dict[str, Any] = {"top1": float(row["top1"]) if row["top1"] else None}
+        typed["trained_upstream"] = {"yes": True, "no": False}[row["trained_upstream"]]
+        found[name] = Cell(**row | {"name": name} | typed)
     return found
 
 

@@ -21,8 +21,7 @@ from mixup_recipes.training.protocols import in_words
 
 
 def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
-    """All that is known about a cell, for ``cells show``; ``record`` is our own (see ``records``)."""
-
+    """All that is known about a cell, for ``cells show``; ``record`` is our own (``runs/records.py``)."""
     recipe, origin = resolve_cell(cell.name)
     plain = load_recipe(f"{cell.setting}_vanilla")
     changed = differences(plain, recipe, ignore=("name", "mixer", "mixer_args"))
@@ -56,7 +55,6 @@ def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
 
 def listing(chosen: list[Cell], found: dict[str, dict[str, Any]]) -> str:
     """One line per cell: name, published number with its mark, status; ``found``: our records by name."""
-
     lines = [f"{c.name:26} {number(c):>7}  {': '.join(status(c, found.get(c.name)))}" for c in chosen]
     numbered = sum(c.top1 is not None for c in chosen)
     marks = "; ".join(f"{mark} {MEANING[source]}" for source, mark in MARKS.items() if mark)
@@ -73,7 +71,7 @@ def difference(first: str, second: str) -> str:
             pairs[f"mixer.{key}"] = (left.get(key, "-"), right.get(key, "-"))
     published = tuple(number(cells()[n]) if n in cells() else "no published cell" for n in (first, second))
     lines = [("", first, second), *((k, *v) for k, v in pairs.items()), ("published top-1", *published)]
-    tops = [cells()[n].top1 for n in (first, second) if n in cells()]
-    if len(tops) == 2 and None not in tops:
+    tops = [top1 for n in (first, second) if n in cells() and (top1 := cells()[n].top1) is not None]
+    if len(tops) == 2:
         lines.append(("difference", "", f"{tops[1] - tops[0]:+.2f}"))
     return "\n".join(f"{key:32} {x!s:36} {y}".rstrip() for key, x, y in lines)

@@ -18,7 +18,7 @@ def small_runs(
 ) -> str:
     """The finished seeds of every mixer under a setting, best mean first.
 
-    ``records``: all records (``records.load``), from ``results`` if not from the default folder. ``against``: the mixer
+    ``records``: all records (``all_records``), from ``results`` if not from the default folder. ``against``: the mixer
     whose top-1 is subtracted seed by seed. Raises ``UserError`` for an unknown setting, or one of which there is no
     record of ``against``.
     """

@@ -230,8 +230,8 @@ def published_table(
 ) -> str:
     """A published table, or all of them for None, as ``md``, ``csv``, ``latex`` or ``html``.
 
-    ``records``: our run records by cell name (``records.of_cells``); ``results``: their folder, if not the default one,
-    to be named in the command below the table. Raises ``UserError`` for an unknown benchmark or format.
+    ``records``: our run records by cell name (``verdicts.of_cells``); ``results``: their folder, if not the default
+    one, to be named in the command below the table. Raises ``UserError`` for an unknown benchmark or format.
     """
     if benchmark is not None and benchmark not in TITLES:
         raise UserError(f"unknown benchmark {benchmark!r}; {nearest(benchmark, TITLES)}")

@@ -32,7 +32,6 @@ def status(cell: Cell, content: dict[str, Any] | None) -> tuple[str, str]:
         return "too early to say", f"no run has finished: {progress}{foreign}"
     if cell.top1 is None:
         return "run", f"{in_short(content)}, no published number to compare with"
-
     judged = verdict(values, cell.top1, content["fields"]["trials"], content["images"])
     text = f"{in_short(content)}, {judged.difference:+.2f} from {cell.top1:.2f}, band ±{judged.band:.2f}"
     return judged.status, text + foreign

@@ -19,8 +19,10 @@ SMALL = 2**30  # bytes of parquet that are read into memory instead of being cop
 
 
 class Splits(NamedTuple):
-    """The two tables a run needs, with encoded images, and what is recorded about them. Streams of the same rows
-    for a recipe that says ``streaming``."""
+    """The two tables a run needs, with encoded images, and what is recorded about them.
+
+    Streams of the same rows for a recipe that says ``streaming``.
+    """
 
     train: datasets.Dataset | datasets.IterableDataset
     eval: datasets.Dataset | datasets.IterableDataset

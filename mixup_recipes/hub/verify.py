@@ -55,7 +55,7 @@ def verify(run: Run, dataset: str | None = None, batch_size: int = 64) -> tuple[
             run.data.of_split(recipe.eval_split),
         )
     except UserError as e:
-        raise UserError(f"{run.name}: {e}") from None
+        raise UserError(str(e) if run.name in str(e) else f"{run.name}: {e}") from None
     except Exception as e:  # a stranger's files can make their readers raise anything
         raise UserError(f"{run.name}: damaged files: {type(e).__name__}: {' '.join(str(e).split())[:200]}") from None
     rows += of_weights(run, claimed, dataset, batch_size)

@@ -1,4 +1,4 @@
-"""What a card says of a run beside its numbers: where its data and weights are from, which command trains it, how it compares."""
+"""What a card says of a run beside its numbers: origin of data and weights, the command that trains it, comparison."""
 
 import json
 import shlex
@@ -28,7 +28,7 @@ def tree(path: str, repo_id: str | None) -> str:
     return f"[{path}]({constants.ENDPOINT}/{repo_id}/tree/main/{path})" if repo_id else f"[{path}]({path})"
 
 
-def place(recipe: Recipe) -> tuple[str, str]:
+def data_source(recipe: Recipe) -> tuple[str, str]:
     """The kind of data set (``hub``, ``prepared`` or ``local``), and its name without folders of this machine."""
     name = recipe.dataset
     if name in PREPARED:
@@ -58,19 +58,19 @@ def base_model(recipe: Recipe) -> str | None:
     elif fetch.is_hub(start):
         name = start.partition(":")[2].partition("@")[0]
     else:
-        known = timm.is_model_pretrained(start)  # else it may be a folder that is gone
-        name = timm.get_pretrained_cfg(start).hf_hub_id if known else None
+        known = timm.get_pretrained_cfg(start) if timm.is_model_pretrained(start) else None
+        name = known.hf_hub_id if known else None  # none: it may be a folder that is gone
     try:
         validate_repo_id(name or "")
     except HFValidationError:
         return None
-    return name if name.count("/") == 1 else None
+    return name if name and name.count("/") == 1 else None
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:
     """Fields and arguments of the mixer, as ``--field`` and ``--mixer.argument`` name them."""
     fields = {k: getattr(recipe, k) for k in schema(Recipe) if k not in ("name", "mixer_args")}
-    fields["dataset"] = place(recipe)[1]
+    fields["dataset"] = data_source(recipe)[1]
     return fields | {f"mixer.{k}": v for k, v in recipe.mixer_args.get(recipe.mixer, {}).items()}
 
 
@@ -97,25 +97,27 @@ def argument(value: Any) -> str:
 
 def command(recipe: Recipe) -> str:
     """The flags of ``train_mixup.py`` that train this recipe: its name with what was changed, else the recipe file."""
-    kind, _ = place(recipe)
+    kind, _ = data_source(recipe)
     data = ["--dataset", "PATH"] if kind == "local" else []
     if found := shipped_recipe(recipe.name):
-        before, args, raw = flat(found[0]), [], {"mixer_args": {}}
+        before = flat(found[0])
+        args: list[str] = []
+        given: dict[str, Any] = {"dataset": recipe.dataset} if data else {}
         for key, value in flat(recipe).items():
             if records.plain(before.get(key)) == records.plain(value) or (key == "dataset" and data):
                 continue
             if isinstance(value, dict) and value:
-                raw[key] = {k: argument(v) for k, v in value.items()}
-                args += [part for k, v in raw[key].items() for part in (f"--{key}.{k}", v)]
+                given[key] = {k: argument(v) for k, v in value.items()}
+                args += [part for k, v in given[key].items() for part in (f"--{key}.{k}", v)]
             elif key.startswith("mixer."):
-                raw["mixer_args"][key[6:]] = argument(value)
+                given.setdefault("mixer_args", {})[key[6:]] = argument(value)
                 args += [f"--{key}", argument(value)]
             else:
                 words = [shown(v) for v in value] if isinstance(value, tuple) else [shown(value)]
                 args += [f"--{key}", *words]
-                raw[key] = words if isinstance(value, tuple) else words[0]
+                given[key] = words if isinstance(value, tuple) else words[0]
         try:
-            again = resolve(recipe.name, raw | ({"dataset": recipe.dataset} if data else {}))[0]
+            again = resolve(recipe.name, given)[0] if given else found[0]
         except UserError:
             again = None
         flags = shlex.join(["--recipe", recipe.name, *data, *args])
@@ -132,22 +134,22 @@ def against_published(run: Run) -> list[str]:
     text = f"{cell.method} on {cell.backbone}, benchmark {cell.benchmark}"
     if cell.top1 is None:
         return [f"The published table has no number for this cell ({text})."]
-    theirs = in_words(records.published(cell.name))
-    lines = [
+    theirs = in_words(records.published_recipe(cell.name))
+    published = (
         f"Published: **{cells.number(cell)}** top-1 for {text}: {theirs}; {cells.MEANING[cell.source]}. "
         f"Source: {cells.SOURCE}."
-    ]
+    )
     content = recording.of_run(run)
     if why := records.excluded(content):
-        return [*lines, f"This run does not speak for that number: {prose(why)}."]
+        return [published, f"This run does not speak for that number: {prose(why)}."]
     if not (values := records.finished(content)):
-        return [*lines, "This run is not finished: nothing to compare yet."]
+        return [published, "This run is not finished: nothing to compare yet."]
     found = verdict(values, cell.top1, run.recipe.trials, content["images"])
-    lines.append(
+    return [
+        published,
         f"This run: {found.mean:.2f}, {found.difference:+.2f} from the published number; a difference of one run up to "
-        f"±{found.band:.2f} is noise: **{found.status}**."
-    )
-    return lines
+        f"±{found.band:.2f} is noise: **{found.status}**.",
+    ]
 
 
 def others(run: Run) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, constants, eval_result_entries_to_yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-from mixup_recipes.pages.card_facts import base_model, place
+from mixup_recipes.pages.card_facts import base_model, data_source
 from mixup_recipes.pages.markdown import line
 from mixup_recipes.resolve import shipped_recipe, split_name
 from mixup_recipes.runs.run import Run
@@ -19,7 +19,7 @@ TASK = "default"
 
 def eval_entries(run: Run) -> list[Any]:
     """Top-1 and top-5 of the exported weights, as huggingface_hub's ``EvalResult``."""
-    kind, name = place(run.recipe)
+    kind, name = data_source(run.recipe)
     metrics = {"Top-1 accuracy (%)": "top1"} | ({"Top-5 accuracy (%)": "top5"} if len(run.data.classes) > 5 else {})
     return [
         EvalResult(
@@ -40,7 +40,7 @@ def eval_entries(run: Run) -> list[Any]:
 
 def eval_results(run: Run, repo_id: str | None = None) -> str | None:
     """``.eval_results/*.yaml`` for leaderboards; None unless a finished run scored a whole split of a Hub data set."""
-    kind, name = place(run.recipe)
+    kind, name = data_source(run.recipe)
     if kind != "hub" or not run.finished or run.recipe.max_eval_samples is not None:
         return None
     top1 = eval_entries(run)[0]
@@ -76,7 +76,7 @@ def model_index(run: Run, name: str, old: Any, where: str) -> list[dict[str, Any
 def metadata(run: Run, name: str, license: str | None, old: dict[str, Any], where: str) -> dict[str, Any]:
     """The card's metadata: ours, then what else was there. Lists gain ours; the licence is the user's."""
     setting = [split_name(run.recipe.name)[0]] if shipped_recipe(run.recipe.name) else []
-    kind, dataset = place(run.recipe)
+    kind, dataset = data_source(run.recipe)
     lists = {
         "tags": ["image-classification", "timm", "transformers", "mixup-recipes", "mixup", run.recipe.mixer, *setting],
         "datasets": [dataset] if kind == "hub" else [],

@@ -7,7 +7,7 @@ import timm
 from huggingface_hub import constants
 
 from mixup_recipes.benchmark import cells
-from mixup_recipes.pages.card_facts import against_published, base_model, command, origins, others, place, tree
+from mixup_recipes.pages.card_facts import against_published, base_model, command, data_source, origins, others, tree
 from mixup_recipes.pages.markdown import code, fence, line, markdown_table, prose, shown
 from mixup_recipes.pages.methods import Method, bibtex, entry
 from mixup_recipes.resolve import read_yaml, settings, shipped_recipe, split_name
@@ -29,7 +29,7 @@ TIMM = entry(
 def model_section(run: Run) -> str:
     """What the model is."""
     recipe = run.recipe
-    kind, name = place(recipe)
+    kind, name = data_source(recipe)
     few = len(run.data.classes) <= 20
     start = base_model(recipe)
     rows = [
@@ -74,17 +74,18 @@ def results_section(run: Run, repo_id: str | None) -> str:
     s, main = run.summary, "ema" if run.recipe.report_ema else ""
     used = f", {s.epochs_used} of {s.epochs_wanted} epochs there" if s.epochs_used < s.epochs_wanted else ""
 
-    def row(label: str, top1: float, top5: float | None, nll: float | None, ece: float | None) -> list[str]:
-        shown = [None if v is None else f"{v:.{d}f}" for v, d in ((top1, 2), (top5, 2), (nll, 3), (ece, 2))]
-        return [label, *(v or "-" for v in shown)]
+    def row(label: str, *numbers: float) -> list[str]:
+        shown = [f"{v:.{d}f}" for v, d in zip(numbers, (2, 2, 3, 2), strict=False)]
+        return [label, *shown, *["-"] * (4 - len(shown))]
 
     rows = [row(f"reported: {s.protocol}{used}", s.top1, s.top5, s.nll, s.ece)]
-    rows.append(row(s.tool.label, s.tool.value, None, None, None))
+    rows.append(row(s.tool.label, s.tool.value))
     labels = {main: f"these weights, epoch {run.exported['epoch']}"}
     labels |= {name: tree(folder, repo_id) for name, folder in others(run)}
     for name, label in labels.items():
-        numbers = [run.exported.get(f"{name}_{k}" if name else k) for k in ("top1", "top5", "nll", "ece")]
-        if all(isinstance(v, int | float) for v in numbers):
+        found = [run.exported.get(f"{name}_{k}" if name else k) for k in ("top1", "top5", "nll", "ece")]
+        numbers = [v for v in found if isinstance(v, int | float)]
+        if len(numbers) == 4:
             rows.append(row(label, *numbers))
     note = f"{s.count:,} images of {code(run.recipe.eval_split)}. Top-1, top-5 and ECE in percent, NLL in nats."
     text = [
@@ -150,7 +151,7 @@ for p, k in zip(*probabilities.topk({min(5, len(run.data.classes))})):
 
 classify = pipeline("image-classification", model="{repo_id or "."}")
 print(classify("image.jpg"))"""
-    kind, name = place(recipe)
+    kind, name = data_source(recipe)
     flags = ["--model", f"hf-hub:{repo_id}" if repo_id else "."]
     flags += ["--dataset", "PATH" if kind == "local" else name, "--split", recipe.eval_split]
     for key, usual in (("image_column", "image"), ("label_column", "label")):
@@ -174,7 +175,7 @@ def reproduce_section(run: Run, repo_id: str | None) -> str:
     with_ = [f"Python {env['python']}", *versions]
     at = f"commit {env['commit']}" if env.get("commit") else "an installed copy, commit not known"
     text = [f"## How to reproduce\n\n{fence('bash', f'{get}{launch} train_mixup.py {flags}')}"]
-    kind, name = place(run.recipe)
+    kind, name = data_source(run.recipe)
     if kind == "prepared":
         text.append(f"The data: `mixup-recipes prepare {name}`.")
     if kind == "local":

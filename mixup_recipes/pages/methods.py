@@ -35,7 +35,8 @@ def methods(name: str, args: dict[str, Any]) -> list[Method]:
 def parse(doc: str) -> Method:
     """The parts of a docstring."""
     first, *rest = doc.split("\n\n")
-    head, parts, label = [first], {}, ""
+    head, label = [first], ""
+    parts: dict[str, str] = {}
     for paragraph in rest:
         if found := LABEL.match(paragraph):
             label, paragraph = found[1], paragraph[found.end() :]

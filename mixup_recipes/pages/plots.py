@@ -8,6 +8,7 @@ import io
 import itertools
 import statistics
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.seeds import Group, by_setting, grouped
 from mixup_recipes.typed import UserError
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture everywhere
     "font.size": 12,
     "text.parse_math": False,  # a $ in a name is a $
@@ -87,8 +88,8 @@ def styles(groups: list[Group]) -> dict[str, dict[str, str]]:
 
 def accuracy(groups: list[Group]) -> str:
     """What an axis of reported numbers shows; the groups are of one setting."""
-    row = groups[0].rows[0]
-    return f"top-1 on {row.split} (%), {row.protocol}"
+    summary = groups[0].summary
+    return f"top-1 on {summary.split} (%), {summary.protocol}"
 
 
 def panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:
@@ -155,26 +156,24 @@ def curves_figure(groups: list[Group]) -> Figure:
     ends = []
     for i, group in enumerate(groups):
         losses, scores = [], []
-        for run, row in zip(group.runs, group.rows, strict=True):
-            key = "ema_top1" if row.ema else "top1"
+        for run in group.runs:
             by_epoch: dict[int, list[float]] = {}
             for logged in run.log.train:
                 by_epoch.setdefault(logged.epoch, []).append(logged.loss)
             losses.append({epoch: statistics.fmean(loss) for epoch, loss in by_epoch.items()})
-            scores.append({logged.epoch: logged.metric(key) for logged in run.log.val})
+            scores.append({logged.epoch: logged.metric(f"{run.prefix}top1") for logged in run.log.val})
         for axes, seeds in ((left, losses), (right, scores)):
             draw_seeds(axes, seeds, style(i))
         last = max(scores[0])
         ends.append((last, statistics.fmean(seed[last] for seed in scores)))
     several = any(len(group.runs) > 1 for group in groups)
-    rows = [row for group in groups for row in group.rows]
-    splits = " / ".join(dict.fromkeys(row.split for row in rows))
-    protocols = {row.protocol for row in rows}
+    summaries = [run.summary for group in groups for run in group.runs]
+    splits = " / ".join(dict.fromkeys(summary.split for summary in summaries))
+    protocols = {summary.protocol for summary in summaries}
     labelled = f"labels: {protocols.pop() if len(protocols) == 1 else 'as reported'}"
     labelled += ", mean ± standard deviation" * several
-    left.set(
-        title="Training loss, on mixed targets", xlabel="epoch" + "\nthin lines: seeds, bold: their mean" * several
-    )
+    below = "epoch" + "\nthin lines: seeds, bold: their mean" * several
+    left.set(title="Training loss, on mixed targets", xlabel=below)
     right.set(title=f"Top-1 on {splits} (%)", xlabel=f"epoch\n{labelled}")
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
@@ -183,9 +182,8 @@ def curves_figure(groups: list[Group]) -> Figure:
     several_settings = len(by_setting(groups)) > 1
     texts = []
     for group in groups:
-        setting = (
-            group.setting.split(", ")[len(bases) == 1 :] if several_settings else []
-        )  # what all share says nothing
+        # what all share says nothing
+        setting = group.setting.split(", ")[len(bases) == 1 :] if several_settings else []
         texts.append(f"{textwrap.shorten(', '.join((group.name, *setting)), 60, placeholder=' …')}  {group.number}")
     label_ends(right, texts, ends)
     return figure
@@ -201,7 +199,7 @@ def draw_seeds(axes: Any, seeds: list[dict[int, float]], look: dict[str, str]) -
     axes.plot(epochs, [statistics.fmean(seed[e] for seed in seeds) for e in epochs], **look, gid="mean", zorder=3)
 
 
-def label_ends(axes: Any, texts: list[str], ends: list[tuple[float, float]]) -> None:
+def label_ends(axes: Any, texts: list[str], ends: Sequence[tuple[float, float]]) -> None:
     """Write a text to the right of the end of each bold line, in its colour."""
     low, high = axes.get_ylim()
     size = 12 if len(texts) <= 12 else 9
@@ -266,19 +264,18 @@ def measured_costs(groups: list[Group]) -> tuple[list[list[float]], str]:
     speeds: dict[Any, list[float]] = {}  # of vanilla, by where it ran
     for group in groups:
         if group.recipe.mixer == "vanilla":
-            for run, row in zip(group.runs, group.rows, strict=True):
-                speeds.setdefault(place(run), []).append(row.img_per_s)
+            for run in group.runs:
+                speeds.setdefault(machine(run), []).append(run.summary.img_per_s)
     speeds.pop(None, None)
-    if all(place(run) in speeds for group in groups for run in group.runs):
+    if all(machine(run) in speeds for group in groups for run in group.runs):
         relative = [
-            [statistics.fmean(speeds[place(run)]) / row.img_per_s for run, row in zip(g.runs, g.rows, strict=True)]
-            for g in groups
+            [statistics.fmean(speeds[machine(run)]) / run.summary.img_per_s for run in group.runs] for group in groups
         ]
         return relative, "training time per image, relative to vanilla"
-    return [[row.seconds for row in group.rows] for group in groups], "wall time of the run (s)"
+    return [[run.summary.seconds for run in group.runs] for group in groups], "wall time of the run (s)"
 
 
-def place(run: Run) -> tuple[Any, ...] | None:
+def machine(run: Run) -> tuple[Any, ...] | None:
     """What the speed of a run depends on beside its recipe; None if it was not recorded."""
     try:
         record = run.environment

@@ -1,7 +1,7 @@
 """A report over run folders: one table, the curves, and the mixed batches, all generated from what the runs logged.
 
 Top-1, top-5 and ECE are percentages, NLL is in nats, times are wall seconds. The reported numbers follow the
-setting's protocol (``training.protocols``): each metric's median over the last epochs, or all metrics of the epoch
+setting's protocol (``training/protocols.py``): each metric's median over the last epochs, or all metrics of the epoch
 with the highest top-1.
 """
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mixup_recipes import files
 from mixup_recipes.pages import plots
-from mixup_recipes.pages.markdown import escaped
+from mixup_recipes.pages.markdown import escaped, markdown_table
 from mixup_recipes.runs.run import Run, labels
 from mixup_recipes.typed import UserError
 
@@ -26,7 +26,7 @@ def runs_table(runs: list[Run]) -> str:
     shared = len(protocols) == 1
     head = ["run", "mixer", "epochs", f"top-1 ({protocols[0]})" if shared else "top-1", "top-5", "NLL", "ECE"]
     head += ["seconds", "images/s"]
-    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    lines = []
     for name, row in zip(labels(runs), rows, strict=True):
         done, planned, used, wanted = (row.epochs, row.epochs_planned, row.epochs_used, row.epochs_wanted)
         notes = [] if shared else [row.protocol]
@@ -44,7 +44,7 @@ def runs_table(runs: list[Run]) -> str:
         ])  # fmt: skip
     evaluated = " / ".join(dict.fromkeys(f"{row.count:,} images of `{row.split}`" for row in rows))
     note = f"Evaluated on {evaluated}. Top-1, top-5 and ECE in percent, NLL in nats, seconds of wall time."
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}\n"
+    return f"{markdown_table(head, lines, right=2)}\n\n{note}\n"
 
 
 def stack_sheets(sheets: list[tuple[str, Path]], out: Path) -> None:
@@ -52,8 +52,8 @@ def stack_sheets(sheets: list[tuple[str, Path]], out: Path) -> None:
     pictures = []
     for _, path in sheets:
         try:
-            with Image.open(path) as picture:
-                pictures.append(picture.convert("RGB"))
+            with Image.open(path) as file:
+                pictures.append(file.convert("RGB"))
         except OSError as e:
             raise UserError(f"cannot read the sample sheet {path}: {' '.join(str(e).split())}") from None
     width = max(picture.width for picture in pictures)
@@ -75,7 +75,6 @@ def report(runs: list[Run], out: Path) -> str:
 
     Returns the table. Raises ``UserError`` for what cannot be read or drawn, before anything is written.
     """
-
     text = runs_table(runs)
     mixers = [run.recipe.mixer for run in runs]
     titles = [m if mixers.count(m) == 1 else f"{m} ({n})" for m, n in zip(mixers, labels(runs), strict=True)]

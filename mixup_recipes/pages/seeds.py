@@ -1,6 +1,6 @@
 """Mean and spread over seeds as Markdown."""
 
-from mixup_recipes.pages.markdown import escaped
+from mixup_recipes.pages.markdown import escaped, markdown_table
 from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.seeds import by_setting, grouped
 
@@ -12,14 +12,14 @@ def seeds_table(runs: list[Run]) -> str:
     """
     tables = []
     for setting, groups in by_setting(grouped(runs)).items():
-        protocol = groups[0].rows[0].protocol  # a recipe decides it, so that all groups share it
-        lines = [f"| {escaped(setting)} | top-1 ({protocol}) | std | seeds | lowest | highest |"]
-        lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+        protocol = groups[0].summary.protocol  # a recipe decides it, so that all groups share it
+        rows = []
         for group in sorted(groups, key=lambda g: -g.mean):
             std = "" if group.std is None else f"{group.std:.2f}"
-            used, wanted = group.rows[0].epochs_used, group.rows[0].epochs_wanted
+            used, wanted = group.summary.epochs_used, group.summary.epochs_wanted
             mean = f"{group.mean:.2f}" + (f" ({used} of {wanted} epochs)" if used < wanted else "")
-            numbers = f"{mean} | {std} | {len(group.runs)} | {min(group.top1):.2f} | {max(group.top1):.2f}"
-            lines.append(f"| {escaped(group.name)} | {numbers} |")
-        tables.append("\n".join(lines))
+            lowest, highest = f"{min(group.top1):.2f}", f"{max(group.top1):.2f}"
+            rows.append([escaped(group.name), mean, std, f"{len(group.runs)}", lowest, highest])
+        head = [escaped(setting), f"top-1 ({protocol})", "std", "seeds", "lowest", "highest"]
+        tables.append(markdown_table(head, rows, right=1))
     return "\n\n".join(tables) + "\n\nMean, standard deviation (n - 1) and range over seeds, top-1 in percent.\n"

@@ -10,7 +10,7 @@ from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.seeds import COMPARED
 from mixup_recipes.typed import UserError, nearest
 
-PLACE = ("dataset", "dataset_config", "dataset_revision", "train_split", "max_train_samples")
+TRAINED_ON = ("dataset", "dataset_config", "dataset_revision", "train_split", "max_train_samples")
 """Recipe fields that decide what is trained on."""
 
 
@@ -102,7 +102,7 @@ def check_same(one: Run, other: Run, ignore: tuple[str, ...]) -> None:
             f"{one.folder} and {other.folder} differ in {rows}; pass --ignore FIELD to compare them all the same"
         )
     trained_on = [run.data.of_split(run.recipe.train_split) for run in (one, other)]
-    if trained_on[0] != trained_on[1] and not set(ignore) & set(PLACE):
+    if trained_on[0] != trained_on[1] and not set(ignore) & set(TRAINED_ON):
         raise UserError(
             f"{one.folder} and {other.folder} were trained on other images: {trained_on[0]} and {trained_on[1]}; "
             "pass --ignore dataset to compare them all the same"

@@ -154,16 +154,13 @@ def describe(
     for flag, value in (("--last", last), ("--epochs", epochs)):
         if value is not None and value < 1:
             raise UserError(f"{flag} {value}: expected at least 1")
-    rows, readings = [], []
-    for source in sources:
-        text, *numbers = readings_of(source, recipe, protocol, last, epochs)
-        rows.append(text)
-        readings.append(numbers)
+    found = [readings_of(source, recipe, protocol, last, epochs) for source in sources]
+    rows = [text for text, _, _ in found]
     if len(sources) > 1:
-        for numbers in zip(*readings, strict=True):
-            names = {number.name for number in numbers}
-            if len(names) == 1 and not any(number.missing for number in numbers):
-                mean, std = protocols.over_trials([number.value for number in numbers])
+        for readings in ([strict for _, strict, _ in found], [tool for _, _, tool in found]):
+            names = {reading.name for reading in readings}
+            if len(names) == 1 and not any(reading.missing for reading in readings):
+                mean, std = protocols.over_trials([reading.value for reading in readings])
                 rows.append(f"{mean:7.3f}  ± {std:.3f}, mean of the newest {min(3, len(sources))} runs: {names.pop()}")
     return "\n".join(rows)
 

@@ -101,10 +101,9 @@ def json_lines(path: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
     for number, row in enumerate(rows, 1):
         try:
             line = json.loads(row) if row.strip() else None
-            whole = isinstance(line, dict)
         except (ValueError, RecursionError):
-            whole = False
-        if whole:
+            line = None
+        if isinstance(line, dict):
             lines.append((f"{path}, line {number}", line))
         elif row.strip() and number < len(rows):
             raise UserError(f"{path}, line {number}: expected a JSON object")

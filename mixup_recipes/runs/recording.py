@@ -14,7 +14,8 @@ from mixup_recipes.training import protocols
 from mixup_recipes.training.format import FORMAT
 from mixup_recipes.typed import UserError
 
-ENVIRONMENT = ("commit", "python", "packages", "platform", "device", "processes", "mixed_precision")
+NOTED = ("commit", "python", "packages", "platform", "device", "processes", "mixed_precision")
+"""What a record keeps of ``env.json``."""
 
 
 def of_run(run: Run) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def of_run(run: Run) -> dict[str, Any]:
         "reading": summary.reading._asdict(),
         "tool": summary.tool._asdict(),
         **{k: getattr(summary, k) for k in numbers},
-        "env": {k: run.environment.get(k) for k in ENVIRONMENT},
+        "env": {k: run.environment.get(k) for k in NOTED},
     }
     content = {
         "format": FORMAT,
@@ -62,7 +63,6 @@ def save(runs: list[Run], folder: Path | None = None) -> Path:
 
     Raises ``UserError`` for runs that don't belong together or contradict the record; then nothing is written.
     """
-
     folder = folder or FOLDER
     content = of_runs(runs)
     path = folder / file_name(content)

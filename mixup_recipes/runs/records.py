@@ -21,7 +21,7 @@ from mixup_recipes.data.known import EVALUATED, KNOWN_SIZES
 from mixup_recipes.files import shipped
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import shipped_recipe
-from mixup_recipes.runs.shapes import COUNT, NUMBER, PERCENT, OBJECT, SPLIT, TEXT, check, read_object
+from mixup_recipes.runs.shapes import COUNT, NUMBER, OBJECT, PERCENT, SPLIT, TEXT, check, read_object
 from mixup_recipes.training.format import check_format
 from mixup_recipes.typed import UserError
 

@@ -4,7 +4,7 @@ import statistics
 from typing import Any, NamedTuple
 
 from mixup_recipes.recipe import Recipe, differences, schema
-from mixup_recipes.runs.run import Data, Run, Summary, labels
+from mixup_recipes.runs.run import Run, Summary, labels
 from mixup_recipes.typed import UserError
 
 COMPARED = ("name", "mixer", "mixer_args", "seed")
@@ -18,19 +18,23 @@ class Group(NamedTuple):
     """What the compared runs have in common: the setting's name, and fields that tell it from others of that name."""
     name: str
     """The mixer, and what tells it from others of the setting where that isn't enough."""
-    recipe: Recipe
-    """Of the first run."""
     runs: list[Run]
     """One per seed."""
-    rows: list[Summary]
-    """The reported numbers of each run."""
-    data: Data | None
-    """What ``data.json`` says of the images, the same for all; None for runs that do not have it."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of the first run."""
+        return self.runs[0].recipe
+
+    @property
+    def summary(self) -> Summary:
+        """The reported numbers of the first run; what is the same for all seeds can be taken from it."""
+        return self.runs[0].summary
 
     @property
     def top1(self) -> list[float]:
         """Reported top-1 of each run in percent."""
-        return [row.top1 for row in self.rows]
+        return [run.summary.top1 for run in self.runs]
 
     @property
     def mean(self) -> float:
@@ -40,7 +44,7 @@ class Group(NamedTuple):
     @property
     def std(self) -> float | None:
         """Sample standard deviation of ``top1`` (n - 1); None for a single seed."""
-        return statistics.stdev(self.top1) if len(self.rows) > 1 else None
+        return statistics.stdev(self.top1) if len(self.runs) > 1 else None
 
     @property
     def number(self) -> str:
@@ -58,23 +62,25 @@ def grouped(runs: list[Run]) -> list[Group]:
         raise UserError("no run folders given")
     groups: list[Group] = []
     for run in runs:
-        recipe, row = run.recipe, run.summary
-        data = run.data if (run.folder / "data.json").exists() else None
         for group in groups:
-            same = saw(data) == saw(group.data) and not differences(group.recipe, recipe, ignore=("name", "seed"))
-            far = row.epochs == group.rows[0].epochs
-            if same and far and row.seed not in [r.seed for r in group.rows]:
+            far = run.summary.epochs == group.summary.epochs
+            new = run.summary.seed not in [other.summary.seed for other in group.runs]
+            if far and new and alike(run, group.runs[0], ("name", "seed")):
                 group.runs.append(run)
-                group.rows.append(row)
                 break
         else:
-            groups.append(Group("", "", recipe, [run], [row], data))
+            groups.append(Group("", "", [run]))
     return named(groups)
 
 
-def saw(data: Data | None) -> dict[str, Any] | None:
-    """What two runs must have in common to have seen the same images."""
-    return data and data.record
+def alike(one: Run, other: Run, ignore: tuple[str, ...]) -> bool:
+    """Whether two runs saw the same images and are of one recipe but for some fields."""
+    return record(one) == record(other) and not differences(one.recipe, other.recipe, ignore)
+
+
+def record(run: Run) -> dict[str, Any] | None:
+    """What a run says of its images; None for one that does not have ``data.json``."""
+    return run.data.record if (run.folder / "data.json").exists() else None
 
 
 def by_setting(groups: list[Group]) -> dict[str, list[Group]]:
@@ -85,14 +91,14 @@ def by_setting(groups: list[Group]) -> dict[str, list[Group]]:
     return found
 
 
-def text(values: dict[str, Any]) -> str:
+def in_words(values: dict[str, Any]) -> str:
     """``lr 0.1, epochs 20``."""
     return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
 
 
-def images(data: Data | None) -> str:
+def images_in_words(run: Run) -> str:
     """``train 675 images (labels 1f3a5b7c), test 661 images (labels 9d8e7f60)``, or unknown images."""
-    splits = data.record["splits"] if data else {}
+    splits = (record(run) or {"splits": {}})["splits"]
     found = [f"{name} {s['images']} images (labels {s['labels_sha256'][:8]})" for name, s in splits.items()]
     return ", ".join(found) or "unknown images"
 
@@ -102,22 +108,21 @@ def named(groups: list[Group]) -> list[Group]:
     clusters: list[list[int]] = []  # groups of one setting each
     for i, group in enumerate(groups):
         for cluster in clusters:
-            first = groups[cluster[0]]
-            if saw(first.data) == saw(group.data) and not differences(first.recipe, group.recipe, ignore=COMPARED):
+            if alike(groups[cluster[0]].runs[0], group.runs[0], COMPARED):
                 cluster.append(i)
                 break
         else:
             clusters.append([i])
     firsts = [groups[cluster[0]].recipe for cluster in clusters]
-    data = [images(groups[cluster[0]].data) for cluster in clusters]
+    data = [images_in_words(groups[cluster[0]].runs[0]) for cluster in clusters]
     bases = [recipe.name.removesuffix(f"_{recipe.mixer}") for recipe in firsts]
     found = dict(enumerate(groups))
     for cluster, base, first, own in zip(clusters, bases, firsts, data, strict=True):
-        alike = [other for other, b in zip(firsts, bases, strict=True) if b == base]
-        different = {k for other in alike for k in differences(first, other, ignore=COMPARED)}
+        namesakes = [other for other, b in zip(firsts, bases, strict=True) if b == base]
+        different = {k for other in namesakes for k in differences(first, other, ignore=COMPARED)}
         values = {k: getattr(first, k) for k in schema(Recipe) if k in different}
         same = {d for d, b in zip(data, bases, strict=True) if b == base} == {own}
-        setting = ", ".join(filter(None, (base, text(values), "" if same else own)))
+        setting = ", ".join(filter(None, (base, in_words(values), "" if same else own)))
         for i, name in zip(cluster, names([groups[i] for i in cluster]), strict=True):
             found[i] = groups[i]._replace(setting=setting, name=name)
     return [found[i] for i in range(len(groups))]
@@ -127,11 +132,11 @@ def names(groups: list[Group]) -> list[str]:
     """A name for each group of one setting: mixer, arguments that differ, epochs if unfinished, folder if need be."""
     found = []
     for group in groups:
-        mixer, row = group.recipe.mixer, group.rows[0]
+        mixer = group.recipe.mixer
         rows = [g.recipe.mixer_args.get(mixer, {}) for g in groups if g.recipe.mixer == mixer]
         own = group.recipe.mixer_args.get(mixer, {})
-        name = f"{mixer} {text({k: v for k, v in own.items() if any(r.get(k) != v for r in rows)})}".strip()
-        done, planned = row.epochs, row.epochs_planned
+        name = f"{mixer} {in_words({k: v for k, v in own.items() if any(r.get(k) != v for r in rows)})}".strip()
+        done, planned = group.summary.epochs, group.summary.epochs_planned
         found.append(name if done == planned else f"{name} ({done} of {planned} epochs)")
     folders = labels([group.runs[0] for group in groups])
     return [name if found.count(name) == 1 else f"{name} ({f})" for name, f in zip(found, folders, strict=True)]

@@ -9,6 +9,24 @@ from mixup_recipes.runs.sweep import Planned
 from mixup_recipes.training.job import STOPPED
 from mixup_recipes.typed import UserError
 
+SLURM_END = f"""
+set -m  # the run gets a process group of its own
+"${{run[@]}}" >> "$out" 2>&1 &
+job=$!
+asked=
+trap 'asked=1; kill -TERM -- "-$job"' USR1 TERM  # TERM: what every launcher passes on
+while :; do
+  wait "$job"
+  status=$?
+  kill -0 "$job" 2>/dev/null || break  # else a signal has ended the wait, not the run
+done
+while [ "$asked" ] && kill -0 -- "-$job" 2>/dev/null; do sleep 1; done  # a launcher may leave before its processes
+if [ "$status" = {STOPPED} ] || {{ [ "$asked" ] && [ "$status" != 0 ]; }}; then
+  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+fi
+exit "$status"
+"""
+
 
 def slurm_script(runs: list[Planned], out: Path, options: list[str]) -> str:
     """An sbatch array script with one task per run. ``options``: sbatch's, ``gres=gpu:1``, one line each."""
@@ -37,22 +55,3 @@ def slurm_script(runs: list[Planned], out: Path, options: list[str]) -> str:
         "esac",
         SLURM_END,
     ))  # fmt: skip
-
-
-SLURM_END = f"""
-set -m  # the run gets a process group of its own
-"${{run[@]}}" >> "$out" 2>&1 &
-job=$!
-asked=
-trap 'asked=1; kill -TERM -- "-$job"' USR1 TERM  # TERM: what every launcher passes on
-while :; do
-  wait "$job"
-  status=$?
-  kill -0 "$job" 2>/dev/null || break  # else a signal has ended the wait, not the run
-done
-while [ "$asked" ] && kill -0 -- "-$job" 2>/dev/null; do sleep 1; done  # a launcher may leave before its processes
-if [ "$status" = {STOPPED} ] || {{ [ "$asked" ] && [ "$status" != 0 ]; }}; then
-  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
-fi
-exit "$status"
-"""

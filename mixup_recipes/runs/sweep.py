@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from mixup_recipes import flags as cli
+from mixup_recipes import flags
 from mixup_recipes.recipe import Recipe, schema
 from mixup_recipes.resolve import read_yaml, resolve
 from mixup_recipes.training import backbones, optimisation
@@ -179,11 +179,13 @@ def make_run(
         raise UserError(f"{recipe_name}: the folder name {name[:60]}... has {len(name)} letters, at most {LONGEST} fit")
     script = str(find_spec("train_mixup").origin)  # type: ignore[union-attr]  # it is installed with this module
     command = [*launcher, script, "--recipe", recipe_name, "--seed", str(seed)]
-    command += ["--output_dir", str(out / name), "--resume_from_checkpoint", "auto", *flags(typed)]
-    given = cli.parse(command[len(launcher) + 1 :], "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
+    command += ["--output_dir", str(out / name), "--resume_from_checkpoint", "auto", *as_flags(typed)]
+    given = flags.parse(command[len(launcher) + 1 :], "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
     if resolve(recipe_name, given["Recipe fields"])[0] != recipe:
-        raise UserError(f"{recipe_name}: cannot be written as flags: {shlex.join(flags(typed))}; write a recipe file")
-    cli.fill(Job, given["Run"])
+        raise UserError(
+            f"{recipe_name}: cannot be written as flags: {shlex.join(as_flags(typed))}; write a recipe file"
+        )
+    flags.fill(Job, given["Run"])
     return Planned(name, recipe, out / name, out / f"output-{name}.txt", command)
 
 
@@ -192,7 +194,7 @@ def plain(value: Any) -> str:
     return "-".join(map(plain, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def flags(values: dict[str, Any]) -> list[str]:
+def as_flags(values: dict[str, Any]) -> list[str]:
     """Values as flags of train_mixup.py."""
     tokens = []
     for key, value in values.items():

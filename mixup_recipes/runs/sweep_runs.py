@@ -44,12 +44,6 @@ def state(run: Planned) -> str:
         raise UserError(f"cannot read {e.filename or run.folder}: {e.strerror}") from None
 
 
-def short(row: Summary) -> str:
-    """How much of the protocol a run covers, where it is not all: ``: 2 of 5 epochs``."""
-    used, wanted = row.epochs_used, row.epochs_wanted
-    return f": {used} of {wanted} epochs" if used < wanted else ""
-
-
 def finished(run: Planned) -> bool:
     """Whether the last epoch is evaluated, and what was exported is up to date (summary.csv is written last)."""
     if not (run.folder / RECIPE).is_file():
@@ -148,6 +142,12 @@ def last_lines(path: Path, start: int) -> list[str]:
 def duration(seconds: float) -> str:
     """Time for people."""
     return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.1f} min"
+
+
+def short(row: Summary) -> str:
+    """How much of the protocol a run covers, where it is not all: ``: 2 of 5 epochs``."""
+    used, wanted = row.epochs_used, row.epochs_wanted
+    return f": {used} of {wanted} epochs" if used < wanted else ""
 
 
 def time_left(done: list[Planned], left: list[Planned]) -> str:

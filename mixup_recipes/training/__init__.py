@@ -1,1 +1,1 @@
-"""What the training job calls: backbones, losses, optimisation, evaluation, checkpoints, launching."""
+"""What the training job calls: backbones, the update, optimisation, evaluation, checkpoints, launching, export."""

@@ -28,7 +28,7 @@ def save(
     folder: Path,
     update: int,
     modules: dict[str, nn.Module],
-    optimizers: list[dict[str, Any]],
+    optimizers: list[Any],
     sums: dict[str, Tensor],
     state: dict[str, Any],
     accelerator: Any,
@@ -36,8 +36,8 @@ def save(
 ) -> None:
     """Write the checkpoint of ``update`` and remove all but the newest ``limit``. Call it on every process.
 
-    ``modules``: name -> module, saved by the main process. ``optimizers``: state dicts of optimiser and loss
-    scaler. ``sums``: scalars that differ between processes, as BatchNorm statistics do.
+    ``modules``: name -> module, saved by the main process. ``optimizers``: optimiser and loss scaler, None where there
+    is none. ``sums``: scalars that differ between processes, as BatchNorm statistics do.
     """
     own = {f"sums/{k}": v.detach().cpu().clone() for k, v in sums.items()}
     if accelerator.num_processes > 1:
@@ -55,7 +55,7 @@ def save(
                 save_file(tensors(module), aside / f"{name}.safetensors")
             per_process = {f"{rank}/{k}": v for rank, part in enumerate(gathered) for k, v in part.items()}
             save_file(per_process, aside / "process.safetensors")
-            torch.save(optimizers, aside / "optimizer.pt")
+            torch.save([{} if one is None else one.state_dict() for one in optimizers], aside / "optimizer.pt")
             (aside / "state.json").write_text(json.dumps(state | {"update": update, "processes": len(gathered)}))
             manifest = {p.name: file_hash(p) for p in sorted(aside.iterdir())}
             (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -154,7 +154,7 @@ def restore(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Restore modules and optimisers in place; return the state and this process's sums.
 
-    ``optimizers`` takes the saved state dicts in order; None skips one. With another number of processes the
+    ``optimizers``: as they were given to ``save``; None skips one. With another number of processes the
     first one's statistics stand in for those that were not there.
     """
     state = json.loads((checkpoint / "state.json").read_text())
@@ -189,8 +189,10 @@ def state_of(folder: Path, update: int) -> dict[str, Any]:
 
 
 def needed_bytes(modules: dict[str, nn.Module], limit: int, recipe: Recipe) -> int:
-    """Bytes that ``limit`` checkpoints and one being written take: weights, averages, two optimiser moments, and what
-    mixers keep of the float32 batch of an update, over all processes."""
+    """Bytes that ``limit`` checkpoints and one being written take, over all processes.
+
+    Weights, averages, two moments of the optimiser, and what mixers keep of the float32 batch of an update.
+    """
     images, targets = (4 * recipe.batch_size * n for n in (3 * recipe.image_size**2, recipe.num_classes))
     mixers = [m for module in modules.values() for m in module.modules() if isinstance(m, Mixer)]
     history = sum(mixer.history_bytes(images, targets) for mixer in mixers)

@@ -1,7 +1,6 @@
 """What a run would do, without data and without arithmetic."""
 
 import copy
-from typing import Any
 
 import torch
 from torch import nn
@@ -32,46 +31,38 @@ def activation_bytes(model: nn.Module, batch: int, size: int) -> int:
 
 def describe(recipe: Recipe, step: Step, world: int) -> str:
     """Images, updates, learning-rate trace and memory, as text."""
-    known = [n for n in (recipe.max_train_samples, KNOWN_SIZES.get(recipe.dataset)) if n is not None]
-    size = min(known, default=None)
     _, accumulation = cut(recipe, world)
-    rows: list[tuple[str, Any]] = [
-        ("recipe", recipe.name),
-        ("model", f"{recipe.model}, {sum(p.numel() for p in step.model.parameters()):,} parameters"),
-        ("mixer", f"{recipe.mixer} {recipe.mixer_args[recipe.mixer]}"),
-        (
-            "global batch",
-            f"{recipe.batch_size} = {recipe.per_device_train_batch_size} per process x {world} x {accumulation}",
-        ),
-    ]
-    if size is None:
-        rows.append(("images", f"unknown before {recipe.dataset!r} is opened; pass --max_train_samples to assume one"))
-        per_epoch = 1000
-    else:
-        per_epoch = updates_per_epoch(size, recipe)
-        seen = per_epoch * recipe.batch_size
-        filled = (
-            ""
-            if seen == size
-            else f" ({seen:,} per epoch: the last update is {'filled' if seen > size else 'left out'})"
-        )
-        rows.append(("images", f"{size:,}, {seen * recipe.epochs:,} in all{filled}"))
-        rows.append(("updates", f"{per_epoch:,} per epoch, {per_epoch * recipe.epochs:,} in all"))
+    per_epoch, images = images_in_words(recipe)
+    batch = f"{recipe.batch_size} = {recipe.per_device_train_batch_size} per process x {world} x {accumulation}"
     marks = sorted({0, 1, recipe.epochs // 4, recipe.epochs // 2, 3 * recipe.epochs // 4, recipe.epochs - 1})
-    trace = "  ".join(
-        f"{e}: {optimisation.learning_rate(recipe, e * per_epoch, per_epoch):.3g}" for e in marks if e < recipe.epochs
-    )
-    rows.append(("lr at epoch", trace))
-    weights = weight_bytes(step)
+    rates = {e: optimisation.learning_rate(recipe, e * per_epoch, per_epoch) for e in marks if e < recipe.epochs}
     trained = sum(p.numel() * p.element_size() for p in step.parameters() if p.requires_grad)
     moments = {"momentum": 1, "sgd": 1}.get(recipe.opt, 2)
     ema = weight_bytes(step.model) if recipe.ema_decay is not None else 0
+    held = weight_bytes(step) + trained * (1 + moments) + ema
     activations = activation_bytes(step.model, recipe.per_device_train_batch_size, recipe.image_size)
-    rows.append(
-        (
-            "memory",
-            f"{(weights + trained * (1 + moments) + ema) / 1e9:.2f} GB weights, gradients and optimiser, about "
-            f"{activations / 1e9:.2f} GB activations of one fp32 forward (estimated)",
-        )
-    )
-    return "\n".join(f"{k:14}{v}" for k, v in rows)
+    rows = {
+        "recipe": recipe.name,
+        "model": f"{recipe.model}, {sum(p.numel() for p in step.model.parameters()):,} parameters",
+        "mixer": f"{recipe.mixer} {recipe.mixer_args[recipe.mixer]}",
+        "global batch": batch,
+        **images,
+        "lr at epoch": "  ".join(f"{e}: {rate:.3g}" for e, rate in rates.items()),
+        "memory": f"{held / 1e9:.2f} GB weights, gradients and optimiser, about {activations / 1e9:.2f} GB activations "
+        "of one fp32 forward (estimated)",
+    }
+    return "\n".join(f"{k:14}{v}" for k, v in rows.items())
+
+
+def images_in_words(recipe: Recipe) -> tuple[int, dict[str, str]]:
+    """Updates per epoch, 1,000 where nobody knows without opening the data, and the rows about images and updates."""
+    known = [n for n in (recipe.max_train_samples, KNOWN_SIZES.get(recipe.dataset)) if n is not None]
+    if not known:
+        why = f"unknown before {recipe.dataset!r} is opened; pass --max_train_samples to assume one"
+        return 1000, {"images": why}
+    size = min(known)
+    per_epoch = updates_per_epoch(size, recipe)
+    seen = per_epoch * recipe.batch_size
+    last = f" ({seen:,} per epoch: the last update is {'filled' if seen > size else 'left out'})"
+    images = f"{size:,}, {seen * recipe.epochs:,} in all{last if seen != size else ''}"
+    return per_epoch, {"images": images, "updates": f"{per_epoch:,} per epoch, {per_epoch * recipe.epochs:,} in all"}

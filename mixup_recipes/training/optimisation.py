@@ -68,7 +68,8 @@ def learning_rate(
     lr = recipe.lr if lr is None else lr
     min_lr = recipe.min_lr * share if min_lr is None else min_lr
     warmup_epochs = recipe.warmup_epochs if warmup_epochs is None else warmup_epochs
-    position, span = update / updates_per_epoch, recipe.epochs
+    position: float = update / updates_per_epoch
+    span: float = recipe.epochs
     if recipe.warmup_prefix:
         position, span = max(0.0, position - warmup_epochs), recipe.epochs - warmup_epochs
     if not recipe.sched_on_updates:

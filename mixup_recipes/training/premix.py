@@ -293,7 +293,8 @@ def copy(table: Any, recipe: Recipe, path: Path, schema: pa.Schema) -> None:
 
 def encoded(image: dict[str, Any] | None) -> dict[str, Any]:
     """An image of a table with its bytes, also of one that only says where they are; none where the table has a gap."""
-    data, path = (image["bytes"], image["path"]) if image else (b"", None)
+    image = image or {"bytes": b"", "path": None}
+    data, path = image["bytes"], image["path"]
     try:
         return {"bytes": Path(path).read_bytes() if data is None else data, "path": path and Path(path).name}
     except OSError as e:

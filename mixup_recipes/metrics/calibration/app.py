@@ -1,6 +1,8 @@
 """The Space: calibration of pasted confidences. Run with ``python app.py`` in this folder; needs gradio."""
 
-from formula import calibration
+from typing import Any
+
+from formula import calibration  # type: ignore[import-not-found]  # beside it: the folder is a Space of its own
 
 EXAMPLE = "0.95 1 0.05\n0.80 1 0.22\n0.60 0 1.40"
 
@@ -24,11 +26,11 @@ def _sample(row: str) -> tuple[float, bool, float]:
         raise ValueError(f"expected confidence, 0 or 1, and NLL, got {row!r}") from None
 
 
-def demo():
+def demo() -> Any:
     """The page, a ``gradio.Interface``."""
     import gradio
 
-    def run(rows, bins):
+    def run(rows: str, bins: int) -> dict[str, float]:
         try:
             return compute(rows, bins)
         except ValueError as error:

@@ -1,5 +1,7 @@
 """Calibration as an `evaluate` metric. `evaluate.load` scans this file: one import per line."""
 
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
@@ -36,7 +38,7 @@ _CITATION = """
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class Calibration(evaluate.Metric):
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         # Two accepted shapes of `predictions`, so that `evaluate.combine` can feed top-k ids to both metrics.
         top1, topk = datasets.Value("int32"), datasets.Sequence(datasets.Value("int32"))
         return evaluate.MetricInfo(
@@ -57,6 +59,13 @@ class Calibration(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/1706.04599"],
         )
 
-    def _compute(self, predictions, references, confidences, nlls, bins=15):
+    def _compute(
+        self,
+        predictions: list[Any],
+        references: list[int],
+        confidences: list[float],
+        nlls: list[float],
+        bins: int = 15,
+    ) -> dict[str, float]:
         top1 = [ids[0] for ids in predictions] if isinstance(predictions[0], list) else predictions
         return calibration(confidences, np.equal(top1, references), nlls, bins)

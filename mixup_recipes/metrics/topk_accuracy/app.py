@@ -1,6 +1,8 @@
 """The Space: top-k accuracy of pasted class ids. Run with ``python app.py`` in this folder; needs gradio."""
 
-from formula import topk_accuracy
+from typing import Any
+
+from formula import topk_accuracy  # type: ignore[import-not-found]  # beside it: the folder is a Space of its own
 
 EXAMPLE = "3, 3 7 1\n0, 2 0 5\n4, 1 2 3"
 
@@ -22,11 +24,11 @@ def _whole_numbers(text: str) -> list[int]:
         raise ValueError(f"expected whole numbers, got {text!r}") from None
 
 
-def demo():
+def demo() -> Any:
     """The page, a ``gradio.Interface``."""
     import gradio
 
-    def run(rows, ks):
+    def run(rows: str, ks: str) -> dict[str, float]:
         try:
             return compute(rows, ks)
         except ValueError as error:

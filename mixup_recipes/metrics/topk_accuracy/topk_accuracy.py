@@ -38,7 +38,7 @@ _CITATION = """
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class TopkAccuracy(evaluate.Metric):
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
@@ -52,5 +52,7 @@ class TopkAccuracy(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/1409.0575"],
         )
 
-    def _compute(self, predictions, references, ks=(1, 5)):
+    def _compute(
+        self, predictions: list[list[int]], references: list[int], ks: tuple[int, ...] = (1, 5)
+    ) -> dict[str, float]:
         return topk_accuracy(predictions, references, ks)

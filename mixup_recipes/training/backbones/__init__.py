@@ -1,7 +1,8 @@
 """Models by timm name. What timm lacks is registered with timm from here, one file per family.
 
 Another program that loads such a model, with timm or as a transformers ``AutoModelForImageClassification`` (whose
-wrapper asks timm), imports ``mixup_recipes.training.backbones`` first; without, both say that timm does not know the architecture.
+wrapper asks timm), imports ``mixup_recipes.training.backbones`` first. Without this import both say that timm does not
+know the architecture.
 """
 
 import copy
@@ -16,8 +17,14 @@ from torch import nn
 from mixers import taps
 from mixup_recipes import fetch
 from mixup_recipes.recipe import Recipe
-from mixup_recipes.training.backbones import moganet, pvt, resnet_cifar
+from mixup_recipes.training.backbones import moganet, pvt, resnet_cifar  # noqa: F401  registers their models with timm
 from mixup_recipes.typed import UserError, nearest
+
+
+def cfg_of(model: nn.Module) -> dict[str, Any]:
+    """What timm notes of a model: its architecture, the names of its head's layers and of its classes, ..."""
+    cfg: Any = model.pretrained_cfg
+    return cfg
 
 
 def check_name(name: str) -> None:
@@ -84,7 +91,7 @@ def load_start(recipe: Recipe) -> nn.Module | None:
     if recipe.pretrained == "timm" and not timm.is_model_pretrained(recipe.model):
         raise UserError(f"timm has no weights of {recipe.model!r}; pass --pretrained with a run folder or hf-hub: id")
     source = load_model(name, **recipe.model_args)
-    there, here = source.pretrained_cfg.get("architecture"), recipe.model.split(".")[0]
+    there, here = cfg_of(source).get("architecture"), recipe.model.split(".")[0]
     if there != here:
         raise UserError(f"pretrained {name!r} is a {there!r}, the recipe's model a {here!r}; pass --model {there}")
     return source
@@ -97,9 +104,9 @@ def start_from(model: nn.Module, source: nn.Module, classes: list[str]) -> str:
     Raises ``UserError`` when the rest does not fit.
     """
     own, given = model.state_dict(), source.state_dict()
-    heads = source.pretrained_cfg.get("classifier") or ()
+    heads = cfg_of(source).get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    known = list(source.pretrained_cfg.get("label_names") or classes)
+    known = list(cfg_of(source).get("label_names") or classes)
     same = source.num_classes == model.num_classes and known == classes
     taken = {k: v for k, v in given.items() if same or not any(k.startswith(f"{head}.") for head in heads)}
     missing = [k for k in own if k not in taken and not any(k.startswith(f"{head}.") for head in heads)]
@@ -117,7 +124,7 @@ def check_classes(model: nn.Module, classes: list[str], name: str) -> None:
     """Raise ``UserError`` when a trained model's classes are not those of the data."""
     if model.num_classes != len(classes):
         raise UserError(f"model {name!r} has {model.num_classes} classes, the data {len(classes)}")
-    known = list(model.pretrained_cfg.get("label_names") or [])
+    known = list(cfg_of(model).get("label_names") or [])
     if sorted(known) == sorted(classes) and known != classes:
         raise UserError(f"model {name!r} and the data number the same classes differently")
 
@@ -138,8 +145,9 @@ def check_input(model: nn.Module, batch: int, size: int, name: str, training: bo
             f"(some models want --model_args.img_size {size})"
         ) from None
     got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if got != (batch, model.num_classes):
-        raise UserError(f"model {name!r} gives {got} and not logits {(batch, model.num_classes)}; check its model_args")
+    expected: Any = (batch, model.num_classes)
+    if got != expected:
+        raise UserError(f"model {name!r} gives {got} and not logits {expected}; check its model_args")
 
 
 def init_published(model: nn.Module, init: str) -> None:
@@ -153,7 +161,8 @@ def init_published(model: nn.Module, init: str) -> None:
     Biases of what is drawn are 0. The published Swin, ConvNeXt, PVT and MogaNet need neither: timm's start, or that
     of the models here, is theirs.
     """
-    head = model.get_classifier()
+    net: Any = model  # a classifier of timm has more than a module of torch
+    head = net.get_classifier()
     if init == "mmcls_cnn":
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
@@ -163,7 +172,7 @@ def init_published(model: nn.Module, init: str) -> None:
         nn.init.normal_(head.weight, std=0.01)
     else:
         nn.init.trunc_normal_(head.weight, std=0.02)
-        nn.init.trunc_normal_(model.cls_token, std=0.02)
+        nn.init.trunc_normal_(net.cls_token, std=0.02)
     nn.init.zeros_(head.bias)
 
 

@@ -159,7 +159,7 @@ class MogaNet(nn.Module):
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = WIDTHS[-1]
         stem = [*halve(in_chans, WIDTHS[0] // 2), nn.GELU(), *halve(WIDTHS[0] // 2, WIDTHS[0])]
-        rates = calculate_drop_path_rates(drop_path_rate, list(DEPTHS), stagewise=True)
+        rates: Any = calculate_drop_path_rates(drop_path_rate, list(DEPTHS), stagewise=True)
         stages = []
         self.feature_info = []
         for i, (width, ratio) in enumerate(zip(WIDTHS, RATIOS, strict=True)):
@@ -172,6 +172,7 @@ class MogaNet(nn.Module):
             if isinstance(module, nn.Conv2d):  # fan-out of one group
                 fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+                assert module.bias is not None  # as in every convolution of this model
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

@@ -55,7 +55,7 @@ class Stage(nn.Module):
         self.layers = layers
 
     def forward(self, x: Tensor) -> Tensor:
-        embed = self.embed
+        embed: Any = self.embed  # transformers' patch embedding
         if tuple(x.shape[2:]) != embed.image_size:
             wanted, got = (" x ".join(map(str, size)) for size in (embed.image_size, x.shape[2:]))
             raise ValueError(f"made for {wanted}, got {got}")
@@ -96,7 +96,7 @@ class PVT(nn.Module):
         if height != width or height % 32:
             raise ValueError(f"img_size must be square and a multiple of 32, got {height} x {width}")
         config = PvtConfig(image_size=height, num_channels=in_chans, drop_path_rate=drop_path_rate)
-        encoder = PvtEncoder(config)
+        encoder: Any = PvtEncoder(config)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.img_size = height
@@ -109,7 +109,7 @@ class PVT(nn.Module):
             for i, width in enumerate(config.hidden_sizes)
         ]
         self.attention_info = [
-            {"module": f"stages.3.layers.{i}.attention.self.dropout"} for i in range(len(self.stages[3].layers))
+            {"module": f"stages.3.layers.{i}.attention.self.dropout"} for i in range(len(encoder.block[3]))
         ]
         for module in self.modules():
             if isinstance(module, nn.Linear):

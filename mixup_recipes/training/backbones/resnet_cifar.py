@@ -30,22 +30,25 @@ class ResNetCifar(ResNet):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.conv1 = nn.Conv2d(3, self.conv1.out_channels, 3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.maxpool = nn.Identity()
-        for info in self.feature_info:
+        replaced: Any = self.conv1
+        stem = nn.Conv2d(3, replaced.out_channels, 3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        self.add_module("conv1", stem)
+        self.add_module("maxpool", nn.Identity())
+        stages: Any = self.feature_info
+        for info in stages:
             info["reduction"] = max(1, info["reduction"] // 4)
 
 
 @register_model
 def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """ResNet-18 with the small stem."""
-    layers = {"block": BasicBlock, "layers": (2, 2, 2, 2)}
+    layers: dict[str, Any] = {"block": BasicBlock, "layers": (2, 2, 2, 2)}
     return build_model_with_cfg(ResNetCifar, "resnet18_cifar", pretrained, **(layers | kwargs))
 
 
 @register_model
 def resnext50_32x4d_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """ResNeXt-50 32x4d with the small stem."""
-    layers = {"block": Bottleneck, "layers": (3, 4, 6, 3), "cardinality": 32, "base_width": 4}
+    layers: dict[str, Any] = {"block": Bottleneck, "layers": (3, 4, 6, 3), "cardinality": 32, "base_width": 4}
     return build_model_with_cfg(ResNetCifar, "resnext50_32x4d_cifar", pretrained, **(layers | kwargs))
