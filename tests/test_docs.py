@@ -16,6 +16,7 @@ from mixers import MIXERS
 from mixup_recipes import flags as cli
 from mixup_recipes.benchmark import cells
 from mixup_recipes.benchmark.small_runs import small_runs
+from mixup_recipes.cli import app, jobs
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import resolve, settings
 from mixup_recipes.runs import records
@@ -43,6 +44,22 @@ def test_each_training_command_of_the_documents_resolves(line: str) -> None:
     given = cli.parse(shlex.split(line)[1:], "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
     job = cli.fill(Job, given["Run"])
     assert job.list or resolve(job.recipe, given["Recipe fields"])[0].epochs
+
+
+def console_commands() -> list[str]:
+    """Every command line of mixup-recipes in the documents' blocks of shell and in their tables, without comments."""
+    blocks = [block for doc in DOCS for block in re.findall(r"```(?:bash|sh)\n(.*?)```", doc.read_text(), re.S)]
+    lines = [line.strip() for block in blocks for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
+    return sorted({line for line in lines if line.startswith("mixup-recipes ")})
+
+
+@pytest.mark.parametrize("line", console_commands())
+def test_each_console_command_of_the_documents_is_one(line: str) -> None:
+    words = shlex.split(re.split(r" [|>&] ?", line)[0], comments=True)[1:]
+    if words[0] in jobs.SCRIPTS:
+        return
+    command, *_ = app.parse_args(words, exit_on_error=False, print_error=False)
+    assert command.__module__.startswith("mixup_recipes.cli")
 
 
 def hub_commands() -> list[list[str]]:
@@ -94,7 +111,7 @@ def test_the_documents_hold_tables_of_our_runs() -> None:
 
 @pytest.mark.parametrize(("setting", "against"), GENERATED)
 def test_a_table_of_our_runs_is_what_its_command_prints(setting: str, against: str) -> None:
-    text = small_runs(setting, records.load(), against or "vanilla")
+    text = small_runs(setting, records.all_records(), against or "vanilla")
     assert any(text in doc.read_text() for doc in DOCS)
 
 

@@ -17,12 +17,12 @@ from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import load_recipe, resolve
 from mixup_recipes.typed import UserError
 
-SIDE, COLUMN, ROW = preview.SIDE, preview.SIDE + preview.GAP, preview.SIDE + preview.CAPTION + preview.GAP
+SIDE = preview.SIDE
 
 
-def cell(path: Path, row: int, column: int) -> np.ndarray:
-    """The picture of one cell, (SIDE, SIDE, 3); row 0 holds the images themselves."""
-    left, top = preview.LEFT + column * COLUMN, 24 + row * ROW
+def cell(path: Path, row: int, column: int, count: int = 5, block: int = 0) -> np.ndarray:
+    """The picture of one cell, (SIDE, SIDE, 3); row 0 holds the ``count`` images themselves."""
+    left, top = preview.place(block, row, column, count)
     with Image.open(path) as sheet:
         return np.array(sheet.crop((left, top, left + SIDE, top + SIDE)))
 
@@ -50,6 +50,37 @@ def test_each_cell_shows_its_image_mixed_with_the_draw_of_its_update(tmp_path: P
         box = np.s_[max(row - half, 0) : row + half, max(column - half, 0) : column + half]
         pasted[box] = partner[box]
         assert np.array_equal(cell(tmp_path / "new/sheet.png", 3, i), pasted)
+
+
+def test_many_methods_stand_in_blocks_side_by_side_and_no_text_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    original = preview.ImageDraw.ImageDraw.text
+
+    def text(pen: preview.ImageDraw.ImageDraw, at: tuple[int, int], words: str, **how: object) -> None:
+        written.append(words)
+        original(pen, at, words, **how)
+
+    monkeypatch.setattr(preview.ImageDraw.ImageDraw, "text", text)
+    path = tmp_path / "sheet.png"
+    preview.preview([], ["vanilla"] * 8 + ["gridmix", "automix", "vanilla"], 3, "synthetic", path)
+    x = small(preview.shapes(3))
+    for block, row in ((0, 0), (1, 0), (0, 6), (1, 5)):  # 6 methods in the first block, 5 in the second
+        for i in range(3):
+            assert np.array_equal(cell(path, row, i, 3, block), x[i])
+    assert not [words for words in written if "…" in words] and "1 disc" in written
+    assert [w for w in written if w.startswith("by untrained model, ") and w.endswith(" more")]
+
+
+def test_the_rows_of_run_folders_are_their_recipes(reference: Reference, tmp_path: Path) -> None:
+    run = reference("--mixer", "vanilla")
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    assert preview.chosen([str(run), "deit_s_cutmix"], []) == [recipe, load_recipe("deit_s_cutmix")]
+    (under,) = preview.chosen([str(run)], ["mixup"])
+    assert (under.mixer, under.image_size, under.dataset) == ("mixup", recipe.image_size, recipe.dataset)
+    with pytest.raises(UserError, match=r"is no run folder: recipe\.yaml is missing"):
+        preview.chosen([str(tmp_path)], [])
 
 
 def test_shares_are_those_of_the_label_by_source() -> None:
@@ -157,7 +188,10 @@ def test_what_is_mixed_behind_the_images_is_said(monkeypatch: pytest.MonkeyPatch
     ("args", "says"),
     [
         (([], ["cutmx"], 8, None), "unknown mixer 'cutmx'; did you mean 'cutmix'?"),
-        ((["r50_100e_mixp"], [], 8, None), "unknown mixer 'mixp'"),
+        (
+            (["r50_100e_mixp"], [], 8, None),
+            "recipe 'r50_100e_mixp' has a known setting, 'r50_100e', and an unknown mixer",
+        ),
         ((["r50_100e", "deit_s"], ["cutmix"], 8, None), "with --mixers one recipe gives the setting, got 2"),
         (([], [], 1, "synthetic"), "images: expected 2 to 32, got 1"),
         (([], [], 8, "nowhere"), "photos: expected a folder of images or 'synthetic', got 'nowhere'"),

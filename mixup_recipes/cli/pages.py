@@ -46,16 +46,16 @@ def table(
     from mixup_recipes.benchmark import small_runs, tables, verdicts
     from mixup_recipes.runs import records
 
-    if format is None:
-        format = {".csv": "csv", ".tex": "latex", ".html": "html", ".htm": "html"}.get(out.suffix if out else "", "md")
+    endings = {".csv": "csv", ".tex": "latex", ".html": "html", ".htm": "html"}
+    written = format or endings.get(out.suffix if out else "", "md")
     if setting is not None:
-        if benchmark is not None or format != "md":
-            raise UserError(f"--setting goes with Markdown and without --benchmark, got {benchmark or format}")
+        if benchmark is not None or written != "md":
+            raise UserError(f"--setting goes with Markdown and without --benchmark, got {benchmark or written}")
         put(small_runs.small_runs(setting, records.all_records(results), against, results), out)
         return
     if against != "vanilla":
         raise UserError(f"--against {against} needs --setting")
-    put(tables.published_table(benchmark, verdicts.of_cells(results), format, results), out)
+    put(tables.published_table(benchmark, verdicts.of_cells(results), written, results), out)
 
 
 @app.command

@@ -3,6 +3,7 @@
 import io
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ def chosen(names: list[str], mixers: list[str]) -> list[Recipe]:
         return [resolve(setting, {"mixer": mixer, "name": mixer})[0] for mixer in mixers]
     if names:
         return [recipe_of(name) for name in names]
-    plain = {"dataset": SYNTHETIC, "model": "test_resnet", "image_size": SIDE}
+    plain: dict[str, Any] = {"dataset": SYNTHETIC, "model": "test_resnet", "image_size": SIDE}
     return [Recipe(name=m, mixer=m, mixer_args={m: defaults(m)}, **plain) for m in mixers or MIXERS]
 
 
@@ -123,7 +124,7 @@ def find_photos(recipe: Recipe, photos: str | None, count: int) -> Photos:
     return shapes(count)
 
 
-def varied(labels: list[int | str], count: int) -> list[int]:
+def varied(labels: Sequence[int | str], count: int) -> list[int]:
     """Positions of the first image of each class, then of the second, and so on."""
     seen: Counter[int | str] = Counter()
     turn = []

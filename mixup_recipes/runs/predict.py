@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -88,6 +88,7 @@ def images_in(path: Path) -> list[Path]:
 @torch.no_grad()
 def predictions(name: str, paths: list[Path], top_k: int, batch_size: int) -> Iterator[Prediction]:
     """A prediction for each path, in order, batch by batch; images are treated as in an evaluation of the model."""
+    net: Any
     net, folder = open_model(name)
     recipe = evaluation_recipe(net, name, folder, {})
     backbones.check_input(net, min(batch_size, len(paths)), recipe.eval_size, name, training=False)
