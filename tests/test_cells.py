@@ -250,7 +250,8 @@ def test_a_recipe_that_is_no_cell_says_so_and_a_setting_alone_is_its_vanilla_cel
 )
 def test_an_unknown_cell_is_explained_and_leaves_with_2(console: Command, argv: str) -> None:
     status, out, err = console("cells", *argv.split())
-    assert (status, out) == (2, "") and "deit_s_samx" in err and err.endswith("; did you mean 'deit_s_samix'?\n")
+    says = "recipe 'deit_s_samx' has a known setting, 'deit_s', and an unknown mixer 'samx'; did you mean 'samix'?"
+    assert (status, out, err) == (2, "", f"error: {says}\n")
 
 
 def test_an_unknown_filter_is_explained_and_leaves_with_2(console: Command) -> None:

@@ -17,8 +17,6 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from mixup_recipes.files import shipped
-from mixup_recipes.recipe import Recipe
-from mixup_recipes.resolve import resolve
 from mixup_recipes.typed import UserError, nearest
 
 FOLDER = shipped("model_cards")
@@ -103,19 +101,6 @@ def hours(cell: Cell) -> tuple[float, float, float]:
     factors = table.get(("mixer", cell.mixer)) or table["mixer", "other"]
     low, mid, high = (h * f for h, f in zip(table["setting", cell.setting], factors, strict=True))
     return low, mid, high
-
-
-def resolve_cell(name: str) -> tuple[Recipe, dict[str, str]]:
-    """The recipe of a cell, of any other recipe name, or of a recipe file, and the origin of its values.
-
-    Raises ``UserError``, for an unknown name with the nearest cell.
-    """
-    if name not in cells() and not name.endswith((".yaml", ".yml")) and "/" not in name:
-        try:
-            return resolve(name)
-        except UserError:
-            raise UserError(f"unknown cell or recipe {name!r}; {nearest(name, cells())}") from None
-    return resolve(name)
 
 
 def number(cell: Cell) -> str:

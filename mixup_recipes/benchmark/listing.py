@@ -12,17 +12,16 @@ from mixup_recipes.benchmark.cells import (
     cells,
     hours,
     number,
-    resolve_cell,
 )
 from mixup_recipes.benchmark.verdicts import status
 from mixup_recipes.recipe import differences
-from mixup_recipes.resolve import load_recipe
+from mixup_recipes.resolve import load_recipe, resolve
 from mixup_recipes.training.protocols import in_words
 
 
 def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
     """All that is known about a cell, for ``cells show``; ``record`` is our own (``runs/records.py``)."""
-    recipe, origin = resolve_cell(cell.name)
+    recipe, origin = resolve(cell.name)
     plain = load_recipe(f"{cell.setting}_vanilla")
     changed = differences(plain, recipe, ignore=("name", "mixer", "mixer_args"))
     args = recipe.mixer_args.get(cell.mixer, {})
@@ -63,7 +62,7 @@ def listing(chosen: list[Cell], found: dict[str, dict[str, Any]]) -> str:
 
 def difference(first: str, second: str) -> str:
     """What differs between two cells or recipes: recipe fields, mixer arguments, published numbers."""
-    (a, _), (b, _) = resolve_cell(first), resolve_cell(second)
+    (a, _), (b, _) = resolve(first), resolve(second)
     pairs = differences(a, b, ignore=("name", "mixer_args"))
     left, right = (r.mixer_args.get(r.mixer, {}) for r in (a, b))
     for key in dict.fromkeys([*left, *right]):

@@ -76,14 +76,14 @@ def show_cell(recipe: RecipeName, *, results: Results = None) -> None:
     if name in cells.cells():
         print(describe(cells.find(name), of_cells(results).get(name)))
     else:
-        resolved, _ = cells.resolve_cell(name)
+        resolved, _ = resolve(name)
         print(f"{resolved.name} is a recipe, but no published cell.\n\n{to_yaml(resolved)}", end="")
 
 
 @cell_commands.command(name="explain")
 def explain_cell(recipe: RecipeName) -> None:
     """Every value of a cell's recipe with its origin."""
-    print(explain(*cells.resolve_cell(recipe)))
+    print(explain(*resolve(recipe)))
 
 
 @cell_commands.command(name="diff")
@@ -97,4 +97,4 @@ def diff_cells(first: Either, second: Either) -> None:
 @cell_commands.command
 def export(recipe: RecipeName, *, out: Annotated[Path | None, said("file to write to")] = None) -> None:
     """A cell's recipe as a file that --recipe accepts."""
-    put(to_yaml(cells.resolve_cell(recipe)[0]), out)
+    put(to_yaml(resolve(recipe)[0]), out)
