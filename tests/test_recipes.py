@@ -57,11 +57,6 @@ def test_every_cell_is_a_complete_recipe_and_its_saved_file_is_the_same_one(name
     assert load_recipe(name) == load_recipe(f"{name}_vanilla")
 
 
-def test_there_are_settings_for_each_benchmark() -> None:
-    assert {"r50_100e", "deit_s", "cifar10_r18_200e", "quickstart"} <= set(settings())
-    assert len(settings()) * len(MIXERS) >= 20
-
-
 @pytest.mark.parametrize("cls", [Recipe, Job])
 def test_every_field_has_a_docstring_a_type_in_words_and_a_valid_default(cls: type) -> None:
     docs, made = flags.field_docs(cls), cls()
@@ -167,20 +162,17 @@ BOTH = {"mixers": [{"cutmix": {"alpha": 0.6}}, {"mixup": {"alpha": 0.3}}], "prob
         ("cutmix", {"cutmix": {"alpha": 0.6}}),
         ("{cutmix: {alpha: 0.9}}", {"cutmix": {"alpha": 0.9}}),
         ("{cutmix: null}", {"cutmix": {"alpha": 0.6}}),
+        ("puzzlemix", {"puzzlemix": {"alpha": 0.4, "mean": [0.1, 0.2, 0.3]}}),  # the recipe's normalisation
         ("{switch: {mixers: [cutmix, {mixup: {alpha: 0.3}}]}}", {"switch": BOTH}),
     ],
 )
 def test_a_mixer_inside_a_mixer_gets_what_the_setting_says_of_it(tmp_path: Path, base: str, expected: dict) -> None:
     recipe = load_recipe(str(setting(tmp_path, "one", NESTING % base)))
-    assert recipe.mixer_args["decouplemix"]["base"] == expected
+    ((name, args),) = recipe.mixer_args["decouplemix"]["base"].items()
+    assert {name: {key: args[key] for key in expected[name]}} == expected
+    assert name == "puzzlemix" or args.keys() == expected[name].keys()  # it has many more arguments
     (tmp_path / "saved.yaml").write_text(to_yaml(recipe))
     assert dataclasses.replace(load_recipe(str(tmp_path / "saved.yaml")), name="one") == recipe
-
-
-def test_a_mixer_inside_a_mixer_undoes_the_recipe_s_normalisation(tmp_path: Path) -> None:
-    recipe = load_recipe(str(setting(tmp_path, "one", NESTING % "puzzlemix")))
-    inner = recipe.mixer_args["decouplemix"]["base"]["puzzlemix"]
-    assert inner["mean"] == [0.1, 0.2, 0.3] and inner["alpha"] == 0.4
 
 
 @pytest.mark.parametrize(
