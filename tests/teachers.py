@@ -30,4 +30,4 @@ def stand_in() -> None:
     def pretrained(name: str) -> nn.Module:
         return fill(timm.create_model("test_resnet")) if name in NAMES else load(name)
 
-    taps.pretrained = taps.teacher.pretrained = pretrained  # type: ignore[assignment]
+    taps.pretrained = taps.teacher.pretrained = pretrained
