@@ -228,7 +228,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         commit, more = self.hub.find(repo, revision), self.query.get("blobs")
         tree = [{"rfilename": p} | (self.describe(p, e) if more else {}) for p, e in commit.files.items()]
         readme = self.hub.blobs[commit.files["README.md"].oid] if "README.md" in commit.files else b""
-        meta, _ = card_data(readme.decode(errors="replace"))
+        meta = card_data(readme.decode(errors="replace"))[0]
         return {
             "_id": "1", "id": repo.name, "modelId": repo.name, "author": repo.name.split("/")[0], "sha": commit.oid,
             "private": repo.private, "gated": "auto" if repo.gated else False, "disabled": False, "downloads": 0,
