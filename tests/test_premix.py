@@ -195,7 +195,9 @@ def test_a_command_that_is_killed_leaves_no_folder_and_goes_on_to_the_same_one(
             assert done.returncode == -signal.SIGKILL, f"{moment}: {done.output}"
             assert not out.exists() and (tmp_path / "made.unfinished").exists(), moment
         done = forks.run(COMMAND, "mixup_recipes.training.premix:card,1,SIGTERM", *args, "--out", out)
-        assert done.returncode == 130 and done.output.endswith("stopped: the same command goes on\n")
+        assert done.returncode == 130 and done.output.endswith(
+            "stopped: images that were made are kept; the same command goes on\n"
+        )
         done = forks.run(COMMAND, "", *args[:5], 41, *args[6:], "--out", out)
         assert done.returncode == 2
         assert done.output.endswith(
