@@ -71,10 +71,10 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes.training import backbones, evaluation, launch
     from mixup_recipes.training.export import write_predictions
 
-    net, folder = open_model(args.model)
-    if args.dataset is None and args.recipe is None and not (folder / "recipe.yaml").is_file():
+    net, run = open_model(args.model)
+    if args.dataset is None and args.recipe is None and run is None:
         raise UserError(f"which data? {args.model} carries no recipe; pass --dataset or --recipe")
-    recipe = evaluation_recipe(net, args.model, folder, changes(args), args.recipe)
+    recipe = evaluation_recipe(net, args.model, run, changes(args), args.recipe)
     accelerator = launch.accelerator(recipe, Path("."))
     world = accelerator.num_processes
     accelerator.print(
@@ -95,10 +95,10 @@ def main(argv: list[str] | None = None) -> int | None:
     assert columns is not None  # no signal asks this job to stop early
     scores = None
     if accelerator.is_main_process:
-        folder = Path(metrics.__file__).parent
+        formulas = Path(metrics.__file__).parent
         top = columns["top"]
-        topk = evaluate.load(str(folder / "topk_accuracy"))
-        calibration = evaluate.load(str(folder / "calibration"))
+        topk = evaluate.load(str(formulas / "topk_accuracy"))
+        calibration = evaluate.load(str(formulas / "calibration"))
         found = topk.compute(predictions=top, references=columns["label"], ks=(1, top.shape[1]))
         scores = {"top1": found["top1"], "top5": found[f"top{top.shape[1]}"]}
         scores |= calibration.compute(

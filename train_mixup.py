@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mixers import MIXERS
-from mixup_recipes import flags as cli
+from mixup_recipes import flags
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import resolve, settings
 from mixup_recipes.training.job import STOPPED, Job
@@ -25,10 +25,10 @@ from mixup_recipes.typed import UserError
 def main(argv: list[str] | None = None) -> int | None:
     """The training job; returns its exit status. ``argv``: flags, default those of the command line."""
     # ----------------------------------------------------------------------------------------- recipe
-    given = cli.parse(
+    given = flags.parse(
         sys.argv[1:] if argv is None else argv, "train_mixup.py", __doc__ or "", {"Run": Job, "Recipe fields": Recipe}
     )
-    job = cli.fill(Job, given["Run"])
+    job = flags.fill(Job, given["Run"])
     if job.list:
         print(f"settings: {' '.join(settings())}\nmixers:   {' '.join(MIXERS)}\nrecipe:   <setting>_<mixer>")
         return None
@@ -244,4 +244,4 @@ def main(argv: list[str] | None = None) -> int | None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    flags.run(main)

@@ -47,7 +47,8 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .vanilla import Vanilla as Vanilla
 
 # Where the public names are that need torch.
-LAZY = {name: f"base:{name}" for name in ("Mixer", "Out", "Plan", "Step")} | {"alignmixup": "alignmix:alignmixup"}
+LAZY = {name: f"base:{name}" for name in ("Mixer", "Out", "Plan", "Step")}
+LAZY |= {"alignmixup": "alignmix:alignmixup", "AutoMix": "automix:AutoMix"}
 ROWS = [str(row).split(":") for row in (MIXERS | BLOCKS).rows.values()]
 LAZY |= {name: f"{file}:{name}" for file, name in ROWS if not name.islower()}
 

@@ -40,8 +40,8 @@ class Rows(Mapping[str, Make]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __or__(self, other: "Rows") -> "Rows":
-        return Rows(self.rows | other.rows)
+    def __or__(self, other: Mapping[str, Make]) -> "Rows":
+        return Rows(self.rows | (other.rows if isinstance(other, Rows) else dict(other)))
 
     def __repr__(self) -> str:
         return repr(self.rows)
@@ -100,7 +100,6 @@ BLOCKS = Rows(
         "smm": "smmix:SMMix",
         "decouple": "decouplemix:DecoupleMix",
         "guided": "guidedmix:GuidedMix",
-        "learn": "automix:AutoMix",
     }
 )
 

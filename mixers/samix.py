@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from . import blocks, ops
 from .base import Mixer
-from .registry import build
+from .registry import load
 
 
 class SAMixBlock(nn.Module):
@@ -109,8 +109,8 @@ def samix(
     upsample: str = "bilinear",
 ) -> Mixer:
     """The step of AutoMix with this mix block: takes the arguments of both, ``AutoMix`` and ``SAMixBlock``."""
-    return build(
-        "learn",
+    step: type[Mixer] = load("automix:AutoMix")  # papers do not import each other
+    return step(
         block=SAMixBlock(lam_mul_k, dropout, upsample),
         alpha=alpha,
         margin=margin,

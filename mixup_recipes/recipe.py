@@ -26,7 +26,10 @@ Rgb = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a result. What decides only where and how it runs (paths, workers) is a ``training.job.Job``."""
+    """All that decides a result.
+
+    What decides only where and how it runs (paths, workers) is a ``mixup_recipes.training.job.Job``.
+    """
 
     name: str = ""
     """Recipe name, SETTING_MIXER; set by the resolver."""

@@ -46,7 +46,7 @@ def unknown(name: str) -> str:
         advice = f"did you mean {close[0]!r}?"
     elif setting := meant_setting(head, words):
         advice = f"did you mean {f'{setting}_{mixer}' if mixer else setting!r}?"
-    elif not (advice := nearest(name, names)).startswith("did you mean"):
+    elif mixer or not (advice := nearest(name, names)).startswith("did you mean"):
         advice = f"valid settings: {', '.join(settings()) or 'none'}; a recipe is <setting>_<mixer>"
     if mixer and name.endswith(mixer):
         head = name.removesuffix(mixer)[:-1]

@@ -285,7 +285,7 @@ if __name__ == "__main__":
         from timm.models import save_for_hf  # noqa: F401
 
         import train_mixup
-        from mixup_recipes import flags as cli
+        from mixup_recipes import flags
         from mixup_recipes.data import streaming  # noqa: F401  what main imports, once for all runs
         from mixup_recipes.hub import publisher  # noqa: F401
         from mixup_recipes.pages import card  # noqa: F401
@@ -294,4 +294,4 @@ if __name__ == "__main__":
         torch.set_num_threads(1)
         teachers.stand_in()
     if serve():
-        cli.run(train_mixup.main)
+        flags.run(train_mixup.main)

@@ -22,7 +22,6 @@ from resuming import LOG, Reference
 from runs import ENV, IMAGENET, Command, edit, make_run
 
 from mixers import MIXERS
-from mixup_recipes import flags as cli
 from mixup_recipes.benchmark import cells
 from mixup_recipes.files import shipped
 from mixup_recipes.hub import push as hub
@@ -107,8 +106,8 @@ def blocks(text: str, language: str) -> list[str]:
 
 def trained_by(flags: list[str]) -> Recipe:
     """The recipe that train_mixup.py would train with these flags."""
-    given = cli.parse(flags, "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
-    return resolve(cli.fill(Job, given["Run"]).recipe, given["Recipe fields"])[0]
+    given = flags.parse(flags, "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
+    return resolve(flags.fill(Job, given["Run"]).recipe, given["Recipe fields"])[0]
 
 
 # ------------------------------------------------------------------------------------------------ numbers

@@ -13,7 +13,7 @@ import torch
 from tiny import ROOT
 
 from mixers import MIXERS
-from mixup_recipes import flags as cli
+from mixup_recipes import flags
 from mixup_recipes.benchmark import cells
 from mixup_recipes.benchmark.small_runs import small_runs
 from mixup_recipes.cli import app, jobs
@@ -41,8 +41,8 @@ def test_the_documents_hold_commands() -> None:
 
 @pytest.mark.parametrize("line", training_commands())
 def test_each_training_command_of_the_documents_resolves(line: str) -> None:
-    given = cli.parse(shlex.split(line)[1:], "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
-    job = cli.fill(Job, given["Run"])
+    given = flags.parse(shlex.split(line)[1:], "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
+    job = flags.fill(Job, given["Run"])
     assert job.list or resolve(job.recipe, given["Recipe fields"])[0].epochs
 
 

@@ -93,8 +93,8 @@ def test_a_model_that_is_no_run_sees_images_as_its_configuration_says(
     (plain / "config.json").write_text(json.dumps(config))
     out = photos.parent / "p.csv"
     assert console("predict", plain, photos / "00.jpg", "--out", out)[0] == 0
-    net, folder = open_model(str(plain))
-    recipe = evaluation_recipe(net, str(plain), folder, {})
+    net, run = open_model(str(plain))
+    recipe = evaluation_recipe(net, str(plain), run, {})
     assert (recipe.eval_size, recipe.eval_resize, recipe.interpolation) == (36, 40, "bicubic")
     seen = images.EvalTransform(40, 36, "bicubic")(images.decode((photos / "00.jpg").read_bytes()))
     with torch.no_grad():

@@ -189,7 +189,7 @@ def test_the_command_writes_the_record_or_says_in_a_line_why_not(
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("format", 2, "format: expected 1 to 1, got 2; a newer Mixup Recipes reads it"),
+        ("format", 2, "format 2, but this version of Mixup Recipes reads formats 1 to 1"),
         ("recipe", None, "recipe: expected text, got None"),
         ("recipe", "r50_100e_mixup", "this record belongs into a file r50_100e_mixup.json"),
         ("fields.trials", 0, "fields.trials: expected a positive integer, got 0"),

@@ -195,7 +195,8 @@ def test_a_format_that_is_not_known_is_refused_and_none_is_the_first(tmp_path: P
     edit(run / "env.json", format=newer)
     with pytest.raises(UserError) as error:
         Run.open(run)
-    assert str(error.value) == f"{run}/env.json: format: expected 1 to 1, got {newer!r}; a newer Mixup Recipes reads it"
+    says = f"{run}/env.json: format {newer!r}, but this version of Mixup Recipes reads formats 1 to 1"
+    assert str(error.value) == says
 
 
 # ------------------------------------------------------------------------------------------------ damage

@@ -22,9 +22,9 @@ def main() -> None:
 
 def command(argv: list[str]) -> int | None:
     """Run the command that the arguments ask for. A file or folder that the system does not let us use is one line."""
+    if argv[:1] and argv[0] in jobs.SCRIPTS and not {"--help", "-h"} & {*argv}:
+        return jobs.SCRIPTS[argv[0]](argv[1:])  # its errors are those of the script
     try:
-        if argv[:1] and argv[0] in jobs.SCRIPTS and not {"--help", "-h"} & {*argv}:
-            return jobs.SCRIPTS[argv[0]](argv[1:])
         return app(argv)
     except OSError as e:
         if e.filename is None:  # no file of the user's

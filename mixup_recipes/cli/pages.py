@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from mixup_recipes.cli.base import Repository, Results, RunFolder, app, group, listed, put, said, text
+from mixup_recipes.cli.base import Repository, Results, RunFolder, Whole, app, group, listed, put, said, text
 from mixup_recipes.typed import UserError
 
 Runs = Annotated[Path, Parameter(metavar="RUNS", help="run folders")]
@@ -73,8 +73,8 @@ def protocol(
     *logs: Annotated[Path, Parameter(metavar="LOGS", help="run folders, logs or folders of logs")],
     recipe: Annotated[str | None, text("whose rule is meant")] = None,
     protocol: Annotated[Literal["median", "best"] | None, said("the rule")] = None,
-    last: Annotated[int | None, said("epochs that the median takes")] = None,
-    epochs: Annotated[int | None, said("epochs that were planned")] = None,
+    last: Annotated[Whole | None, said("epochs that the median takes")] = None,
+    epochs: Annotated[Whole | None, said("epochs that were planned")] = None,
 ) -> None:
     """A log's number as the setting's text states it and as OpenMixup's tools compute it.
 

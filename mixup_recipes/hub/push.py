@@ -64,8 +64,10 @@ def check_name(name: str) -> None:
     """Raise ``UserError`` unless a repository can have this name. Needs no network."""
     try:
         validate_repo_id(name)
-    except HFValidationError as e:
-        raise UserError(f"hub_model_id: expected NAME or OWNER/NAME, got {name!r}: {e}") from None
+    except HFValidationError:
+        raise UserError(
+            f"hub_model_id: expected NAME or OWNER/NAME of letters, digits and - _ . (at most 96), got {name!r}"
+        ) from None
 
 
 def find_token(given: str | None) -> str:

@@ -99,8 +99,8 @@ def card(run: Run, repo_id: str | None = None, license: str | None = None, exist
     if repo_id is not None:
         try:
             validate_repo_id(repo_id)
-        except HFValidationError as e:
-            raise UserError(f"repo_id: expected owner/name: {' '.join(str(e).split())}") from None
+        except HFValidationError:
+            raise UserError(f"hub_model_id: expected OWNER/NAME, got {repo_id!r}") from None
     recipe, where = run.recipe, str(run.folder / CARD)
     old, above, below = split((run.card if existing is None else existing) or "", where)
     name = repo_id.split("/")[-1] if repo_id else line(f"{recipe.model}.{recipe.mixer}_e{recipe.epochs}")

@@ -18,7 +18,7 @@ from mixup_recipes.recipe import Recipe, differences, schema
 from mixup_recipes.resolve import resolve, shipped_recipe
 from mixup_recipes.runs import recording, records
 from mixup_recipes.runs.noise import verdict
-from mixup_recipes.runs.run import RECIPE, Run
+from mixup_recipes.runs.run import Run
 from mixup_recipes.training.protocols import in_words
 from mixup_recipes.typed import UserError
 
@@ -42,6 +42,14 @@ def data_source(recipe: Recipe) -> tuple[str, str]:
     return "local", Path(name).name
 
 
+def pushed(folder: Path) -> dict[str, Any]:
+    """Where the run in a folder was pushed to; empty where that is not known."""
+    try:
+        return Run.open(folder).pushed
+    except UserError:  # no run, or one of a newer version: this card does without
+        return {}
+
+
 def base_model(recipe: Recipe) -> str | None:
     """The repository that a fine-tuned run started from: of timm's weights, or of a run folder that was published.
 
@@ -52,7 +60,7 @@ def base_model(recipe: Recipe) -> str | None:
     if start is None:
         return None
     if Path(start).is_dir():
-        before = Run.open(start).pushed if (Path(start) / RECIPE).is_file() else {}
+        before = pushed(Path(start))
         done = before.get("card_sha256") and not before.get("private")
         name = before.get("repo_id") if done else None
     elif fetch.is_hub(start):

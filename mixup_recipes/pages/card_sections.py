@@ -152,7 +152,7 @@ for p, k in zip(*probabilities.topk({min(5, len(run.data.classes))})):
 classify = pipeline("image-classification", model="{repo_id or "."}")
 print(classify("image.jpg"))"""
     kind, name = data_source(recipe)
-    flags = ["--model", f"hf-hub:{repo_id}" if repo_id else "."]
+    flags = [f"hf-hub:{repo_id}" if repo_id else "."]
     flags += ["--dataset", "PATH" if kind == "local" else name, "--split", recipe.eval_split]
     for key, usual in (("image_column", "image"), ("label_column", "label")):
         flags += [f"--{key}", getattr(recipe, key)] if getattr(recipe, key) != usual else []

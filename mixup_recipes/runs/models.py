@@ -8,35 +8,35 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from mixup_recipes import fetch
-from mixup_recipes.recipe import Recipe
+from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.resolve import resolve
+from mixup_recipes.runs.run import FILES, RECIPE, Run
 from mixup_recipes.training import backbones
 from mixup_recipes.typed import UserError
 
 
-def open_model(name: str) -> tuple[nn.Module, Path]:
-    """The model of a run folder, a timm name or ``hf-hub:owner/name``, and its folder (of a timm name there is none).
+def open_model(name: str) -> tuple[nn.Module, Run | None]:
+    """The model of a run folder, a timm name or ``hf-hub:owner/name``, and its run, where it is one of ours.
 
     Raises ``UserError``, for an unknown name with the nearest.
     """
-    if fetch.is_hub(name):
-        folder = fetch.snapshot(name, "recipe.yaml")
-        return fetch.model_of(folder, name), folder
-    return backbones.load_model(name), Path(name)
+    folder = fetch.snapshot(name, *FILES) if fetch.is_hub(name) else Path(name)
+    run = Run.open(folder) if (folder / RECIPE).is_file() else None
+    return fetch.model_of(folder, name) if fetch.is_hub(name) else backbones.load_model(name), run
 
 
 def evaluation_recipe(
-    net: nn.Module, name: str, folder: Path, changes: dict[str, Any], source: str | None = None
+    net: nn.Module, name: str, run: Run | None, changes: dict[str, Any], source: str | None = None
 ) -> Recipe:
     """The fields that evaluation reads: of ``source``, of the run's recipe, else of the checkpoint's configuration.
 
     ``changes``: fields that are given instead.
     """
     changes = changes | {"sync_bn": False, "torch_compile": False}
-    if source is None and (folder / "recipe.yaml").is_file():
-        source = str(folder / "recipe.yaml")
     if source is not None:
         return resolve(source, changes)[0]
+    if run is not None:
+        return changed(run.recipe, **changes)
     config = resolve_model_data_config(net)
     size = config["input_size"][1]
     if config["interpolation"] not in ("bilinear", "bicubic") or config["crop_mode"] != "center":

@@ -89,8 +89,8 @@ def images_in(path: Path) -> list[Path]:
 def predictions(name: str, paths: list[Path], top_k: int, batch_size: int) -> Iterator[Prediction]:
     """A prediction for each path, in order, batch by batch; images are treated as in an evaluation of the model."""
     net: Any
-    net, folder = open_model(name)
-    recipe = evaluation_recipe(net, name, folder, {})
+    net, run = open_model(name)
+    recipe = evaluation_recipe(net, name, run, {})
     backbones.check_input(net, min(batch_size, len(paths)), recipe.eval_size, name, training=False)
     classes = list(net.pretrained_cfg.get("label_names") or map(str, range(recipe.num_classes)))
     accelerator = launch.accelerator(recipe, Path("."))

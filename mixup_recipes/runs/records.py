@@ -3,10 +3,7 @@
 A record belongs to one recipe; its file is ``<recipe>.json``, or ``<recipe>+<hash>.json`` when the runs overrode
 fields of the published recipe. Such a record is kept and shown, but never counts as a reproduction.
 
-``recipe``: name. ``fields``: the resolved recipe without its seed. ``overrides``: field -> [published, here]; null when
-the name is no recipe of this package. ``protocol``: in words. ``images``: how many were evaluated. ``dataset``: what
-``data.json`` of the runs says, without the class names. ``seeds``: seed -> top-1 by the protocol and as OpenMixup's
-tool would read it, top5, nll, ece, epochs done and planned, seconds, images/s, and the environment of that run.
+``mixup_recipes/training/format.py`` says what a record holds.
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ from mixers import taps
 from mixup_recipes.files import lock, write, write_json
 from mixup_recipes.recipe import Recipe, differences, to_yaml
 from mixup_recipes.resolve import resolve
-from mixup_recipes.training.format import FORMAT
+from mixup_recipes.training.format import FORMAT, check_format
 from mixup_recipes.typed import UserError
 
 PACKAGES = ("accelerate", "datasets", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision", "transformers")
@@ -31,6 +31,7 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
                 f"{folder} already holds a run; continue it with --resume_from_checkpoint auto, or choose another "
                 "--output_dir"
             )
+        check_format(noted(folder), str(folder / "env.json"))
         found, _ = resolve(str(saved))
         if different := differences(found, recipe, ignore=("name",)):
             rows = "; ".join(f"{k}: {a} there, {b} now" for k, (a, b) in different.items())
@@ -39,11 +40,19 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
         raise UserError(f"{folder} is not empty and not a run; choose another --output_dir")
 
 
+def noted(folder: Path) -> dict[str, Any]:
+    """``env.json`` of a run folder; empty where there is none or it is damaged."""
+    try:
+        content = json.loads((folder / "env.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def check_teachers(folder: Path, step: nn.Module) -> None:
     """Raise ``UserError`` when a run that goes on, or is looked at, would ask a teacher with other weights."""
-    try:
-        before = dict(json.loads((folder / "env.json").read_text())["teachers"])
-    except (OSError, ValueError, LookupError, TypeError):
+    before = noted(folder).get("teachers")
+    if not isinstance(before, dict):
         return  # nothing was noted
     for source, now in taps.teachers(step).items():
         if before.get(source, now) != now:

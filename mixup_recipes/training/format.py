@@ -48,4 +48,4 @@ def check_format(content: dict[str, Any], where: str) -> None:
     """Raise ``UserError`` for what a newer version of this program wrote."""
     found = content.get("format", 1)
     if type(found) is not int or not 1 <= found <= FORMAT:
-        raise UserError(f"{where}: format: expected 1 to {FORMAT}, got {found!r:.60}; a newer Mixup Recipes reads it")
+        raise UserError(f"{where}: format {found!r:.60}, but this version of Mixup Recipes reads formats 1 to {FORMAT}")

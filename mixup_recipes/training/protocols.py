@@ -140,7 +140,7 @@ def over_trials(values: list[float], trials: int = 3) -> tuple[float, float]:
     """Mean and standard deviation over the newest ``trials`` runs, oldest first, as OpenMixup's tool prints them.
 
     The deviation divides by n, not n - 1 (numpy's default): it describes these runs and understates that of the
-    method; ``runs.noise`` uses n - 1.
+    method; ``mixup_recipes.runs.noise`` uses n - 1.
     """
     newest_runs = values[-trials:]
     if not newest_runs:
