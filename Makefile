@@ -7,6 +7,7 @@ BIN = $(VENV)/bin
 
 # The virtual environment, installed from the package index under the tested versions of constraints.txt.
 $(VENV)/installed: pyproject.toml constraints.txt
+	@echo 'Installing into $(VENV): about 6 GB, several minutes.'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	touch $@

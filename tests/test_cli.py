@@ -309,8 +309,8 @@ def test_a_command_leaves_with_its_own_status(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["train_mixup.py", "--recipe", "x"], "the run folder keeps its log and checkpoints; add --resume_from"),
-        (["/bin/mixup-recipes", "train"], "the run folder keeps its log and checkpoints; add --resume_from"),
+        (["train_mixup.py", "--recipe", "x"], "log and checkpoints so far are kept; --resume_from_checkpoint auto"),
+        (["/bin/mixup-recipes", "train"], "log and checkpoints so far are kept; --resume_from_checkpoint auto"),
         (["mixup-recipes", "sweep"], "finished runs are kept; the same command goes on with the others"),
         (["mixup-recipes", "supermix"], "images that were made are kept; the same command goes on"),
         (["mixup-recipes", "push"], "the repository has all of this publication or none of it; the same command sends"),
