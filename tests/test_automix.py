@@ -24,6 +24,7 @@ from mixers.automix import MixBlock
 from mixers.samix import SAMixBlock, curve
 from mixers.testing import batch, rng_of
 from mixup_recipes.pages.masks import masks
+from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones, launch
 from mixup_recipes.typed import UserError
 
@@ -523,7 +524,7 @@ def test_a_run_scores_and_exports_four_classifiers(reference: Reference) -> None
 
 
 def test_masks_of_a_run_are_drawn_and_measured(reference: Reference, tmp_path: Path) -> None:
-    found = masks(reference("--mixer", "samix"), 2, tmp_path / "masks.png")
+    found = masks(Run.open(reference("--mixer", "samix")), 2, tmp_path / "masks.png")
     rows = [line.split("|")[1:4] for line in found.splitlines() if line.startswith("| 0.")]
     assert [float(row[0]) for row in rows] == [0.1, 0.3, 0.5, 0.7, 0.9]
     assert all(0 < float(row[1]) < 1 for row in rows)
@@ -538,12 +539,12 @@ def test_masks_of_other_runs_are_refused(reference: Reference, tmp_path: Path) -
             reference("--mixer", "deit"),
             2,
         ): "mixer 'deit' learns no masks; expected a run of automix, samix or adautomix",
-        (tmp_path, 2): "holds no recipe.yaml: expected the folder of a run",
+        (tmp_path, 2): "is no run folder: recipe.yaml is missing",
         (reference("--mixer", "samix"), 0): "pairs: expected 1 to 16, got 0",
     }
     for (folder, pairs), says in refused.items():
         with pytest.raises(UserError, match=says):
-            masks(folder, pairs, tmp_path / "none.png")
+            masks(Run.open(folder), pairs, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 

@@ -328,7 +328,7 @@ def test_a_hostile_model_or_teacher_does_no_harm_and_is_one_line(
         ({"model_args": {"pretrained_cfg": {"file": str(trap_file)}}}, "the argument 'pretrained_cfg'"),
         ({"model_args": {"layers": [2, 2, 10**9, 2]}}, "no classifier is that large"),
         ({"model_args": {"width": 10**9}}, "no classifier is that large"),
-        ({"model_args": {"no_such": 1}}, "no_such"),
+        ({"model_args": {"no_such": 1}}, "an unexpected keyword argument"),
         ({"model_args": "rm"}, "must be tables"),
         ({"num_classes": 10**9}, "no classifier is that large"),
     ]

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from mixers import MIXERS, probes
 from mixers.testing import CHECKS
-from mixup_recipes import cli, conformance
+from mixup_recipes import conformance
+from mixup_recipes.cli import jobs
 from mixup_recipes.typed import UserError
 
 # The right ones, as their papers say it, drawing from numpy's global generator.
@@ -382,7 +383,7 @@ def test_a_mixer_meets_the_contract_s_checks_too(file: Path, capsys: pytest.Capt
 def test_a_table_has_a_row_per_probe_and_a_column_per_target_and_the_status_tells_a_fault(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status = cli.check(f"{file}:half", "timm:mixup", alpha=1.0, format="md")
+    status = jobs.check(f"{file}:half", "timm:mixup", alpha=1.0, format="md")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[:-3]]
     assert status == 1
     assert rows[0] == ["", f"{file}:half", "timm:mixup"]
@@ -394,7 +395,7 @@ def test_a_table_has_a_row_per_probe_and_a_column_per_target_and_the_status_tell
         "ok: 1, 2, 3, 7",
         "FAILS: 1: AssertionError; 3: AssertionError; 7: AssertionError",
     ]
-    assert cli.check(f"{file}:half") == 0
+    assert jobs.check(f"{file}:half") == 0
 
 
 BROKEN = {

@@ -30,8 +30,9 @@ def methods(name: str, args: dict[str, Any]) -> list[Method]:
     modules = dict.fromkeys([MIXERS[name].__module__, *parts])
     modules.pop(Switch.__module__, None)  # what holds mixers together is no method
     found = [parse(inspect.getdoc(sys.modules.get(module)) or "") for module in modules]
-    if MIXERS[name].__module__ not in parts:  # a paper that trains with others' methods, and names none: deit, rsb
-        found[0] = found[0]._replace(title=name)
+    own = vars(sys.modules[MIXERS[name].__module__]).values()
+    if not any(inspect.isclass(v) and v.__module__ == MIXERS[name].__module__ for v in own):
+        found[0] = found[0]._replace(title=name)  # a paper that trains with others' methods and names none: deit, rsb
     return found
 
 
