@@ -23,7 +23,7 @@ classes that are not mixed, whose share in the target is 0: in a softmax cross e
 such argument here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -109,7 +109,7 @@ def samix(
     upsample: str = "bilinear",
 ) -> Mixer:
     """The step of AutoMix with this mix block: takes the arguments of both, ``AutoMix`` and ``SAMixBlock``."""
-    step: type[Mixer] = load("automix:AutoMix")  # papers do not import each other
+    step: Callable[..., Mixer] = load("automix:AutoMix")  # papers do not import each other
     return step(
         block=SAMixBlock(lam_mul_k, dropout, upsample),
         alpha=alpha,
