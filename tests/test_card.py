@@ -22,6 +22,7 @@ from resuming import LOG, Reference
 from runs import ENV, IMAGENET, Command, edit, make_run
 
 from mixers import MIXERS
+from mixup_recipes import flags
 from mixup_recipes.benchmark import cells
 from mixup_recipes.files import shipped
 from mixup_recipes.hub import push as hub
@@ -104,9 +105,9 @@ def blocks(text: str, language: str) -> list[str]:
     return [t.content for t in tokens(text) if t.type == "fence" and t.info == language]
 
 
-def trained_by(flags: list[str]) -> Recipe:
+def trained_by(words: list[str]) -> Recipe:
     """The recipe that train_mixup.py would train with these flags."""
-    given = flags.parse(flags, "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
+    given = flags.parse(words, "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
     return resolve(flags.fill(Job, given["Run"]).recipe, given["Recipe fields"])[0]
 
 
@@ -366,7 +367,7 @@ def test_the_card_of_a_repository_loads_from_it_and_links_its_logs(real: Run) ->
     text, here = card(real, "someone/some-model"), card(real)
     assert 'timm.create_model("hf-hub:someone/some-model", pretrained=True)' in text
     assert 'pipeline("image-classification", model="someone/some-model")' in text
-    assert "evaluate_mixup.py --model hf-hub:someone/some-model --dataset PATH --split test" in text
+    assert "evaluate_mixup.py hf-hub:someone/some-model --dataset PATH --split test" in text
     links = {dict(t.attrs)["href"] for t in tokens(text) if t.type == "link_open"}
     local = {link for link in links if "://" not in link}
     assert {"log.jsonl", "summary.csv", "recipe.yaml"} <= local
@@ -552,8 +553,8 @@ def test_the_licence_is_the_users(published: Run) -> None:
 def test_wrong_arguments_are_one_line(published: Run) -> None:
     for wrong, says in (
         ({"license": "MIT: yes\n"}, "license: expected an identifier"),
-        ({"repo_id": "a/b/c"}, "repo_id: expected"),
-        ({"repo_id": 'x"y'}, "repo_id: expected"),
+        ({"repo_id": "a/b/c"}, "hub_model_id: expected"),
+        ({"repo_id": 'x"y'}, "hub_model_id: expected"),
     ):
         with pytest.raises(UserError, match=says) as caught:
             card(published, **wrong)
