@@ -30,9 +30,11 @@ def methods(name: str, args: dict[str, Any]) -> list[Method]:
     modules = dict.fromkeys([MIXERS[name].__module__, *parts])
     modules.pop(Switch.__module__, None)  # what holds mixers together is no method
     found = [parse(inspect.getdoc(sys.modules.get(module)) or "") for module in modules]
-    own = vars(sys.modules[MIXERS[name].__module__]).values()
+    # A paper that trains with others' methods and defines none of its own (deit, rsb) goes by its name; so does a mixer
+    # of a script that Python has forgotten (runpy) or that says nothing of itself.
+    own = vars(sys.modules.get(MIXERS[name].__module__, object)).values()
     if not any(inspect.isclass(v) and v.__module__ == MIXERS[name].__module__ for v in own):
-        found[0] = found[0]._replace(title=name)  # a paper that trains with others' methods and names none: deit, rsb
+        found[0] = found[0]._replace(title=name)
     return found
 
 
