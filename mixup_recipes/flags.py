@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import docstring_parser
-from cyclopts import App, Group, Parameter
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnknownOptionError, UnusedCliTokensError
 
 from mixup_recipes.names import meant_by
-from mixup_recipes.recipe import schema
+from mixup_recipes.recipe import Recipe, schema
 from mixup_recipes.typed import RankError, UserError, convert
 
 Classes = Mapping[str, type]
@@ -31,6 +31,8 @@ SETTINGS: dict[str, Any] = {
     "version_flags": [],
     "result_action": "return_value",
     "suppress_keyboard_interrupt": False,  # ``run`` has something to say
+    "exit_on_error": False,  # ``asked`` makes one line of an error
+    "print_error": False,
     "default_parameter": Parameter(name_transform=lambda name: name),
 }
 """How all commands read their command line."""
@@ -130,7 +132,7 @@ def parse(
     0 or 2 when that is what the command line asks for.
     """
     kinds = {name: kind for cls in classes.values() for name, kind in schema(cls).items()}
-    given = command(program, about, classes, first)(tidy(argv, kinds, first))
+    given = asked(command(program, about, classes, first), tidy(argv, kinds, first))
     if given is None:  # --help
         sys.exit(0)
     whole = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
@@ -178,6 +180,27 @@ def tidy(argv: list[str], kinds: Mapping[str, Any], first: tuple[str, ...] = ())
         else:
             tokens.append(token)
     return tokens
+
+
+def asked(app: App, argv: list[str]) -> Any:
+    """What the command that the arguments ask for returns. Raises ``UserError`` for a wrong command line."""
+    try:
+        return app(argv)
+    except MissingArgumentError as e:
+        if e.argument is None or e.argument.tokens or e.keyword:  # a flag without its value
+            raise UserError(str(e)) from None
+        wanted, about = e.argument.field_info.name, e.argument.parameter.help
+        wanted = wanted.upper() if e.argument.field_info.is_positional else f"--{wanted}"
+        raise UserError(f"{' '.join(e.command_chain or ())}: {wanted} is missing: {about}") from None
+    except UnusedCliTokensError as e:
+        raise UserError(f"too many arguments: {' '.join(e.unused_tokens or ())}") from None
+    except UnknownOptionError as e:
+        name = (e.token.keyword or e.token.value).lstrip("-").partition("=")[0].replace("-", "_")
+        if "--set" in e.argument_collection and name in schema(Recipe):
+            raise UserError(f"unknown flag --{name}; for the runs of a sweep: --set {name}=VALUE") from None
+        raise UserError(str(e)) from None
+    except CycloptsError as e:
+        raise UserError(str(e)) from None
 
 
 def fill(cls: type, given: dict[str, Any]) -> Any:

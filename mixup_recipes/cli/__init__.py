@@ -25,7 +25,7 @@ def command(argv: list[str]) -> int | None:
     if argv[:1] and argv[0] in jobs.SCRIPTS and not {"--help", "-h"} & {*argv}:
         return jobs.SCRIPTS[argv[0]](argv[1:])  # its errors are those of the script
     try:
-        return app(argv)
+        return flags.asked(app, argv)
     except OSError as e:
         if e.filename is None:  # no file of the user's
             raise
