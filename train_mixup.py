@@ -51,8 +51,8 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes.pages import card
     from mixup_recipes.runs.run import Run
     from mixup_recipes.training import backbones, checkpoint, dryrun, evaluation, launch, optimisation, precise_bn
-    from mixup_recipes.training.export import publish
-    from mixup_recipes.training.folder import check_disk, check_folder, check_teachers, environment, open_folder
+    from mixup_recipes.training.export import export_epoch
+    from mixup_recipes.training.folder import begin_folder, check_disk, check_folder, check_teachers, environment
     from mixup_recipes.training.log import Log, NoLog
     from mixup_recipes.training.progress import Progress
     from mixup_recipes.training.signals import Stop
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> int | None:
     # ----------------------------------------------------------------------------------------- record
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        open_folder(folder, recipe, splits.record, environment(accelerator, recipe, step))
+        begin_folder(folder, recipe, splits.record, environment(accelerator, recipe, step))
         checkpoint.forget(folder / "checkpoints", update, accelerator.print)
     hub = hub if accelerator.is_main_process else None
     if hub:
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> int | None:
                 text = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if "_" not in k or k.endswith("top1"))
                 progress.say(f"epoch {epoch}/{recipe.epochs}: {text}")
                 if accelerator.is_main_process:
-                    publish(folder, nets, columns, recipe, splits.classes, log.lines, epoch)
+                    export_epoch(folder, nets, columns, recipe, splits.classes, log.lines, epoch)
             progress.restart()
 
         # save, and leave when asked to

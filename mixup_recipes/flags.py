@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import docstring_parser
-from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnknownOptionError, UnusedCliTokensError
+from cyclopts import (
+    App,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from mixup_recipes.names import meant_by
 from mixup_recipes.recipe import Recipe, schema
@@ -196,7 +204,7 @@ def asked(app: App, argv: list[str]) -> Any:
         raise UserError(f"too many arguments: {' '.join(e.unused_tokens or ())}") from None
     except UnknownOptionError as e:
         name = (e.token.keyword or e.token.value).lstrip("-").partition("=")[0].replace("-", "_")
-        if "--set" in e.argument_collection and name in schema(Recipe):
+        if any("--set" in a.names for a in e.argument_collection) and name in schema(Recipe):
             raise UserError(f"unknown flag --{name}; for the runs of a sweep: --set {name}=VALUE") from None
         raise UserError(str(e)) from None
     except CycloptsError as e:

@@ -57,21 +57,21 @@ SPELLINGS = (
 )
 
 
-def plain(name: str) -> str:
+def letters(name: str) -> str:
     """A name without case, hyphens and the like."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-BY_MEANING = {plain(word): meant for word, meant in MEANINGS.items()}
+BY_MEANING = {letters(word): meant for word, meant in MEANINGS.items()}
 
 
 def meant_by(name: str, known: Iterable[str]) -> str | None:
     """The valid name that a word means: a synonym, another spelling, or the only name that begins with it."""
-    known, word = list(known), plain(name)
+    known, word = list(known), letters(name)
     if BY_MEANING.get(word) in known:
         return BY_MEANING[word]
-    starts = [k for k in known if len(word) > 2 and plain(k).startswith(word)]
-    return next((k for k in known if word and plain(k) == word), starts[0] if len(starts) == 1 else None)
+    starts = [k for k in known if len(word) > 2 and letters(k).startswith(word)]
+    return next((k for k in known if word and letters(k) == word), starts[0] if len(starts) == 1 else None)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

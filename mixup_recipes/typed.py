@@ -160,7 +160,7 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
     if annotation is dict or origin is dict:
         if not isinstance(value, dict):
             raise wrong
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): from_words(v) for k, v in value.items()}
     if annotation is Path:
         if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
             raise wrong
@@ -183,12 +183,12 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
     return value
 
 
-def plain(value: Any) -> Any:
+def from_words(value: Any) -> Any:
     """A value of a free table: text from a command line is read as YAML, numbers such as ``1e-4`` included."""
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): from_words(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [from_words(v) for v in value]
     if not isinstance(value, str):
         return value
     try:
@@ -196,7 +196,7 @@ def plain(value: Any) -> Any:
     except UserError:
         return value
     if not isinstance(read, str):
-        return plain(read)
+        return from_words(read)
     try:
         return float(read) if "e" in read.lower() else read
     except ValueError:

@@ -16,7 +16,7 @@ from mixup_recipes.benchmark.cells import (
 from mixup_recipes.benchmark.verdicts import status
 from mixup_recipes.recipe import differences
 from mixup_recipes.resolve import load_recipe, resolve
-from mixup_recipes.training.protocols import in_words
+from mixup_recipes.training.protocols import rule_in_words
 
 
 def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
@@ -39,7 +39,7 @@ def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
         ("", MEANING[cell.source] if cell.top1 is not None else ""),
         ("", seen),
         ("source", SOURCE),
-        ("protocol", in_words(recipe)),
+        ("protocol", rule_in_words(recipe)),
         ("config", f"upstream: {UPSTREAM[cell.upstream_config]}"),
         ("run", f"accelerate launch train_mixup.py --recipe {cell.name}"),
         ("", f"once with each --seed {seeds}" if recipe.trials > 1 else ""),

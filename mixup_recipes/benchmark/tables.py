@@ -15,7 +15,7 @@ from mixup_recipes.benchmark.cells import MARKS, MEANING, SOURCE, Cell, hours, s
 from mixup_recipes.benchmark.verdicts import status
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.runs.records import in_short, ours
-from mixup_recipes.training.protocols import in_words
+from mixup_recipes.training.protocols import rule_in_words
 from mixup_recipes.typed import UserError, nearest
 
 TITLES = {
@@ -104,7 +104,7 @@ def build(benchmark: str, records: dict[str, dict[str, Any]], command: str) -> T
     headings = {c.setting: HEADINGS[c.backbone] for c in chosen}
     protocols: dict[str, list[str]] = {}
     for setting in settings:
-        protocols.setdefault(in_words(load_recipe(setting)), []).append(headings[setting])
+        protocols.setdefault(rule_in_words(load_recipe(setting)), []).append(headings[setting])
     several = len(protocols) > 1
     reported = [p + (f" ({', '.join(h)})" if several else "") for p, h in protocols.items()]
     sources = dict.fromkeys(c.source for c in chosen if c.top1 is not None)
@@ -205,7 +205,7 @@ def long_form(benchmarks: list[str], records: dict[str, dict[str, Any]]) -> str:
     writer.writeheader()
     for cell in (c for b in benchmarks for c in select(benchmark=b)):
         if cell.setting not in words:
-            words[cell.setting] = in_words(load_recipe(cell.setting))
+            words[cell.setting] = rule_in_words(load_recipe(cell.setting))
         content = records.get(cell.name)
         mean, std, seeds = ours(content) or (None, None, 0)
         row = cell._asdict() | dict(zip(more[:1], [MARKS[cell.source]], strict=True))

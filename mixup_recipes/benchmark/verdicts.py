@@ -5,7 +5,7 @@ from typing import Any
 
 from mixup_recipes.benchmark.cells import Cell, cells
 from mixup_recipes.runs.noise import verdict
-from mixup_recipes.runs.records import all_records, excluded, finished, in_short
+from mixup_recipes.runs.records import all_records, excluded, finished_top1, in_short
 from mixup_recipes.typed import UserError
 
 
@@ -24,7 +24,7 @@ def status(cell: Cell, content: dict[str, Any] | None) -> tuple[str, str]:
         raise UserError(f"a record of {content['recipe']} cannot speak for the cell {cell.name}")
     if why := excluded(content):
         return none[0], f"{none[1]}; {why}{foreign}"
-    values = finished(content)
+    values = finished_top1(content)
     if not values:
         progress = ", ".join(
             f"seed {k} at epoch {s['epochs']} of {s['epochs_planned']}" for k, s in content["seeds"].items()

@@ -18,7 +18,7 @@ def check_png(path: Path) -> None:
         raise UserError(f"{path}: pictures are written as PNG; expected a name that ends in .png")
 
 
-def to_pixels(images: Tensor, recipe: Recipe) -> Tensor:
+def to_uint8(images: Tensor, recipe: Recipe) -> Tensor:
     """Normalised (B, 3, H, W) to uint8 on the host."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.mean, recipe.std))
     return ((images.float().cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -26,7 +26,7 @@ def to_pixels(images: Tensor, recipe: Recipe) -> Tensor:
 
 def sample_sheet(images: Tensor, targets: Tensor, recipe: Recipe, classes: list[str], path: Path) -> None:
     """Up to 8 mixed training images with their labels as a PNG. images normalised (B, 3, H, W), targets (B, K)."""
-    pixels, targets = to_pixels(images[:8], recipe), targets[:8].float().cpu()
+    pixels, targets = to_uint8(images[:8], recipe), targets[:8].float().cpu()
     side, line = max(160, images.shape[-1]), 13
     sheet = Image.new("RGB", (4 * side, (len(pixels) + 3) // 4 * (side + 2 * line + 4)), "white")
     draw = ImageDraw.Draw(sheet)

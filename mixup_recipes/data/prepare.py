@@ -129,7 +129,7 @@ def cache_dir() -> Path:
     return Path(given).expanduser() if given else Path.home() / ".cache" / "mixup-recipes"
 
 
-def prepared(name: str) -> Path | None:
+def find_prepared(name: str) -> Path | None:
     """The folder of a prepared set, or None if it isn't complete. Raises ``UserError`` for an unknown name."""
     if name not in PREPARED:
         raise UserError(f"unknown prepared data set {name!r}; {nearest(name, PREPARED)}")
@@ -143,7 +143,7 @@ def prepare(name: str) -> Path:
 
     Raises ``UserError`` (no network, no pip, wrong checksum, no space, ...) and then leaves nothing behind.
     """
-    if folder := prepared(name):
+    if folder := find_prepared(name):
         return folder
     folder = cache_dir() / name
     try:
@@ -151,7 +151,7 @@ def prepare(name: str) -> Path:
         remove_stale(folder)
         with tempfile.TemporaryDirectory(prefix=f"{name}.tmp-{os.getpid()}-", dir=folder.parent) as work:
             PREPARED[name][0](Path(work))
-            publish(Path(work, name), folder)
+            put_in_place(Path(work, name), folder)
     except OSError as e:
         reason = f"cannot write {name} to {folder.parent}: {e.strerror or e}"
         raise UserError(f"{reason}; make room there, or set MIXUP_RECIPES_CACHE to another folder") from None
@@ -166,14 +166,14 @@ def remove_stale(folder: Path) -> None:
                 shutil.rmtree(old)
 
 
-def publish(new: Path, folder: Path) -> None:
+def put_in_place(new: Path, folder: Path) -> None:
     """Rename ``new`` to ``folder`` atomically; a complete ``folder`` of another process wins."""
     for attempt in range(3):
         try:
             new.rename(folder)
             return
         except OSError:
-            if prepared(folder.name):
+            if find_prepared(folder.name):
                 return
             if not folder.exists():
                 raise

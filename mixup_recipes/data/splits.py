@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from mixup_recipes.data import keys
 from mixup_recipes.data.identity import labels_hash, one_commit
-from mixup_recipes.data.prepare import PREPARED, prepared
+from mixup_recipes.data.prepare import PREPARED, find_prepared
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
@@ -92,7 +92,7 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Any:
     if streaming and (name in PREPARED or folder.exists()):
         raise UserError(f"streaming is for datasets of the Hub, and {name!r} is on this machine; leave it out")
     if name in PREPARED:
-        if (found := prepared(name)) is None:
+        if (found := find_prepared(name)) is None:
             raise UserError(f"dataset {name!r} is not prepared on this machine; run: mixup-recipes prepare {name}")
         folder = found
     elif not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") != 1):

@@ -39,7 +39,7 @@ class Publisher:
         """Raises ``UserError`` for a name that cannot be one and a missing token. A wrong token is told later."""
         self.folder, self.strategy, self.private, self.say = folder, job.hub_strategy, job.hub_private_repo, say
         self.repo_id = job.hub_model_id or hub.default_name(recipe)
-        hub.check_name(self.repo_id)
+        hub.check_repo_id(self.repo_id)
         self.token = hub.find_token(job.hub_token)
         self.process: subprocess.Popen[str] | None = None
         self.pushing: Path | None = None

@@ -60,7 +60,7 @@ def default_name(recipe: Recipe) -> str:
     return name[:96].removesuffix(".git").strip("-.")
 
 
-def check_name(name: str) -> None:
+def check_repo_id(name: str) -> None:
     """Raise ``UserError`` unless a repository can have this name. Needs no network."""
     try:
         validate_repo_id(name)
@@ -152,7 +152,7 @@ def push(
     with alone(run.folder):
         check_whole(run, strategy)
         name = repo_id or before.get("repo_id") or default_name(run.recipe)
-        check_name(name)
+        check_repo_id(name)
         return publish(run.folder, run.folder, name, private, strategy, find_token(token), say)
 
 
@@ -212,7 +212,7 @@ def attempt(folder: Path, home: Path, repo_id: str, private: bool, strategy: str
 
 def headline(run: Run) -> str:
     """The first line of a commit: recipe, and what it has reached."""
-    if not evaluated(run):
+    if not results_of(run):
         return f"{run.recipe.name}: checkpoint"
     return f"{run.recipe.name}: epoch {run.exported['epoch']} of {run.recipe.epochs}"
 
@@ -261,7 +261,7 @@ def write_cards(run: Run, kept: Run, repo_id: str, existing: str | None) -> str 
     them.
     """
     made, results = existing, None
-    if evaluated(run):
+    if results_of(run):
         made, results = card.card(run, repo_id, existing=existing or ""), eval_results(run, repo_id)
     if made is None:
         return None
@@ -270,7 +270,7 @@ def write_cards(run: Run, kept: Run, repo_id: str, existing: str | None) -> str 
         files.write_into(run.folder / name, text)
     if run.folder != kept.folder:
         try:
-            if evaluated(run) != evaluated(kept):
+            if results_of(run) != results_of(kept):
                 texts = {card.CARD: card.card(kept, repo_id, existing=made)}
         except UserError:  # the run is just writing its files
             texts = {card.CARD: made}
@@ -297,7 +297,7 @@ def note(run: Run, **values: Any) -> None:
     files.write_json(run.folder / ".hub.json", run.pushed)
 
 
-def evaluated(run: Run) -> dict[str, Any]:
+def results_of(run: Run) -> dict[str, Any]:
     """The results of a run; empty before its first evaluation."""
     return run.results if (run.folder / "eval_results.json").exists() else {}
 

@@ -19,7 +19,7 @@ from mixup_recipes.resolve import resolve, shipped_recipe
 from mixup_recipes.runs import recording, records
 from mixup_recipes.runs.noise import verdict
 from mixup_recipes.runs.run import Run
-from mixup_recipes.training.protocols import in_words
+from mixup_recipes.training.protocols import rule_in_words
 from mixup_recipes.typed import UserError
 
 
@@ -92,7 +92,7 @@ def origins(recipe: Recipe) -> list[tuple[str, Any, str]]:
     for key, value in flat(recipe).items():
         path = key.replace("mixer.", f"mixer_args.{recipe.mixer}.", 1) if key.startswith("mixer.") else key
         source = origin.get(path, "")
-        if records.plain(before.get(key)) != records.plain(value):
+        if records.as_json(before.get(key)) != records.as_json(value):
             source = "this run" + (f", instead of {shown(before[key])}" if key in before else "")
         rows.append((key, value, source))
     return rows
@@ -112,7 +112,7 @@ def command(recipe: Recipe) -> str:
         args: list[str] = []
         given: dict[str, Any] = {"dataset": recipe.dataset} if data else {}
         for key, value in flat(recipe).items():
-            if records.plain(before.get(key)) == records.plain(value) or (key == "dataset" and data):
+            if records.as_json(before.get(key)) == records.as_json(value) or (key == "dataset" and data):
                 continue
             if isinstance(value, dict) and value:
                 given[key] = {k: argument(v) for k, v in value.items()}
@@ -142,7 +142,7 @@ def against_published(run: Run) -> list[str]:
     text = f"{cell.method} on {cell.backbone}, benchmark {cell.benchmark}"
     if cell.top1 is None:
         return [f"The published table has no number for this cell ({text})."]
-    theirs = in_words(records.published_recipe(cell.name))
+    theirs = rule_in_words(records.published_recipe(cell.name))
     published = (
         f"Published: **{cells.number(cell)}** top-1 for {text}: {theirs}; {cells.MEANING[cell.source]}. "
         f"Source: {cells.SOURCE}."
@@ -150,7 +150,7 @@ def against_published(run: Run) -> list[str]:
     content = recording.of_run(run)
     if why := records.excluded(content):
         return [published, f"This run does not speak for that number: {prose(why)}."]
-    if not (values := records.finished(content)):
+    if not (values := records.finished_top1(content)):
         return [published, "This run is not finished: nothing to compare yet."]
     found = verdict(values, cell.top1, run.recipe.trials, content["images"])
     return [

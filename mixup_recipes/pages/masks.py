@@ -10,7 +10,7 @@ from torch import Tensor
 from mixers import AdAutoMix, AutoMix
 from mixup_recipes import files
 from mixup_recipes.data import images
-from mixup_recipes.data.pictures import check_png, to_pixels
+from mixup_recipes.data.pictures import check_png, to_uint8
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.pages.preview import varied
 from mixup_recipes.runs import replay
@@ -61,7 +61,7 @@ def masks(run: Run, pairs: int, path: Path) -> str:
         mixed = {lam: torch.lerp(x[index], x, found[lam]) for lam in SHOWN}
     pairs = min(pairs, len(x))
     names = [f"{classes[labels[rows[i]]]} / {classes[labels[rows[int(index[i])]]]}" for i in range(pairs)]
-    sheet = draw(x, index, found, [to_pixels(mixed[lam], recipe) for lam in SHOWN], names, to_pixels(x, recipe))
+    sheet = draw(x, index, found, [to_uint8(mixed[lam], recipe) for lam in SHOWN], names, to_uint8(x, recipe))
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)

@@ -17,7 +17,7 @@ from mixers import MIXERS, Step, build, signature, taps
 from mixers.base import plan_alone
 from mixup_recipes import files
 from mixup_recipes.data import images, prepare
-from mixup_recipes.data.pictures import check_png, to_pixels
+from mixup_recipes.data.pictures import check_png, to_uint8
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.fetch import is_hub
 from mixup_recipes.recipe import Recipe
@@ -117,9 +117,9 @@ def find_photos(recipe: Recipe, photos: str | None, count: int) -> Photos:
         return folder_photos(Path(photos).expanduser(), count)
     if Path(recipe.dataset).expanduser().exists():
         return table_photos(recipe, count)
-    if recipe.dataset in prepare.PREPARED and prepare.prepared(recipe.dataset):
+    if recipe.dataset in prepare.PREPARED and prepare.find_prepared(recipe.dataset):
         return table_photos(recipe, count)
-    if prepare.prepared("groceries"):
+    if prepare.find_prepared("groceries"):
         return table_photos(load_recipe("quickstart"), count)
     return shapes(count)
 
@@ -251,7 +251,7 @@ def mixed(recipe: Recipe, photos: Photos) -> Row:
             notes.add("mixes features")
         results.append((images_[update], target[update, : len(x)]))
     made, shares = (torch.stack(values) for values in zip(*results, strict=True))
-    return Row(to_pixels(made, recipe), shares, sorted(notes))
+    return Row(to_uint8(made, recipe), shares, sorted(notes))
 
 
 def new_step(recipe: Recipe, classes: int) -> Step:

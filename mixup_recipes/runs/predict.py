@@ -51,7 +51,7 @@ def predict(name: str, given: list[str], top_k: int, batch_size: int, out: Path 
     for prediction in predictions(name, paths_of(given), top_k, batch_size):
         found.append(prediction)
         if out is None:
-            print(in_words(prediction), flush=True)
+            print(line(prediction), flush=True)
     bad = sum(bool(p.error) for p in found)
     if out is not None:
         files.write(out, as_csv(found) if out.suffix == ".csv" else as_jsonl(found))
@@ -122,7 +122,7 @@ def predictions(name: str, paths: list[Path], top_k: int, batch_size: int) -> It
                 yield Prediction(path, [classes[i] for i in indices], probabilities, str(error))
 
 
-def in_words(prediction: Prediction) -> str:
+def line(prediction: Prediction) -> str:
     """One line for people."""
     if prediction.error:
         return f"{prediction.path}: cannot be read: {prediction.error}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixup_recipes.files import write_json
-from mixup_recipes.runs.records import FOLDER, fields_of, file_name, merge, overrides, plain, read_record, validate
+from mixup_recipes.runs.records import FOLDER, as_json, fields_of, file_name, merge, overrides, read_record, validate
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training import protocols
 from mixup_recipes.training.format import FORMAT
@@ -38,12 +38,12 @@ def of_run(run: Run) -> dict[str, Any]:
         "recipe": recipe.name,
         "fields": fields_of(recipe),
         "overrides": overrides(recipe),
-        "protocol": protocols.in_words(recipe),
+        "protocol": protocols.rule_in_words(recipe),
         "images": summary.count,
         "dataset": run.data.record,
         "seeds": {str(recipe.seed): seed},
     }
-    content = plain(content)
+    content = as_json(content)
     validate(content, str(run.folder))
     return content
 

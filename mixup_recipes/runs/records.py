@@ -34,7 +34,7 @@ PLACE = ("dataset", "dataset_config", "dataset_revision", "image_column", "label
 """Fields that say where the images come from: no override, as long as their numbers are those of the benchmark."""
 
 
-def plain(content: Any) -> Any:
+def as_json(content: Any) -> Any:
     """Content as JSON gives it back."""
     return json.loads(json.dumps(content))
 
@@ -42,7 +42,7 @@ def plain(content: Any) -> Any:
 def fields_of(recipe: Recipe) -> dict[str, Any]:
     """What two seeds of one recipe share; of ``mixer_args`` only the row of the chosen mixer."""
     fields = dataclasses.asdict(recipe) | {"mixer_args": {recipe.mixer: recipe.mixer_args.get(recipe.mixer, {})}}
-    return plain({k: v for k, v in fields.items() if k not in ("name", "seed")})
+    return as_json({k: v for k, v in fields.items() if k not in ("name", "seed")})
 
 
 def different(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
@@ -180,7 +180,7 @@ def finished_seeds(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {k: s for k, s in by_number if s["epochs"] == s["epochs_planned"] and not s["reading"]["missing"]}
 
 
-def finished(content: dict[str, Any]) -> list[float]:
+def finished_top1(content: dict[str, Any]) -> list[float]:
     """Top-1 of the seeds that ran to the end and cover the protocol's epochs."""
     return [s["top1"] for s in finished_seeds(content).values()]
 
@@ -190,7 +190,7 @@ def ours(content: dict[str, Any] | None) -> tuple[float, float | None, int] | No
 
     ``content``: the record of a published recipe.
     """
-    values = finished(content) if content and not excluded(content) else []
+    values = finished_top1(content) if content and not excluded(content) else []
     if not values:
         return None
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values)

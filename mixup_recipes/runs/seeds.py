@@ -91,7 +91,7 @@ def by_setting(groups: list[Group]) -> dict[str, list[Group]]:
     return found
 
 
-def in_words(values: dict[str, Any]) -> str:
+def values_in_words(values: dict[str, Any]) -> str:
     """``lr 0.1, epochs 20``."""
     return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
 
@@ -122,7 +122,7 @@ def named(groups: list[Group]) -> list[Group]:
         different = {k for other in namesakes for k in differences(first, other, ignore=COMPARED)}
         values = {k: getattr(first, k) for k in schema(Recipe) if k in different}
         same = {d for d, b in zip(data, bases, strict=True) if b == base} == {own}
-        setting = ", ".join(filter(None, (base, in_words(values), "" if same else own)))
+        setting = ", ".join(filter(None, (base, values_in_words(values), "" if same else own)))
         for i, name in zip(cluster, names([groups[i] for i in cluster]), strict=True):
             found[i] = groups[i]._replace(setting=setting, name=name)
     return [found[i] for i in range(len(groups))]
@@ -135,7 +135,7 @@ def names(groups: list[Group]) -> list[str]:
         mixer = group.recipe.mixer
         rows = [g.recipe.mixer_args.get(mixer, {}) for g in groups if g.recipe.mixer == mixer]
         own = group.recipe.mixer_args.get(mixer, {})
-        name = f"{mixer} {in_words({k: v for k, v in own.items() if any(r.get(k) != v for r in rows)})}".strip()
+        name = f"{mixer} {values_in_words({k: v for k, v in own.items() if any(r.get(k) != v for r in rows)})}".strip()
         done, planned = group.summary.epochs, group.summary.epochs_planned
         found.append(name if done == planned else f"{name} ({done} of {planned} epochs)")
     folders = labels([group.runs[0] for group in groups])

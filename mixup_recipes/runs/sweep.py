@@ -167,13 +167,13 @@ def make_run(
     jobs = {k: convert(v, job_flags[k], f"overrides: {k}") for k, v in values.items() if k in job_flags}
     try:
         recipe, _ = resolve(recipe_name, fields)
-        backbones.check_name(recipe.model)
-        optimisation.check_name(recipe.opt)
+        backbones.check_model(recipe.model)
+        optimisation.check_optimizer(recipe.opt)
     except UserError as e:
         raise UserError(str(e) if recipe_name in str(e) else f"{recipe_name}: {e}") from None
     args = recipe.mixer_args.get(recipe.mixer, {})
     typed = {k: args[k[6:]] if k.startswith("mixer.") else jobs[k] if k in jobs else getattr(recipe, k) for k in values}
-    parts = [recipe.name, *(k.removeprefix("mixer.") + plain(typed[k]) for k in grid), f"seed{seed}"]
+    parts = [recipe.name, *(k.removeprefix("mixer.") + in_path(typed[k]) for k in grid), f"seed{seed}"]
     name = re.sub(r"[^\w.+-]+", "_", "-".join(parts), flags=re.ASCII)
     if len(name) > LONGEST:
         raise UserError(f"{recipe_name}: the folder name {name[:60]}... has {len(name)} letters, at most {LONGEST} fit")
@@ -189,9 +189,9 @@ def make_run(
     return Planned(name, recipe, out / name, out / f"output-{name}.txt", command)
 
 
-def plain(value: Any) -> str:
+def in_path(value: Any) -> str:
     """A value as part of a folder name."""
-    return "-".join(map(plain, value)) if isinstance(value, tuple | list) else str(value)
+    return "-".join(map(in_path, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def as_flags(values: dict[str, Any]) -> list[str]:

@@ -65,7 +65,7 @@ def held(path: Path, lock: Callable[[IO[bytes], int], object]) -> bool:
     return False
 
 
-class Stop:
+class Relay:
     """Signals to the sweep go to the running process group as SIGTERM, which all launchers pass on; a second kills."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ def kill_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
 
 
-def launch(run: Planned, stop: Stop) -> int | None:
+def launch(run: Planned, stop: Relay) -> int | None:
     """Run to the end; its exit status, negative for the signal that killed it, or None if another process is at it.
 
     The child has a process group of its own, so that a Ctrl-C reaches it as SIGTERM only. It shares the lock on its
@@ -162,7 +162,7 @@ def time_left(done: list[Planned], left: list[Planned]) -> str:
 
 def run_all(runs: list[Planned], say: Callable[[str], object] = print) -> int:
     """Run what isn't finished; returns the exit status of the sweep: 0, 1 (a run failed) or 75 (start it again)."""
-    stop, failures, unfinished = Stop(), [], 0
+    stop, failures, unfinished = Relay(), [], 0
     done = [run for run in runs if state(run) == "finished"]
     try:
         for number, run in enumerate(runs, 1):

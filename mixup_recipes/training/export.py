@@ -19,7 +19,7 @@ from mixup_recipes.training.format import PREDICTIONS
 from mixup_recipes.training.log import Line, evaluations, reported, summary_csv
 
 
-def publish(
+def export_epoch(
     folder: Path,
     nets: dict[str, nn.Module],
     columns: dict[str, dict[str, np.ndarray]],

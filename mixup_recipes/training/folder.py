@@ -73,7 +73,7 @@ def check_disk(folder: Path, needed: int) -> None:
         )
 
 
-def open_folder(folder: Path, recipe: Recipe, splits_record: dict[str, Any], environment: dict[str, Any]) -> None:
+def begin_folder(folder: Path, recipe: Recipe, splits_record: dict[str, Any], environment: dict[str, Any]) -> None:
     """Make the folder, remove what a killed process left half-written, and record recipe, data and environment."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

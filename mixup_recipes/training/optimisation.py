@@ -11,7 +11,7 @@ from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
 
-def check_name(name: str) -> None:
+def check_optimizer(name: str) -> None:
     """Raise ``UserError`` unless there is an optimiser of this name."""
     known = [str(known) for known in list_optimizers()]
     if name not in known:
@@ -25,7 +25,7 @@ def optimizer(step: Step, recipe: Recipe) -> torch.optim.Optimizer:
     ``decay_bias_and_norm``, tensors of one dimension and what the model lists in ``no_weight_decay`` are not decayed.
     Raises ``UserError`` for an unknown name and for values that the optimiser refuses.
     """
-    check_name(recipe.opt)
+    check_optimizer(recipe.opt)
     exempt: set[str] = getattr(step.model, "no_weight_decay", set)()
     spared = {id(p) for name, p in step.named_parameters() if p.ndim <= 1 or name.removeprefix("model.") in exempt}
     groups = []

@@ -33,7 +33,7 @@ from mixup_recipes import files
 from mixup_recipes.data import images, keys
 from mixup_recipes.data.loading import Samples, loader, readable
 from mixup_recipes.data.order import Key
-from mixup_recipes.data.pictures import to_pixels
+from mixup_recipes.data.pictures import to_uint8
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import resolve
@@ -198,7 +198,7 @@ class Maker:
             logits = found
             if done.all():
                 break
-        stored = to_pixels(ops.blend(x, index, masks(logits, x)), self.recipe)
+        stored = to_uint8(ops.blend(x, index, masks(logits, x)), self.recipe)
         seen = self.teacher(images.normalise(stored, self.recipe, self.device))
         kept = ~same & (finds_both(seen, pair) | self.all_pairs)
         columns = [seen.argmax(1), *pair.T, lam, rows, rows[index.cpu()]]

@@ -100,7 +100,7 @@ def tool(heads: dict[str, dict[int, float]], protocol: str, last: int, epochs: i
     return reading(name, value, len(inside), wanted, kept[-1], first, epochs)
 
 
-def in_words(recipe: Recipe) -> str:
+def rule_in_words(recipe: Recipe) -> str:
     """How the reported number of a recipe is taken."""
     text = "best epoch" if recipe.protocol == "best" else f"median of the last {recipe.protocol_epochs} epochs"
     text += f", mean of {recipe.trials} trials" if recipe.trials > 1 else ""

@@ -27,7 +27,7 @@ def cfg_of(model: nn.Module) -> dict[str, Any]:
     return cfg
 
 
-def check_name(name: str) -> None:
+def check_model(name: str) -> None:
     """Raise ``UserError`` unless there is a model of this name."""
     if not timm.is_model(name):
         raise UserError(f"unknown model {name!r}; {nearest(name, timm.list_models())}")
@@ -39,7 +39,7 @@ def create_model(recipe: Recipe) -> nn.Module:
     Raises ``UserError`` for a name that timm does not know, arguments that the model does not take, and arguments that
     make it no classifier.
     """
-    check_name(recipe.model)
+    check_model(recipe.model)
     args = dict(recipe.model_args)
     if recipe.drop_path_rate is not None:
         args["drop_path_rate"] = recipe.drop_path_rate
