@@ -44,15 +44,21 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixers import Step, build
     from mixup_recipes.data import images, streaming
     from mixup_recipes.data.loading import Samples
-    from mixup_recipes.data.order import TrainOrder, cut
+    from mixup_recipes.data.order import TrainOrder
     from mixup_recipes.data.pictures import sample_sheet
-    from mixup_recipes.data.splits import load_splits
     from mixup_recipes.hub.publisher import Publisher
     from mixup_recipes.pages import card
     from mixup_recipes.runs.run import Run
     from mixup_recipes.training import backbones, checkpoint, dryrun, evaluation, launch, optimisation, precise_bn
     from mixup_recipes.training.export import export_epoch
-    from mixup_recipes.training.folder import begin_folder, check_disk, check_folder, check_teachers, environment
+    from mixup_recipes.training.folder import (
+        begin_folder,
+        check_disk,
+        check_folder,
+        check_teachers,
+        environment,
+        open_data,
+    )
     from mixup_recipes.training.log import Log, NoLog
     from mixup_recipes.training.progress import Progress
     from mixup_recipes.training.signals import Stop
@@ -62,13 +68,7 @@ def main(argv: list[str] | None = None) -> int | None:
     accelerator = launch.accelerator(recipe, folder, job.report_to, job.deterministic)
     stop = Stop()  # from here on a signal means: save and leave
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    _, accumulation = cut(recipe, world)
-    accelerator.print(
-        f"{recipe.name}: {world} process{'es' * (world > 1)} on {device.type}, {recipe.mixed_precision} mixed "
-        f"precision, global batch {recipe.batch_size} = {recipe.per_device_train_batch_size} per process x {world} "
-        f"x {accumulation} accumulated",
-        flush=True,
-    )
+    launch.announce(recipe, accelerator)
     hub = Publisher(folder, recipe, job, accelerator.print) if job.push_to_hub else None
     if not job.dry_run:
         check_folder(folder, recipe, resume=job.resume_from_checkpoint is not None)
@@ -93,19 +93,18 @@ def main(argv: list[str] | None = None) -> int | None:
     except ValueError as e:
         raise UserError(f"mixer {recipe.mixer!r} with model {recipe.model!r}: {e}") from None
     if job.dry_run:
-        optimisation.optimizer(step, recipe)  # only to see that it can be made
         accelerator.print(dryrun.describe(recipe, step, world))
         return None
     if found is not None:
         check_teachers(folder, step)
 
     # ----------------------------------------------------------------------------------------- data
-    with accelerator.main_process_first():  # one process downloads, the others read
-        splits = load_splits(recipe)
+    with accelerator.main_process_first():  # one process downloads and lists, the others read
+        splits = open_data(folder, recipe, found, job.accept_changed_data, accelerator.print)
     workers = launch.workers(job.dataloader_num_workers, accelerator)
     source = streaming.Stream if recipe.streaming else Samples
-    samples = source(splits.train, recipe, train_transform, job.on_bad_image)
-    eval_samples = source(splits.eval, recipe, eval_transform, job.on_bad_image)
+    samples = source(splits.train, recipe, train_transform, job.on_bad_image, job.max_image_pixels)
+    eval_samples = source(splits.eval, recipe, eval_transform, job.on_bad_image, job.max_image_pixels)
 
     # ----------------------------------------------------------------------------------------- state
     if start is not None:
@@ -135,12 +134,14 @@ def main(argv: list[str] | None = None) -> int | None:
     # ----------------------------------------------------------------------------------------- record
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        begin_folder(folder, recipe, splits.record, environment(accelerator, recipe, step))
+        begin_folder(folder, recipe, splits, environment(accelerator, recipe, step))
         checkpoint.forget(folder / "checkpoints", update, accelerator.print)
     hub = hub if accelerator.is_main_process else None
     if hub:
         hub.begin()
     log = Log(folder / "log.jsonl", state["log_length"]) if accelerator.is_main_process else NoLog()
+    for change in splits.record.get("changed", ()):
+        log.write(mode="data", epoch=update // per_epoch + 1, **change)
     launch.init_trackers(accelerator, recipe, start=update)
     progress = Progress(accelerator, recipe, update, total)
     began = time.perf_counter() - state["seconds"]
@@ -184,6 +185,7 @@ def main(argv: list[str] | None = None) -> int | None:
         leaving = leaving or (not finished and stop.agreed(accelerator))
         if update != last_saved and (finished or leaving or (update and update % save_every == 0)):
             state = {"evaluated": evaluated, "log_length": log.length(), "seconds": time.perf_counter() - began}
+            state |= {"data": splits.record["splits"]}
             kept = learner.modules, [optimizer, accelerator.scaler], sums
             checkpoint.save(folder / "checkpoints", update, *kept, state, accelerator, job.save_total_limit)
             last_saved = update

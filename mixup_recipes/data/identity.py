@@ -1,7 +1,14 @@
-"""Which data a table holds: what tells whether two runs saw the same."""
+"""Which data a table holds: what tells whether two runs saw the same.
+
+The record of a split, as it stands in ``data.json``: ``images``; ``labels_sha256``, of the labels in order;
+``per_class``, the images of each class; and ``fingerprint``, which is cheap at a million images: of the names and sizes
+of image files in order, of the names, sizes and footers of parquet files, or of the commit of the Hub. Runs of version
+0.1 have the first two.
+"""
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -9,6 +16,67 @@ import numpy as np
 
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError
+
+SHOWN = 5  # classes that a sentence names
+
+
+def split_record(table: Any, column: str, classes: list[str], fingerprint: str | None) -> dict[str, Any]:
+    """What is recorded of a split. A stream's labels have not been read: the hash is that of its files' addresses."""
+    if isinstance(table, datasets.IterableDataset):
+        addresses = "\n".join(table.info.download_checksums or ())
+        images = table.info.splits[str(table.split)].num_examples
+        found = {"images": images, "labels_sha256": hashlib.sha256(addresses.encode()).hexdigest()}
+    else:
+        labels = np.asarray(table.with_format("numpy")[column], dtype=np.int64)
+        found = {"images": len(table), "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest()}
+        found["per_class"] = np.bincount(labels, minlength=len(classes)).tolist()
+    return found | ({"fingerprint": fingerprint} if fingerprint else {})
+
+
+def difference(
+    before: dict[str, Any], now: dict[str, Any], classes_before: Sequence[str], classes_now: Sequence[str]
+) -> str | None:
+    """In what two records of a split differ, in words; None where they are of the same images.
+
+    A record without a fingerprint is compared by the number of images and by the labels.
+    """
+    keys = ("images", "labels_sha256") + ("fingerprint",) * ("fingerprint" in before and "fingerprint" in now)
+    if list(classes_before) == list(classes_now) and all(before[k] == now[k] for k in keys):
+        return None
+    words = []
+    if new := [name for name in classes_now if name not in set(classes_before)]:
+        words.append(f"new classes {some(new)}")
+    if gone := [name for name in classes_before if name not in set(classes_now)]:
+        words.append(f"classes {some(gone)} are gone")
+    if not new and not gone and list(classes_before) != list(classes_now):
+        words.append(f"the classes are in another order, {some(classes_before)} then and {some(classes_now)} now")
+    if before["images"] != now["images"]:
+        words.append(f"{before['images']:,} images then, {now['images']:,} now")
+    if "per_class" in before and "per_class" in now:
+        then = dict(zip(classes_before, before["per_class"], strict=False))
+        counts = dict(zip(classes_now, now["per_class"], strict=False))
+        moved = [f"{k}: {then[k]:,} then, {n:,} now" for k, n in counts.items() if k in then and then[k] != n]
+        words += [some(moved, "; ")] if moved else []
+    if not words and before["labels_sha256"] != now["labels_sha256"]:
+        words.append("as many images, but other labels, or the same in another order")
+    return "; ".join(words or ["as many images of each class, but other files: names, sizes or their order"])
+
+
+def some(names: Sequence[str], between: str = ", ") -> str:
+    """The first of several names."""
+    return between.join(names[:SHOWN]) + f"{between}and {len(names) - SHOWN} more" * (len(names) > SHOWN)
+
+
+def comparable(one: dict[str, Any], other: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two records of the same splits without what only one of them says, such as the fingerprint of a later version."""
+    both = []
+    for mine, theirs in ((one, other), (other, one)):
+        splits = {
+            name: {k: v for k, v in found.items() if k in theirs["splits"].get(name, found)}
+            for name, found in mine["splits"].items()
+        }
+        both.append({"commit": None} | mine | {"splits": splits})
+    return both[0], both[1]
 
 
 def one_commit(recipe: Recipe, *tables: Any) -> str | None:
@@ -30,14 +98,3 @@ def commit(table: datasets.Dataset | datasets.IterableDataset) -> str | None:
     files = "\n".join(table.info.download_checksums or ())
     found = re.match(r"hf://datasets/[^@\n]+@([0-9a-f]{40})/", files)
     return found[1] if found else None
-
-
-def labels_hash(table: datasets.Dataset | datasets.IterableDataset, column: str) -> str:
-    """SHA-256 of the labels in order: tells whether two runs saw the same table.
-
-    Nobody has read a stream's labels: it is that of its files' addresses, which name the commit.
-    """
-    if isinstance(table, datasets.IterableDataset):
-        return hashlib.sha256("\n".join(table.info.download_checksums or ()).encode()).hexdigest()
-    labels = np.asarray(table.with_format("numpy")[column], dtype=np.int64)
-    return hashlib.sha256(labels.tobytes()).hexdigest()

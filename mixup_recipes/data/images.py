@@ -1,60 +1,26 @@
-"""From encoded bytes to uint8 images: decoding, crops and RandAugment on the CPU; the rest on the device.
+"""What happens to decoded images: crops and RandAugment on the CPU, the rest on the device.
 
-Images are uint8 tensors (3, H, W), RGB. EXIF orientation is never applied, as in timm's and torchvision's
-ImageNet practice.
+Images are uint8 tensors (3, H, W), RGB.
 """
 
 import functools
-import io
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode, RandomCrop, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
+from mixup_recipes.data.decoding import LIMIT, BadImage, to_tensor
 from mixup_recipes.recipe import Recipe
 
 Transform = Callable[[Tensor], Tensor]
 """uint8 (3, H, W) to uint8 (3, S, S): ``TrainTransform`` or ``EvalTransform``."""
-
-
-class BadImage(Exception):
-    """An image that no decoder reads; the message says which."""
-
-
-def decode(data: bytes) -> Tensor:
-    """Encoded image to RGB uint8 (3, H, W), pixel-identical whichever decoder reads it.
-
-    torchvision's libjpeg-turbo for JPEG, Pillow for everything else and for what the former refuses. Raises
-    ``BadImage`` for truncated or unknown data.
-    """
-    if data[:2] == b"\xff\xd8":
-        try:
-            with warnings.catch_warnings():  # torchvision announces a move to torchcodec, which rotates by EXIF
-                warnings.simplefilter("ignore", DeprecationWarning)
-                return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-        except RuntimeError:
-            pass  # Pillow has the last word
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return to_tensor(image.convert("RGB"))
-    except UnidentifiedImageError:
-        raise BadImage("not an image of a known format" if data else "no data") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise BadImage(str(e)) from None
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """Pillow RGB to uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 class TrainTransform:
@@ -73,11 +39,11 @@ class TrainTransform:
             image = TF.resized_crop(image, *box, size, self.interpolation, antialias=True)
         elif r.train_crop == "pad":
             if list(image.shape[1:]) != size:
-                image = TF.center_crop(TF.resize(image, r.image_size, self.interpolation, antialias=True), size)
+                image = TF.center_crop(resize(image, r.image_size, self.interpolation), size)
             image = TF.pad(image, [r.image_size // 8], padding_mode="reflect")
             image = TF.crop(image, *RandomCrop.get_params(image, tuple(size)))
         else:
-            image = TF.center_crop(TF.resize(image, r.image_size, self.interpolation, antialias=True), size)
+            image = TF.center_crop(resize(image, r.image_size, self.interpolation), size)
         if torch.rand(()) < r.hflip:
             image = image.flip(-1)
         if self.rand_augment is not None:
@@ -86,14 +52,31 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Resize the shorter side, then take the centre. uint8 (3, H, W) to uint8 (3, eval_size, eval_size)."""
+    """Resize the picture so that it covers ``resize``, then take the centre: uint8 (3, H, W) to uint8 (3, *size).
 
-    def __init__(self, resize: int, size: int, interpolation: str):
-        self.resize, self.size, self.interpolation = resize, size, InterpolationMode(interpolation)
+    A number means a square; for a square the shorter side becomes ``resize``.
+    """
+
+    def __init__(self, resize: int | tuple[int, int], size: int | tuple[int, int], interpolation: str):
+        self.resize = resize
+        self.size = [size, size] if isinstance(size, int) else list(size)
+        self.interpolation = InterpolationMode(interpolation)
 
     def __call__(self, image: Tensor) -> Tensor:
-        image = TF.resize(image, self.resize, self.interpolation, antialias=True)
-        return TF.center_crop(image, [self.size, self.size])
+        return TF.center_crop(resize(image, self.resize, self.interpolation), self.size)
+
+
+def resize(image: Tensor, size: int | tuple[int, int], interpolation: InterpolationMode) -> Tensor:
+    """Scale a picture, antialiased: its shorter side to ``size``, or so that it just covers (height, width).
+
+    Raises ``BadImage`` for one so thin that the result would be too large.
+    """
+    height, width = image.shape[1:]
+    scale = size / min(height, width) if isinstance(size, int) else max(size[0] / height, size[1] / width)
+    if height * scale * width * scale > LIMIT:
+        raise BadImage(f"{width:,} x {height:,} pixels is too thin: its shorter side becomes {size}")
+    wanted = size if isinstance(size, int) else [round(height * scale), round(width * scale)]
+    return TF.resize(image, wanted, interpolation, antialias=True)
 
 
 def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:

@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Protocol
 
 import datasets
@@ -16,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mixup_recipes.data import keys
-from mixup_recipes.data.images import BadImage, Transform, decode
+from mixup_recipes.data.decoding import LIMIT, BadImage, decode, encoded
+from mixup_recipes.data.images import Transform
 from mixup_recipes.data.order import Key, TrainOrder
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import RankError
@@ -42,8 +42,16 @@ class Source(Protocol):
 class Samples(torch.utils.data.Dataset[Sample]):
     """The images of a table: ``samples[Key]`` is a ``Sample``."""
 
-    def __init__(self, table: datasets.Dataset, recipe: Recipe, transform: Transform, on_bad_image: str = "stop"):
+    def __init__(
+        self,
+        table: datasets.Dataset,
+        recipe: Recipe,
+        transform: Transform,
+        on_bad_image: str = "stop",
+        limit: int = LIMIT,
+    ):
         self.table, self.transform, self.on_bad_image, self.seed = table, transform, on_bad_image, recipe.seed
+        self.limit = limit  # pixels of a picture
         self.image_column, self.label_column = recipe.image_column, recipe.label_column
 
     def __len__(self) -> int:
@@ -54,13 +62,12 @@ class Samples(torch.utils.data.Dataset[Sample]):
         for bad in range(len(self.table)):
             index = (key.index + bad) % len(self.table)
             row = self.table[index]
-            image = row[self.image_column] or {"bytes": b"", "path": None}  # a table may have gaps
+            image = row[self.image_column]
             try:
-                data = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-                return self.transform(decode(data)), row[self.label_column], key.index, bad
-            except (BadImage, OSError) as e:
+                return self.transform(decode(encoded(image), self.limit)), row[self.label_column], key.index, bad
+            except BadImage as e:
                 if self.on_bad_image == "stop":
-                    where = image["path"] or "no path"
+                    where = image if isinstance(image, str) else (image or {}).get("path") or "no path"
                     raise RankError(
                         f"image {index} ({where}) cannot be read: {e}; mend it, or pass --on_bad_image skip"
                     ) from None

@@ -1,21 +1,40 @@
 """Datasets by name: the two tables that a run needs, opened and checked, with encoded images."""
 
+import hashlib
 import os
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mixup_recipes.data import keys
-from mixup_recipes.data.identity import labels_hash, one_commit
+from mixup_recipes.data import folder as image_folder
+from mixup_recipes.data import keys, parquet
+from mixup_recipes.data.classes import among, subset
+from mixup_recipes.data.identity import commit, one_commit, split_record
 from mixup_recipes.data.prepare import PREPARED, find_prepared
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
 SMALL = 2**30  # bytes of parquet that are read into memory instead of being copied to Arrow files
+
+
+class Split(NamedTuple):
+    """The images of one split, still encoded."""
+
+    table: Any
+    """A ``datasets`` table or stream of the recipe's two columns: images as a table of bytes and path, or, in a folder
+    of images, as the path of a file; labels as places in ``classes``."""
+    classes: list[str]
+    record: dict[str, Any]
+    """See ``identity.split_record``."""
+    notes: list[str]
+    """What the user should know: what was left out, how classes were told."""
 
 
 class Splits(NamedTuple):
@@ -24,49 +43,66 @@ class Splits(NamedTuple):
     Streams of the same rows for a recipe that says ``streaming``.
     """
 
-    train: datasets.Dataset | datasets.IterableDataset
-    eval: datasets.Dataset | datasets.IterableDataset
+    train: Any
+    eval: Any
     classes: list[str]
     record: dict[str, Any]
+    notes: list[str]
+    place: Path | None
+    """The folder, of data that are on this machine under a path of the user's."""
 
 
-def load_splits(recipe: Recipe) -> Splits:
+class Opened(NamedTuple):
+    """A split as it was found."""
+
+    table: Any
+    fingerprint: str | None
+    notes: list[str]
+
+
+def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
     """Open the recipe's dataset and check everything that can be checked without decoding an image.
 
-    Raises ``UserError`` with one clear line: unknown or gated dataset, missing split or column, classes that do
-    not fit, empty split.
+    ``like``: the classes of a run that goes on, whose order is kept where they are the same. Raises ``UserError`` with
+    one clear line: unknown or gated dataset, missing split or column, classes that do not fit, empty split.
     """
-    train, classes = load_split(recipe, recipe.train_split, recipe.max_train_samples, recipe.streaming)
-    evaluation, others = load_split(recipe, recipe.eval_split, recipe.max_eval_samples, recipe.streaming)
-    if classes != others:
-        only = sorted(set(classes) ^ set(others))
+    train = load_split(recipe, recipe.train_split, recipe.max_train_samples, recipe.streaming, like)
+    evaluation = load_split(recipe, recipe.eval_split, recipe.max_eval_samples, recipe.streaming, train.classes)
+    what = f"dataset {recipe.dataset!r}"
+    among(train.classes, evaluation.classes, f"{what}, split {recipe.eval_split!r},", f"{recipe.train_split!r}")
+    if evaluation.classes != train.classes:
+        raise UserError(f"{what}: {recipe.eval_split!r} has its classes in another order; leave out --streaming")
+    if len(train.classes) != recipe.num_classes:
         raise UserError(
-            f"dataset {recipe.dataset!r}: classes of {recipe.train_split!r} and {recipe.eval_split!r} differ: "
-            f"{', '.join(only[:5])}{' ...' if len(only) > 5 else ''} in one of them only"
-        )
-    if len(classes) != recipe.num_classes:
-        raise UserError(
-            f"dataset {recipe.dataset!r} has {len(classes)} classes, the recipe says num_classes "
-            f"{recipe.num_classes}; pass --num_classes {len(classes)} if that is meant"
+            f"{what} has {len(train.classes)} classes, the recipe says num_classes {recipe.num_classes}; pass "
+            f"--num_classes {len(train.classes)} if that is meant"
         )
     record = {
         "dataset": recipe.dataset,
         "config": recipe.dataset_config,
         "revision": recipe.dataset_revision,
-        "commit": one_commit(recipe, train, evaluation),
-        "splits": {
-            split: {"images": count(table), "labels_sha256": labels_hash(table, recipe.label_column)}
-            for split, table in ((recipe.train_split, train), (recipe.eval_split, evaluation))
-        },
-        "classes": classes,
+        "commit": one_commit(recipe, train.table, evaluation.table),
+        "splits": {recipe.train_split: train.record, recipe.eval_split: evaluation.record},
+        "classes": train.classes,
     }
-    return Splits(train, evaluation, classes, record)
+    notes = [
+        f"{name}: {n}" for name, s in ((recipe.train_split, train), (recipe.eval_split, evaluation)) for n in s.notes
+    ]
+    folder = Path(recipe.dataset).expanduser().absolute()
+    place = folder if recipe.dataset not in PREPARED and folder.exists() else None
+    return Splits(train.table, evaluation.table, train.classes, record, notes, place)
 
 
-def load_split(recipe: Recipe, split: str, limit: int | None, streaming: bool = False) -> tuple[Any, list[str]]:
-    """One split with encoded images, its first ``limit`` images of a fixed shuffle, and its class names."""
-    table = open_split(recipe, split, streaming)
-    for column in (recipe.image_column, recipe.label_column):
+def load_split(
+    recipe: Recipe, split: str, limit: int | None, streaming: bool = False, like: Sequence[str] = ()
+) -> Split:
+    """One split with encoded images: its first ``limit`` images of a fixed shuffle.
+
+    ``like``: class names that those of the split are to be placed among, where all of them are there.
+    """
+    table, fingerprint, notes = open_split(recipe, split, streaming)
+    image, label = recipe.image_column, recipe.label_column
+    for column in (image, label):
         if column not in table.column_names:
             raise UserError(
                 f"dataset {recipe.dataset!r}, split {split!r}: no column {column!r}; "
@@ -75,17 +111,22 @@ def load_split(recipe: Recipe, split: str, limit: int | None, streaming: bool = 
     if not count(table):
         raise UserError(f"dataset {recipe.dataset!r}: split {split!r} is empty")
     classes = class_names(recipe, split, table)
-    try:  # images stay encoded, and only the two columns that are read are kept
-        table = table.select_columns([recipe.image_column, recipe.label_column])
-        table = table.cast_column(recipe.image_column, datasets.Image(decode=False))
-    except (KeyError, TypeError, ValueError, NotImplementedError):
-        raise UserError(
-            f"dataset {recipe.dataset!r}: column {recipe.image_column!r} does not hold images (set image_column)"
-        ) from None
-    return subset(table, limit), classes
+    table = table.select_columns([image, label])
+    if not is_text(table, image):  # images stay encoded
+        try:
+            table = table.cast_column(image, datasets.Image(decode=False))
+        except (KeyError, TypeError, ValueError, NotImplementedError):
+            raise UserError(
+                f"dataset {recipe.dataset!r}: column {image!r} does not hold images (set image_column)"
+            ) from None
+    if like and classes != list(like) and not {*classes} - {*like} and not streaming:
+        notes = notes + [n for n in [subset(len(classes), len(like), f"split {split!r}", "the run")] if n]
+        table, classes = relabelled(table, label, among(like, classes, "", ""), list(like)), list(like)
+    table = first(table, limit)
+    return Split(table, classes, split_record(table, label, classes, fingerprint), notes)
 
 
-def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Any:
+def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
     """One split of a prepared set, a local folder or a Hub dataset, or a stream of the latter."""
     name = recipe.dataset
     folder = Path(name).expanduser()
@@ -98,9 +139,7 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Any:
     elif not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise UserError(f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of {sorted(PREPARED)}")
     try:
-        if folder.exists():
-            return open_folder(folder, split)
-        return open_hub(recipe, split, streaming)
+        return open_folder(recipe, folder, split) if folder.exists() else open_hub(recipe, split, streaming)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as e:
         if isinstance(e, UserError):
             raise
@@ -115,35 +154,34 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Any:
         raise UserError(f"cannot open dataset {name!r}, split {split!r}: {reason[:400]}") from None
 
 
-def open_folder(folder: Path, split: str) -> datasets.Dataset:
+def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
     """A folder of parquet files in the Hub's layout, or of ``<split>/<class>/<image>`` files."""
-    parquet = sorted(p for p in folder.rglob("*.parquet") if p.name.startswith(split + "-") or p.stem == split)
-    if parquet:
-        size = sum(p.stat().st_size for p in parquet)
-        if size <= SMALL:  # reading it is quicker than the Arrow copy that load_dataset would write
-            return datasets.concatenate_datasets([datasets.Dataset(pq.read_table(p)) for p in parquet])
+    if not folder.is_dir():
+        raise UserError(f"dataset {str(folder)!r} is a file; expected a folder")
+    if recipe.dataset_revision is not None:
+        raise UserError(f"dataset_revision is a commit of the Hub, and {folder} is on this machine; leave it out")
+    if (files := parquet.parquet_files(folder, split, recipe.dataset_config)) is None:
+        if recipe.dataset_config is not None:
+            raise UserError(f"{folder} is a folder of images, which has no configurations; leave out dataset_config")
+        return Opened(
+            *image_folder.listing(image_folder.split_folder(folder, split, (recipe.train_split, recipe.eval_split)))
+        )
+    size = sum(path.stat().st_size for path in files.paths)
+    if size <= SMALL:  # reading it is quicker than the Arrow copy that load_dataset would write
+        parts = [datasets.Dataset(pq.read_table(path)) for path in files.paths]
+        for path, part in zip(files.paths, parts, strict=True):
+            if part.features != parts[0].features:
+                raise UserError(f"{path} has other columns or class names than {files.paths[0].name}")
+        table = datasets.concatenate_datasets(parts)
+    else:
         announce_copy(size, "parquet")
-        return datasets.load_dataset("parquet", data_files={split: [str(p) for p in parquet]}, split=split)
-    if any(folder.rglob("*.parquet")):
-        names = sorted({p.name.split("-")[0].removesuffix(".parquet") for p in folder.rglob("*.parquet")})
-        raise UserError(f"{folder} has no split {split!r}; {nearest(split, names)}")
-    found = {p.name: p for p in folder.iterdir() if p.is_dir()}
-    alias = {"validation": ("val", "valid"), "val": ("validation", "valid"), "test": ("val", "validation")}
-    directory = next((found[n] for n in (split, *alias.get(split, ())) if n in found), None)
-    if directory is None:
-        raise UserError(f"{folder} has no folder for split {split!r}; {nearest(split, found)}")
-    if not any(p.is_dir() for p in directory.iterdir()):
-        raise UserError(f"{directory} has no class folders; expected {directory.name}/<class>/<image>")
-    if not any(p.is_file() for p in directory.rglob("*")):
-        raise UserError(f"{directory} has no images; expected {directory.name}/<class>/<image>")
-    # "**" is all files: left alone, datasets sorts files into splits by words in their names, such as _val_
-    files = {"train": "**"}
-    return datasets.load_dataset(
-        "imagefolder", data_dir=str(directory), data_files=files, split="train", drop_labels=False
-    )
+        # load_dataset takes a path for a pattern
+        names = [re.sub(r"([\[\]*?])", r"[\1]", str(path.absolute())) for path in files.paths]
+        table = datasets.load_dataset("parquet", data_files={split: names}, split=split)
+    return Opened(table, parquet.fingerprint(files.paths), files.notes)
 
 
-def open_hub(recipe: Recipe, split: str, streaming: bool) -> Any:
+def open_hub(recipe: Recipe, split: str, streaming: bool) -> Opened:
     """A Hub dataset; its size is announced before anything large is written. A stream writes nothing."""
     builder = datasets.load_dataset_builder(
         recipe.dataset, name=recipe.dataset_config, revision=recipe.dataset_revision
@@ -156,14 +194,25 @@ def open_hub(recipe: Recipe, split: str, streaming: bool) -> Any:
             f"dataset {recipe.dataset!r} does not say what columns and how many images it has; leave out --streaming"
         )
     if streaming:
-        stream = builder.as_streaming_dataset(split=split)
-        stream.info.download_checksums = {str(f): None for f in (builder.config.data_files or {}).get(split, ())}
-        return stream
-    announce_copy((info.download_size or 0) + (info.dataset_size or 0), recipe.dataset.replace("/", "___"))
-    builder.download_and_prepare()
-    table = builder.as_dataset(split=split)
-    table.info.download_checksums = {f"hf://datasets/{recipe.dataset}@{builder.hash}/": None}  # its files' beginning
-    return table
+        table = builder.as_streaming_dataset(split=split)
+        table.info.download_checksums = {str(f): None for f in (builder.config.data_files or {}).get(split, ())}
+    else:
+        announce_copy((info.download_size or 0) + (info.dataset_size or 0), recipe.dataset.replace("/", "___"))
+        builder.download_and_prepare()
+        table = builder.as_dataset(split=split)
+        table.info.download_checksums = {
+            f"hf://datasets/{recipe.dataset}@{builder.hash}/": None
+        }  # its files' beginning
+        if (
+            builder.dataset_name
+            and type(builder).__name__ == "ImageFolder"
+            and recipe.image_column in table.column_names
+        ):
+            # datasets has made these rows, which name files that it downloaded itself
+            paths = pc.struct_field(table.data.column(recipe.image_column), "path").to_pylist()
+            table = table.remove_columns(recipe.image_column).add_column(recipe.image_column, paths)
+    at = commit(table)
+    return Opened(table, at and hashlib.sha256(f"{at} {recipe.dataset_config} {split}".encode()).hexdigest(), [])
 
 
 def announce_copy(size: int, kept: str) -> None:
@@ -180,9 +229,14 @@ def announce_copy(size: int, kept: str) -> None:
         raise UserError(f"{cache}: {size / 1e9:.0f} GB needed, {free / 1e9:.0f} GB free; set HF_HOME to a larger disk")
 
 
-def count(table: datasets.Dataset | datasets.IterableDataset) -> int:
+def count(table: Any) -> int:
     """Images of a table, or those that a stream says to have."""
     return len(table) if isinstance(table, datasets.Dataset) else table.info.splits[str(table.split)].num_examples
+
+
+def is_text(table: Any, column: str) -> bool:
+    """Whether a column holds the paths of files: a table of our own (``folder.scan``)."""
+    return getattr(table.features[column], "dtype", "") == "large_string"
 
 
 def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
@@ -207,7 +261,17 @@ def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
     return names
 
 
-def subset(table: Any, size: int | None) -> Any:
+def relabelled(table: datasets.Dataset, column: str, places: Sequence[int], names: list[str]) -> datasets.Dataset:
+    """The table with each label moved to its place, among classes of these names."""
+    labels = np.asarray(places)[np.asarray(table.with_format("numpy")[column])]
+    order, info = table.column_names, table.info
+    feature = datasets.ClassLabel(names=names)
+    table = table.remove_columns(column).add_column(column, labels, feature=feature).select_columns(order)
+    table.info.download_checksums = info.download_checksums
+    return table
+
+
+def first(table: Any, size: int | None) -> Any:
     """The first ``size`` images of a shuffle that never changes, so that a small subset has all classes."""
     if size is None or size >= count(table):
         return table

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from mixup_recipes.data import keys
-from mixup_recipes.data.images import BadImage, Transform, decode
+from mixup_recipes.data.decoding import LIMIT, BadImage, decode, encoded
+from mixup_recipes.data.images import Transform
 from mixup_recipes.data.loading import Loaded, Sample, readable, start_worker
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.data.splits import count
@@ -33,9 +34,15 @@ class Stream:
     """What ``Samples`` is to a table, for one that is read in order: ``len``, and batches of both kinds."""
 
     def __init__(
-        self, table: datasets.IterableDataset, recipe: Recipe, transform: Transform, on_bad_image: str = "stop"
+        self,
+        table: datasets.IterableDataset,
+        recipe: Recipe,
+        transform: Transform,
+        on_bad_image: str = "stop",
+        limit: int = LIMIT,
     ):
         self.table, self.recipe, self.transform, self.on_bad_image = table, recipe, transform, on_bad_image
+        self.limit = limit  # pixels of a picture
         self.files = table.num_shards
 
     def __len__(self) -> int:
@@ -95,10 +102,10 @@ class Stream:
             rows = (row for file in files for row in self.rows(int(file)))
             rng, bad, good = keys.rng(keys.ORDER, self.recipe.seed, epoch, begin, turn, part), 0, 0
             for row in shuffled(rows, rng):
-                content = read(row[self.recipe.image_column])
+                content = (row[self.recipe.image_column] or {}).get("bytes") or b""
                 digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
                 keys.seed_everything(keys.SAMPLE, self.recipe.seed, epoch, digest, turn)
-                if (image := self.image(content, row)) is None:
+                if (image := self.image(row)) is None:
                     bad += 1
                     continue
                 yield image, self.label(row), 0, bad
@@ -110,7 +117,7 @@ class Stream:
         """Samples of one part; the index sorts as the split does. A black image stands for one that is bad."""
         for file in range(part, self.files, parts):
             for number, row in enumerate(self.rows(file)):
-                image = self.image(read(row[self.recipe.image_column]), row)
+                image = self.image(row)
                 size = self.recipe.eval_size
                 black = torch.zeros(3, size, size, dtype=torch.uint8)
                 yield (black if image is None else image), self.label(row), file << 32 | number, int(image is None)
@@ -131,10 +138,10 @@ class Stream:
                 return
             yield from (dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True))
 
-    def image(self, content: bytes, row: dict[str, Any]) -> Tensor | None:
+    def image(self, row: dict[str, Any]) -> Tensor | None:
         """The transformed image; None for a bad one that may be skipped."""
         try:
-            return self.transform(decode(content))
+            return self.transform(decode(encoded(row[self.recipe.image_column]), self.limit))
         except BadImage as e:
             if self.on_bad_image == "skip":
                 return None
@@ -158,11 +165,6 @@ class Parts(torch.utils.data.IterableDataset[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
         return self.part(worker.id if worker else 0)
-
-
-def read(image: dict[str, Any] | None) -> bytes:
-    """Encoded bytes of an image; a table may have gaps."""
-    return (image or {}).get("bytes") or b""
 
 
 def shuffled(rows: Iterator[Any], rng: np.random.Generator) -> Iterator[Any]:

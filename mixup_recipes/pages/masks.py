@@ -10,6 +10,8 @@ from torch import Tensor
 from mixers import AdAutoMix, AutoMix
 from mixup_recipes import files
 from mixup_recipes.data import images
+from mixup_recipes.data.loading import Samples
+from mixup_recipes.data.order import Key
 from mixup_recipes.data.pictures import check_png, to_uint8
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.pages.preview import varied
@@ -47,12 +49,12 @@ def masks(run: Run, pairs: int, path: Path) -> str:
     replay.load_weights(step, run, update, 0, 1)
     step.train()
 
-    table, classes = load_split(recipe, recipe.eval_split, None)
-    labels = [int(label) for label in table[recipe.label_column]]
-    rows = varied(labels, min(64, len(labels)))
+    split = load_split(recipe, recipe.eval_split, None)
     transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
-    pixels = [transform(images.decode(table[i][recipe.image_column]["bytes"])) for i in rows]
-    x = images.normalise(torch.stack(pixels), recipe, torch.device("cpu"))
+    samples = Samples(split.table, recipe, transform, on_bad_image="skip")
+    rows = varied([int(label) for label in split.table[recipe.label_column]], min(64, len(samples)))
+    seen = [samples[Key(0, row, 0)] for row in rows]
+    x = images.normalise(torch.stack([pixels for pixels, *_ in seen]), recipe, torch.device("cpu"))
     index = torch.arange(len(x)).roll(-1)  # neighbours are of different classes
     with torch.no_grad():
         found = {
@@ -60,7 +62,7 @@ def masks(run: Run, pairs: int, path: Path) -> str:
         }
         mixed = {lam: torch.lerp(x[index], x, found[lam]) for lam in SHOWN}
     pairs = min(pairs, len(x))
-    names = [f"{classes[labels[rows[i]]]} / {classes[labels[rows[int(index[i])]]]}" for i in range(pairs)]
+    names = [f"{split.classes[seen[i][1]]} / {split.classes[seen[int(index[i])][1]]}" for i in range(pairs)]
     sheet = draw(x, index, found, [to_uint8(mixed[lam], recipe) for lam in SHOWN], names, to_uint8(x, recipe))
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()

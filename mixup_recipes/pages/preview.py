@@ -17,6 +17,7 @@ from mixers import MIXERS, Step, build, signature, taps
 from mixers.base import plan_alone
 from mixup_recipes import files
 from mixup_recipes.data import images, prepare
+from mixup_recipes.data.decoding import BadImage, decode, encoded, read
 from mixup_recipes.data.pictures import check_png, to_uint8
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.fetch import is_hub
@@ -136,14 +137,13 @@ def varied(labels: Sequence[int | str], count: int) -> list[int]:
 
 def table_photos(recipe: Recipe, count: int) -> Photos:
     """Images of the recipe's training split."""
-    table, classes = load_split(recipe, recipe.train_split, None)
-    labels = [int(label) for label in table[recipe.label_column]]
+    split = load_split(recipe, recipe.train_split, None)
+    labels = [int(label) for label in split.table[recipe.label_column]]
     found: list[tuple[Tensor, str]] = []
     for i in varied(labels, len(labels)):
-        row = table[i][recipe.image_column] or {"bytes": b"", "path": None}
         try:
-            found.append((decoded(row["bytes"], row["path"]), classes[labels[i]]))
-        except (images.BadImage, OSError):
+            found.append((decode(encoded(split.table[i][recipe.image_column])), split.classes[labels[i]]))
+        except BadImage:
             continue
         if len(found) == count:
             break
@@ -159,17 +159,12 @@ def folder_photos(folder: Path, count: int) -> Photos:
     found: list[tuple[Tensor, str]] = []
     for i in varied(names, len(names)):
         try:
-            found.append((decoded(None, files[i]), names[i]))
-        except (images.BadImage, OSError):
+            found.append((decode(read(files[i])), names[i]))
+        except BadImage:
             continue
         if len(found) == count:
             break
     return several(found, f"photos of {folder}")
-
-
-def decoded(content: bytes | None, path: str | Path | None) -> Tensor:
-    """An encoded image, in memory or in a file, as uint8 (3, H, W)."""
-    return images.decode(content if content is not None else Path(path or "").read_bytes())
 
 
 def several(found: list[tuple[Tensor, str]], source: str) -> Photos:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from mixup_recipes import files
-from mixup_recipes.data import images
+from mixup_recipes.data import decoding, images
 from mixup_recipes.runs.models import evaluation_recipe, open_model
 from mixup_recipes.training import backbones, launch
 from mixup_recipes.typed import UserError
@@ -99,11 +99,9 @@ def predictions(name: str, paths: list[Path], top_k: int, batch_size: int) -> It
 
     def read(path: Path) -> Tensor | str:
         try:
-            return transform(images.decode(path.read_bytes()))
-        except images.BadImage as e:
+            return transform(decoding.decode(decoding.read(path)))
+        except decoding.BadImage as e:
             return str(e)
-        except OSError as e:
-            return e.strerror or str(e)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as readers:
         for batch in (paths[start : start + batch_size] for start in range(0, len(paths), batch_size)):

@@ -32,6 +32,7 @@ def activation_bytes(model: nn.Module, batch: int, size: int) -> int:
 def describe(recipe: Recipe, step: Step, world: int) -> str:
     """Images, updates, learning-rate trace and memory, as text."""
     _, accumulation = cut(recipe, world)
+    optimisation.optimizer(step, recipe)  # only to see that it can be made
     per_epoch, images = images_in_words(recipe)
     batch = f"{recipe.batch_size} = {recipe.per_device_train_batch_size} per process x {world} x {accumulation}"
     marks = sorted({0, 1, recipe.epochs // 4, recipe.epochs // 2, 3 * recipe.epochs // 4, recipe.epochs - 1})

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from mixers import taps
+from mixup_recipes.data.identity import difference
+from mixup_recipes.data.splits import Splits, load_splits
 from mixup_recipes.files import lock, write, write_json
-from mixup_recipes.recipe import Recipe, differences, to_yaml
+from mixup_recipes.recipe import Recipe, changed, differences, to_yaml
 from mixup_recipes.resolve import resolve
-from mixup_recipes.training.format import FORMAT, check_format
+from mixup_recipes.training.format import FORMAT, PLACE, check_format
 from mixup_recipes.typed import UserError
 
 PACKAGES = ("accelerate", "datasets", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision", "transformers")
@@ -31,19 +33,21 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
                 f"{folder} already holds a run; continue it with --resume_from_checkpoint auto, or choose another "
                 "--output_dir"
             )
-        check_format(noted(folder), str(folder / "env.json"))
+        check_format(noted(folder, "env.json"), str(folder / "env.json"))
         found, _ = resolve(str(saved))
-        if different := differences(found, recipe, ignore=("name",)):
+        if different := differences(
+            found, recipe, ignore=("name", "dataset")
+        ):  # ``open_data`` looks at the data itself
             rows = "; ".join(f"{k}: {a} there, {b} now" for k, (a, b) in different.items())
             raise UserError(f"{folder} holds a run of another recipe: {rows}; choose another --output_dir")
     elif folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
         raise UserError(f"{folder} is not empty and not a run; choose another --output_dir")
 
 
-def noted(folder: Path) -> dict[str, Any]:
-    """``env.json`` of a run folder; empty where there is none or it is damaged."""
+def noted(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a folder; empty where there is none or it is damaged."""
     try:
-        content = json.loads((folder / "env.json").read_text())
+        content = json.loads((folder / name).read_text())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -51,7 +55,7 @@ def noted(folder: Path) -> dict[str, Any]:
 
 def check_teachers(folder: Path, step: nn.Module) -> None:
     """Raise ``UserError`` when a run that goes on, or is looked at, would ask a teacher with other weights."""
-    before = noted(folder).get("teachers")
+    before = noted(folder, "env.json").get("teachers")
     if not isinstance(before, dict):
         return  # nothing was noted
     for source, now in taps.teachers(step).items():
@@ -73,7 +77,50 @@ def check_disk(folder: Path, needed: int) -> None:
         )
 
 
-def begin_folder(folder: Path, recipe: Recipe, splits_record: dict[str, Any], environment: dict[str, Any]) -> None:
+def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: bool, say: Any) -> Splits:
+    """The recipe's data, those of the run in the folder if it goes on from a checkpoint; what to know of them is said.
+
+    They are looked for where the run found them, and keep its order of classes. Raises ``UserError`` when they are not
+    what the run was trained on, saying what changed; ``accept``: the record says so instead.
+    """
+    if checkpoint is None:
+        splits = load_splits(recipe)
+        for note in splits.notes:
+            say(note)
+        return splits
+    before, place = noted(folder, "data.json"), noted(folder, PLACE).get("path")
+    moved = before.get("dataset", recipe.dataset) != recipe.dataset
+    there = not moved and isinstance(place, str) and Path(place).exists()
+    splits = load_splits(changed(recipe, dataset=place) if there else recipe, before.get("classes", ()))
+    splits.record["dataset"] = recipe.dataset
+    then, now = noted(checkpoint, "state.json").get("data") or before.get("splits") or {}, splits.record
+    traced = any("fingerprint" in found for found in then.values())
+    if moved and not traced:
+        raise UserError(f"{folder} says no fingerprint of its data, so dataset must stay {before['dataset']!r}")
+    words = []
+    for split in then.keys() & now["splits"].keys():
+        classes = before.get("classes", splits.classes)
+        if found := difference(then[split], now["splits"][split], classes, splits.classes):
+            words.append(f"split {split!r}: {found}")
+    if before.get("commit") not in (None, now["commit"]):
+        words.append(f"commit {before['commit']} then, {now['commit']} now")
+    if words and not accept:
+        raise UserError(
+            f"dataset {recipe.dataset!r} is not what {folder} was trained on: {'; '.join(words)}; put the old data "
+            "back, train anew into another --output_dir, or go on all the same with --accept_changed_data"
+        )
+    notes = splits.notes
+    if words:
+        now["changed"] = [{"update": int(checkpoint.name.removeprefix("step-")), "changed": "; ".join(words)}]
+        notes = [*notes, f"goes on over other images: {'; '.join(words)}"]
+    elif then and not traced:
+        notes = [*notes, "the run has no fingerprint of its data: they were compared by their number and labels"]
+    for note in notes:
+        say(note)
+    return splits
+
+
+def begin_folder(folder: Path, recipe: Recipe, splits: Splits, environment: dict[str, Any]) -> None:
     """Make the folder, remove what a killed process left half-written, and record recipe, data and environment."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +128,10 @@ def begin_folder(folder: Path, recipe: Recipe, splits_record: dict[str, Any], en
         for leftover in (*folder.glob("checkpoints/tmp-*"), *folder.glob(".*.tmp")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         write(folder / "recipe.yaml", to_yaml(recipe))
-        write_json(folder / "data.json", splits_record)
+        changes = noted(folder, "data.json").get("changed", []) + splits.record.get("changed", [])
+        write_json(folder / "data.json", splits.record | ({"changed": changes} if changes else {}))
+        if splits.place:
+            write_json(folder / PLACE, {"path": str(splits.place)})
         write_json(folder / "env.json", environment)
     except OSError as e:
         raise UserError(f"cannot write to {folder}: {e.strerror}; choose another --output_dir") from None

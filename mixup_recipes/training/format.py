@@ -7,13 +7,15 @@ than it knows, and reads every older one.
 A run folder, at its root a model repository of timm's format (``export``, ``folder`` and ``runs/run.py``):
 
 - ``recipe.yaml``: the resolved recipe, itself a valid ``--recipe``.
-- ``data.json``: ``dataset``, ``config``, ``revision``, ``commit`` (of the Hub), ``splits`` (name -> ``images``,
-  ``labels_sha256``), ``classes``.
+- ``data.json``: ``dataset``, ``config``, ``revision``, ``commit`` (of the Hub), ``splits`` (name -> record, see
+  ``data/identity.py``; a run of version 0.1 has no fingerprint), ``classes``; ``changed`` where a run went on over
+  other data: ``update`` and the words. ``.dataset.json``: where local data lie, never published.
 - ``env.json``: ``format``, command, versions, device, processes, commit of this program, SHA-256 of teachers' weights.
 - ``log.jsonl``: one object a line. Rows of ``mode`` "train": ``epoch`` (from 1), ``update``, ``lr``, ``loss`` and its
   parts, ``images``, ``bad_images``. Rows of ``mode`` "val": ``epoch``, ``update``, and per classifier ``top1``,
   ``top5``, ``ece`` (percent), ``nll`` (nats), ``count``, those but for the main one with the classifier's name in
-  front. Everything but ``perf`` is reproducible to the bit.
+  front. Rows of ``mode`` "data": ``update``, ``changed``, what changed of the images. Everything but ``perf`` is
+  reproducible to the bit.
 - ``summary.csv``: one row per evaluated epoch with timm's columns.
 - ``eval_results.json``: ``exported`` (the row of the exported weights), ``reported`` (by the setting's protocol),
   ``openmixup_tool``, ``weights_sha256``.
@@ -36,6 +38,7 @@ from typing import Any
 from mixup_recipes.typed import UserError
 
 FORMAT = 1
+PLACE = ".dataset.json"
 
 PREDICTIONS = {
     "index": ("int32", 1), "label": ("int32", 1), "top": ("int32", 2), "confidence": ("float32", 1),

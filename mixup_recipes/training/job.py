@@ -34,6 +34,10 @@ class Job:
     """Loader processes per training process; none: 0 on a CPU, else the cores, at most 16."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """A corrupt image stops the run with its index and path, or is replaced by the next one and counted."""
+    max_image_pixels: Annotated[int, Between(1)] = 178_956_970
+    """A picture of more pixels is a bad image; the bound is Pillow's, about 0.5 GB once it is decoded."""
+    accept_changed_data: bool = False
+    """Go on with a run whose images have changed; the log and the card say so."""
     deterministic: bool = False
     """Only kernels that give the same bits each time; needed for bit-exact resume on a GPU, slower."""
     push_to_hub: bool = False

@@ -13,6 +13,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from mixers import Mixer, Step, taps
+from mixup_recipes.data.order import cut
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
@@ -58,6 +59,17 @@ def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", determini
                 "with plain processes (recipes have batch_size and torch_compile)"
             )
     return made
+
+
+def announce(recipe: Recipe, accelerator: Accelerator) -> None:
+    """The first line of a run: how many processes it really has, and how they share a batch."""
+    world, (_, accumulation) = accelerator.num_processes, cut(recipe, accelerator.num_processes)
+    accelerator.print(
+        f"{recipe.name}: {world} process{'es' * (world > 1)} on {accelerator.device.type}, {recipe.mixed_precision} "
+        f"mixed precision, global batch {recipe.batch_size} = {recipe.per_device_train_batch_size} per process x "
+        f"{world} x {accumulation} accumulated",
+        flush=True,
+    )
 
 
 def on_device(module: Net, recipe: Recipe, accelerator: Accelerator) -> Net:

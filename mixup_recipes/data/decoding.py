@@ -1,0 +1,103 @@
+"""From a row's encoded bytes to a uint8 image, within bounds, whatever a stranger put there.
+
+- Formats are those of ``FORMATS``, told by content; none of them starts a program.
+- A picture has at most ``LIMIT`` pixels (Pillow's own bound), which is read off its head before anything is decoded.
+- Grey pictures of 16 bits are scaled from 0 ... 65535 to 0 ... 255, as are those of floats from 0 ... 1. Integers of 32
+  bits and other floats have no white of their own, and are refused.
+- EXIF orientation is never applied, as in timm's and torchvision's ImageNet practice.
+"""
+
+import io
+import os
+import stat
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000", "PPM")
+LIMIT = 178_956_970
+"""Pixels of a picture."""
+LARGEST_FILE = 2**30  # bytes
+Image.MAX_IMAGE_PIXELS = None  # the limit here is one for all decoders, and can be chosen
+
+
+class BadImage(Exception):
+    """An image that cannot be used; the message says why."""
+
+
+def encoded(image: str | dict[str, Any] | None) -> bytes:
+    """The bytes of a row's image, or of the file that a table of our own names (``folder.scan``).
+
+    A row that is a table of bytes and path comes from a stranger: no file that it names is opened. Raises ``BadImage``.
+    """
+    if isinstance(image, str):
+        return read(image)
+    content: bytes | None = (image or {}).get("bytes")
+    if content is not None:
+        return content
+    raise BadImage("the row names a file instead of holding an image" if (image or {}).get("path") else "no image")
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+    """A regular file's content; it does not wait for a pipe or a device. Raises ``BadImage``."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BadImage("no regular file")
+            if status.st_size > LARGEST_FILE:
+                raise BadImage(f"{status.st_size:,} bytes, more than {LARGEST_FILE:,}")
+            return file.read()
+    except OSError as e:
+        raise BadImage(e.strerror or str(e)) from None
+
+
+def decode(data: bytes, limit: int = LIMIT) -> Tensor:
+    """Encoded image to RGB uint8 (3, H, W), pixel-identical whichever decoder reads it.
+
+    torchvision's libjpeg-turbo for JPEG, Pillow for everything else and for what the former refuses. ``limit``: pixels.
+    Raises ``BadImage`` for truncated, unknown and too large pictures.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > limit:
+                size = f"{image.width:,} x {image.height:,} pixels"
+                raise BadImage(f"{size}, more than the {limit:,} of --max_image_pixels")
+            if image.format in ("JPEG", "MPO"):
+                try:
+                    with warnings.catch_warnings():  # torchvision announces a move to torchcodec, which rotates by EXIF
+                        warnings.simplefilter("ignore", DeprecationWarning)
+                        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+                except RuntimeError:
+                    pass  # Pillow has the last word
+            return to_tensor(eight_bits(image).convert("RGB"))
+    except UnidentifiedImageError:
+        raise BadImage("not an image of a known format" if data else "no data") from None
+    except BadImage:
+        raise
+    except Exception as e:  # a stranger's file can make a decoder raise anything
+        raise BadImage(" ".join(str(e).split())[:200] or type(e).__name__) from None
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of more than 8 bits with 8; any other as it is. Raises ``BadImage``."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return Image.fromarray(((np.asarray(image).astype(np.int32) + 128) // 257).clip(0, 255).astype(np.uint8))
+    if image.mode == "I":
+        raise BadImage("32-bit integers, which have no white of their own; convert it to 8 or 16 bits")
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (values.min() >= 0 and values.max() <= 1):  # nan is neither
+            raise BadImage(f"floats from {values.min():g} to {values.max():g}, expected 0 to 1; convert it to 8 bits")
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    return image
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Pillow RGB to uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

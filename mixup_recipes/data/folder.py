@@ -1,0 +1,195 @@
+"""A folder ``<split>/<class>/<image>`` as a table: one scan, in which every file is taken or counted by its reason.
+
+- A folder's first level is splits when each of its folders is called like a split (``SPLITS``, or the recipe's own
+  names) and holds folders, or when the recipe's own splits are among them; else it is classes.
+- Below a split the first level is classes, links included; every image below a class belongs to it, however deep.
+- An image is a regular file with a suffix of ``SUFFIXES``, in any case, or one without a suffix that begins like an
+  image. Everything else is left out and named; litter of operating systems and notebooks is not counted.
+- Classes are sorted as text, as in torchvision and ``datasets``, and as numbers where all of them are. Images are
+  sorted by their path.
+"""
+
+import atexit
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from mixup_recipes.data.classes import natural
+from mixup_recipes.data.identity import some
+from mixup_recipes.data.prepare import cache_dir
+from mixup_recipes.files import write_into
+from mixup_recipes.typed import UserError, nearest
+
+SPLITS = {"train", "val", "valid", "validation", "test"}
+"""What the folder of a split is called, beside the names that the recipe says."""
+SAME = {"validation": ("val", "valid"), "val": ("validation", "valid"), "valid": ("validation", "val")}
+"""Split -> other names of it."""
+LITTER = re.compile(r"\._.*|\.ipynb_checkpoints|__MACOSX|\.DS_Store|Thumbs\.db|desktop\.ini|\.git|\.cache")
+SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff", ".jp2", ".ppm",
+    ".pgm", ".pbm", ".pnm",
+}  # fmt: skip
+"""Of the formats that ``decoding.decode`` opens."""
+MAGIC = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|BM|II\*\0|MM\0\*|\0\0\0\x0cjP  |P[1-6]\s|RIFF....WEBP|....ftypavif", re.DOTALL
+)
+
+
+class Listing(NamedTuple):
+    """The images of one split."""
+
+    table: datasets.Dataset
+    """Columns ``image``, the absolute path as text, and ``label``, whose feature has the names of the classes."""
+    fingerprint: str
+    """SHA-256 of relative paths and sizes in order."""
+    notes: list[str]
+    """What was left out, a line for each reason."""
+
+
+class Entry(NamedTuple):
+    """Something in a folder. ``kind``: folder, file, or why it is neither."""
+
+    name: str
+    path: str
+    kind: str
+    size: int
+    place: tuple[int, int]
+    """Device and inode: tells a link to a folder above."""
+
+
+def entries(folder: str | Path) -> list[Entry]:
+    """What a folder holds but for litter, in the order of the whole paths below it. Links are what they lead to."""
+    found = []
+    with os.scandir(folder) as inside:
+        for entry in inside:
+            if LITTER.fullmatch(entry.name):
+                continue
+            try:
+                status = entry.stat()
+            except OSError:
+                found.append(Entry(entry.name, entry.path, "a broken link", 0, (0, 0)))
+                continue
+            mode = status.st_mode
+            kind = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "no regular file"
+            found.append(Entry(entry.name, entry.path, kind, status.st_size, (status.st_dev, status.st_ino)))
+    return sorted(found, key=lambda e: e.name + "/" * (e.kind == "folder"))
+
+
+def listing(directory: Path) -> Listing:
+    """``scan``, once for all processes of a machine: the first one leaves its table in a file that the others map.
+
+    The first process of a launch must have come here before the others; another machine's scan for themselves.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return scan(directory)
+    launch = [os.environ.get(k) for k in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")]
+    key = hashlib.sha256(f"{os.path.abspath(directory)} {launch} {os.getppid()}".encode()).hexdigest()[:16]
+    shared = cache_dir() / f"scan-{key}.arrow"
+    if os.environ.get("RANK") == "0":
+        found = scan(directory)
+        said = {"fingerprint": found.fingerprint, "notes": found.notes}
+        table, sink = found.table.data.table, pa.BufferOutputStream()
+        schema = table.schema.with_metadata(table.schema.metadata | {b"scan": json.dumps(said).encode()})
+        with pa.ipc.new_stream(sink, schema) as writer:
+            writer.write_table(table)
+        write_into(shared, sink.getvalue())
+        atexit.register(shared.unlink, missing_ok=True)
+        return found
+    if not shared.is_file():
+        return scan(directory)
+    table = datasets.Dataset.from_file(str(shared))
+    said = json.loads(pa.ipc.open_stream(pa.memory_map(str(shared))).schema.metadata[b"scan"])
+    return Listing(table, **said)
+
+
+def split_folder(folder: Path, split: str, own: tuple[str, ...]) -> Path:
+    """The folder of a split; ``own``: the recipe's splits. Raises ``UserError`` where there is none."""
+    found = {e.name: e.path for e in entries(folder) if e.kind == "folder"}
+    named = [name for name in found if name in SPLITS | {*own}]
+    splits = [name for name in named if any(e.kind == "folder" for e in entries(found[name]))]
+
+    def called(wanted: str) -> str | None:
+        return next((name for name in (wanted, *SAME.get(wanted, ())) if name in splits), None)
+
+    if (name := called(split)) and (len(splits) == len(found) or all(map(called, own))):
+        return Path(found[name])
+    if split in named and split not in splits:
+        raise UserError(f"{found[split]} has no class folders; expected {split}/<class>/<image>")
+    raise UserError(
+        f"{folder} has no folder for split {split!r}; {nearest(split, found)} (expected <split>/<class>/<image>)"
+    )
+
+
+def scan(directory: Path) -> Listing:
+    """The images of a split's folder. Raises ``UserError`` for one without classes, and for a class without images."""
+    left_out: dict[str, list[str]] = {}
+    classes, parts, digest = [], [], hashlib.sha256()
+    root = os.path.abspath(directory)
+    for entry in entries(root):
+        if entry.kind != "folder":
+            left_out.setdefault("beside the class folders", []).append(entry.name)
+            continue
+        inside = list(images_below(entry, entry.name, {entry.place}, left_out))
+        digest.update("".join(f"{path}\0{size}\n" for path, size in inside).encode())
+        classes.append(entry.name)
+        parts.append(pa.array([f"{root}/{path}" for path, _ in inside], pa.large_string()))
+    if not classes:
+        raise UserError(f"{directory} has no class folders; expected {directory.name}/<class>/<image>")
+    if not any(map(len, parts)):
+        raise UserError(f"{directory} has no images; expected {directory.name}/<class>/<image>")
+    if empty := [name for name, part in zip(classes, parts, strict=True) if not len(part)]:
+        raise UserError(f"{directory}: class folders without an image: {some(empty)}; add images or remove the folders")
+    names = sorted(classes, key=natural(classes))
+    number = {name: i for i, name in enumerate(names)}
+    labels = np.repeat([number[name] for name in classes], [len(part) for part in parts])
+    features = datasets.Features({"image": datasets.Value("large_string"), "label": datasets.ClassLabel(names=names)})
+    table = pa.table({"image": pa.concat_arrays(parts), "label": labels}, schema=features.arrow_schema)
+    notes = [f"{len(found):,} left out, {why}: {some(found)}" for why, found in sorted(left_out.items())]
+    return Listing(datasets.Dataset(table), digest.hexdigest(), notes)
+
+
+def images_below(
+    folder: Entry, name: str, above: set[tuple[int, int]], left_out: dict[str, list[str]]
+) -> Iterator[tuple[str, int]]:
+    """Path, relative to the split, and bytes of each image; what is none is noted in ``left_out`` by its reason."""
+    for entry in entries(folder.path):
+        path = f"{name}/{entry.name}"
+        if not encodable(path):
+            left_out.setdefault("names that are not UTF-8", []).append(ascii(path))
+        elif entry.kind == "folder" and entry.place in above:
+            left_out.setdefault("links to a folder above", []).append(path)
+        elif entry.kind == "folder":
+            yield from images_below(entry, path, above | {entry.place}, left_out)
+        elif entry.kind != "file":
+            left_out.setdefault(entry.kind, []).append(path)
+        elif (suffix := os.path.splitext(entry.name)[1].lower()) in SUFFIXES or (not suffix and is_image(entry.path)):
+            yield path, entry.size
+        else:
+            left_out.setdefault(f"{suffix} files" if suffix else "no images by their content", []).append(path)
+
+
+def encodable(path: str) -> bool:
+    """Whether a name is text: Linux takes any bytes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_image(path: str) -> bool:
+    """Whether a file begins like an image."""
+    try:
+        with open(path, "rb") as file:
+            return MAGIC.match(file.read(16)) is not None
+    except OSError:
+        return False
