@@ -40,6 +40,8 @@ class Evaluation:
     """Loader processes per process; none: 0 on a CPU, else the cores, at most 16."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """A corrupt image stops the evaluation, or is left out and counted."""
+    max_image_pixels: Annotated[int, Between(1)] = 178_956_970
+    """A picture of more pixels is a bad image."""
     output: Path | None = None
     """Write the scores to this JSON file too."""
     predictions: Path | None = None
@@ -64,10 +66,9 @@ def main(argv: list[str] | None = None) -> int | None:
     import evaluate
 
     from mixup_recipes import files, metrics
-    from mixup_recipes.data import images
     from mixup_recipes.data.loading import Samples
-    from mixup_recipes.data.splits import load_split
-    from mixup_recipes.runs.models import evaluation_recipe, open_model
+    from mixup_recipes.data.splits import load_split, placed
+    from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model
     from mixup_recipes.training import backbones, evaluation, launch
     from mixup_recipes.training.export import write_predictions
 
@@ -75,21 +76,23 @@ def main(argv: list[str] | None = None) -> int | None:
     if args.dataset is None and args.recipe is None and run is None:
         raise UserError(f"which data? {args.model} carries no recipe; pass --dataset or --recipe")
     recipe = evaluation_recipe(net, args.model, run, changes(args), args.recipe)
+    transform = eval_transform(net, recipe, own=run is None and args.recipe is None)
     accelerator = launch.accelerator(recipe, Path("."))
     world = accelerator.num_processes
     accelerator.print(
         f"{args.model}: {world} process{'es' * (world > 1)} on {accelerator.device.type}, "
         f"{recipe.mixed_precision} mixed precision, {recipe.dataset} {recipe.eval_split}, "
-        f"{recipe.eval_resize} -> {recipe.eval_size} px {recipe.interpolation}",
+        f"{transform}",
         flush=True,
     )
-    backbones.check_input(net, args.batch_size, recipe.eval_size, args.model, training=False)
+    backbones.check_input(net, args.batch_size, tuple(transform.size), args.model, training=False)
     with accelerator.main_process_first():
-        table, classes = load_split(recipe, recipe.eval_split, recipe.max_eval_samples)
-    backbones.check_classes(net, classes, args.model)
+        found = load_split(recipe, recipe.eval_split, recipe.max_eval_samples)
+    split = placed(found, recipe, args.model, net)
+    for note in (*split.notes, *other_data(run, recipe, found)):
+        accelerator.print(note, flush=True)
     net = launch.on_device(net, recipe, accelerator)
-    transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
-    samples = Samples(table, recipe, transform, args.on_bad_image)
+    samples = Samples(split.table, recipe, transform, args.on_bad_image, args.max_image_pixels)
     workers = launch.workers(args.dataloader_num_workers, accelerator)
     columns = evaluation.predict_all(net, samples, recipe, accelerator, workers)
     assert columns is not None  # no signal asks this job to stop early
@@ -99,8 +102,8 @@ def main(argv: list[str] | None = None) -> int | None:
         top = columns["top"]
         topk = evaluate.load(str(formulas / "topk_accuracy"))
         calibration = evaluate.load(str(formulas / "calibration"))
-        found = topk.compute(predictions=top, references=columns["label"], ks=(1, top.shape[1]))
-        scores = {"top1": found["top1"], "top5": found[f"top{top.shape[1]}"]}
+        rates = topk.compute(predictions=top, references=columns["label"], ks=(1, top.shape[1]))
+        scores = {"top1": rates["top1"], "top5": rates[f"top{top.shape[1]}"]}
         scores |= calibration.compute(
             predictions=top[:, 0], references=columns["label"], confidences=columns["confidence"], nlls=columns["nll"]
         )
@@ -113,6 +116,14 @@ def main(argv: list[str] | None = None) -> int | None:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return None
+
+
+def other_data(run: Any, recipe: Any, split: Any) -> list[str]:
+    """Says when the images are not those that the run was evaluated on."""
+    if run is None or not (run.folder / "data.json").is_file() or recipe.eval_split not in run.data.splits:
+        return []
+    found = run.data.difference(recipe.eval_split, split.record, split.classes)
+    return [f"other images than those that the run was evaluated on: {found}"] if found else []
 
 
 def changes(args: Evaluation) -> dict[str, Any]:

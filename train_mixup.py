@@ -50,15 +50,9 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes.pages import card
     from mixup_recipes.runs.run import Run
     from mixup_recipes.training import backbones, checkpoint, dryrun, evaluation, launch, optimisation, precise_bn
+    from mixup_recipes.training.data import open_data
     from mixup_recipes.training.export import export_epoch
-    from mixup_recipes.training.folder import (
-        begin_folder,
-        check_disk,
-        check_folder,
-        check_teachers,
-        environment,
-        open_data,
-    )
+    from mixup_recipes.training.folder import begin_folder, check_disk, check_folder, check_teachers, environment
     from mixup_recipes.training.log import Log, NoLog
     from mixup_recipes.training.progress import Progress
     from mixup_recipes.training.signals import Stop
@@ -71,7 +65,8 @@ def main(argv: list[str] | None = None) -> int | None:
     launch.announce(recipe, accelerator)
     hub = Publisher(folder, recipe, job, accelerator.print) if job.push_to_hub else None
     if not job.dry_run:
-        check_folder(folder, recipe, resume=job.resume_from_checkpoint is not None)
+        # open_data looks whether the same data lie elsewhere by now
+        check_folder(folder, recipe, job.resume_from_checkpoint is not None, ignore=("name", "dataset"))
     resumed = None if job.dry_run else job.resume_from_checkpoint
     found = checkpoint.choose(resumed, folder / "checkpoints", accelerator)
 

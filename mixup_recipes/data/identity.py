@@ -6,31 +6,10 @@ of image files in order, of the names, sizes and footers of parquet files, or of
 0.1 have the first two.
 """
 
-import hashlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
-import datasets
-import numpy as np
-
-from mixup_recipes.recipe import Recipe
-from mixup_recipes.typed import UserError
-
 SHOWN = 5  # classes that a sentence names
-
-
-def split_record(table: Any, column: str, classes: list[str], fingerprint: str | None) -> dict[str, Any]:
-    """What is recorded of a split. A stream's labels have not been read: the hash is that of its files' addresses."""
-    if isinstance(table, datasets.IterableDataset):
-        addresses = "\n".join(table.info.download_checksums or ())
-        images = table.info.splits[str(table.split)].num_examples
-        found = {"images": images, "labels_sha256": hashlib.sha256(addresses.encode()).hexdigest()}
-    else:
-        labels = np.asarray(table.with_format("numpy")[column], dtype=np.int64)
-        found = {"images": len(table), "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest()}
-        found["per_class"] = np.bincount(labels, minlength=len(classes)).tolist()
-    return found | ({"fingerprint": fingerprint} if fingerprint else {})
 
 
 def difference(
@@ -77,24 +56,3 @@ def comparable(one: dict[str, Any], other: dict[str, Any]) -> tuple[dict[str, An
         }
         both.append({"commit": None} | mine | {"splits": splits})
     return both[0], both[1]
-
-
-def one_commit(recipe: Recipe, *tables: Any) -> str | None:
-    """The commit of the Hub's repository that all tables were read from; None for data of this machine.
-
-    Raises ``UserError`` when they are of different ones: the repository changed in between.
-    """
-    found = {commit(table) for table in tables}
-    if len(found) > 1:
-        raise UserError(
-            f"dataset {recipe.dataset!r} changed on the Hub while it was opened ({', '.join(map(str, found))}); start "
-            "again, or fix a commit with --dataset_revision"
-        )
-    return found.pop()
-
-
-def commit(table: datasets.Dataset | datasets.IterableDataset) -> str | None:
-    """The commit in the addresses of the files that a table was made from (``open_hub``)."""
-    files = "\n".join(table.info.download_checksums or ())
-    found = re.match(r"hf://datasets/[^@\n]+@([0-9a-f]{40})/", files)
-    return found[1] if found else None

@@ -62,6 +62,11 @@ class EvalTransform:
         self.size = [size, size] if isinstance(size, int) else list(size)
         self.interpolation = InterpolationMode(interpolation)
 
+    def __str__(self) -> str:
+        height, width = self.size
+        wanted = self.resize if isinstance(self.resize, int) else " x ".join(map(str, self.resize))
+        return f"{wanted} -> {height if height == width else f'{height} x {width}'} px {self.interpolation.value}"
+
     def __call__(self, image: Tensor) -> Tensor:
         return TF.center_crop(resize(image, self.resize, self.interpolation), self.size)
 

@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 
 from mixup_recipes.data import folder as image_folder
 from mixup_recipes.data import keys, parquet
-from mixup_recipes.data.classes import among, subset
-from mixup_recipes.data.identity import commit, one_commit, split_record
+from mixup_recipes.data.classes import among, places, subset
 from mixup_recipes.data.prepare import PREPARED, find_prepared
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
@@ -234,6 +233,40 @@ def count(table: Any) -> int:
     return len(table) if isinstance(table, datasets.Dataset) else table.info.splits[str(table.split)].num_examples
 
 
+def split_record(table: Any, column: str, classes: list[str], fingerprint: str | None) -> dict[str, Any]:
+    """What is recorded of a split. A stream's labels have not been read: the hash is that of its files' addresses."""
+    if isinstance(table, datasets.IterableDataset):
+        addresses = "\n".join(table.info.download_checksums or ())
+        images = table.info.splits[str(table.split)].num_examples
+        found = {"images": images, "labels_sha256": hashlib.sha256(addresses.encode()).hexdigest()}
+    else:
+        labels = np.asarray(table.with_format("numpy")[column], dtype=np.int64)
+        found = {"images": len(table), "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest()}
+        found["per_class"] = np.bincount(labels, minlength=len(classes)).tolist()
+    return found | ({"fingerprint": fingerprint} if fingerprint else {})
+
+
+def one_commit(recipe: Recipe, *tables: Any) -> str | None:
+    """The commit of the Hub's repository that all tables were read from; None for data of this machine.
+
+    Raises ``UserError`` when they are of different ones: the repository changed in between.
+    """
+    found = {commit(table) for table in tables}
+    if len(found) > 1:
+        raise UserError(
+            f"dataset {recipe.dataset!r} changed on the Hub while it was opened ({', '.join(map(str, found))}); start "
+            "again, or fix a commit with --dataset_revision"
+        )
+    return found.pop()
+
+
+def commit(table: datasets.Dataset | datasets.IterableDataset) -> str | None:
+    """The commit in the addresses of the files that a table was made from (``open_hub``)."""
+    files = "\n".join(table.info.download_checksums or ())
+    found = re.match(r"hf://datasets/[^@\n]+@([0-9a-f]{40})/", files)
+    return found[1] if found else None
+
+
 def is_text(table: Any, column: str) -> bool:
     """Whether a column holds the paths of files: a table of our own (``folder.scan``)."""
     return getattr(table.features[column], "dtype", "") == "large_string"
@@ -261,14 +294,28 @@ def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
     return names
 
 
-def relabelled(table: datasets.Dataset, column: str, places: Sequence[int], names: list[str]) -> datasets.Dataset:
+def relabelled(table: datasets.Dataset, column: str, where: Sequence[int], names: list[str]) -> datasets.Dataset:
     """The table with each label moved to its place, among classes of these names."""
-    labels = np.asarray(places)[np.asarray(table.with_format("numpy")[column])]
+    labels = np.asarray(where)[np.asarray(table.with_format("numpy")[column])]
     order, info = table.column_names, table.info
     feature = datasets.ClassLabel(names=names)
     table = table.remove_columns(column).add_column(column, labels, feature=feature).select_columns(order)
     table.info.download_checksums = info.download_checksums
     return table
+
+
+def placed(split: Split, recipe: Recipe, name: str, model: Any) -> Split:
+    """The split with its labels as outputs of a timm model, told by the names of classes; see ``classes.places``.
+
+    ``name``: of the model, for errors.
+    """
+    known, outputs = model.pretrained_cfg.get("label_names"), model.num_classes
+    found, note = places(known, outputs, split.classes, f"dataset {recipe.dataset!r}", name)
+    notes = split.notes + [note] * bool(note)
+    if found == list(range(outputs)):
+        return split._replace(notes=notes)
+    names = list(known or map(str, range(outputs)))
+    return split._replace(table=relabelled(split.table, recipe.label_column, found, names), notes=notes)
 
 
 def first(table: Any, size: int | None) -> Any:

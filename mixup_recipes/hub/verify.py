@@ -14,11 +14,10 @@ import yaml
 
 from mixup_recipes import fetch
 from mixup_recipes.data import images
-from mixup_recipes.data.identity import labels_hash
 from mixup_recipes.data.loading import Samples
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.recipe import changed
-from mixup_recipes.runs.run import Run
+from mixup_recipes.runs.run import Data, Run
 from mixup_recipes.training import backbones, evaluation, launch
 from mixup_recipes.training.log import reported, summary_csv
 from mixup_recipes.typed import UserError
@@ -36,7 +35,7 @@ class Claims(NamedTuple):
 
     top1: float
     nll: float
-    data: Any
+    data: Data
 
 
 def verify(run: Run, dataset: str | None = None, batch_size: int = 64) -> tuple[str, bool]:
@@ -44,7 +43,6 @@ def verify(run: Run, dataset: str | None = None, batch_size: int = 64) -> tuple[
 
     ``dataset``: where the recipe's data lie on this machine. Raises ``UserError`` when something cannot be looked at.
     """
-    recipe = run.recipe
     if missing := [f for f in NEEDED if not (run.folder / f).is_file()]:
         return f"differs  {run.name} lacks {', '.join(missing)}", False
     try:
@@ -52,7 +50,7 @@ def verify(run: Run, dataset: str | None = None, batch_size: int = 64) -> tuple[
         claimed = Claims(
             float(run.exported[f"{run.prefix}top1"]),
             float(run.exported[f"{run.prefix}nll"]),
-            run.data.of_split(recipe.eval_split),
+            run.data,
         )
     except UserError as e:
         raise UserError(str(e) if run.name in str(e) else f"{run.name}: {e}") from None
@@ -115,14 +113,15 @@ def of_weights(run: Run, claimed: Claims, dataset: str | None, batch_size: int) 
     """The weights, evaluated again by the recipe's protocol on its data."""
     changes: dict[str, Any] = {"batch_size": batch_size, "per_device_train_batch_size": batch_size}
     changes |= {"sync_bn": False, "torch_compile": False} | ({"dataset": dataset} if dataset else {})
-    recipe = changed(run.recipe, **changes)
+    recipe = changed(run.recipe_here, **changes)
     net = fetch.model_of(run.folder, run.name)
     backbones.check_input(net, batch_size, recipe.eval_size, run.name, training=False)
     accelerator = launch.accelerator(recipe, Path("."))
-    table, classes = load_split(recipe, recipe.eval_split, recipe.max_eval_samples)
+    table, classes, record, _ = load_split(recipe, recipe.eval_split, recipe.max_eval_samples, like=run.data.classes)
     backbones.check_classes(net, classes, run.name)
-    found = {"images": len(table), "labels_sha256": labels_hash(table, recipe.label_column)}
-    yield f"data: {len(table)} images of {recipe.eval_split}, as recorded", claimed.data == found
+    change = claimed.data.difference(recipe.eval_split, record, classes)
+    compared = "" if "fingerprint" in claimed.data.splits[recipe.eval_split] else " (by number and labels alone)"
+    yield f"data: {len(table)} images of {recipe.eval_split}, {change or f'as recorded{compared}'}", change is None
     transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
     samples = Samples(table, recipe, transform, "skip")
     net = launch.on_device(net, recipe, accelerator)

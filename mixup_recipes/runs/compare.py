@@ -101,12 +101,14 @@ def check_same(one: Run, other: Run, ignore: tuple[str, ...]) -> None:
         raise UserError(
             f"{one.folder} and {other.folder} differ in {rows}; pass --ignore FIELD to compare them all the same"
         )
-    trained_on = [run.data.of_split(run.recipe.train_split) for run in (one, other)]
-    if trained_on[0] != trained_on[1] and not set(ignore) & set(TRAINED_ON):
-        raise UserError(
-            f"{one.folder} and {other.folder} were trained on other images: {trained_on[0]} and {trained_on[1]}; "
-            "pass --ignore dataset to compare them all the same"
-        )
+    if not set(ignore) & set(TRAINED_ON):
+        data = other.data
+        found = one.data.difference(one.recipe.train_split, data.splits[other.recipe.train_split], data.classes)
+        if found or one.data.changes != data.changes:
+            raise UserError(
+                f"{one.folder} and {other.folder} were trained on other images: "
+                f"{found or 'one of them went on over changed data'}; pass --ignore dataset to compare them even so"
+            )
 
 
 def exported_predictions(run: Run) -> dict[str, np.ndarray]:

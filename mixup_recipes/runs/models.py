@@ -8,6 +8,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from mixup_recipes import fetch
+from mixup_recipes.data.images import EvalTransform
 from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.resolve import resolve
 from mixup_recipes.runs.run import FILES, RECIPE, Run
@@ -36,8 +37,8 @@ def evaluation_recipe(
     if source is not None:
         return resolve(source, changes)[0]
     if run is not None:
-        return changed(run.recipe, **changes)
-    config = resolve_model_data_config(net)
+        return changed(run.recipe_here, **changes)
+    config = resolve_model_data_config(net, use_test_size=True)
     size = config["input_size"][1]
     if config["interpolation"] not in ("bilinear", "bicubic") or config["crop_mode"] != "center":
         raise UserError(
@@ -55,3 +56,13 @@ def evaluation_recipe(
         "std": tuple(config["std"]),
     }
     return Recipe(**(fields | changes))
+
+
+def eval_transform(net: nn.Module, recipe: Recipe, own: bool) -> EvalTransform:
+    """How a model's images are resized and cropped: as the recipe says, or, for ``own``, also to what is no square."""
+    config = resolve_model_data_config(net, use_test_size=True)
+    _, height, width = config["input_size"]
+    if not own or height == width:
+        return EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
+    cover = tuple(math.floor(side / config["crop_pct"] + 1e-6) for side in (height, width))
+    return EvalTransform((cover[0], cover[1]), (height, width), recipe.interpolation)

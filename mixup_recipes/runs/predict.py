@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mixup_recipes import files
 from mixup_recipes.data import decoding, images
-from mixup_recipes.runs.models import evaluation_recipe, open_model
+from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model
 from mixup_recipes.training import backbones, launch
 from mixup_recipes.typed import UserError
 
@@ -91,11 +91,11 @@ def predictions(name: str, paths: list[Path], top_k: int, batch_size: int) -> It
     net: Any
     net, run = open_model(name)
     recipe = evaluation_recipe(net, name, run, {})
-    backbones.check_input(net, min(batch_size, len(paths)), recipe.eval_size, name, training=False)
+    transform = eval_transform(net, recipe, own=run is None)
+    backbones.check_input(net, min(batch_size, len(paths)), tuple(transform.size), name, training=False)
     classes = list(net.pretrained_cfg.get("label_names") or map(str, range(recipe.num_classes)))
     accelerator = launch.accelerator(recipe, Path("."))
     net = launch.on_device(net, recipe, accelerator).eval()
-    transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
 
     def read(path: Path) -> Tensor | str:
         try:

@@ -14,6 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from mixup_recipes.data.identity import comparable
 from mixup_recipes.data.known import EVALUATED, KNOWN_SIZES
 from mixup_recipes.files import shipped
 from mixup_recipes.recipe import Recipe
@@ -131,8 +132,8 @@ def merge(record: dict[str, Any], other: dict[str, Any], where: str) -> dict[str
         )
     defaults = fields_of(Recipe())  # a record may be older than a field
     pairs = different(defaults | record["fields"], defaults | other["fields"])
-    images = [{"images": r["images"], "dataset": {"commit": None} | r["dataset"]} for r in (record, other)]
-    pairs |= different(*images)
+    datasets = comparable(record["dataset"], other["dataset"])
+    pairs |= different(*({"images": r["images"], "dataset": d} for r, d in zip((record, other), datasets, strict=True)))
     if pairs:
         raise UserError(f"{where}: not the same recipe but for the seed: {pairs_in_words(pairs)}; {APART}")
     seeds = dict(record["seeds"])

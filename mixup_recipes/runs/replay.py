@@ -23,7 +23,7 @@ from mixup_recipes.data import images
 from mixup_recipes.data.loading import Samples
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.data.pictures import sample_sheet
-from mixup_recipes.data.splits import load_splits
+from mixup_recipes.data.splits import Splits, load_splits
 from mixup_recipes.recipe import Recipe, to_yaml
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones, checkpoint
@@ -71,8 +71,10 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
     folder, recipe = run.folder, run.recipe
     if recipe.streaming:
         raise UserError(f"{folder} is a run on a stream: which images an update saw is not known, nothing to replay")
-    splits = load_splits(recipe)
-    check_data(run, splits.record)
+    noted = (folder / "data.json").is_file()
+    splits = load_splits(run.recipe_here, run.data.classes if noted else ())
+    if noted:
+        check_data(run, splits)
     order = TrainOrder(len(splits.train), recipe, 0, 1, start=step)
     for name, asked, size in (("step", step, order.updates), ("micro", micro, order.micro_batches)):
         if not 0 <= asked < size:
@@ -128,16 +130,12 @@ def new_step(recipe: Recipe) -> Step:
     return Step(model, build(recipe.mixer, **recipe.mixer_args[recipe.mixer]), criterion(recipe))
 
 
-def check_data(run: Run, found: dict[str, Any]) -> None:
+def check_data(run: Run, found: Splits) -> None:
     """Raise ``UserError`` when the training table isn't the one that the run recorded."""
-    if not (run.folder / "data.json").is_file():
-        return
     split = run.recipe.train_split
-    before, now = run.data.of_split(split), found["splits"][split]
-    if before != now:
+    if words := run.data.difference(split, found.record["splits"][split], found.classes):
         raise UserError(
-            f"dataset {found['dataset']!r}, split {split!r} is not what the run in {run.folder} was trained on: "
-            f"{before} then, {now} now"
+            f"dataset {run.recipe.dataset!r}, split {split!r}, is not what {run.folder} was trained on: {words}"
         )
 
 

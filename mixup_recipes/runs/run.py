@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from mixup_recipes import fetch
+from mixup_recipes.data.identity import difference
 from mixup_recipes.files import file_hash
-from mixup_recipes.recipe import Recipe
+from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.runs.log import Rows, read_rows
 from mixup_recipes.runs.shapes import (
@@ -26,6 +27,7 @@ from mixup_recipes.runs.shapes import (
     PERCENT,
     SPLIT,
     TEXT,
+    UPDATE,
     check,
     naming,
     object_in,
@@ -34,7 +36,7 @@ from mixup_recipes.runs.shapes import (
     read_text,
 )
 from mixup_recipes.training import checkpoint, protocols
-from mixup_recipes.training.format import PREDICTIONS, check_format
+from mixup_recipes.training.format import PLACE, PREDICTIONS, check_format
 from mixup_recipes.typed import UserError
 
 RECIPE = "recipe.yaml"
@@ -55,12 +57,16 @@ class Data(NamedTuple):
     """Split -> number of images."""
     commit: str | None
     """The commit of the data set on the Hub that was read."""
+    splits: dict[str, dict[str, Any]]
+    """Split -> what is recorded of it, see ``data/identity.py``."""
     record: dict[str, Any]
-    """All that it says but the class names: two runs whose records are equal saw the same images."""
+    """What tells the data from others, without the names and counts of classes: equal for runs on the same images."""
+    changes: list[dict[str, Any]]
+    """Where the run went on over other images: ``update``, and in words what ``changed``."""
 
-    def of_split(self, split: str) -> dict[str, Any]:
-        """Number of images of a split, and the hash of its labels."""
-        return self.record["splits"][split]
+    def difference(self, split: str, record: dict[str, Any], classes: Sequence[str]) -> str | None:
+        """In what other data differ from those of this run, in words; None where they are the same."""
+        return difference(self.splits[split], record, self.classes, classes)
 
 
 @dataclass(frozen=True)
@@ -172,9 +178,17 @@ class Run:
             raise UserError(f"{path}: classes: expected a list of names, got {classes!r:.60}")
         if commit is not None and not (isinstance(commit, str) and re.fullmatch(r"[0-9a-f]{40}", commit)):
             raise UserError(f"{path}: commit: expected 40 hexadecimal digits, got {commit!r:.60}")
-        images = {split: found["images"] for split, found in content["splits"].items()}
+        changes = content.get("changed", [])
+        if not isinstance(changes, list):
+            raise UserError(f"{path}: changed: expected a list, got {changes!r:.60}")
+        for number, change in enumerate(changes):
+            check(change, {"update": UPDATE, "changed": TEXT}, str(path), f"changed.{number}")
+        splits = content["splits"]
+        images = {split: found["images"] for split, found in splits.items()}
+        told = {name: {k: v for k, v in found.items() if k != "per_class"} for name, found in splits.items()}
         # a run may be older than the field commit
-        return Data(classes, images, commit, {"commit": None} | {k: v for k, v in content.items() if k != "classes"})
+        record = {"commit": None} | {k: v for k, v in content.items() if k != "classes"} | {"splits": told}
+        return Data(classes, images, commit, splits, record, changes)
 
     @cached_property
     def environment_text(self) -> str:
@@ -264,6 +278,16 @@ class Run:
     def prefix(self) -> str:
         """What stands before a metric of the reported classifier in the log."""
         return "ema_" if self.recipe.report_ema else ""
+
+    @property
+    def recipe_here(self) -> Recipe:
+        """The recipe with the place where its data lie on this machine, as long as the run's own note of it holds."""
+        try:
+            place = json.loads((self.folder / PLACE).read_text())["path"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return self.recipe
+        there = isinstance(place, str) and Path(place).is_dir()
+        return changed(self.recipe, dataset=place) if there else self.recipe
 
     @property
     def weights(self) -> dict[str, Path]:

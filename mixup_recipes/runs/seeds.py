@@ -3,6 +3,7 @@
 import statistics
 from typing import Any, NamedTuple
 
+from mixup_recipes.data.identity import comparable
 from mixup_recipes.recipe import Recipe, differences, schema
 from mixup_recipes.runs.run import Run, Summary, labels
 from mixup_recipes.typed import UserError
@@ -75,7 +76,10 @@ def grouped(runs: list[Run]) -> list[Group]:
 
 def alike(one: Run, other: Run, ignore: tuple[str, ...]) -> bool:
     """Whether two runs saw the same images and are of one recipe but for some fields."""
-    return record(one) == record(other) and not differences(one.recipe, other.recipe, ignore)
+    first, second = record(one), record(other)
+    if first and second:
+        first, second = comparable(first, second)
+    return first == second and not differences(one.recipe, other.recipe, ignore)
 
 
 def record(run: Run) -> dict[str, Any] | None:

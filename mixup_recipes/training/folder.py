@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from mixers import taps
-from mixup_recipes.data.identity import difference
-from mixup_recipes.data.splits import Splits, load_splits
+from mixup_recipes.data.splits import Splits
 from mixup_recipes.files import lock, write, write_json
-from mixup_recipes.recipe import Recipe, changed, differences, to_yaml
+from mixup_recipes.recipe import Recipe, differences, to_yaml
 from mixup_recipes.resolve import resolve
 from mixup_recipes.training.format import FORMAT, PLACE, check_format
 from mixup_recipes.typed import UserError
@@ -24,7 +23,7 @@ from mixup_recipes.typed import UserError
 PACKAGES = ("accelerate", "datasets", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision", "transformers")
 
 
-def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+def check_folder(folder: Path, recipe: Recipe, resume: bool, ignore: tuple[str, ...] = ("name",)) -> None:
     """Raise ``UserError`` unless the folder is free, or holds this very recipe when resuming. Writes nothing."""
     saved = folder / "recipe.yaml"
     if saved.exists():
@@ -35,9 +34,7 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
             )
         check_format(noted(folder, "env.json"), str(folder / "env.json"))
         found, _ = resolve(str(saved))
-        if different := differences(
-            found, recipe, ignore=("name", "dataset")
-        ):  # ``open_data`` looks at the data itself
+        if different := differences(found, recipe, ignore):
             rows = "; ".join(f"{k}: {a} there, {b} now" for k, (a, b) in different.items())
             raise UserError(f"{folder} holds a run of another recipe: {rows}; choose another --output_dir")
     elif folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
@@ -75,49 +72,6 @@ def check_disk(folder: Path, needed: int) -> None:
             f"not enough disk for checkpoints in {folder}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; "
             "choose another --output_dir or a lower --save_total_limit"
         )
-
-
-def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: bool, say: Any) -> Splits:
-    """The recipe's data, those of the run in the folder if it goes on from a checkpoint; what to know of them is said.
-
-    They are looked for where the run found them, and keep its order of classes. Raises ``UserError`` when they are not
-    what the run was trained on, saying what changed; ``accept``: the record says so instead.
-    """
-    if checkpoint is None:
-        splits = load_splits(recipe)
-        for note in splits.notes:
-            say(note)
-        return splits
-    before, place = noted(folder, "data.json"), noted(folder, PLACE).get("path")
-    moved = before.get("dataset", recipe.dataset) != recipe.dataset
-    there = not moved and isinstance(place, str) and Path(place).exists()
-    splits = load_splits(changed(recipe, dataset=place) if there else recipe, before.get("classes", ()))
-    splits.record["dataset"] = recipe.dataset
-    then, now = noted(checkpoint, "state.json").get("data") or before.get("splits") or {}, splits.record
-    traced = any("fingerprint" in found for found in then.values())
-    if moved and not traced:
-        raise UserError(f"{folder} says no fingerprint of its data, so dataset must stay {before['dataset']!r}")
-    words = []
-    for split in then.keys() & now["splits"].keys():
-        classes = before.get("classes", splits.classes)
-        if found := difference(then[split], now["splits"][split], classes, splits.classes):
-            words.append(f"split {split!r}: {found}")
-    if before.get("commit") not in (None, now["commit"]):
-        words.append(f"commit {before['commit']} then, {now['commit']} now")
-    if words and not accept:
-        raise UserError(
-            f"dataset {recipe.dataset!r} is not what {folder} was trained on: {'; '.join(words)}; put the old data "
-            "back, train anew into another --output_dir, or go on all the same with --accept_changed_data"
-        )
-    notes = splits.notes
-    if words:
-        now["changed"] = [{"update": int(checkpoint.name.removeprefix("step-")), "changed": "; ".join(words)}]
-        notes = [*notes, f"goes on over other images: {'; '.join(words)}"]
-    elif then and not traced:
-        notes = [*notes, "the run has no fingerprint of its data: they were compared by their number and labels"]
-    for note in notes:
-        say(note)
-    return splits
 
 
 def begin_folder(folder: Path, recipe: Recipe, splits: Splits, environment: dict[str, Any]) -> None:

@@ -129,20 +129,21 @@ def check_classes(model: nn.Module, classes: list[str], name: str) -> None:
         raise UserError(f"model {name!r} and the data number the same classes differently")
 
 
-def check_input(model: nn.Module, batch: int, size: int, name: str, training: bool) -> None:
+def check_input(model: nn.Module, batch: int, size: int | tuple[int, ...], name: str, training: bool) -> None:
     """Raise ``UserError`` when the model cannot take a batch of ``size`` pixels, or gives no logits for it.
 
-    Runs no arithmetic (meta device).
+    ``size``: of a square, or height and width. Runs no arithmetic (meta device).
     """
+    height, width = (size, size) if isinstance(size, int) else size
     try:
         with torch.no_grad():
             empty = copy.deepcopy(model).to("meta").train(training)
-            logits = empty(torch.empty(batch, 3, size, size, device="meta"))
+            logits = empty(torch.empty(batch, 3, height, width, device="meta"))
     except Exception as e:  # what a wrong size raises is up to the model
         raise UserError(
-            f"model {name!r} does not take {batch} image{'s' * (batch > 1)} of {size} x {size}"
+            f"model {name!r} does not take {batch} image{'s' * (batch > 1)} of {height} x {width}"
             f"{' in training' * training}: {' '.join(str(e).split())[:160]}; choose another size or batch "
-            f"(some models want --model_args.img_size {size})"
+            f"(some models want --model_args.img_size {height})"
         ) from None
     got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     expected: Any = (batch, model.num_classes)
