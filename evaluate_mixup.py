@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int | None:
         accelerator.print(note, flush=True)
     net = launch.on_device(net, recipe, accelerator)
     samples = Samples(split.table, recipe, transform, args.on_bad_image, args.max_image_pixels)
-    workers = launch.workers(args.dataloader_num_workers, accelerator)
+    workers = launch.workers(args.dataloader_num_workers, accelerator, recipe)
     columns = evaluation.predict_all(net, samples, recipe, accelerator, workers)
     assert columns is not None  # no signal asks this job to stop early
     scores = None

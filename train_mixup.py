@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int | None:
     # ----------------------------------------------------------------------------------------- data
     with accelerator.main_process_first():  # one process downloads and lists, the others read
         splits = open_data(folder, recipe, found, job.accept_changed_data, accelerator.print)
-    workers = launch.workers(job.dataloader_num_workers, accelerator)
+    workers = launch.workers(job.dataloader_num_workers, accelerator, recipe)
     source = streaming.Stream if recipe.streaming else Samples
     samples = source(splits.train, recipe, train_transform, job.on_bad_image, job.max_image_pixels)
     eval_samples = source(splits.eval, recipe, eval_transform, job.on_bad_image, job.max_image_pixels)
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int | None:
         accelerator.log({f"{mode}/{k}": v for k, v in (values | perf).items()}, step=update)
 
     # ----------------------------------------------------------------------------------------- loop
-    batches = prepared(progress.timed(samples.train_batches(order, workers, device)), order, device)
+    batches = prepared(progress.timed(stop.watched(samples.train_batches(order, workers, device))), order, device)
     while True:
         epoch, within = divmod(update, per_epoch)
 

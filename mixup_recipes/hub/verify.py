@@ -125,7 +125,7 @@ def of_weights(run: Run, claimed: Claims, dataset: str | None, batch_size: int) 
     transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
     samples = Samples(table, recipe, transform, "skip")
     net = launch.on_device(net, recipe, accelerator)
-    workers = launch.workers(None, accelerator)
+    workers = launch.workers(None, accelerator, recipe)
     columns = evaluation.predict_all(net, samples, recipe, accelerator, workers)
     assert columns is not None
     try:

@@ -39,7 +39,7 @@ def predict(
     was_training = model.training
     model.eval()
     parts: list[dict[str, torch.Tensor]] = []
-    iterator = iter(batches)
+    iterator = iter(batches) if stop is None else stop.watched(iter(batches))
     try:
         for _ in itertools.count() if rounds is None else range(rounds):
             if stop is not None and stop.agreed(accelerator):

@@ -1,14 +1,16 @@
 """What depends on how the job was started: processes, precision, devices, trackers."""
 
 import os
+import shutil
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
@@ -17,6 +19,8 @@ from mixup_recipes.data.order import cut
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
+SHARED = Path("/dev/shm")
+PREFETCHED = 3  # batches of a loader process: two that wait, one that is being made
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -26,6 +30,8 @@ def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", determini
     for name in trackers:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise UserError(f"report_to: unknown tracker {name!r}; {nearest(name, LOGGER_TYPE_TO_CLASS)}")
+        if name not in get_available_trackers():  # accelerate would leave it out without a word
+            raise UserError(f"report_to: the tracker {name!r} is not installed; pip install {name}, or leave it out")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -38,7 +44,12 @@ def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", determini
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "runs")),
             # BatchNorm statistics stay each process's own within an epoch, as in the published runs, and are averaged
             # at its end.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            # One process downloads or lists the data while the others wait: for hours, if it takes so long. A process
+            # that dies is its launcher's business, which ends the others.
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=timedelta(days=7)),
+            ],
         )
     except (ValueError, ImportError) as e:
         raise UserError(f"cannot start with {recipe.mixed_precision} precision and trackers {trackers}: {e}") from None
@@ -102,14 +113,23 @@ def compile_step(step: Step) -> None:
         raise UserError(f"torch_compile: {e}") from None
 
 
-def workers(asked: int | None, accelerator: Accelerator) -> int:
-    """Loader processes per training process: as asked, or a share of this machine's cores."""
-    if asked is not None:
-        return asked
-    if accelerator.device.type == "cpu":
-        return 0  # the model itself needs the cores
+def workers(asked: int | None, accelerator: Accelerator, recipe: Recipe) -> int:
+    """Loader processes per training process: as asked, or a share of this machine's cores.
+
+    Raises ``UserError`` where the memory that they share with this process is too small for their batches.
+    """
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if asked is None:
+        asked = 0 if accelerator.device.type == "cpu" else min(16, cores // local)  # on a CPU the model needs the cores
+    image = 3 * max(recipe.image_size, recipe.eval_size) ** 2
+    needed = asked * local * PREFETCHED * recipe.per_device_train_batch_size * image
+    if needed and SHARED.is_dir() and needed > (free := shutil.disk_usage(SHARED).free):
+        raise UserError(
+            f"{SHARED} has {free / 1e6:.0f} MB free, batches of {asked} loader processes need {needed / 1e6:.0f} MB; "
+            "pass a smaller --dataloader_num_workers, 0 if need be, or give a container more (docker run --shm-size 8g)"
+        )
+    return asked
 
 
 def init_trackers(accelerator: Accelerator, recipe: Recipe, start: int) -> None:
