@@ -197,8 +197,6 @@ class TrainerMixin:
     over the batch, of dense targets in training and of the dataset's labels in evaluation.
     """
 
-    loss_is_scaled_for_ga = False  # a mean per micro-batch: the Trainer divides it by their number
-
     def __init__(self: Any, *args: Any, mixer: Mixer, **kwargs: Any):
         require(mixer, "transformers' Trainer", "batch", "model")
         super().__init__(*args, **kwargs)
@@ -212,7 +210,7 @@ class TrainerMixin:
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """As the ``Trainer``'s, on the mixed batch, without ``num_items_in_batch``: see ``loss_is_scaled_for_ga``."""
+        """As the ``Trainer``'s, on the mixed batch: a mean over all images of an update, however it is cut up."""
         if model.training:
             net = self.accelerator.unwrap_model(model)
             mixed = mix_batch(
@@ -225,8 +223,10 @@ class TrainerMixin:
                 label_smoothing=self.args.label_smoothing_factor,
                 model=getattr(net, "timm_model", None) or Logits(net),  # the plain timm model, where there is one
             )
+            if num_items_in_batch is not None:  # counted on the labels as they came
+                num_items_in_batch = num_items_in_batch * mixed.y[0].numel() / inputs["labels"][0].numel()
             inputs = {**inputs, "pixel_values": mixed.x, "labels": mixed.y}
-        return super().compute_loss(model, inputs, return_outputs)  # type: ignore[misc]
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
 
 
 class Logits(nn.Module):

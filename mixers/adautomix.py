@@ -181,7 +181,7 @@ class AdAutoMix(Mixer):
     ) -> Float[Tensor, "B 1 H W"]:
         """The masks of given pairs, of two samples each: to look at."""
         shares = torch.stack((lam, 1 - lam), 1)
-        return self.masks(blocks.up_cast(self.encoder.look(x)), x, index[None], shares)[:, :1]
+        return self.masks(blocks.up_cast(self.encoder.look(x), self.block), x, index[None], shares)[:, :1]
 
     def mix(  # type: ignore[override]
         self,
@@ -209,7 +209,7 @@ class AdAutoMix(Mixer):
         """Classifier and generator, each on a batch of its own, in one backward pass."""
         ops.check_batch(x, y)
         z, clean = self.encoder.look_and_classify(x)
-        z = blocks.up_cast(z)
+        z = blocks.up_cast(z, self.block)
         plan = self.plan(x, y, rng, z)
         index, lam = plan["generator"]["index"], plan["generator"]["lam"]
 

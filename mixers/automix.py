@@ -170,7 +170,7 @@ class AutoMix(Mixer):
 
     def look(self, x: Float[Tensor, "B C H W"]) -> list[Tensor]:
         """The momentum encoder's map of clean images, as the mix block projects it, at least in float32."""
-        z = blocks.up_cast(self.encoder.look(x))
+        z = blocks.up_cast(self.encoder.look(x), self.block)
         with ops.full_precision(x.device):
             return self.block.project(z)  # type: ignore[operator]
 

@@ -164,9 +164,12 @@ def resized(logits: Float[Tensor, "B n h w"], size: tuple[int, int], mode: str) 
     return F.interpolate(logits, size=size, mode=mode, align_corners=False if mode == "bilinear" else None)
 
 
-def up_cast(z: Tensor) -> Tensor:
-    """At least float32: products of features without a norm overflow in half precision."""
-    return z.to(torch.promote_types(z.dtype, torch.float32))
+def up_cast(z: Tensor, block: nn.Module) -> Tensor:
+    """The type of the block's weights: float32 but where all of a model was made bfloat16.
+
+    Products of features without a norm overflow in float16, which autocast would give them.
+    """
+    return z.to(torch.promote_types(z.dtype, next(block.parameters()).dtype))
 
 
 def cosine(start: float, end: float, progress: float) -> float:

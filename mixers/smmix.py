@@ -117,7 +117,8 @@ class SMMix(Mixer):
         with taps.record(model, NORM) as features:
             logits = model(mixed)
         own = plan["mask"][:, 0, :: x.shape[2] // attention.shape[1], :: x.shape[3] // attention.shape[2]].flatten(1)
-        of_own, of_partner = self.head(means(taps.to_tokens(model, features[NORM]), own)).unbind(1)
+        pooled = means(taps.to_tokens(model, features[NORM]), own).to(self.head.weight.dtype)
+        of_own, of_partner = self.head(pooled).unbind(1)
         fine = (criterion(of_own, y) + criterion(of_partner, y[plan["index"]])) / 2
         consistency = divergence(logits, clean, plan["index"], plan["lam"])
         return Out.of(logits, target, plan, mix=criterion(logits, target), fine=fine, consistency=consistency)
