@@ -69,6 +69,7 @@ def test_a_product_stays_between_the_least_and_the_largest_number_also_in_bfloat
     for look in looks:
         assert look.captured.dtype == torch.bfloat16
         assert torch.equal(look.product(torch.ones(4, 17)), torch.ones(4, 17))
+        assert torch.equal(look.share(torch.zeros(4, 1, 1, 1)), torch.zeros(4))
         result = look.product(torch.rand(4, 17).round())
         assert result.dtype == torch.float32 and result.min() >= 0 and result.max() <= 1
 
@@ -162,6 +163,16 @@ def test_transmix_averages_the_shares_of_area_and_attention(name):
         torch.testing.assert_close(out.plan["lam"], lam, **CLOSE)
         torch.testing.assert_close(out.target, lam[:, None] * y + (1 - lam[:, None]) * y[area["index"]], **CLOSE)
         torch.testing.assert_close(out.loss, cross_entropy(model(mixed), out.target).mean())
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_numbers_are_multiplied_by_the_last_attention_of_every_family(name):
+    model, (x, _) = network(name), photos()
+    weights = attention_unfused(model, x, DROPOUTS[name.split("_")[0]]).mean(1)
+    with taps.attention(model) as look:
+        model(x)
+    values = torch.rand(weights.shape[0], weights.shape[2])
+    torch.testing.assert_close(look.product(values), (weights @ values[:, :, None])[:, :, 0], **CLOSE)
 
 
 def test_transmix_over_mixup_which_shows_as_much_everywhere_is_mixup():

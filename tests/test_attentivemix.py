@@ -31,8 +31,7 @@ def test_a_sample_keeps_the_cells_that_the_teacher_attends_to_most(height, width
         for i, j in enumerate(index):
             cells = torch.zeros(49)
             cells[sorted(range(49), key=lambda at, i=i: -attention[i].flat[at])[:kept]] = 1
-            # A pixel belongs to the cell that its corner lies in.
-            rows, columns = (torch.arange(side) * 7 // side for side in (height, width))
+            rows, columns = (torch.arange(side) * 7 // side for side in (height, width))  # where a pixel's corner lies
             expected = cells.view(7, 7)[rows][:, columns]
             share = expected.double().mean().item()
             assert torch.equal(plan["mask"][i, 0], expected)

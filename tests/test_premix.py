@@ -155,9 +155,7 @@ KILLS = {
 }
 
 
-def test_a_killed_command_leaves_no_folder_and_goes_on_to_the_same_one(
-    tiny_recipe, teacher, tmp_path, monkeypatch, capsys
-):
+def test_a_killed_command_leaves_no_folder_and_goes_on_to_it(tiny_recipe, teacher, tmp_path, monkeypatch, capsys):
     def made_here(out, count=40):
         return premix.premix(str(tiny_recipe), out, str(teacher), count, steps=3, originals=True)
 
@@ -173,7 +171,7 @@ def test_a_killed_command_leaves_no_folder_and_goes_on_to_the_same_one(
         done = forks.run(COMMAND, "mixup_recipes.training.premix:card,1,SIGTERM", *args, "--out", out)
         stopped = "stopped: images that were made are kept; the same command goes on\n"
         assert done.returncode == 130 and done.output.endswith(stopped)
-        with pytest.raises(UserError, match="made.unfinished was begun with other arguments or data; delete it, or ch"):
+        with pytest.raises(UserError, match=r"made.unfinished was begun with other arguments or data; delete it, or"):
             made_here(out, 41)
         done = forks.run(COMMAND, "", *args, "--out", out)
         assert done.returncode == 0 and done.output.endswith(f"{out}: 40 mixed images\n"), done.output

@@ -57,8 +57,7 @@ def test_masks_of_small_grids_have_the_least_energy_of_all_labellings_and_one_st
 def test_no_graph_cut_finds_a_mask_of_less_energy(grid):
     gco = pytest.importorskip("gco", reason="gco-wrapper, of the extra oracle, is not installed")
     slope, prior, down, right = problem = random_problem(64, grid, 3, seed=1)
-    # Integers: with floating-point labels gco overflows.
-    exact = (slope[..., None] * torch.arange(3) + prior, down, right)
+    exact = (slope[..., None] * torch.arange(3) + prior, down, right)  # with floating-point labels gco overflows
     costs, below, beside = ((2**18 * t).round().int().numpy() for t in exact)
     between = np.array([[0, 1, 4], [1, 0, 1], [4, 1, 0]], dtype=np.int32)
     cuts = [gco.cut_grid_graph(costs[i], between, below[i], beside[i], algorithm="swap") for i in range(64)]
@@ -73,7 +72,7 @@ def test_sweeps_come_close_to_the_optimum_and_a_device_computes_the_same_unread(
     level = torch.arange(float(levels))
     field = slope[..., None] * level + prior, (level[:, None] - level)[None] ** 2
 
-    def everything() -> list[Tensor]:
+    def everything():
         solved = [grids.descent(*problem), grids.sweeps(*field, down, right), grids.sweeps(*field)]
         return [*solved, transported(slope.abs(), slope > 0, 0.1)]
 

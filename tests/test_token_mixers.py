@@ -69,7 +69,7 @@ def test_a_step_of_smmix_is_a_look_and_its_three_losses_and_their_gradients(name
             p.mul_(3) if p.ndim > 1 else p
     y, step = 0.9 * y + 0.02, Step(model, SMMix(), CRITERION)
     plain, head = copy.deepcopy(model), copy.deepcopy(step.mixer.head)
-    passes: list[tuple] = []
+    passes = []
     model.register_forward_hook(
         lambda _, args, output: passes.append(({m.training for m in model.modules()}, output.requires_grad, *args))
     )
@@ -86,7 +86,7 @@ def test_a_step_of_smmix_is_a_look_and_its_three_losses_and_their_gradients(name
         clean = copy.deepcopy(plain).eval()(x)
     features = plain.forward_features(mixed)
     logits, tokens = plain.forward_head(features), features.flatten(1, 2) if features.ndim == 4 else features[:, 1:]
-    losses: dict[str, list[Tensor]] = {"mix": [], "fine": [], "consistency": []}
+    losses = {"mix": [], "fine": [], "consistency": []}
     for n, partner in enumerate(out.plan["index"].tolist()):
         pasted, (top, left) = torch.zeros_like(attention[n]).bool(), slow_square(attention[n], side, -1)
         pasted[top : top + side, left : left + side] = True
@@ -183,8 +183,7 @@ def test_blocks_of_tokenmix_are_those_of_the_law_and_exactly_as_many_as_asked_fo
 def test_blocks_hang_together_and_favour_no_direction():
     rng = np.random.default_rng(2)
     masks = np.array([blocks(14, 14, 112, rng) for _ in range(1500)])
-    # of independent cells (4/7)**2 + (3/7)**2 = 0.51 of neighbours are alike
-    assert (masks[:, :, 1:] == masks[:, :, :-1]).mean() > 0.8
+    assert (masks[:, :, 1:] == masks[:, :, :-1]).mean() > 0.8  # of independent cells 0.51 of neighbours are alike
     mean = masks.mean(0)
     for other in (mean[::-1], mean[:, ::-1], mean.T):
         np.testing.assert_allclose(mean, other, atol=0.07)  # 5 standard errors of a difference of two shares
