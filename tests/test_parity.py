@@ -41,10 +41,8 @@ def random_mask(*shape: int) -> Tensor:
 @both_types
 @both_layouts
 @pytest.mark.parametrize("mask_shape", [(5, 1, 1, 1), (5, 1, 4, 6)], ids=["constant", "per pixel"])
-@pytest.mark.parametrize(
-    ("chunk", "large"), [(1, 2**15), (144, 2**15), (2**19, 2**15), (2**19, 72)],
-    ids=["a row a chunk", "three chunks", "one chunk", "image by image"],
-)  # fmt: skip
+# A row a chunk, three chunks, one chunk, image by image.
+@pytest.mark.parametrize(("chunk", "large"), [(1, 2**15), (144, 2**15), (2**19, 2**15), (2**19, 72)])
 def test_blend_is_the_formula_for_every_pixel(dtype, layout, mask_shape, chunk, large, monkeypatch):
     monkeypatch.setattr(ops, "CPU_CHUNK", chunk)
     monkeypatch.setattr(ops, "CPU_LARGE", large)
@@ -55,11 +53,6 @@ def test_blend_is_the_formula_for_every_pixel(dtype, layout, mask_shape, chunk, 
     assert torch.equal(mixed, ops.blend(x, INDEX, mask.requires_grad_()).detach())  # bit for bit as with gradient
 
 
-def test_blend_works_on_hidden_features_of_any_rank():
-    tokens, lam = random_mask(5, 7, 8), random_mask(5, 1, 1)
-    torch.testing.assert_close(ops.blend(tokens, INDEX, lam), formula(tokens, INDEX, lam).float())
-
-
 def test_gradient_of_the_mask_is_own_pixel_minus_partner_pixel_and_that_of_images_arrives_at_both():
     x, mask = random_batch()[0].requires_grad_(), random_mask(5, 1, 4, 6).requires_grad_()
     ops.blend(x, INDEX, mask).sum().backward()
@@ -68,11 +61,13 @@ def test_gradient_of_the_mask_is_own_pixel_minus_partner_pixel_and_that_of_image
 
 
 @both_types
-def test_blend_targets_is_the_formula_for_every_class(dtype):
-    y, lam = random_batch()[1].to(dtype), random_mask(5)
+def test_targets_and_hidden_features_of_any_rank_are_blended_too(dtype):
+    y, lam, tokens = random_batch()[1].to(dtype), random_mask(5), random_mask(5, 7, 8)
     mixed = ops.blend_targets(y, INDEX, lam)
     assert mixed.dtype == dtype
     torch.testing.assert_close(mixed.double(), formula(y, INDEX, lam[:, None]), atol=ROUNDING[dtype], rtol=0)
+    lam = lam[:, None, None]
+    torch.testing.assert_close(ops.blend(tokens, INDEX, lam), formula(tokens, INDEX, lam).float())
 
 
 @both_types
@@ -174,12 +169,10 @@ def grid_by_holes(height: int, width: int, rng: np.random.Generator, clip: bool,
 def test_gridmix_mask_is_its_holes(height, width, har, clip):
     beyond = 0
     for i in range(40):
-        expected, inside = (
-            grid_by_holes(height, width, np.random.default_rng((8, i)), inner, har) for inner in (clip, True)
-        )
+        expected = grid_by_holes(height, width, np.random.default_rng((8, i)), clip, har)
         mixer = GridMix(hole_aspect_ratio=har, clip=clip)
         assert_mask(mixer.plan(*blank(height, width), np.random.default_rng((8, i))), expected)
-        beyond += not np.array_equal(expected, inside)
+        beyond += not np.array_equal(expected, grid_by_holes(height, width, np.random.default_rng((8, i)), True, har))
     assert beyond == 0 if clip else beyond > 0
 
 
@@ -198,9 +191,7 @@ def fmix_image(height: int, width: int, rng: np.random.Generator, isotropic: boo
 @pytest.mark.parametrize("isotropic", [False, True])
 @pytest.mark.parametrize("max_soft", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (12, 20), (20, 12)])
-def test_fmix_mask_is_the_brightest_pixels_of_an_image_whose_amplitudes_fall_with_the_given_power(
-    height, width, max_soft, isotropic
-):
+def test_fmix_mask_is_the_brightest_pixels_of_the_given_spectrum(height, width, max_soft, isotropic):
     pixels = height * width
     for i in range(6):
         (alpha, decay), rng = ((1.0, 3.0), (0.2, 3.0), (1.0, 1.5))[i % 3], np.random.default_rng((9, i))
@@ -209,11 +200,9 @@ def test_fmix_mask_is_the_brightest_pixels_of_an_image_whose_amplitudes_fall_wit
         lam = rng.beta(alpha, alpha)
         kept = math.ceil(lam * pixels) if rng.random() < 0.5 else math.floor(lam * pixels)
         soft = math.floor(pixels * min(max_soft, lam, 1 - lam))
+        weights = [1.0] * (kept - soft) + [*np.linspace(1, 0, 2 * soft)] + [0.0] * (pixels - kept - soft)
         expected = np.zeros((height, width))
-        brightest_first = np.argsort(-fmix_image(height, width, rng, isotropic, decay).flatten())
-        expected.flat[brightest_first] = (
-            [1.0] * (kept - soft) + [*np.linspace(1, 0, 2 * soft)] + [0.0] * (pixels - kept - soft)
-        )
+        expected.flat[np.argsort(-fmix_image(height, width, rng, isotropic, decay).flatten())] = weights
         assert_mask(plan, expected, atol=1e-6)
         assert abs(expected.mean() - lam) * pixels < 1
 
@@ -226,21 +215,7 @@ def test_reformulated_fmix_keeps_the_own_label():
     assert abs(plan["mask"].mean().item() - np.random.default_rng(10).beta(2, 1)) * 24 < 1
 
 
-def slow_paste(x: Tensor, index: Tensor, boxes: list[list[int]]) -> Tensor:
-    """ResizeMix one image at a time, with the source pixel of ``F.interpolate``: a product of float32 numbers."""
-    out = x.clone()
-    for n, (top, bottom, left, right) in enumerate(boxes):
-        rows, columns = (
-            [int(np.float32(i) * (np.float32(length) / np.float32(size))) for i in range(size)]
-            for length, size in zip(x.shape[2:], (bottom - top, right - left), strict=True)
-        )
-        out[n, :, top:bottom, left:right] = x[index[n]][:, rows][:, :, columns]
-    return out
-
-
-@pytest.mark.parametrize(
-    ("large", "with_gradient"), [(2**15, False), (1, False), (1, True)], ids=["at once", "image by image", "gradient"]
-)
+@pytest.mark.parametrize(("large", "with_gradient"), [(2**15, False), (1, False), (1, True)])  # at once, by image
 @both_layouts
 @pytest.mark.parametrize("placement", ["clip", "inside"])
 @both_types
@@ -252,12 +227,40 @@ def test_resizemix_pastes_the_whole_partner_shrunk(dtype, placement, layout, lar
     for i in range(6):
         plan = mixer.plan(x, y, np.random.default_rng((12, i)))
         mixed, target = mixer.mix(x.clone().requires_grad_(with_gradient), y, **plan)
-        boxes = plan["box"].expand(5, 4)
-        assert torch.equal(mixed.detach(), slow_paste(x, plan["index"], boxes.tolist()))
-        assert mixed.is_contiguous(memory_format=layout)
-        top, bottom, left, right = boxes.double().unbind(1)
-        share = 1 - (bottom - top) * (right - left) / (12 * 17)
-        torch.testing.assert_close(target.double(), formula(y, plan["index"], share[:, None]), atol=1e-6, rtol=0)
+        expected, share = x.clone(), torch.ones(5, 1)
+        for n, (top, bottom, left, right) in enumerate(plan["box"].expand(5, 4).tolist()):
+            partner, sides = x[plan["index"][n]], (bottom - top, right - left)
+            expected[n, :, top:bottom, left:right] = F.interpolate(partner[None], sides, mode="nearest")[0]
+            share[n] -= math.prod(sides) / (12 * 17)
+        assert torch.equal(mixed.detach(), expected) and mixed.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(target.double(), formula(y, plan["index"], share), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("placement", ["clip", "inside"])
+@pytest.mark.parametrize(
+    ("alpha", "use_alpha", "scope"), [(1.0, True, (0.1, 0.8)), (0.2, True, (0.1, 0.8)), (0.2, False, (0.3, 0.4))]
+)
+def test_resizemix_boxes_have_a_scale_in_scope_and_their_place(placement, alpha, use_alpha, scope):
+    sides = (40, 10)
+    mixer = ResizeMix(alpha, scope, use_alpha, placement)
+    for i in range(200):
+        rng, expected = np.random.default_rng((13, i)), []
+        scale = rng.beta(alpha, alpha) if use_alpha else rng.uniform(*scope)
+        if not scope[0] <= scale <= scope[1]:
+            scale = rng.uniform(*scope)
+        rng.permutation(5)
+        for centre in rng.integers(sides, size=(1 if placement == "clip" else 5, 2)):
+            box = []
+            for side, place in zip(sides, centre, strict=True):
+                if placement == "clip":  # one for the batch
+                    half = max(int(side * scale) // 2, 1)
+                    box += [max(place - half, 0), min(place + half, side)]
+                else:  # one for each sample, shifted to lie inside
+                    size = max(int(side * scale), 1)
+                    first = min(max(place - size // 2, 0), side - size)
+                    box += [first, first + size]
+            expected.append(box)
+        assert mixer.plan(*blank(*sides, 5), np.random.default_rng((13, i)))["box"].tolist() == expected
 
 
 @pytest.mark.parametrize("length", [7, 32, 64, 160, 224, 288])
@@ -313,7 +316,7 @@ def luma(images: np.ndarray) -> np.ndarray:
 
 
 def brightest(image: np.ndarray) -> list[int]:
-    return [int(place) for place in np.unravel_index(image.argmax(), image.shape)]
+    return np.argwhere(image == image.max())[0].tolist()
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (10, 31), (40, 26), (9, 130)])
