@@ -156,12 +156,10 @@ REFUSED_ARGUMENTS: list[tuple[Any, dict[str, Any], str]] = [
     ("zzz", {}, f"valid names: {', '.join(sorted(MIXERS | BLOCKS))}"),
     ("mixup", {"alhpa": 1.0}, "mixer 'mixup' has no argument 'alhpa'; did you mean 'alpha'?"),
     ("deit", {"mixup_alfa": 1.0}, "mixer 'deit' has no argument 'mixup_alfa'; did you mean 'mixup_alpha'?"),
-    ("vanilla", {"alpha": 1.0}, "mixer 'vanilla' has no argument 'alpha'; valid names: none"),
     ("vanilla", {"args": 1.0}, "mixer 'vanilla' has no argument 'args'; valid names: none"),
     ("automix", {"lam_mul_k": 1}, "mixer 'automix' has no argument 'lam_mul_k'; valid names: alpha, block_lr"),
     ("cutmix", {"alpha": float("nan")}, "alpha must be a number above 0, got nan"),
     ("cutmix", {"alpha": float("inf")}, "alpha must be a number above 0, got inf"),
-    ("rsb", {"cutmix_alpha": -1.0}, "alpha must be a number above 0, got -1.0"),
     ("tokenmix", {"cutmix_alpha": 0}, "alpha must be a number above 0, got 0"),
     ("gridmix", {"n_holes": [0, 6]}, "n_holes must be a number of at least 1, got 0"),
     ("gridmix", {"cut_area_ratio": [0.5, 1.5]}, "cut_area_ratio must be a number of at least 0 and at most 1, got"),
@@ -169,7 +167,6 @@ REFUSED_ARGUMENTS: list[tuple[Any, dict[str, Any], str]] = [
     ("attend", {}, "mixer 'attend' needs the argument 'base'"),
     ("attend", {"base": "cutmux"}, "unknown mixer 'cutmux'; did you mean 'cutmix'?"),
     ("attend", {"base": "manifoldmix"}, "base must be a mixer that only mixes images, such as CutMix(), got Manif"),
-    ("decouplemix", {"base": "cutmux"}, "unknown mixer 'cutmux'; did you mean 'cutmix'?"),
     ("decouplemix", {"base": 3}, f"{WRITTEN}3"),
     ({"mixup": {}, "cutmix": {}}, {}, WRITTEN),
     ({}, {}, f"{WRITTEN}{{}}"),
@@ -241,7 +238,8 @@ def test_a_switch_hands_on_what_its_members_own():
     step = tiny_step(lambda: Switch([CutMix(), Switch([build("automix")])]))
     switch, member, model = step.mixer, step.mixer.mixers[1].mixers[0], step.model
     assert switch.param_groups(0.1, 0.05) == member.param_groups(0.1, 0.05) != []
-    assert switch.models(model) == member.models(model) != {"": model}
+    nets, own = switch.models(model), member.models(model)
+    assert nets.keys() == own.keys() > {""} and nets["q"] is own["q"]
     assert CutMix().param_groups(0.1, 0.05) == CutMix().compiled() == [] and CutMix().models(model) == {"": model}
 
 

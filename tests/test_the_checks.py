@@ -127,9 +127,7 @@ BROKEN: dict[str, list[tuple[type[Mixer], str]]] = {
         (plans(lambda plan, *_: plan | {"mask": plan["mask"].requires_grad_()}), "plan['mask'] detached"),
         (plans(lambda plan, *_: plan | {"again": [lambda: 0]}, MixesWithoutAgain), "plan['again'][0]; found function"),
     ],
-    "plan_keys_are_mix_keywords": [
-        (steps(lambda out, *_: out._replace(plan=out.plan | {"note": "mixup"})), "note"),
-    ],
+    "plan_keys_are_mix_keywords": [(steps(lambda out, *_: out._replace(plan=out.plan | {"note": "mixup"})), "note")],
     "needs_is_true": [
         (
             broken(plan=lambda self, x, y, rng, *look: Mixup.plan(self, x, y, rng, look[1])),
@@ -174,9 +172,7 @@ BROKEN: dict[str, list[tuple[type[Mixer], str]]] = {
         (plans(lambda plan, *_: plan | {"lam": 1 - plan["mask"].flatten()}), "share of the pixels"),
         (draws(without_clipping, CutMix), "share of the pixels"),
     ],
-    "identical_images_stay": [
-        (mixes(lambda mixed, target, *_: (mixed.flip(3), target)), "identical images and labels unchanged"),
-    ],
+    "identical_images_stay": [(mixes(lambda mixed, target, *_: (mixed.flip(3), target)), "labels unchanged")],
     "loss_is_sum_of_parts": [
         (steps(lambda out, *_: out._replace(loss=2 * out.loss)), "sum of its parts"),
         (steps(lambda out, *_: out._replace(logs={"mix": out.loss})), "detached scalars"),
@@ -195,9 +191,7 @@ BROKEN: dict[str, list[tuple[type[Mixer], str]]] = {
         (plans(lambda plan, x, rng: plan | {"index": torch.from_numpy(rng.permutation(len(x)))}), "['index']"),
     ],
     "resume": [(CountsInAnAttribute, "after resuming")],
-    "autocast_bf16": [
-        (steps(lambda out, *_: out._replace(target=out.target.to(out.logits.dtype))), "found torch.bfloat16"),
-    ],
+    "autocast_bf16": [(steps(lambda out, *_: out._replace(target=out.target.to(out.logits.dtype))), "torch.bfloat16")],
     "gradient_reaches_every_parameter": [
         (OwnBlock, "none at ['mixer.block.weight'"),
         (steps(lambda out, mixer, *_: out._replace(loss=out.loss + 0 * mixer.block.weight.sum()), OwnBlock), "only 0"),
