@@ -5,7 +5,6 @@ What every mixer promises is in ``test_contract.py``, what each one computes in 
 
 import copy
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,7 +39,7 @@ LR = 0.05
 every = pytest.mark.parametrize("name", LOOKING)
 
 
-def learn_by(step: Step, criterion: Callable[[Tensor, Tensor], Tensor]) -> nn.Module:
+def learn_by(step, criterion):
     """Replaces a step's criterion, and returns the one that it had."""
     had = step.criterion
     del step.criterion  # a module, in whose place torch takes no function
@@ -48,7 +47,7 @@ def learn_by(step: Step, criterion: Callable[[Tensor, Tensor], Tensor]) -> nn.Mo
     return had
 
 
-def gradients(step: Step) -> dict[str, Tensor]:
+def gradients(step):
     return {name: p.grad.clone() for name, p in step.named_parameters()}
 
 
@@ -215,7 +214,7 @@ def test_a_model_that_learns_from_the_clean_batch_too_sees_both_batches_and_keep
         torch.testing.assert_close(moved[buffer_name], buffer, rtol=1e-4, atol=1e-6)
 
 
-def expect_plan(step: Step, x: Tensor, y: Tensor) -> None:
+def expect_plan(step, x, y):
     """Plans and mixed images are made of numbers, masks and labels of shares."""
     for update in range(3):
         plan = step(x, y, rng_of(update)).plan

@@ -46,7 +46,7 @@ def loaded(order: TrainOrder) -> Iterator[Loaded]:
         yield pixels, index % 4, index, (index % 5 == 0).long()
 
 
-def learner(r: Recipe) -> Learner:
+def learner(r):
     torch.manual_seed(0)
     args = {} if r.drop_path_rate is None else {"drop_path_rate": r.drop_path_rate}
     model = timm.create_model(r.model, num_classes=4, **args)
