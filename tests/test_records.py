@@ -31,9 +31,6 @@ def run(tmp_path):
     )
 
 
-# ------------------------------------------------------------------------------------------------ what a record holds
-
-
 def test_a_record_holds_the_recipe_its_overrides_and_each_seed_by_the_protocol_and_as_the_tool_reads_it(run):
     found, published = of_runs([run("a"), run("b", MORE, seed=3)]), load_recipe("quickstart_cutmix")
     assert (found["recipe"], found["images"]) == ("quickstart_cutmix", 661)
@@ -54,24 +51,10 @@ def test_a_record_holds_the_recipe_its_overrides_and_each_seed_by_the_protocol_a
     assert json.loads(json.dumps(found)) == found
 
 
-def test_a_recipe_that_is_not_of_this_package_has_no_overrides(run):
-    recipe = run("a").folder / "recipe.yaml"
-    text = recipe.read_text()
-    # a setting's name is not enough to be one of its recipes
-    for name in ("mine", "quickstart_mine"):
-        recipe.write_text(text.replace("name: quickstart_cutmix", f"name: {name}"))
-        found = of_run(Run.open(recipe.parent))
-        assert found["overrides"] is None and records.file_name(found) == f"{name}.json"
-    recipe.write_text(text.replace("name: quickstart_cutmix", "name: ../mine"))
-    with pytest.raises(UserError, match=r"recipe name '\.\./mine' cannot name a record"):
-        of_run(Run.open(recipe.parent))
-
-
 def test_runs_of_different_recipes_or_data_are_refused_and_a_run_from_before_a_field_of_data_json_is_not(run):
     first, other, new = run("a"), run("other", seed=1), run("new", seed=1).folder
-    edit(
-        other.folder / "data.json", splits=other.data.record["splits"] | {"train": {"images": 674, "labels_sha256": ""}}
-    )
+    splits = other.data.record["splits"] | {"train": {"images": 674, "labels_sha256": "cc"}}
+    edit(other.folder / "data.json", splits=splits)
     assert "commit" not in json.loads((first.folder / "data.json").read_text())
     edit(new / "data.json", commit=None)
     assert list(of_runs([first, Run.open(new)])["seeds"]) == ["0", "1"]
@@ -85,9 +68,6 @@ def test_runs_of_different_recipes_or_data_are_refused_and_a_run_from_before_a_f
     ):
         with pytest.raises(UserError, match=says):
             of_runs([first, second])
-
-
-# ------------------------------------------------------------------------------------------------ files
 
 
 def test_a_record_gains_seeds_goes_on_with_unfinished_ones_and_refuses_contradictions(run, tmp_path):
@@ -112,7 +92,7 @@ def test_a_record_gains_seeds_goes_on_with_unfinished_ones_and_refuses_contradic
     assert sorted(p.name for p in out.iterdir()) == [".lock", path.name]
 
 
-def test_overrides_get_a_file_of_their_own(run, tmp_path):
+def test_overrides_get_a_file_of_their_own_and_records_of_former_versions_are_read(run, tmp_path):
     out, published = tmp_path / "results", load_recipe("quickstart_cutmix")
     first, other, again = (save([made], out).name for made in (run("a"), run("b", lr=0.4), run("c")))
     assert first.startswith("quickstart_cutmix+") and again == first != other
@@ -120,15 +100,22 @@ def test_overrides_get_a_file_of_their_own(run, tmp_path):
     assert save([plain], out).name == "quickstart_cutmix.json"
     assert len(records.all_records(out)) == 3
     assert of_cells(out) == {}  # none of them is a published cell
-
-
-def test_a_record_may_be_older_than_a_recipe_field_and_than_its_format(run, tmp_path):
-    path = save([run("a")], tmp_path / "results")
-    old = json.loads(path.read_text())
+    # a recipe that is not of this package has none, and a setting's name is not enough to be one of its recipes
+    recipe = run("f").folder / "recipe.yaml"
+    text = recipe.read_text()
+    for name in ("mine", "quickstart_mine"):
+        recipe.write_text(text.replace("name: quickstart_cutmix", f"name: {name}"))
+        found = of_run(Run.open(recipe.parent))
+        assert found["overrides"] is None and records.file_name(found) == f"{name}.json"
+    recipe.write_text(text.replace("name: quickstart_cutmix", "name: ../mine"))
+    with pytest.raises(UserError, match=r"recipe name '\.\./mine' cannot name a record"):
+        of_run(Run.open(recipe.parent))
+    # a record may be older than a recipe field and than its format
+    old = json.loads((out / first).read_text())
     del old["fields"]["sync_bn"], old["format"]
-    path.write_text(json.dumps(old))
-    save([run("b", seed=1)], tmp_path / "results")
-    assert list(records.read_record(path)["seeds"]) == ["0", "1"]
+    (out / first).write_text(json.dumps(old))
+    assert save([run("e", seed=1)], out) == out / first
+    assert list(records.read_record(out / first)["seeds"]) == ["0", "1"]
     assert all(records.file_name(content) == f"{name}.json" for name, content in records.all_records().items())
 
 
@@ -207,16 +194,21 @@ def test_a_damaged_record_is_refused_with_its_file_and_key(tmp_path):
         assert str(error.value) == f"{path}: {says}"
 
 
-# ------------------------------------------------------------------------------------------------ status
-
 BAND, EARLY, OFFICIAL = noise.REPRODUCED, "too early to say", "OpenMixup did not train the published number"
 
 
-def test_status_is_that_of_the_finished_runs_and_marks_a_number_that_upstream_did_not_train():
+def test_status_is_that_of_finished_runs_without_overrides_and_says_which_number_upstream_did_not_train():
     """77.17 on 50,000 images, one run: sigma = 100 sqrt(.7717 * .2283 / 50000) = .188, band 2.306 * .188 * sqrt(2)."""
     mixed, gaps = cell_record(CUTMIX, [77.1, 50.0]), cell_record(CUTMIX, [77.1, 50.0])
     mixed["seeds"]["1"]["epochs"] = 60
     gaps["seeds"]["1"]["reading"]["missing"] = "3 of 5 epochs"
+    other = {"fields": records.fields_of(load_recipe(CUTMIX, epochs=90))}
+    recipe = load_recipe(CUTMIX, dataset="/data/imagenet", image_column="jpg", label_column="cls", eval_split="val")
+    assert records.overrides(recipe) == {}  # a local copy counts if its numbers are those of the benchmark
+    whole, part = (dataset(1_281_167, images, eval_split="val") for images in (50_000, 10_000))
+    local, few = {"fields": records.fields_of(recipe), "dataset": whole}, {"dataset": part, "images": 10_000}
+    no, train = "not run here; runs ", "1,281,167"
+    images = f"{no}on {train} \\+ 10,000 images instead of {train} \\+ 50,000 do not count$"
     progress = "no run has finished: seed 0 at epoch 60 of 100, seed 1 at epoch 60 of 100"
     for name, found, expected, words in (
         (CUTMIX, [77.00], BAND, r"77\.00 \(1 seed\), -0\.17 from 77\.17, band ±0\.61"),
@@ -226,9 +218,14 @@ def test_status_is_that_of_the_finished_runs_and_marks_a_number_that_upstream_di
         (CUTMIX, cell_record(CUTMIX, [77.1, 77.2], epochs=60), EARLY, progress),
         (CUTMIX, mixed, BAND, r"77\.10 \(1 seed\)"),
         (CUTMIX, gaps, BAND, r"77\.10 \(1 seed\)"),
+        (CUTMIX, cell_record(CUTMIX, [77.17] * 2, **other), "published", f"{no}with epochs 90 instead of 100 do not c"),
+        (CUTMIX, cell_record(CUTMIX, [77.2], **local), BAND, ""),
+        (CUTMIX, cell_record(CUTMIX, [77.2], **local | few), "published", images),
+        (CUTMIX, cell_record(CUTMIX, [77.2], **local | {"images": 10_000}), "published", images),  # 40,000 unreadable
         ("deit_s_samix", [80.9, 81.0, 80.95], BAND, r"80\.95 ± 0\.05 \(3 seeds\), \+0\.01"),
         ("deit_s_samix", None, "published", "not run here$"),
         (GRIDMIX, [74.0], "run", r"74\.00 \(1 seed\), no published number to compare with"),
+        (GRIDMIX, cell_record(CUTMIX, [77.17], **other) | {"recipe": GRIDMIX}, "not run", ""),
         (GRIDMIX, None, "not run", "no published number$"),
         (COMIXUP, None, "published", f".*{OFFICIAL}"),
         (COMIXUP, [77.6], "", f".*{OFFICIAL}$"),
@@ -237,24 +234,5 @@ def test_status_is_that_of_the_finished_runs_and_marks_a_number_that_upstream_di
     ):
         result, text = status(cells.find(name), cell_record(name, found) if isinstance(found, list) else found)
         assert expected in ("", result) and re.match(words, text), (name, found, result, text)
-
-
-def test_overrides_never_count():
-    content = cell_record(CUTMIX, [77.17] * 2, fields=records.fields_of(load_recipe(CUTMIX, epochs=90)))
-    says = "not run here; runs with epochs 90 instead of 100 do not count"
-    assert status(cells.find(CUTMIX), content) == ("published", says)
-    assert status(cells.find(GRIDMIX), content | {"recipe": GRIDMIX})[0] == "not run"
     with pytest.raises(UserError, match=f"a record of r50_100e_mixup cannot speak for the cell {CUTMIX}"):
         status(cells.find(CUTMIX), cell_record("r50_100e_mixup", [77.0]))
-
-
-def test_a_local_copy_of_the_data_counts_when_its_numbers_are_those_of_the_benchmark():
-    recipe = load_recipe(CUTMIX, dataset="/data/imagenet", image_column="jpg", label_column="cls", eval_split="val")
-    assert records.overrides(recipe) == {}
-    whole, part = (dataset(1_281_167, images, eval_split="val") for images in (50_000, 10_000))
-    local = {"fields": records.fields_of(recipe), "dataset": whole}
-    assert status(cells.find(CUTMIX), cell_record(CUTMIX, [77.2], **local))[0] == noise.REPRODUCED
-    says = "not run here; runs on 1,281,167 + 10,000 images instead of 1,281,167 + 50,000 do not count"
-    for data in (whole, part):  # of the whole set, 40,000 images could not be read
-        content = cell_record(CUTMIX, [77.2], **local | {"dataset": data, "images": 10_000})
-        assert status(cells.find(CUTMIX), content) == ("published", says)

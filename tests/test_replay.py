@@ -18,7 +18,8 @@ from torch import nn
 from mixers import MIXERS, Mixup, build
 from mixers.base import plan_alone
 from mixers.testing import batch, tiny_step
-from mixup_recipes.runs.replay import Replayed, named, replay, save_data, save_picture
+from mixers.testing.parts import differences
+from mixup_recipes.runs.replay import replay, save_data, save_picture
 from mixup_recipes.runs.run import Run
 from mixup_recipes.typed import UserError
 
@@ -77,18 +78,11 @@ def spied(server: Server, folder: Path, mixer: str, processes: int = 1, **change
     return folder / "out"
 
 
-def rebuilt(out: Path, step: int, micro: int = 0) -> Replayed:
-    return replay(Run.open(out), step, micro)
-
-
 def assert_same(out: Path, *batches: tuple[int, int], processes: int = 1) -> None:
-    """Hold batches against what the job's model was fed.
-
-    With one process its second micro-batch is its next step, with two the other's.
-    """
+    """Hold batches against what the job's model was fed; the second micro-batch is its next step or the other's."""
     for step, micro in batches:
         rank, number = (0, 2 * step + micro) if processes == 1 else (micro, step)
-        batch, expected = rebuilt(out, step, micro), load_file(out.parent / f"fed/{rank}-{number}.safetensors")
+        batch, expected = replay(Run.open(out), step, micro), load_file(out.parent / f"fed/{rank}-{number}.safetensors")
         assert torch.equal(batch.images, expected["images"]), (step, micro)
         assert torch.equal(batch.targets, expected["targets"]), (step, micro)
         assert not batch.notes
@@ -102,7 +96,7 @@ def run(server, tmp_path_factory):
 def test_any_micro_batch_of_a_run_and_its_picture_are_rebuilt_bit_for_bit(run, tmp_path):
     assert_same(run, (0, 0), (0, 1), (3, 1), (4, 0), (11, 1))
     for epoch in range(3):
-        save_picture(rebuilt(run, 4 * epoch), tmp_path / "new" / "sheet.png")
+        save_picture(replay(Run.open(run), 4 * epoch), tmp_path / "new" / "sheet.png")
         assert (tmp_path / "new/sheet.png").read_bytes() == (run / f"samples/epoch_{epoch:03d}.png").read_bytes()
 
 
@@ -119,7 +113,7 @@ def test_so_is_one_of_two_processes_in_bf16_and_one_whose_masks_are_learned(serv
 
 
 def test_the_data_hold_the_batch_and_all_that_rebuilds_it_and_the_text_names_row_class_and_shares(run, tmp_path):
-    batch = rebuilt(run, 5)
+    batch = replay(Run.open(run), 5)
     save_data(batch, tmp_path / "batch.safetensors")
     with safe_open(tmp_path / "batch.safetensors", "pt") as file:
         saved, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
@@ -140,73 +134,61 @@ def test_the_data_hold_the_batch_and_all_that_rebuilds_it_and_the_text_names_row
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_mixer_that_looks_at_the_model_is_rebuilt_with_the_weights_as_they_were(
-    server, tmp_path, monkeypatch, processes
-):
+def test_a_mixer_that_looks_at_the_model_gets_the_weights_as_they_were(server, tmp_path, monkeypatch, processes):
     out = spied(server, tmp_path, "looking", processes)
     (tmp_path / "looking.py").write_text(SPY.format(folder=""))
     monkeypatch.setitem(MIXERS.rows, "looking", Mixup)  # so that the entry is taken out again
     runpy.run_path(str(tmp_path / "looking.py"))
+    assert plan_alone(build("looking"), *batch(), np.random.default_rng(0)) is None  # it is not guessed
     assert_same(out, (0, 0), (0, 1), (4, 0), (8, 1), processes=processes)
     with pytest.raises(UserError, match=r"'looking' looks at the model, .* no weights of update 5; .* 0, 4, 8, 12$"):
-        rebuilt(out, 5)
+        replay(Run.open(out), 5)
     weights = out / "checkpoints/step-00000004/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"step-00000004 is damaged: model.safetensors changed"):
-        rebuilt(out, 4)
+        replay(Run.open(out), 4)
 
 
 def test_a_teacher_with_other_weights_than_in_the_run_is_refused(server, tmp_path):
     out = spied(server, tmp_path, "attentivemix", epochs=2)
-    rebuilt(out, 4)
+    replay(Run.open(out), 4)
     (teacher,) = json.loads((out / "env.json").read_text())["teachers"]
     edit(out / "env.json", teachers={teacher: "0" * 64})
     with pytest.raises(UserError, match=f"the teacher '{teacher}' is not what it was when .* its weights have changed"):
-        rebuilt(out, 4)
+        replay(Run.open(out), 4)
 
 
-class Needs(Mixup):
-    """Its plan cannot be made without the model."""
-
-    needs = "model"
-
-    def plan(self, x, y, rng, *look):
-        return super().plan(x, y, rng) | {"mask": look[0](x).amax(1).view(-1, 1, 1, 1)}
-
-
-def test_a_plan_made_without_the_model_is_that_of_the_step_and_never_guessed():
+def test_a_plan_made_without_the_model_is_that_of_the_step():
     for name in MIXERS:
         step, (x, y) = tiny_step(lambda name=name: build(name)), batch()
         for update in range(6):
             alone = plan_alone(step.mixer, x, y, np.random.default_rng((0, update)))
-            if alone is not None:
-                planned = dict(named("plan", step(x, y, np.random.default_rng((0, update))).plan))
-                assert planned.keys() == dict(named("plan", alone)).keys(), name
-                for key, value in named("plan", alone):
-                    same = torch.equal if isinstance(value, torch.Tensor) else lambda a, b: a == b
-                    assert same(value, planned[key]), (name, key)
-    assert plan_alone(tiny_step(Needs).mixer, *batch(), np.random.default_rng(0)) is None
+            planned = step(x, y, np.random.default_rng((0, update))).plan
+            assert alone is None or not differences(alone, planned), (name, update)
 
 
 def test_what_a_run_does_not_have_its_damaged_files_and_other_data_are_one_line(run, tmp_path):
     other = json.loads((run / "data.json").read_text())
     other["splits"]["train"]["images"] = 71  # one less
     with pytest.raises(UserError, match=r"is no run folder: recipe\.yaml is missing"):
-        rebuilt(tmp_path, 0)
+        replay(Run.open(tmp_path), 0)
     shutil.copy(run / "recipe.yaml", tmp_path)
-    for where, name, text, says in (
-        ((12, 0), "", "", "^step 12: tiny has 12 updates, 0 to 11$"),
-        ((-1, 0), "", "", "^step -1: tiny has 12 updates, 0 to 11$"),
-        ((0, 2), "", "", "^micro 2: tiny has 2 micro-batches per update, 0 to 1$"),
-        ((0, 0), "env.json", "[", "env.json is not valid JSON"),
-        ((0, 0), "data.json", "{", "data.json is not valid JSON"),
-        ((0, 0), "data.json", "[]", "data.json: expected a table"),
-        ((0, 0), "data.json", '{"splits": 3}', "data.json: splits: expected a table, got 3"),
-        ((0, 0), "data.json", json.dumps(other), "'train' is not what the run in .* was trained on: .*71.* then, .*72"),
+    for name, text, says in (
+        ("env.json", "[", "env.json is not valid JSON"),
+        ("data.json", "{", "data.json is not valid JSON"),
+        ("data.json", "[]", "data.json: expected a table"),
+        ("data.json", '{"splits": 3}', "data.json: splits: expected a table, got 3"),
+        ("data.json", json.dumps(other), "'train' is not what the run in .* was trained on: .*71.* then, .*72.* now"),
     ):
-        if name:
-            (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=says) as error:
-            rebuilt(tmp_path if name else run, *where)
+            replay(Run.open(tmp_path), 0)
         assert "\n" not in str(error.value)
-        (tmp_path / "env.json").unlink(missing_ok=True)
+        (tmp_path / name).unlink()
+    for step, micro, says in (
+        (12, 0, "step 12: tiny has 12 updates, 0 to 11"),
+        (-1, 0, "step -1: tiny has 12 updates, 0 to 11"),
+        (0, 2, "micro 2: tiny has 2 micro-batches per update, 0 to 1"),
+    ):
+        with pytest.raises(UserError, match=f"^{says}$"):
+            replay(Run.open(run), step, micro)
