@@ -35,7 +35,6 @@ from mixers import MIXERS, Mixup, Step
 
 FOLDER = {folder!r}
 
-
 class Looking(Mixup):
     needs = "model"
 
@@ -46,10 +45,8 @@ class Looking(Mixup):
         model.train(training)
         return super().plan(x, y, rng) | {{"mask": lam.view(-1, 1, 1, 1)}}
 
-
 MIXERS.rows["looking"] = Looking
 forward, seen = Step.forward, []
-
 
 def spy(self, x, y, rng):
     fed = []
@@ -60,7 +57,6 @@ def spy(self, x, y, rng):
     save_file({{"images": fed[-1].contiguous(), "targets": out.target}}, name)
     seen.append(1)
     return out
-
 
 if FOLDER:
     Step.forward = spy
@@ -167,24 +163,7 @@ def test_a_plan_made_without_the_model_is_that_of_the_step():
             assert alone is None or not differences(alone, planned), (name, update)
 
 
-def test_what_a_run_does_not_have_its_damaged_files_and_other_data_are_one_line(run, tmp_path):
-    other = json.loads((run / "data.json").read_text())
-    other["splits"]["train"]["images"] = 71  # one less
-    with pytest.raises(UserError, match=r"is no run folder: recipe\.yaml is missing"):
-        replay(Run.open(tmp_path), 0)
-    shutil.copy(run / "recipe.yaml", tmp_path)
-    for name, text, says in (
-        ("env.json", "[", "env.json is not valid JSON"),
-        ("data.json", "{", "data.json is not valid JSON"),
-        ("data.json", "[]", "data.json: expected a table"),
-        ("data.json", '{"splits": 3}', "data.json: splits: expected a table, got 3"),
-        ("data.json", json.dumps(other), "'train' is not what the run in .* was trained on: .*71.* then, .*72.* now"),
-    ):
-        (tmp_path / name).write_text(text)
-        with pytest.raises(UserError, match=says) as error:
-            replay(Run.open(tmp_path), 0)
-        assert "\n" not in str(error.value)
-        (tmp_path / name).unlink()
+def test_what_a_run_does_not_have_and_other_data_are_one_line(run, tmp_path):
     for step, micro, says in (
         (12, 0, "step 12: tiny has 12 updates, 0 to 11"),
         (-1, 0, "step -1: tiny has 12 updates, 0 to 11"),
@@ -192,3 +171,9 @@ def test_what_a_run_does_not_have_its_damaged_files_and_other_data_are_one_line(
     ):
         with pytest.raises(UserError, match=f"^{says}$"):
             replay(Run.open(run), step, micro)
+    for name in ("recipe.yaml", "data.json"):
+        shutil.copy(run / name, tmp_path)
+    splits = json.loads((run / "data.json").read_text())["splits"]
+    edit(tmp_path / "data.json", splits=splits | {"train": splits["train"] | {"images": 71}})
+    with pytest.raises(UserError, match=r"'train' is not what the run in .* was trained on: .*71.* then, .*72.* now"):
+        replay(Run.open(tmp_path), 0)

@@ -172,8 +172,7 @@ def test_a_missing_or_damaged_file_is_one_line_that_names_it(whole, subtests):
 
 
 def test_a_value_that_cannot_be_is_named_with_its_key(tmp_path):
-    split = {"images": 5, "labels_sha256": "aa"}
-    splits = {"train": split, "test": split}
+    splits = {key: {"images": 5, "labels_sha256": "aa"} for key in ("train", "test")}
     script = {"splits": splits, "classes": [], "commit": "<script>"}
     version = "this version of Mixup Recipes reads formats 1 to 1"
     newer = [("env.json", ENV | {"format": n}, f"format {n!r}, but {version}") for n in (2, "1", None, True)]
@@ -186,6 +185,7 @@ def test_a_value_that_cannot_be_is_named_with_its_key(tmp_path):
         ("eval_results.json", {"exported": {"epoch": 1, "count": 1, "top1": "<b>", "top5": 1}}, "exported.top1: exp"),
         ("env.json", {}, "device is missing"),
         ("data.json", {"classes": 3}, "splits is missing"),
+        ("data.json", {"splits": 3}, "splits: expected a table, got 3"),
         ("data.json", {"splits": {"train": 5}}, "splits.train: expected a table, got 5"),
         ("data.json", {"splits": splits | {"more": []}}, "splits.more: expected a table, got []"),
         ("data.json", {"splits": splits, "classes": [1]}, "classes: expected a list of names"),

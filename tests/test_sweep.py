@@ -39,8 +39,6 @@ with (here / "calls").open("a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
 what = json.loads((here / "what.json").read_text()).get(folder.name, "finish")
 print("first line\\n\\n" + "\\n".join(f"{folder.name} line {i}" for i in range(9)), flush=True)
-if what == "refuse":
-    sys.exit(2)
 folder.mkdir(parents=True, exist_ok=True)
 shutil.copy(here / f"{folder.name}.yaml", folder / "recipe.yaml")
 if what in ("wait", "stubborn"):
@@ -105,7 +103,6 @@ class Stub:
         return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
 
     def called(self):
-        """The folder names of the calls."""
         return [Path(args[args.index("--output_dir") + 1]).name for args in self.calls()]
 
 
@@ -276,7 +273,7 @@ def test_finished_runs_are_skipped_others_resumed_and_one_stopped_by_its_own_sig
 
 
 def test_the_report_needs_no_run_and_leaves_out_what_is_not_finished_and_names_what_was_not_asked_for(stub, capsys):
-    assert stub(dict.fromkeys((run.name for run in stub.runs()), "refuse"), tables=True) == 1
+    assert stub(dict.fromkeys((run.name for run in stub.runs()), "2"), tables=True) == 1
     assert "no run is finished" in capsys.readouterr().out and not (stub.out / "table.md").exists()
     assert stub(seeds=[0, 1]) == 0 and stub(tables=True) == 0
     says = f"also in {stub.out}, but not of this sweep: quickstart_cutmix-seed1, quickstart_vanilla-seed1\n"
@@ -331,8 +328,7 @@ def test_a_run_that_another_sweep_is_at_or_somebody_started_by_hand_is_left_alon
     stub.out.mkdir()
     with first.output.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert sweep_runs.state(first) == "running"
-        assert stub() == 75
+        assert sweep_runs.state(first) == "running" and stub() == 75
     assert stub.called() == [second.name]
     assert f"{first.name}: another process is running it; skipped" in capsys.readouterr().out
     assert stub({first.name: "1"}) == 1
@@ -430,8 +426,8 @@ def test_a_sweep_of_a_real_run_ends_in_tables_and_is_done_the_second_time(tiny_r
     Path("sweep.yaml").write_text(yaml.safe_dump(content | {"grid": {"mixer": ["cutmix"]}}))
     assert cli.app(["sweep", "sweep.yaml"]) == 0
     text, run = capsys.readouterr().out, Run.open("out/tiny-mixercutmix-seed0")
-    top1 = f"{run.summary.top1:.2f}"
-    assert re.search(rf"\[1/1\] {run.folder.name}: \d+\.\d min, top-1 {top1} \(median of the last 2", text)
+    says = rf"\[1/1\] {run.folder.name}: \d+\.\d min, top-1 {run.summary.top1:.2f} \(median of the last 2"
+    assert re.search(says, text)
     assert Path("out/summary.md").read_text() == seeds.seeds_table([run]) and seeds.seeds_table([run]) in text
     assert Path("out/table.md").read_text() == report.runs_table([run])
     assert all(Path(f"out/{name}.png").stat().st_size > 10_000 for name in ("dots", "curves"))
