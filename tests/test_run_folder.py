@@ -1,6 +1,7 @@
 """Promise: a run folder is a complete record and a model repository, and no run is written over another one."""
 
 import csv
+import importlib
 import itertools
 import json
 import re
@@ -96,8 +97,7 @@ def test_the_folder_is_complete_says_what_ran_on_what_and_shows_sheets_of_mixed_
 
 
 def test_log_summary_results_and_tensorboard_agree(folder):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    tensorboard = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     (train, _), (val, results) = lines_of(folder, "train"), lines_of(folder, "val")
     rows = list(csv.DictReader((folder / "summary.csv").read_text().splitlines()))
     assert [v["epoch"] for v in val] == [int(r["epoch"]) for r in rows] == [1, 2, 3]
@@ -112,7 +112,7 @@ def test_log_summary_results_and_tensorboard_agree(folder):
     tool = statistics.median(v["top1"] for v in val)
     assert results["openmixup_tool"] == {"protocol": "OpenMixup's tool: median of the last 3 epochs", "top1": tool}
     (events,) = {p.parent for p in (folder / "runs").rglob("*tfevents*")}
-    found = EventAccumulator(str(events)).Reload()
+    found = tensorboard.EventAccumulator(str(events)).Reload()
     for key, lines in (("train/loss", train), ("val/top1", val)):
         expected = [(x["update"], pytest.approx(x[key.split("/")[1]], rel=1e-6)) for x in lines]
         assert [(s.step, s.value) for s in found.Scalars(key)] == expected
