@@ -14,8 +14,6 @@ from mixup_recipes.runs.noise import EARLY, OFF, REPRODUCED, paired_bootstrap, v
 from mixup_recipes.runs.run import Run
 from mixup_recipes.typed import UserError
 
-# ------------------------------------------------------------------------------------------------ verdicts
-
 
 def test_the_band_by_hand_is_inclusive_and_grows_with_the_spread_of_our_runs():
     # 80 % of 10,000 images: sigma_b = .4. Three runs, s = .3: (8 x .16 + 2 x .09) / 10 = .146; t(.975, 10) = 2.228139
@@ -59,9 +57,6 @@ def test_of_true_reproductions_few_are_called_off_and_a_clear_difference_is_foun
             statuses = [verdict(row, float(p), 1, 10_000).status for row, p in zip(ours.tolist(), theirs, strict=True)]
             off[shift] = statuses.count(OFF) / len(statuses)
         assert off[0.0] < 0.05 and off[4 * spread] > 1 - missed
-
-
-# ------------------------------------------------------------------------------------------------ paired intervals
 
 
 def answers(both, only_a, only_b, neither):
@@ -130,9 +125,6 @@ def test_imagenet_needs_little_memory_and_other_shapes_are_refused():
     for a, b in (((1, 3), (1, 4)), ((3,), (3,)), ((0, 3), (1, 3))):
         with pytest.raises(ValueError, match="of the same images"):
             paired_bootstrap(np.ones(a, bool), np.ones(b, bool), rng)
-
-
-# ------------------------------------------------------------------------------------------------ runs
 
 
 @pytest.fixture

@@ -46,9 +46,6 @@ def runs(run):
     return [run(mixer, top1 + 2 * seed, speed, seed) for (mixer, top1, speed), seed in found]
 
 
-# ------------------------------------------------------------------------------------------------ files
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_same_runs_give_the_same_bytes_also_by_the_command_and_other_numbers_give_others(
@@ -95,9 +92,6 @@ def test_mistakes_are_named_before_anything_is_written_and_a_dollar_in_a_name_is
     assert not (tmp_path / "new").exists()
 
 
-# ------------------------------------------------------------------------------------------------ groups
-
-
 def test_seeds_of_a_recipe_make_a_group_with_sample_mean_and_deviation_and_others_are_named_apart(run):
     runs = [run("mixup", top1, seed=seed) for seed, top1 in enumerate((50.0, 53.0, 56.0))]
     (group,) = grouped(runs)
@@ -132,9 +126,6 @@ def test_the_summary_compares_only_like_with_like(run):
     )
 
 
-# ------------------------------------------------------------------------------------------------ curves
-
-
 def test_curves_draw_each_seed_thin_and_their_mean_bold(runs):
     left, right = plots.curves_figure(grouped(runs)).axes
     for axes, first, second in ((left, [2.5, 2.0, 1.5], [3.5, 3.0, 2.5]), (right, [30, 40, 50], [32, 42, 52])):
@@ -162,9 +153,6 @@ def test_labels_keep_their_distance_their_order_and_the_limits():
     assert placed == sorted(placed) and min(np.diff(placed)) >= 2 - 1e-9 and placed[-1] == 9.0
     assert plots.within([5.0, 9.0, 12.0], 2, 0, 10) == [5.0, 8.0, 10.0]
     assert plots.within([-3.0, 0.5, 7.0], 2, 0, 10) == [0.0, 2.0, 7.0]
-
-
-# ------------------------------------------------------------------------------------------------ cost
 
 
 def points(axes):
@@ -213,9 +201,6 @@ def test_names_cover_neither_points_nor_each_other(count, run):
     for box in boxes:
         assert not any(box.contains(*xy) for xy in drawn)
         assert all(axes.get_window_extent().padded(1).contains(*corner) for corner in box.corners())
-
-
-# ------------------------------------------------------------------------------------------------ dots
 
 
 def test_dots_are_sorted_rows_of_seeds_with_mean_and_deviation(runs):

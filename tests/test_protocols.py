@@ -42,9 +42,6 @@ def test_no_epoch_too_many_and_heads_of_different_epochs_are_errors():
         tool({"one_k": numbered(1, 2), "one_q": numbered(1)}, "median", 5, 2)
 
 
-# ------------------------------------------------------------------------------------------------ the tools
-
-
 def test_the_tools_median_takes_one_epoch_more():
     squares = [float(epoch * epoch) for epoch in range(1, 301)]
     for last, window in ((5, 6), (10, 11)):
@@ -100,9 +97,6 @@ def test_the_automix_tool_on_random_runs():
         assert found.value == automix_tool(heads, last, done)
         truncated += "without the newest" in found.name
     assert 0 < truncated < 300
-
-
-# ------------------------------------------------------------------------------------------------ lines and trials
 
 
 def test_heads_are_told_apart_by_their_keys_and_an_epoch_logged_again_counts_once():

@@ -101,9 +101,6 @@ def test_the_classifier_on_the_features_gives_the_logits(name, images):
         torch.testing.assert_close(features @ head.weight.T + head.bias, model(images))
 
 
-# --------------------------------------------------------------------------------------------- initial weights
-
-
 def deviation(weight):
     """Of a weight drawn around 0."""
     return weight.square().mean().sqrt().item()
@@ -166,8 +163,6 @@ def test_the_weights_of_a_published_transformer_or_convnext_start_from_a_normal_
     scales = [p for k, p in model.named_parameters() if k.endswith("gamma")]
     assert len(scales) == (18 if name == "convnext_tiny" else 0) and all((p == 1e-6).all() for p in scales)
 
-
-# --------------------------------------------------------------------------------------------- those that timm lacks
 
 OURS = pytest.mark.parametrize("name", ["pvt_tiny", "moganet_tiny"])
 

@@ -81,14 +81,6 @@ def test_each_row_has_the_alpha_that_was_used(name):
         assert rows["transmix"] == {"mixup_alpha": 0.1 if name == "deit_t" else 0.8, "cutmix_alpha": 1.0}
 
 
-def test_co_mixup_has_the_arguments_of_its_official_code_for_each_data_set():
-    for name, size, expected in (("r50_100e", 64, (1.0, 16, 3, 8)), ("tiny_r18", 100, (2.0, 20, 4, 1))):
-        recipe = load_recipe(f"{name}_comixup")
-        args = recipe.mixer_args["comixup"]
-        assert tuple(args[key] for key in ("alpha", "part", "niter", "stride")) == expected
-        assert recipe.per_device_train_batch_size == size and size % args["part"] == 0  # no shorter part
-
-
 AVERAGED = {"ema_decay": 0.99996, "ema_warmup_epochs": 20.0, "report_ema": True}
 NOT_AVERAGED = {"ema_decay": None, "ema_warmup_epochs": 0.0, "report_ema": False}
 DROPPED = {"drop_path_rate": 0.1}
@@ -134,7 +126,7 @@ def test_there_are_25_published_settings_and_variants_that_change_only_what_they
     assert changed("deit_s_official_transmix", "deit_s_official") == {}
 
 
-def test_the_mix_block_learns_as_its_configs_say():
+def test_the_mix_block_learns_as_its_configs_say_and_teachers_and_co_mixup_are_as_published():
     rows = {name: load_recipe(name).mixer_args for name in PUBLISHED}
     for mixer in ("automix", "samix"):
         args = {name: rows[name][mixer] for name in PUBLISHED}
@@ -150,13 +142,29 @@ def test_the_mix_block_learns_as_its_configs_say():
         assert args["tiny_r18"]["momentum_end"] == args["tiny_rx50"]["momentum_end"] == 0.999999
         assert (args["tiny_r18"]["block_lr"], args["tiny_r18"]["block_min_lr"]) == (0.1, 0.001)
     assert (rows["tiny_r18"]["samix"]["lam_mul_k"], rows["tiny_rx50"]["samix"]["lam_mul_k"]) == (-1, 0.25)
+    assert rows["deit_s"]["attentivemix"] == {"alpha": 2.0, "teacher": "resnet50.tv_in1k"}
+    assert resolve("deit_s_samix")[1]["drop_path_rate"] == "deit_s.yaml: per_mixer.samix"
+    for name, size, expected in (("r50_100e", 64, (1.0, 16, 3, 8)), ("tiny_r18", 100, (2.0, 20, 4, 1))):
+        recipe = load_recipe(f"{name}_comixup")
+        args = recipe.mixer_args["comixup"]
+        assert tuple(args[key] for key in ("alpha", "part", "niter", "stride")) == expected
+        assert recipe.per_device_train_batch_size == size and size % args["part"] == 0  # no shorter part
 
 
-def test_a_mixer_keeps_the_other_arguments_of_its_setting_and_a_field_changed_for_it_says_so():
-    recipe, origin = resolve("deit_s_attentivemix", {"mixer_args": {"alpha": 3.0}})
-    assert recipe.mixer_args["attentivemix"] == {"alpha": 3.0, "beta": None, "teacher": "resnet50.tv_in1k"}
-    assert origin["mixer_args.attentivemix.alpha"] == "command line"
-    assert origin["mixer_args.attentivemix.teacher"] == "deit_s.yaml"
-    origin = resolve("deit_s_samix")[1]
-    assert origin["drop_path_rate"] == "deit_s.yaml: per_mixer.samix"
-    assert origin["mixer_args.samix.block_lr"] == "deit_s.yaml"
+CIFAR10 = SHARED | {
+    "name": "cifar10_r18_200e_mixup", "dataset": "uoft-cs/cifar10", "eval_split": "test", "image_column": "img",
+    "num_classes": 10, "streaming": False, "model": "resnet18_cifar", "model_args": {}, "drop_path_rate": None,
+    "init": "mmcls_cnn", "pretrained": None, "mixer": "mixup",
+    "mixer_args": {"mixup": {"alpha": 1.0}, "cutmix": {"alpha": 0.2}},
+    "epochs": 200, "batch_size": 100, "per_device_train_batch_size": 100, "drop_last": True, "opt": "momentum",
+    "lr": 0.1, "opt_betas": None, "opt_eps": None, "weight_decay": 1e-4, "decay_bias_and_norm": True,
+    "clip_grad": None, "sched_on_updates": False, "min_lr": 0.0, "warmup_epochs": 0.0, "warmup_lr": 0.0, "loss": "ce",
+    "smoothing": 0.0, "image_size": 32, "train_crop": "pad", "aa": None, "reprob": 0.0, "aug_repeats": 1,
+    "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010), "eval_size": 32, "eval_resize": 32,
+    "protocol": "median", "protocol_epochs": 10, "trials": 1, "ema_decay": None, "ema_warmup_epochs": 0.0,
+    "report_ema": False, "sync_bn": False, "precise_bn_samples": None, "mixed_precision": "no",
+}  # fmt: skip
+
+
+def test_our_cifar_setting_keeps_every_value():
+    assert dataclasses.asdict(load_recipe("cifar10_r18_200e_mixup")) == CIFAR10

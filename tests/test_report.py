@@ -22,9 +22,6 @@ def scores(summary):
     return summary.top1, summary.top5, summary.nll, summary.ece
 
 
-# ------------------------------------------------------------------------------------------------ numbers
-
-
 def test_a_median_is_of_the_last_epochs_not_evaluations_and_best_takes_all_metrics_from_the_best_epoch(tmp_path):
     found = opened(tmp_path / "run", protocol="median", protocol_epochs=5).summary
     assert scores(found) == (43.0, 83.0, 4.3, 2.5)  # of 50 45 41 43 40; each metric has its own median
@@ -54,9 +51,6 @@ def test_the_average_of_the_weights_is_reported_where_the_recipe_says_so(tmp_pat
     lacking = opened(tmp_path / "lacking", lines=[lines[0], val_line(1, 40.0)], ema_decay=0.9, report_ema=True)
     with pytest.raises(UserError, match=r"lacking/log\.jsonl, line 2: ema_top1 is missing"):
         _ = lacking.summary
-
-
-# ------------------------------------------------------------------------------------------------ table
 
 
 def test_the_table_names_the_protocol_and_how_much_of_it_there_is(tmp_path):
@@ -93,9 +87,6 @@ def test_seeds_on_other_images_are_not_averaged(tmp_path):
         for members, images, labels in ((runs[:2], 675, "aa"), (runs[2:3], 5, "bb"), (runs[3:], 675, "cc"))
     ]
     assert [group.setting for group in grouped(runs[:2])] == ["quickstart"]
-
-
-# ------------------------------------------------------------------------------------------------ files
 
 
 def test_report_writes_table_curves_and_samples(tmp_path):
