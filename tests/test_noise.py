@@ -65,7 +65,7 @@ def answers(both, only_a, only_b, neither):
     return np.repeat([[True, True, False, False]], counts, 1), np.repeat([[True, False, True, False]], counts, 1)
 
 
-def test_the_interval_is_mcnemars():
+def test_the_interval_is_mcnemars_and_the_spread_over_runs_unbiased():
     a, b = answers(7000, 800, 700, 1500)
     difference, low, high = paired_bootstrap(a, b, np.random.default_rng(0), 40_000)
     assert difference == pytest.approx(1.0)
@@ -91,9 +91,6 @@ def test_the_interval_is_that_of_a_naive_loop(runs_a, runs_b):
             means.append(np.mean([np.mean([group[r, c] for c in columns]) for r in rows]))
         found.append(100 * (means[0] - means[1]))
     assert (low, high) == pytest.approx(np.percentile(found, (2.5, 97.5)), abs=0.1 * (high - low))
-
-
-def test_the_spread_over_runs_is_unbiased():
     # all images alike: only the runs differ, by whole percentages; the variance of the mean of S is s^2 / S
     share = np.array([30, 50, 70, 90])
     a = np.arange(1000) % 100 < share[:, None]

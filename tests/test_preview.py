@@ -94,7 +94,7 @@ def test_rows_are_all_mixers_or_recipes_or_runs_or_mixers_under_one_setting(refe
     torch.testing.assert_close(shares.sum(1), torch.ones(3))
 
 
-def test_images_are_the_recipe_s_own_else_the_prepared_set_else_drawn(tmp_path, monkeypatch):
+def test_images_are_the_recipe_s_own_else_the_prepared_set_else_drawn_or_of_a_folder(tmp_path, monkeypatch):
     own = load_recipe(str(make_recipe(tmp_path, make_photos(tmp_path / "photos"))))
     found = preview.find_photos(own, None, 6)
     assert found.names == [CLASSES[k] for k in (0, 1, 2, 3, 0, 1)]  # one of each class before a second
@@ -104,17 +104,14 @@ def test_images_are_the_recipe_s_own_else_the_prepared_set_else_drawn(tmp_path, 
     monkeypatch.setattr(prepare, "prepared", lambda _: tmp_path)
     monkeypatch.setattr(preview, "table_photos", lambda recipe, count: (recipe.dataset, count))
     assert preview.find_photos(elsewhere, None, 3) == ("groceries", 3)
-
-
-def test_photos_of_a_folder_are_named_by_class_folder_or_file(tmp_path):
     for name in ("cat/1.png", "cat/2.png", "cat/3.png", "dog/1.png", "dog/broken.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.new("RGB", (20, 30), "red").save(tmp_path / name)
-    (tmp_path / "dog/broken.png").write_bytes(b"no image")
-    (tmp_path / "notes.txt").write_text("no image either")
-    found = preview.find_photos(preview.chosen([], [])[0], str(tmp_path), 8)
+        (tmp_path / "own" / name).parent.mkdir(exist_ok=True, parents=True)
+        Image.new("RGB", (20, 30), "red").save(tmp_path / "own" / name)
+    (tmp_path / "own/dog/broken.png").write_bytes(b"no image")
+    (tmp_path / "own/notes.txt").write_text("no image either")
+    found = preview.find_photos(elsewhere, str(tmp_path / "own"), 8)
     assert found.names == ["cat", "dog", "cat", "cat"] and found.images[0].shape == (3, 30, 20)
-    assert preview.folder_photos(tmp_path / "cat", 2).names == ["1", "2"]
+    assert preview.folder_photos(tmp_path / "own/cat", 2).names == ["1", "2"]
 
 
 def test_an_untrained_model_and_what_is_mixed_behind_the_images_are_said(monkeypatch):

@@ -65,7 +65,15 @@ def test_the_tools_best_is_the_mean_of_maximum_and_99th_percentile_of_the_best_h
             assert protocols.percentile(values, q) == pytest.approx(np.percentile(values, q), rel=1e-14)
 
 
-def test_the_automix_tool_by_hand():
+def automix_tool(heads, last, end):
+    """The larger of the numbers k and q that OpenMixup's AutoMix tool prints: both are of the best window of all."""
+    begin = end - last - (1 if last >= 10 else 0)
+    rows = [[values[e] for e in sorted(values) if e >= begin] for values in heads.values()]
+    length = len(rows[0])
+    return max(np.median(row[:n]) for n in (length - 1, length, length + 1) if n for row in rows)
+
+
+def test_the_automix_tool_by_hand_and_on_random_runs():
     # last 5: epochs 5 ... 10. one_q: 1 2 3 4 5 6 -> 3.5, without the newest 3; mix_k: 9 9 1 9 9 -> 9, and 0 -> 9, too
     heads = dict.fromkeys(HEADS, numbered(*[0] * 4, 1, 2, 3, 4, 5, 6))
     assert tool(heads, "median", 5, 10).value == 3.5
@@ -76,17 +84,6 @@ def test_the_automix_tool_by_hand():
     heads = dict.fromkeys(HEADS, numbered(*range(300)))
     assert tool(heads, "median", 10, 300)[1:4] == (np.median(range(288, 300)), 12, 12)
     assert tool(heads, "median", 9, 300).wanted == 10
-
-
-def automix_tool(heads, last, end):
-    """The larger of the numbers k and q that OpenMixup's AutoMix tool prints: both are of the best window of all."""
-    begin = end - last - (1 if last >= 10 else 0)
-    rows = [[values[e] for e in sorted(values) if e >= begin] for values in heads.values()]
-    length = len(rows[0])
-    return max(np.median(row[:n]) for n in (length - 1, length, length + 1) if n for row in rows)
-
-
-def test_the_automix_tool_on_random_runs():
     rng = np.random.default_rng(1)
     truncated = 0
     for _ in range(300):

@@ -53,12 +53,12 @@ def test_every_cell_is_a_complete_recipe_and_its_saved_file_is_the_same_one(name
     assert load_recipe(name) == load_recipe(f"{name}_vanilla")
 
 
-@pytest.mark.parametrize("cls", [Recipe, Job])
-def test_every_field_has_a_docstring_a_type_in_words_and_a_valid_default(cls):
-    docs, made = flags.field_docs(cls), cls()
-    for name, kind in schema(cls).items():
-        assert docs[name].endswith(".") and describe(kind), name
-        assert convert(getattr(made, name), kind, name) == getattr(made, name)
+def test_every_field_has_a_docstring_a_type_in_words_and_a_valid_default():
+    for cls in (Recipe, Job):
+        for name, kind in schema(cls).items():
+            value = getattr(cls(), name)
+            assert flags.field_docs(cls)[name].endswith(".") and describe(kind), name
+            assert convert(value, kind, name) == value
 
 
 def test_names_and_shipped_recipes_are_resolved_without_torch_and_own_arguments_are_checked_all_the_same():
@@ -78,32 +78,24 @@ def test_names_and_shipped_recipes_are_resolved_without_torch_and_own_arguments_
     assert (before, after) == ("False", "True")
 
 
-def sources(name: str, *fields: str, **overrides: Any) -> list[tuple[Any, str]]:
-    """Values of fields, each with its origin."""
-    recipe, origin = resolve.resolve(name, overrides)
-    return [(getattr(recipe, field), origin[field]) for field in fields]
-
-
-def test_command_line_beats_name_beats_file_beats_base_beats_default(folder):
-    setting(folder, "below", "epochs: 11\nlr: 0.11\nseed: 11\nmixer: cutmix\nmomentum: 0.11")
-    setting(folder, "above", "base: below\nlr: 0.22\nseed: 22\nmixer: rsb")
-    assert sources("above_mixup", "weight_decay", "epochs", "lr", "mixer", "seed", seed=33) == [
-        (1e-4, "default"), (11, "below.yaml"), (0.22, "above.yaml"), ("mixup", "recipe name"), (33, "command line"),
-    ]  # fmt: skip
-    assert load_recipe("above_mixup").name == "above_mixup"
-    assert load_recipe("above").mixer == "rsb"
-    assert load_recipe("above", mixer="cutmix").name == "above_cutmix"
-
-
-def test_fields_for_one_mixer_stand_between_their_file_and_the_next_layer(folder):
-    setting(folder, "below", "epochs: 11\nlr: 0.11\nper_mixer: {mixup: {epochs: 22, lr: 0.22, seed: 22}}")
-    setting(folder, "above", "base: below\nlr: 0.33\nper_mixer: {mixup: {momentum: 0.5}, cutmix: {lr: 0.44}}")
-    below, above = "below.yaml: per_mixer.mixup", "above.yaml: per_mixer.mixup"
-    expected = [(22, below), (0.33, "above.yaml"), (0.5, above), (9, "command line")]
-    assert sources("above_mixup", "epochs", "lr", "momentum", "seed", seed=9) == expected
-    assert load_recipe("above_cutmix").lr == 0.44
-    assert load_recipe("above", mixer="cutmix").lr == 0.44  # however the mixer was chosen
-    assert load_recipe("above_vanilla").epochs == load_recipe("above_cutmix").epochs == 11
+def test_command_line_beats_name_beats_fields_for_one_mixer_beat_file_beats_base_beats_default(folder):
+    below = "epochs: 11\nlr: 0.11\nmixer: cutmix\nmomentum: 0.11\nper_mixer: {mixup: {epochs: 22, lr: 0.22, seed: 22}}"
+    setting(folder, "below", below)
+    setting(
+        folder, "above", "base: below\nlr: 0.33\nmixer: rsb\nper_mixer: {mixup: {momentum: 0.5}, cutmix: {lr: 0.44}}"
+    )
+    recipe, origin = resolve.resolve("above_mixup", {"seed": 9})
+    for field, value, source in (
+        ("weight_decay", 1e-4, "default"), ("epochs", 22, "below.yaml: per_mixer.mixup"), ("lr", 0.33, "above.yaml"),
+        ("momentum", 0.5, "above.yaml: per_mixer.mixup"), ("mixer", "mixup", "recipe name"),
+        ("seed", 9, "command line"),
+    ):  # fmt: skip
+        assert (getattr(recipe, field), origin[field]) == (value, source)
+    recipe, origin = resolve.resolve("above_cutmix")
+    assert (recipe.lr, recipe.epochs, recipe.momentum, recipe.seed) == (0.44, 11, 0.11, 0)
+    assert (origin["epochs"], recipe.name) == ("below.yaml", "above_cutmix")
+    assert load_recipe("above", mixer="cutmix") == recipe  # however the mixer was chosen
+    assert load_recipe("above").mixer == "rsb" and load_recipe("above_vanilla").epochs == 11
 
 
 def test_arguments_of_mixers_are_merged_one_by_one_each_with_its_origin(folder):
@@ -251,7 +243,7 @@ def test_a_file_that_is_no_recipe_or_missing_is_explained(tmp_path):
     assert complaint(f"{tmp_path}/").startswith("cannot read recipe file")
 
 
-def test_an_unknown_name_is_answered_by_its_parts_with_what_it_means():
+def test_an_unknown_name_is_answered_by_its_parts_with_what_it_means_and_every_meaning_is_a_valid_name():
     for name, says in {
         "zzz": "unknown recipe 'zzz': no setting starts it; valid settings: cifar10_r18_200e, cifar10_small, ",
         "": "unknown recipe '': no setting starts it; valid settings: cifar10_r18_200e, cifar10_small, ",
@@ -277,9 +269,6 @@ def test_an_unknown_name_is_answered_by_its_parts_with_what_it_means():
         "tiny-imagenet_mixup": "tiny_r18_mixup", "deit_official": "deit_t_official",
     }.items():  # fmt: skip
         assert complaint(name).endswith(f"did you mean {meant!r}?")
-
-
-def test_every_meaning_is_a_field_an_option_or_a_mixer_and_no_word_is_one_already():
     valid = {*schema(Recipe), *schema(Job), *MIXERS}
     assert set(names.MEANINGS.values()) <= valid and not set(names.MEANINGS) & valid
     assert len(names.BY_MEANING) == len(names.MEANINGS)
@@ -376,7 +365,7 @@ def test_a_policy_is_accepted_if_and_only_if_timm_understands_every_part_of_it()
         assert complaint("quickstart", aa=policy).startswith(says)
 
 
-def test_text_becomes_what_the_field_needs(folder):
+def test_text_becomes_what_the_field_needs_and_in_a_free_table_what_yaml_reads(folder):
     for text, value in {
         "lr: 1e-4": 1e-4, "mixed_precision: no": "no", "epochs: 010": 10,  # YAML 1.1 reads text, false and 8
         "lr: 1": 1.0, "lr: '0.5'": 0.5, "epochs: 0x10": 16, "epochs: '3'": 3, "mixed_precision: 'no'": "no",
@@ -387,15 +376,12 @@ def test_text_becomes_what_the_field_needs(folder):
         setting(folder, "one", text)
         read = getattr(load_recipe("one"), text.split(":")[0])
         assert (read, type(read)) == (value, type(value)), text
-
-
-def test_text_in_a_free_table_is_read_as_yaml():
     kept = ("resnet", "[", "2020-13-45", "9" * 5000, "&a [*a]", "{a: 1, a: 2}", "[" * 3000)
     for text, value in {
         "64": 64, "0.5": 0.5, "1e-4": 1e-4, "true": True, "False": False, "null": None, "[1e-3, true]": [1e-3, True],
         "{a: 1}": {"a": 1}, **dict(zip(kept, kept, strict=True)),
     }.items():  # fmt: skip
-        read = load_recipe("quickstart", model_args={"x": text}).model_args["x"]
+        read = load_recipe("one", model_args={"x": text}).model_args["x"]
         assert (read, type(read)) == (value, type(value))
 
 

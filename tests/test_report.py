@@ -53,7 +53,7 @@ def test_the_average_of_the_weights_is_reported_where_the_recipe_says_so(tmp_pat
         _ = lacking.summary
 
 
-def test_the_table_names_the_protocol_and_how_much_of_it_there_is(tmp_path):
+def test_the_table_names_the_protocol_and_how_much_of_it_there_is_and_names_cannot_break_it(tmp_path):
     runs = [opened(tmp_path / "a", mixer="vanilla"), opened(tmp_path / "b")]
     text = runs_table(runs).splitlines()
     assert text[0].split(" | ")[3] == "top-1 (median of the last 5 epochs)"
@@ -63,9 +63,6 @@ def test_the_table_names_the_protocol_and_how_much_of_it_there_is(tmp_path):
     assert "| top-1 |" in mixed and "43.00 (median of the last 5 epochs)" in mixed and "50.00 (best epoch)" in mixed
     young = runs_table([opened(tmp_path / "young", [10.0, 20.0, 40.0])])
     assert "| young | cutmix | 3 of 7 | 20.00 (3 of 5 epochs) | 60.00 | 2.000 | 1.00 | 30 | 302 |" in young
-
-
-def test_names_tell_runs_apart_and_cannot_break_a_table(tmp_path):
     text = runs_table([opened(tmp_path / "first/run"), opened(tmp_path / "second/run")])
     assert "| first/run |" in text and "| second/run |" in text
     folder = opened(tmp_path / "a|<b>").folder
