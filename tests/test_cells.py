@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import hashlib
 from collections import Counter
+from unittest.mock import Mock
 
 import pytest
 from runs import make_run
@@ -20,7 +21,7 @@ from mixup_recipes.typed import UserError
 CELLS = list(cells.cells().values())
 
 
-def test_numbers_and_rows_are_those_of_the_published_tables():
+def test_numbers_rows_marks_dates_and_upstream_configs_are_those_of_the_published_tables():
     assert (len(CELLS), sum(c.top1 is not None for c in CELLS)) == (329, 284)
     all_, numbered = (Counter(c.benchmark for c in CELLS if c.top1 is not None or not n) for n in (False, True))
     assert {b: (all_[b], numbered[b]) for b in all_} == {
@@ -36,9 +37,6 @@ def test_numbers_and_rows_are_those_of_the_published_tables():
         "Vanilla", "DeiT", "MixUp", "CutMix", "ManifoldMix", "AttentiveMix+", "SaliencyMix", "PuzzleMix", "FMix",
         "ResizeMix", "TransMix", "TokenMix", "AutoMix", "SAMix",
     ]  # fmt: skip
-
-
-def test_a_cell_holds_what_was_published_with_mark_date_and_upstream_config():
     assert {f"{c.name} {c.top1} {c.method} ({c.alpha}) {c.source}" for c in CELLS} >= {
         "r18_100e_vanilla 70.04 Vanilla () own", "rx101_100e_samix 80.98 SAMix (2) arxiv",
         "r50_100e_deit 77.27 DeiT (0.8, 1) own", "r101_100e_deit None DeiT (0.8, 1) own",
@@ -75,7 +73,7 @@ def test_every_cell_is_of_a_setting_and_a_mixer_and_can_be_described():
     assert all(f"--recipe {cell.name}" in describe(cell) for cell in CELLS)
 
 
-def test_cells_are_selected_and_found_by_name_or_the_nearest_is_named():
+def test_cells_are_selected_and_found_by_name_or_the_nearest_and_hours_are_the_setting_times_the_mixer():
     chosen = [c.name for c in cells.select(setting="tiny_r18", source="official")]
     assert chosen == ["tiny_r18_comixup", "tiny_r18_grafting", "tiny_r18_alignmix"]
     assert len(cells.select(numbered=False)) == 45
@@ -84,9 +82,6 @@ def test_cells_are_selected_and_found_by_name_or_the_nearest_is_named():
         cells.select(benchmark="diet")
     with pytest.raises(UserError, match="unknown cell 'r50_100e_cutmx'; did you mean 'r50_100e_cutmix'"):
         cells.find("r50_100e_cutmx")
-
-
-def test_hours_are_the_setting_times_the_mixer():
     rows = {r["name"]: r for r in csv.DictReader((ROOT / "model_cards/hours.csv").read_text().splitlines())}
     assert len([r for r in rows.values() if r["kind"] == "setting"]) == 25
     assert all("estimate" in r["basis"] for r in rows.values() if r["name"] != "vanilla")
@@ -171,9 +166,7 @@ def test_export_gives_the_recipe_back(console, tmp_path):
 
 
 def test_what_is_withheld_or_unknown_is_one_line_and_leaves_with_2(console, tmp_path, monkeypatch):
-    def withheld(self):
-        raise PermissionError(13, "Permission denied", str(self))
-
+    withheld = Mock(side_effect=PermissionError(13, "Permission denied", str(tmp_path)))
     monkeypatch.setattr(type(tmp_path), "iterdir", withheld)  # root may read everything
     for command in (("cells", "list", "--results"), ("protocol",)):
         assert console(*command, str(tmp_path)) == (2, "", f"error: {tmp_path}: Permission denied\n")

@@ -32,13 +32,9 @@ def test_the_band_by_hand_is_inclusive_and_grows_with_the_spread_of_our_runs():
 
 def test_a_verdict_needs_two_runs_to_be_off_and_impossible_numbers_are_refused():
     for values, status in (
-        ([], EARLY),
-        ([80.9], REPRODUCED),
-        ([83.0], EARLY),  # how far seeds spread is not known yet
-        ([80.3, 80.5], REPRODUCED),
-        ([83.0, 83.1], OFF),
-        ([77.0, 76.9, 77.0], OFF),
-    ):
+        ([], EARLY), ([83.0], EARLY),  # how far seeds spread is not known yet
+        ([80.9], REPRODUCED), ([80.3, 80.5], REPRODUCED), ([83.0, 83.1], OFF), ([77.0, 76.9, 77.0], OFF),
+    ):  # fmt: skip
         found = verdict(values, 80.0, 1, 10_000)
         assert found.status == status
         assert (found.mean is None) == (not values) and (found.std is None) == (len(values) < 2)
@@ -73,6 +69,12 @@ def test_the_interval_is_mcnemars_and_the_spread_over_runs_unbiased():
     assert (low, high) == pytest.approx((1 - 1.96 * deviation, 1 + 1.96 * deviation), abs=0.05 * deviation)
     p = 0.78  # unpaired, the interval would be half as wide again
     assert high - low < 0.7 * 2 * 1.96 * 100 * math.sqrt(2 * p * (1 - p) / 10_000)
+    # all images alike: only the runs differ, by whole percentages; the variance of the mean of S is s^2 / S
+    share = np.array([30, 50, 70, 90])
+    a = np.arange(1000) % 100 < share[:, None]
+    _, low, high = paired_bootstrap(a, np.zeros((1, 1000), bool), np.random.default_rng(0), 40_000)
+    deviation = math.sqrt(np.var(share, ddof=1) / 4 + 60 * 40 / 1000)
+    assert (high - low) / (2 * 1.96) == pytest.approx(deviation, rel=0.08)
 
 
 @pytest.mark.parametrize(("runs_a", "runs_b"), [(1, 1), (3, 1), (3, 2), (4, 4)])
@@ -91,12 +93,6 @@ def test_the_interval_is_that_of_a_naive_loop(runs_a, runs_b):
             means.append(np.mean([np.mean([group[r, c] for c in columns]) for r in rows]))
         found.append(100 * (means[0] - means[1]))
     assert (low, high) == pytest.approx(np.percentile(found, (2.5, 97.5)), abs=0.1 * (high - low))
-    # all images alike: only the runs differ, by whole percentages; the variance of the mean of S is s^2 / S
-    share = np.array([30, 50, 70, 90])
-    a = np.arange(1000) % 100 < share[:, None]
-    _, low, high = paired_bootstrap(a, np.zeros((1, 1000), bool), np.random.default_rng(0), 40_000)
-    deviation = math.sqrt(np.var(share, ddof=1) / 4 + 60 * 40 / 1000)
-    assert (high - low) / (2 * 1.96) == pytest.approx(deviation, rel=0.08)
 
 
 def test_the_interval_is_a_function_of_the_generator_and_covers_a_true_zero():

@@ -106,7 +106,6 @@ def test_seeds_of_a_recipe_make_a_group_with_mean_and_deviation_and_only_like_is
     assert [group.setting for group in grouped([runs[0], fewer])] == [
         "quickstart, weight_decay 0.0005, protocol_epochs 1", "quickstart, weight_decay 0, protocol_epochs 2",
     ]  # fmt: skip
-
     runs = [run("vanilla", 50.0 + 2 * seed, seed=seed, lr=0.2) for seed in (0, 1)]
     runs += [run("mixup", 60.0, lr=0.2), run("mixup", 61.0, lr=0.4), run("vanilla", 7.0, lr=0.4)]
     head = " | top-1 (median of the last 1 epochs) | std | seeds | lowest | highest |\n| --- |" + " ---: |" * 5
@@ -119,7 +118,7 @@ def test_seeds_of_a_recipe_make_a_group_with_mean_and_deviation_and_only_like_is
     ]
 
 
-def test_curves_draw_each_seed_thin_and_their_mean_bold(runs):
+def test_curves_draw_each_seed_thin_and_their_mean_bold_a_single_run_as_a_line_and_a_single_epoch_as_a_point(runs, run):
     left, right = plots.curves_figure(grouped(runs)).axes
     for axes, first, second in ((left, [2.5, 2.0, 1.5], [3.5, 3.0, 2.5]), (right, [30, 40, 50], [32, 42, 52])):
         thin, thin_too, bold = axes.lines[:3]
@@ -130,9 +129,6 @@ def test_curves_draw_each_seed_thin_and_their_mean_bold(runs):
         assert {line.get_color() for line in axes.lines[:3]} == {plots.COLOURS[0]}
     labels = ["vanilla  51.00 ± 1.41", "mixup  55.00 ± 1.41", "cutmix  54.00 ± 1.41"]
     assert [text.get_text() for text in right.texts] == labels
-
-
-def test_a_single_run_is_one_line_and_a_single_epoch_a_point_and_styles_are_distinct_beyond_the_palette(run):
     for epochs, marker, values in ((3, "", [30, 40, 50]), (1, "o", [30])):
         (line,) = plots.curves_figure(grouped([run("mixup", 50.0, epochs=epochs)])).axes[1].lines
         assert line.get_marker() == marker and list(line.get_ydata()) == values
@@ -153,28 +149,21 @@ def points(axes):
     return {line.get_gid(): [tuple(xy) for xy in line.get_xydata()] for line in axes.lines if line.get_gid()}
 
 
-def test_cost_is_relative_to_vanilla_on_the_same_machine(runs, run):
+def test_cost_is_relative_to_vanilla_on_the_same_machine_and_wall_time_without_one_beside_a_run(runs, run):
     (axes,) = plots.cost_figure(grouped(runs)).axes
-    assert points(axes) == {  # vanilla: 200 images/s
-        "vanilla": [(1.0, 50.0), (1.0, 52.0)],
-        "mixup": [(2.0, 54.0), (2.0, 56.0)],
-        "cutmix": [(2.5, 53.0), (2.5, 55.0)],
-    }
+    costs = {"vanilla": (1.0, 50.0), "mixup": (2.0, 54.0), "cutmix": (2.5, 53.0)}  # vanilla: 200 images/s
+    assert points(axes) == {name: [(x, top1), (x, top1 + 2)] for name, (x, top1) in costs.items()}
     assert axes.get_xlabel() == "training time per image, relative to vanilla"
     assert axes.get_ylabel() == "top-1 on test (%), median of the last 1 epochs"
     fast = {"env": ENV | {"device": "B"}, "seed": 2}
     both = [*runs, run("vanilla", 51.0, 1000.0, **fast), run("mixup", 51.0, 800.0, **fast)]
     (axes,) = plots.cost_figure(grouped(both)).axes
     assert points(axes)["mixup"][-1] == (1.25, 51.0) and points(axes)["cutmix"][0] == (2.5, 53.0)
-
-
-def test_cost_is_wall_time_where_a_run_has_no_vanilla_beside_it(runs, run):
     for seed, env in enumerate((None, ENV | {"device": "B"}, {"device": "A"}, [1])):
         groups = grouped([*runs, run("rsb", 40.0, 50.0, seed, env=env)])
-        costs, unit = plots.measured_costs(groups)
-        assert unit == "wall time of the run (s)"
-        assert [group.name for group in groups] == ["vanilla", "mixup", "cutmix", "rsb"]
-        assert (costs[0], costs[3]) == ([15.0, 15.0], [60.0])
+        times, unit = plots.measured_costs(groups)
+        assert (unit, groups[0].name, groups[3].name) == ("wall time of the run (s)", "vanilla", "rsb")
+        assert (times[0], times[3]) == ([15.0, 15.0], [60.0])
 
 
 @pytest.mark.parametrize("count", [1, 4, 12])

@@ -1,6 +1,6 @@
 """The contact sheet shows what the methods really do, the same each time, on images that are at hand."""
 
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -56,16 +56,11 @@ def test_each_cell_shows_its_image_mixed_with_the_draw_of_its_update_in_the_same
         assert shares[i].numpy() == pytest.approx(label, abs=1e-6)
 
 
-def test_many_methods_stand_in_blocks_side_by_side_and_no_text_is_cut(tmp_path, monkeypatch):
-    written, original = [], preview.ImageDraw.ImageDraw.text
-
-    def text(pen, at, words, **how):
-        written.append(words)
-        original(pen, at, words, **how)
-
-    monkeypatch.setattr(preview.ImageDraw.ImageDraw, "text", text)
-    path = tmp_path / "sheet.png"
-    preview.preview([], ["vanilla"] * 8 + ["gridmix", "automix", "vanilla"], 3, "synthetic", path)
+def test_many_methods_stand_in_blocks_side_by_side_and_no_text_is_cut(tmp_path):
+    pen, path = preview.ImageDraw.ImageDraw, tmp_path / "sheet.png"
+    with patch.object(pen, "text", autospec=True, side_effect=pen.text) as text:
+        preview.preview([], ["vanilla"] * 8 + ["gridmix", "automix", "vanilla"], 3, "synthetic", path)
+    written = [call.args[2] for call in text.call_args_list]
     x = small(preview.shapes(3))
     for block, row in ((0, 0), (1, 0), (0, 6), (1, 5)):  # 6 methods in the first block, 5 in the second
         assert all(np.array_equal(cell(path, row, i, 3, block), x[i]) for i in range(3))
@@ -136,9 +131,7 @@ def test_an_untrained_model_and_what_is_mixed_behind_the_images_are_said(monkeyp
 
 
 def test_a_teacher_that_cannot_be_had_is_left_out_of_a_sheet_of_everything_only(monkeypatch, tmp_path):
-    def pretrained(name):
-        raise taps.NoWeights(f"no weights for the teacher {name!r}")
-
+    pretrained = Mock(side_effect=taps.NoWeights("no weights for the teacher"))
     monkeypatch.setattr(taps, "pretrained", pretrained)
     monkeypatch.setattr(taps.teacher, "pretrained", pretrained)
     two = {name: MIXERS.rows[name] for name in ("mixup", "attentivemix")}

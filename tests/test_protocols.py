@@ -16,7 +16,7 @@ def numbered(*values):
     return dict(enumerate(values, 1))
 
 
-def test_the_text_takes_the_last_epochs_or_the_first_best_one_and_says_what_is_missing():
+def test_the_text_takes_the_last_epochs_or_the_first_best_one_and_says_what_is_missing_or_wrong():
     for values, protocol, last, epochs, expected in (
         (numbered(90, 90, 10, 50, 20, 40, 30), "median", 5, 7, (30, 5, 5, 7, "")),
         (numbered(90, 90, 10, 50, 20, 40), "median", 4, 6, (30, 4, 4, 6, "")),  # between 20 and 40
@@ -30,9 +30,6 @@ def test_the_text_takes_the_last_epochs_or_the_first_best_one_and_says_what_is_m
         found, missing = strict(values, protocol, last, epochs), expected[-1]
         name = "best epoch" if protocol == "best" else f"median of the last {last} epochs"
         assert found == (name, *expected) and found.label == name + f" ({missing})" * bool(missing)
-
-
-def test_no_epoch_too_many_and_heads_of_different_epochs_are_errors():
     for read in (strict, lambda values, *rule: tool({"": values}, *rule)):
         with pytest.raises(UserError, match="no evaluated epoch yet"):
             read({}, "median", 5, 100)

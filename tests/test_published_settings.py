@@ -1,8 +1,4 @@
-"""The 25 published settings, value by value, against a table of what the published runs did.
-
-``published_settings.csv`` was taken down from OpenMixup's configs independently of the recipes: one row per setting,
-an empty cell where something is not used. Neither a recipe nor a default may change a value unnoticed.
-"""
+"""The 25 published settings, value by value, against a table taken down from OpenMixup's configs on its own."""
 
 import csv
 import dataclasses
@@ -65,22 +61,6 @@ BY_TIMM = {
 PLAIN = BY_TIMM | dict.fromkeys(("cutmix", "saliencymix", "fmix"), 1)
 PLAIN |= {"gridmix": 0.2, "alignmix": 2, "comixup": 1, "supermix": 2, "grafting": 1}
 TINY = {m: a for m, a in PLAIN.items() if m != "supermix"} | {"mixup": 1, "smoothmix": 0.2, "comixup": 2}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_each_row_has_the_alpha_that_was_used(name):
-    rows, rsb = load_recipe(name).mixer_args, "_rsb_" in name
-    expected = TINY if name.startswith("tiny") else PLAIN if name.endswith("00e") else BY_TIMM
-    if name.startswith("r18_"):  # the note below the table, not its alpha column
-        expected = expected | dict.fromkeys(("cutmix", "saliencymix", "fmix", "resizemix"), 0.2)
-    assert {m: rows[m]["alpha"] for m in expected} == expected
-    pair = {"mixup_alpha": 0.1 if name == "moganet_t" or rsb else 0.8, "cutmix_alpha": 1.0}
-    assert expected is TINY or rows["rsb" if rsb else "deit"] == pair
-    if expected is BY_TIMM and not rsb:
-        assert rows["tokenmix"] == {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
-        assert rows["transmix"] == {"mixup_alpha": 0.1 if name == "deit_t" else 0.8, "cutmix_alpha": 1.0}
-
-
 AVERAGED = {"ema_decay": 0.99996, "ema_warmup_epochs": 20.0, "report_ema": True}
 NOT_AVERAGED = {"ema_decay": None, "ema_warmup_epochs": 0.0, "report_ema": False}
 DROPPED = {"drop_path_rate": 0.1}
@@ -108,15 +88,38 @@ VARIANTS = {
     "r50_rsb_a3_original": ORIGINAL,
     "swin_t_official": {"warmup_lr": 1e-6, "warmup_prefix": True},
 }
+CIFAR10 = SHARED | {
+    "name": "cifar10_r18_200e_mixup", "dataset": "uoft-cs/cifar10", "eval_split": "test", "image_column": "img",
+    "num_classes": 10, "streaming": False, "model": "resnet18_cifar", "model_args": {}, "drop_path_rate": None,
+    "init": "mmcls_cnn", "pretrained": None, "mixer": "mixup",
+    "mixer_args": {"mixup": {"alpha": 1.0}, "cutmix": {"alpha": 0.2}},
+    "epochs": 200, "batch_size": 100, "per_device_train_batch_size": 100, "drop_last": True, "opt": "momentum",
+    "lr": 0.1, "opt_betas": None, "opt_eps": None, "weight_decay": 1e-4, "decay_bias_and_norm": True,
+    "clip_grad": None, "sched_on_updates": False, "min_lr": 0.0, "warmup_epochs": 0.0, "warmup_lr": 0.0, "loss": "ce",
+    "smoothing": 0.0, "image_size": 32, "train_crop": "pad", "aa": None, "reprob": 0.0, "aug_repeats": 1,
+    "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010), "eval_size": 32, "eval_resize": 32,
+    "protocol": "median", "protocol_epochs": 10, "trials": 1, "ema_decay": None, "ema_warmup_epochs": 0.0,
+    "report_ema": False, "sync_bn": False, "precise_bn_samples": None, "mixed_precision": "no",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_setting_differs_for_a_mixer_exactly_where_its_config_did(name):
+def test_each_row_has_the_alpha_that_was_used_and_differs_for_a_mixer_exactly_where_its_config_did(name):
+    rows, rsb = load_recipe(name).mixer_args, "_rsb_" in name
+    expected = TINY if name.startswith("tiny") else PLAIN if name.endswith("00e") else BY_TIMM
+    if name.startswith("r18_"):  # the note below the table, not its alpha column
+        expected = expected | dict.fromkeys(("cutmix", "saliencymix", "fmix", "resizemix"), 0.2)
+    assert {m: rows[m]["alpha"] for m in expected} == expected
+    pair = {"mixup_alpha": 0.1 if name == "moganet_t" or rsb else 0.8, "cutmix_alpha": 1.0}
+    assert expected is TINY or rows["rsb" if rsb else "deit"] == pair
+    if expected is BY_TIMM and not rsb:
+        assert rows["tokenmix"] == {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
+        assert rows["transmix"] == {"mixup_alpha": 0.1 if name == "deit_t" else 0.8, "cutmix_alpha": 1.0}
     found = {m: fields for m in MIXERS if (fields := changed(f"{name}_{m}", f"{name}_vanilla"))}
     assert found == PER_MIXER.get(name, {})
 
 
-def test_there_are_25_published_settings_and_variants_that_change_only_what_they_say():
+def test_there_are_25_published_settings_variants_that_change_only_what_they_say_and_ours():
     assert len(PUBLISHED) == len(set(PUBLISHED)) == 25
     assert {*PUBLISHED, *VARIANTS} | OURS == set(settings())
     assert {name: changed(name, name.rpartition("_")[0]) for name in VARIANTS} == VARIANTS
@@ -124,6 +127,7 @@ def test_there_are_25_published_settings_and_variants_that_change_only_what_they
     for mixer in ("automix", "samix", "transmix"):
         assert changed(f"deit_s_2022_{mixer}", f"deit_s_{mixer}") == {"warmup_epochs": 20.0}
     assert changed("deit_s_official_transmix", "deit_s_official") == {}
+    assert dataclasses.asdict(load_recipe("cifar10_r18_200e_mixup")) == CIFAR10
 
 
 def test_the_mix_block_learns_as_its_configs_say_and_teachers_and_co_mixup_are_as_published():
@@ -149,22 +153,3 @@ def test_the_mix_block_learns_as_its_configs_say_and_teachers_and_co_mixup_are_a
         args = recipe.mixer_args["comixup"]
         assert tuple(args[key] for key in ("alpha", "part", "niter", "stride")) == expected
         assert recipe.per_device_train_batch_size == size and size % args["part"] == 0  # no shorter part
-
-
-CIFAR10 = SHARED | {
-    "name": "cifar10_r18_200e_mixup", "dataset": "uoft-cs/cifar10", "eval_split": "test", "image_column": "img",
-    "num_classes": 10, "streaming": False, "model": "resnet18_cifar", "model_args": {}, "drop_path_rate": None,
-    "init": "mmcls_cnn", "pretrained": None, "mixer": "mixup",
-    "mixer_args": {"mixup": {"alpha": 1.0}, "cutmix": {"alpha": 0.2}},
-    "epochs": 200, "batch_size": 100, "per_device_train_batch_size": 100, "drop_last": True, "opt": "momentum",
-    "lr": 0.1, "opt_betas": None, "opt_eps": None, "weight_decay": 1e-4, "decay_bias_and_norm": True,
-    "clip_grad": None, "sched_on_updates": False, "min_lr": 0.0, "warmup_epochs": 0.0, "warmup_lr": 0.0, "loss": "ce",
-    "smoothing": 0.0, "image_size": 32, "train_crop": "pad", "aa": None, "reprob": 0.0, "aug_repeats": 1,
-    "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010), "eval_size": 32, "eval_resize": 32,
-    "protocol": "median", "protocol_epochs": 10, "trials": 1, "ema_decay": None, "ema_warmup_epochs": 0.0,
-    "report_ema": False, "sync_bn": False, "precise_bn_samples": None, "mixed_precision": "no",
-}  # fmt: skip
-
-
-def test_our_cifar_setting_keeps_every_value():
-    assert dataclasses.asdict(load_recipe("cifar10_r18_200e_mixup")) == CIFAR10

@@ -99,7 +99,7 @@ def test_csv_is_one_row_per_cell_with_everything():
     assert "OpenMixup did not train" in rows["r50_100e_comixup"]["status_text"]
 
 
-def test_our_runs_stand_beside_the_published_number():
+def test_our_runs_stand_beside_the_published_number_in_any_format_unless_they_do_not_count_or_are_unfinished():
     found = as_cells(markdown_rows(published_table("pytorch_100e", RECORDS, "md")))
     cell = {(m, h): text for (m, _, h), text in found.items()}
     assert cell.items() >= {
@@ -114,9 +114,6 @@ def test_our_runs_stand_beside_the_published_number():
     assert r"77.17 / 77.10 $\pm$ 0.10 (3 seeds) / reproduced within the band" in latex
     for fmt in ("csv", *PARSERS):  # the same data give the same bytes
         assert published_table(None, RECORDS, fmt) == published_table(None, dict(reversed(RECORDS.items())), fmt)
-
-
-def test_runs_that_do_not_count_or_are_unfinished_show_no_number_in_any_format():
     name, bare = "r50_100e_cutmix", {fmt: published_table("pytorch_100e", {}, fmt) for fmt in PARSERS}
     for changes in (
         {"fields": records.fields_of(load_recipe(name, epochs=90))},
@@ -152,7 +149,7 @@ def test_the_caption_names_source_protocol_marks_and_command():
     assert "our runs, mean" not in text and "(4 cells)" in published_table("pytorch_100e", RECORDS, "md")
 
 
-def test_latex_is_escaped_and_its_environments_are_balanced():
+def test_latex_and_html_are_escaped_balanced_and_self_contained():
     text = published_table(None, RECORDS, "latex")
     one = [("begin", "table"), ("begin", "tabular"), ("end", "tabular"), ("end", "table")]
     assert re.findall(r"\\(begin|end)\{(\w+)\}", text) == one * 6 and text.isascii()
@@ -167,9 +164,6 @@ def test_latex_is_escaped_and_its_environments_are_balanced():
     assert tables.tex(r"a_b & 5% ± #{x} ~^\ --flag") == (
         r"a\_b \& 5\% $\pm$ \#\{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} -{}-flag"
     )
-
-
-def test_html_is_escaped_and_self_contained():
     row = ("R&D", "-", [tables.Entry("1.00", "", False, "<x>", "off")])
     text = tables.webpage([tables.Table("a < b", ["<i>"], [row], ["&"], "x > y")])
     assert "<h2>a &lt; b</h2>" in text and "R&amp;D" in text and "<i>" not in text and "<x>" not in text
