@@ -11,18 +11,9 @@ from tiny import ROOT
 
 SCRIPTS = ("train_mixup.py", "evaluate_mixup.py")
 CODE = sorted([*(ROOT / "mixers").rglob("*.py"), *(ROOT / "mixup_recipes").rglob("*.py"), *map(ROOT.joinpath, SCRIPTS)])
-FLOORS = [  # from the ground up: a file imports from its own floor and from those below
-    {"typed", "files", "names"},
-    {"recipe", "mixer_args", "resolve", "flags", "hub_errors"},
-    {"metrics", "fetch", "conformance"},
-    {"data"},
-    {"training"},
-    {"runs"},
-    {"benchmark"},
-    {"pages"},
-    {"hub"},
-    {"cli", "__main__", "train_mixup", "evaluate_mixup"},
-]
+ROOMS = "typed files names | recipe mixer_args resolve flags hub_errors | metrics fetch conformance | data | training"
+ROOMS += " | runs | benchmark | pages | hub | cli __main__ train_mixup evaluate_mixup"
+FLOORS = [rooms.split() for rooms in ROOMS.split(" | ")]  # a file imports from its own floor and from those before it
 MAY_WAIT = {
     ("train_mixup", "main"): "help needs no torch",
     ("evaluate_mixup", "main"): "help needs no torch",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from tiny import ROOT, environment
@@ -99,53 +100,35 @@ def test_a_wrong_flag_is_explained_and_leaves_with_2(capsys, argv, says):
     assert says in " ".join("".join(c for c in shown.out + shown.err if c not in "╭╮╰╯│─").split())
 
 
-NESTED = "{0}: a mixer inside a mixer is one value: --mixer.base '{{{1}: {{alpha: VALUE}}}}'"
+WRONG = {
+    "--save_total_limit 0": "command line: save_total_limit: expected an integer at least 1, got '0'",
+    "--on_bad_image skp": "expected one of stop, skip, got 'skp'; did you mean 'skip'?",
+    "--checkpointing_steps 0": "checkpointing_steps: expected 'epoch' or an integer at least 1, got '0'",
+    "--checkpointing_steps 1.5": "checkpointing_steps: expected 'epoch' or an integer at least 1, got '1.5'",
+}
+for flag, meant in {
+    "--epoch": "epochs", "--learning-rate": "lr", "--num_epochs": "epochs", "--wd": "weight_decay",
+    "--mixer_arg.alpha": "mixer_args", "--data-dir": "dataset", "--resume": "resume_from_checkpoint",
+    "--bs": "batch_size",
+}.items():  # fmt: skip
+    WRONG |= {f"{flag}{value}": f"unknown flag {flag}; did you mean --{meant}?" for value in (" 3", "=3")}
+for flag, name in (("mixer", "NAME"), ("mixer-args", "NAME"), ("mixer", "cutmix")):
+    flag = f"--{flag}.base.{'' if name == 'NAME' else name + '.'}alpha"
+    says = f"{flag}: a mixer inside a mixer is one value: --mixer.base '{{{name}: {{alpha: VALUE}}}}'"
+    WRONG |= {f"--mixer decouplemix {flag}{value}": says for value in (" 3", "=3")}
 
 
-@pytest.mark.parametrize(
-    ("argv", "says"),
-    [
-        *(
-            (f"{flag}{'' if '=' in flag else ' 3'}", f"unknown flag {flag.split('=')[0]}; did you mean --{meant}?")
-            for flag, meant in (
-                ("--epoch", "epochs"), ("--learning-rate", "lr"), ("--num_epochs", "epochs"), ("--wd", "weight_decay"),
-                ("--bs=3", "batch_size"), ("--mixer_arg.alpha", "mixer_args"), ("--data-dir", "dataset"),
-                ("--resume", "resume_from_checkpoint"),
-            )
-        ),
-        *(
-            (f"--mixer decouplemix {flag}{value}", NESTED.format(flag, name))
-            for flag, name in (("--mixer.base.alpha", "NAME"), ("--mixer-args.base.alpha", "NAME"),
-                               ("--mixer.base.cutmix.alpha", "cutmix"))
-            for value in ("=3", " 3")
-        ),
-    ],
-)  # fmt: skip
-def test_a_flag_that_means_another_or_a_mixer_inside_a_mixer_is_answered_with_how_to_write_it(argv, says):
+@pytest.mark.parametrize(("argv", "says"), WRONG.items())
+def test_a_flag_that_means_another_and_a_wrong_value_of_a_run_option_are_explained(argv, says):
     with pytest.raises(UserError) as caught:
-        parse(argv)
-    assert str(caught.value) == says
+        flags.fill(Job, flags.parse(argv.split(), "program", "", CLASSES)["Run"])
+    assert str(caught.value).endswith(says)
 
 
 def test_a_mixer_inside_a_mixer_is_one_value() -> None:
     argv = ["--mixer", "decouplemix", "--mixer.base", "{cutmix: {alpha: 3.0}}"]
     recipe, _ = resolve("quickstart", flags.parse(argv, "program", "", CLASSES)["Recipe fields"])
     assert recipe.mixer_args["decouplemix"]["base"] == {"cutmix": {"alpha": 3.0}}
-
-
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        ({"save_total_limit": "0"}, "command line: save_total_limit: expected an integer at least 1, got '0'"),
-        ({"on_bad_image": "skp"}, "expected one of stop, skip, got 'skp'; did you mean 'skip'?"),
-        ({"checkpointing_steps": "0"}, "checkpointing_steps: expected 'epoch' or an integer at least 1, got '0'"),
-        ({"checkpointing_steps": "1.5"}, "checkpointing_steps: expected 'epoch' or an integer at least 1, got '1.5'"),
-    ],
-)
-def test_a_wrong_value_of_a_run_option_is_explained(given, says):
-    with pytest.raises(UserError) as caught:
-        flags.fill(Job, given)
-    assert says in str(caught.value)
 
 
 # --------------------------------------------------------------------------------------------- help
@@ -210,57 +193,53 @@ def test_a_list_is_written_with_or_without_brackets(console, tmp_path, seeds):
     assert status == 0 and [line.split("--seed ")[1].split()[0] for line in shown.splitlines()] == ["0", "1", "2"]
 
 
-# What needs no torch must not import it: all in one fresh process.
-LIGHT = [
-    "--help", "--version", "train --help", "train --list", "evaluate --help", "predict --help", "push --help",
-    "recipes list", "recipes show deit_s_samix", "recipes explain r50_100e_cutmix",
-    "recipes diff deit_s_deit deit_s_cutmix", "recipes show resnet50_cutmix", "cells list", "cells show deit_s_samix",
-    "cells explain deit_s_samix", "cells diff deit_s_samix deit_s_deit", "cells export deit_s_samix",
-    "train_mixup.py --help", "evaluate_mixup.py --help",
-]  # fmt: skip
+# What needs no torch must not import it: all in one fresh process. By command: what it says, among other things.
+LIGHT = {
+    "--help": "recipes", "--version": __version__, "train --help": "--recipe", "train --list": "r50_100e",
+    "evaluate --help": "--run --model", "predict --help": "IMAGES", "push --help": "--repo_id",
+    "recipes list": "r50_100e", "recipes show deit_s_samix": "mixer: samix",
+    "recipes explain deit_s_cutmix": "deit_s.yaml", "recipes diff deit_s_deit deit_s_cutmix": "mixer_args",
+    "recipes show deit_x_cutmix": "did you mean 'deit_", "cells list": "deit_s_samix",
+    "cells show deit_s_samix": "published", "cells explain deit_s_samix": "deit_s.yaml",
+    "cells diff deit_s_samix deit_s_deit": "samix", "cells export deit_s_samix": "mixer: samix",
+    "train_mixup.py --help": "--recipe", "evaluate_mixup.py --help": "--run --model",
+}  # fmt: skip
 
 
-def test_help_names_and_completion_import_no_torch() -> None:
+def test_help_names_completion_and_the_formulas_of_metrics_import_no_torch():
     code = f"""
 import contextlib, io, runpy, sys
+import mixup_recipes.metrics.calibration.formula, mixup_recipes.metrics.topk_accuracy.formula
 from mixup_recipes.cli import app, main
-for line in {LIGHT}:
+modules = "torch timm datasets accelerate transformers matplotlib evaluate pandas gradio".split()
+for line, says in {LIGHT}.items():
     script, words = line.split()[0], line.split()
     sys.argv = words if script.endswith(".py") else ["mixup-recipes", *words]
-    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.redirect_stderr(shown):
         try: runpy.run_path(script, run_name="__main__") if script.endswith(".py") else main()
         except SystemExit as left: status = left.code
-    heavy = {{"torch", "timm", "datasets", "accelerate", "transformers", "matplotlib"}} & set(sys.modules)
-    print(status or 0, sorted(heavy), line, "--recipe" in shown.getvalue(), "--run --model" in shown.getvalue())
+    print(status or 0, [m for m in modules if m in sys.modules], line, says in shown.getvalue())
 print(app.generate_completion(shell="bash"))
 print("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    for line, asked in zip(lines, LIGHT, strict=False):
-        assert line.startswith(f"{2 if 'resnet50' in asked else 0} [] {asked}")
-    assert f"{LIGHT[-2]} True" in done.stdout and lines[len(LIGHT) - 1].endswith(" True")
+    assert lines[: len(LIGHT)] == [f"{2 * ('deit_x' in asked)} [] {asked} True" for asked in LIGHT]
     assert {"--per_device_train_batch_size", "--hub_model_id"} <= set(done.stdout.split()) and lines[-1] == "False"
 
 
 # --------------------------------------------------------------------------------------------- exit status
 
 
-def leave(status: int | None = None, error: BaseException | None = None) -> Any:
-    """Run a command that returns or raises; its exit status."""
-
-    def main() -> int | None:
-        if error is not None:
-            raise error
-        return status
-
+def leave(**outcome):
+    """The exit status of a command that returns ``return_value`` or raises ``side_effect``."""
     with pytest.raises(SystemExit) as left:
-        flags.run(main)
-    return left.value.code
+        flags.run(Mock(**outcome))
+    return left.value.code or 0
 
 
 def test_a_command_leaves_with_its_own_status_and_a_bug_keeps_its_traceback(capsys):
-    assert (leave(None) or 0, leave(75), leave(error=SystemExit(3))) == (0, 75, 3)
+    assert (leave(return_value=None), leave(return_value=75), leave(side_effect=SystemExit(3))) == (0, 75, 3)
     assert capsys.readouterr() == ("", "")
     with pytest.raises(ZeroDivisionError):
         flags.run(lambda: 1 // 0)
@@ -281,11 +260,11 @@ def test_a_command_leaves_with_its_own_status_and_a_bug_keeps_its_traceback(caps
 )
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(argv, says, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", argv.split())
-    assert leave(error=KeyboardInterrupt()) == 130
+    assert leave(side_effect=KeyboardInterrupt()) == 130
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"stopped: {says}") and err.count("\n") == 1
     monkeypatch.setenv("RANK", "1")
-    assert leave(error=KeyboardInterrupt()) == 130 and capsys.readouterr() == ("", "")
+    assert leave(side_effect=KeyboardInterrupt()) == 130 and capsys.readouterr() == ("", "")
 
 
 def test_a_real_ctrl_c_is_one_line_and_130(tmp_path):
@@ -313,12 +292,12 @@ def test_a_command_whose_output_nobody_reads_on_ends_quietly(command, lines):
     assert process.returncode in (141, 1)  # 1: rich, which prints the help, has left by itself
 
 
-@pytest.mark.parametrize(("rank", "shown"), [(None, True), ("0", True), ("1", False)])
-def test_a_user_error_is_one_line_from_the_first_process_only(rank, shown, capsys, monkeypatch):
+def test_a_user_error_is_one_line_from_the_first_process_only(capsys, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    if rank is not None:
-        monkeypatch.setenv("RANK", rank)
-    assert leave(error=UserError("epochs: expected an integer")) == 2
-    assert capsys.readouterr() == ("", "error: epochs: expected an integer\n" if shown else "")
-    assert leave(error=RankError("image 3 cannot be read")) == 2  # what one process alone meets, it says itself
-    assert capsys.readouterr() == ("", "error: image 3 cannot be read\n")
+    for rank in (None, "0", "1"):
+        if rank is not None:
+            monkeypatch.setenv("RANK", rank)
+        assert leave(side_effect=UserError("epochs: expected an integer")) == 2
+        assert capsys.readouterr() == ("", "" if rank == "1" else "error: epochs: expected an integer\n")
+        assert leave(side_effect=RankError("image 3 cannot be read")) == 2  # what it meets alone, it says itself
+        assert capsys.readouterr() == ("", "error: image 3 cannot be read\n")
