@@ -95,7 +95,7 @@ SCRIPTS = dict(re.findall(r"^## (.*?)\n.*?```python\n(.*?)```", LOOPS, re.S | re
 def test_each_script_of_the_loops_document_runs_by_itself(loop, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    names: dict = {"__name__": "__main__"}
+    names = {"__name__": "__main__"}
     exec(compile(SCRIPTS[loop], loop, "exec"), names)
     assert 0 < torch.as_tensor(names["loss"]).item() < 20
 

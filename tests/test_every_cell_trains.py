@@ -47,7 +47,7 @@ def family(recipe: Recipe) -> str:
     return name
 
 
-def smaller(recipe: Recipe) -> Recipe:
+def smaller(recipe):
     """The recipe at 64 pixels (32 where the stem keeps them all) or less, four images at a time, with a small model
     of the same family."""
     size = min(recipe.image_size, 32 if recipe.model.endswith("_cifar") else 64)
