@@ -65,9 +65,6 @@ def complaint(r: Recipe) -> str:
     return str(caught.value)
 
 
-# --------------------------------------------------------------------------------------------- order
-
-
 def dealt(size: int, r: Recipe, world: int, start: int = 0) -> list[list[list[Key]]]:
     """Every update of a run as its micro-batches, collected from all processes."""
     micro_batches, accumulation = cut(r, world)
@@ -150,9 +147,6 @@ def test_the_global_batch_is_shared_out_or_what_would_do_is_said():
     assert len(dealt(15, recipe(drop_last=False), 1)) == 3
 
 
-# --------------------------------------------------------------------------------------------- random keys
-
-
 def test_every_purpose_and_key_has_a_stream_of_its_own_and_seeding_fixes_every_global_generator():
     purposes = (keys.ORDER, keys.SAMPLE, keys.STEP, keys.ERASE, keys.SUBSET)
     assert len(set(purposes)) == len(purposes) and 0 not in purposes
@@ -170,9 +164,6 @@ def test_every_purpose_and_key_has_a_stream_of_its_own_and_seeding_fixes_every_g
 
     assert draws(0, 1) == draws(0, 1)
     assert all(a != b for a, b in zip(draws(0, 1), draws(0, 2), strict=True))
-
-
-# --------------------------------------------------------------------------------------------- samples
 
 
 def make_samples(photos: Path, on_bad_image: str = "stop", train: bool = True, **changes: Any) -> Samples:
@@ -238,9 +229,6 @@ def test_a_skipped_image_is_replaced_by_the_next_good_one_and_counted(photos, tm
     nothing = make_samples(spoil(photos, tmp_path / "nothing", {i: b"" for i in range(72)}), "skip")
     with pytest.raises(UserError, match="no image of the dataset can be read"):
         nothing[Key(0, 0, 0)]
-
-
-# --------------------------------------------------------------------------------------------- datasets
 
 
 def test_a_folder_of_parquet_files_is_a_dataset_and_its_shards_are_read_in_order(photos, own_cache, tmp_path):
@@ -379,9 +367,6 @@ def test_a_hub_dataset_out_of_reach_or_gated_says_how_to_get_it_and_writes_nothi
     says = "access is gated: accept the terms on its page on the Hub, then `hf auth login` or set HF_TOKEN"
     assert says in complaint(recipe("a/b"))
     assert sorted(own_cache.rglob("*")) == before
-
-
-# --------------------------------------------------------------------------------------------- subsets and record
 
 
 def test_a_subset_never_changes_and_holds_all_classes(photos):

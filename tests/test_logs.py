@@ -103,9 +103,6 @@ def test_timms_epochs_count_from_0_and_a_resumed_run_repeats_its_header(tmp_path
     assert max(curves_of(tmp_path).heads[""]) == 4
 
 
-# ------------------------------------------------------------------------------------------------ damage
-
-
 def test_a_cut_last_line_is_left_out_and_damage_elsewhere_names_its_line(tmp_path):
     path = openmixup(tmp_path / "a.log.json", {"head0_top1": 1.0}, {"head0_top1": 2.0})
     whole = path.read_text()
@@ -206,9 +203,6 @@ def test_a_line_that_cannot_be_read_is_refused(tmp_path):
                 read(path)
 
 
-# ------------------------------------------------------------------------------------------------ both readings
-
-
 def test_a_run_folder_knows_its_rule(tmp_path):
     run = opened(ours(tmp_path / "run", [90.0, 90.0, 10.0, 50.0, 20.0, 40.0, 30.0]))
     text = describe([run], *NO_RULE).splitlines()
@@ -258,9 +252,6 @@ def test_several_logs_are_averaged_over_the_newest_three_as_the_tool_does(tmp_pa
     tools = [(max(t) + max(t) - 0.01 * (max(t) - min(t))) / 2 for t in tops[1:]]
     assert tool.startswith(f"{sum(tools) / 3:7.3f}  ± ") and "OpenMixup's tool" in tool
     assert "mean of" not in describe(paths, None, "best", None, 3)  # unfinished
-
-
-# ------------------------------------------------------------------------------------------------ while it is written
 
 
 def test_a_resumed_log_is_cut_back_to_its_checkpoint_and_a_damaged_one_is_an_error_and_left_as_it_is(tmp_path):

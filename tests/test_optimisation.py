@@ -24,9 +24,6 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe(**({"num_classes": 5} | changes))
 
 
-# --------------------------------------------------------------------------------------------- losses
-
-
 def slow_cross_entropy(logits: list[float], target: list[float]) -> float:
     total = sum(math.exp(v) for v in logits)
     return -sum(t * math.log(math.exp(v) / total) for v, t in zip(logits, target, strict=True))
@@ -69,9 +66,6 @@ def test_targets_are_smoothed_once_by_the_formula_and_give_the_smoothed_loss_of_
             assert row == pytest.approx([(1 - smoothing) * (k == label) + smoothing / 5 for k in range(5)])
         theirs = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
         torch.testing.assert_close(criterion(recipe(smoothing=smoothing))(logits, y), theirs)
-
-
-# --------------------------------------------------------------------------------------------- optimiser
 
 
 class Plain(Vanilla):
@@ -179,9 +173,6 @@ def test_betas_and_epsilon_reach_the_optimiser_only_when_given_and_what_cannot_b
         with pytest.raises(UserError) as caught:
             optimizer(make_step(), recipe(**changes))
         assert str(caught.value).startswith(says)
-
-
-# --------------------------------------------------------------------------------------------- learning rate
 
 
 def openmixup_rate(r: Recipe, update: int, per_epoch: int) -> float:

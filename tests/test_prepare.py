@@ -167,8 +167,6 @@ def test_a_killed_process_leaves_no_half_written_set_and_two_at_once_both_succee
     assert {rows.num_rows for rows in load(folder, tmp_path).values()} == {6, 3, 9}
 
 
-# --------------------------------------------------------------------------------------------- CIFAR-10
-
 SHEETS = {  # pixels (n, 32, 32, 3) of each sheet of a small stand-in for the package
     name: np.random.default_rng(number).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     for number, name in enumerate(name for files, _ in prepare.CIFAR10_SPLITS.values() for name in files)
