@@ -65,49 +65,33 @@ def complaint(r: Recipe) -> str:
     return str(caught.value)
 
 
-def dealt(size: int, r: Recipe, world: int, start: int = 0) -> list[list[list[Key]]]:
-    """Every update of a run as its micro-batches, collected from all processes."""
-    micro_batches, accumulation = cut(r, world)
-    ranks = [list(TrainOrder(size, r, rank, world, start)) for rank in range(world)]
-    assert len({len(r) for r in ranks}) == 1  # no process waits for another
-    updates = []
-    for first in range(0, len(ranks[0]), accumulation):
-        update: list[list[Key]] = [[]] * micro_batches
-        for rank, batches in enumerate(ranks):
-            update[rank::world] = batches[first : first + accumulation]
-        updates.append(update)
-    return updates
-
-
-def flat(updates: list[list[list[Key]]]) -> list[Key]:
-    return [key for update in updates for micro in update for key in micro]
-
-
 def test_an_epoch_takes_each_image_once_and_leaves_out_the_rest_or_is_completed():
-    cases = [(size, True) for size in (16, 17, 64, 70)] + [(size, False) for size in (5, 17, 64, 70)]
-    for (size, drop_last), world in itertools.product(cases, (1, 2, 4)):
-        r, per_epoch = recipe(drop_last=drop_last), size // 16 if drop_last else -(-size // 16)
-        updates = dealt(size, r, world)
-        assert len(updates) == 3 * per_epoch
+    for size, drop_last in [(s, True) for s in (16, 17, 64, 70)] + [(s, False) for s in (5, 17, 64, 70)]:
+        length = 16 * (size // 16 if drop_last else -(-size // 16))
+        order = TrainOrder(size, recipe(drop_last=drop_last), 0, 1)
+        run = [key for micro in order for key in micro]
+        assert len(run) == 3 * length
         for epoch in range(3):
-            seen = flat(updates[epoch * per_epoch : (epoch + 1) * per_epoch])
-            assert len(seen) == len(set(seen)) == per_epoch * 16  # a second visit is another draw
+            seen = run[epoch * length : (epoch + 1) * length]
+            assert len(set(seen)) == length  # a second visit is another draw
             counts = Counter(key.index for key in seen)
             assert {key.epoch for key in seen} == {epoch} and set(counts) <= set(range(size))
             if drop_last:
                 assert {key.copy for key in seen} == {0} and max(counts.values()) == 1
             else:  # with the first ones again
-                assert len(counts) == size and max(counts.values()) == -(-per_epoch * 16 // size)
-                index, _ = TrainOrder(size, r, 0, 1).epoch(epoch)
+                assert len(counts) == size and max(counts.values()) == -(-length // size)
+                index, _ = order.epoch(epoch)
                 assert index[size:].tolist() == index[: len(index) - size].tolist()
 
 
 def test_what_an_update_holds_depends_neither_on_the_processes_nor_on_where_a_run_starts():
-    for changes in ({}, {"drop_last": False}, {"aug_repeats": 3}, {"drop_last": False, "aug_repeats": 2}):
-        whole = dealt(70, recipe(**changes), 1)
-        for world, starts in ((1, range(len(whole) + 1)), (2, range(len(whole) + 1)), (4, (0, 7))):
-            for start in starts:
-                assert dealt(70, recipe(**changes), world, start) == whole[start:], (changes, world, start)
+    cases = ({}, {"drop_last": False}, {"aug_repeats": 3}, {"drop_last": False, "aug_repeats": 2})
+    for changes, size in itertools.product(cases, (16, 17, 64, 70)):
+        whole = list(TrainOrder(size, recipe(**changes), 0, 1))  # four micro-batches an update
+        for world, start in itertools.product((1, 2, 4), range(len(whole) // 4 + 1)):
+            ranks = [list(TrainOrder(size, recipe(**changes), rank, world, start)) for rank in range(world)]
+            dealt = [micro for turn in zip(*ranks, strict=True) for micro in turn]  # no process waits for another
+            assert dealt == whole[4 * start :], (changes, size, world, start)
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
@@ -118,12 +102,12 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 
 def test_repeated_images_differ_in_their_draw_and_meet_in_no_micro_batch():
-    for repeats, world in itertools.product((2, 3, 4), (1, 2, 4)):
-        updates = dealt(64, recipe(aug_repeats=repeats), world)
-        assert len(updates) == 3 * 4  # the epoch is as long as without
-        assert all(len({key.index for key in micro}) == len(micro) == 4 for update in updates for micro in update)
+    for repeats in (2, 3, 4):
+        micros = list(TrainOrder(64, recipe(aug_repeats=repeats), 0, 1))
+        assert len(micros) == 3 * 4 * 4  # the epoch is as long as without
+        assert all(len({key.index for key in micro}) == len(micro) == 4 for micro in micros)
         for epoch in range(3):
-            seen = flat(updates[4 * epoch : 4 * epoch + 4])
+            seen = [key for micro in micros[16 * epoch : 16 * epoch + 16] for key in micro]
             counts = Counter(key.index for key in seen)
             assert len(set(seen)) == 64 and len(counts) == -(-64 // repeats)
             assert sorted(counts.values())[1:] == [repeats] * (len(counts) - 1)
@@ -144,7 +128,7 @@ def test_the_global_batch_is_shared_out_or_what_would_do_is_said():
             cut(recipe(batch_size=256, per_device_train_batch_size=64), world)
     with pytest.raises(UserError, match="the training split has 15 images, fewer than batch_size 16"):
         TrainOrder(15, recipe(), 0, 1)
-    assert len(dealt(15, recipe(drop_last=False), 1)) == 3
+    assert TrainOrder(15, recipe(drop_last=False), 0, 1).updates == 3
 
 
 def test_every_purpose_and_key_has_a_stream_of_its_own_and_seeding_fixes_every_global_generator():
@@ -166,6 +150,22 @@ def test_every_purpose_and_key_has_a_stream_of_its_own_and_seeding_fixes_every_g
     assert all(a != b for a, b in zip(draws(0, 1), draws(0, 2), strict=True))
 
 
+def write_table(folder: Path, kind: Any, train: list, test: list, **bad: Any) -> Path:
+    """Parquet files with labels of a feature and one image for all; ``bad_train``: other bytes of some, or None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    features = Features({"image": ImageFeature(), "label": kind})
+    for split, labels in (("train", train), ("test", test)):
+        data = dict.fromkeys(range(len(labels)), JPEG) | bad.get(f"bad_{split}", {})
+        images = [None if d is None else {"bytes": d, "path": f"{split}-{i}.jpg"} for i, d in data.items()]
+        table = pa.table({"image": images, "label": labels}, schema=features.arrow_schema)
+        pq.write_table(table, folder / f"{split}.parquet")
+    return folder
+
+
+NAMES = ClassLabel(names=CLASSES)
+GOOD = [0, 1, 2, 3]
+
+
 def make_samples(photos: Path, on_bad_image: str = "stop", train: bool = True, **changes: Any) -> Samples:
     r = recipe(photos, **changes)
     splits, evaluating = load_splits(r), EvalTransform(16, 16, "bilinear")
@@ -184,30 +184,8 @@ def test_augmentation_depends_on_the_key_alone(photos):
     assert (image.dtype, image.shape, rest) == (torch.uint8, (3, 16, 16), [6 % 4, 6, 0])
 
 
-def spoil(photos: Path, folder: Path, bad: dict[int, bytes | None], split: str = "train") -> Path:
-    """A copy of the set in which some images are other bytes; None: no image at all."""
-    shutil.copytree(photos, folder)
-    path = folder / f"data/{split}-00000-of-00001.parquet"
-    table = pq.read_table(path)
-    rows = table.to_pylist()
-    for index, data in bad.items():
-        rows[index]["image"] = None if data is None else {"bytes": data, "path": f"{split}-{index}.jpg"}
-    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
-    return folder
-
-
-def test_evaluation_sees_each_image_once_and_knows_which_to_leave_out(photos, tmp_path):
-    samples = make_samples(spoil(photos, tmp_path / "set", {0: b"", 7: b"no image"}, "test"), "skip", train=False)
-    for world, workers in ((1, 0), (1, 2), (2, 0), (4, 0)):
-        batches = [b for rank in range(world) for b in samples.eval_batches(rank, world, 4, workers, CPU)]
-        assert all(len({len(part) for part in b}) == 1 and len(b[0]) <= 4 for b in batches)
-        labels, indices, bad = (torch.cat([b[i] for b in batches]) for i in (1, 2, 3))
-        assert indices.tolist() == [i for rank in range(world) for i in range(rank, 30, world)]
-        assert sorted(indices[bad > 0].tolist()) == [0, 7] and torch.equal(labels[bad == 0], indices[bad == 0] % 4)
-
-
 def test_a_bad_image_stops_with_its_index_and_path_in_one_line(photos, tmp_path):
-    samples = make_samples(spoil(photos, tmp_path / "set", {3: JPEG[:200]}))
+    samples = make_samples(write_table(tmp_path, NAMES, GOOD, GOOD, bad_train={3: JPEG[:200]}))
     for workers in (0, 1):
         with pytest.raises(RankError) as caught:  # printed by whichever process meets it
             list(samples.train_batches([[Key(0, 2, 0)], [Key(0, 3, 0)]], workers, CPU))
@@ -217,7 +195,7 @@ def test_a_bad_image_stops_with_its_index_and_path_in_one_line(photos, tmp_path)
 
 
 def test_a_skipped_image_is_replaced_by_the_next_good_one_and_counted(photos, tmp_path):
-    folder = spoil(photos, tmp_path / "set", {3: b"", 4: None, 71: b"no image"})
+    folder = write_table(tmp_path, NAMES, GOOD * 18, GOOD, bad_train={3: b"", 4: None, 71: b"no image"})
     for index in (3, 4, 71):  # no data and no image are bad images too
         with pytest.raises(UserError, match=rf"^image {index} \((train-{index}.jpg|no path)\) cannot be read: "):
             make_samples(folder)[Key(0, index, 0)]
@@ -226,7 +204,7 @@ def test_a_skipped_image_is_replaced_by_the_next_good_one_and_counted(photos, tm
     assert rest == [5 % 4, 3, 2] and torch.equal(image, again)
     assert samples[Key(0, 71, 0)][1:] == (0, 71, 1)  # goes on at the start
     assert samples[Key(0, 5, 0)][1:] == (1, 5, 0)
-    nothing = make_samples(spoil(photos, tmp_path / "nothing", {i: b"" for i in range(72)}), "skip")
+    nothing = make_samples(write_table(tmp_path, NAMES, GOOD, GOOD, bad_train=dict.fromkeys(range(4), b"")), "skip")
     with pytest.raises(UserError, match="no image of the dataset can be read"):
         nothing[Key(0, 0, 0)]
 
@@ -261,40 +239,26 @@ def image_folder(folder: Path, splits: dict[str, dict[str, int]]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("folder", "split"), [("val", "validation"), ("valid", "validation"), ("validation", "val"),
-                                               ("val", "test"), ("test", "test"), ("val", "val")])  # fmt: skip
-def test_a_folder_of_class_folders_is_a_dataset(tmp_path, folder, split):
-    made = image_folder(tmp_path / "set", {"train": {"b": 5, "a": 4}, folder: {"a": 3, "b": 2}})
-    splits = load_splits(recipe(made, num_classes=2, eval_split=split))
-    assert splits.classes == ["a", "b"]
-    assert [row["label"] for row in splits.train] == [0] * 4 + [1] * 5
-    assert [row["label"] for row in splits.eval] == [0] * 3 + [1] * 2
-    assert Samples(splits.eval, recipe(), EvalTransform(16, 16, "bilinear"))[Key(0, 4, 0)][1:] == (1, 4, 0)
-
-
-def test_a_bad_file_of_an_image_folder_is_named_by_its_path(tmp_path):
-    made = image_folder(tmp_path / "set", {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
-    file = made / "train/a/ILSVRC_test_1.JPEG"
+def test_a_folder_of_class_folders_is_a_dataset_and_a_bad_file_is_named_by_its_path(tmp_path):
+    for number, (folder, split) in enumerate(
+        (("val", "validation"), ("valid", "validation"), ("validation", "val"),
+         ("val", "test"), ("test", "test"), ("val", "val"))
+    ):  # fmt: skip
+        made = image_folder(tmp_path / str(number), {"train": {"b": 5, "a": 4}, folder: {"a": 3, "b": 2}})
+        splits = load_splits(recipe(made, num_classes=2, eval_split=split))
+        assert splits.classes == ["a", "b"]
+        assert [row["label"] for row in splits.train] == [0] * 4 + [1] * 5
+        assert [row["label"] for row in splits.eval] == [0] * 3 + [1] * 2
+        samples = Samples(splits.eval, recipe(), EvalTransform(16, 16, "bilinear"))
+        assert samples[Key(0, 4, 0)][1:] == (1, 4, 0)
+    file = made / "val/b/ILSVRC_test_1.JPEG"
     file.write_bytes(b"no image")
-    samples = make_samples(made, num_classes=2)
     for reason in ("not an image", ""):
-        with pytest.raises(UserError, match=rf"^image 0 \(.*train/a/ILSVRC_test_1.JPEG\) cannot be read: {reason}"):
-            samples[Key(0, 0, 0)]
+        with pytest.raises(UserError, match=rf"^image 3 \(.*/val/b/ILSVRC_test_1.JPEG\) cannot be read: {reason}"):
+            samples[Key(0, 3, 0)]
         file.unlink(missing_ok=True)
 
 
-def write_table(folder: Path, kind: Any, train: list, test: list) -> Path:
-    """Parquet files with the given labels, of the given feature, and one image for all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    features = Features({"image": ImageFeature(), "label": kind})
-    for split, labels in (("train", train), ("test", test)):
-        columns = {"image": [{"bytes": JPEG, "path": None}] * len(labels), "label": labels}
-        pq.write_table(pa.table(columns, schema=features.arrow_schema), folder / f"{split}.parquet")
-    return folder
-
-
-NAMES = ClassLabel(names=CLASSES)
-GOOD = [0, 1, 2, 3]
 UNWHOLE = "label column 'label' is not of whole numbers"
 
 
