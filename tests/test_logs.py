@@ -1,16 +1,15 @@
 """Promise: logs of ours, of OpenMixup and of timm become the same curves, and a log that cannot is one clear line."""
 
+import itertools
 import json
 import math
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from runs import make_run, quick, train_line, val_line
 from timm.utils import update_summary
-from tiny import environment
 
 from mixup_recipes.files import lock
 from mixup_recipes.runs.curves import curves_of, describe, opened
@@ -125,6 +124,12 @@ def test_a_cut_last_line_is_left_out_and_damage_elsewhere_names_its_line(tmp_pat
     ):
         with pytest.raises(UserError, match=says):
             curves_of(source)
+    for damage, read in itertools.product(
+        ("[" * 10**5, f'{{"epoch": {"9" * 5000}}}', "[1]", "null"), (curves_of, read_rows)
+    ):
+        log.write_text(f"{json.dumps(WHOLE)}\n{damage}\n{json.dumps(WHOLE)}\n")
+        with pytest.raises(UserError, match=r"log\.jsonl, line 2: expected a JSON object$"):
+            read(log)
 
 
 WHOLE = val_line(1, 50.0, count=100)
@@ -194,16 +199,7 @@ def test_a_value_that_cannot_be_is_refused_with_its_line(tmp_path, key, values, 
                 assert len(str(error.value)) < len(str(path)) + 150
 
 
-def test_a_line_that_cannot_be_read_is_refused(tmp_path):
-    path = tmp_path / "log.jsonl"
-    for damage in ("[" * 100_000, '{"epoch": ' + "9" * 5000 + "}", "[1]", "null"):
-        path.write_text(f"{json.dumps(WHOLE)}\n{damage}\n{json.dumps(WHOLE)}\n")
-        for read in (curves_of, read_rows):
-            with pytest.raises(UserError, match=r"log\.jsonl, line 2: expected a JSON object$"):
-                read(path)
-
-
-def test_a_run_folder_knows_its_rule(tmp_path):
+def test_a_run_folder_knows_its_rule_and_whether_the_average_is_reported(tmp_path):
     run = opened(ours(tmp_path / "run", [90.0, 90.0, 10.0, 50.0, 20.0, 40.0, 30.0]))
     text = describe([run], *NO_RULE).splitlines()
     assert text[0] == f"{tmp_path}/run/log.jsonl: our log, 7 of 7 epochs"
@@ -215,10 +211,7 @@ def test_a_run_folder_knows_its_rule(tmp_path):
     over = opened(ours(tmp_path / "over", [1.0, 2.0, 3.0], epochs=2))
     with pytest.raises(UserError, match=r"^.*/over: epoch 3 was evaluated, but only 2 epochs are planned"):
         describe([over], *NO_RULE)
-
-
-def test_the_average_is_read_where_the_recipe_reports_it(tmp_path):
-    run = opened(ours(tmp_path / "run", [1.0, 2.0], report_ema=True))
+    run = opened(ours(tmp_path / "average", [1.0, 2.0], report_ema=True))
     assert [line.split()[0] for line in describe([run], *NO_RULE).splitlines()[1:]] == ["2.500"] * 2
     path = timm_summary(tmp_path / "summary.csv", [81.5], start=299)  # other tools log it as if it were the model
     for recipe in ("deit_b_mixup", "deit_b_samix"):  # a recipe of any published cell will do
@@ -273,7 +266,7 @@ def test_a_resumed_log_is_cut_back_to_its_checkpoint_and_a_damaged_one_is_an_err
 
 
 def test_a_folder_belongs_to_one_run_at_a_time(tmp_path):
-    code = "import pathlib, sys; from mixup_recipes.files import lock; lock(pathlib.Path(sys.argv[1])); print('mine')"
     lock(tmp_path)
-    other = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment(), capture_output=True, text=True)
-    assert "another run is writing to" in other.stderr and "mine" not in other.stdout
+    other = multiprocessing.get_context("fork").Pool(1)
+    with other, pytest.raises(UserError, match="another run is writing to"):
+        other.apply(lock, (tmp_path,))

@@ -139,22 +139,17 @@ def test_a_killed_process_leaves_no_half_written_set_and_two_at_once_both_succee
     downloads, cache, tmp_path, monkeypatch
 ):
     fork, publish = multiprocessing.get_context("fork"), prepare.publish
-    met = fork.Barrier(2, timeout=60)
-
-    def exit_codes(processes):
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(60)
-        return [process.exitcode for process in processes]
+    met, dies = fork.Barrier(2, timeout=60), fork.Process(target=prepare.prepare, args=("groceries",))
 
     def publish_together(new, folder):
         met.wait()  # each with the set ready to be renamed
         publish(new, folder)
 
-    with monkeypatch.context() as patch:  # it dies when the data files are written and the card is not
+    with monkeypatch.context() as patch:  # when the data files are written and the card is not
         patch.setattr(prepare, "groceries_card", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        assert exit_codes([fork.Process(target=prepare.prepare, args=("groceries",))]) == [-signal.SIGKILL]
+        dies.start()
+    dies.join(60)
+    assert dies.exitcode == -signal.SIGKILL
     (left,) = cache.iterdir()
     assert left.name.startswith("groceries.tmp-") and prepare.prepared("groceries") is None
     folder = prepare.prepare("groceries")
@@ -162,7 +157,8 @@ def test_a_killed_process_leaves_no_half_written_set_and_two_at_once_both_succee
     os.utime(left, (0, 0))
     shutil.rmtree(folder)
     monkeypatch.setattr(prepare, "publish", publish_together)
-    assert exit_codes([fork.Process(target=prepare.prepare, args=("groceries",)) for _ in range(2)]) == [0, 0]
+    with fork.Pool(2) as both:
+        assert both.map(prepare.prepare, ["groceries"] * 2, 1) == [folder] * 2
     assert list(cache.iterdir()) == [folder] and prepare.prepared("groceries")
     assert {rows.num_rows for rows in load(folder, tmp_path).values()} == {6, 3, 9}
 
