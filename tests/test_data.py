@@ -29,6 +29,9 @@ from mixup_recipes.typed import RankError, UserError
 
 CPU = torch.device("cpu")
 JPEG = jpeg(0, np.random.default_rng(0))
+NAMES = ClassLabel(names=CLASSES)
+GOOD = [0, 1, 2, 3]
+UNWHOLE = "label column 'label' is not of whole numbers"
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +98,9 @@ def test_what_an_update_holds_depends_neither_on_the_processes_nor_on_where_a_ru
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
-    twice = [
-        [TrainOrder(64, recipe(seed=s), 0, 1).epoch(e)[0].tolist() for s in range(3) for e in range(3)] for _ in "ab"
-    ]
-    assert twice[0] == twice[1] and len({tuple(order) for order in [*twice[0], range(64)]}) == 10
+    keys_of = [(seed, epoch) for seed in range(3) for epoch in range(3)]
+    orders = [TrainOrder(64, recipe(seed=s), 0, 1).epoch(e)[0].tolist() for s, e in keys_of * 2]
+    assert orders[:9] == orders[9:] and len({tuple(order) for order in [*orders, range(64)]}) == 10
 
 
 def test_repeated_images_differ_in_their_draw_and_meet_in_no_micro_batch():
@@ -160,10 +162,6 @@ def write_table(folder: Path, kind: Any, train: list, test: list, **bad: Any) ->
         table = pa.table({"image": images, "label": labels}, schema=features.arrow_schema)
         pq.write_table(table, folder / f"{split}.parquet")
     return folder
-
-
-NAMES = ClassLabel(names=CLASSES)
-GOOD = [0, 1, 2, 3]
 
 
 def make_samples(photos: Path, on_bad_image: str = "stop", train: bool = True, **changes: Any) -> Samples:
@@ -257,9 +255,6 @@ def test_a_folder_of_class_folders_is_a_dataset_and_a_bad_file_is_named_by_its_p
         with pytest.raises(UserError, match=rf"^image 3 \(.*/val/b/ILSVRC_test_1.JPEG\) cannot be read: {reason}"):
             samples[Key(0, 3, 0)]
         file.unlink(missing_ok=True)
-
-
-UNWHOLE = "label column 'label' is not of whole numbers"
 
 
 @pytest.mark.parametrize(

@@ -89,17 +89,15 @@ def test_of_a_repeated_epoch_the_last_line_counts_and_of_several_logs_the_last_i
         openmixup(tmp_path / f"logs/{name}.log.json", {"head0_top1": value})
     (tmp_path / "logs/summary.csv").write_text("no log")
     assert curves_of(tmp_path / "logs").heads == {"": {1: 3.0}}
-
-
-def test_timms_epochs_count_from_0_and_a_resumed_run_repeats_its_header(tmp_path):
-    path = timm_summary(tmp_path / "summary.csv", [10.0, 20.0, 30.0])
+    (tmp_path / "timm").mkdir()
+    path = timm_summary(tmp_path / "timm/summary.csv", [10.0, 20.0, 30.0])  # its epochs count from 0
     assert curves_of(path).heads == {"": {1: 10.0, 2: 20.0, 3: 30.0}}
-    timm_summary(path, [33.0, 40.0], start=2)
-    assert curves_of(tmp_path).heads == {"": {1: 10.0, 2: 20.0, 3: 33.0, 4: 40.0}}
+    timm_summary(path, [33.0, 40.0], start=2)  # a resumed run repeats its header
+    assert curves_of(path.parent).heads == {"": {1: 10.0, 2: 20.0, 3: 33.0, 4: 40.0}}
     assert path.read_text().count("epoch,") == 2
     with path.open("a") as file:
         file.write("4,2.0,1.0,5")  # killed while it wrote 50.0
-    assert max(curves_of(tmp_path).heads[""]) == 4
+    assert max(curves_of(path.parent).heads[""]) == 4
 
 
 def test_a_cut_last_line_is_left_out_and_damage_elsewhere_names_its_line(tmp_path):

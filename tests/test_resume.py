@@ -22,7 +22,7 @@ KILL, TERM, USR1 = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGUSR1)
 AUTO = ("--resume_from_checkpoint", "auto")
 UPDATE = "mixup_recipes.training.optimisation:set_learning_rates"  # called once per update
 EVALUATION = "mixup_recipes.training.evaluation:normalise"  # called once per batch: 4 of the model, 4 of its average
-CHECKPOINT = "mixup_recipes.training.checkpoint"
+SAVE, RENAME = "mixup_recipes.training.checkpoint:torch.save", "mixup_recipes.training.checkpoint:Path.rename"
 WHERE = ("--dataloader_num_workers", "--checkpointing_steps", "--save_total_limit")  # never change what comes out
 
 
@@ -136,9 +136,9 @@ MOMENTS = {  # one after the other in a run of 12 updates; each time it goes on 
     "in an update": (UPDATE, 7, 0),
     "in the evaluation of the average": (EVALUATION, 6, 6),
     "between log line and results": ("mixup_recipes.training.export:publish", 1, 6),
-    "between two files of a checkpoint": (f"{CHECKPOINT}:torch.save", 1, 6),
-    "before a checkpoint gets its name": (f"{CHECKPOINT}:Path.rename", 1, 6),
-    "before old checkpoints are removed": (f"{CHECKPOINT}:existing", 3, 6),
+    "between two files of a checkpoint": (SAVE, 1, 6),
+    "before a checkpoint gets its name": (RENAME, 1, 6),
+    "before old checkpoints are removed": ("mixup_recipes.training.checkpoint:existing", 3, 6),
     "halfway through removing a checkpoint": ("os:unlink", 7, 8),
     "after the last update": (EVALUATION, 1, 10),
     "after the last checkpoint": ("accelerate:Accelerator.end_training", 1, 10),
@@ -164,10 +164,10 @@ def test_two_processes_killed_again_and_again_equal_undisturbed_ones(case):
     c = case("--checkpointing_steps", 1, processes=2)
     c.kill_at(UPDATE, 1, rank=1)
     c.kill_at(UPDATE, 3, rank=1)
-    c.kill_at(f"{CHECKPOINT}:torch.save", 2)
+    c.kill_at(SAVE, 2)
     c.kill_at(EVALUATION, 3, rank=1)
     c.kill_at("mixup_recipes.training.export:publish", 1)
-    c.kill_at(f"{CHECKPOINT}:Path.rename", 2)
+    c.kill_at(RENAME, 2)
     c.finish()
 
 
@@ -212,12 +212,7 @@ def test_a_run_that_goes_on_with_another_number_of_processes_says_so(case):
 
 
 SIGNALS = {  # processes -> rank, moment, signal and the update at which all leave, one after the other in a run
-    1: [
-        (0, f"{CHECKPOINT}:torch.save", 1, USR1, 5),
-        (0, UPDATE, 1, TERM, 6),
-        (0, UPDATE, 1, USR1, 7),
-        (0, EVALUATION, 6, TERM, 8),
-    ],
+    1: [(0, SAVE, 1, USR1, 5), (0, UPDATE, 1, TERM, 6), (0, UPDATE, 1, USR1, 7), (0, EVALUATION, 6, TERM, 8)],
     2: [(1, UPDATE, 6, TERM, 6), (0, UPDATE, 3, TERM, 9)],
 }
 

@@ -43,10 +43,8 @@ def open_stream(folder: Path, changed: dict[int, bytes] | None = None) -> tuple[
     """Images 0 to 39 in five files, as a stream and as a table: each of one grey, which says its number, or changed."""
     features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")})
     greys = {n: png(np.full((4, 4), 6 * n, dtype=np.uint8)) for n in range(40)} | (changed or {})
-    rows = pa.table(
-        {"image": [{"bytes": greys[n], "path": f"{n}.png"} for n in range(40)], "label": [n % 4 for n in range(40)]},
-        schema=features.arrow_schema,
-    )
+    column = [{"bytes": greys[n], "path": f"{n}.png"} for n in range(40)]
+    rows = pa.table({"image": column, "label": [n % 4 for n in range(40)]}, schema=features.arrow_schema)
     files = [str(folder / f"train-{i}.parquet") for i in range(5)]
     for file, first, length in zip(files, np.cumsum((0, *LENGTHS[:-1])), LENGTHS, strict=True):
         pq.write_table(rows.slice(first, length), file)
