@@ -55,7 +55,13 @@ def own_cache(tmp_path_factory):
 
 
 def recipe(photos: Path | str = "", **changes: Any) -> Recipe:
-    values = {"dataset": str(photos), "eval_split": "test", "num_classes": 4, "image_size": 16, "epochs": 3}
+    values: dict[str, Any] = {
+        "dataset": str(photos),
+        "eval_split": "test",
+        "num_classes": 4,
+        "image_size": 16,
+        "epochs": 3,
+    }
     values |= {"batch_size": 16, "per_device_train_batch_size": 4, "aa": "rand-m9-mstd0.5-inc1"}
     return Recipe(**(values | changes))
 
@@ -117,9 +123,8 @@ def test_repeated_images_differ_in_their_draw_and_meet_in_no_micro_batch():
 
 
 def test_the_global_batch_is_shared_out_or_what_would_do_is_said():
-    for size, device_size, world, *expected in (
-        (256, 64, 1, 4, 4), (256, 64, 4, 4, 1), (256, 64, 2, 4, 2), (100, 100, 1, 1, 1), (96, 32, 3, 3, 1),
-    ):  # fmt: skip
+    cases = ((256, 64, 1, 4, 4), (256, 64, 4, 4, 1), (256, 64, 2, 4, 2), (100, 100, 1, 1, 1), (96, 32, 3, 3, 1))
+    for size, device_size, world, *expected in cases:
         assert list(cut(recipe(batch_size=size, per_device_train_batch_size=device_size), world)) == expected
     for world, advice in (
         (8, "pass --per_device_train_batch_size 32 or another number of processes"),
@@ -182,7 +187,20 @@ def test_augmentation_depends_on_the_key_alone(photos):
     assert (image.dtype, image.shape, rest) == (torch.uint8, (3, 16, 16), [6 % 4, 6, 0])
 
 
-def test_a_bad_image_stops_with_its_index_and_path_in_one_line(photos, tmp_path):
+def test_evaluation_sees_each_image_once_and_knows_which_to_leave_out(tmp_path):
+    bad_test = {0: b"", 7: b"no image"}
+    samples = make_samples(
+        write_table(tmp_path, NAMES, GOOD, GOOD * 7 + [0, 1], bad_test=bad_test), "skip", train=False
+    )
+    for world, workers in ((1, 0), (1, 2), (2, 0), (4, 0)):
+        batches = [b for rank in range(world) for b in samples.eval_batches(rank, world, 4, workers, CPU)]
+        assert all(len({len(part) for part in b}) == 1 and len(b[0]) <= 4 for b in batches)
+        labels, indices, bad = (torch.cat([b[i] for b in batches]) for i in (1, 2, 3))
+        assert indices.tolist() == [i for rank in range(world) for i in range(rank, 30, world)]
+        assert sorted(indices[bad > 0].tolist()) == [0, 7] and torch.equal(labels[bad == 0], indices[bad == 0] % 4)
+
+
+def test_a_bad_image_stops_with_its_index_and_path_in_one_line(tmp_path):
     samples = make_samples(write_table(tmp_path, NAMES, GOOD, GOOD, bad_train={3: JPEG[:200]}))
     for workers in (0, 1):
         with pytest.raises(RankError) as caught:  # printed by whichever process meets it
@@ -192,7 +210,7 @@ def test_a_bad_image_stops_with_its_index_and_path_in_one_line(photos, tmp_path)
         assert says.endswith("; mend it, or pass --on_bad_image skip")
 
 
-def test_a_skipped_image_is_replaced_by_the_next_good_one_and_counted(photos, tmp_path):
+def test_a_skipped_image_is_replaced_by_the_next_good_one_and_counted(tmp_path):
     folder = write_table(tmp_path, NAMES, GOOD * 18, GOOD, bad_train={3: b"", 4: None, 71: b"no image"})
     for index in (3, 4, 71):  # no data and no image are bad images too
         with pytest.raises(UserError, match=rf"^image {index} \((train-{index}.jpg|no path)\) cannot be read: "):

@@ -37,7 +37,7 @@ def ours(folder: Path, top1: list[float], **fields: Any) -> Path:
     """A run folder whose average of the weights is better by 1."""
     lines = []
     for epoch, value in enumerate(top1, 1):
-        ema = {"ema_top1": value + 1, "ema_top5": 90.0, "ema_nll": 1.0, "ema_ece": 2.0}
+        ema: dict[str, Any] = {"ema_top1": value + 1, "ema_top5": 90.0, "ema_nll": 1.0, "ema_ece": 2.0}
         lines += [train_line(epoch), val_line(epoch, value, **ema)]
     return make_run(folder, quick(**{"epochs": len(top1), "ema_decay": 0.9} | fields), lines=lines)
 

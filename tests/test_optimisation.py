@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from timm.scheduler import CosineLRScheduler
-from torch import Tensor, nn
+from torch import nn
 
 from mixers import Mixup, Step, Vanilla
 from mixup_recipes.recipe import Recipe
@@ -83,7 +83,7 @@ class Learned(Plain):
         return [{"params": [self.weight], "lr": 0.25 * lr, "min_lr": 0.1 * lr, "warmup_epochs": 0, "weight_decay": 0.5}]
 
 
-def make_step(name: str = "test_resnet", mixer: nn.Module | None = None) -> Step:
+def make_step(name="test_resnet", mixer=None):
     torch.manual_seed(0)
     return Step(timm.create_model(name, num_classes=5), mixer or Mixup(), criterion(recipe()))
 
@@ -133,7 +133,7 @@ def test_a_mixer_may_bring_settings_of_its_own_or_takes_those_of_the_recipe():
         assert learning_rate(r, update, 7, lr=0.2) == pytest.approx(0.25 * learning_rate(r, update, 7))
 
 
-def stepped(name: str, **changes: Any) -> tuple[torch.optim.Optimizer, Tensor]:
+def stepped(name, **changes):
     """The optimiser after three steps on one weight with gradients 1, 2 and 3, and the weight."""
     step, r = make_step(mixer=Plain()), recipe(opt=name, lr=0.1, sched="constant", **changes)
     made = optimizer(step, r)
@@ -188,7 +188,7 @@ SCHEDULES = [
 PREFIXED = recipe(epochs=9, lr=0.4, min_lr=0.01, warmup_epochs=3, warmup_lr=0.1, warmup_prefix=True)
 
 
-def test_the_learning_rate_is_that_of_the_published_runs():
+def test_the_learning_rate_and_the_decay_of_the_average_are_those_of_the_published_runs():
     for r, per_epoch in itertools.product(SCHEDULES, (1, 7, 100)):
         for update in range(r.epochs * per_epoch):
             assert learning_rate(r, update, per_epoch) == pytest.approx(openmixup_rate(r, update, per_epoch), rel=1e-12)
@@ -199,6 +199,10 @@ def test_the_learning_rate_is_that_of_the_published_runs():
         r = load_recipe(name)
         rates = [learning_rate(r, update, 3) for update in range(3 * r.epochs)]
         assert min(rates) >= 0 and max(rates) <= r.lr, name
+    r = recipe(epochs=9, ema_decay=0.5, ema_warmup_epochs=2)  # the average's decay grows while it warms up
+    decays = [ema_decay(r, update, 10) for update in (0, 5, 10, 20, 30)]
+    assert decays == pytest.approx([0.45, 0.4625, 0.475, 0.5, 0.5])
+    assert ema_decay(recipe(ema_decay=0.5), 0, 10) == 0.5
 
 
 @pytest.mark.parametrize("r", [*SCHEDULES, PREFIXED, dataclasses.replace(PREFIXED, sched_on_updates=False)])
@@ -213,10 +217,3 @@ def test_the_learning_rate_is_that_of_timm_after_a_warm_up_or_with_one_ahead_of_
     for update in range(0 if r.warmup_prefix and r.sched_on_updates else math.ceil(r.warmup_epochs * 7), r.epochs * 7):
         theirs.step_update(update) if r.sched_on_updates else theirs.step(update // 7)
         assert learning_rate(r, update, 7) == pytest.approx(dummy.param_groups[0]["lr"], rel=1e-9)
-
-
-def test_the_decay_of_the_average_grows_while_it_warms_up():
-    r = recipe(epochs=9, ema_decay=0.5, ema_warmup_epochs=2)
-    decays = [ema_decay(r, update, 10) for update in (0, 5, 10, 20, 30)]
-    assert decays == pytest.approx([0.45, 0.4625, 0.475, 0.5, 0.5])
-    assert ema_decay(recipe(ema_decay=0.5), 0, 10) == 0.5

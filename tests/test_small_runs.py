@@ -33,7 +33,7 @@ FOUND = {
 }
 
 
-def cells(*against: str, **changed: dict[str, Any]) -> dict[str, list[str]]:
+def cells(*against, **changed):
     """The rows of the table by mixer."""
     return {row[0]: row[1:] for row in markdown_rows(small_runs("cifar10_vit", FOUND | changed, *against))[1:]}
 

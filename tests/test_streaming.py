@@ -54,8 +54,8 @@ def open_stream(folder: Path, changed: dict[int, bytes] | None = None) -> tuple[
 
 
 def recipe(**changes: Any) -> Recipe:
-    values = {"num_classes": 4, "image_size": 4, "scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0, "epochs": 3}
-    values |= {"batch_size": 8, "per_device_train_batch_size": 4, "eval_size": 4, "eval_resize": 4, "streaming": True}
+    values: dict[str, Any] = {"num_classes": 4, "image_size": 4, "scale": (1.0, 1.0), "ratio": (1.0, 1.0), "epochs": 3}
+    values |= {"batch_size": 8, "per_device_train_batch_size": 4, "eval_size": 4, "streaming": True, "hflip": 0.0}
     return Recipe(**(values | changes))
 
 
@@ -70,10 +70,6 @@ def batches(stream: Any, r: Recipe, rank: int = 0, world: int = 1, start: int = 
     return [(pixels[:, 0, 0, 0] // 6).tolist() for pixels, *_ in found]
 
 
-def flat(found: list[list[int]]) -> list[int]:
-    return [n for batch in found for n in batch]
-
-
 def whole_files(numbers: list[int]) -> bool:
     """Whether these are all images of some files, each once."""
     files = np.split(np.arange(40), np.cumsum(LENGTHS)[:-1])
@@ -84,7 +80,7 @@ def test_an_epoch_of_one_reader_is_every_image_once_in_an_order_of_its_own_also_
     stream, _ = open_stream(tmp_path)
     whole = batches(stream, recipe())
     assert [len(b) for b in whole] == [4] * (3 * 40 // 4)
-    epochs = [flat(whole[i : i + 10]) for i in (0, 10, 20)]
+    epochs = [[*itertools.chain(*whole[i : i + 10])] for i in (0, 10, 20)]
     assert all(sorted(e) == list(range(40)) for e in epochs)
     assert len({tuple(e) for e in [*epochs, range(40)]}) == 4
     assert whole == batches(stream, recipe()) != batches(stream, recipe(seed=1))
@@ -99,7 +95,7 @@ def test_processes_or_as_many_loaders_read_different_files_and_begin_again_where
         parts, each, dealt = [batches(stream, r, rank, world) for rank in range(world)], 40 // 2 // world, set()
         assert [len(p) for p in parts] == [3 * each] * world  # nobody waits for another
         for epoch in range(3):
-            reads = [flat(p[epoch * each : (epoch + 1) * each]) for p in parts]
+            reads = [[*itertools.chain(*p[epoch * each : (epoch + 1) * each])] for p in parts]
             rows = [reading(stream, r).train_rows(rank, world, epoch, 0) for rank in range(world)]
             longer = [[int(next(row)[0][0, 0, 0]) // 6 for _ in range(40)] for row in rows]
             assert [found[: len(read)] for found, read in zip(longer, reads, strict=True)] == reads
