@@ -69,9 +69,8 @@ def test_statistics_are_the_average_over_the_mixed_batches_of_the_epoch_that_end
 
 def test_nothing_but_the_statistics_of_layers_that_ran_changes_and_nothing_at_all_after_a_failure(recipe, samples):
     step = make_step(recipe)
-    norms = [m for m in step.modules() if isinstance(m, nn.BatchNorm2d)]
+    loss, norms = step.criterion, [m for m in step.modules() if isinstance(m, nn.BatchNorm2d)]
     before, momenta = {k: v.clone() for k, v in step.state_dict().items()}, [m.momentum for m in norms]
-    loss = step.criterion
     step.criterion = lambda logits, target: 1 / 0
     with pytest.raises(ZeroDivisionError):
         refresh(step, samples, recipe)
