@@ -49,10 +49,10 @@ class Run:
         """Exit statuses by rank. When one process fails, the others are killed after a while, as torchrun does it."""
         return self.forks.wait_for(self.pids, timeout)
 
-    def send(self, number: int, *ranks: int) -> None:
-        """Send a signal to some or (without ranks) all processes."""
-        for rank in ranks or range(len(self.pids)):
-            os.kill(self.pids[rank], number)  # nothing else can have the id before ``wait``
+    def send(self, number: int) -> None:
+        """Send a signal to all processes."""
+        for pid in self.pids:
+            os.kill(pid, number)  # nothing else can have the id before ``wait``
 
     def output(self, rank: int = 0) -> str:
         """Standard output and error of a process."""

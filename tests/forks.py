@@ -69,7 +69,7 @@ class Forks:
 
     def wait(self, started: tuple[int, Path], timeout: float = 120.0) -> Done:
         """Wait for a process."""
-        return Done(*self.wait_for([started[0]], timeout), started[1].read_text())
+        return Done(self.wait_for([started[0]], timeout)[0], started[1].read_text())
 
     def run(self, code: str, *args: object, env: dict[str, str] | None = None, timeout: float = 120.0) -> Done:
         """Start and wait."""

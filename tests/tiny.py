@@ -16,29 +16,12 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ["blue", "green", "red", "white"]
 
-RECIPE = """
-dataset: {photos}
-eval_split: test
-num_classes: 4
-model: test_resnet
-epochs: 3
-batch_size: 16
-per_device_train_batch_size: 8
-lr: 0.05
-warmup_epochs: 1
-image_size: 32
-scale: [0.5, 1.0]
-eval_size: 32
-eval_resize: 32
-interpolation: bilinear
-reprob: 0.3
-aa: rand-m9-mstd0.5-inc1
-smoothing: 0.1
-ema_decay: 0.9
-ema_warmup_epochs: 1
-precise_bn_samples: 20
-protocol_epochs: 2
-"""
+RECIPE = {
+    "eval_split": "test", "num_classes": 4, "model": "test_resnet", "epochs": 3, "batch_size": 16,
+    "per_device_train_batch_size": 8, "lr": 0.05, "warmup_epochs": 1, "image_size": 32, "scale": [0.5, 1.0],
+    "eval_size": 32, "eval_resize": 32, "interpolation": "bilinear", "reprob": 0.3, "aa": "rand-m9-mstd0.5-inc1",
+    "smoothing": 0.1, "ema_decay": 0.9, "ema_warmup_epochs": 1, "precise_bn_samples": 20, "protocol_epochs": 2,
+}  # fmt: skip
 
 
 def jpeg(kind: int, rng: np.random.Generator) -> bytes:
@@ -65,9 +48,8 @@ def make_photos(folder: Path, train: int = 72, test: int = 30) -> Path:
 
 def make_recipe(folder: Path, photos: Path, **changes: object) -> Path:
     """Write the recipe as ``tiny.yaml``; returns its path."""
-    lines = [line for line in RECIPE.format(photos=photos).splitlines() if line.split(":")[0] not in changes]
     path = folder / "tiny.yaml"
-    path.write_text("\n".join([*lines, *(f"{k}: {v}" for k, v in changes.items()), ""]))
+    path.write_text("".join(f"{k}: {v}\n" for k, v in ({"dataset": photos} | RECIPE | changes).items()))
     return path
 
 
