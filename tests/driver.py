@@ -78,7 +78,7 @@ class Server:
         """
         self.runs += 1
         out, pids = Path(self.forks.folder.name) / f"run-{self.runs}", []
-        world = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        world: dict[str, object] = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         for rank in range(processes):
             own = json.dumps([cwd and str(cwd), *(faults if ranks is None or rank in ranks else ())])

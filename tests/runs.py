@@ -99,7 +99,7 @@ def make_run(
     write_log(folder, lines)
     (folder / "summary.csv").write_text(summary_csv(lines))
     names = [f"class {i}" for i in range(recipe.num_classes)] if classes is None else classes
-    data = {"dataset": recipe.dataset, "config": None, "revision": None, "classes": names}
+    data: dict[str, Any] = {"dataset": recipe.dataset, "config": None, "revision": None, "classes": names}
     splits = zip((recipe.train_split, recipe.eval_split), sizes, strict=True)
     data["splits"] = {split: {"images": n, "labels_sha256": f"{n:08x}"} for split, n in splits}
     (folder / "data.json").write_text(json.dumps(data))
