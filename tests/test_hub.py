@@ -13,6 +13,8 @@ from resuming import LOG, SHORT
 
 from mixup_recipes.hub import publisher, push
 from mixup_recipes.resolve import load_recipe
+from mixup_recipes.runs.run import Run
+from mixup_recipes.typed import UserError
 
 REPO = "tester/run"
 COMMIT, LFS = f"POST /api/models/{REPO}/commit", "PUT /lfs/"
@@ -148,6 +150,12 @@ def test_the_default_name_is_model_mixer_epochs_and_data_and_always_valid():
         push.check_name(name)
 
 
+def test_a_strategy_that_is_none_is_refused_with_the_names_of_all(run):
+    """Where no command line has looked at it."""
+    with pytest.raises(UserError, match="strategy: expected one of end, every_save, .*, got 'always'"):
+        push.push(Run.open(run), REPO, strategy="always")
+
+
 def there(**files):
     """Something is on the Hub already."""
     return lambda run, hub: hub.write(REPO, {name.replace("_", "."): content for name, content in files.items()})
@@ -158,6 +166,7 @@ def another_seed_there(run, hub):
 
 
 def the_token_in_a_file(run, hub):
+    hub.write(REPO, {})
     (run / "env.json").write_text(json.dumps(json.loads((run / "env.json").read_text()) | {"note": hub.token}))
 
 
@@ -181,7 +190,6 @@ def other_weights(run, hub):
         (other_weights, [REPO], "eval_results.json is of other weights"),
         (None, ["a--b/c/d"], "expected NAME or OWNER/NAME"),
         (None, [REPO], "needs a token"),
-        (None, [REPO, "--strategy", "always"], "expected one of end, every_save"),
         (lambda run, _: shutil.rmtree(run), [REPO], "no run folder"),
         (None, [REPO], "a run or another push is at work"),
     ],
