@@ -152,7 +152,7 @@ def test_the_default_name_is_model_mixer_epochs_and_data_and_always_valid():
 
 def test_a_strategy_that_is_none_is_refused_with_the_names_of_all(run):
     """Where no command line has looked at it."""
-    with pytest.raises(UserError, match="strategy: expected one of end, every_save, .*, got 'always'"):
+    with pytest.raises(UserError, match=r"strategy: expected one of end, every_save, .*, got 'always'"):
         push.push(Run.open(run), REPO, strategy="always")
 
 
