@@ -436,7 +436,7 @@ def test_what_cannot_be_pushed_is_told_before_training(server, tiny_recipe, tmp_
         f"c.HF_TOKEN_PATH = {str(tmp_path / 'none')!r}\n"
     )
     for args, words in (
-        (["--push_to_hub", "--hub_model_id", "a/b/c"], "expected NAME or OWNER/NAME, got 'a/b/c'"),
+        (["--push_to_hub", "--hub_model_id", "a/b/c"], "(at most 96), got 'a/b/c'"),
         (["--push_to_hub"], "needs a token"),
         (["--push_to_hub", "--hub_token", "two words"], "has blanks or unusual characters"),
         (["--push_to_hub", "--hub_strategy", "often"], "end, every_save, checkpoint, all_checkpoints"),
