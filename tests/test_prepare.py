@@ -130,12 +130,12 @@ def test_pip_failures_are_one_line(cache, monkeypatch):
 
 
 def test_a_killed_process_leaves_nothing_half_written_and_two_at_once_succeed(downloads, cache, tmp_path, monkeypatch):
-    fork, publish = multiprocessing.get_context("fork"), prepare.put_in_place
+    fork, put = multiprocessing.get_context("fork"), prepare.put_in_place
     met, dies = fork.Barrier(2, timeout=60), fork.Process(target=prepare.prepare, args=("groceries",))
 
-    def publish_together(new, folder):
+    def put_together(new, folder):
         met.wait()  # each with the set ready to be renamed
-        publish(new, folder)
+        put(new, folder)
 
     with monkeypatch.context() as patch:  # when the data files are written and the card is not
         patch.setattr(prepare, "groceries_card", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
@@ -148,7 +148,7 @@ def test_a_killed_process_leaves_nothing_half_written_and_two_at_once_succeed(do
     assert sorted(cache.iterdir()) == [folder, left]  # young: may belong to a live process
     os.utime(left, (0, 0))
     shutil.rmtree(folder)
-    monkeypatch.setattr(prepare, "publish", publish_together)
+    monkeypatch.setattr(prepare, "put_in_place", put_together)
     with fork.Pool(2) as both:
         assert both.map(prepare.prepare, ["groceries"] * 2, 1) == [folder] * 2
     assert list(cache.iterdir()) == [folder] and prepare.find_prepared("groceries")

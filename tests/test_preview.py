@@ -94,9 +94,9 @@ def test_images_are_the_recipe_s_own_else_the_prepared_set_else_drawn_or_of_a_fo
     found = preview.find_photos(own, None, 6)
     assert found.names == [CLASSES[k] for k in (0, 1, 2, 3, 0, 1)]  # one of each class before a second
     elsewhere = Recipe(dataset="ILSVRC/imagenet-1k", model="test_resnet")
-    monkeypatch.setattr(prepare, "prepared", lambda _: None)
+    monkeypatch.setattr(prepare, "find_prepared", lambda _: None)
     assert preview.find_photos(elsewhere, None, 3).source == "drawn shapes"
-    monkeypatch.setattr(prepare, "prepared", lambda _: tmp_path)
+    monkeypatch.setattr(prepare, "find_prepared", lambda _: tmp_path)
     monkeypatch.setattr(preview, "table_photos", lambda recipe, count: (recipe.dataset, count))
     assert preview.find_photos(elsewhere, None, 3) == ("groceries", 3)
     for name in ("cat/1.png", "cat/2.png", "cat/3.png", "dog/1.png", "dog/broken.png"):

@@ -135,7 +135,7 @@ MOMENTS = {  # one after the other in a run of 12 updates; each time it goes on 
     "before the first update": (UPDATE, 1, 0),
     "in an update": (UPDATE, 7, 0),
     "in the evaluation of the average": (EVALUATION, 6, 6),
-    "between log line and results": ("mixup_recipes.training.export:publish", 1, 6),
+    "between log line and results": ("mixup_recipes.training.export:export_epoch", 1, 6),
     "between two files of a checkpoint": (SAVE, 1, 6),
     "before a checkpoint gets its name": (RENAME, 1, 6),
     "before old checkpoints are removed": ("mixup_recipes.training.checkpoint:existing", 3, 6),
@@ -166,7 +166,7 @@ def test_two_processes_killed_again_and_again_equal_undisturbed_ones(case):
     c.kill_at(UPDATE, 3, rank=1)
     c.kill_at(SAVE, 2)
     c.kill_at(EVALUATION, 3, rank=1)
-    c.kill_at("mixup_recipes.training.export:publish", 1)
+    c.kill_at("mixup_recipes.training.export:export_epoch", 1)
     c.kill_at(RENAME, 2)
     c.finish()
 

@@ -157,7 +157,7 @@ def test_the_best_epoch_is_exported_and_survives_kills(server, reference, tiny_r
     assert torch.equal(said["top"][:, 0].long(), logits.argmax(1))
     given = args(tiny_recipe, tmp_path / "run", *own, *AUTO)
     for call in (1, 1, 2):
-        server.run(*given, faults=[["receive", "mixup_recipes.training.export:publish", call, 9]])
+        server.run(*given, faults=[["receive", "mixup_recipes.training.export:export_epoch", call, 9]])
         server.run(*given, faults=[["receive", UPDATE, 6, 9]])
     finish(server, *given)
     assert differences(found, tmp_path / "run") == []
