@@ -9,6 +9,7 @@ import beartype._check.code.codemain
 # mixer moves: it gets a generator of its own, before the first annotated function is imported.
 beartype._check.code.codemain.getrandbits = random.Random(0).getrandbits
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import torch
 from driver import Server
 from forks import Forks
 from hub_server import HubServer
-from resuming import Reference
+from resuming import SHORT, Reference
 from runs import Command
 from teachers import fill
 from torch import Tensor, nn
@@ -85,9 +86,6 @@ def compiler(without_shape_checks: None) -> Iterator[None]:
     torch.compiler.reset()
 
 
-# ------------------------------------------------------------------------------------------------ whole runs
-
-
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """Starts whole runs in processes that have everything imported already."""
@@ -128,3 +126,9 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(server: Server, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """Undisturbed runs by their arguments, without loader processes and with a checkpoint per epoch."""
     return Reference(server, tiny_recipe, tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture
+def run(reference: Reference, tmp_path: Path) -> Path:
+    """A finished run of 2 epochs that a test may change."""
+    return shutil.copytree(reference(*SHORT), tmp_path / "run")

@@ -40,14 +40,9 @@ def val_line(
     epoch: int, top1: float, count: int = GROCERIES[1], speed: float | None = None, **more: Any
 ) -> dict[str, Any]:
     """A row of evaluation: each metric is a function of ``top1`` in percent, the calibration error of the epoch."""
-    scores = {
-        "top1": top1,
-        "top5": min(100.0, top1 + 40),
-        "nll": top1 / 10,
-        "ece": min(50.0, epoch / 2),
-        "count": count,
-    }
-    return {"mode": "val", "epoch": epoch, "update": 4 * epoch, **scores, "perf": pace(epoch, speed)} | more
+    line = {"mode": "val", "epoch": epoch, "update": 4 * epoch, "top1": top1, "top5": min(100.0, top1 + 40)}
+    line |= {"nll": top1 / 10, "ece": min(50.0, epoch / 2), "count": count, "perf": pace(epoch, speed)}
+    return line | more
 
 
 def pace(epoch: int, speed: float | None) -> dict[str, float]:
@@ -57,9 +52,8 @@ def pace(epoch: int, speed: float | None) -> dict[str, float]:
 
 def log_of(top1: Iterable[float], start: int = 1, **more: Any) -> list[dict[str, Any]]:
     """A row of training and one of evaluation for each of the epochs from ``start`` on."""
-    return [
-        row for e, t in enumerate(top1, start) for row in (train_line(e, more.get("speed")), val_line(e, t, **more))
-    ]
+    rows = ((train_line(e, more.get("speed")), val_line(e, t, **more)) for e, t in enumerate(top1, start))
+    return [line for row in rows for line in row]
 
 
 def write_log(run: Path, lines: Iterable[dict[str, Any]], tail: str = "") -> Path:
@@ -79,7 +73,6 @@ def make_run(
     top1: Iterable[float] = TOP1,
     *,
     lines: list[dict[str, Any]] | None = None,
-    tail: str = "",
     last: int | None = None,
     speed: float | None = None,
     sizes: tuple[int, int] = GROCERIES,
@@ -90,9 +83,9 @@ def make_run(
 ) -> Path:
     """Write a run folder whose evaluations gave ``top1``, the last of them in epoch ``last`` (as many as there are).
 
-    ``lines``: the whole log instead, with ``tail`` behind it. ``sizes``: images to train on and to evaluate on.
-    ``env``: the content of ``env.json``, None for no file. ``right``: how many images the exported weights get right,
-    by their predictions; ``labels`` (N,) are the classes of these images.
+    ``lines``: the whole log instead. ``sizes``: images to train on and to evaluate on. ``env``: the content of
+    ``env.json``, None for no file. ``right``: how many images the exported weights get right, by their predictions;
+    ``labels`` (N,) are the classes of these images.
     """
     recipe, top1 = recipe or quick(), list(top1)
     folder.mkdir(parents=True)
@@ -100,17 +93,15 @@ def make_run(
         lines = log_of(top1, (last or len(top1)) - len(top1) + 1, count=sizes[1], speed=speed)
         for line in lines:
             line |= {"loss": line["loss"] + recipe.seed} if line["mode"] == "train" else {}
-        for line in lines if recipe.ema_decay is not None else ():
-            line |= {f"ema_{k}": line[k] for k in ("top1", "top5", "nll", "ece", "count") if k in line}
+            if recipe.ema_decay is not None:
+                line |= {f"ema_{k}": line[k] for k in ("top1", "top5", "nll", "ece", "count") if k in line}
     (folder / "recipe.yaml").write_text(to_yaml(recipe))
-    write_log(folder, lines, tail)
+    write_log(folder, lines)
     (folder / "summary.csv").write_text(summary_csv(lines))
-    splits = {
-        split: {"images": images, "labels_sha256": f"{images:08x}"}
-        for split, images in zip((recipe.train_split, recipe.eval_split), sizes, strict=True)
-    }
     names = [f"class {i}" for i in range(recipe.num_classes)] if classes is None else classes
-    data = {"dataset": recipe.dataset, "config": None, "revision": None, "splits": splits, "classes": names}
+    data: dict[str, Any] = {"dataset": recipe.dataset, "config": None, "revision": None, "classes": names}
+    splits = zip((recipe.train_split, recipe.eval_split), sizes, strict=True)
+    data["splits"] = {split: {"images": n, "labels_sha256": f"{n:08x}"} for split, n in splits}
     (folder / "data.json").write_text(json.dumps(data))
     if env is not None:
         (folder / "env.json").write_text(json.dumps(env))
@@ -119,10 +110,10 @@ def make_run(
         exported |= {} if right is None else {"top1": 100 * right / sizes[1]}
         (folder / "eval_results.json").write_text(json.dumps({"exported": exported}))
     if right is not None:
+        index, ones = np.arange(sizes[1]), np.ones(sizes[1])
         label = np.zeros(sizes[1], int) if labels is None else labels
-        top = np.stack([np.where(np.arange(sizes[1]) < right, label, label + 1), label + 2], 1)
-        ones = np.ones(sizes[1])
-        columns = {"index": np.arange(sizes[1]), "label": label, "top": top, "confidence": ones, "nll": ones}
+        top = np.stack([np.where(index < right, label, label + 1), label + 2], 1)
+        columns = {"index": index, "label": label, "top": top, "confidence": ones, "nll": ones}
         write_predictions(folder / "predictions.safetensors", columns)
     return folder
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -22,21 +23,25 @@ from mixup_recipes.data import keys
 from mixup_recipes.data.images import EvalTransform, TrainTransform
 from mixup_recipes.data.loading import Samples
 from mixup_recipes.data.order import Key, TrainOrder, cut
-from mixup_recipes.data.splits import Splits, load_splits
+from mixup_recipes.data.splits import load_splits
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import RankError, UserError
 
 CPU = torch.device("cpu")
+JPEG = jpeg(0, np.random.default_rng(0))
+NAMES = ClassLabel(names=CLASSES)
+GOOD = [0, 1, 2, 3]
+UNWHOLE = "label column 'label' is not of whole numbers"
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photos(tmp_path_factory):
     """72 training and 30 test images of four classes, in parquet files."""
     return make_photos(tmp_path_factory.mktemp("photos") / "set")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def own_cache(tmp_path_factory):
     """datasets and the Hub write into a folder of this module, quietly, and reach no network."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
@@ -50,7 +55,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def recipe(photos: Path | str = "", **changes: Any) -> Recipe:
-    values = {"dataset": str(photos), "eval_split": "test", "num_classes": 4, "image_size": 16, "epochs": 3}
+    values: dict[str, Any] = {
+        "dataset": str(photos),
+        "eval_split": "test",
+        "num_classes": 4,
+        "image_size": 16,
+        "epochs": 3,
+    }
     values |= {"batch_size": 16, "per_device_train_batch_size": 4, "aa": "rand-m9-mstd0.5-inc1"}
     return Recipe(**(values | changes))
 
@@ -63,133 +74,82 @@ def complaint(r: Recipe) -> str:
     return str(caught.value)
 
 
-# --------------------------------------------------------------------------------------------- order
+def test_an_epoch_takes_each_image_once_and_leaves_out_the_rest_or_is_completed():
+    for size, drop_last in [(s, True) for s in (16, 17, 64, 70)] + [(s, False) for s in (5, 17, 64, 70)]:
+        length = 16 * (size // 16 if drop_last else -(-size // 16))
+        order = TrainOrder(size, recipe(drop_last=drop_last), 0, 1)
+        run = [key for micro in order for key in micro]
+        assert len(run) == 3 * length
+        for epoch in range(3):
+            seen = run[epoch * length : (epoch + 1) * length]
+            assert len(set(seen)) == length  # a second visit is another draw
+            counts = Counter(key.index for key in seen)
+            assert {key.epoch for key in seen} == {epoch} and set(counts) <= set(range(size))
+            if drop_last:
+                assert {key.copy for key in seen} == {0} and max(counts.values()) == 1
+            else:  # with the first ones again
+                assert len(counts) == size and max(counts.values()) == -(-length // size)
+                index, _ = order.epoch(epoch)
+                assert index[size:].tolist() == index[: len(index) - size].tolist()
 
 
-def dealt(size: int, r: Recipe, world: int, start: int = 0) -> list[list[list[Key]]]:
-    """Every update of a run as its micro-batches, collected from all processes."""
-    micro_batches, accumulation = cut(r, world)
-    ranks = [list(TrainOrder(size, r, rank, world, start)) for rank in range(world)]
-    assert len({len(r) for r in ranks}) == 1  # no process waits for another
-    updates = []
-    for first in range(0, len(ranks[0]), accumulation):
-        update = [[]] * micro_batches
-        for rank, batches in enumerate(ranks):
-            for i, batch in enumerate(batches[first : first + accumulation]):
-                update[rank + i * world] = batch
-        updates.append(update)
-    return updates
+def test_what_an_update_holds_depends_neither_on_the_processes_nor_on_where_a_run_starts():
+    cases = ({}, {"drop_last": False}, {"aug_repeats": 3}, {"drop_last": False, "aug_repeats": 2})
+    for changes, size in itertools.product(cases, (16, 17, 64, 70)):
+        whole = list(TrainOrder(size, recipe(**changes), 0, 1))  # four micro-batches an update
+        for world, start in itertools.product((1, 2, 4), range(len(whole) // 4 + 1)):
+            ranks = [list(TrainOrder(size, recipe(**changes), rank, world, start)) for rank in range(world)]
+            dealt = [micro for turn in zip(*ranks, strict=True) for micro in turn]  # no process waits for another
+            assert dealt == whole[4 * start :], (changes, size, world, start)
 
 
-def flat(updates: list[list[list[Key]]]) -> list[Key]:
-    return [key for update in updates for micro in update for key in micro]
+def test_the_order_is_a_function_of_seed_and_epoch():
+    keys_of = [(seed, epoch) for seed in range(3) for epoch in range(3)]
+    orders = [TrainOrder(64, recipe(seed=s), 0, 1).epoch(e)[0].tolist() for s, e in keys_of * 2]
+    assert orders[:9] == orders[9:] and len({tuple(order) for order in [*orders, range(64)]}) == 10
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-@pytest.mark.parametrize(
-    ("size", "drop_last"), [(s, True) for s in (16, 17, 64, 70)] + [(s, False) for s in (5, 17, 64, 70)]
-)
-def test_an_epoch_takes_each_image_once_and_leaves_out_the_rest_or_is_completed(
-    size: int, drop_last: bool, world: int
-) -> None:
-    r = recipe(drop_last=drop_last)
-    updates = dealt(size, r, world)
-    per_epoch = size // 16 if drop_last else -(-size // 16)
-    assert len(updates) == 3 * per_epoch
-    for epoch in range(3):
-        seen = flat(updates[epoch * per_epoch : (epoch + 1) * per_epoch])
-        assert len(seen) == len(set(seen)) == per_epoch * 16  # a second visit is another draw
-        counts = Counter(key.index for key in seen)
-        assert {key.epoch for key in seen} == {epoch} and set(counts) <= set(range(size))
-        if drop_last:
-            assert {key.copy for key in seen} == {0} and max(counts.values()) == 1
-        else:  # with the first ones again
-            assert len(counts) == size and max(counts.values()) == -(-per_epoch * 16 // size)
-            index, _ = TrainOrder(size, r, 0, 1).epoch(epoch)
-            assert index[size:].tolist() == index[: len(index) - size].tolist()
+def test_repeated_images_differ_in_their_draw_and_meet_in_no_micro_batch():
+    for repeats in (2, 3, 4):
+        micros = list(TrainOrder(64, recipe(aug_repeats=repeats), 0, 1))
+        assert len(micros) == 3 * 4 * 4  # the epoch is as long as without
+        assert all(len({key.index for key in micro}) == len(micro) == 4 for micro in micros)
+        for epoch in range(3):
+            seen = [key for micro in micros[16 * epoch : 16 * epoch + 16] for key in micro]
+            counts = Counter(key.index for key in seen)
+            assert len(set(seen)) == 64 and len(counts) == -(-64 // repeats)
+            assert sorted(counts.values())[1:] == [repeats] * (len(counts) - 1)
+            assert all({key.copy for key in seen if key.index == i} == set(range(n)) for i, n in counts.items())
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"drop_last": False}, {"aug_repeats": 3}, {"drop_last": False, "aug_repeats": 2}]
-)
-def test_what_an_update_holds_depends_neither_on_the_processes_nor_on_where_a_run_starts(changes: dict) -> None:
-    whole = dealt(70, recipe(**changes), 1)
-    for world, starts in ((1, range(len(whole) + 1)), (2, range(len(whole) + 1)), (4, (0, 7))):
-        for start in starts:
-            assert dealt(70, recipe(**changes), world, start) == whole[start:]
-
-
-def test_the_order_is_a_function_of_seed_and_epoch() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        return TrainOrder(64, recipe(seed=seed), 0, 1).epoch(epoch)[0].tolist()
-
-    assert order(0, 1) == order(0, 1)
-    orders = [order(seed, epoch) for seed in range(3) for epoch in range(3)]
-    assert all(a != b for a, b in itertools.combinations(orders, 2))
-    assert all(a != sorted(a) for a in orders)
-
-
-@pytest.mark.parametrize("world", [1, 2, 4])
-@pytest.mark.parametrize("repeats", [2, 3, 4])
-def test_repeated_images_differ_in_their_draw_and_meet_in_no_micro_batch(repeats: int, world: int) -> None:
-    updates = dealt(64, recipe(aug_repeats=repeats), world)
-    assert len(updates) == 3 * 4  # the epoch is as long as without
-    for update in updates:
-        for micro in update:
-            assert len({key.index for key in micro}) == len(micro) == 4
-    for epoch in range(3):
-        seen = flat(updates[4 * epoch : 4 * epoch + 4])
-        assert len(set(seen)) == 64
-        counts = Counter(key.index for key in seen)
-        assert len(counts) == -(-64 // repeats)
-        assert sorted(counts.values())[1:] == [repeats] * (len(counts) - 1)
-        for index in counts:
-            copies = sorted(key.copy for key in seen if key.index == index)
-            assert copies == list(range(len(copies)))
-
-
-def test_the_global_batch_is_shared_out_or_what_would_do_is_said() -> None:
-    for size, device_size, world, *expected in (
-        (256, 64, 1, 4, 4), (256, 64, 4, 4, 1), (256, 64, 2, 4, 2), (100, 100, 1, 1, 1), (96, 32, 3, 3, 1),
-    ):  # fmt: skip
+def test_the_global_batch_is_shared_out_or_what_would_do_is_said():
+    cases = ((256, 64, 1, 4, 4), (256, 64, 4, 4, 1), (256, 64, 2, 4, 2), (100, 100, 1, 1, 1), (96, 32, 3, 3, 1))
+    for size, device_size, world, *expected in cases:
         assert list(cut(recipe(batch_size=size, per_device_train_batch_size=device_size), world)) == expected
     for world, advice in (
         (8, "pass --per_device_train_batch_size 32 or another number of processes"),
         (3, "use a number of processes that divides batch_size 256"),
     ):
-        with pytest.raises(UserError) as caught:
+        says = f"^batch_size 256 in micro-batches of 64 does not divide over {world} processes; {advice}$"
+        with pytest.raises(UserError, match=says):
             cut(recipe(batch_size=256, per_device_train_batch_size=64), world)
-        says = f"batch_size 256 in micro-batches of 64 does not divide over {world} processes; {advice}"
-        assert str(caught.value) == says
-
-
-def test_too_few_images_for_one_update_are_refused() -> None:
     with pytest.raises(UserError, match="the training split has 15 images, fewer than batch_size 16"):
         TrainOrder(15, recipe(), 0, 1)
-    assert len(dealt(15, recipe(drop_last=False), 1)) == 3
+    assert TrainOrder(15, recipe(drop_last=False), 0, 1).updates == 3
 
 
-# --------------------------------------------------------------------------------------------- random keys
-
-
-def test_every_purpose_and_key_has_a_stream_of_its_own() -> None:
+def test_every_purpose_and_key_has_a_stream_of_its_own_and_seeding_fixes_every_global_generator():
     purposes = (keys.ORDER, keys.SAMPLE, keys.STEP, keys.ERASE, keys.SUBSET)
     assert len(set(purposes)) == len(purposes) and 0 not in purposes
-    small = range(7)
-    wanted = [(p, (a, b)) for p in purposes for a in small for b in small]
-    wanted += [(p, (a, b, c)) for p in purposes for a in small for b in small for c in small]
-    wanted += [(p, (a, b, c, d)) for p in purposes for a in (0, 1, 2) for b in small for c in small for d in (0, 1, 2)]
-    first = {keys.rng(p, *key).bytes(8) for p, key in wanted}
+    small, few = range(7), range(3)
+    wanted = [
+        key for axes in ((small,) * 2, (small,) * 3, (few, small, small, few)) for key in itertools.product(*axes)
+    ]
+    first = {keys.rng(purpose, *key).bytes(8) for purpose in purposes for key in wanted}
     mixing = {np.random.default_rng((seed, update)).bytes(8) for seed in range(20) for update in range(200)}
-    assert len(first) == len(wanted)
-    assert len(mixing) == 4000
-    assert not first & mixing
+    assert len(first) == 5 * len(wanted) and len(mixing) == 4000 and not first & mixing
 
-
-def test_seeding_fixes_every_global_generator() -> None:
-    import random
-
-    def draws(*key: int) -> tuple:
+    def draws(*key):
         keys.seed_everything(keys.STEP, *key)
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
@@ -197,179 +157,116 @@ def test_seeding_fixes_every_global_generator() -> None:
     assert all(a != b for a, b in zip(draws(0, 1), draws(0, 2), strict=True))
 
 
-# --------------------------------------------------------------------------------------------- samples
+def write_table(folder: Path, kind: Any, train: list, test: list, **bad: Any) -> Path:
+    """Parquet files with labels of a feature and one image for all; ``bad_train``: other bytes of some, or None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    features = Features({"image": ImageFeature(), "label": kind})
+    for split, labels in (("train", train), ("test", test)):
+        data = dict.fromkeys(range(len(labels)), JPEG) | bad.get(f"bad_{split}", {})
+        images = [None if d is None else {"bytes": d, "path": f"{split}-{i}.jpg"} for i, d in data.items()]
+        columns = {"image": images, "label": labels}
+        pq.write_table(pa.table(columns, schema=features.arrow_schema), folder / f"{split}.parquet")
+    return folder
 
 
 def make_samples(photos: Path, on_bad_image: str = "stop", train: bool = True, **changes: Any) -> Samples:
     r = recipe(photos, **changes)
-    splits = load_splits(r)
-    if train:
-        return Samples(splits.train, r, TrainTransform(r), on_bad_image)
-    return Samples(splits.eval, r, EvalTransform(16, 16, "bilinear"), on_bad_image)
+    splits, evaluating = load_splits(r), EvalTransform(16, 16, "bilinear")
+    return Samples(splits.train if train else splits.eval, r, TrainTransform(r) if train else evaluating, on_bad_image)
 
 
-def test_augmentation_depends_on_the_key_alone(photos: Path) -> None:
-    samples = make_samples(photos)
-    wanted = [Key(e, i, c) for e in range(2) for i in range(5) for c in range(2)]
+def test_augmentation_depends_on_the_key_alone(photos):
+    samples, wanted = make_samples(photos), [Key(e, i, c) for e in range(2) for i in range(5) for c in range(2)]
     forward = {key: samples[key][0] for key in wanted}
     torch.manual_seed(99)
-    backward = {key: samples[key][0] for key in reversed(wanted)}
-    for key in wanted:
-        assert torch.equal(forward[key], backward[key])
+    assert all(torch.equal(samples[key][0], forward[key]) for key in reversed(wanted))
     assert len({image.numpy().tobytes() for image in forward.values()}) == len(wanted)
     other_seed = make_samples(photos, seed=1)
     assert not all(torch.equal(other_seed[key][0], forward[key]) for key in wanted)
-    image, label, index, bad = samples[Key(0, 6, 0)]
-    assert (image.dtype, image.shape, label, index, bad) == (torch.uint8, (3, 16, 16), 6 % 4, 6, 0)
+    image, *rest = samples[Key(0, 6, 0)]
+    assert (image.dtype, image.shape, rest) == (torch.uint8, (3, 16, 16), [6 % 4, 6, 0])
 
 
-def test_batches_are_the_same_with_and_without_workers(photos: Path) -> None:
-    samples = make_samples(photos)
-    order = TrainOrder(len(samples), samples_recipe := recipe(photos), 0, 1, start=7)
-    runs = [list(samples.train_batches(order, workers, CPU)) for workers in (0, 2)]
-    assert len(runs[0]) == len(runs[1]) == (12 - 7) * 4
-    for alone, shared in zip(*runs, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
-    images, labels, indices, bad = runs[0][0]
-    assert images.shape == (samples_recipe.per_device_train_batch_size, 3, 16, 16)
-    assert labels.tolist() == (indices % 4).tolist()
-    assert not bad.any()
+def test_evaluation_sees_each_image_once_and_knows_which_to_leave_out(tmp_path):
+    folder = write_table(tmp_path, NAMES, GOOD, GOOD * 7 + [0, 1], bad_test={0: b"", 7: b"no image"})
+    samples = make_samples(folder, "skip", train=False)
+    for world, workers in ((1, 0), (1, 2), (2, 0), (4, 0)):
+        batches = [b for rank in range(world) for b in samples.eval_batches(rank, world, 4, workers, CPU)]
+        assert all(len({len(part) for part in b}) == 1 and len(b[0]) <= 4 for b in batches)
+        labels, indices, bad = (torch.cat([b[i] for b in batches]) for i in (1, 2, 3))
+        assert indices.tolist() == [i for rank in range(world) for i in range(rank, 30, world)]
+        assert sorted(indices[bad > 0].tolist()) == [0, 7] and torch.equal(labels[bad == 0], indices[bad == 0] % 4)
 
 
-@pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (2, 0), (3, 0)])
-def test_evaluation_sees_each_image_once(photos: Path, world: int, workers: int) -> None:
-    samples = make_samples(photos, train=False, max_eval_samples=29)
-    seen = []
-    for rank in range(world):
-        for images, labels, indices, bad in samples.eval_batches(rank, world, 4, workers, CPU):
-            assert len(images) == len(labels) == len(indices) == len(bad) <= 4
-            seen += indices.tolist()
-    assert sorted(seen) == list(range(29))
+def test_a_bad_image_stops_with_its_index_and_path_in_one_line(tmp_path):
+    samples = make_samples(write_table(tmp_path, NAMES, GOOD, GOOD, bad_train={3: JPEG[:200]}))
+    says = r"^image 3 \(train-3.jpg\) cannot be read: [^\n]*; mend it, or pass --on_bad_image skip\Z"
+    for workers in (0, 1):
+        with pytest.raises(RankError, match=says):  # printed by whichever process meets it
+            list(samples.train_batches([[Key(0, 2, 0)], [Key(0, 3, 0)]], workers, CPU))
 
 
-def spoil(photos: Path, folder: Path, bad: dict[int, bytes | None], split: str = "train") -> Path:
-    """A copy of the set in which some images are other bytes; None: no image at all."""
-    shutil.copytree(photos, folder)
-    path = folder / f"data/{split}-00000-of-00001.parquet"
-    table = pq.read_table(path)
-    rows = table.to_pylist()
-    for index, data in bad.items():
-        rows[index]["image"] = None if data is None else {"bytes": data, "path": f"{split}-{index}.jpg"}
-    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
-    return folder
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_image_stops_with_its_index_and_path_in_one_line(photos: Path, tmp_path: Path, workers: int) -> None:
-    samples = make_samples(spoil(photos, tmp_path / "set", {3: jpeg(0, np.random.default_rng(0))[:200]}))
-    with pytest.raises(UserError) as caught:
-        list(samples.train_batches([[Key(0, 2, 0)], [Key(0, 3, 0)]], workers, CPU))
-    assert isinstance(caught.value, RankError)  # printed by whichever process meets it
-    says = str(caught.value)
-    assert says.startswith("image 3 (train-3.jpg) cannot be read: ")
-    assert says.endswith("; mend it, or pass --on_bad_image skip")
-    assert "\n" not in says
-
-
-def test_a_skipped_image_is_replaced_by_the_next_good_one_and_counted(photos: Path, tmp_path: Path) -> None:
-    folder = spoil(photos, tmp_path / "set", {3: b"", 4: None, 71: b"no image"})
+def test_a_skipped_image_is_replaced_by_the_next_good_one_and_counted(tmp_path):
+    folder = write_table(tmp_path, NAMES, GOOD * 18, GOOD, bad_train={3: b"", 4: None, 71: b"no image"})
     for index in (3, 4, 71):  # no data and no image are bad images too
         with pytest.raises(UserError, match=rf"^image {index} \((train-{index}.jpg|no path)\) cannot be read: "):
             make_samples(folder)[Key(0, index, 0)]
     samples = make_samples(folder, "skip")
-    image, *rest = samples[Key(0, 3, 0)]
-    assert rest == [5 % 4, 3, 2]
-    assert torch.equal(image, samples[Key(0, 3, 0)][0])
+    (image, *rest), (again, *_) = samples[Key(0, 3, 0)], samples[Key(0, 3, 0)]
+    assert rest == [5 % 4, 3, 2] and torch.equal(image, again)
     assert samples[Key(0, 71, 0)][1:] == (0, 71, 1)  # goes on at the start
     assert samples[Key(0, 5, 0)][1:] == (1, 5, 0)
-    nothing = make_samples(spoil(photos, tmp_path / "nothing", {i: b"" for i in range(72)}), "skip")
+    nothing = make_samples(write_table(tmp_path, NAMES, GOOD, GOOD, bad_train=dict.fromkeys(range(4), b"")), "skip")
     with pytest.raises(UserError, match="no image of the dataset can be read"):
         nothing[Key(0, 0, 0)]
 
 
-def test_evaluation_knows_which_images_to_leave_out(photos: Path, tmp_path: Path) -> None:
-    folder = spoil(photos, tmp_path / "set", {0: b"", 7: b"no image"}, split="test")
-    samples = make_samples(folder, "skip", train=False)
-    batches = list(samples.eval_batches(0, 1, 8, 0, CPU))
-    indices, bad = (torch.cat([b[i] for b in batches]) for i in (2, 3))
-    assert indices.tolist() == list(range(30))
-    assert indices[bad > 0].tolist() == [0, 7]
-
-
-# --------------------------------------------------------------------------------------------- datasets
-
-
-def test_a_folder_of_parquet_files_is_a_dataset(photos: Path, own_cache: Path) -> None:
+def test_a_folder_of_parquet_files_is_a_dataset_and_its_shards_are_read_in_order(photos, own_cache, tmp_path):
     splits = load_splits(recipe(photos))
-    assert isinstance(splits, Splits)
     assert (len(splits.train), len(splits.eval), splits.classes) == (72, 30, CLASSES)
     assert splits.train.column_names == ["image", "label"]
     assert splits.train[0]["image"]["bytes"][:2] == b"\xff\xd8"  # still encoded
     assert json.loads(json.dumps(splits.record)) == splits.record
     assert splits.record["splits"]["train"]["images"] == 72
-    assert not (own_cache / "datasets").exists()  # read in place
-
-
-def test_shards_are_read_in_order(photos: Path, tmp_path: Path) -> None:
     shutil.copytree(photos, tmp_path / "set")
     whole = tmp_path / "set/data/train-00000-of-00001.parquet"
     table = pq.read_table(whole)
     whole.unlink()
     for i, part in enumerate((table.slice(0, 40), table.slice(40))):
         pq.write_table(part, tmp_path / f"set/data/train-0000{i}-of-00002.parquet")
-    one, sharded = load_splits(recipe(photos)), load_splits(recipe(tmp_path / "set"))
-    assert [r["image"]["bytes"] for r in one.train] == [r["image"]["bytes"] for r in sharded.train]
-    assert one.record["splits"] == sharded.record["splits"]
+    sharded = load_splits(recipe(tmp_path / "set"))
+    assert [r["image"]["bytes"] for r in splits.train] == [r["image"]["bytes"] for r in sharded.train]
+    assert splits.record["splits"] == sharded.record["splits"]
+    assert not (own_cache / "datasets").exists()  # read in place
 
 
 def image_folder(folder: Path, splits: dict[str, dict[str, int]]) -> Path:
     """``{split: {class: images}}`` as files; their names hold the words by which datasets tells splits."""
-    rng = np.random.default_rng(0)
     for split, classes in splits.items():
-        for kind, (name, count) in enumerate(classes.items()):
+        for name, count in classes.items():
             (folder / split / name).mkdir(parents=True)
             for i in range(count):
                 word = ("val", "test", "train")[i % 3]
-                (folder / split / name / f"ILSVRC_{word}_{i}.JPEG").write_bytes(jpeg(kind, rng))
+                (folder / split / name / f"ILSVRC_{word}_{i}.JPEG").write_bytes(JPEG)
     return folder
 
 
-@pytest.mark.parametrize(("folder", "split"), [("val", "validation"), ("valid", "validation"), ("validation", "val"),
-                                               ("val", "test"), ("test", "test"), ("val", "val")])  # fmt: skip
-def test_a_folder_of_class_folders_is_a_dataset(tmp_path: Path, folder: str, split: str) -> None:
-    made = image_folder(tmp_path / "set", {"train": {"b": 5, "a": 4}, folder: {"a": 3, "b": 2}})
-    splits = load_splits(recipe(made, num_classes=2, eval_split=split))
-    assert splits.classes == ["a", "b"]
-    assert [row["label"] for row in splits.train] == [0] * 4 + [1] * 5
-    assert [row["label"] for row in splits.eval] == [0] * 3 + [1] * 2
-    samples = Samples(splits.eval, recipe(), EvalTransform(16, 16, "bilinear"))
-    assert samples[Key(0, 4, 0)][1:] == (1, 4, 0)
-
-
-def test_a_bad_file_of_an_image_folder_is_named_by_its_path(tmp_path: Path) -> None:
-    made = image_folder(tmp_path / "set", {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
-    file = made / "train/a/ILSVRC_test_1.JPEG"
+def test_a_folder_of_class_folders_is_a_dataset_and_a_bad_file_is_named_by_its_path(tmp_path):
+    for pair in ("val validation", "valid validation", "validation val", "val test", "test test", "val val"):
+        folder, split = pair.split()
+        made = image_folder(tmp_path / pair, {"train": {"b": 5, "a": 4}, folder: {"a": 3, "b": 2}})
+        splits = load_splits(recipe(made, num_classes=2, eval_split=split))
+        assert splits.classes == ["a", "b"]
+        assert [row["label"] for row in splits.train] == [0] * 4 + [1] * 5
+        assert [row["label"] for row in splits.eval] == [0] * 3 + [1] * 2
+        samples = Samples(splits.eval, recipe(), EvalTransform(16, 16, "bilinear"))
+        assert samples[Key(0, 4, 0)][1:] == (1, 4, 0)
+    file = made / "val/b/ILSVRC_test_1.JPEG"
     file.write_bytes(b"no image")
-    samples = make_samples(made, num_classes=2)
     for reason in ("not an image", ""):
-        with pytest.raises(UserError, match=rf"^image 0 \(.*train/a/ILSVRC_test_1.JPEG\) cannot be read: {reason}"):
-            samples[Key(0, 0, 0)]
+        with pytest.raises(UserError, match=rf"^image 3 \(.*/val/b/ILSVRC_test_1.JPEG\) cannot be read: {reason}"):
+            samples[Key(0, 3, 0)]
         file.unlink(missing_ok=True)
-
-
-def write_table(folder: Path, kind: Any, train: list, test: list) -> Path:
-    """Parquet files with the given labels, of the given feature, and one image for all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    features = Features({"image": ImageFeature(), "label": kind})
-    data = jpeg(0, np.random.default_rng(0))
-    for split, labels in (("train", train), ("test", test)):
-        columns = {"image": [{"bytes": data, "path": None}] * len(labels), "label": labels}
-        pq.write_table(pa.table(columns, schema=features.arrow_schema), folder / f"{split}.parquet")
-    return folder
-
-
-NAMES = ClassLabel(names=CLASSES)
-GOOD = [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -388,44 +285,34 @@ GOOD = [0, 1, 2, 3]
         (Value("int64"), [0, 1, 2, 7], GOOD, {}, "'train' and 'test' differ: 4, 5, 6, 7 in one of them only"),
         (NAMES, [0, 1, 2, 7], GOOD, {}, "split 'train' has label 7, but only 4 class names"),
         (NAMES, GOOD, [-1, -1], {}, "split 'test' has unlabelled images (label -1)"),
-        (NAMES, GOOD, [0, None], {}, "label column 'label' is not of whole numbers"),
-        (Value("string"), list("abcd"), list("abcd"), {}, "label column 'label' is not of whole numbers"),
-        (Value("float32"), [0.0, 1.0], [0.0, 1.0], {}, "label column 'label' is not of whole numbers"),
+        (NAMES, GOOD, [0, None], {}, UNWHOLE),
+        (Value("string"), list("abcd"), list("abcd"), {}, UNWHOLE),
+        (Value("float32"), [0.0, 1.0], [0.0, 1.0], {}, UNWHOLE),
     ],
 )
-def test_a_dataset_that_does_not_fit_is_refused(
-    tmp_path: Path, own_cache: Path, kind: Any, train: list, test: list, changes: dict, says: str
-) -> None:
+def test_a_dataset_that_does_not_fit_is_refused(tmp_path, own_cache, kind, train, test, changes, says):
     folder = write_table(tmp_path / "set", kind, train, test)
     before = sorted(tmp_path.rglob("*")), sorted(own_cache.rglob("*"))
     message = complaint(recipe(folder, **changes))
-    assert says in message
-    assert str(folder) in message
+    assert says in message and str(folder) in message
     assert (sorted(tmp_path.rglob("*")), sorted(own_cache.rglob("*"))) == before  # nothing written
 
 
-def test_labels_may_be_plain_whole_numbers(tmp_path: Path) -> None:
-    splits = load_splits(recipe(write_table(tmp_path / "set", Value("uint8"), [0, 1, 1], [3, 2])))
-    assert splits.classes == ["0", "1", "2", "3"]
+def test_an_image_folder_that_does_not_fit_is_refused(tmp_path):
+    two, none = {"a": 1, "b": 1}, {"a": 0, "b": 0}
+    for number, (splits, says) in enumerate((
+        ({"train": two}, "has no folder for split 'test'; valid names: train"),
+        ({"trian": two, "test": two}, "has no folder for split 'train'; did you mean 'trian'?"),
+        ({"train": {}, "test": two}, "has no folder for split 'train'"),
+        ({"train": none, "test": two}, "train has no images; expected train/<class>/<image>"),
+        ({"train": two, "test": {"a": 1, "c": 1}}, "classes of 'train' and 'test' differ: b, c in one of them only"),
+        ({"train": two, "test": {"a": 1}}, "classes of 'train' and 'test' differ: b in one of them only"),
+    )):  # fmt: skip
+        (tmp_path / str(number)).mkdir()
+        assert says in complaint(recipe(image_folder(tmp_path / str(number), splits), num_classes=2))
 
 
-@pytest.mark.parametrize(
-    ("splits", "says"),
-    [
-        ({"train": {"a": 1, "b": 1}}, "has no folder for split 'test'; valid names: train"),
-        ({"trian": {"a": 1, "b": 1}, "test": {"a": 1}}, "has no folder for split 'train'; did you mean 'trian'?"),
-        ({"train": {}, "test": {"a": 1}}, "has no folder for split 'train'"),
-        ({"train": {"a": 0, "b": 0}, "test": {"a": 1, "b": 1}}, "train has no images; expected train/<class>/<image>"),
-        ({"train": {"a": 1, "b": 1}, "test": {"a": 1, "c": 1}}, "classes of 'train' and 'test' differ: b, c in one"),
-        ({"train": {"a": 1, "b": 1}, "test": {"a": 1}}, "classes of 'train' and 'test' differ: b in one of them only"),
-    ],
-)
-def test_an_image_folder_that_does_not_fit_is_refused(tmp_path: Path, splits: dict, says: str) -> None:
-    (tmp_path / "set").mkdir()
-    assert says in complaint(recipe(image_folder(tmp_path / "set", splits), num_classes=2))
-
-
-def test_what_is_no_dataset_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_dataset_out_of_reach_or_gated_is_refused_and_nothing_written(tmp_path, monkeypatch, own_cache):
     for name in ("grocries", "no/such/folder", "./nothing", "~/nothing-of-this-name"):
         says = f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of ['cifar10', 'groceries']"
         assert complaint(recipe(name)) == says
@@ -434,39 +321,28 @@ def test_what_is_no_dataset_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     assert complaint(recipe("groceries")) == says
     assert not list(tmp_path.iterdir())
     (tmp_path / "set/train").mkdir(parents=True)
-    (tmp_path / "set/train/1.jpg").write_bytes(jpeg(0, np.random.default_rng(0)))
+    (tmp_path / "set/train/1.jpg").write_bytes(JPEG)
     assert complaint(recipe(tmp_path / "set")).endswith("train has no class folders; expected train/<class>/<image>")
     (tmp_path / "set/train.parquet").write_bytes(b"no parquet")
     assert complaint(recipe(tmp_path / "set")).startswith(f"cannot open dataset '{tmp_path / 'set'}', split 'train': ")
 
-
-def test_a_hub_dataset_out_of_reach_or_gated_says_how_to_get_it_and_writes_nothing(
-    monkeypatch: pytest.MonkeyPatch, own_cache: Path
-) -> None:
-    def gated(*_: Any, **__: Any) -> None:
-        raise datasets.exceptions.DatasetNotFoundError(
-            "Dataset 'ILSVRC/imagenet-1k' is a gated dataset on the Hub.\nYou must be authenticated to access it."
-        )
+    def gated(*_, **__):
+        raise datasets.exceptions.DatasetNotFoundError("'a/b' is a gated dataset on the Hub.\nYou must log in.")
 
     before = sorted(own_cache.rglob("*"))
-    message = complaint(recipe("owner/set"))
-    assert message.startswith("cannot open dataset 'owner/set', split 'train': Couldn't reach 'owner/set' on the Hub")
+    says = "cannot open dataset 'owner/set', split 'train': Couldn't reach 'owner/set' on the Hub"
+    assert complaint(recipe("owner/set")).startswith(says)
     monkeypatch.setattr(datasets, "load_dataset_builder", gated)
-    message = complaint(recipe("ILSVRC/imagenet-1k"))
-    assert "access is gated: accept the terms on its page on the Hub, then `hf auth login` or set HF_TOKEN" in message
-    assert sorted(own_cache.rglob("*")) == before
+    says = "access is gated: accept the terms on its page on the Hub, then `hf auth login` or set HF_TOKEN"
+    assert says in complaint(recipe("a/b")) and sorted(own_cache.rglob("*")) == before
 
 
-# --------------------------------------------------------------------------------------------- subsets and record
-
-
-def test_a_subset_never_changes_and_holds_all_classes(photos: Path) -> None:
-    def taken(**changes: Any) -> list[bytes]:
+def test_a_subset_never_changes_and_holds_all_classes(photos):
+    def taken(**changes):
         return [row["image"]["bytes"] for row in load_splits(recipe(photos, **changes)).train]
 
     whole, part = taken(), taken(max_train_samples=24)
-    assert len(part) == 24
-    assert part == taken(max_train_samples=24, seed=5)
+    assert len(part) == 24 and part == taken(max_train_samples=24, seed=5)
     places = [whole.index(data) for data in part]
     assert places == sorted(places) != list(range(24))
     assert set(taken(max_train_samples=10)) < set(part)
@@ -476,14 +352,14 @@ def test_a_subset_never_changes_and_holds_all_classes(photos: Path) -> None:
     assert [splits.record["splits"][split]["images"] for split in ("train", "test")] == [24, 8]
 
 
-def test_the_record_changes_with_the_labels_and_with_nothing_else(tmp_path: Path) -> None:
-    def hashes(name: str, train: list[int]) -> list[str]:
-        folder = write_table(tmp_path / name, NAMES, train, GOOD)
-        record = load_splits(recipe(folder)).record
-        return [split["labels_sha256"] for split in record["splits"].values()]
+def test_the_record_changes_with_the_labels_and_with_nothing_else(tmp_path):
+    def hashes(name, train, kind=NAMES):
+        splits = load_splits(recipe(write_table(tmp_path / name, kind, train, GOOD)))
+        return [split["labels_sha256"] for split in splits.record["splits"].values()], splits.classes
 
-    first = hashes("a", [0, 1, 2, 3])
-    assert hashes("b", [0, 1, 2, 3]) == first
+    first, classes = hashes("a", GOOD)
+    assert hashes("b", GOOD) == (first, classes)
+    assert hashes("b", GOOD, Value("uint8")) == (first, ["0", "1", "2", "3"])  # labels may be plain whole numbers
     for changed in ([0, 1, 3, 2], [0, 1, 2], [0, 1, 2, 3, 0]):
-        other = hashes("c", changed)
+        other, _ = hashes("c", changed)
         assert other[0] != first[0] and other[1] == first[1]

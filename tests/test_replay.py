@@ -4,12 +4,12 @@ import json
 import runpy
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from driver import Server
+from runs import edit
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import CLASSES, make_photos, make_recipe
@@ -18,49 +18,45 @@ from torch import nn
 from mixers import MIXERS, Mixup, build
 from mixers.base import plan_alone
 from mixers.testing import batch, tiny_step
-from mixup_recipes.runs.replay import Replayed, named, replay, save_data, save_picture
+from mixers.testing.parts import differences
+from mixup_recipes.runs.replay import replay, save_data, save_picture
 from mixup_recipes.runs.run import Run
 from mixup_recipes.typed import UserError
 
 # Every process writes what its model is fed at each step, and the target. One more mixer: its lambdas are the model's
 # confidences in evaluation mode, which depend on weights and on BatchNorm's statistics.
 SPY = """
+import os
+
 import torch
 from safetensors.torch import save_file
 
-import mixers
 from mixers import MIXERS, Mixup, Step
 
 FOLDER = {folder!r}
 
-
 class Looking(Mixup):
     needs = "model"
 
-    def plan(self, x, y, rng, *look):
-        model, _ = look
+    def plan(self, x, y, rng, model, _):
         training = model.training
         with torch.no_grad():
             lam = model.eval()(x).float().softmax(1).amax(1)
         model.train(training)
         return super().plan(x, y, rng) | {{"mask": lam.view(-1, 1, 1, 1)}}
 
-
 MIXERS.rows["looking"] = Looking
 forward, seen = Step.forward, []
-
 
 def spy(self, x, y, rng):
     fed = []
     hook = self.model.register_forward_pre_hook(lambda _, args: fed.append(args[0].detach().clone()))
     out = forward(self, x, y, rng)
     hook.remove()
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    name = f"{{FOLDER}}/{{rank}}-{{len(seen)}}.safetensors"
+    name = f"{{FOLDER}}/{{os.environ.get('RANK', 0)}}-{{len(seen)}}.safetensors"
     save_file({{"images": fed[-1].contiguous(), "targets": out.target}}, name)
     seen.append(1)
     return out
-
 
 if FOLDER:
     Step.forward = spy
@@ -78,59 +74,42 @@ def spied(server: Server, folder: Path, mixer: str, processes: int = 1, **change
     return folder / "out"
 
 
-def rebuilt(out: Path, step: int, micro: int = 0) -> Replayed:
-    return replay(Run.open(out), step, micro)
-
-
 def assert_same(out: Path, *batches: tuple[int, int], processes: int = 1) -> None:
-    """Hold batches against what the job's model was fed.
-
-    With one process its second micro-batch is its next step, with two the other's.
-    """
+    """Hold batches against what the job's model was fed; the second micro-batch is its next step or the other's."""
     for step, micro in batches:
         rank, number = (0, 2 * step + micro) if processes == 1 else (micro, step)
-        batch, expected = rebuilt(out, step, micro), load_file(out.parent / f"fed/{rank}-{number}.safetensors")
+        batch, expected = replay(Run.open(out), step, micro), load_file(out.parent / f"fed/{rank}-{number}.safetensors")
         assert torch.equal(batch.images, expected["images"]), (step, micro)
         assert torch.equal(batch.targets, expected["targets"]), (step, micro)
         assert not batch.notes
 
 
 @pytest.fixture(scope="module")
-def run(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(server, tmp_path_factory):
     return spied(server, tmp_path_factory.mktemp("one"), "deit")
 
 
-def test_any_micro_batch_of_a_run_is_rebuilt_bit_for_bit(run: Path) -> None:
+def test_any_micro_batch_of_a_run_and_its_picture_are_rebuilt_bit_for_bit(run, tmp_path):
     assert_same(run, (0, 0), (0, 1), (3, 1), (4, 0), (11, 1))
-
-
-@pytest.mark.parametrize(
-    ("mixer", "processes", "changes", "batches"),
-    [
-        (
-            "cutmix",
-            2,
-            {"mixed_precision": "bf16", "channels_last": "true", "aug_repeats": 2},
-            [(0, 0), (5, 1), (11, 0)],
-        ),
-        ("samix", 1, {}, [(0, 1), (4, 0), (8, 1)]),  # masks that were learned
-        ("adautomix", 1, {}, [(0, 1), (4, 0), (8, 1)]),
-    ],
-)
-def test_so_is_that_of_other_runs(
-    server: Server, tmp_path: Path, mixer: str, processes: int, changes: dict[str, Any], batches: list[tuple[int, int]]
-) -> None:
-    assert_same(spied(server, tmp_path, mixer, processes, **changes), *batches, processes=processes)
-
-
-def test_the_picture_is_the_job_s_own_byte_for_byte(run: Path, tmp_path: Path) -> None:
     for epoch in range(3):
-        save_picture(rebuilt(run, 4 * epoch), tmp_path / "new" / "sheet.png")
+        save_picture(replay(Run.open(run), 4 * epoch), tmp_path / "new" / "sheet.png")
         assert (tmp_path / "new/sheet.png").read_bytes() == (run / f"samples/epoch_{epoch:03d}.png").read_bytes()
 
 
-def test_the_data_hold_the_batch_and_all_that_rebuilds_it(run: Path, tmp_path: Path) -> None:
-    batch = rebuilt(run, 5)
+def test_so_is_one_of_two_processes_in_bf16_and_one_whose_masks_are_learned(server, tmp_path):
+    options = {"mixed_precision": "bf16", "channels_last": "true", "aug_repeats": 2}
+    for mixer, processes, changes, batches in (
+        ("cutmix", 2, options, [(0, 0), (5, 1), (7, 0)]),
+        ("samix", 1, {}, [(0, 1), (4, 0), (4, 1)]),
+        ("adautomix", 1, {}, [(0, 1), (4, 0), (4, 1)]),
+    ):
+        (tmp_path / mixer).mkdir()
+        out = spied(server, tmp_path / mixer, mixer, processes, epochs=2, **changes)
+        assert_same(out, *batches, processes=processes)
+
+
+def test_the_data_hold_the_batch_and_all_that_rebuilds_it_and_the_text_names_row_class_and_shares(run, tmp_path):
+    batch = replay(Run.open(run), 5)
     save_data(batch, tmp_path / "batch.safetensors")
     with safe_open(tmp_path / "batch.safetensors", "pt") as file:
         saved, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
@@ -143,107 +122,58 @@ def test_the_data_hold_the_batch_and_all_that_rebuilds_it(run: Path, tmp_path: P
     own = nn.functional.one_hot(saved["labels"], 4).float()
     mixed = lam[:, None] * own + (1 - lam[:, None]) * own[saved["plan.index"]]
     assert torch.allclose(saved["targets"], 0.9 * mixed + 0.1 / 4)
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_mixer_that_looks_at_the_model_is_rebuilt_with_the_weights_as_they_were(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
-) -> None:
-    out = spied(server, tmp_path, "looking", processes)
-    (tmp_path / "looking.py").write_text(SPY.format(folder=""))
-    monkeypatch.setitem(MIXERS.rows, "looking", Mixup)  # so that the entry is taken out again
-    runpy.run_path(str(tmp_path / "looking.py"))
-    assert_same(out, (0, 0), (0, 1), (4, 0), (8, 1), processes=processes)
-    with pytest.raises(UserError, match=r"'looking' looks at the model, .* no weights of update 5; .* 0, 4, 8, 12$"):
-        rebuilt(out, 5)
-    weights = out / "checkpoints/step-00000004/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match=r"step-00000004 is damaged: model.safetensors changed"):
-        rebuilt(out, 4)
-
-
-def test_a_teacher_with_other_weights_than_in_the_run_is_refused(server: Server, tmp_path: Path) -> None:
-    out = spied(server, tmp_path, "attentivemix")
-    rebuilt(out, 4)
-    environment = json.loads((out / "env.json").read_text())
-    (teacher,) = environment["teachers"]
-    environment["teachers"][teacher] = "0" * 64
-    (out / "env.json").write_text(json.dumps(environment))
-    with pytest.raises(UserError, match=f"the teacher '{teacher}' is not what it was when .* its weights have changed"):
-        rebuilt(out, 4)
-
-
-@pytest.mark.parametrize("name", MIXERS)
-def test_a_plan_made_without_the_model_is_that_of_the_step(name: str) -> None:
-    step, (x, y) = tiny_step(lambda: build(name)), batch()
-    for update in range(6):
-        alone = plan_alone(step.mixer, x, y, np.random.default_rng((0, update)))
-        if alone is None:
-            continue
-        planned = step(x, y, np.random.default_rng((0, update))).plan
-        a, b = dict(named("plan", alone)), dict(named("plan", planned))
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
-
-
-def test_a_plan_that_needs_the_model_is_not_guessed() -> None:
-    class Needs(Mixup):
-        needs = "model"
-
-        def plan(self, x, y, rng, *look):
-            return super().plan(x, y, rng) | {"mask": look[0](x).amax(1).view(-1, 1, 1, 1)}
-
-    step = tiny_step(Needs)
-    assert plan_alone(step.mixer, *batch(), np.random.default_rng(0)) is None
-
-
-@pytest.mark.parametrize(
-    ("step", "micro", "says"),
-    [
-        (12, 0, "step 12: tiny has 12 updates, 0 to 11"),
-        (-1, 0, "step -1: tiny has 12 updates, 0 to 11"),
-        (0, 2, "micro 2: tiny has 2 micro-batches per update, 0 to 1"),
-    ],
-)
-def test_what_the_run_does_not_have_is_one_line(run: Path, step: int, micro: int, says: str) -> None:
-    with pytest.raises(UserError) as error:
-        rebuilt(run, step, micro)
-    assert str(error.value) == says
-
-
-def other_images(run: Path) -> str:
-    """What a run on one image less would say of its data."""
-    record: dict[str, Any] = json.loads((run / "data.json").read_text())
-    record["splits"]["train"]["images"] = 71
-    return json.dumps(record)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "says"),
-    [
-        ("data.json", "{", "data.json is not valid JSON"),
-        ("data.json", "[]", "data.json: expected a table"),
-        ("data.json", '{"splits": 3}', "data.json: splits: expected a table, got 3"),
-        ("env.json", "[", "env.json is not valid JSON"),
-        ("data.json", other_images, "'train' is not what the run in .* was trained on: .*71.* then, .*72.* now"),
-    ],
-)
-def test_damaged_files_of_a_run_and_other_data_are_one_line(
-    run: Path, tmp_path: Path, name: str, text: Any, says: str
-) -> None:
-    with pytest.raises(UserError, match=r"is no run folder: recipe\.yaml is missing"):
-        rebuilt(tmp_path, 0)
-    shutil.copy(run / "recipe.yaml", tmp_path)
-    (tmp_path / name).write_text(text if isinstance(text, str) else text(run))
-    with pytest.raises(UserError, match=says) as error:
-        rebuilt(tmp_path, 0)
-    assert "\n" not in str(error.value)
-
-
-def test_the_text_names_row_class_and_shares(run: Path) -> None:
-    batch = rebuilt(run, 0)
     lines = str(batch).splitlines()
     assert len(lines) == 8
     for line, index, target in zip(lines, batch.indices.tolist(), batch.targets, strict=True):
         share, k = target.max(0)
         assert line.startswith(f"row {index:>8}  {CLASSES[index % 4]}  ->  {share:.3f} {CLASSES[k]}")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_mixer_that_looks_at_the_model_gets_the_weights_as_they_were(server, tmp_path, monkeypatch, processes):
+    out = spied(server, tmp_path, "looking", processes)
+    (tmp_path / "looking.py").write_text(SPY.format(folder=""))
+    monkeypatch.setitem(MIXERS.rows, "looking", Mixup)  # so that the entry is taken out again
+    runpy.run_path(str(tmp_path / "looking.py"))
+    assert plan_alone(build("looking"), *batch(), np.random.default_rng(0)) is None  # it is not guessed
+    assert_same(out, (0, 0), (0, 1), (4, 0), (8, 1), processes=processes)
+    with pytest.raises(UserError, match=r"'looking' looks at the model, .* no weights of update 5; .* 0, 4, 8, 12$"):
+        replay(Run.open(out), 5)
+    weights = out / "checkpoints/step-00000004/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"step-00000004 is damaged: model.safetensors changed"):
+        replay(Run.open(out), 4)
+
+
+def test_a_teacher_with_other_weights_than_in_the_run_is_refused(server, tmp_path):
+    out = spied(server, tmp_path, "attentivemix", epochs=2)
+    replay(Run.open(out), 4)
+    (teacher,) = json.loads((out / "env.json").read_text())["teachers"]
+    edit(out / "env.json", teachers={teacher: "0" * 64})
+    with pytest.raises(UserError, match=f"the teacher '{teacher}' is not what it was when .* its weights have changed"):
+        replay(Run.open(out), 4)
+
+
+def test_a_plan_made_without_the_model_is_that_of_the_step():
+    for name in MIXERS:
+        step, (x, y) = tiny_step(lambda name=name: build(name)), batch()
+        for update in range(6):
+            alone = plan_alone(step.mixer, x, y, np.random.default_rng((0, update)))
+            planned = step(x, y, np.random.default_rng((0, update))).plan
+            assert alone is None or not differences(alone, planned), (name, update)
+
+
+def test_what_a_run_does_not_have_and_other_data_are_one_line(run, tmp_path):
+    for step, micro, says in (
+        (12, 0, "step 12: tiny has 12 updates, 0 to 11"),
+        (-1, 0, "step -1: tiny has 12 updates, 0 to 11"),
+        (0, 2, "micro 2: tiny has 2 micro-batches per update, 0 to 1"),
+    ):
+        with pytest.raises(UserError, match=f"^{says}$"):
+            replay(Run.open(run), step, micro)
+    for name in ("recipe.yaml", "data.json"):
+        shutil.copy(run / name, tmp_path)
+    splits = json.loads((run / "data.json").read_text())["splits"]
+    edit(tmp_path / "data.json", splits=splits | {"train": splits["train"] | {"images": 71}})
+    with pytest.raises(UserError, match=r"'train' is not what the run in .* was trained on: .*71.* then, .*72.* now"):
+        replay(Run.open(tmp_path), 0)

@@ -1,12 +1,12 @@
 """What benchmarks/step.py counts, against counting by hand: the numbers that model cards quote."""
 
-import importlib.util
+import runpy
 import sys
-from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import ROOT
 from torch import nn
 
 from mixers import Mixer, Out, Step
@@ -16,15 +16,11 @@ PIXELS = B * SIDE**2
 
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
+def bench():
     """The script, which is no part of a package."""
-    path = Path(__file__).parent.parent / "benchmarks/step.py"
-    spec = importlib.util.spec_from_file_location("step_costs", path)
-    module = importlib.util.module_from_spec(spec)
-    first = sys.path[0]
-    spec.loader.exec_module(module)
-    sys.path[0] = first
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        return SimpleNamespace(**runpy.run_path(f"{ROOT}/benchmarks/step.py", run_name="step_costs"))
 
 
 class Net(nn.Module):
@@ -58,12 +54,12 @@ class Looks(Mixer):
         return Out(criterion(logits, y).mean(), logits, y, {}, {})
 
 
-def counted(bench: ModuleType, net: nn.Module, times: int) -> tuple[float, float]:
+def counted(bench, net: nn.Module, times: int) -> tuple[float, float]:
     return bench.counted(Step(net, Looks(times), nn.CrossEntropyLoss(reduction="none")), 2)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_flops_of_grouped_convolutions_forward_and_backward(bench: ModuleType, groups: int) -> None:
+def test_flops_of_grouped_convolutions_forward_and_backward(bench, groups):
     lift, conv, head = 2 * PIXELS * 3 * C, 2 * PIXELS * 9 * C * C // groups, 2 * B * C * K
     flops, _ = counted(bench, Net(groups), 0)
     assert flops == 2 * lift + 3 * conv + 3 * head  # images need no gradient
@@ -71,29 +67,23 @@ def test_flops_of_grouped_convolutions_forward_and_backward(bench: ModuleType, g
     assert looked == flops + 2 * lift + 2 * conv + 2 * head  # forward, and backward to the images alone
 
 
-def test_memory_is_the_most_that_is_held_at_a_time_and_each_storage_once(bench: ModuleType) -> None:
-    _, once = counted(bench, Net(), 0)
+def test_memory_is_the_most_that_is_held_at_a_time_and_each_storage_once(bench):
+    wide = Net()
+    wide.head.weight = nn.Parameter(torch.empty(K, C * 500)[:, :C])  # a storage far larger than all that is kept
+    once, again, twice, of_wide = (
+        counted(bench, net, looks)[1] for net, looks in ((Net(), 0), (Net(), 3), (Net(twice=True), 0), (wide, 0))
+    )
     hidden, image = 4 * C * PIXELS, 4 * 3 * PIXELS
     small = 4 * (3 * B * K + 2 * B * C)  # logits' softmax, targets, and the head's input
     assert 2 * hidden + image <= once <= 2 * hidden + image + small  # lift's output, its square, and the images
-    _, again = counted(bench, Net(), 3)
     assert once <= again <= once + image + small  # a look is over, and its memory free, before the next begins
-    _, twice = counted(bench, Net(twice=True), 0)
-    assert twice == once
-    wide = Net()
-    wide.head.weight = nn.Parameter(torch.empty(K, C * 500)[:, :C])  # a storage far larger than all that is kept
-    assert wide.head.weight.untyped_storage().nbytes() > 0.5 * hidden
-    assert counted(bench, wide, 0)[1] == once
+    assert once == twice == of_wide
 
 
-def test_a_time_that_was_not_measured_again_stays_in_the_file(bench: ModuleType, tmp_path: Path) -> None:
+def test_a_time_that_was_not_measured_again_stays_in_the_file(bench, tmp_path):
     path, cost = tmp_path / "costs.csv", {"FLOPs": 1.0, "kept for backward": 1.0}
     bench.write(path, "a", {"vanilla": cost | {"time": 1.0}, "mixup": cost | {"time": 1.5}}, "CPU")
     bench.write(path, "b", {"vanilla": cost, "transmix": "no attention"}, "GPU")
     bench.write(path, "a", {"vanilla": cost, "mixup": cost | {"FLOPs": 2.0}}, "GPU")
-    assert path.read_text().splitlines() == [
-        "model,mixer,flops,kept,time,timed_on",
-        "a,vanilla,1.000,1.000,1.00,CPU",
-        "a,mixup,2.000,1.000,1.50,CPU",
-        "b,vanilla,1.000,1.000,,",
-    ]
+    rows = ["a,vanilla,1.000,1.000,1.00,CPU", "a,mixup,2.000,1.000,1.50,CPU", "b,vanilla,1.000,1.000,,"]
+    assert path.read_text().splitlines() == ["model,mixer,flops,kept,time,timed_on", *rows]

@@ -1,6 +1,5 @@
 """Promise: a sweep checks everything first, runs what is not finished, survives failures and signals, and sums up."""
 
-import contextlib
 import fcntl
 import json
 import os
@@ -11,24 +10,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from tiny import ROOT, environment
 
 from mixup_recipes import cli, flags
-from mixup_recipes.pages.report import runs_table
-from mixup_recipes.pages.seeds import seeds_table
+from mixup_recipes.pages import report, seeds
 from mixup_recipes.pages.sweep import sweep
 from mixup_recipes.recipe import Recipe, schema, to_yaml
 from mixup_recipes.resolve import load_recipe, resolve
+from mixup_recipes.runs import sweep as runs_sweep
 from mixup_recipes.runs import sweep_runs
 from mixup_recipes.runs.run import Run
-from mixup_recipes.runs.sweep import Planned, Sweep, plan, read_sweep
-from mixup_recipes.runs.sweep import to_yaml as sweep_to_yaml
+from mixup_recipes.runs.sweep import Sweep, plan, read_sweep
 from mixup_recipes.training.job import Job
 from mixup_recipes.typed import UserError
 
@@ -43,16 +39,12 @@ with (here / "calls").open("a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
 what = json.loads((here / "what.json").read_text()).get(folder.name, "finish")
 print("first line\\n\\n" + "\\n".join(f"{folder.name} line {i}" for i in range(9)), flush=True)
-if what == "refuse":
-    sys.exit(2)
 folder.mkdir(parents=True, exist_ok=True)
 shutil.copy(here / f"{folder.name}.yaml", folder / "recipe.yaml")
-if what == "wait":
-    signal.signal(signal.SIGTERM, lambda *_: ((here / "saved").touch(), sys.exit(75)))
-    (here / "waiting").touch()
-    time.sleep(60)
-if what == "stubborn":
-    signal.signal(signal.SIGTERM, lambda *_: (here / "asked").touch())
+if what in ("wait", "stubborn"):
+    save = lambda *_: ((here / "saved").touch(), sys.exit(75))
+    signal.signal(signal.SIGTERM, save if what == "wait" else lambda *_: (here / "asked").touch())
+    (here / "pid").write_text(str(os.getpid()))
     (here / "waiting").touch()
     time.sleep(60)
     (here / "over").touch()
@@ -66,13 +58,11 @@ if what == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 if what.isdigit():
     sys.exit(int(what))
-epochs = next(int(line.split()[1]) for line in (folder / "recipe.yaml").read_text().splitlines() if "epochs: " in line)
-if what == "early":
-    epochs -= 1
+text = (folder / "recipe.yaml").read_text()
+epochs = next(int(line.split()[1]) for line in text.splitlines() if "epochs: " in line) - (what == "early")
 seed, log = int(args[args.index("--seed") + 1]), []
 for epoch in range(1, epochs + 1):
-    perf = {"seconds": 60.0 * epoch, "img_per_s": 100.0}
-    line = {"epoch": epoch, "update": epoch, "perf": perf}
+    line = {"epoch": epoch, "update": epoch, "perf": {"seconds": 60.0 * epoch, "img_per_s": 100.0}}
     log.append(line | {"mode": "train", "loss": 2.0, "images": 4, "lr": 0.1})
     log.append(line | {"mode": "val", "top1": 50.0 + seed, "top5": 90.0, "nll": 1.0, "ece": 3.0, "count": 30})
 (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in log))
@@ -83,58 +73,48 @@ for epoch in range(1, epochs + 1):
 class Stub:
     """The stub as a launcher, what it is to do for which run, and the sweep that uses it."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder):
         self.folder, self.out = folder, folder / "out"
         (folder / "stub.py").write_text(STUB)
-        self.launcher = shlex.join([sys.executable, str(folder / "stub.py")])
-        self.base = {"recipes": ["quickstart_vanilla", "quickstart_cutmix"], "launcher": self.launcher}
-        self.base |= {"output_dir": str(self.out), "set": ["epochs=2"]}
+        self.waits = (folder / "waiting").exists
+        (folder / "calls").touch()
+        self.base = {"recipes": ["quickstart_vanilla", "quickstart_cutmix"], "set": ["epochs=2"]}
+        self.base |= {"output_dir": str(self.out), "launcher": shlex.join([sys.executable, f"{folder}/stub.py"])}
 
-    def runs(self, **given: Any) -> list[Planned]:
+    def runs(self, **given):
         """The runs; their recipes lie ready for the stub."""
         runs = plan(read_sweep(None, self.base | given))
         for run in runs:
             (self.folder / f"{run.name}.yaml").write_text(to_yaml(run.recipe))
         return runs
 
-    def __call__(self, what: dict[str, str] | None = None, tables: bool = False, **given: Any) -> int:
-        """Run the sweep, with the tables and plots at its end or without."""
+    def __call__(self, what=None, tables=False, **given):
+        """Run the sweep, with the tables and plots at its end or without; ``what`` the stub is to do, by run."""
         runs = self.runs(**given)
         self.tell(what or {})
-        if tables:
-            return sweep(None, self.base | given)
         self.out.mkdir(exist_ok=True)
-        return sweep_runs.run_all(runs)
+        return sweep(None, self.base | given) if tables else sweep_runs.run_all(runs)
 
-    def tell(self, what: dict[str, str]) -> None:
-        """What the stub is to do, by the name of the run."""
+    def tell(self, what):
         (self.folder / "what.json").write_text(json.dumps(what))
 
-    def signalled(self, number: int, file: str = "waiting") -> threading.Thread:
-        """Send this process a signal once the stub has made a file."""
-        main = threading.main_thread().ident
-        return soon((self.folder / file).exists, lambda: signal.pthread_kill(main, number))
-
-    def calls(self) -> list[list[str]]:
+    def calls(self):
         """The arguments of every start of the stub, the script's path first."""
-        file = self.folder / "calls"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
 
-    def called(self) -> list[str]:
-        """The folder names of the calls."""
+    def called(self):
         return [Path(args[args.index("--output_dir") + 1]).name for args in self.calls()]
 
 
 @pytest.fixture
-def stub(tmp_path: Path) -> Stub:
-    """See ``Stub``."""
+def stub(tmp_path):
     return Stub(tmp_path)
 
 
-def soon(condition: Callable[[], bool], action: Callable[[], object]) -> threading.Thread:
+def soon(condition, action=lambda: None):
     """Do something once a condition holds, beside the main thread."""
 
-    def wait() -> None:
+    def wait():
         deadline = time.monotonic() + 30
         while not condition() and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -145,178 +125,120 @@ def soon(condition: Callable[[], bool], action: Callable[[], object]) -> threadi
     return thread
 
 
-# ------------------------------------------------------------------------------------------------ what is run
-
-
-def test_every_recipe_value_and_seed_makes_a_run_and_seeds_come_last_to_change(stub: Stub) -> None:
+def test_every_recipe_value_and_seed_makes_a_run_and_seeds_come_last_to_change(stub):
     runs = stub.runs(seeds=["0", "3"], grid=["lr=0.1,0.20"], set=["epochs=2"])
     expected = [(seed, mixer, lr, 2) for seed in (0, 3) for mixer in ("vanilla", "cutmix") for lr in (0.1, 0.2)]
     assert [(r.recipe.seed, r.recipe.mixer, r.recipe.lr, r.recipe.epochs) for r in runs] == expected
     assert [r.name for r in runs] == [f"quickstart_{mixer}-lr{lr}-seed{seed}" for seed, mixer, lr, _ in expected]
-    script, *args = runs[-1].command[2:]
-    assert Path(script) == ROOT / "train_mixup.py"
-    name = "quickstart_cutmix-lr0.2-seed3"
-    folder = ["--recipe", "quickstart_cutmix", "--seed", "3", "--output_dir", f"{stub.out}/{name}"]
-    assert args == [*folder, "--resume_from_checkpoint", "auto", "--epochs=2", "--lr=0.2"]
+    folder = f"--output_dir {stub.out}/quickstart_cutmix-lr0.2-seed3 --resume_from_checkpoint auto"
+    words = f"{ROOT}/train_mixup.py --recipe quickstart_cutmix --seed 3 {folder} --epochs=2 --lr=0.2"
+    assert runs[-1].command[2:] == words.split()
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
+def test_each_command_line_says_what_was_asked_for_and_flags_replace_and_extend_what_a_file_says(tmp_path):
+    file = tmp_path / "s.yaml"
+    for overrides in (
         {"scale": [0.5, 1], "mean": [-0.1, 0, 1e-5]},
         {"clip_grad": None, "aa": "rand-m9-mstd0.5-inc1", "drop_last": False, "sync_bn": True},
         {"model_args": {"drop_rate": 0.1, "output_stride": 8}, "lr": "1e-4", "mixed_precision": False},
         {"mixer.alpha": 0.3, "weight_decay": 0, "dataset": "-odd name's", "max_train_samples": 64},
         {"dataloader_num_workers": 0, "deterministic": True, "report_to": "none"},
-    ],
-)
-def test_each_command_line_says_what_was_asked_for(overrides: dict[str, Any], tmp_path: Path) -> None:
-    file = tmp_path / "s.yaml"
-    file.write_text(yaml.safe_dump({"recipes": ["quickstart_cutmix"], "overrides": overrides}))
-    (run,) = plan(read_sweep(file, {}))
-    given = flags.parse(run.command[2:], "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
-    fields = {k: v for k, v in overrides.items() if k in schema(Recipe)}
-    own = {k[6:]: v for k, v in overrides.items() if k.startswith("mixer.")}
-    expected = load_recipe("quickstart_cutmix", **fields, mixer_args=own)
-    assert resolve("quickstart_cutmix", given["Recipe fields"])[0] == expected == run.recipe
-    job = flags.fill(Job, given["Run"])
-    assert all(getattr(job, k) == v for k, v in overrides.items() if k in schema(Job))
-    assert (job.recipe, job.output_dir) == ("quickstart_cutmix", "runs/sweep/quickstart_cutmix-seed0")
-
-
-def test_flags_replace_and_extend_what_a_file_says_and_the_record_of_a_sweep_is_a_sweep_file(tmp_path: Path) -> None:
-    file = tmp_path / "s.yaml"
+    ):
+        file.write_text(yaml.safe_dump({"recipes": ["quickstart_cutmix"], "overrides": overrides}))
+        (run,) = plan(read_sweep(file, {}))
+        given = flags.parse(run.command[2:], "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
+        fields = {k: v for k, v in overrides.items() if k in schema(Recipe)}
+        own = {k[6:]: v for k, v in overrides.items() if k.startswith("mixer.")}
+        expected = load_recipe("quickstart_cutmix", **fields, mixer_args=own)
+        assert resolve("quickstart_cutmix", given["Recipe fields"])[0] == expected == run.recipe
+        job = flags.fill(Job, given["Run"])
+        assert all(getattr(job, k) == v for k, v in overrides.items() if k in schema(Job))
+        assert (job.recipe, job.output_dir) == ("quickstart_cutmix", "runs/sweep/quickstart_cutmix-seed0")
     file.write_text("recipes: [quickstart_mixup]\nseeds: [0, 1]\noverrides: {epochs: 20, lr: 0.1}\noutput_dir: a b\n")
     asked = read_sweep(file, {"seeds": ["5"], "set": ["epochs=3", "clip-grad=none"], "grid": ["mixer.alpha=0.2,1"]})
     overrides, grid = {"epochs": 3, "lr": 0.1, "clip_grad": "none"}, {"mixer.alpha": [0.2, 1]}
     assert asked == Sweep(["quickstart_mixup"], [5], overrides, grid, launcher=None, output_dir="a b")
-    file.write_text(sweep_to_yaml(asked))
+    file.write_text(runs_sweep.to_yaml(asked))  # the record of a sweep is a sweep file
     assert read_sweep(file, {}) == asked
 
 
-def test_the_command_line_reaches_the_sweep(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["sweep", "--recipes", "quickstart_mixup", "quickstart_cutmix", "--seeds", "1", "2", "--set", "epochs=2"]
-    argv += ["--launcher", stub.launcher, "--output_dir", str(stub.out), "--grid", "lr=0.1", "--dry_run"]
-    assert cli.app(argv) == 0
-    assert len(re.findall(r"^new  .*--epochs=2 --lr=0.1$", capsys.readouterr().out, re.M)) == 4
-
-
-# ------------------------------------------------------------------------------------------------ refused
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("recipe: [quickstart_mixup]", "unknown key 'recipe'; did you mean 'recipes'"),
-        ("seeds: [1]", "which recipes?"),
-        ("recipes: quickstart_mixup", "recipes: expected a list, got 'quickstart_mixup'"),
-        ("recipes: [quickstart_mixup, quickstart_cutmx]", "unknown mixer 'cutmx'; did you mean 'cutmix'"),
-        ("recipes: [quikstart_mixup]", "unknown setting, 'quikstart'; did you mean 'quickstart_mixup'"),
-        ("+ seeds: [one]", "seeds: expected an integer at least 0, got 'one'"),
-        ("+ seeds: [-1]", "seeds: expected an integer at least 0, got -1"),
-        ("+ seeds: []", r"seeds: expected a list, got \[\]"),
-        ("+ seeds: [1, 1]", "two runs would share the folder .*quickstart_mixup-seed1"),
-        ("+ overrides: {epoch: 2}", "unknown field 'epoch'; did you mean 'epochs'"),
-        ("+ overrides: {epochs: two}", "quickstart_mixup: .*epochs: expected an integer"),
-        ("+ overrides: [epochs]", "overrides: expected a table"),
-        ("+ overrides: {seed: 2}", "'seed' cannot stand here; write it under seeds"),
-        ("+ overrides: {output_dir: x}", "'output_dir' cannot .*; the sweep sets it"),
-        ("+ overrides: {save_total_limit: 0}", "save_total_limit: expected an integer"),
-        ("+ overrides: {mixer.alhpa: 2}", "no argument 'alhpa'; did you mean 'alpha'"),
-        ("+ grid: {lrs: [1]}", "grid: unknown field 'lrs'; did you mean 'lr'"),
-        ("+ grid: {lr: 0.1}", "grid: lr: expected a list, got 0.1"),
-        ("+ grid: {lr: [0.1, -1]}", "lr: expected a number above 0, got -1"),
-        ("+ grid: {lr: [0.1, '1e-1']}", "share the folder .*-lr0.1-seed0"),
-        ("+ grid: {report_to: [none]}", "grid: unknown field 'report_to'"),
-        ("+ overrides: {lr: 1}\ngrid: {lr: [2]}", "lr is both in overrides and in grid"),
-        ("+ launcher: acelerate launch", "no such executable in PATH: 'acelerate'"),
-        ("+ launcher: ' '", "no such executable"),
-        ("- quickstart_mixup", "a sweep file must be a table of names and values, got list"),
-        ("recipes: [", "not valid YAML"),
-        ("+ recipes: [a]", "key 'recipes' is given twice in line 2"),
-        ("+ launcher: torchrun 'x", 'launcher "torchrun \'x": No closing quotation'),
-        ('recipes: ["a\\0.yaml"]', r"recipes: expected text, got 'a\\x00.yaml'"),
-        ('+ launcher: "a\\0b"', r"launcher: expected text or none, got 'a\\x00b'"),
-        (
-            f"+ grid: {{dataset: [{'x' * 250}]}}",
-            r"the folder name quickstart_mixup-datasetx+\.\.\. has 280 letters, at most 244 fit",
-        ),
-        ("+ overrides: {model: resnet10x}", "quickstart_mixup: unknown model 'resnet10x'"),
-        ("+ overrides: {opt: adamww}", "unknown optimiser 'adamww'; did you mean 'adamw'"),
-        ("+ overrides: {aa: rond-m9}", "aa: expected a RandAugment policy .*got 'rond-m9'"),
-        ("+ overrides: {lr: 2020-13-45}", "lr: expected a number above 0, got '2020-13-45'"),
-    ],
+MISTAKES = (
+    ("recipe: [quickstart_mixup]", "unknown key 'recipe'; did you mean 'recipes'"),
+    ("seeds: [1]", "which recipes?"),
+    ("recipes: quickstart_mixup", "recipes: expected a list, got 'quickstart_mixup'"),
+    ("recipes: [quickstart_mixup, quickstart_cutmx]", "unknown mixer 'cutmx'; did you mean 'cutmix'"),
+    ("+ seeds: [-1]", "seeds: expected an integer at least 0, got -1"),
+    ("+ seeds: []", r"seeds: expected a list, got \[\]"),
+    ("+ seeds: [1, 1]", "two runs would share the folder .*quickstart_mixup-seed1"),
+    ("+ overrides: {epoch: 2}", "unknown field 'epoch'; did you mean 'epochs'"),
+    ("+ overrides: [epochs]", "overrides: expected a table"),
+    ("+ overrides: {seed: 2}", "'seed' cannot stand here; write it under seeds"),
+    ("+ overrides: {output_dir: x}", "'output_dir' cannot .*; the sweep sets it"),
+    ("+ overrides: {save_total_limit: 0}", "save_total_limit: expected an integer"),
+    ("+ overrides: {mixer.alhpa: 2}", "no argument 'alhpa'; did you mean 'alpha'"),
+    ("+ grid: {lrs: [1]}", "grid: unknown field 'lrs'; did you mean 'lr'"),
+    ("+ grid: {lr: 0.1}", "grid: lr: expected a list, got 0.1"),
+    ("+ grid: {lr: [0.1, -1]}", "lr: expected a number above 0, got -1"),
+    ("+ grid: {lr: [0.1, '1e-1']}", "share the folder .*-lr0.1-seed0"),
+    ("+ grid: {report_to: [none]}", "grid: unknown field 'report_to'"),
+    ("+ overrides: {lr: 1}\ngrid: {lr: [2]}", "lr is both in overrides and in grid"),
+    ("+ launcher: acelerate launch", "no such executable in PATH: 'acelerate'"),
+    ("+ launcher: ' '", "no such executable"),
+    ("- quickstart_mixup", "a sweep file must be a table of names and values, got list"),
+    ("+ launcher: torchrun 'x", 'launcher "torchrun \'x": No closing quotation'),
+    ('recipes: ["a\\0.yaml"]', r"recipes: expected text, got 'a\\x00.yaml'"),
+    ('+ launcher: "a\\0b"', r"launcher: expected text or none, got 'a\\x00b'"),
+    (f"+ grid: {{dataset: [{'x' * 250}]}}", r"name quickstart_mixup-datasetx+\.\.\. has 280 letters, at most 244 fit"),
+    ("+ overrides: {model: resnet10x}", "quickstart_mixup: unknown model 'resnet10x'"),
+    ("+ overrides: {opt: adamww}", "unknown optimiser 'adamww'; did you mean 'adamw'"),
 )
-def test_a_mistake_is_one_line_and_nothing_is_written(content: str, message: str, tmp_path: Path) -> None:
-    file, out = tmp_path / "s.yaml", tmp_path / "out"
-    file.write_text(content.replace("+ ", "recipes: [quickstart_mixup]\n"))
-    with pytest.raises(UserError, match=message) as caught:
-        sweep(file, {"output_dir": str(out)})
-    assert "\n" not in str(caught.value)
-    assert sorted(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("value", ["2020-13-45", "9" * 5000, "&a [*a]", "{a: 1, a: 2}", "[" * 3000, "[a", "\0"])
-def test_a_flag_that_is_no_value_is_one_line(value: str, tmp_path: Path) -> None:
-    given = {"recipes": ["quickstart_mixup"], "set": [f"lr={value}"], "output_dir": str(tmp_path / "out")}
-    with pytest.raises(UserError, match=r"command line: (lr|.*lr): ") as caught:
-        sweep(None, given)
-    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path):
+    file, given = tmp_path / "s.yaml", {"recipes": ["quickstart_mixup"], "output_dir": str(tmp_path / "out")}
+    cases = [(content, {"output_dir": given["output_dir"]}, says) for content, says in MISTAKES]
+    for value in ("2020-13-45", "9" * 5000, "&a [*a]", "{a: 1, a: 2}", "[" * 3000, "[a", "\0"):
+        cases.append(("", given | {"set": [f"lr={value}"]}, r"command line: (lr|.*lr): "))
+    for content, asked, says in cases:
+        file.write_text(content.replace("+ ", "recipes: [quickstart_mixup]\n"))
+        with pytest.raises(UserError, match=says) as caught:
+            sweep(file if content else None, asked)
+        assert "\n" not in str(caught.value) and [*tmp_path.iterdir()] == [file], content
 
 
-def test_an_output_that_is_a_folder_is_one_line(stub: Stub) -> None:
-    (stub.out / "output-quickstart_vanilla-seed0.txt").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"cannot read .*output-quickstart_vanilla-seed0.txt: Is a directory"):
-        sweep(None, stub.base, dry_run=True)
-
-
-def test_runs_that_were_not_asked_for_this_time_are_named(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
-    assert stub(seeds=[0, 1], tables=True) == 0
-    assert "not of this sweep" not in capsys.readouterr().out
-    assert stub(seeds=[0], tables=True) == 0
-    says = f"also in {stub.out}, but not of this sweep: quickstart_cutmix-seed1, quickstart_vanilla-seed1\n"
-    assert says in capsys.readouterr().out
-
-
-def test_a_folder_with_another_recipe_is_refused_before_the_first_run_starts(stub: Stub) -> None:
+def test_a_folder_with_another_recipe_or_an_output_that_is_a_folder_is_refused_before_the_first_run_starts(stub):
     assert stub(recipes=["quickstart_cutmix"]) == 0
     before = stub.calls()
     with pytest.raises(UserError, match="another recipe: epochs: 2 there, 3 now"):
         stub(set=["epochs=3"], tables=True)  # vanilla comes first and has no folder yet
     assert stub.calls() == before and not (stub.out / "quickstart_vanilla-seed0").exists()
+    (stub.out / "output-quickstart_vanilla-seed0.txt").mkdir()
+    with pytest.raises(UserError, match=r"cannot read .*output-quickstart_vanilla-seed0.txt: Is a directory"):
+        sweep(None, stub.base, dry_run=True)
 
 
-def test_a_dry_run_says_what_each_run_is_and_opens_nothing_for_writing(
-    stub: Stub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_says_what_each_run_is_and_opens_nothing_for_writing(stub, monkeypatch, capsys):
     runs = stub.runs(seeds=[0, 1, 2])
     assert stub({runs[1].name: "1"}, seeds=[0, 1]) == 1
     (runs[2].folder / "summary.csv").write_bytes(b"\xff\xfe\x00")
-    before = {p: p.read_bytes() for p in stub.out.rglob("*") if p.is_file()}
+    before, opened = {p: p.read_bytes() for p in stub.out.rglob("*") if p.is_file()}, Path.open
     capsys.readouterr()
 
-    def read_only(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+    def read_only(path, mode="r", *args, **options):
         assert not set(mode) & set("wax+"), f"{path} is opened for writing"
         return opened(path, mode, *args, **options)
 
-    opened = Path.open
-    with runs[3].output.open("ab") as file:
+    with runs[3].output.open("ab") as file, monkeypatch.context() as patch:
         fcntl.flock(file, fcntl.LOCK_EX)
-        monkeypatch.setattr(Path, "open", read_only)
+        patch.setattr(Path, "open", read_only)
         assert sweep(None, stub.base | {"seeds": [0, 1, 2]}, dry_run=True) == 0
-    monkeypatch.undo()
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     assert [state for state, _ in lines] == ["finished", "resumable", "resumable", "running", "new", "new"]
     assert [command for _, command in lines] == [shlex.join(run.command) for run in runs]
     assert {p: p.read_bytes() for p in stub.out.rglob("*") if p.is_file()} == before
 
 
-# ------------------------------------------------------------------------------------------------ failures, resuming
-
-
-def test_failures_do_not_stop_the_others_and_are_reported_at_the_end(
-    stub: Stub, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failures_do_not_stop_the_others_and_are_reported_at_the_end(stub, capsys):
     names = [run.name for run in stub.runs(seeds=[0, 1])]
     assert stub({names[0]: "1", names[1]: "kill", names[2]: "early"}, tables=True, seeds=[0, 1]) == 1
     assert stub.called() == names
@@ -331,96 +253,68 @@ def test_failures_do_not_stop_the_others_and_are_reported_at_the_end(
     assert output.read_text().startswith(f"$ {shlex.join(stub.runs()[0].command)}\nfirst line\n")
     assert "| cutmix | 51.00 (2 of 5 epochs) |  | 1 | 51.00 | 51.00 |" in (stub.out / "summary.md").read_text()
     assert all((stub.out / name).exists() for name in ("table.md", "dots.png", "curves.png", "sweep.yaml"))
+    output.write_bytes(b"before\n" * 9 + b"$ command\n\n50 %\r100 %\r\nend \xff\n")
+    assert sweep_runs.last_lines(output, 9 * 7) == ["50 %", "100 %", "end \ufffd"]  # those of this time
+    assert sweep_runs.last_lines(output, 0) == ["before", "before", "50 %", "100 %", "end \ufffd"]
 
 
-def test_finished_runs_are_skipped_and_others_resumed_and_one_stopped_by_its_own_signal_is_no_failure(
-    stub: Stub, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_runs_are_skipped_others_resumed_and_one_stopped_by_its_own_signal_is_no_failure(stub, capsys):
     first, second = (run.name for run in stub.runs())
-    assert stub({first: "75"}) == 75
-    assert stub.called() == [first, second]
-    assert stub({first: "kill"}) == 1
-    assert stub() == 0
+    assert [stub({first: "75"}), stub({first: "kill"}), stub(), stub()] == [75, 1, 0, 0]
     assert stub.called() == [first, second, first, first]
     text = capsys.readouterr().out
     assert f"{second}: finished before" in text and f"{first}: resumed" in text
-    assert stub() == 0 and len(stub.calls()) == 4
-
-
-def test_only_the_last_lines_of_this_time_are_shown(tmp_path: Path) -> None:
-    file = tmp_path / "run.out"
-    file.write_bytes(b"before\n" * 9 + b"$ command\n\n50 %\r100 %\r\nend \xff\n")
-    assert sweep_runs.last_lines(file, 9 * 7) == ["50 %", "100 %", "end \ufffd"]
-    assert sweep_runs.last_lines(file, 0) == ["before", "before", "50 %", "100 %", "end \ufffd"]
-
-
-def test_nothing_finished_is_said_and_makes_no_table(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
-    assert stub(dict.fromkeys((run.name for run in stub.runs()), "refuse"), tables=True) == 1
-    assert "no run is finished" in capsys.readouterr().out
-    assert not (stub.out / "table.md").exists()
-
-
-def test_the_report_can_be_made_without_running_anything_and_leaves_out_a_run_whose_export_lags_behind_its_log(
-    stub: Stub, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert stub(tables=True) == 0
-    (stub.out / "summary.md").unlink()
-    summary = stub.runs()[0].folder / "summary.csv"
-    summary.write_text("epoch,train_loss\n1,2.0\n")
-    assert sweep(stub.out / "sweep.yaml", {}, report_only=True) == 0
-    assert "1 of 2 runs are finished" in capsys.readouterr().out and (stub.out / "summary.md").exists()
-    assert sweep_runs.state(stub.runs()[0]) == "resumable" and len(stub.calls()) == 2
-
-
-def test_the_time_left_is_that_of_other_seeds_or_else_the_mean(stub: Stub) -> None:
-    stub(seeds=[0], set=["epochs=2"])
-    vanilla, cutmix, *rest = stub.runs(seeds=[0, 1])
-    log = cutmix.folder / "log.jsonl"
+    # the time left is that of other seeds, or else the mean
+    *done, _, _ = runs = stub.runs(seeds=[0, 1])
+    log = done[1].folder / "log.jsonl"
     log.write_text(log.read_text().replace("120.0", "480.0"))  # seconds
-    other = stub.runs(recipes=["quickstart_mixup"])
-    assert sweep_runs.time_left([vanilla, cutmix], rest) == "; about 10.0 min left"  # 2 + 8
-    assert sweep_runs.time_left([vanilla, cutmix], other) == "; about 5.0 min left"  # (2 + 8) / 2
-    assert sweep_runs.time_left([vanilla, cutmix], []) == ""
+    found = [sweep_runs.time_left(done, left) for left in (runs[2:], stub.runs(recipes=["quickstart_mixup"]), [])]
+    assert found == ["; about 10.0 min left", "; about 5.0 min left", ""]  # 2 + 8, (2 + 8) / 2
 
 
-# ------------------------------------------------------------------------------------------------ signals
+def test_the_report_needs_no_run_and_leaves_out_what_is_not_finished_and_names_what_was_not_asked_for(stub, capsys):
+    assert stub(dict.fromkeys((run.name for run in stub.runs()), "2"), tables=True) == 1
+    assert "no run is finished" in capsys.readouterr().out and not (stub.out / "table.md").exists()
+    assert stub(seeds=[0, 1]) == 0 and stub(tables=True) == 0
+    says = f"also in {stub.out}, but not of this sweep: quickstart_cutmix-seed1, quickstart_vanilla-seed1\n"
+    assert says in capsys.readouterr().out
+    (stub.out / "summary.md").unlink()
+    (stub.runs()[0].folder / "summary.csv").write_text("epoch,train_loss\n1,2.0\n")  # the export lags behind the log
+    assert sweep(stub.out / "sweep.yaml", {"seeds": [0, 1]}, report_only=True) == 0
+    text = capsys.readouterr().out
+    assert "3 of 4 runs are finished" in text and "not of this sweep" not in text
+    assert (stub.out / "summary.md").exists()
+    assert sweep_runs.state(stub.runs()[0]) == "resumable" and len(stub.calls()) == 6
 
 
-@pytest.mark.parametrize(
-    ("what", "names"),
-    [
-        ("wait", ["SIGTERM"]),
-        ("wait", ["SIGINT"]),
-        ("wait", ["SIGUSR1"]),
-        ("leave", ["SIGTERM"]),  # a process that outlives its launcher is asked to save, and waited for
-        ("stubborn", ["SIGINT", "SIGINT"]),  # the second kills
-    ],
-)
-def test_a_signal_reaches_the_run_which_saves_and_the_sweep_leaves_with_75(
-    stub: Stub, what: str, names: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+# What leaves is outlived by a process that is asked to save and waited for; what is stubborn is killed the second time.
+SIGNALS = [("wait", "SIGTERM"), ("wait", "SIGINT"), ("wait", "SIGUSR1"), ("leave", "SIGTERM"), ("stubborn", "SIGINT")]
+
+
+@pytest.mark.parametrize(("what", "name"), SIGNALS)
+def test_a_signal_reaches_the_run_which_saves_and_the_sweep_leaves_with_75(stub, what, name, capsys):
     first, second = (run.name for run in stub.runs())
-    numbers = [signal.Signals[name] for name in names]
-    handler = signal.getsignal(numbers[0])
-    threads = [stub.signalled(number, file) for number, file in zip(numbers, ("waiting", "asked"), strict=False)]
+    number, main = signal.Signals[name], threading.main_thread().ident
+    handler, when = signal.getsignal(number), [stub.waits, (stub.folder / "asked").exists][: 1 + (what == "stubborn")]
+    threads = [soon(happened, lambda: signal.pthread_kill(main, number)) for happened in when]
     assert stub({first: what}) == 75
     for thread in threads:
         thread.join()
     text = capsys.readouterr().out
-    assert f"{first}: 0.0 min, stopped" in text and f"{names[0]}: stopped; the same command goes on" in text
+    assert f"{first}: 0.0 min, stopped" in text and f"{name}: stopped; the same command goes on" in text
     assert (stub.folder / "saved").exists() == (what != "stubborn") and not (stub.folder / "over").exists()
     assert f"{second}: started" not in text and stub.called() == [first]
-    assert signal.getsignal(numbers[0]) == handler
+    assert signal.getsignal(number) == handler
     assert stub() == 0
     assert stub.called() == [first, first, second]
 
 
-def test_a_signal_while_a_run_is_being_started_reaches_it(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_while_a_run_is_being_started_reaches_it(stub, monkeypatch):
     start = subprocess.Popen
 
-    def popen(*args: Any, **options: Any) -> Any:
+    def popen(*args, **options):
         child = start(*args, **options)
-        soon((stub.folder / "waiting").exists, lambda: None).join()
+        soon(stub.waits).join()
         signal.raise_signal(signal.SIGTERM)  # nobody knows the child yet
         return child
 
@@ -429,152 +323,101 @@ def test_a_signal_while_a_run_is_being_started_reaches_it(stub: Stub, monkeypatc
     assert (stub.folder / "saved").exists()
 
 
-def test_a_run_that_another_sweep_is_at_is_left_to_it(stub: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_another_sweep_is_at_or_somebody_started_by_hand_is_left_alone(stub, capsys):
     first, second = stub.runs()
     stub.out.mkdir()
     with first.output.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert sweep_runs.state(first) == "running"
-        assert stub() == 75
+        assert sweep_runs.state(first) == "running" and stub() == 75
     assert stub.called() == [second.name]
     assert f"{first.name}: another process is running it; skipped" in capsys.readouterr().out
-    assert stub() == 0
-
-
-def test_a_run_that_somebody_started_by_hand_counts_as_running(stub: Stub) -> None:
-    stub({"quickstart_vanilla-seed0": "1"})
-    run = stub.runs()[0]
+    assert stub({first.name: "1"}) == 1
     lock = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", lock, run.folder / ".lock"], stdin=-1, stdout=-1) as other:
+    with subprocess.Popen([sys.executable, "-c", lock, first.folder / ".lock"], stdin=-1, stdout=-1) as other:
         other.stdout.readline()
-        assert sweep_runs.state(run) == "running"
+        assert sweep_runs.state(first) == "running"
         other.stdin.close()
-    assert sweep_runs.state(run) == "resumable"
+    assert sweep_runs.state(first) == "resumable" and stub() == 0
 
 
-def bytes_of(path: Path) -> bytes:
-    """What a file of a process holds, which may have left meanwhile."""
-    with contextlib.suppress(OSError):
-        return path.read_bytes()
-    return b""
-
-
-def test_a_run_left_behind_by_a_sweep_that_was_killed_counts_as_running(stub: Stub) -> None:
+def test_a_run_left_behind_by_a_sweep_that_was_killed_counts_as_running(stub):
     first, _ = stub.runs()
     stub.tell({first.name: "wait"})
     code = f"from mixup_recipes.pages.sweep import sweep; sweep(None, {stub.base!r})"
     process = subprocess.Popen([sys.executable, "-c", code], env=environment(), stdout=subprocess.DEVNULL)
-    soon((stub.folder / "waiting").exists, process.kill).join()
+    soon(stub.waits, process.kill).join()
     process.wait()
     assert sweep_runs.state(first) == "running"
-    (pid,) = (
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if f"\0{stub.folder}/stub.py\0".encode() in bytes_of(path)
-    )
-    os.kill(pid, signal.SIGTERM)
-    soon(lambda: sweep_runs.state(first) != "running", lambda: None).join()
+    os.kill(int((stub.folder / "pid").read_text()), signal.SIGTERM)
+    soon(lambda: sweep_runs.state(first) != "running").join()
     assert sweep_runs.state(first) == "resumable"
 
 
-# ------------------------------------------------------------------------------------------------ slurm
-
-
-@pytest.fixture
-def slurm(stub: Stub) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """Run one task of the array as Slurm would, with a scontrol that writes down what it was asked."""
-    (stub.folder / "bin").mkdir()
+def slurm(stub, number, script, act=lambda process: None):
+    """Run a task of the array as Slurm would, with a scontrol that writes down what it was asked: errors and status."""
     scontrol = stub.folder / "bin/scontrol"
+    scontrol.parent.mkdir(exist_ok=True)
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(stub.folder))}/requeued\n')
     scontrol.chmod(0o755)
-
-    def task(number: int, script: Path) -> subprocess.Popen[str]:
-        env = os.environ | {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_ARRAY_JOB_ID": "77"}
-        env["PATH"] = f"{stub.folder}/bin:{env['PATH']}"
-        return subprocess.Popen(["bash", script], env=env, cwd="/", stderr=subprocess.PIPE, text=True)
-
-    yield task
+    env = os.environ | {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": str(number)}
+    env["PATH"] = f"{stub.folder}/bin:{env['PATH']}"
+    process = subprocess.Popen(["bash", script], env=env, cwd="/", stderr=subprocess.PIPE, text=True)
+    act(process)
+    return process.communicate(timeout=30)[1], process.returncode
 
 
-def test_the_slurm_script_holds_one_task_per_unfinished_run(
-    stub: Stub, slurm: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_slurm_script_holds_one_task_per_unfinished_run(stub, capsys, monkeypatch):
     monkeypatch.chdir(stub.folder)
     stub.out = Path("with space's")  # relative to where the script is written
     stub.base["output_dir"] = str(stub.out)
     stub(recipes=["quickstart_vanilla"])
-    names, script = [run.name for run in stub.runs(seeds=[0, 1])], stub.folder / "job.sh"
+    runs, script, asked = stub.runs(seeds=[0, 1]), stub.folder / "job.sh", stub.base | {"seeds": [0, 1]}
     capsys.readouterr()
-    asked = stub.base | {"seeds": [0, 1]}
     assert sweep(None, asked, slurm=script, slurm_options=["gres=gpu:1", "--time=1:00:00"]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == [
-        f"  sbatch {script}",
-        f"  mixup-recipes sweep {shlex.quote(f'{stub.out}/sweep.yaml')} --report",
-    ]
-    head = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
-    assert {"#SBATCH --array=0-2", "#SBATCH --gres=gpu:1", "#SBATCH --time=1:00:00", "#SBATCH --requeue"} <= {*head}
-    assert "#SBATCH --signal=B:USR1@120" in head
+    says = f"  mixup-recipes sweep {shlex.quote(f'{stub.out}/sweep.yaml')} --report"
+    assert capsys.readouterr().out.splitlines()[1:] == [f"  sbatch {script}", says]
+    head = [line.removeprefix("#SBATCH --") for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
+    assert {"array=0-2", "gres=gpu:1", "time=1:00:00", "requeue", "signal=B:USR1@120"} <= {*head}
     subprocess.run(["bash", "-n", script], check=True)
-    stub.tell({names[1]: "75", names[2]: "1"})
-    for number, status in enumerate((75, 1, 0)):
-        process = slurm(number, script)
-        assert process.communicate(timeout=30)[1] == "" and process.returncode == status
-    assert stub.called()[1:] == names[1:]
-    assert stub.calls()[1:] == [run.command[2:] for run in stub.runs(seeds=[0, 1])[1:]]
+    stub.tell({runs[1].name: "75", runs[2].name: "1"})
+    assert [slurm(stub, number, script) for number in range(3)] == [("", 75), ("", 1), ("", 0)]
+    assert stub.calls()[1:] == [run.command[2:] for run in runs[1:]]
     assert (stub.folder / "requeued").read_text() == "requeue 77_0\n"  # what failed is not tried for ever
-    assert (stub.out / f"output-{names[2]}.txt").read_text().startswith("first line")
-    process = slurm(3, script)
-    assert "no task 3" in process.communicate(timeout=30)[1] and process.returncode == 2
+    assert (stub.out / f"output-{runs[2].name}.txt").read_text().startswith("first line")
+    says, status = slurm(stub, 3, script)
+    assert "no task 3" in says and status == 2
 
 
-def test_a_slurm_task_saves_before_its_time_is_up_and_is_queued_again(stub: Stub, slurm: Any) -> None:
-    script, first = stub.folder / "job.sh", stub.runs()[0].name
+def test_a_slurm_task_saves_before_its_time_is_up_and_is_queued_again_and_no_task_is_no_script(stub, capsys):
+    script = stub.folder / "job.sh"
+    for option in ("gres gpu", "time=1\nrm -rf x", "-", ""):
+        with pytest.raises(UserError, match="slurm_options: expected options of sbatch"):
+            sweep(None, stub.base, slurm=script, slurm_options=[option])
+    assert not stub.out.exists() and not script.exists()
     sweep(None, stub.base, slurm=script)
-    stub.tell({first: "wait"})
-    process = slurm(0, script)
-    soon((stub.folder / "waiting").exists, lambda: process.send_signal(signal.SIGUSR1)).join()
-    assert process.communicate(timeout=30)[1] == "" and process.returncode == 75
-    assert (stub.folder / "requeued").read_text() == "requeue 77_0\n"
-
-
-def test_nothing_to_submit_writes_no_script(stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stub.tell({stub.runs()[0].name: "wait"})
+    left = slurm(stub, 0, script, lambda task: soon(stub.waits, lambda: task.send_signal(signal.SIGUSR1)).join())
+    assert left == ("", 75) and (stub.folder / "requeued").read_text() == "requeue 77_0\n"
+    script.unlink()
     stub()
-    assert sweep(None, stub.base, slurm=tmp_path / "job.sh") == 0
-    assert "nothing to submit" in capsys.readouterr().out and not (tmp_path / "job.sh").exists()
+    assert sweep(None, stub.base, slurm=script) == 0
+    assert "nothing to submit" in capsys.readouterr().out and not script.exists()
 
 
-@pytest.mark.parametrize("option", ["gres gpu", "time=1\nrm -rf x", "-", ""])
-def test_slurm_options_are_checked(stub: Stub, option: str) -> None:
-    with pytest.raises(UserError, match="slurm_options: expected options of sbatch"):
-        sweep(None, stub.base, slurm=stub.folder / "job.sh", slurm_options=[option])
-    assert not stub.out.exists() and not (stub.folder / "job.sh").exists()
-
-
-# ------------------------------------------------------------------------------------------------ documents
-
-
-def test_each_sweep_of_the_documents_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_sweep_of_the_documents_is_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     docs = "\n".join((ROOT / name).read_text() for name in ("README.md", "docs/sweeps.md"))
     (content,) = re.findall(r"```yaml\n# baselines.yaml\n(.*?)```", docs, re.S)
     Path("baselines.yaml").write_text(content)
     commands = {line.rstrip(" &") for line in re.findall(r"mixup-recipes (sweep [^`\n#]*)", docs)}
     assert len(commands) >= 5
-    for command in commands:
-        argv = shlex.split(command)
+    for argv in map(shlex.split, commands):
         assert cli.app(argv if "--dry_run" in argv else [*argv, "--dry_run"]) == 0
         runs = capsys.readouterr().out.splitlines()
         assert len(runs) == (18 if "baselines.yaml" in argv else 12 if "--grid" in argv else 6)
 
 
-# ------------------------------------------------------------------------------------------------ the real thing
-
-
-def test_a_sweep_of_a_real_run_ends_in_tables_and_plots_and_is_done_the_second_time(
-    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sweep_of_a_real_run_ends_in_tables_and_is_done_the_second_time(tiny_recipe, tmp_path, monkeypatch, capsys):
     for key, value in environment().items():
         monkeypatch.setenv(key, value)
     monkeypatch.chdir(tmp_path)
@@ -583,11 +426,10 @@ def test_a_sweep_of_a_real_run_ends_in_tables_and_plots_and_is_done_the_second_t
     Path("sweep.yaml").write_text(yaml.safe_dump(content | {"grid": {"mixer": ["cutmix"]}}))
     assert cli.app(["sweep", "sweep.yaml"]) == 0
     text, run = capsys.readouterr().out, Run.open("out/tiny-mixercutmix-seed0")
-    top1 = f"{run.summary.top1:.2f}"
-    assert re.search(rf"\[1/1\] {run.folder.name}: \d+\.\d min, top-1 {top1} \(median of the last 2", text)
-    assert Path("out/summary.md").read_text() == seeds_table([run])
-    assert Path("out/summary.md").read_text() in text
-    assert Path("out/table.md").read_text() == runs_table([run])
+    says = rf"\[1/1\] {run.folder.name}: \d+\.\d min, top-1 {run.summary.top1:.2f} \(median of the last 2"
+    assert re.search(says, text)
+    assert Path("out/summary.md").read_text() == seeds.seeds_table([run]) and seeds.seeds_table([run]) in text
+    assert Path("out/table.md").read_text() == report.runs_table([run])
     assert all(Path(f"out/{name}.png").stat().st_size > 10_000 for name in ("dots", "curves"))
     log = (run.folder / "log.jsonl").read_bytes()
     assert cli.app(["sweep", "sweep.yaml"]) == 0

@@ -2,9 +2,10 @@
 
 import contextlib
 import copy
+import itertools
 import sys
 from collections.abc import Iterator
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from mixers import Step, build
+from mixers.testing import differences
 from mixup_recipes.data import keys
 from mixup_recipes.data.images import erase, normalise
 from mixup_recipes.data.loading import Loaded
@@ -44,7 +46,7 @@ def loaded(order: TrainOrder) -> Iterator[Loaded]:
         yield pixels, index % 4, index, (index % 5 == 0).long()
 
 
-def learner(r: Recipe) -> Learner:
+def learner(r):
     torch.manual_seed(0)
     args = {} if r.drop_path_rate is None else {"drop_path_rate": r.drop_path_rate}
     model = timm.create_model(r.model, num_classes=4, **args)
@@ -59,18 +61,12 @@ def alone(**changes: Any) -> SimpleNamespace:
     return SimpleNamespace(**plain | {"no_sync": lambda _: contextlib.nullcontext()} | changes)
 
 
-def test_a_step_of_r50_100e_cutmix_passes_through_five_files() -> None:
+def test_a_step_of_r50_100e_cutmix_passes_through_five_files():
     """``train_mixup.py``, which calls it, and these four: from a batch that is ready to the end of the update."""
     r = load_recipe("r50_100e_cutmix", **SMALL, per_device_train_batch_size=8)
-    order, made = TrainOrder(16, r, 0, 1), learner(r)
+    order, made, seen = TrainOrder(16, r, 0, 1), learner(r), set()
     batches = [next(prepared(loaded(order), order, CPU))]
-    seen: set[str] = set()
-
-    def note(frame: FrameType, event: str, _: object) -> None:
-        if event == "call":
-            seen.add(frame.f_code.co_filename)
-
-    sys.setprofile(note)
+    sys.setprofile(lambda frame, event, _: event == "call" and seen.add(frame.f_code.co_filename))
     try:
         train_update(made, iter(batches), order, 0, {}, alone())
     finally:
@@ -81,37 +77,33 @@ def test_a_step_of_r50_100e_cutmix_passes_through_five_files() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_batch_is_a_function_of_seed_update_and_micro_batch_and_made_when_it_is_asked_for(world: int) -> None:
+def test_a_batch_is_a_function_of_seed_update_and_micro_batch_and_made_when_it_is_asked_for(world):
     r = recipe(seed=3)
     orders = [TrainOrder(40, r, rank, world, start=4) for rank in range(world)]
     batches = [prepared(loaded(order), order, CPU) for order in orders]
     images = loaded(TrainOrder(40, r, 0, 1, start=4))
-    for update in range(4, 15):
-        for micro in range(2):
-            batch = next(batches[micro % world])
-            drawn = torch.rand(3)
-            pixels, labels, _, bad = next(images)
-            x = erase(normalise(pixels, r, CPU), 0.5, r.remode, keys.rng(keys.ERASE, 3, update, micro))
-            assert torch.equal(batch.x, x) and torch.equal(batch.y, one_hot(labels, r))
-            assert torch.equal(batch.bad, bad)
-            keys.seed_everything(keys.STEP, 3, update, micro)
-            assert torch.equal(drawn, torch.rand(3))
-            assert batch.rng.bytes(8) == np.random.default_rng((3, update)).bytes(8)
+    for update, micro in itertools.product(range(4, 15), range(2)):
+        batch, drawn = next(batches[micro % world]), torch.rand(3)
+        pixels, labels, _, bad = next(images)
+        x = erase(normalise(pixels, r, CPU), 0.5, r.remode, keys.rng(keys.ERASE, 3, update, micro))
+        assert torch.equal(batch.x, x) and torch.equal(batch.y, one_hot(labels, r)) and torch.equal(batch.bad, bad)
+        keys.seed_everything(keys.STEP, 3, update, micro)
+        assert torch.equal(drawn, torch.rand(3))
+        assert batch.rng.bytes(8) == np.random.default_rng((3, update)).bytes(8)
     assert all(next(rest, None) is None for rest in batches)
 
 
 @pytest.mark.parametrize("changes", [{}, {"clip_grad": None, "ema_decay": None, "ema_warmup_epochs": 0}])
-def test_an_update_is_the_one_written_down(changes: dict[str, Any]) -> None:
+def test_an_update_is_the_one_written_down(changes):
     """Two updates of two micro-batches, the second one half way through the warm-up of the average."""
     r = recipe(**changes)
     order = TrainOrder(32, r, 0, 1)
     made, unsynced, progress = learner(r), [], []
-    made.step.mixer.after_step = lambda model, share: progress.append((model, share))
     expected = copy.deepcopy(made)
-    sums: dict[str, Tensor] = {}
+    made.step.mixer.after_step = lambda model, share: progress.append((model, share))
     accelerator = alone(no_sync=lambda module: contextlib.nullcontext(unsynced.append(module)))
     batches, again = (prepared(loaded(order), order, CPU) for _ in range(2))
-    total, images_bad = 0.0, 0
+    sums, total, bad = {}, 0.0, 0
     for update in range(2):
         made.step.eval()
         batch, out = train_update(made, batches, order, update, sums, accelerator)
@@ -120,9 +112,9 @@ def test_an_update_is_the_one_written_down(changes: dict[str, Any]) -> None:
             given = next(again)
             loss = expected.step.train()(given.x, given.y, given.rng).loss
             (loss / 2).backward()
-            total, images_bad = total + loss.detach(), images_bad + int(given.bad.sum())
-            if micro == 0:  # what comes back
-                assert torch.equal(batch.x, given.x) and torch.equal(out.loss, loss)
+            total, bad = total + loss.detach(), bad + int(given.bad.sum())
+            # The first one comes back.
+            assert micro or (torch.equal(batch.x, given.x) and torch.equal(out.loss, loss))
         if r.clip_grad:
             torch.nn.utils.clip_grad_norm_(expected.step.parameters(), r.clip_grad)
         expected.optimizer.step()
@@ -131,10 +123,9 @@ def test_an_update_is_the_one_written_down(changes: dict[str, Any]) -> None:
             expected.ema.decay = 0.9 * (0.9 + 0.1 * (update + 1) / 4)
             expected.ema.update(expected.step.model)
         for name, module in made.modules.items():
-            theirs = expected.modules[name].state_dict()
-            assert all(torch.equal(value, theirs[key]) for key, value in module.state_dict().items())
+            assert not differences(module.state_dict(), expected.modules[name].state_dict())
     assert made.modules.keys() == ({"model", "ema"} if r.ema_decay else {"model"})
     assert unsynced == [made.wrapped] * 2  # gradients are shared with the last micro-batch of an update only
     assert progress == [(made.step.model, (update + 1) / order.updates) for update in range(2)]
     found = {name: value.item() for name, value in sums.items()}
-    assert found == {"steps": 4, "images": 16, "bad": images_bad, "loss": total.item(), "mix": total.item()}
+    assert found == {"steps": 4, "images": 16, "bad": bad, "loss": total.item(), "mix": total.item()}

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from driver import Server
 from safetensors.torch import load_file
 
 from mixup_recipes.hub.verify import verify
@@ -18,20 +17,18 @@ from mixup_recipes.pages.report import report
 from mixup_recipes.runs import recording
 from mixup_recipes.runs.run import Run
 
-WRITTEN = Path(__file__).parent / "version_0_1"
-
 
 @pytest.fixture
-def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def there(tmp_path, monkeypatch):
     """The folder in which version 0.1 was started, as a copy."""
-    shutil.copytree(WRITTEN, tmp_path / "there")
+    shutil.copytree(Path(__file__).parent / "version_0_1", tmp_path / "there")
     monkeypatch.chdir(tmp_path / "there")
     return tmp_path / "there"
 
 
-def test_a_stopped_run_goes_on_to_the_weights_that_it_would_have_had(server: Server, there: Path) -> None:
-    flags = ("--recipe", "tiny.yaml", "--report_to", "none", "--dataloader_num_workers", 0, "--logging_steps", 2)
-    status, text = server.run(*flags, "--output_dir", "stopped", "--resume_from_checkpoint", "auto", cwd=there)
+def test_a_stopped_run_goes_on_to_the_weights_that_it_would_have_had(server, there):
+    flags = "--recipe tiny.yaml --report_to none --dataloader_num_workers 0 --logging_steps 2 --output_dir stopped"
+    status, text = server.run(*flags.split(), "--resume_from_checkpoint", "auto", cwd=there)
     assert status == 0 and "resumed from step-00000006" in text, text
     expected, found = Run.open(there / "finished"), Run.open(there / "stopped")
     for name, file in expected.weights.items():
@@ -42,7 +39,7 @@ def test_a_stopped_run_goes_on_to_the_weights_that_it_would_have_had(server: Ser
     assert found.finished and found.summary.top1 == pytest.approx(expected.summary.top1, abs=9)  # an image of twelve
 
 
-def test_a_finished_run_opens_and_is_reported(there: Path) -> None:
+def test_a_finished_run_opens_is_reported_and_is_verified_by_evaluating_it_again(there):
     run = Run.open("finished")
     assert run.finished and run.environment.get("format", 1) == 1 and run.pushed == {}
     assert set(run.weights) == {"", "ema"} and run.data.images == {"train": 24, "test": 12}
@@ -50,9 +47,5 @@ def test_a_finished_run_opens_and_is_reported(there: Path) -> None:
     assert run.summary.top1 == sum(sorted(x["top1"] for x in logged if x["mode"] == "val")[-2:]) / 2
     assert "| finished | cutmix | 3 |" in report([run], there / "report")
     assert recording.of_run(run)["seeds"]["0"]["top1"] == run.summary.top1
-
-
-def test_a_finished_run_is_verified_by_evaluating_it_again(there: Path) -> None:
-    text, good = verify(Run.open("finished"))
-    assert good, text
-    assert "weights: top-1" in text and "differs" not in text
+    text, good = verify(run)
+    assert good and "weights: top-1" in text and "differs" not in text, text

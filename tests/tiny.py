@@ -16,29 +16,12 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ["blue", "green", "red", "white"]
 
-RECIPE = """
-dataset: {photos}
-eval_split: test
-num_classes: 4
-model: test_resnet
-epochs: 3
-batch_size: 16
-per_device_train_batch_size: 8
-lr: 0.05
-warmup_epochs: 1
-image_size: 32
-scale: [0.5, 1.0]
-eval_size: 32
-eval_resize: 32
-interpolation: bilinear
-reprob: 0.3
-aa: rand-m9-mstd0.5-inc1
-smoothing: 0.1
-ema_decay: 0.9
-ema_warmup_epochs: 1
-precise_bn_samples: 20
-protocol_epochs: 2
-"""
+RECIPE = {
+    "eval_split": "test", "num_classes": 4, "model": "test_resnet", "epochs": 3, "batch_size": 16,
+    "per_device_train_batch_size": 8, "lr": 0.05, "warmup_epochs": 1, "image_size": 32, "scale": [0.5, 1.0],
+    "eval_size": 32, "eval_resize": 32, "interpolation": "bilinear", "reprob": 0.3, "aa": "rand-m9-mstd0.5-inc1",
+    "smoothing": 0.1, "ema_decay": 0.9, "ema_warmup_epochs": 1, "precise_bn_samples": 20, "protocol_epochs": 2,
+}  # fmt: skip
 
 
 def jpeg(kind: int, rng: np.random.Generator) -> bytes:
@@ -57,28 +40,17 @@ def make_photos(folder: Path, train: int = 72, test: int = 30) -> Path:
     rng = np.random.default_rng(0)
     (folder / "data").mkdir(parents=True)
     for split, size in (("train", train), ("test", test)):
-        labels = [i % 4 for i in range(size)]
-        images = [{"bytes": jpeg(k, rng), "path": f"{split}-{i}.jpg"} for i, k in enumerate(labels)]
-        table = pa.table({"image": images, "label": labels}, schema=features.arrow_schema)
-        pq.write_table(table, folder / f"data/{split}-00000-of-00001.parquet")
+        images = [{"bytes": jpeg(i % 4, rng), "path": f"{split}-{i}.jpg"} for i in range(size)]
+        columns = {"image": images, "label": [i % 4 for i in range(size)]}
+        pq.write_table(pa.table(columns, schema=features.arrow_schema), folder / f"data/{split}-00000-of-00001.parquet")
     return folder
 
 
 def make_recipe(folder: Path, photos: Path, **changes: object) -> Path:
     """Write the recipe as ``tiny.yaml``; returns its path."""
-    lines = [line for line in RECIPE.format(photos=photos).splitlines() if line.split(":")[0] not in changes]
-    lines += [f"{k}: {v}" for k, v in changes.items()]
     path = folder / "tiny.yaml"
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("".join(f"{k}: {v}\n" for k, v in ({"dataset": photos} | RECIPE | changes).items()))
     return path
-
-
-def command(*args: object, processes: int = 1, script: str = "train_mixup.py") -> list[str]:
-    """The command line that starts a script on one or several processes."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [*launcher, str(ROOT / script), *map(str, args)]
 
 
 def environment() -> dict[str, str]:
@@ -88,8 +60,7 @@ def environment() -> dict[str, str]:
 
 
 def start(*args: object, processes: int = 1, script: str = "train_mixup.py") -> subprocess.CompletedProcess[str]:
-    """Run a script to its end."""
-    return subprocess.run(
-        command(*args, processes=processes, script=script),
-        env=environment(), capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+    """Run a script to its end, on one or several processes."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(torchrun if processes > 1 else ()), str(ROOT / script), *map(str, args)]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600, check=False)
