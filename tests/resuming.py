@@ -52,7 +52,7 @@ def differences(expected: Path, found: Path) -> list[str]:
     sheets, others = ({p.name: p.read_bytes() for p in (f / "samples").iterdir()} for f in (expected, found))
     wrong += [f"samples/{n}" for n in sheets.keys() | others.keys() if sheets.get(n) != others.get(n)]
     wrong += [p.name for p in checkpoints(found) if not p.name.startswith("step-")]  # leftovers
-    wrong += [p.name for p in found.glob(".*") if p.name not in (".lock", ".eval_results")]
+    wrong += [p.name for p in found.glob(".*") if p.name not in (".lock", ".dataset.json", ".eval_results")]
     a, b = checkpoints(expected)[-1], checkpoints(found)[-1]
     if a.name != b.name:
         return [*wrong, f"checkpoint {b.name} instead of {a.name}"]

@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load_file
 
 from mixup_recipes.data import images
+from mixup_recipes.data.decoding import decode
 from mixup_recipes.runs.models import evaluation_recipe, open_model
 
 
@@ -149,7 +150,7 @@ def test_a_model_that_is_no_run_sees_images_as_its_configuration_says(console, r
     net, opened = open_model(str(tmp_path))
     recipe = evaluation_recipe(net, str(tmp_path), opened, {})
     assert (recipe.eval_size, recipe.eval_resize, recipe.interpolation) == (36, 40, "bicubic")
-    seen = images.EvalTransform(40, 36, "bicubic")(images.decode((photos / "00.jpg").read_bytes()))
+    seen = images.EvalTransform(40, 36, "bicubic")(decode((photos / "00.jpg").read_bytes()))
     with torch.no_grad():
         top = net.eval()(images.normalise(seen[None], recipe, torch.device("cpu"))).softmax(1)[0].sort(descending=True)
     found = rows(tmp_path / "p.csv")

@@ -280,7 +280,14 @@ def test_a_push_that_is_killed_or_finds_no_hub_leaves_nothing_half_published(cli
         hub.faults.clear()
         assert not mine(hub)
     left = {str(p.relative_to(run)) for p in set(run.rglob("*")) - before}
-    assert left <= {"README.md", ".lock", ".hub.json", ".eval_results", ".eval_results/mixup-recipes.yaml"}
+    assert left <= {
+        "README.md",
+        ".lock",
+        ".dataset.json",
+        ".hub.json",
+        ".eval_results",
+        ".eval_results/mixup-recipes.yaml",
+    }
     pushed(clients, run, "--repo_id", REPO)
     assert own_files(hub) == published(run) and len(mine(hub)) == 1
 

@@ -13,7 +13,7 @@ from hub_server import HubServer
 from resuming import differences, finish, log
 from safetensors.numpy import load_file
 
-from mixup_recipes.data.identity import one_commit
+from mixup_recipes.data.splits import one_commit
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.typed import UserError
 

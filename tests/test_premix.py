@@ -18,6 +18,7 @@ from timm.models import create_model, save_for_hf
 
 from mixers.taps import Frozen
 from mixup_recipes.data import images
+from mixup_recipes.data.decoding import decode
 from mixup_recipes.data.loading import Samples
 from mixup_recipes.data.order import Key
 from mixup_recipes.data.splits import load_splits
@@ -58,7 +59,7 @@ def test_in_each_stored_image_the_teacher_finds_both_classes_of_its_sources_firs
         with torch.no_grad():
             return frozen(images.normalise(stack, recipe, torch.device("cpu")))
 
-    stored = torch.stack([images.decode(image["bytes"]) for image in found["image"]])
+    stored = torch.stack([decode(image["bytes"]) for image in found["image"]])
     assert len(found["label"]) == 50 and stored.shape == (50, 3, 32, 32)
     logits = seen(stored)
     assert logits.argmax(1).tolist() == found["label"]
@@ -68,7 +69,7 @@ def test_in_each_stored_image_the_teacher_finds_both_classes_of_its_sources_firs
     both = []
     for which in ("first", "second"):
         encoded = [sources[row]["image"] for row in found[f"{which}_row"]]
-        both.append(torch.stack([crop(images.decode(image["bytes"])) for image in encoded]).int())
+        both.append(torch.stack([crop(decode(image["bytes"])) for image in encoded]).int())
         assert seen(both[-1].byte()).argmax(1).tolist() == found[which]
     low, high = torch.minimum(*both), torch.maximum(*both)
     assert ((stored >= low - 1) & (stored <= high + 1)).all()  # a pixel lies between those of its sources

@@ -17,6 +17,7 @@ from resuming import LOG, checkpoints, differences, finish, log
 from safetensors.torch import load_file
 
 from mixup_recipes.data import images
+from mixup_recipes.data.decoding import decode
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.training import backbones  # noqa: F401  timm learns the models that it lacks
@@ -37,7 +38,7 @@ def folder(reference):
 def pixels(tiny_recipe):
     recipe = load_recipe(str(tiny_recipe))
     transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
-    batch = [transform(images.decode(row["image"]["bytes"])) for row in load_splits(recipe).eval]
+    batch = [transform(decode(row["image"]["bytes"])) for row in load_splits(recipe).eval]
     return images.normalise(torch.stack(batch), recipe, torch.device("cpu"))
 
 
@@ -75,7 +76,8 @@ def expect_refused(server, start, *given, **options):
 
 def test_the_folder_is_complete_says_what_ran_on_what_and_shows_sheets_of_mixed_images(folder, tiny_recipe):
     assert {p.name for p in folder.iterdir()} == {
-        ".lock", "README.md", "checkpoints", "config.json", "data.json", "env.json", "eval_results.json", "log.jsonl",
+        ".dataset.json", ".lock", "README.md",
+        "checkpoints", "config.json", "data.json", "env.json", "eval_results.json", "log.jsonl",
         "model.safetensors", "models", "predictions.safetensors", "recipe.yaml", "runs", "samples", "summary.csv",
     }  # fmt: skip
     assert [p.name for p in checkpoints(folder)] == ["step-00000008", "step-00000012"]

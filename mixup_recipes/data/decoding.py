@@ -2,7 +2,7 @@
 
 - Formats are those of ``FORMATS``, told by content; none of them starts a program.
 - A picture has at most ``LIMIT`` pixels (Pillow's own bound), which is read off its head before anything is decoded.
-- Grey pictures of 16 bits are scaled from 0 ... 65535 to 0 ... 255, as are those of floats from 0 ... 1. Integers of 32
+- Grey pictures of 16 bits keep the upper 8, as Pillow does with coloured ones; floats from 0 to 1 become 0 to 255. Integers of 32
   bits and other floats have no white of their own, and are refused.
 - EXIF orientation is never applied, as in timm's and torchvision's ImageNet practice.
 """
@@ -87,7 +87,7 @@ def decode(data: bytes, limit: int = LIMIT) -> Tensor:
 def eight_bits(image: Image.Image) -> Image.Image:
     """A grey picture of more than 8 bits with 8; any other as it is. Raises ``BadImage``."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return Image.fromarray(((np.asarray(image).astype(np.int32) + 128) // 257).clip(0, 255).astype(np.uint8))
+        return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
     if image.mode == "I":
         raise BadImage("32-bit integers, which have no white of their own; convert it to 8 or 16 bits")
     if image.mode == "F":

@@ -32,7 +32,8 @@ from mixup_recipes.typed import UserError, nearest
 SPLITS = {"train", "val", "valid", "validation", "test"}
 """What the folder of a split is called, beside the names that the recipe says."""
 SAME = {"validation": ("val", "valid"), "val": ("validation", "valid"), "valid": ("validation", "val")}
-"""Split -> other names of it."""
+SAME |= {"test": ("val", "validation")}
+"""Split -> folders that are taken where it has none of its own name; then the user is told."""
 LITTER = re.compile(r"\._.*|\.ipynb_checkpoints|__MACOSX|\.DS_Store|Thumbs\.db|desktop\.ini|\.git|\.cache")
 SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff", ".jp2", ".ppm",
@@ -134,11 +135,12 @@ def scan(directory: Path) -> Listing:
     left_out: dict[str, list[str]] = {}
     classes, parts, digest = [], [], hashlib.sha256()
     root = os.path.abspath(directory)
+    status = os.stat(root)
     for entry in entries(root):
         if entry.kind != "folder":
             left_out.setdefault("beside the class folders", []).append(entry.name)
             continue
-        inside = list(images_below(entry, entry.name, {entry.place}, left_out))
+        inside = list(images_below(entry, entry.name, {entry.place, (status.st_dev, status.st_ino)}, left_out))
         digest.update("".join(f"{path}\0{size}\n" for path, size in inside).encode())
         classes.append(entry.name)
         parts.append(pa.array([f"{root}/{path}" for path, _ in inside], pa.large_string()))

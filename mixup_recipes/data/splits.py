@@ -162,9 +162,9 @@ def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
     if (files := parquet.parquet_files(folder, split, recipe.dataset_config)) is None:
         if recipe.dataset_config is not None:
             raise UserError(f"{folder} is a folder of images, which has no configurations; leave out dataset_config")
-        return Opened(
-            *image_folder.listing(image_folder.split_folder(folder, split, (recipe.train_split, recipe.eval_split)))
-        )
+        directory = image_folder.split_folder(folder, split, (recipe.train_split, recipe.eval_split))
+        table, fingerprint, notes = image_folder.listing(directory)
+        return Opened(table, fingerprint, [*notes, *[f"read from {directory}"] * (directory.name != split)])
     size = sum(path.stat().st_size for path in files.paths)
     if size <= SMALL:  # reading it is quicker than the Arrow copy that load_dataset would write
         parts = [datasets.Dataset(pq.read_table(path)) for path in files.paths]

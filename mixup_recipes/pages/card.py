@@ -55,6 +55,9 @@ def body(run: Run, name: str, repo_id: str | None) -> str:
     text = [f"# {prose(name)}"]
     if not run.finished:
         text.append(f"> **Not finished:** epoch {s.epochs} of {s.epochs_planned}. The numbers are those so far.")
+    for change in run.data.changes:
+        words = prose(change["changed"])
+        text.append(f"> **Other images from update {change['update']:,} on:** {words}.")
     used, wanted = s.epochs_used, s.epochs_wanted
     protocol = s.protocol + (f": {used} of {wanted} epochs" if used < wanted else "")
     text.append(

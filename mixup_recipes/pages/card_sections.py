@@ -32,6 +32,7 @@ def model_section(run: Run) -> str:
     kind, name = data_source(recipe)
     few = len(run.data.classes) <= 20
     start = base_model(recipe)
+    marks = [(name, found["fingerprint"]) for name, found in run.data.splits.items() if "fingerprint" in found]
     rows = [
         ["architecture", code(recipe.model)],
         *([["fine-tuned from", code(start)]] if start else []),
@@ -41,6 +42,7 @@ def model_section(run: Run) -> str:
         ["data", code(name) + {"hub": " (Hub)", "prepared": "", "local": " (a local folder)"}[kind]
          + f": {run.data.images[recipe.train_split]:,} images to train on, "
          f"{run.data.images[recipe.eval_split]:,} to evaluate on"],
+        *([["fingerprint", ", ".join(f"{name} {code(mark[:16])}" for name, mark in marks)]] if marks else []),
         ["training", f"{recipe.epochs} epochs at {recipe.image_size} px, batch {recipe.batch_size}, mixer "
          f"`{recipe.mixer}`, seed {recipe.seed}"],
         ["weights", f"{'moving average (EMA)' if recipe.report_ema else 'as trained'}, epoch {run.exported['epoch']}"],

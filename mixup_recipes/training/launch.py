@@ -30,7 +30,7 @@ def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", determini
     for name in trackers:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise UserError(f"report_to: unknown tracker {name!r}; {nearest(name, LOGGER_TYPE_TO_CLASS)}")
-        if name not in get_available_trackers():  # accelerate would leave it out without a word
+        if name not in map(str, get_available_trackers()):  # accelerate would leave it out without a word
             raise UserError(f"report_to: the tracker {name!r} is not installed; pip install {name}, or leave it out")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

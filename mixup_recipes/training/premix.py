@@ -31,6 +31,7 @@ from mixers import SuperMix, ops, taps
 from mixers.supermix import finds_both, masks, trained
 from mixup_recipes import files
 from mixup_recipes.data import images, keys
+from mixup_recipes.data.decoding import BadImage, encoded
 from mixup_recipes.data.loading import Samples, loader, readable
 from mixup_recipes.data.order import Key
 from mixup_recipes.data.pictures import to_uint8
@@ -282,7 +283,7 @@ def copy(table: Any, recipe: Recipe, path: Path, schema: pa.Schema) -> None:
         for first in range(0, len(table), ROWS):
             rows = range(first, min(first + ROWS, len(table)))
             part = table[rows]
-            pictures = [encoded(image) for image in part[recipe.image_column]]
+            pictures = [stored(image) for image in part[recipe.image_column]]
             labels, numbers = part[recipe.label_column], list(rows)
             columns = {recipe.image_column: pictures, recipe.label_column: labels, "first": labels, "second": labels}
             columns |= {"lam": [1.0] * len(rows), "first_row": numbers, "second_row": numbers}
@@ -291,14 +292,15 @@ def copy(table: Any, recipe: Recipe, path: Path, schema: pa.Schema) -> None:
         aside.rename(path)
 
 
-def encoded(image: dict[str, Any] | None) -> dict[str, Any]:
+def stored(image: str | dict[str, Any] | None) -> dict[str, Any]:
     """An image of a table with its bytes, also of one that only says where they are; none where the table has a gap."""
-    image = image or {"bytes": b"", "path": None}
-    data, path = image["bytes"], image["path"]
+    path = image if isinstance(image, str) else (image or {}).get("path")
     try:
-        return {"bytes": Path(path).read_bytes() if data is None else data, "path": path and Path(path).name}
-    except OSError as e:
-        raise UserError(f"image {path} cannot be read: {e.strerror}") from None
+        return {"bytes": encoded(image), "path": path and Path(path).name}
+    except BadImage as e:
+        if isinstance(image, str):
+            raise UserError(f"image {path} cannot be read: {e}") from None
+        return {"bytes": b"", "path": path and Path(path).name}
 
 
 def write_table(path: Path, table: pa.Table) -> None:

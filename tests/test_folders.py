@@ -1,0 +1,258 @@
+"""Promise: a folder of images or of parquet files is read by its documented rules, and what is left out is named."""
+
+import io
+import json
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from tiny import jpeg
+
+from mixup_recipes.data import folder, splits
+from mixup_recipes.data.decoding import BadImage, decode, encoded, read
+from mixup_recipes.data.images import EvalTransform
+from mixup_recipes.data.splits import load_split, load_splits
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.typed import UserError
+
+JPEG = jpeg(0, np.random.default_rng(0))
+NAMES = ("ant", "bee")
+
+
+def recipe(dataset, **changes):
+    return Recipe(**({"dataset": str(dataset), "eval_split": "val", "num_classes": 2} | changes))
+
+
+def put(root, *files):
+    """Files with the content of an image, and the folders above them."""
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(JPEG)
+    return root
+
+
+def tree(root, classes=NAMES, images=2):
+    return put(
+        root, *(f"{split}/{name}/{i}.jpg" for split in ("train", "val") for name in classes for i in range(images))
+    )
+
+
+def paths(table, root):
+    return [os.path.relpath(path, root) for path in table["image"]]
+
+
+def test_classes_are_the_first_level_whatever_they_are_called_and_however_deep_their_images_lie(tmp_path):
+    root = put(
+        tmp_path, *(f"{split}/{name}/cam{i}/x.jpg" for split in ("train", "val") for name in NAMES for i in (1, 2))
+    )
+    put(root, "train/bee/0.jpg", "train/bee-2.jpg")
+    found = load_splits(recipe(root))
+    assert found.classes == ["ant", "bee"]
+    inside = ["ant/cam1/x.jpg", "ant/cam2/x.jpg", "bee/0.jpg", "bee/cam1/x.jpg", "bee/cam2/x.jpg"]
+    assert paths(found.train, root / "train") == inside and found.train["label"] == [0, 0, 1, 1, 1]
+    assert found.notes == ["train: 1 left out, beside the class folders: bee-2.jpg"]
+    odd = tree(tmp_path / "odd", ("__other__", ".net", "cow"))
+    put(odd, "train/.ipynb_checkpoints/a.jpg", "train/__MACOSX/a.jpg", "train/cow/._0.jpg", "train/cow/.DS_Store")
+    found = load_splits(recipe(odd, num_classes=3))
+    assert found.classes == [".net", "__other__", "cow"] and len(found.train) == 6 and found.notes == []
+    numbers = load_splits(recipe(tree(tmp_path / "numbers", [str(i) for i in range(12)], 1), num_classes=12))
+    assert numbers.classes == [str(i) for i in range(12)] and numbers.train["label"] != list(range(12))
+
+
+def test_images_are_told_by_suffix_or_content_and_all_else_is_counted_by_its_reason(tmp_path):
+    root = tree(tmp_path)
+    put(root, "train/ant/a", "train/ant/b.JPG", "train/ant/c.jfif", "train/ant/d.heic", "train/ant/0.jpg_original")
+    (root / "train/ant/notes").write_text("no image")
+    (root / "train/metadata.csv").write_text("file_name,label\nant/0.jpg,3\n")
+    os.mkfifo(root / "train/ant/pipe.jpg")
+    (root / "train/ant/gone.jpg").symlink_to("nowhere.jpg")
+    (root / "train/ant/loop").symlink_to("..")
+    (root / "train/ant" / os.fsdecode(b"\xff.jpg")).write_bytes(JPEG)
+    found = load_splits(recipe(root))
+    assert [path for path in paths(found.train, root / "train") if "ant" in path] == [
+        "ant/0.jpg", "ant/1.jpg", "ant/a", "ant/b.JPG", "ant/c.jfif"
+    ]  # fmt: skip
+    assert found.notes == [
+        "train: 1 left out, .heic files: ant/d.heic",
+        "train: 1 left out, .jpg_original files: ant/0.jpg_original",
+        "train: 1 left out, a broken link: ant/gone.jpg",
+        "train: 1 left out, beside the class folders: metadata.csv",
+        "train: 1 left out, links to a folder above: ant/loop",
+        "train: 1 left out, names that are not UTF-8: 'ant/\\udcff.jpg'",
+        "train: 1 left out, no images by their content: ant/notes",
+        "train: 1 left out, no regular file: ant/pipe.jpg",
+    ]
+
+
+def test_the_folder_of_that_very_name_is_read_and_links_are_what_they_lead_to(tmp_path):
+    for name, images in (("set[12]", 1), ("set1", 3), ("v?", 1), ("v1", 3)):
+        tree(tmp_path / name, images=images)
+    assert [len(load_splits(recipe(tmp_path / name)).train) for name in ("set[12]", "v?")] == [2, 2]
+    linked = tree(tmp_path / "linked")
+    for split in ("train", "val"):
+        (linked / "pool").mkdir(exist_ok=True)
+        (linked / split / "bee").rename(linked / "pool" / split)
+        (linked / split / "bee").symlink_to(f"../pool/{split}")
+    assert load_splits(recipe(linked)).classes == ["ant", "bee"]
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (["ant/0.jpg", "bee/0.jpg"], "has no folder for split 'train'"),
+        (["train/0.jpg", "bus/0.jpg", "val/0.jpg"], "train has no class folders"),
+        (["train/a/0.jpg", "bus/b/0.jpg"], "has no folder for split 'train'"),  # a class that is called train
+        (["train/ant/0.jpg", "train/bee/no.txt", "val/ant/0.jpg"], "class folders without an image: bee"),
+    ],
+)
+def test_a_folder_without_splits_or_images_is_refused(tmp_path, files, says):
+    with pytest.raises(UserError, match=says):
+        load_splits(recipe(put(tmp_path, *files)))
+
+
+def test_processes_of_one_machine_share_one_scan(tmp_path, monkeypatch):
+    root = tree(tmp_path / "set") / "train"
+    put(root, "ant/a.heic")
+    whole = folder.listing(root)
+    monkeypatch.setenv("MIXUP_RECIPES_CACHE", str(tmp_path / "cache"))
+    for key, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1234"}.items():
+        monkeypatch.setenv(key, value)
+    first = folder.listing(root)
+    monkeypatch.setattr(folder, "scan", lambda _: pytest.fail("a second scan"))
+    monkeypatch.setenv("RANK", "1")
+    second = folder.listing(root)
+    for found in (first, second):
+        assert found.table.to_list() == whole.table.to_list() and found.table.features == whole.table.features
+        assert (found.fingerprint, found.notes) == (whole.fingerprint, whole.notes)
+
+
+# --------------------------------------------------------------------------------------------- parquet
+
+
+def shard(path, rows, names=NAMES):
+    features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
+    kind = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())])
+    images = [{"image": {"bytes": JPEG, "path": None}, "label": i % len(names)} for i in range(rows)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(images, schema=kind)
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), path)
+
+
+SHARD = "-00000-of-00001.parquet"
+
+
+def test_parquet_files_are_of_the_very_split_and_configuration_that_are_asked_for(tmp_path):
+    for name, rows in {"small": 2, "large": 6}.items():
+        for split in ("train", "val"):
+            shard(tmp_path / "two" / name / f"{split}{SHARD}", rows)
+    with pytest.raises(UserError, match="has 2 configurations: large, small; choose one with --dataset_config"):
+        load_splits(recipe(tmp_path / "two"))
+    assert len(load_splits(recipe(tmp_path / "two", dataset_config="small")).train) == 2
+    with pytest.raises(UserError, match="has no configuration 'smal'; did you mean 'small'"):
+        load_splits(recipe(tmp_path / "two", dataset_config="smal"))
+    head = "---\nconfigs:\n- config_name: s\n  data_files: {train: small/train-*, val: small/v*}\n"
+    (tmp_path / "two/README.md").write_text(head + "---\n")
+    assert len(load_splits(recipe(tmp_path / "two")).train) == 2
+
+    extra = tmp_path / "extra[1]"
+    for name, rows in {"data/train": 2, "data/train-extra": 4, "data/val": 2, "backup/train": 8}.items():
+        shard(extra / f"{name}{SHARD}", rows)
+    found = load_splits(recipe(extra))
+    assert (
+        len(found.train) == 2
+        and found.notes[0] == f"train: 1 left out, parquet files of other places: backup/train{SHARD}"
+    )
+    shard(tmp_path / "short/train-00001-of-00002.parquet", 2)
+    with pytest.raises(UserError, match="shards 0 of 2 are missing"):
+        load_split(recipe(tmp_path / "short"), "train", None)
+    for number, names in enumerate((NAMES, NAMES[::-1])):
+        shard(tmp_path / f"mixed/train-{number:05}-of-00002.parquet", 2, names)
+    with pytest.raises(UserError, match=r"has other columns or class names than train-00000-of-00002.parquet"):
+        load_split(recipe(tmp_path / "mixed"), "train", None)
+    for given, says in (
+        ({"dataset_revision": "v1"}, "a commit of the Hub"),
+        ({"dataset_config": "x"}, "no configurations"),
+    ):
+        with pytest.raises(UserError, match=says):
+            load_splits(recipe(tree(tmp_path / "images"), **given))
+
+
+def test_a_large_folder_of_parquet_files_is_the_one_of_that_very_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(splits, "SMALL", 0)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for name, rows in {"set[12]": 2, "set1": 6}.items():
+        shard(tmp_path / name / f"train{SHARD}", rows)
+    assert len(load_split(recipe(tmp_path / "set[12]"), "train", None).table) == 2
+
+
+def test_classes_of_another_split_or_model_go_by_their_names(tmp_path):
+    for split, names in {"train": ("ant", "bee", "cow"), "val": ("cow", "ant", "bee")}.items():
+        shard(tmp_path / "order" / f"{split}.parquet", 3, names)
+    found = load_splits(recipe(tmp_path / "order", num_classes=3))
+    assert found.classes == ["ant", "bee", "cow"] and found.eval["label"] == [2, 0, 1]
+    assert found.record["splits"]["val"]["per_class"] == [1, 1, 1]
+    like = load_splits(recipe(tmp_path / "order", num_classes=3), ["bee", "ant", "cow"])  # of a run that goes on
+    assert like.classes == ["bee", "ant", "cow"] and like.train["label"] == [1, 0, 2]
+    few = put(tree(tmp_path / "few"), "train/cow/0.jpg")
+    found = load_splits(recipe(few, num_classes=3))
+    assert found.eval["label"] == [0, 0, 1, 1] and found.notes == ["val: split 'val' has 2 of the 3 classes of the run"]
+
+
+# --------------------------------------------------------------------------------------------- pictures
+
+
+def saved(array, kind="TIFF", mode=None):
+    buffer = io.BytesIO()
+    Image.fromarray(array, mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_pictures_of_more_than_8_bits_are_scaled_from_their_own_range_or_refused():
+    grey = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    wanted = decode(saved(grey.astype(np.uint8), "PNG"))
+    for data in (saved(grey * 257, "PNG"), saved(grey * 257), saved(grey.astype(np.float32) / 255)):
+        assert (decode(data) == wanted).all()
+    for array, says in ((grey.astype(np.int32) * 257, "no white of their own"), (grey.astype(np.float32), "0 to 255")):
+        with pytest.raises(BadImage, match=says):
+            decode(saved(array))
+
+
+def test_no_row_and_no_picture_opens_other_files_starts_a_program_or_fills_the_memory(tmp_path):
+    (tmp_path / "secret.jpg").write_bytes(JPEG)
+    for row, says in (
+        ({"bytes": None, "path": str(tmp_path / "secret.jpg")}, "names a file"), (None, "no image"),
+        ({"bytes": None, "path": "/dev/zero"}, "names a file"), ({"bytes": None, "path": None}, "no image"),
+    ):  # fmt: skip
+        with pytest.raises(BadImage, match=says):
+            encoded(row)
+    os.mkfifo(tmp_path / "pipe")
+    for path, says in (
+        (tmp_path / "pipe", "no regular file"),
+        ("/dev/zero", "no regular file"),
+        (tmp_path, "directory|regular"),
+    ):
+        with pytest.raises(BadImage, match=says):
+            read(path)
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(2**30 + 1)
+    with pytest.raises(BadImage, match="more than"):
+        read(tmp_path / "large")
+    huge = bytearray(JPEG)
+    at = huge.index(b"\xff\xc0") + 5
+    huge[at : at + 4] = b"\xfd\xe8\xfd\xe8"  # 65,000 x 65,000 pixels in a kilobyte
+    for data in (bytes(huge), b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", b"%PDF-1.4\n", b""):
+        with pytest.raises(BadImage):
+            decode(data)
+    with pytest.raises(BadImage, match="48 x 40 pixels, more than the 1,000 of --max_image_pixels"):
+        decode(JPEG, limit=1000)
+    thin = decode(saved(np.zeros((1, 30000, 3), np.uint8), "PNG"))
+    with pytest.raises(BadImage, match="too thin"):
+        EvalTransform(256, 224, "bicubic")(thin)
+
+
+def test_a_model_that_is_no_square_gets_its_own_size():
+    out = EvalTransform((40, 80), (32, 64), "bilinear")(decode(JPEG))
+    assert tuple(out.shape) == (3, 32, 64)

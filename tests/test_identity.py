@@ -1,0 +1,169 @@
+"""Promise: a run goes on, and is judged, on the very data that it was trained on, or the user is told what changed."""
+
+import json
+import shutil
+
+import pytest
+from test_folders import JPEG, put, recipe, tree
+from test_run_folder import AUTO, args, lines_of
+
+import evaluate_mixup
+from mixup_recipes.data import classes as names
+from mixup_recipes.data.identity import comparable, difference
+from mixup_recipes.data.splits import load_splits
+from mixup_recipes.runs.run import Run
+from mixup_recipes.training import launch, signals
+from mixup_recipes.typed import UserError
+
+
+def told(root, **changes):
+    """Record and classes of a folder's training split."""
+    found = load_splits(recipe(root, **changes))
+    return found.record["splits"]["train"], found.classes
+
+
+def test_every_change_of_the_images_is_told_in_words(tmp_path):
+    root = tree(tmp_path)
+    before, known = told(root)
+    assert difference(*[told(root)[0]] * 2, known, known) is None
+
+    def change(**changes):
+        now, found = told(root, **changes)
+        return difference(before, now, known, found)
+
+    put(root, "train/ant/2.jpg")
+    assert change() == "4 images then, 5 now; ant: 2 then, 3 now"
+    (root / "train/ant/0.jpg").unlink()
+    same = "as many images of each class, but other files: names, sizes or their order"
+    assert change() == same
+    (root / "train/ant/2.jpg").rename(root / "train/ant/0.jpg")
+    assert change() is None
+    (root / "train/ant/0.jpg").write_bytes(JPEG + b"!")
+    assert change() == same
+    for split in ("train", "val"):
+        (root / split / "bee").rename(root / split / "cow")
+    assert change() == "new classes cow; classes bee are gone"
+    old = {k: v for k, v in before.items() if k in ("images", "labels_sha256")}  # version 0.1
+    assert difference(old, told(root)[0], known, known) is None
+    assert difference(old, old | {"labels_sha256": ""}, known, known) == (
+        "as many images, but other labels, or the same in another order"
+    )
+    assert "in another order, ant, bee then and bee, ant now" in difference(old, old, known, known[::-1])
+    both = comparable({"splits": {"train": old}}, {"splits": {"train": before}})
+    assert both[0] == both[1] == {"commit": None, "splits": {"train": old}}
+
+
+@pytest.fixture(scope="module")
+def stopped(server, tmp_path_factory):
+    """A run of two epochs that was stopped after the first, its data beside it under a relative path."""
+    home = tmp_path_factory.mktemp("home")
+    tree(home / "photos", images=8)
+    text = (
+        "dataset: {}\neval_split: val\nnum_classes: 2\nmodel: test_resnet\nepochs: 2\nbatch_size: 8\nimage_size: 32\n"
+    )
+    text += "per_device_train_batch_size: 8\nlr: 0.01\neval_size: 32\neval_resize: 32\nprotocol_epochs: 1\n"
+    (home / "tiny.yaml").write_text(text.format(home / "photos"))
+    given = args(home / "tiny.yaml", home / "run")
+    assert server.run(*given, faults=[["receive", "mixup_recipes.training.update:train_update", 3, 9]])[0] == -9
+    return home
+
+
+def goes_on(server, home, *more):
+    return server.run(*args(home / "tiny.yaml", home / "run", *AUTO, *more))
+
+
+def test_a_run_does_not_go_on_over_other_data_unless_told_to_and_says_so_ever_after(server, stopped, tmp_path):
+    home = shutil.copytree(stopped, tmp_path / "home")
+    recorded = (home / "run/data.json").read_bytes()
+    state = json.loads((home / "run/checkpoints/step-00000002/state.json").read_text())
+    assert state["data"] == json.loads(recorded)["splits"] and "fingerprint" in state["data"]["train"]
+    photos = stopped / "photos"
+    put(photos, "train/ant/8.jpg")
+    try:
+        status, output = goes_on(server, home)
+        says = "is not what {} was trained on: split 'train': 16 images then, 17 now; ant: 8 then, 9 now; put the old"
+        assert status == 2 and says.format(home / "run") in output and (home / "run/data.json").read_bytes() == recorded
+        status, output = goes_on(server, home, "--accept_changed_data")
+        assert status == 0, output
+    finally:
+        (photos / "train/ant/8.jpg").unlink()
+    words = "split 'train': 16 images then, 17 now; ant: 8 then, 9 now"
+    assert f"goes on over other images: {words}" in output
+    (row,), _ = lines_of(home / "run", "data")
+    assert (row["update"], row["changed"]) == (2, words)
+    run = Run.open(home / "run")
+    assert run.data.changes == [{"update": 2, "changed": words}] and words in run.card.replace("\\", "")
+
+
+def test_the_same_data_are_found_where_they_were_or_where_they_are_now(server, stopped, tmp_path):
+    home = shutil.copytree(stopped, tmp_path / "home")
+    moved = shutil.copytree(stopped / "photos", tmp_path / "elsewhere")
+    status, output = goes_on(server, home, "--dataset", moved)
+    assert status == 0 and "done" in output, output
+    assert Run.open(home / "run").recipe_here.dataset == str(moved)
+    (home / "run/.dataset.json").write_text(json.dumps({"path": str(stopped / "photos")}))
+    assert Run.open(home / "run").recipe_here.dataset == str(stopped / "photos")
+
+
+def test_an_evaluation_goes_by_the_names_of_classes_and_says_when_its_images_are_others(stopped, tmp_path, capsys):
+    run, more = str(stopped / "run"), ("--batch_size", "8", "--dataset")
+
+    def says(folder):
+        assert evaluate_mixup.main([run, *more, str(folder)]) is None
+        return capsys.readouterr().out
+
+    assert "other images" not in says(stopped / "photos")
+    one = put(tmp_path / "one", "train/bee/0.jpg", "val/bee/0.jpg")
+    shown = says(one)
+    assert "has 1 of the 2 classes of model" in shown and "classes ant are gone; 16 images then, 1 now" in shown
+    with pytest.raises(UserError, match=r"has classes that model .* does not: elk; valid names: ant, bee"):
+        says(put(tmp_path / "two", *(f"{split}/{name}/0.jpg" for split in ("train", "val") for name in ("bee", "elk"))))
+
+
+def test_the_outputs_of_a_model_are_told_by_name_synset_number_or_natural_order():
+    known = ["ant", "bee", "cow"]
+    assert names.places(known, 3, ["cow", "ant"], "d", "m") == ([2, 0], "d has 2 of the 3 classes of model 'm'")
+    assert names.places(known, 3, known, "d", "m") == ([0, 1, 2], "")
+    for found in (["ant", "elk"], ["ant", "bee", "elk"]):
+        with pytest.raises(UserError, match="d has classes that model 'm' does not: elk"):
+            names.places(known, 3, found, "d", "m")
+    numbers = [str(i) for i in range(12)]
+    places, note = names.places(None, 12, numbers, "d", "m")
+    assert places == list(range(12)) and "does not name its classes" in note
+    with pytest.raises(UserError, match="in an order of their own"):
+        names.places(None, 12, sorted(numbers), "d", "m")
+    with pytest.raises(UserError, match="has 3 classes without names, d has 2"):
+        names.places(None, 3, known[:2], "d", "m")
+    synsets = ["n01440764", "n01443537", "n03710721"]
+    assert names.places(None, 1000, synsets, "d", "m")[0] == [0, 1, 639]
+    described = names.ImageNetInfo("imagenet-1k")
+    words = [described.index_to_description(i) for i in range(1000)]
+    assert names.places(words, 1000, synsets, "d", "m")[0] == [0, 1, 639]
+    assert names.places(None, 1000, words, "d", "m")[0] == list(range(1000))
+
+
+def test_what_would_fail_later_or_without_a_word_is_told_before_work_starts(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="the tracker 'wandb' is not installed; pip install wandb"):
+        launch.accelerator(recipe(tmp_path), tmp_path, "tensorboard,wandb")
+    accelerator = launch.accelerator(recipe(tmp_path), tmp_path)
+    assert (
+        launch.workers(2, accelerator, recipe(tmp_path)) == 2
+        and launch.workers(None, accelerator, recipe(tmp_path)) == 0
+    )
+    monkeypatch.setattr(launch.shutil, "disk_usage", lambda _: launch.shutil._ntuple_diskusage(64, 0, 64 * 2**20))
+    with pytest.raises(UserError, match=r"/dev/shm has 67 MB free, batches of 16 loader processes need 462 MB"):
+        launch.workers(16, accelerator, recipe(tmp_path))
+
+
+def test_a_signal_ends_a_run_whose_images_do_not_come_with_the_last_checkpoint_kept(monkeypatch, capsys):
+    left = []
+    monkeypatch.setattr(signals, "PATIENCE", 0.0)
+    monkeypatch.setattr(signals.os, "_exit", lambda status: left.append(status) or exit())
+    monkeypatch.setattr(signals.signal, "signal", lambda *_: None)
+    stop = signals.Stop()
+    batches = stop.watched(iter([1, 2]))
+    assert next(batches) == 1 and stop.waiting is None
+    stop.requested, stop.waiting = "SIGTERM", 0.0
+    with pytest.raises(SystemExit):
+        stop.watch()
+    assert left == [signals.STOPPED] and "no images for 0 s, left without a new checkpoint" in capsys.readouterr().err
