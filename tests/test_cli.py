@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import rich.console
 from tiny import ROOT, environment
 
 from mixup_recipes import __version__, flags
@@ -174,7 +175,7 @@ COMMANDS = {
 
 
 def test_each_command_says_what_it_is_its_first_arguments_and_types(console, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(app, "console", rich.console.Console(width=200))  # one that an earlier test made is narrow
     groups = {"plot", "recipes", "cells"}
     names = {name for name in app if not name.startswith("-")} - groups
     names |= {f"{group} {name}" for group in groups for name in app[group] if not name.startswith("-")}

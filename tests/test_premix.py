@@ -109,9 +109,9 @@ def test_images_in_class_folders_are_stored_with_the_names_of_their_files(teache
     premix.premix(str(recipe), tmp_path / "made", str(teacher), 5, steps=2, all_pairs=True, originals=True)
     found = {image["path"]: image["bytes"] for image in rows(tmp_path / "made", "train-originals")["image"]}
     assert found == {name: (photos / "train" / tiny.CLASSES[kind] / name).read_bytes() for name, kind in names.items()}
-    assert premix.encoded(None)["bytes"] == b""
+    assert premix.stored(None)["bytes"] == premix.stored({"bytes": None, "path": "/dev/zero"})["bytes"] == b""
     with pytest.raises(UserError, match=r"image .*gone.jpg cannot be read: No such file"):
-        premix.encoded({"bytes": None, "path": str(tmp_path / "gone.jpg")})
+        premix.stored(str(tmp_path / "gone.jpg"))
 
 
 def test_seed_steps_alpha_number_and_all_pairs_are_as_asked_for(made, tiny_recipe, teacher, tmp_path):

@@ -2,8 +2,8 @@
 
 - Formats are those of ``FORMATS``, told by content; none of them starts a program.
 - A picture has at most ``LIMIT`` pixels (Pillow's own bound), which is read off its head before anything is decoded.
-- Grey pictures of 16 bits keep the upper 8, as Pillow does with coloured ones; floats from 0 to 1 become 0 to 255. Integers of 32
-  bits and other floats have no white of their own, and are refused.
+- Grey pictures of 16 bits keep the upper 8, as Pillow does with coloured ones; floats from 0 to 1 become 0 to 255.
+  Integers of 32 bits and other floats have no white of their own, and are refused.
 - EXIF orientation is never applied, as in timm's and torchvision's ImageNet practice.
 """
 
