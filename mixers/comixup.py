@@ -127,7 +127,7 @@ class CoMixup(Mixer):
         gradient = look[0](x) if len(look) == 1 else taps.saliency(look[0], look[1], x, y)
         found = []
         with ops.full_precision(x.device):
-            saliency = grids.saliency_map(gradient)
+            saliency = grids.saliency_map(gradient.to(torch.promote_types(gradient.dtype, torch.float32)))
             for start, prior, labels in draws:
                 number, m = prior.shape
                 part = saliency[start : start + number * m]

@@ -96,7 +96,7 @@ def reference_losses(net, updates, mixer):
         losses.append(0.0)
         for x, labels in batches:
             mixed, target = bare(mixer, x, labels, step, *((net, None) if mixer.needs == "model" else ()))
-            part = soft_loss(net(mixed), target) / len(batches)
+            part = soft_loss(net(mixed), target) * len(x) / sum(len(y) for _, y in batches)  # a mean over images
             part.backward()
             losses[-1] += part.item()
         optimizer.step()
@@ -311,7 +311,7 @@ def logged(run, key="loss"):
 @pytest.mark.parametrize(
     ("config", "options", "rel"),
     [
-        *((config, {"gradient_accumulation_steps": n}, 1e-4) for config in (TIMM, RESNET) for n in (1, 2)),
+        *((config, {"gradient_accumulation_steps": n}, 1e-4) for config in (TIMM, RESNET) for n in (1, 3)),
         (TIMM, {"bf16": True}, 0.05),
     ],
 )
@@ -412,9 +412,9 @@ class Lit(LightningMixin, lightning.LightningModule):
         return loss
 
 
-def fit(mixer, resume=None, smoothing=0.0, **options):
+def fit(mixer, resume=None, smoothing=0.0, net=None, **options):
     """The module after a fit on the batches, and the trainer."""
-    lit = Lit(classifier(), mixer, num_classes=K, label_smoothing=smoothing, seed=SEED)
+    lit = Lit(net or classifier(), mixer, num_classes=K, label_smoothing=smoothing, seed=SEED)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     run = lightning.Trainer(**({"max_epochs": 1, "accelerator": "cpu"} | quiet | options))
     loader = DataLoader(TensorDataset(PIXELS, LABELS), batch_size=4)
@@ -436,6 +436,14 @@ def test_lightning_trains_on_what_the_bare_mixer_gives_and_evaluates_on_images_a
     lit, _ = fit(CutMix(), accumulate_grad_batches=2)  # micro-batches of one update share the generator
     expected = reference_losses(classifier(), [BATCHES[0:2], BATCHES[2:4]], CutMix())
     assert [np.mean(lit.losses[0:2]), np.mean(lit.losses[2:4])] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["automix", "samix", "adautomix", "comixup", "smmix"])
+def test_a_mixer_works_where_all_of_a_model_is_bfloat16(name, transformer):
+    net = transformer if name == "smmix" else None
+    whole, half = (fit(MIXERS[name](), net=copy.deepcopy(net), precision=p)[0] for p in ("32-true", "bf16-true"))
+    assert next(half.step.model.parameters()).dtype == torch.bfloat16
+    assert half.losses[0] == pytest.approx(whole.losses[0], rel=0.1)
 
 
 def test_lightning_runs_a_mixer_that_is_a_step_of_its_own():
