@@ -169,7 +169,7 @@ class CoMixup(Mixer):
             self.beta / cells * (1 - unit).expand(number, -1, -1),
             costs.new_empty(number, grid, grid, levels).permute(0, 3, 1, 2),
             torch.zeros_like(counts),
-            torch.arange(m, device=costs.device, dtype=costs.dtype) / (4 * m),  # counts differ by halves: of equals the first
+            torch.arange(m, device=costs.device, dtype=costs.dtype) / (4 * m),  # of equal counts the first
             torch.arange(number, device=costs.device)[:, None, None],
             torch.arange(levels, device=costs.device).repeat(2, number, 1),  # the two images of a label
             labels.repeat(2, 1, 1, 1, 1),
