@@ -243,35 +243,6 @@ def test_a_folder_of_parquet_files_is_a_dataset_and_its_shards_are_read_in_order
     assert not (own_cache / "datasets").exists()  # read in place
 
 
-def image_folder(folder: Path, splits: dict[str, dict[str, int]]) -> Path:
-    """``{split: {class: images}}`` as files; their names hold the words by which datasets tells splits."""
-    for split, classes in splits.items():
-        for name, count in classes.items():
-            (folder / split / name).mkdir(parents=True)
-            for i in range(count):
-                word = ("val", "test", "train")[i % 3]
-                (folder / split / name / f"ILSVRC_{word}_{i}.JPEG").write_bytes(JPEG)
-    return folder
-
-
-def test_a_folder_of_class_folders_is_a_dataset_and_a_bad_file_is_named_by_its_path(tmp_path):
-    for pair in ("val validation", "valid validation", "validation val", "val test", "test test", "val val"):
-        folder, split = pair.split()
-        made = image_folder(tmp_path / pair, {"train": {"b": 5, "a": 4}, folder: {"a": 3, "b": 2}})
-        splits = load_splits(recipe(made, num_classes=2, eval_split=split))
-        assert splits.classes == ["a", "b"]
-        assert [row["label"] for row in splits.train] == [0] * 4 + [1] * 5
-        assert [row["label"] for row in splits.eval] == [0] * 3 + [1] * 2
-        samples = Samples(splits.eval, recipe(), EvalTransform(16, 16, "bilinear"))
-        assert samples[Key(0, 4, 0)][1:] == (1, 4, 0)
-    file = made / "val/b/ILSVRC_test_1.JPEG"
-    file.write_bytes(b"no image")
-    for reason in ("not an image", ""):
-        with pytest.raises(UserError, match=rf"^image 3 \(.*/val/b/ILSVRC_test_1.JPEG\) cannot be read: {reason}"):
-            samples[Key(0, 3, 0)]
-        file.unlink(missing_ok=True)
-
-
 @pytest.mark.parametrize(
     ("kind", "train", "test", "changes", "says"),
     [
@@ -299,19 +270,6 @@ def test_a_dataset_that_does_not_fit_is_refused(tmp_path, own_cache, kind, train
     message = complaint(recipe(folder, **changes))
     assert says in message and str(folder) in message
     assert (sorted(tmp_path.rglob("*")), sorted(own_cache.rglob("*"))) == before  # nothing written
-
-
-def test_an_image_folder_that_does_not_fit_is_refused(tmp_path):
-    two, none = {"a": 1, "b": 1}, {"a": 0, "b": 0}
-    for number, (splits, says) in enumerate((
-        ({"train": two}, "has no folder for split 'test'; valid names: train"),
-        ({"trian": two, "test": two}, "has no folder for split 'train'; did you mean 'trian'?"),
-        ({"train": {}, "test": two}, "has no folder for split 'train'"),
-        ({"train": none, "test": two}, "train has no images; expected train/<class>/<image>"),
-        ({"train": two, "test": {"a": 1, "c": 1}}, "split 'test', has classes that 'train' does not: c"),
-    )):  # fmt: skip
-        (tmp_path / str(number)).mkdir()
-        assert says in complaint(recipe(image_folder(tmp_path / str(number), splits), num_classes=2))
 
 
 def test_what_is_no_dataset_out_of_reach_or_gated_is_refused_and_nothing_written(tmp_path, monkeypatch, own_cache):

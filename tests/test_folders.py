@@ -1,25 +1,28 @@
 """Promise: a folder of images or of parquet files is read by its documented rules, and what is left out is named."""
 
 import io
-import json
 import os
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import ClassLabel, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 from tiny import jpeg
 
 from mixup_recipes.data import folder, splits
 from mixup_recipes.data.decoding import BadImage, decode, encoded, read
 from mixup_recipes.data.images import EvalTransform
+from mixup_recipes.data.loading import Samples
+from mixup_recipes.data.order import Key
 from mixup_recipes.data.splits import load_split, load_splits
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError
 
 JPEG = jpeg(0, np.random.default_rng(0))
-NAMES = ("ant", "bee")
+NAMES, BOTH = ("ant", "bee"), ("train", "val")
 
 
 def recipe(dataset, **changes):
@@ -35,9 +38,7 @@ def put(root, *files):
 
 
 def tree(root, classes=NAMES, images=2):
-    return put(
-        root, *(f"{split}/{name}/{i}.jpg" for split in ("train", "val") for name in classes for i in range(images))
-    )
+    return put(root, *(f"{split}/{name}/{i}.jpg" for split in BOTH for name in classes for i in range(images)))
 
 
 def paths(table, root):
@@ -45,9 +46,7 @@ def paths(table, root):
 
 
 def test_classes_are_the_first_level_whatever_they_are_called_and_however_deep_their_images_lie(tmp_path):
-    root = put(
-        tmp_path, *(f"{split}/{name}/cam{i}/x.jpg" for split in ("train", "val") for name in NAMES for i in (1, 2))
-    )
+    root = put(tmp_path, *(f"{split}/{name}/cam{i}/x.jpg" for split in BOTH for name in NAMES for i in (1, 2)))
     put(root, "train/bee/0.jpg", "train/bee-2.jpg")
     found = load_splits(recipe(root))
     assert found.classes == ["ant", "bee"]
@@ -103,6 +102,12 @@ def test_the_folder_of_that_very_name_is_read_and_links_are_what_they_lead_to(tm
     ("files", "says"),
     [
         (["ant/0.jpg", "bee/0.jpg"], "has no folder for split 'train'"),
+        (["trian/a/0.jpg", "val/a/0.jpg"], "has no folder for split 'train'; did you mean 'trian'?"),
+        (["train/a/no.txt", "val/a/0.jpg"], "train has no images; expected train/<class>/<image>"),
+        (
+            ["train/a/0.jpg", "train/b/0.jpg", "val/a/0.jpg", "val/c/0.jpg"],
+            "split 'val', has classes that 'train' does not: c",
+        ),
         (["train/0.jpg", "bus/0.jpg", "val/0.jpg"], "train has no class folders"),
         (["train/a/0.jpg", "bus/b/0.jpg"], "has no folder for split 'train'"),  # a class that is called train
         (["train/ant/0.jpg", "train/bee/no.txt", "val/ant/0.jpg"], "class folders without an image: bee"),
@@ -111,6 +116,24 @@ def test_the_folder_of_that_very_name_is_read_and_links_are_what_they_lead_to(tm
 def test_a_folder_without_splits_or_images_is_refused(tmp_path, files, says):
     with pytest.raises(UserError, match=says):
         load_splits(recipe(put(tmp_path, *files)))
+
+
+def test_a_split_may_have_another_name_which_is_told_and_a_bad_file_is_named_by_its_path(tmp_path):
+    for pair in ("val validation", "valid validation", "validation val", "val test", "test test", "val val"):
+        name, split = pair.split()
+        root = put(
+            tmp_path / pair, *(f"{part}/{file}.jpg" for part in ("train", name) for file in ("a/_train_", "b/_test_"))
+        )
+        found = load_splits(recipe(root, eval_split=split))
+        assert found.train["label"] == found.eval["label"] == [0, 1]
+        assert found.notes == [f"{split}: read from {tmp_path / pair / name}"] * (name != split)
+    samples, file = Samples(found.eval, recipe(""), EvalTransform(16, 16, "bilinear")), root / "val/b/_test_.jpg"
+    assert samples[Key(0, 1, 0)][1:] == (1, 1, 0)
+    file.write_bytes(b"no image")
+    for reason in ("not an image", "No such file"):
+        with pytest.raises(UserError, match=rf"^image 1 \(.*/val/b/_test_.jpg\) cannot be read: {reason}"):
+            samples[Key(0, 1, 0)]
+        file.unlink(missing_ok=True)
 
 
 def test_processes_of_one_machine_share_one_scan(tmp_path, monkeypatch):
@@ -133,12 +156,11 @@ def test_processes_of_one_machine_share_one_scan(tmp_path, monkeypatch):
 
 
 def shard(path, rows, names=NAMES):
-    features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
-    kind = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())])
-    images = [{"image": {"bytes": JPEG, "path": None}, "label": i % len(names)} for i in range(rows)]
+    """A parquet file of images, whose labels take turns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist(images, schema=kind)
-    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), path)
+    schema = Features({"image": ImageFeature(), "label": ClassLabel(names=list(names))}).arrow_schema
+    images, labels = [{"bytes": JPEG, "path": None}] * rows, [i % len(names) for i in range(rows)]
+    pq.write_table(pa.table({"image": images, "label": labels}, schema=schema), path)
 
 
 SHARD = "-00000-of-00001.parquet"
@@ -161,10 +183,8 @@ def test_parquet_files_are_of_the_very_split_and_configuration_that_are_asked_fo
     for name, rows in {"data/train": 2, "data/train-extra": 4, "data/val": 2, "backup/train": 8}.items():
         shard(extra / f"{name}{SHARD}", rows)
     found = load_splits(recipe(extra))
-    assert (
-        len(found.train) == 2
-        and found.notes[0] == f"train: 1 left out, parquet files of other places: backup/train{SHARD}"
-    )
+    assert len(found.train) == 2
+    assert found.notes[0] == f"train: 1 left out, parquet files of other places: backup/train{SHARD}"
     shard(tmp_path / "short/train-00001-of-00002.parquet", 2)
     with pytest.raises(UserError, match="shards 0 of 2 are missing"):
         load_split(recipe(tmp_path / "short"), "train", None)
@@ -172,10 +192,7 @@ def test_parquet_files_are_of_the_very_split_and_configuration_that_are_asked_fo
         shard(tmp_path / f"mixed/train-{number:05}-of-00002.parquet", 2, names)
     with pytest.raises(UserError, match=r"has other columns or class names than train-00000-of-00002.parquet"):
         load_split(recipe(tmp_path / "mixed"), "train", None)
-    for given, says in (
-        ({"dataset_revision": "v1"}, "a commit of the Hub"),
-        ({"dataset_config": "x"}, "no configurations"),
-    ):
+    for given, says in ({"dataset_revision": "v1"}, "a commit of the Hub"), ({"dataset_config": "x"}, "no config"):
         with pytest.raises(UserError, match=says):
             load_splits(recipe(tree(tmp_path / "images"), **given))
 
@@ -251,8 +268,4 @@ def test_no_row_and_no_picture_opens_other_files_starts_a_program_or_fills_the_m
     thin = decode(saved(np.zeros((1, 30000, 3), np.uint8), "PNG"))
     with pytest.raises(BadImage, match="too thin"):
         EvalTransform(256, 224, "bicubic")(thin)
-
-
-def test_a_model_that_is_no_square_gets_its_own_size():
-    out = EvalTransform((40, 80), (32, 64), "bilinear")(decode(JPEG))
-    assert tuple(out.shape) == (3, 32, 64)
+    assert EvalTransform((40, 80), (32, 64), "bilinear")(decode(JPEG)).shape == (3, 32, 64)  # a model that is no square

@@ -58,11 +58,15 @@ def stopped(server, tmp_path_factory):
     """A run of two epochs that was stopped after the first, its data beside it under a relative path."""
     home = tmp_path_factory.mktemp("home")
     tree(home / "photos", images=8)
-    text = (
-        "dataset: {}\neval_split: val\nnum_classes: 2\nmodel: test_resnet\nepochs: 2\nbatch_size: 8\nimage_size: 32\n"
-    )
-    text += "per_device_train_batch_size: 8\nlr: 0.01\neval_size: 32\neval_resize: 32\nprotocol_epochs: 1\n"
-    (home / "tiny.yaml").write_text(text.format(home / "photos"))
+    fields = {
+        "dataset": str(home / "photos"),
+        "eval_split": "val",
+        "num_classes": 2,
+        "model": "test_resnet",
+        "epochs": 2,
+    }
+    fields |= {"batch_size": 8, "per_device_train_batch_size": 8, "lr": 0.01, "protocol_epochs": 1}
+    (home / "tiny.yaml").write_text(json.dumps(fields | dict.fromkeys(("image_size", "eval_size", "eval_resize"), 32)))
     given = args(home / "tiny.yaml", home / "run")
     assert server.run(*given, faults=[["receive", "mixup_recipes.training.update:train_update", 3, 9]])[0] == -9
     return home

@@ -88,7 +88,6 @@ def hooks(model):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-# --------------------------------------------------------------------------------------------- edit and record
 @pytest.mark.parametrize("name", ["", "layer1", "layer4", "fc"])
 def test_an_edit_changes_what_the_rest_of_the_model_sees_and_learns_and_only_in_the_block(model, name):
     plain, shift = model.eval()(X), torch.tensor(1.0, requires_grad=True)
@@ -149,7 +148,6 @@ def test_a_record_holds_the_maps_that_the_model_itself_gives_out_with_their_grap
             assert_close(ours.grad, theirs.grad)
 
 
-# --------------------------------------------------------------------------------------------- saliency
 @pytest.mark.parametrize("name", BACKBONES)
 def test_saliency_is_the_gradient_of_each_image_or_in_training_mode_of_the_batch_and_leaves_no_trace(name):
     model, (x, y) = backbone(name), photos()
@@ -244,7 +242,6 @@ def test_saliency_inside_distributed_training_changes_no_gradient(model, dtype, 
     assert not differences(*gradients)
 
 
-# --------------------------------------------------------------------------------------------- attention
 def attention_unfused(model, x, path):
     """The attention that a copy of the model multiplies its values by, in front of the dropout at ``path``."""
     model = copy.deepcopy(model).eval()
@@ -458,7 +455,6 @@ def test_with_activation_checkpointing_a_tap_is_right_or_refused(name, request):
     assert_close(flipped, model(x.flip(0)))
 
 
-# --------------------------------------------------------------------------------------------- a frozen teacher
 @pytest.fixture
 def saved(model, tmp_path):
     """A trained model in a folder, in the format of a run."""
