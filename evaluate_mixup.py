@@ -68,6 +68,7 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes import files, metrics
     from mixup_recipes.data.loading import Samples
     from mixup_recipes.data.splits import load_split, placed
+    from mixup_recipes.recipe import changed
     from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model
     from mixup_recipes.training import backbones, evaluation, launch
     from mixup_recipes.training.export import write_predictions
@@ -87,7 +88,9 @@ def main(argv: list[str] | None = None) -> int | None:
     )
     backbones.check_input(net, args.batch_size, tuple(transform.size), args.model, training=False)
     with accelerator.main_process_first():
-        found = load_split(recipe, recipe.eval_split, recipe.max_eval_samples)
+        known = backbones.cfg_of(net).get("label_names") or ()
+        alone = changed(recipe, train_split=recipe.eval_split)  # no other split needs to be there
+        found = load_split(alone, recipe.eval_split, recipe.max_eval_samples, like=known)
     split = placed(found, recipe, args.model, net)
     for note in (*split.notes, *other_data(run, recipe, found)):
         accelerator.print(note, flush=True)
@@ -120,9 +123,12 @@ def main(argv: list[str] | None = None) -> int | None:
 
 def other_data(run: Any, recipe: Any, split: Any) -> list[str]:
     """Says when the images are not those that the run was evaluated on."""
-    if run is None or not (run.folder / "data.json").is_file() or recipe.eval_split not in run.data.splits:
+    if run is None or not (run.folder / "data.json").is_file() or recipe.eval_split != run.recipe.eval_split:
         return []
-    found = run.data.difference(recipe.eval_split, split.record, split.classes)
+    try:
+        found = run.data.difference(recipe.eval_split, split.record, split.classes)
+    except UserError as e:
+        return [f"whether these are the images of the run is not known: {e}"]
     return [f"other images than those that the run was evaluated on: {found}"] if found else []
 
 

@@ -135,8 +135,9 @@ def main(argv: list[str] | None = None) -> int | None:
     if hub:
         hub.begin()
     log = Log(folder / "log.jsonl", state["log_length"]) if accelerator.is_main_process else NoLog()
-    for change in splits.record.get("changed", ()):
-        log.write(mode="data", epoch=update // per_epoch + 1, **change)
+    for change in splits.record["changed"]:
+        if change["update"] == update:
+            log.write(mode="data", epoch=update // per_epoch + 1, **change)
     launch.init_trackers(accelerator, recipe, start=update)
     progress = Progress(accelerator, recipe, update, total)
     began = time.perf_counter() - state["seconds"]
@@ -180,7 +181,7 @@ def main(argv: list[str] | None = None) -> int | None:
         leaving = leaving or (not finished and stop.agreed(accelerator))
         if update != last_saved and (finished or leaving or (update and update % save_every == 0)):
             state = {"evaluated": evaluated, "log_length": log.length(), "seconds": time.perf_counter() - began}
-            state |= {"data": splits.record["splits"]}
+            state |= {"data": {"splits": splits.record["splits"], "classes": splits.classes}}
             kept = learner.modules, [optimizer, accelerator.scaler], sums
             checkpoint.save(folder / "checkpoints", update, *kept, state, accelerator, job.save_total_limit)
             last_saved = update

@@ -269,3 +269,23 @@ def test_no_row_and_no_picture_opens_other_files_starts_a_program_or_fills_the_m
     with pytest.raises(BadImage, match="too thin"):
         EvalTransform(256, 224, "bicubic")(thin)
     assert EvalTransform((40, 80), (32, 64), "bilinear")(decode(JPEG)).shape == (3, 32, 64)  # a model that is no square
+
+
+def test_the_layouts_of_the_hub_are_read_a_split_there_twice_is_refused_and_images_win_over_tables(tmp_path):
+    for name in (f"a/train/train{SHARD}", "b/train/0000.parquet", "c/default/train/0000.parquet", f"d/train{SHARD}"):
+        shard(tmp_path / name, 2)
+    shard(tmp_path / f"d/backup/train{SHARD}", 6)
+    assert [len(load_split(recipe(tmp_path / name), "train", None).table) for name in "abcd"] == [2] * 4
+    shard(tmp_path / "d/val.parquet", 2)
+    assert load_split(recipe(tmp_path / "d"), "validation", None).notes[0] == "read from the files of val"
+    shard(tmp_path / "d/train.parquet", 2)
+    with pytest.raises(UserError, match="split 'train' is there twice"):
+        load_split(recipe(tmp_path / "d"), "train", None)
+    shard(tree(tmp_path / "images") / "train/metadata.parquet", 6)
+    found = load_split(recipe(tmp_path / "images"), "train", None)
+    assert len(found.table) == 4 and found.notes == ["1 left out, beside the class folders: metadata.parquet"]
+    (tmp_path / "d/README.md").write_text(
+        "---\nconfigs:\n- data_files: {train: [3, gone-*]}\n- data_files: [{split: [x]}]\n---\n"
+    )
+    with pytest.raises(UserError, match=r"has no split .train.|names no file that is there"):
+        load_split(recipe(tmp_path / "d"), "train", None)

@@ -1,7 +1,7 @@
 """A folder ``<split>/<class>/<image>`` as a table: one scan, in which every file is taken or counted by its reason.
 
 - A folder's first level is splits when each of its folders is called like a split (``SPLITS``, or the recipe's own
-  names) and holds folders, or when the recipe's own splits are among them; else it is classes.
+  names) and holds folders, or when the recipe's own splits are among them. What else it may be is refused.
 - Below a split the first level is classes, links included; every image below a class belongs to it, however deep.
 - An image is a regular file with a suffix of ``SUFFIXES``, in any case, or one without a suffix that begins like an
   image. Everything else is left out and named; litter of operating systems and notebooks is not counted.
@@ -10,11 +10,13 @@
 """
 
 import atexit
+import contextlib
 import hashlib
 import json
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +45,9 @@ SUFFIXES = {
 MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|BM|II\*\0|MM\0\*|\0\0\0\x0cjP  |P[1-6]\s|RIFF....WEBP|....ftypavif", re.DOTALL
 )
+
+
+DAY = 86400
 
 
 class Listing(NamedTuple):
@@ -88,22 +93,26 @@ def entries(folder: str | Path) -> list[Entry]:
 def listing(directory: Path) -> Listing:
     """``scan``, once for all processes of a machine: the first one leaves its table in a file that the others map.
 
-    The first process of a launch must have come here before the others; another machine's scan for themselves.
+    Who finds no such file scans: the first process of a launch must have been here before the others.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return scan(directory)
     launch = [os.environ.get(k) for k in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")]
     key = hashlib.sha256(f"{os.path.abspath(directory)} {launch} {os.getppid()}".encode()).hexdigest()[:16]
     shared = cache_dir() / f"scan-{key}.arrow"
-    if os.environ.get("RANK") == "0":
+    if os.environ.get("LOCAL_RANK", os.environ.get("RANK")) == "0":
         found = scan(directory)
         said = {"fingerprint": found.fingerprint, "notes": found.notes}
         table, sink = found.table.data.table, pa.BufferOutputStream()
         schema = table.schema.with_metadata(table.schema.metadata | {b"scan": json.dumps(said).encode()})
         with pa.ipc.new_stream(sink, schema) as writer:
             writer.write_table(table)
-        write_into(shared, sink.getvalue())
-        atexit.register(shared.unlink, missing_ok=True)
+        with contextlib.suppress(UserError, OSError):  # without it the others scan for themselves
+            for old in cache_dir().glob("scan-*.arrow"):
+                if time.time() - old.stat().st_mtime > DAY:  # of a process that was killed
+                    old.unlink()
+            write_into(shared, sink.getvalue())
+            atexit.register(shared.unlink, missing_ok=True)
         return found
     if not shared.is_file():
         return scan(directory)
@@ -138,8 +147,10 @@ def scan(directory: Path) -> Listing:
     status = os.stat(root)
     for entry in entries(root):
         if entry.kind != "folder":
-            left_out.setdefault("beside the class folders", []).append(entry.name)
+            left_out.setdefault("beside the class folders", []).append(shown(entry.name))
             continue
+        if not encodable(entry.name):
+            raise UserError(f"{directory}: the class folder {entry.name!a} has a name that is not UTF-8")
         inside = list(images_below(entry, entry.name, {entry.place, (status.st_dev, status.st_ino)}, left_out))
         digest.update("".join(f"{path}\0{size}\n" for path, size in inside).encode())
         classes.append(entry.name)
@@ -177,6 +188,17 @@ def images_below(
             yield path, entry.size
         else:
             left_out.setdefault(f"{suffix} files" if suffix else "no images by their content", []).append(path)
+
+
+def has_images(directory: Path) -> bool:
+    """Whether there is an image in a class folder."""
+    folders = [entry for entry in entries(directory) if entry.kind == "folder"]
+    return any(True for entry in folders for _ in images_below(entry, "", {entry.place}, {}))
+
+
+def shown(name: str) -> str:
+    """A file's name as text that can be printed."""
+    return name if encodable(name) else ascii(name)
 
 
 def encodable(path: str) -> bool:

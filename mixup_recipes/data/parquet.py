@@ -1,7 +1,7 @@
 """Parquet files in a folder, as the Hub lays them out: which of them are a split, and what tells them apart.
 
-- A file ``<split>.parquet`` or ``<split>-00000-of-00001.parquet`` or ``<split>/0000.parquet`` is of that very split:
-  ``train-extra`` is none of ``train``.
+- A file ``<split>.parquet`` or ``<split>-00000-of-00001.parquet``, or one in a folder ``<split>/``, is of that very
+  split: ``train-extra`` is none of ``train``. A split in two of these forms is refused.
 - A configuration is a folder, or what ``configs`` in the head of ``README.md`` says. Where none is named, the files of
   the folder itself or of ``data/`` are read, or those of the only folder that has some.
 - All shards that a file's name promises must be there.
@@ -9,6 +9,7 @@
 
 import glob
 import hashlib
+import os
 import re
 import struct
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from mixup_recipes.data.folder import SAME, SPLITS
 from mixup_recipes.data.identity import some
 from mixup_recipes.typed import UserError, nearest
 
@@ -32,53 +34,76 @@ class Files(NamedTuple):
     """What else is in the folder and was left out."""
 
 
-def parquet_files(folder: Path, split: str, config: str | None) -> Files | None:
-    """The files of a split; None for a folder without parquet files.
+def parquet_files(folder: Path, split: str, config: str | None, own: tuple[str, ...]) -> Files | None:
+    """The files of a split; None for a folder without parquet files. ``own``: the recipe's splits.
 
     Raises ``UserError`` for a split or configuration that is not there, for a choice that only the user can make, and
     for missing shards.
     """
-    found = sorted(
-        p for p in folder.rglob("*.parquet") if not any(part.startswith(".") for part in p.parts[len(folder.parts) :])
-    )
+    found = [path for path in sorted(folder.rglob("*.parquet")) if not hidden(path.relative_to(folder))]
     if not found:
         return None
     if (told := configurations(folder)) is not None:
-        name = only_one(folder, config, list(told), default=next((k for k, v in told.items() if v[1]), None))
+        name = only_one(folder, config, list(told), next((k for k, v in told.items() if v[1]), None))
         splits = told[name][0]
     else:
-        by_place: dict[str, dict[str, list[Path]]] = {}
-        for path in found:
-            parts = path.relative_to(folder).parts
-            stem = SHARD.fullmatch(path.stem)
-            place, own = (parts[:-1], stem["split"] if stem else path.stem)
-            if not stem and path.stem.isdigit() and place:  # <configuration>/<split>/0000.parquet
-                place, own = place[:-1], place[-1]
-            by_place.setdefault("/".join(place), {}).setdefault(own, []).append(path)
-        plain = next((place for place in ("", "data") if place in by_place), None)
-        name = only_one(folder, config, sorted(by_place), default=plain)
-        splits = by_place[name]
-    if split not in splits:
+        places = by_place(folder, found, SPLITS | {*own})
+        usual = [place for place in ("", "data") if place in places]
+        name = only_one(folder, config, sorted(places), usual[0] if len(usual) == 1 else None)
+        splits = places[name]
+    taken = next((s for s in (split, *SAME.get(split, ())) if s in splits), None)
+    if taken is None:
         raise UserError(f"{folder} has no split {split!r}; {nearest(split, splits)}")
-    paths = splits[split]
+    paths = splits[taken]
+    if not paths:
+        raise UserError(f"{folder}: README.md names no file that is there for split {split!r}")
     check_shards(paths)
-    others = sorted(
-        p.relative_to(folder).as_posix() for p in {*found} - {p for files in splits.values() for p in files}
-    )
-    return Files(paths, [f"{len(others):,} left out, parquet files of other places: {some(others)}"] if others else [])
+    notes = [f"read from the files of {taken}"] * (taken != split)
+    others = {*found} - {path for files in splits.values() for path in files}
+    if others:
+        words = some(sorted(path.relative_to(folder).as_posix() for path in others))
+        notes.append(f"{len(others):,} left out, parquet files of other places: {words}")
+    return Files(paths, notes)
+
+
+def hidden(path: Path) -> bool:
+    """Whether a file, or a folder above it, is hidden."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def by_place(folder: Path, found: list[Path], known: set[str]) -> dict[str, dict[str, list[Path]]]:
+    """The files by configuration and split; ``known``: what a folder of a split is called."""
+    places: dict[str, dict[str, list[Path]]] = {}
+    forms: dict[tuple[str, str], str] = {}
+    for path in found:
+        *above, _ = path.relative_to(folder).parts
+        stem = SHARD.fullmatch(path.stem)
+        if above and (above[-1] in known or (not stem and path.stem.isdigit())):
+            *above, split = above
+            form = "a folder of its own"
+        else:
+            split, form = (stem["split"], "shards") if stem else (path.stem, "one file")
+        place = "/".join(above)
+        if forms.setdefault((place, split), form) != form:
+            forms_found = f"{forms[place, split]} and {form}"
+            raise UserError(f"{folder}: split {split!r} is there twice, as {forms_found}; leave one of them")
+        places.setdefault(place, {}).setdefault(split, []).append(path)
+    return places
 
 
 def only_one(folder: Path, config: str | None, names: list[str], default: str | None) -> str:
     """The configuration that is meant. Raises ``UserError`` with the choices."""
-    shown = [name for name in names if name]
-    if config is not None and config not in names:
-        if f"data/{config}" in names:
-            return f"data/{config}"
+    shown = [name or "." for name in names]
+    if config is not None:
+        for name in (config, f"data/{config}", "" if config == "." else config):
+            if name in names:
+                return name
         raise UserError(f"{folder} has no configuration {config!r}; {nearest(config, shown)}")
-    chosen = config or default or ("default" if "default" in names else None)
-    if chosen is None and len(names) > 1:
-        raise UserError(f"{folder} has {len(names)} configurations: {some(shown)}; choose one with --dataset_config")
-    return names[0] if chosen is None else chosen
+    if default is not None:
+        return default
+    if "default" in names or len(names) == 1:
+        return "default" if "default" in names else names[0]
+    raise UserError(f"{folder} has {len(names)} configurations: {some(shown)}; choose one with --dataset_config")
 
 
 def configurations(folder: Path) -> dict[str, tuple[dict[str, list[Path]], bool]] | None:
@@ -97,9 +122,8 @@ def configurations(folder: Path) -> dict[str, tuple[dict[str, list[Path]], bool]
         if isinstance(files, str):
             files = {"train": files}
         if isinstance(files, list):
-            files = {
-                row["split"]: row["path"] for row in files if isinstance(row, dict) and {"split", "path"} <= {*row}
-            }
+            rows = [row for row in files if isinstance(row, dict) and isinstance(row.get("split"), str)]
+            files = {row["split"]: row.get("path") for row in rows}
         if isinstance(files, dict):
             splits = {str(split): matching(folder, patterns) for split, patterns in files.items()}
             found[str(config.get("config_name", "default"))] = splits, bool(config.get("default"))
@@ -107,34 +131,28 @@ def configurations(folder: Path) -> dict[str, tuple[dict[str, list[Path]], bool]
 
 
 def matching(folder: Path, patterns: Any) -> list[Path]:
-    """The parquet files of a folder that patterns such as ``data/train-*`` name, each once."""
-    patterns = patterns if isinstance(patterns, list) else [patterns]
-    inside = (
-        Path(p)
-        for pattern in patterns
-        for p in sorted(glob.glob(f"{glob.escape(str(folder))}/{pattern}", recursive=True))
-    )
-    return list(
-        dict.fromkeys(p for p in inside if p.suffix == ".parquet" and p.resolve().is_relative_to(folder.resolve()))
-    )
+    """The parquet files of a folder that patterns such as ``data/train-*`` name, each once. Links are fine."""
+    texts = [p for p in (patterns if isinstance(patterns, list) else [patterns]) if isinstance(p, str)]
+    start = os.path.normpath(folder)
+    found = [p for text in texts for p in sorted(glob.glob(os.path.join(glob.escape(start), text), recursive=True))]
+    inside = [Path(p) for p in found if os.path.normpath(p).startswith(start + os.sep) and p.endswith(".parquet")]
+    return list(dict.fromkeys(inside))
 
 
 def check_shards(paths: Iterable[Path]) -> None:
     """Raise ``UserError`` unless all shards are there that the files' names promise, each once."""
-    numbers: dict[tuple[Path, str], list[int]] = {}
+    numbers: dict[Path, dict[int, list[int]]] = {}
     for path in paths:
         if stem := SHARD.fullmatch(path.stem):
-            numbers.setdefault((path.parent, f"{stem['split']} of {stem['count']}"), []).append(int(stem["number"]))
-    if len(numbers) > 1:
-        raise UserError(
-            f"{next(iter(numbers))[0]}: shards of {len(numbers)} sets: {some([name for _, name in numbers])}"
-        )
-    for (parent, name), there in numbers.items():
-        count = int(name.rpartition(" ")[2])
+            numbers.setdefault(path.parent, {}).setdefault(int(stem["count"]), []).append(int(stem["number"]))
+    for parent, sets in numbers.items():
+        if len(sets) > 1:
+            raise UserError(f"{parent}: shards of {len(sets)} sets, of {some([str(n) for n in sets])} files")
+        ((count, there),) = sets.items()
         if missing := sorted({*range(count)} - {*there}):
             raise UserError(f"{parent}: shards {some([str(n) for n in missing])} of {count} are missing")
         if len(there) > count:
-            raise UserError(f"{parent}: {len(there)} files for {count} shards of {name.partition(' ')[0]}")
+            raise UserError(f"{parent}: {len(there)} files for {count} shards")
 
 
 def fingerprint(paths: list[Path]) -> str:

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from mixup_recipes.data import folder as image_folder
 from mixup_recipes.data import keys, parquet
@@ -139,7 +140,7 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
         raise UserError(f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of {sorted(PREPARED)}")
     try:
         return open_folder(recipe, folder, split) if folder.exists() else open_hub(recipe, split, streaming)
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as e:
+    except (ValueError, OSError, RecursionError, datasets.exceptions.DatasetsError) as e:
         if isinstance(e, UserError):
             raise
         reason = " ".join(str(e).split())
@@ -159,10 +160,21 @@ def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
         raise UserError(f"dataset {str(folder)!r} is a file; expected a folder")
     if recipe.dataset_revision is not None:
         raise UserError(f"dataset_revision is a commit of the Hub, and {folder} is on this machine; leave it out")
-    if (files := parquet.parquet_files(folder, split, recipe.dataset_config)) is None:
+    own = (recipe.train_split, recipe.eval_split)
+    try:
+        directory = image_folder.split_folder(folder, split, own)
+    except UserError as e:
+        directory, why = None, e
+    if directory is None or not image_folder.has_images(directory):
+        files = parquet.parquet_files(folder, split, recipe.dataset_config, own)
+        if files is None and directory is None:
+            raise why
+    else:
+        files = None
+    if files is None:
+        assert directory is not None
         if recipe.dataset_config is not None:
             raise UserError(f"{folder} is a folder of images, which has no configurations; leave out dataset_config")
-        directory = image_folder.split_folder(folder, split, (recipe.train_split, recipe.eval_split))
         table, fingerprint, notes = image_folder.listing(directory)
         return Opened(table, fingerprint, [*notes, *[f"read from {directory}"] * (directory.name != split)])
     size = sum(path.stat().st_size for path in files.paths)
@@ -202,14 +214,12 @@ def open_hub(recipe: Recipe, split: str, streaming: bool) -> Opened:
         table.info.download_checksums = {
             f"hf://datasets/{recipe.dataset}@{builder.hash}/": None
         }  # its files' beginning
-        if (
-            builder.dataset_name
-            and type(builder).__name__ == "ImageFolder"
-            and recipe.image_column in table.column_names
-        ):
+        if isinstance(builder, ImageFolder) and recipe.image_column in table.column_names:
             # datasets has made these rows, which name files that it downloaded itself
-            paths = pc.struct_field(table.data.column(recipe.image_column), "path").to_pylist()
-            table = table.remove_columns(recipe.image_column).add_column(recipe.image_column, paths)
+            images = table.data.column(recipe.image_column)
+            if pc.struct_field(images, "bytes").null_count == len(images):
+                paths, text = pc.struct_field(images, "path").to_pylist(), datasets.Value("large_string")
+                table = table.remove_columns(recipe.image_column).add_column(recipe.image_column, paths, feature=text)
     at = commit(table)
     return Opened(table, at and hashlib.sha256(f"{at} {recipe.dataset_config} {split}".encode()).hexdigest(), [])
 
@@ -240,7 +250,7 @@ def split_record(table: Any, column: str, classes: list[str], fingerprint: str |
         images = table.info.splits[str(table.split)].num_examples
         found = {"images": images, "labels_sha256": hashlib.sha256(addresses.encode()).hexdigest()}
     else:
-        labels = np.asarray(table.with_format("numpy")[column], dtype=np.int64)
+        labels = labels_of(table, column).astype(np.int64)
         found = {"images": len(table), "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest()}
         found["per_class"] = np.bincount(labels, minlength=len(classes)).tolist()
     return found | ({"fingerprint": fingerprint} if fingerprint else {})
@@ -267,6 +277,11 @@ def commit(table: datasets.Dataset | datasets.IterableDataset) -> str | None:
     return found[1] if found else None
 
 
+def labels_of(table: datasets.Dataset, column: str) -> np.ndarray:
+    """A column of whole numbers, all at once: one by one it would take seconds."""
+    return np.asarray(table.select_columns([column]).with_format("numpy")[:][column])
+
+
 def is_text(table: Any, column: str) -> bool:
     """Whether a column holds the paths of files: a table of our own (``folder.scan``)."""
     return getattr(table.features[column], "dtype", "") == "large_string"
@@ -278,7 +293,7 @@ def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
     if isinstance(table, datasets.IterableDataset):
         return list(getattr(feature, "names", map(str, range(recipe.num_classes))))
     whole = "int" in str(getattr(feature, "dtype", ""))
-    used = np.unique(np.asarray(table.with_format("numpy")[recipe.label_column])) if whole else np.empty(0)
+    used = np.unique(labels_of(table, recipe.label_column)) if whole else np.empty(0)
     if used.dtype.kind not in "iu":  # an integer column with gaps becomes one of floats
         raise UserError(f"dataset {recipe.dataset!r}: label column {recipe.label_column!r} is not of whole numbers")
     if used.min() < 0:
@@ -296,7 +311,7 @@ def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
 
 def relabelled(table: datasets.Dataset, column: str, where: Sequence[int], names: list[str]) -> datasets.Dataset:
     """The table with each label moved to its place, among classes of these names."""
-    labels = np.asarray(where)[np.asarray(table.with_format("numpy")[column])]
+    labels = np.asarray(where)[labels_of(table, column)]
     order, info = table.column_names, table.info
     feature = datasets.ClassLabel(names=names)
     table = table.remove_columns(column).add_column(column, labels, feature=feature).select_columns(order)
@@ -314,7 +329,7 @@ def placed(split: Split, recipe: Recipe, name: str, model: Any) -> Split:
     notes = split.notes + [note] * bool(note)
     if found == list(range(outputs)):
         return split._replace(notes=notes)
-    names = list(known or map(str, range(outputs)))
+    names = list(known) if known and len({*known}) == outputs else [str(i) for i in range(outputs)]
     return split._replace(table=relabelled(split.table, recipe.label_column, found, names), notes=notes)
 
 

@@ -52,7 +52,7 @@ def stack_sheets(sheets: list[tuple[str, Path]], out: Path) -> None:
     pictures = []
     for _, path in sheets:
         try:
-            with Image.open(path) as file:
+            with Image.open(path, formats=("PNG",)) as file:
                 pictures.append(file.convert("RGB"))
         except OSError as e:
             raise UserError(f"cannot read the sample sheet {path}: {' '.join(str(e).split())}") from None

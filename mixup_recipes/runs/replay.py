@@ -75,6 +75,8 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
     splits = load_splits(run.recipe_here, run.data.classes if noted else ())
     if noted:
         check_data(run, splits)
+        if before := [c["update"] for c in run.data.changes if step < c["update"]]:
+            raise UserError(f"{folder} went on over other images at update {before[0]}: those before are not known")
     order = TrainOrder(len(splits.train), recipe, 0, 1, start=step)
     for name, asked, size in (("step", step, order.updates), ("micro", micro, order.micro_batches)):
         if not 0 <= asked < size:

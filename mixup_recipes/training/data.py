@@ -17,25 +17,27 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
     They are looked for where the run found them, and keep its order of classes. Raises ``UserError`` when they are not
     what the run was trained on, saying what changed; ``accept``: the record says so instead.
     """
-    if checkpoint is None:
-        splits = load_splits(recipe)
-        for note in splits.notes:
-            say(note)
-        return splits
     before, place = noted(folder, "data.json"), noted(folder, PLACE).get("path")
+    saved = noted(checkpoint, "state.json").get("data", {}) if checkpoint else {}
+    then, classes = saved.get("splits") or before.get("splits"), saved.get("classes") or before.get("classes")
+    if checkpoint and not (then and classes) and not accept:
+        raise UserError(
+            f"{folder / 'data.json'} is missing or damaged, so what the run was trained on is not known; put it back, "
+            "or go on all the same with --accept_changed_data"
+        )
+    then = then or {}
     moved = before.get("dataset", recipe.dataset) != recipe.dataset
     there = not moved and isinstance(place, str) and Path(place).exists()
-    splits = load_splits(changed(recipe, dataset=place) if there else recipe, before.get("classes", ()))
+    splits = load_splits(changed(recipe, dataset=place) if there else recipe, classes or ())
     splits.record["dataset"] = recipe.dataset
-    then, now = noted(checkpoint, "state.json").get("data") or before.get("splits") or {}, splits.record
+    now = splits.record
     traced = any("fingerprint" in found for found in then.values())
-    if moved and not traced:
+    if then and moved and not traced:
         raise UserError(f"{folder} says no fingerprint of its data, so dataset must stay {before['dataset']!r}")
     words = []
-    for split in then.keys() & now["splits"].keys():
-        classes = before.get("classes", splits.classes)
-        if found := difference(then[split], now["splits"][split], classes, splits.classes):
-            words.append(f"split {split!r}: {found}")
+    for split, found in now["splits"].items():
+        if split in then and (change := difference(then[split], found, classes or splits.classes, splits.classes)):
+            words.append(f"split {split!r}: {change}")
     if before.get("commit") not in (None, now["commit"]):
         words.append(f"commit {before['commit']} then, {now['commit']} now")
     if words and not accept:
@@ -43,9 +45,11 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
             f"dataset {recipe.dataset!r} is not what {folder} was trained on: {'; '.join(words)}; put the old data "
             "back, train anew into another --output_dir, or go on all the same with --accept_changed_data"
         )
+    update = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
+    now["changed"] = [c for c in before.get("changed", []) if c.get("update", 0) < update]
     notes = splits.notes
     if words:
-        now["changed"] = [{"update": int(checkpoint.name.removeprefix("step-")), "changed": "; ".join(words)}]
+        now["changed"].append({"update": update, "changed": "; ".join(words)})
         notes = [*notes, f"goes on over other images: {'; '.join(words)}"]
     elif then and not traced:
         notes = [*notes, "the run has no fingerprint of its data: they were compared by their number and labels"]

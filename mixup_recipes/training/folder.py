@@ -82,8 +82,8 @@ def begin_folder(folder: Path, recipe: Recipe, splits: Splits, environment: dict
         for leftover in (*folder.glob("checkpoints/tmp-*"), *folder.glob(".*.tmp")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         write(folder / "recipe.yaml", to_yaml(recipe))
-        changes = noted(folder, "data.json").get("changed", []) + splits.record.get("changed", [])
-        write_json(folder / "data.json", splits.record | ({"changed": changes} if changes else {}))
+        changes = splits.record["changed"]
+        write_json(folder / "data.json", {k: v for k, v in splits.record.items() if k != "changed" or changes})
         if splits.place:
             write_json(folder / PLACE, {"path": str(splits.place)})
         write_json(folder / "env.json", environment)

@@ -48,7 +48,7 @@ def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", determini
             # that dies is its launcher's business, which ends the others.
             kwargs_handlers=[
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=timedelta(days=7)),
+                InitProcessGroupKwargs(timeout=timedelta(days=1)),
             ],
         )
     except (ValueError, ImportError) as e:
