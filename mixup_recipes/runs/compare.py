@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mixup_recipes.data.identity import difference
 from mixup_recipes.recipe import Recipe, differences, schema
 from mixup_recipes.runs.noise import paired_bootstrap
 from mixup_recipes.runs.run import Run
@@ -95,20 +96,32 @@ def check_finished(run: Run) -> None:
 
 
 def check_same(one: Run, other: Run, ignore: tuple[str, ...]) -> None:
-    """Raise ``UserError`` with the fields in which two recipes differ, or for other training images."""
-    if different := differences(one.recipe, other.recipe, ignore):
+    """Raise ``UserError`` with the fields in which two recipes differ, or for other images.
+
+    Where the data have fingerprints, these tell whether they are the same, wherever they lie.
+    """
+    (train, train_now), (shown, shown_now) = (
+        [run.data.splits[getattr(run.recipe, field)] for run in (one, other)] for field in ("train_split", "eval_split")
+    )
+    trained, evaluated = (
+        difference(*pair, one.data.classes, other.data.classes) for pair in ((train, train_now), (shown, shown_now))
+    )
+    traced = all("fingerprint" in found for found in (train, train_now, shown, shown_now))
+    own = ("dataset",) if traced and not trained and not evaluated else ()
+    if different := differences(one.recipe, other.recipe, (*ignore, *own)):
         rows = "; ".join(f"{field}: {x} and {y}" for field, (x, y) in different.items())
         raise UserError(
             f"{one.folder} and {other.folder} differ in {rows}; pass --ignore FIELD to compare them all the same"
         )
-    if not set(ignore) & set(TRAINED_ON):
-        data = other.data
-        found = one.data.difference(one.recipe.train_split, data.splits[other.recipe.train_split], data.classes)
-        if found or one.data.changes != data.changes:
-            raise UserError(
-                f"{one.folder} and {other.folder} were trained on other images: "
-                f"{found or 'one of them went on over changed data'}; pass --ignore dataset to compare them even so"
-            )
+    if one.data.changes != other.data.changes:
+        trained = trained or "one of them went on over changed data"
+    if trained and not set(ignore) & set(TRAINED_ON):
+        raise UserError(
+            f"{one.folder} and {other.folder} were trained on other images: {trained}; pass --ignore dataset to "
+            "compare them even so"
+        )
+    if evaluated and traced and not set(ignore) & set(TRAINED_ON):
+        raise UserError(f"{other.folder} was evaluated on other images than {one.folder}: {evaluated}")
 
 
 def exported_predictions(run: Run) -> dict[str, np.ndarray]:
