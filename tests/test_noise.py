@@ -169,7 +169,7 @@ def test_only_the_mixer_may_differ_between_groups_only_the_seed_within_and_what_
         ([a], [], (), "no run folders in group b"),
         ([a], [run("young", 50, done=2)], (), "young is not finished: 2 of 3 epochs"),
         ([a], [again], (), "/a is in both groups"),
-        ([a], [other_data], (), r"a and .*b were trained on other images: .*675.* and .*5.*--ignore dataset"),
+        ([a], [other_data], (), r"a and .*b were trained on other images: 675 .*then, 5 now.*--ignore dataset"),
         ([a], [shown], (), r"labels was evaluated on other images than .*a: label differs"),
         ([a], [blind], (), r"blind has no predictions.safetensors.*evaluate_mixup.py .*blind --predictions"),
     ):

@@ -171,17 +171,18 @@ def scan(directory: Path) -> Listing:
 
 
 def images_below(
-    folder: Entry, name: str, above: set[tuple[int, int]], left_out: dict[str, list[str]]
+    folder: Entry, name: str, seen: set[tuple[int, int]], left_out: dict[str, list[str]]
 ) -> Iterator[tuple[str, int]]:
     """Path, relative to the split, and bytes of each image; what is none is noted in ``left_out`` by its reason."""
     for entry in entries(folder.path):
         path = f"{name}/{entry.name}"
         if not encodable(path):
             left_out.setdefault("names that are not UTF-8", []).append(ascii(path))
-        elif entry.kind == "folder" and entry.place in above:
-            left_out.setdefault("links to a folder above", []).append(path)
+        elif entry.kind == "folder" and entry.place in seen:
+            left_out.setdefault("links to a folder that is read already", []).append(path)
         elif entry.kind == "folder":
-            yield from images_below(entry, path, above | {entry.place}, left_out)
+            seen.add(entry.place)
+            yield from images_below(entry, path, seen, left_out)
         elif entry.kind != "file":
             left_out.setdefault(entry.kind, []).append(path)
         elif (suffix := os.path.splitext(entry.name)[1].lower()) in SUFFIXES or (not suffix and is_image(entry.path)):

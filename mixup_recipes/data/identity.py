@@ -19,7 +19,7 @@ def difference(
 
     A record without a fingerprint is compared by the number of images and by the labels.
     """
-    keys = ("images", "labels_sha256") + ("fingerprint",) * ("fingerprint" in before and "fingerprint" in now)
+    keys = ["images", "labels_sha256", *["fingerprint"] * bool(before.get("fingerprint") and now.get("fingerprint"))]
     if list(classes_before) == list(classes_now) and all(before[k] == now[k] for k in keys):
         return None
     words = []
@@ -31,7 +31,7 @@ def difference(
         words.append(f"the classes are in another order, {some(classes_before)} then and {some(classes_now)} now")
     if before["images"] != now["images"]:
         words.append(f"{before['images']:,} images then, {now['images']:,} now")
-    if "per_class" in before and "per_class" in now:
+    if isinstance(before.get("per_class"), list) and isinstance(now.get("per_class"), list):
         then = dict(zip(classes_before, before["per_class"], strict=False))
         counts = dict(zip(classes_now, now["per_class"], strict=False))
         moved = [f"{k}: {then[k]:,} then, {n:,} now" for k, n in counts.items() if k in then and then[k] != n]

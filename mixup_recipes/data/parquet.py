@@ -18,11 +18,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from mixup_recipes.data.decoding import BadImage, read
 from mixup_recipes.data.folder import SAME, SPLITS
 from mixup_recipes.data.identity import some
 from mixup_recipes.typed import UserError, nearest
 
 SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?")
+LONGEST = 2**20  # bytes of a README that are looked at
 CARD = re.compile(r"---\r?\n(.*?)\r?\n---", re.DOTALL)
 
 
@@ -40,7 +42,8 @@ def parquet_files(folder: Path, split: str, config: str | None, own: tuple[str, 
     Raises ``UserError`` for a split or configuration that is not there, for a choice that only the user can make, and
     for missing shards.
     """
-    found = [path for path in sorted(folder.rglob("*.parquet")) if not hidden(path.relative_to(folder))]
+    everything = (path for path in sorted(folder.rglob("*.parquet")) if path.is_file())
+    found = [path for path in everything if not hidden(path.relative_to(folder))]
     if not found:
         return None
     if (told := configurations(folder)) is not None:
@@ -109,9 +112,9 @@ def only_one(folder: Path, config: str | None, names: list[str], default: str | 
 def configurations(folder: Path) -> dict[str, tuple[dict[str, list[Path]], bool]] | None:
     """What the head of ``README.md`` says: configuration -> files by split, and whether it is the default one."""
     try:
-        head = CARD.match((folder / "README.md").read_text(encoding="utf-8", errors="replace"))
+        head = CARD.match(read(folder / "README.md")[:LONGEST].decode(errors="replace"))
         told = yaml.safe_load(head[1]) if head else None
-    except (OSError, yaml.YAMLError):
+    except (BadImage, yaml.YAMLError, RecursionError, ValueError):
         return None
     configs = told.get("configs") if isinstance(told, dict) else None
     if not isinstance(configs, list):
@@ -124,15 +127,17 @@ def configurations(folder: Path) -> dict[str, tuple[dict[str, list[Path]], bool]
         if isinstance(files, list):
             rows = [row for row in files if isinstance(row, dict) and isinstance(row.get("split"), str)]
             files = {row["split"]: row.get("path") for row in rows}
-        if isinstance(files, dict):
+        name = config.get("config_name", "default") if isinstance(config, dict) else None
+        if isinstance(files, dict) and isinstance(name, str):
             splits = {str(split): matching(folder, patterns) for split, patterns in files.items()}
-            found[str(config.get("config_name", "default"))] = splits, bool(config.get("default"))
+            found[name] = splits, bool(config.get("default"))
     return found or None
 
 
 def matching(folder: Path, patterns: Any) -> list[Path]:
     """The parquet files of a folder that patterns such as ``data/train-*`` name, each once. Links are fine."""
     texts = [p for p in (patterns if isinstance(patterns, list) else [patterns]) if isinstance(p, str)]
+    texts = [text for text in texts if ".." not in Path(text).parts]
     start = os.path.normpath(folder)
     found = [p for text in texts for p in sorted(glob.glob(os.path.join(glob.escape(start), text), recursive=True))]
     inside = [Path(p) for p in found if os.path.normpath(p).startswith(start + os.sep) and p.endswith(".parquet")]

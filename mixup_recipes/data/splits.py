@@ -21,6 +21,9 @@ from mixup_recipes.data.prepare import PREPARED, find_prepared
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
+# What the libraries below raise for files of other forms than they expect.
+WRONG = (ValueError, OSError, RecursionError, TypeError, KeyError, AttributeError)
+MOST_CLASSES = 2**20  # of labels without names
 SMALL = 2**30  # bytes of parquet that are read into memory instead of being copied to Arrow files
 
 
@@ -58,6 +61,8 @@ class Opened(NamedTuple):
     table: Any
     fingerprint: str | None
     notes: list[str]
+    ours: bool = False
+    """Whether images are the paths of files that we, or ``datasets``, found ourselves."""
 
 
 def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
@@ -100,7 +105,7 @@ def load_split(
 
     ``like``: class names that those of the split are to be placed among, where all of them are there.
     """
-    table, fingerprint, notes = open_split(recipe, split, streaming)
+    table, fingerprint, notes, ours = open_split(recipe, split, streaming)
     image, label = recipe.image_column, recipe.label_column
     for column in (image, label):
         if column not in table.column_names:
@@ -112,16 +117,16 @@ def load_split(
         raise UserError(f"dataset {recipe.dataset!r}: split {split!r} is empty")
     classes = class_names(recipe, split, table)
     table = table.select_columns([image, label])
-    if not is_text(table, image):  # images stay encoded
+    if not ours:  # images stay encoded
         try:
             table = table.cast_column(image, datasets.Image(decode=False))
         except (KeyError, TypeError, ValueError, NotImplementedError):
             raise UserError(
                 f"dataset {recipe.dataset!r}: column {image!r} does not hold images (set image_column)"
             ) from None
-    if like and classes != list(like) and not {*classes} - {*like} and not streaming:
+    if like and classes != list(like) and not streaming and (order := arranged(classes, list(like))):
         notes = notes + [n for n in [subset(len(classes), len(like), f"split {split!r}", "the run")] if n]
-        table, classes = relabelled(table, label, among(like, classes, "", ""), list(like)), list(like)
+        table, classes = relabelled(table, label, among(order, classes, "", ""), order), order
     table = first(table, limit)
     return Split(table, classes, split_record(table, label, classes, fingerprint), notes)
 
@@ -130,6 +135,8 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
     """One split of a prepared set, a local folder or a Hub dataset, or a stream of the latter."""
     name = recipe.dataset
     folder = Path(name).expanduser()
+    if len(name) > 4096 or any(len(part) > 255 for part in folder.parts):  # which the system would not look for
+        raise UserError(f"dataset {name[:40]!r}... is too long for the name of a folder")
     if streaming and (name in PREPARED or folder.exists()):
         raise UserError(f"streaming is for datasets of the Hub, and {name!r} is on this machine; leave it out")
     if name in PREPARED:
@@ -140,7 +147,7 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
         raise UserError(f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of {sorted(PREPARED)}")
     try:
         return open_folder(recipe, folder, split) if folder.exists() else open_hub(recipe, split, streaming)
-    except (ValueError, OSError, RecursionError, datasets.exceptions.DatasetsError) as e:
+    except (*WRONG, datasets.exceptions.DatasetsError) as e:
         if isinstance(e, UserError):
             raise
         reason = " ".join(str(e).split())
@@ -176,7 +183,8 @@ def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
         if recipe.dataset_config is not None:
             raise UserError(f"{folder} is a folder of images, which has no configurations; leave out dataset_config")
         table, fingerprint, notes = image_folder.listing(directory)
-        return Opened(table, fingerprint, [*notes, *[f"read from {directory}"] * (directory.name != split)])
+        notes += [f"read from {directory}"] * (directory.name != split)
+        return Opened(table, fingerprint, notes, ours=True)
     size = sum(path.stat().st_size for path in files.paths)
     if size <= SMALL:  # reading it is quicker than the Arrow copy that load_dataset would write
         parts = [datasets.Dataset(pq.read_table(path)) for path in files.paths]
@@ -204,6 +212,7 @@ def open_hub(recipe: Recipe, split: str, streaming: bool) -> Opened:
         raise UserError(
             f"dataset {recipe.dataset!r} does not say what columns and how many images it has; leave out --streaming"
         )
+    ours = False
     if streaming:
         table = builder.as_streaming_dataset(split=split)
         table.info.download_checksums = {str(f): None for f in (builder.config.data_files or {}).get(split, ())}
@@ -220,8 +229,9 @@ def open_hub(recipe: Recipe, split: str, streaming: bool) -> Opened:
             if pc.struct_field(images, "bytes").null_count == len(images):
                 paths, text = pc.struct_field(images, "path").to_pylist(), datasets.Value("large_string")
                 table = table.remove_columns(recipe.image_column).add_column(recipe.image_column, paths, feature=text)
+                ours = True
     at = commit(table)
-    return Opened(table, at and hashlib.sha256(f"{at} {recipe.dataset_config} {split}".encode()).hexdigest(), [])
+    return Opened(table, at and hashlib.sha256(f"{at} {recipe.dataset_config} {split}".encode()).hexdigest(), [], ours)
 
 
 def announce_copy(size: int, kept: str) -> None:
@@ -282,11 +292,6 @@ def labels_of(table: datasets.Dataset, column: str) -> np.ndarray:
     return np.asarray(table.select_columns([column]).with_format("numpy")[:][column])
 
 
-def is_text(table: Any, column: str) -> bool:
-    """Whether a column holds the paths of files: a table of our own (``folder.scan``)."""
-    return getattr(table.features[column], "dtype", "") == "large_string"
-
-
 def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
     """The class names of a split, after checking that its labels are among them (those of a stream: when read)."""
     feature = table.features[recipe.label_column]
@@ -299,7 +304,9 @@ def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
     if used.min() < 0:
         raise UserError(f"dataset {recipe.dataset!r}, split {split!r} has unlabelled images (label -1)")
     if hasattr(feature, "names"):
-        names = list(feature.names)
+        names = [str(name) for name in feature.names]
+    elif used.max() >= MOST_CLASSES:
+        raise UserError(f"dataset {recipe.dataset!r}, split {split!r}: label {used.max()} is no class of so few images")
     else:
         names = [str(i) for i in range(max(recipe.num_classes, int(used.max()) + 1))]
     if used.max() >= len(names):
@@ -307,6 +314,14 @@ def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
             f"dataset {recipe.dataset!r}, split {split!r} has label {used.max()}, but only {len(names)} class names"
         )
     return names
+
+
+def arranged(classes: list[str], like: list[str]) -> list[str] | None:
+    """The classes in the order of others where all are among them; of as many, new ones take the place of lost ones."""
+    if not {*classes} - {*like}:
+        return like
+    new = iter([name for name in classes if name not in {*like}])
+    return [name if name in {*classes} else next(new) for name in like] if len(classes) == len(like) else None
 
 
 def relabelled(table: datasets.Dataset, column: str, where: Sequence[int], names: list[str]) -> datasets.Dataset:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mixup_recipes import files
 from mixup_recipes.data import decoding, images
+from mixup_recipes.data.folder import shown
 from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model
 from mixup_recipes.training import backbones, launch
 from mixup_recipes.typed import UserError
@@ -78,7 +79,8 @@ def images_in(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     known = Image.registered_extensions()
-    inside = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in known and p.is_file()]
+    below = sorted(Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names)
+    inside = [p for p in below if p.suffix.lower() in known and p.is_file()]
     inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
     if not inside:
         raise UserError(f"no image in folder {str(path)!r}")
@@ -123,9 +125,9 @@ def predictions(name: str, paths: list[Path], top_k: int, batch_size: int) -> It
 def line(prediction: Prediction) -> str:
     """One line for people."""
     if prediction.error:
-        return f"{prediction.path}: cannot be read: {prediction.error}"
+        return f"{shown(str(prediction.path))}: cannot be read: {prediction.error}"
     pairs = zip(prediction.labels, prediction.probabilities, strict=True)
-    return f"{prediction.path}: " + ", ".join(f"{label} {probability:.4f}" for label, probability in pairs)
+    return f"{shown(str(prediction.path))}: " + ", ".join(f"{label} {probability:.4f}" for label, probability in pairs)
 
 
 def as_csv(predictions: list[Prediction]) -> str:
@@ -135,9 +137,9 @@ def as_csv(predictions: list[Prediction]) -> str:
     rows.writerow(("path", "rank", "label", "probability", "error"))
     for found in predictions:
         if found.error:
-            rows.writerow((found.path, "", "", "", found.error))
+            rows.writerow((shown(str(found.path)), "", "", "", found.error))
         for rank, (label, probability) in enumerate(zip(found.labels, found.probabilities, strict=True), 1):
-            rows.writerow((found.path, rank, label, probability, ""))
+            rows.writerow((shown(str(found.path)), rank, label, probability, ""))
     return text.getvalue()
 
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import re
 import statistics
 from collections.abc import Sequence
@@ -286,7 +287,7 @@ class Run:
             place = json.loads((self.folder / PLACE).read_text())["path"]
         except (OSError, ValueError, KeyError, TypeError):
             return self.recipe
-        there = isinstance(place, str) and Path(place).is_dir()
+        there = isinstance(place, str) and os.path.isdir(place)
         return changed(self.recipe, dataset=place) if there else self.recipe
 
     @property

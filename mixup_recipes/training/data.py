@@ -1,14 +1,31 @@
 """The data of a run: opened, and held against what it was trained on before."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from mixup_recipes.data.identity import difference
-from mixup_recipes.data.splits import Splits, load_splits
+from mixup_recipes.data.order import updates_per_epoch
+from mixup_recipes.data.splits import Splits, count, load_splits
 from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.training.folder import noted
 from mixup_recipes.training.format import PLACE
 from mixup_recipes.typed import UserError
+
+
+def listed(content: Any) -> list[Any]:
+    """A list, empty for anything else."""
+    return content if isinstance(content, list) else []
+
+
+def told(content: Any) -> tuple[dict[str, Any], list[str]] | None:
+    """Splits and classes of ``data.json`` or of a checkpoint; None for what holds none, or is damaged."""
+    splits, classes = (content.get(key) if isinstance(content, dict) else None for key in ("splits", "classes"))
+    if not isinstance(splits, dict) or not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        return None
+    rows = [found if isinstance(found, dict) else {} for found in splits.values()]
+    whole = [{type(row.get("images")), type(row.get("labels_sha256"))} == {int, str} for row in rows]
+    return (splits, classes) if whole and all(whole) else None
 
 
 def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: bool, say: Any) -> Splits:
@@ -18,8 +35,8 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
     what the run was trained on, saying what changed; ``accept``: the record says so instead.
     """
     before, place = noted(folder, "data.json"), noted(folder, PLACE).get("path")
-    saved = noted(checkpoint, "state.json").get("data", {}) if checkpoint else {}
-    then, classes = saved.get("splits") or before.get("splits"), saved.get("classes") or before.get("classes")
+    saved = noted(checkpoint, "state.json").get("data") if checkpoint else None
+    then, classes = told(saved) or told(before) or (None, None)
     if checkpoint and not (then and classes) and not accept:
         raise UserError(
             f"{folder / 'data.json'} is missing or damaged, so what the run was trained on is not known; put it back, "
@@ -27,11 +44,11 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
         )
     then = then or {}
     moved = before.get("dataset", recipe.dataset) != recipe.dataset
-    there = not moved and isinstance(place, str) and Path(place).exists()
+    there = not moved and isinstance(place, str) and os.path.isdir(place)
     splits = load_splits(changed(recipe, dataset=place) if there else recipe, classes or ())
     splits.record["dataset"] = recipe.dataset
     now = splits.record
-    traced = any("fingerprint" in found for found in then.values())
+    traced = any(found.get("fingerprint") for found in then.values())
     if then and moved and not traced:
         raise UserError(f"{folder} says no fingerprint of its data, so dataset must stay {before['dataset']!r}")
     words = []
@@ -46,11 +63,18 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
             "back, train anew into another --output_dir, or go on all the same with --accept_changed_data"
         )
     update = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
-    now["changed"] = [c for c in before.get("changed", []) if c.get("update", 0) < update]
+    kept = [c for c in listed(before.get("changed")) if isinstance(c, dict) and type(c.get("update")) is int]
+    now["changed"] = [change for change in kept if change["update"] < update]
     notes = splits.notes
     if words:
         now["changed"].append({"update": update, "changed": "; ".join(words)})
         notes = [*notes, f"goes on over other images: {'; '.join(words)}"]
+        images, here = then.get(recipe.train_split, {}).get("images"), count(splits.train)
+        if checkpoint and images and updates_per_epoch(images, recipe) != updates_per_epoch(here, recipe):
+            raise UserError(
+                f"{folder}: {images:,} images then and {here:,} now make epochs of other lengths, so the run cannot "
+                "go on; train anew into another --output_dir"
+            )
     elif then and not traced:
         notes = [*notes, "the run has no fingerprint of its data: they were compared by their number and labels"]
     for note in notes:
