@@ -115,7 +115,6 @@ def child() -> None:
     flags.run(train_mixup.main)
 
 
-# --------------------------------------------------------------------------------------------- faults
 #
 # ``target`` is "module:name" or "module:Class.name" of a function; the fault happens at its call number ``call``,
 # counted from 1, in this process.

@@ -103,7 +103,6 @@ def reference_losses(net, updates, mixer):
     return losses
 
 
-# ------------------------------------------------------------------------------------------------ what a mixer needs
 def test_what_a_mixer_needs_is_read_off_the_verbs_it_defines():
     anneals = type("Anneals", (Mixup,), {"after_step": lambda self, model, progress: None})
     takes_its_look = type("TakesItsLook", (Mixup,), {"needs": "model", "plan": lambda self, x, y, rng, *look: {}})
@@ -133,7 +132,6 @@ def test_a_mixer_that_a_loop_cannot_run_is_refused_with_what_works(build, says, 
     assert f"Here work: {', '.join(works)}. " in str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------------ the function
 @pytest.mark.parametrize("name", ANY_LOOP)
 def test_the_function_and_the_object_do_what_the_bare_mixer_does(name):
     batches, mixer = [images(size, seed) for seed, size in enumerate((1, 7, 8))], MIXERS[name]()
@@ -183,7 +181,6 @@ def test_the_function_keeps_half_precision_of_images_alone_and_hands_on_the_mode
     assert torch.equal(plan["mask"].flatten(), net.eval()(x).softmax(1).amax(1))
 
 
-# ------------------------------------------------------------------------------------------------ timm's loop
 LOADER = [images(size, seed) for seed, size in enumerate((8, 8, 7))]  # the last batch is odd
 
 
@@ -213,7 +210,6 @@ def test_a_resumed_loop_goes_on_with_the_plans_it_would_have_had_and_the_object_
     assert repr(made) == "BatchMixer(mixer=Mixup(alpha=0.2), num_classes=10, label_smoothing=0.1, seed=4)"
 
 
-# ------------------------------------------------------------------------------------------------ torchvision
 def test_it_stands_in_a_composition_of_torchvision_and_refuses_what_is_not_normalised_or_no_pair_of_tensors():
     mean, std, (_, labels) = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], images(7)
     pixels = torch.randint(256, (7, 3, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -232,7 +228,6 @@ def test_it_stands_in_a_composition_of_torchvision_and_refuses_what_is_not_norma
             BatchMixer(CutMix(), K)(*batch)
 
 
-# ------------------------------------------------------------------------------------------------ workers of a loader
 PIXELS, LABELS = images(19)
 BATCHES = [(PIXELS[i : i + 4], LABELS[i : i + 4]) for i in range(0, 19, 4)]  # 5 batches, the last one of 3
 EXPECTED = [bare(CutMix(), *batch, step) for step, batch in enumerate(BATCHES * 2)]
@@ -274,7 +269,6 @@ def test_an_epoch_without_a_start_is_an_error_and_not_a_repetition_but_goes_on_b
     assert torch.allclose(mixed, bare(Mixup(), (PIXELS[:4] - 0.5) / 0.2, LABELS[:4], 0)[0], atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------ transformers' Trainer
 # What a dataset gives to a Trainer, with a column that no model takes.
 PHOTOS = [{"pixel_values": x, "label": int(label), "width": 48.0} for x, label in zip(PIXELS, LABELS, strict=True)]
 KEPT = {"remove_unused_columns": False}
@@ -395,7 +389,6 @@ def test_a_trainer_run_twice_or_resumed_gives_equal_losses(tmp_path):
     assert run(resume=str(tmp_path / "checkpoint-2"))[2:] == first[2:]
 
 
-# ------------------------------------------------------------------------------------------------ Lightning
 class Lit(LightningMixin, lightning.LightningModule):
     """As in docs/loops.md; keeps what it logs."""
 

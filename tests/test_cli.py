@@ -80,9 +80,6 @@ def test_a_command_line_becomes_a_recipe_and_a_job() -> None:
     assert (job.recipe, job.dry_run, job.save_total_limit) == ("r50_100e_mixup", True, 3)
 
 
-# --------------------------------------------------------------------------------------------- mistakes
-
-
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -146,9 +143,6 @@ def test_a_mixer_inside_a_mixer_is_one_value() -> None:
     argv = ["--mixer", "decouplemix", "--mixer.base", "{cutmix: {alpha: 3.0}}"]
     recipe, _ = resolve("quickstart", flags.parse(argv, "program", "", CLASSES)["Recipe fields"])
     assert recipe.mixer_args["decouplemix"]["base"] == {"cutmix": {"alpha": 3.0}}
-
-
-# --------------------------------------------------------------------------------------------- help
 
 
 def test_help_shows_every_flag_as_it_is_written_with_its_type_its_choices_and_its_meaning(capsys, monkeypatch):
@@ -243,9 +237,6 @@ print("torch" in sys.modules)
     lines = done.stdout.splitlines()
     assert lines[: len(LIGHT)] == [f"{2 * ('deit_x' in asked)} [] {asked} True" for asked in LIGHT]
     assert {"--per_device_train_batch_size", "--hub_model_id"} <= set(done.stdout.split()) and lines[-1] == "False"
-
-
-# --------------------------------------------------------------------------------------------- exit status
 
 
 def leave(**outcome):

@@ -152,9 +152,6 @@ def test_processes_of_one_machine_share_one_scan(tmp_path, monkeypatch):
         assert (found.fingerprint, found.notes) == (whole.fingerprint, whole.notes)
 
 
-# --------------------------------------------------------------------------------------------- parquet
-
-
 def shard(path, rows, names=NAMES):
     """A parquet file of images, whose labels take turns."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -218,9 +215,6 @@ def test_classes_of_another_split_or_model_go_by_their_names(tmp_path):
     assert found.eval["label"] == [0, 0, 1, 1] and found.notes == ["val: split 'val' has 2 of the 3 classes of the run"]
 
 
-# --------------------------------------------------------------------------------------------- pictures
-
-
 def saved(array, kind="TIFF", mode=None):
     buffer = io.BytesIO()
     Image.fromarray(array, mode).save(buffer, kind)
@@ -245,6 +239,16 @@ def test_no_row_and_no_picture_opens_other_files_starts_a_program_or_fills_the_m
     ):  # fmt: skip
         with pytest.raises(BadImage, match=says):
             encoded(row)
+    paths = pa.table({"image": pa.array([str(tmp_path / "secret.jpg")], pa.large_string()), "label": [0]})
+    pq.write_table(paths, tmp_path / "train.parquet")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs: [{data_files: {train: ../../**/*.parquet}}, {config_name: [x]}]\n---\n"
+    )
+    with pytest.raises(UserError, match="names no file that is there"):
+        load_split(recipe(tmp_path), "train", None)
+    (tmp_path / "README.md").unlink()
+    with pytest.raises(BadImage, match="names a file"):
+        encoded(load_split(recipe(tmp_path), "train", None).table[0]["image"])
     os.mkfifo(tmp_path / "pipe")
     for path, says in (
         (tmp_path / "pipe", "no regular file"),

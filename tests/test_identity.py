@@ -17,7 +17,6 @@ from mixup_recipes.typed import UserError
 
 
 def told(root, **changes):
-    """Record and classes of a folder's training split."""
     found = load_splits(recipe(root, **changes))
     return found.record["splits"]["train"], found.classes
 
@@ -72,10 +71,6 @@ def stopped(server, tmp_path_factory):
     return home
 
 
-def goes_on(server, home, *more):
-    return server.run(*args(home / "tiny.yaml", home / "run", *AUTO, *more))
-
-
 def test_a_run_does_not_go_on_over_other_data_unless_told_to_and_says_so_ever_after(server, stopped, tmp_path):
     home = shutil.copytree(stopped, tmp_path / "home")
     recorded = (home / "run/data.json").read_bytes()
@@ -85,10 +80,10 @@ def test_a_run_does_not_go_on_over_other_data_unless_told_to_and_says_so_ever_af
     photos = stopped / "photos"
     put(photos, "train/ant/8.jpg")
     try:
-        status, output = goes_on(server, home)
+        status, output = server.run(*args(home / "tiny.yaml", home / "run", *AUTO))
         says = "is not what {} was trained on: split 'train': 16 images then, 17 now; ant: 8 then, 9 now; put the old"
         assert status == 2 and says.format(home / "run") in output and (home / "run/data.json").read_bytes() == recorded
-        status, output = goes_on(server, home, "--accept_changed_data")
+        status, output = server.run(*args(home / "tiny.yaml", home / "run", *AUTO, "--accept_changed_data"))
         assert status == 0, output
     finally:
         (photos / "train/ant/8.jpg").unlink()
@@ -103,7 +98,7 @@ def test_a_run_does_not_go_on_over_other_data_unless_told_to_and_says_so_ever_af
 def test_the_same_data_are_found_where_they_were_or_where_they_are_now(server, stopped, tmp_path):
     home = shutil.copytree(stopped, tmp_path / "home")
     moved = shutil.copytree(stopped / "photos", tmp_path / "elsewhere")
-    status, output = goes_on(server, home, "--dataset", moved)
+    status, output = server.run(*args(home / "tiny.yaml", home / "run", *AUTO, "--dataset", moved))
     assert status == 0 and "done" in output, output
     assert Run.open(home / "run").recipe_here.dataset == str(moved)
     (home / "run/.dataset.json").write_text(json.dumps({"path": str(stopped / "photos")}))
