@@ -129,7 +129,11 @@ def other_data(run: Any, recipe: Any, split: Any) -> list[str]:
         found = run.data.difference(recipe.eval_split, split.record, split.classes)
     except UserError as e:
         return [f"whether these are the images of the run is not known: {e}"]
-    return [f"other images than those that the run was evaluated on: {found}"] if found else []
+    if found:
+        return [f"other images than those that the run was evaluated on: {found}"]
+    if not run.data.splits[recipe.eval_split].get("fingerprint"):
+        return ["the run has no fingerprint of its data: they were compared by their number and labels"]
+    return []
 
 
 def changes(args: Evaluation) -> dict[str, Any]:

@@ -139,6 +139,13 @@ def split_folder(folder: Path, split: str, own: tuple[str, ...]) -> Path:
     )
 
 
+def beside(folder: Path, own: tuple[str, ...]) -> list[str]:
+    """A note of the folders that are no split, where a folder has some beside its splits."""
+    names = SPLITS | {*own}
+    others = [shown(entry.name) for entry in entries(folder) if entry.kind == "folder" and entry.name not in names]
+    return [f"{len(others):,} left out, folders beside the splits: {some(others)}"] if others else []
+
+
 def scan(directory: Path) -> Listing:
     """The images of a split's folder. Raises ``UserError`` for one without classes, and for a class without images."""
     left_out: dict[str, list[str]] = {}

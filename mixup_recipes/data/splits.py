@@ -183,7 +183,7 @@ def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
         if recipe.dataset_config is not None:
             raise UserError(f"{folder} is a folder of images, which has no configurations; leave out dataset_config")
         table, fingerprint, notes = image_folder.listing(directory)
-        notes += [f"read from {directory}"] * (directory.name != split)
+        notes += image_folder.beside(folder, own) + [f"read from {directory}"] * (directory.name != split)
         return Opened(table, fingerprint, notes, ours=True)
     size = sum(path.stat().st_size for path in files.paths)
     if size <= SMALL:  # reading it is quicker than the Arrow copy that load_dataset would write
