@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm
 import tiny
 import torch
 from safetensors.numpy import load_file
 
 from mixup_recipes.data import images
 from mixup_recipes.data.decoding import decode
-from mixup_recipes.runs.models import evaluation_recipe, open_model
+from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,7 @@ def test_predictions_are_those_that_the_run_wrote_with_its_weights(run, results,
     assert expected["nll"].mean() == pytest.approx(nll, rel=1e-5)
 
 
-def test_a_model_that_is_no_run_is_scored_with_the_numbers_of_its_configuration(
-    run, results, console, tiny_recipe, tmp_path
-):
+def test_a_model_that_is_no_run_is_scored_by_its_configuration(run, results, console, tiny_recipe, tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(run / name, tmp_path)
     which = f"error: which data? {tmp_path} carries no recipe; pass --dataset or --recipe\n"
@@ -69,6 +68,8 @@ def test_a_model_that_is_no_run_is_scored_with_the_numbers_of_its_configuration(
     assert console("evaluate", tmp_path, *data, "--output", tmp_path / "scores.json")[0] == 0
     top1 = json.loads((tmp_path / "scores.json").read_text())["top1"]
     assert top1 == pytest.approx(results["exported"]["top1"], rel=1e-5)
+    net = timm.create_model("resnet50.a1_in1k")  # 288 pixels and no margin in timm's tests, 224 and 0.95 in training
+    assert str(eval_transform(net, evaluation_recipe(net, "", None, {"dataset": "x"}), True)) == "288 -> 288 px bicubic"
 
 
 def test_the_console_command_reports_runs_reads_protocols_and_compares(run, results, console, tmp_path):
@@ -102,7 +103,6 @@ def photos(tiny_recipe, tmp_path):
 
 
 def rows(path):
-    """A file of predictions."""
     return list(csv.DictReader(path.read_text().splitlines()))
 
 

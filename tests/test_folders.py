@@ -30,7 +30,6 @@ def recipe(dataset, **changes):
 
 
 def put(root, *files):
-    """Files with the content of an image, and the folders above them."""
     for name in files:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(JPEG)
@@ -154,7 +153,6 @@ def test_processes_of_one_machine_share_one_scan(tmp_path, monkeypatch):
 
 
 def shard(path, rows, names=NAMES):
-    """A parquet file of images, whose labels take turns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = Features({"image": ImageFeature(), "label": ClassLabel(names=list(names))}).arrow_schema
     images, labels = [{"bytes": JPEG, "path": None}] * rows, [i % len(names) for i in range(rows)]
@@ -176,7 +174,6 @@ def test_parquet_files_are_of_the_very_split_and_configuration_that_are_asked_fo
     head = "---\nconfigs:\n- config_name: s\n  data_files: {train: small/train-*, val: small/v*}\n"
     (tmp_path / "two/README.md").write_text(head + "---\n")
     assert len(load_splits(recipe(tmp_path / "two")).train) == 2
-
     extra = tmp_path / "extra[1]"
     for name, rows in {"data/train": 2, "data/train-extra": 4, "data/val": 2, "backup/train": 8}.items():
         shard(extra / f"{name}{SHARD}", rows)

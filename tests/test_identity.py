@@ -11,8 +11,10 @@ import evaluate_mixup
 from mixup_recipes.data import classes as names
 from mixup_recipes.data.identity import comparable, difference
 from mixup_recipes.data.splits import load_splits
+from mixup_recipes.recipe import changed
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training import launch, signals
+from mixup_recipes.training.data import open_data
 from mixup_recipes.typed import UserError
 
 
@@ -54,7 +56,7 @@ def test_every_change_of_the_images_is_told_in_words(tmp_path):
 
 @pytest.fixture(scope="module")
 def stopped(server, tmp_path_factory):
-    """A run of two epochs that was stopped after the first, its data beside it under a relative path."""
+    """A run of two epochs that was stopped after the first, its data beside it."""
     home = tmp_path_factory.mktemp("home")
     tree(home / "photos", images=8)
     fields = {
@@ -101,8 +103,13 @@ def test_the_same_data_are_found_where_they_were_or_where_they_are_now(server, s
     status, output = server.run(*args(home / "tiny.yaml", home / "run", *AUTO, "--dataset", moved))
     assert status == 0 and "done" in output, output
     assert Run.open(home / "run").recipe_here.dataset == str(moved)
-    (home / "run/.dataset.json").write_text(json.dumps({"path": str(stopped / "photos")}))
-    assert Run.open(home / "run").recipe_here.dataset == str(stopped / "photos")
+    run, path = Run.open(home / "run"), home / "run/data.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": "photos"}))  # a relative path, from elsewhere
+    given = (run.folder, changed(run.recipe, dataset="photos"), run.checkpoints[0], False, print)
+    assert open_data(*given).place == moved
+    shutil.rmtree(moved)
+    with pytest.raises(UserError, match="dataset 'photos' is neither a folder"):
+        open_data(*given)
 
 
 def test_an_evaluation_goes_by_the_names_of_classes_and_says_when_its_images_are_others(stopped, tmp_path, capsys):
@@ -146,10 +153,7 @@ def test_what_would_fail_later_or_without_a_word_is_told_before_work_starts(tmp_
     with pytest.raises(UserError, match="the tracker 'wandb' is not installed; pip install wandb"):
         launch.accelerator(recipe(tmp_path), tmp_path, "tensorboard,wandb")
     accelerator = launch.accelerator(recipe(tmp_path), tmp_path)
-    assert (
-        launch.workers(2, accelerator, recipe(tmp_path)) == 2
-        and launch.workers(None, accelerator, recipe(tmp_path)) == 0
-    )
+    assert [launch.workers(n, accelerator, recipe(tmp_path)) for n in (2, None)] == [2, 0]
     monkeypatch.setattr(launch.shutil, "disk_usage", lambda _: launch.shutil._ntuple_diskusage(64, 0, 64 * 2**20))
     with pytest.raises(UserError, match=r"/dev/shm has 67 MB free, batches of 16 loader processes need 462 MB"):
         launch.workers(16, accelerator, recipe(tmp_path))

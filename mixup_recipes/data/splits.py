@@ -35,7 +35,7 @@ class Split(NamedTuple):
     of images, as the path of a file; labels as places in ``classes``."""
     classes: list[str]
     record: dict[str, Any]
-    """See ``identity.split_record``."""
+    """See ``split_record``."""
     notes: list[str]
     """What the user should know: what was left out, how classes were told."""
 
@@ -306,7 +306,7 @@ def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
     if hasattr(feature, "names"):
         names = [str(name) for name in feature.names]
     elif used.max() >= MOST_CLASSES:
-        raise UserError(f"dataset {recipe.dataset!r}, split {split!r}: label {used.max()} is no class of so few images")
+        raise UserError(f"dataset {recipe.dataset!r}, split {split!r}: label {used.max()} is too large for a class")
     else:
         names = [str(i) for i in range(max(recipe.num_classes, int(used.max()) + 1))]
     if used.max() >= len(names):

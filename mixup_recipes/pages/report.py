@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from mixup_recipes import files
+from mixup_recipes.data.decoding import BadImage, decode, read
 from mixup_recipes.pages import plots
 from mixup_recipes.pages.markdown import escaped, markdown_table
 from mixup_recipes.runs.run import Run, labels
@@ -52,9 +53,8 @@ def stack_sheets(sheets: list[tuple[str, Path]], out: Path) -> None:
     pictures = []
     for _, path in sheets:
         try:
-            with Image.open(path, formats=("PNG",)) as file:
-                pictures.append(file.convert("RGB"))
-        except OSError as e:
+            pictures.append(Image.fromarray(decode(read(path)).permute(1, 2, 0).numpy()))
+        except BadImage as e:
             raise UserError(f"cannot read the sample sheet {path}: {' '.join(str(e).split())}") from None
     width = max(picture.width for picture in pictures)
     font_size = max(14, min(28, width // 24))
