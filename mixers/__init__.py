@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from .deit import deit  # this file and rsb have their functions' names: imported here, so that the package shows these
-from .registry import BLOCKS, MIXERS, build, load, made, nearest, signature
+from .registry import BLOCKS, MIXERS, build, found_at, made, nearest, signature
 from .rsb import rsb
 
 if TYPE_CHECKING:  # what __getattr__ finds
@@ -58,9 +58,9 @@ __all__ = ["BLOCKS", "MIXERS", "build", "deit", "made", "nearest", "rsb", "signa
 def __getattr__(name: str) -> Any:
     """A public class, or a file of this package as a module."""
     if name in LAZY:
-        return load(LAZY[name])
+        return found_at(LAZY[name])
     if find_spec(f"{__name__}.{name}"):
-        return load(name)
+        return found_at(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

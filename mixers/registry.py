@@ -29,7 +29,7 @@ class Rows(Mapping[str, Make]):
 
     def __getitem__(self, name: str) -> Make:
         row = self.rows[name]
-        return load(row) if isinstance(row, str) else row
+        return found_at(row) if isinstance(row, str) else row
 
     def __contains__(self, name: object) -> bool:
         return name in self.rows
@@ -47,7 +47,7 @@ class Rows(Mapping[str, Make]):
         return repr(self.rows)
 
 
-def load(address: str) -> Any:
+def found_at(address: str) -> Any:
     """What an address names; a file alone is the module. This is the one import that waits."""
     file, _, name = address.partition(":")
     module = import_module(f"{__package__}.{file}")
@@ -136,7 +136,7 @@ def build(spec: str | Mapping[str, Any], **args: Any) -> Made:
 
 def made(spec: Any) -> Made:
     """A mixer as it is, or built."""
-    return spec if isinstance(spec, load("base:Mixer")) else build(spec)
+    return spec if isinstance(spec, found_at("base:Mixer")) else build(spec)
 
 
 def nearest(name: str, known: Collection[str]) -> str:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from . import blocks, ops
 from .base import Mixer
-from .registry import load
+from .registry import found_at
 
 
 class SAMixBlock(nn.Module):
@@ -109,7 +109,7 @@ def samix(
     upsample: str = "bilinear",
 ) -> Mixer:
     """The step of AutoMix with this mix block: takes the arguments of both, ``AutoMix`` and ``SAMixBlock``."""
-    step: Callable[..., Mixer] = load("automix:AutoMix")  # papers do not import each other
+    step: Callable[..., Mixer] = found_at("automix:AutoMix")  # papers do not import each other
     return step(
         block=SAMixBlock(lam_mul_k, dropout, upsample),
         alpha=alpha,

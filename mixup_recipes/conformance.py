@@ -106,7 +106,7 @@ def subject(target: str, alpha: float | None) -> tuple[probes.Subject, Factory |
     if colon and path.endswith(".py"):
         return of_file(Path(path), name, alpha)
     if target.endswith(".py"):
-        raise UserError(f"{target}: which callable? {target}:NAME; {contents(load(Path(target)))}")
+        raise UserError(f"{target}: which callable? {target}:NAME; {contents(module_of(Path(target)))}")
     raise UserError(
         f"unknown target {target!r}; {nearest(target, [*MIXERS, *STRANGERS])} (or the path of a file.py:callable)"
     )
@@ -127,7 +127,7 @@ def mixer_subject(
 
 def of_file(path: Path, name: str, alpha: float | None) -> tuple[probes.Subject, Factory | None]:
     """A callable of a file."""
-    module = load(path)
+    module = module_of(path)
     found = getattr(module, name, None)
     if isinstance(found, Mixer):
         return mixer_subject(lambda: copy.deepcopy(found), lambda: None, alpha)
@@ -163,7 +163,7 @@ def of_file(path: Path, name: str, alpha: float | None) -> tuple[probes.Subject,
     return probes.Subject(factory, probes.seed_globals, alphas, alpha is not None), None
 
 
-def load(path: Path) -> ModuleType:
+def module_of(path: Path) -> ModuleType:
     """Run a Python file. Raises ``UserError`` when it cannot be."""
     if not path.is_file():
         raise UserError(f"no file {path}; expected the path of a Python file")

@@ -156,7 +156,7 @@ def test_the_card_of_a_fine_tuned_run_names_what_it_started_from_if_others_can_g
     start = made("r18_100e_vanilla")
     run, place, told = made(pretrained=str(start.folder)), "someone/start", {"card_sha256": "aa"}
     for private, changes, expected in ((False, {}, None), (False, told, place), (True, told, None)):
-        push.note(start, repo_id=place, private=private, **changes)
+        push.note(start.folder, {}, repo_id=place, private=private, **changes)
         assert metadata(card(run)).get("base_model") == expected
 
 

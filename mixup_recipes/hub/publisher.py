@@ -49,7 +49,8 @@ class Publisher:
     def begin(self) -> None:
         """Note where the run goes, and ask the Hub who we are: a warning comes with the next ``poll``."""
         try:
-            hub.note(Run.open(self.folder), repo_id=self.repo_id, private=self.private, strategy=self.strategy)
+            before = dict(Run.open(self.folder).pushed)
+            hub.note(self.folder, before, repo_id=self.repo_id, private=self.private, strategy=self.strategy)
             self.start({"do": "check"})
         except Exception as e:
             self.warn(reason(e, self.token))

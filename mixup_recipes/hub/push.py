@@ -186,6 +186,7 @@ def attempt(folder: Path, home: Path, repo_id: str, private: bool, strategy: str
     if not os.isatty(2):
         disable_progress_bars()
     run, kept = Run.open(folder), Run.open(home)
+    memory = dict(kept.pushed)
     api = HfApi(token=token, library_name="mixup-recipes")
     repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
     there = api.model_info(repo_id)
@@ -193,9 +194,16 @@ def attempt(folder: Path, home: Path, repo_id: str, private: bool, strategy: str
         raise UserError(f"{repo_id} exists and is public: not pushed; make it private on the Hub, or take another name")
     names = {s.rfilename for s in there.siblings or ()}
     check_same_run(api, repo_id, there.sha, names, run.recipe)
-    existing = card_to_go_on_from(api, repo_id, there.sha, names, run, kept)
+    # a push since the picture was taken may have taken an edit over
+    existing = run.card if kept.card is None else kept.card
+    if "README.md" in names:
+        content = Path(api.hf_hub_download(repo_id, "README.md", revision=there.sha)).read_bytes()
+        if digest(content) == memory.get("card_sent"):  # it has arrived, though perhaps nobody was told
+            note(home, memory, card_sha256=digest(content))
+        elif digest(content) != memory.get("card_sha256"):  # a person has edited it there
+            existing = edited_card(content, f"{repo_id}: README.md on the Hub")
     sent = write_cards(run, kept, repo_id, existing)
-    note(kept, card_sent=sent)
+    note(home, memory, card_sent=sent)
     found = published_files(folder, strategy)
     check_secrets(found, token)
     managed = (*FOLDERS, *(("checkpoints",) if strategy == "checkpoint" else ()))
@@ -206,7 +214,7 @@ def attempt(folder: Path, home: Path, repo_id: str, private: bool, strategy: str
     changes += [CommitOperationDelete(path_in_repo=n, is_folder=False) for n in gone]
     # what is there by now is not sent; that holds as long as nobody else has committed since
     done = api.create_commit(repo_id, changes, commit_message=headline(run), parent_commit=there.sha)
-    note(kept, repo_id=repo_id, private=private, strategy=strategy, card_sha256=sent)
+    note(home, memory, repo_id=repo_id, private=private, strategy=strategy, card_sha256=sent)
     return Pushed(repo_id, f"{api.endpoint}/{repo_id}", done.oid != there.sha)
 
 
@@ -233,24 +241,14 @@ def check_same_run(api: Any, repo_id: str, commit: str | None, names: set[str], 
         raise UserError(f"{repo_id} holds a run of another recipe ({rows}): not pushed; take another name")
 
 
-def card_to_go_on_from(api: Any, repo_id: str, commit: str | None, names: set[str], run: Run, kept: Run) -> str | None:
-    """The Hub's card when it is none that was pushed from here: a person has edited it there. Else that of the run.
-
-    Raises ``UserError`` for one whose generated part cannot be told.
-    """
-    if "README.md" in names:
-        content = Path(api.hf_hub_download(repo_id, "README.md", revision=commit)).read_bytes()
-        if digest(content) == kept.pushed.get("card_sent"):  # it has arrived, though perhaps nobody was told
-            note(kept, card_sha256=digest(content))
-        elif digest(content) != kept.pushed.get("card_sha256"):
-            where = f"{repo_id}: README.md on the Hub"
-            try:
-                text = content.decode("utf-8-sig")
-            except UnicodeDecodeError as e:
-                raise UserError(f"{where} is not UTF-8 text: {e}") from None
-            card.split(text, where)
-            return text
-    return run.card if kept.card is None else kept.card  # a push since the picture may have taken an edit over
+def edited_card(content: bytes, where: str) -> str:
+    """The text of a card. Raises ``UserError`` for one whose generated part cannot be told."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{where} is not UTF-8 text: {e}") from None
+    card.split(text, where)
+    return text
 
 
 def write_cards(run: Run, kept: Run, repo_id: str, existing: str | None) -> str | None:
@@ -287,14 +285,14 @@ def digest(data: bytes) -> str:
 # --------------------------------------------------------------------------------------------- beside the run
 
 
-def note(run: Run, **values: Any) -> None:
-    """Remember something for the next push, in ``run.pushed`` and beside the run.
+def note(folder: Path, memory: dict[str, Any], **values: Any) -> None:
+    """Remember something for the next push, in ``memory`` (``Run.pushed`` so far) and beside the run.
 
     ``card_sha256`` is the hash of the card of the last push that is known to have arrived, ``card_sent`` that of the
     last one begun.
     """
-    run.pushed.update(values)
-    files.write_json(run.folder / ".hub.json", run.pushed)
+    memory.update(values)
+    files.write_json(folder / ".hub.json", memory)
 
 
 def results_of(run: Run) -> dict[str, Any]:
