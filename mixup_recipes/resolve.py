@@ -125,8 +125,9 @@ def resolve(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe,
 @functools.cache
 def shipped_recipe(name: str) -> tuple[Recipe, dict[str, str]] | None:
     """This package's recipe of a name and the origin of its values, resolved once; None if it has none."""
-    if not re.fullmatch(r"\w+", name, re.ASCII):
-        return None  # a path: resolving it would read a file
+    known = settings()
+    if not re.fullmatch(r"\w+", name, re.ASCII) or not any(f"{name}_".startswith(f"{s}_") for s in known):
+        return None  # a path, whose file would be read, or the name of a stranger's file
     try:
         return resolve(name)
     except UserError:  # no such recipe, although its name may begin like a setting's

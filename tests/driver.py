@@ -28,14 +28,15 @@ from unittest.mock import Mock
 from forks import ROOT, Forks
 
 IMPORTS = """
-import driver, teachers, torch.utils.tensorboard, train_mixup
+import driver, teachers, timm, torch.utils.tensorboard, train_mixup
 from timm.models import save_for_hf
 from mixup_recipes import flags
 from mixup_recipes.data import streaming  # what main imports, once for all runs
 from mixup_recipes.hub import publisher
 from mixup_recipes.pages import card
-from mixup_recipes.training import dryrun, precise_bn, progress
+from mixup_recipes.training import backbones, dryrun, precise_bn, progress
 teachers.stand_in()
+backbones.check_input(timm.create_model("test_resnet"), 2, 32, "test_resnet", training=True)  # imports more
 """
 
 

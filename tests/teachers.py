@@ -1,5 +1,8 @@
 """Tiny networks with weights that are the same on every machine, also for the teachers that mixers would download."""
 
+import copy
+import functools
+
 import numpy as np
 import timm
 import torch
@@ -26,8 +29,9 @@ def fill(model: nn.Module, seed: int = 0) -> nn.Module:
 def stand_in() -> None:
     """From here on each of these names is a tiny network of 1,000 classes: no test needs the network."""
     load = taps.pretrained
+    network = functools.cache(lambda: fill(timm.create_model("test_resnet")))
 
     def pretrained(name: str) -> nn.Module:
-        return fill(timm.create_model("test_resnet")) if name in NAMES else load(name)
+        return copy.deepcopy(network()) if name in NAMES else load(name)
 
     taps.pretrained = taps.teacher.pretrained = pretrained
