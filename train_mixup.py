@@ -16,7 +16,7 @@ from typing import Any
 
 from mixers import MIXERS
 from mixup_recipes import flags
-from mixup_recipes.recipe import Recipe
+from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.resolve import resolve, settings
 from mixup_recipes.training.job import STOPPED, Job
 from mixup_recipes.typed import UserError
@@ -96,6 +96,10 @@ def main(argv: list[str] | None = None) -> int | None:
     # ----------------------------------------------------------------------------------------- data
     with accelerator.main_process_first():  # one process downloads and lists, the others read
         splits = open_data(folder, recipe, found, job.accept_changed_data, accelerator.print)
+    if recipe.num_classes == 0:
+        recipe = changed(recipe, num_classes=len(splits.classes))
+        model = backbones.create_model(recipe)
+        step = new_step()
     workers = launch.workers(job.dataloader_num_workers, accelerator, recipe)
     source = streaming.Stream if recipe.streaming else Samples
     samples = source(splits.train, recipe, train_transform, job.on_bad_image, job.max_image_pixels)

@@ -35,7 +35,8 @@ class Recipe:
     """Recipe name, SETTING_MIXER; set by the resolver."""
     # --- data
     dataset: str = ""
-    """Hub id, a prepared set (`mixup-recipes prepare`), a folder of class folders, or a folder of parquet files."""
+    """Hub id, a prepared set (`mixup-recipes prepare`), a folder of class folders or of parquet files, or a table of
+    paths and labels (CSV, TSV, JSON lines, parquet)."""
     dataset_config: str | None = None
     """Configuration of a Hub dataset that has several."""
     dataset_revision: str | None = None
@@ -48,8 +49,14 @@ class Recipe:
     """Column with the encoded images."""
     label_column: str = "label"
     """Column with the class."""
-    num_classes: Count = 1000
-    """Number of classes; must agree with the data."""
+    num_classes: Annotated[int, Between(0)] = 1000
+    """Number of classes, which must agree with the data; 0: as many as the data have, as for --dataset on its own."""
+    holdout: Share = 0.2
+    """Of data with one split: the share of each class that is held out to evaluate on."""
+    holdout_seed: Annotated[int, Between(0)] = 0
+    """Which images are held out: a function of this seed, the class and the file's name."""
+    exif_orientation: bool = False
+    """Turn photos as their camera noted it. Published recipes never do."""
     streaming: bool = False
     """Read a Hub dataset while training on it, without a copy: shuffled by files and within a buffer of 1000 images."""
     max_train_samples: Count | None = None
@@ -67,6 +74,8 @@ class Recipe:
     """Initial weights: timm's, or as in the published runs, which start the head (and class token) differently."""
     pretrained: str | None = None
     """Start from trained weights: timm (its own of this model), a name of timm, hf-hub:OWNER/NAME, or a run folder."""
+    freeze: str | None = None
+    """Weights that stay as they are: body (all but the classifier), or all up to a stage such as layer2 or blocks.3."""
     # --- mixing
     mixer: str = "vanilla"
     """Name in mixers.MIXERS; --mixer.ARGUMENT sets an argument of it, as in --mixer.alpha 0.5."""
@@ -85,6 +94,10 @@ class Recipe:
     """timm optimiser; 'momentum' is SGD with plain momentum ('sgd' would be Nesterov)."""
     lr: Positive = 0.1
     """Peak learning rate at this batch size; never rescaled."""
+    head_lr: Positive | None = None
+    """Peak learning rate of the classifier; none: lr."""
+    layer_decay: Annotated[float, Between(0, 1, open_low=True)] | None = None
+    """Learning rate of each layer of the model, as a share of that of the layer above it; none: all have the same."""
     momentum: Share = 0.9
     """Momentum of SGD."""
     opt_betas: tuple[float, float] | None = None

@@ -4,7 +4,7 @@
 - A picture has at most ``LIMIT`` pixels (Pillow's own bound), which is read off its head before anything is decoded.
 - Grey pictures of 16 bits keep the upper 8, as Pillow does with coloured ones; floats from 0 to 1 become 0 to 255.
   Integers of 32 bits and other floats have no white of their own, and are refused.
-- EXIF orientation is never applied, as in timm's and torchvision's ImageNet practice.
+- EXIF orientation is applied where a recipe says so; timm's and torchvision's ImageNet practice is not to.
 """
 
 import io
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -57,11 +57,11 @@ def read(path: str | os.PathLike[str]) -> bytes:
         raise BadImage(e.strerror or str(e)) from None
 
 
-def decode(data: bytes, limit: int = LIMIT) -> Tensor:
+def decode(data: bytes, limit: int = LIMIT, upright: bool = False) -> Tensor:
     """Encoded image to RGB uint8 (3, H, W), pixel-identical whichever decoder reads it.
 
     torchvision's libjpeg-turbo for JPEG, Pillow for everything else and for what the former refuses. ``limit``: pixels.
-    Raises ``BadImage`` for truncated, unknown and too large pictures.
+    ``upright``: turned as the camera noted it. Raises ``BadImage`` for truncated, unknown and too large pictures.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -72,16 +72,40 @@ def decode(data: bytes, limit: int = LIMIT) -> Tensor:
                 try:
                     with warnings.catch_warnings():  # torchvision announces a move to torchcodec, which rotates by EXIF
                         warnings.simplefilter("ignore", DeprecationWarning)
-                        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+                        pixels = decode_jpeg(
+                            torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
+                        )
+                        return turned(pixels, orientation(image)) if upright else pixels
                 except RuntimeError:
                     pass  # Pillow has the last word
-            return to_tensor(eight_bits(image).convert("RGB"))
+            pixels = to_tensor(eight_bits(image).convert("RGB"))
+            return turned(pixels, orientation(image)) if upright else pixels
     except UnidentifiedImageError:
         raise BadImage("not an image of a known format" if data else "no data") from None
     except BadImage:
         raise
     except Exception as e:  # a stranger's file can make a decoder raise anything
         raise BadImage(" ".join(str(e).split())[:200] or type(e).__name__) from None
+
+
+def orientation(image: Image.Image) -> int:
+    """What EXIF says of an image, 1 to 8; 1, upright, where it says nothing or is damaged.
+
+    Pillow turns a TIFF itself when it loads it, and forgets the note.
+    """
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a stranger's EXIF can make its reader raise anything
+        return 1
+
+
+def turned(pixels: Tensor, orientation: int) -> Tensor:
+    """(3, H, W) as it is seen: the first row of 5 to 8 becomes a column, then some are mirrored."""
+    if not 2 <= orientation <= 8:
+        return pixels
+    pixels = pixels.transpose(1, 2) if orientation >= 5 else pixels
+    mirrored = {2: [2], 3: [1, 2], 4: [1], 5: [], 6: [2], 7: [1, 2], 8: [1]}[orientation]
+    return pixels.flip(mirrored).contiguous()
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -1,7 +1,9 @@
-"""A folder ``<split>/<class>/<image>`` as a table: one scan, in which every file is taken or counted by its reason.
+"""A folder of images as a table: one scan, in which every file is taken or counted by its reason.
 
-- A folder's first level is splits when each of its folders is called like a split (``SPLITS``, or the recipe's own
-  names) and holds folders, or when the recipe's own splits are among them. What else it may be is refused.
+- A folder's first level is splits, ``<split>/<class>/<image>``, when each of its folders is called like a split
+  (``SPLITS``, or the recipe's own names) and holds folders, or when the recipe's own splits are among them.
+- It is classes, ``<class>/<image>``, when none of its folders is called like a split and holds folders. Such a data
+  set has one split, as has one with a folder for training alone, or with one for tests beside it.
 - Below a split the first level is classes, links included; every image below a class belongs to it, however deep.
 - An image is a regular file with a suffix of ``SUFFIXES``, in any case, or one without a suffix that begins like an
   image. Everything else is left out and named; litter of operating systems and notebooks is not counted.
@@ -137,6 +139,25 @@ def split_folder(folder: Path, split: str, own: tuple[str, ...]) -> Path:
     raise UserError(
         f"{folder} has no folder for split {split!r}; {nearest(split, found)} (expected <split>/<class>/<image>)"
     )
+
+
+def undivided(folder: Path, own: tuple[str, str]) -> Path | None:
+    """The folder of classes of a data set with one split, from which a hold-out is made; None for any other.
+
+    ``own``: the recipe's splits, for training and evaluation. A split for tests may lie beside, unless it is evaluated
+    on. Raises ``UserError`` for a folder whose data set lies one level deeper.
+    """
+    train, evaluation = own
+    inside = [e for e in entries(folder) if e.kind == "folder"]
+    below = {e.name: [deeper.name for deeper in entries(e.path) if deeper.kind == "folder"] for e in inside}
+    splits = {name for name, folders in below.items() if name in SPLITS | {*own} and folders}
+    if splits:
+        others = splits - {train}
+        return folder / train if train in splits and others <= {"test"} - {evaluation} else None
+    if sets := [name for name, folders in below.items() if folders and {*folders} <= SPLITS]:
+        place = folder / sets[0]
+        raise UserError(f"{folder} holds data sets with splits of their own; pass one of them: --dataset {place}")
+    return folder if has_images(folder) else None
 
 
 def beside(folder: Path, own: tuple[str, ...]) -> list[str]:

@@ -41,6 +41,16 @@ def difference(
     return "; ".join(words or ["as many images of each class, but other files: names, sizes or their order"])
 
 
+def counted(record: dict[str, Any], classes: Sequence[str]) -> str:
+    """How many images of how many classes a split has, in words, with the smallest and the largest of them."""
+    words = f"{record['images']:,} images, {len(classes):,} classes"
+    if not record.get("per_class"):
+        return words
+    counts = sorted(zip(record["per_class"], classes, strict=True), key=lambda pair: pair[0])
+    (few, small), (many, large) = counts[0], counts[-1]
+    return f"{words}, from {few:,} ({small}) to {many:,} ({large})"
+
+
 def some(names: Sequence[str], between: str = ", ") -> str:
     """The first of several names."""
     return between.join(names[:SHOWN]) + f"{between}and {len(names) - SHOWN} more" * (len(names) > SHOWN)

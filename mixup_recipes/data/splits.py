@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from mixup_recipes.data import folder as image_folder
-from mixup_recipes.data import keys, parquet
-from mixup_recipes.data.classes import among, places, subset
+from mixup_recipes.data import holdout, keys, parquet
+from mixup_recipes.data import table as files_table
+from mixup_recipes.data.classes import among, natural, places, subset
 from mixup_recipes.data.prepare import PREPARED, find_prepared
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
@@ -53,6 +55,8 @@ class Splits(NamedTuple):
     notes: list[str]
     place: Path | None
     """The folder, of data that are on this machine under a path of the user's."""
+    held_out: list[str]
+    """Names of the images that are held out, of data with one split; empty for all others."""
 
 
 class Opened(NamedTuple):
@@ -63,6 +67,8 @@ class Opened(NamedTuple):
     notes: list[str]
     ours: bool = False
     """Whether images are the paths of files that we, or ``datasets``, found ourselves."""
+    whole: bool = False
+    """Whether these are the rows of all data, which have one split."""
 
 
 def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
@@ -71,18 +77,22 @@ def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
     ``like``: the classes of a run that goes on, whose order is kept where they are the same. Raises ``UserError`` with
     one clear line: unknown or gated dataset, missing split or column, classes that do not fit, empty split.
     """
-    train = load_split(recipe, recipe.train_split, recipe.max_train_samples, recipe.streaming, like)
-    evaluation = load_split(recipe, recipe.eval_split, recipe.max_eval_samples, recipe.streaming, train.classes)
+    opened = open_split(recipe, recipe.train_split, recipe.streaming)
+    train = prepared(opened, recipe, recipe.train_split, recipe.max_train_samples, like)
+    other = opened if opened.whole else open_split(recipe, recipe.eval_split, recipe.streaming)
+    evaluation = prepared(other, recipe, recipe.eval_split, recipe.max_eval_samples, train.classes)
     what = f"dataset {recipe.dataset!r}"
     among(train.classes, evaluation.classes, f"{what}, split {recipe.eval_split!r},", f"{recipe.train_split!r}")
     if evaluation.classes != train.classes:
         raise UserError(f"{what}: {recipe.eval_split!r} has its classes in another order; leave out --streaming")
-    if len(train.classes) != recipe.num_classes:
+    if len(train.classes) < 2:
+        raise UserError(f"{what} has one class, {train.classes[0]!r}; expected <class>/<image> with two or more")
+    if recipe.num_classes and len(train.classes) != recipe.num_classes:
         raise UserError(
             f"{what} has {len(train.classes)} classes, the recipe says num_classes {recipe.num_classes}; pass "
             f"--num_classes {len(train.classes)} if that is meant"
         )
-    record = {
+    record: dict[str, Any] = {
         "dataset": recipe.dataset,
         "config": recipe.dataset_config,
         "revision": recipe.dataset_revision,
@@ -90,12 +100,15 @@ def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
         "splits": {recipe.train_split: train.record, recipe.eval_split: evaluation.record},
         "classes": train.classes,
     }
+    if opened.whole:
+        record["holdout"] = {"of": recipe.train_split, "share": recipe.holdout, "seed": recipe.holdout_seed}
     notes = [
         f"{name}: {n}" for name, s in ((recipe.train_split, train), (recipe.eval_split, evaluation)) for n in s.notes
     ]
     folder = Path(recipe.dataset).expanduser().absolute()
     place = folder if recipe.dataset not in PREPARED and folder.exists() else None
-    return Splits(train.table, evaluation.table, train.classes, record, notes, place)
+    names = holdout.names_of(evaluation.table.data.column(recipe.image_column)) if opened.whole else []
+    return Splits(train.table, evaluation.table, train.classes, record, notes, place, names)
 
 
 def load_split(
@@ -105,7 +118,12 @@ def load_split(
 
     ``like``: class names that those of the split are to be placed among, where all of them are there.
     """
-    table, fingerprint, notes, ours = open_split(recipe, split, streaming)
+    return prepared(open_split(recipe, split, streaming), recipe, split, limit, like)
+
+
+def prepared(opened: Opened, recipe: Recipe, split: str, limit: int | None, like: Sequence[str] = ()) -> Split:
+    """A split as it was found, as ``load_split`` gives it."""
+    table, fingerprint, notes, ours, whole = opened
     image, label = recipe.image_column, recipe.label_column
     for column in (image, label):
         if column not in table.column_names:
@@ -115,8 +133,8 @@ def load_split(
             )
     if not count(table):
         raise UserError(f"dataset {recipe.dataset!r}: split {split!r} is empty")
+    table = in_numbers(table.select_columns([image, label]), label)
     classes = class_names(recipe, split, table)
-    table = table.select_columns([image, label])
     if not ours:  # images stay encoded
         try:
             table = table.cast_column(image, datasets.Image(decode=False))
@@ -124,11 +142,53 @@ def load_split(
             raise UserError(
                 f"dataset {recipe.dataset!r}: column {image!r} does not hold images (set image_column)"
             ) from None
-    if like and classes != list(like) and not streaming and (order := arranged(classes, list(like))):
+    if whole:
+        table, fingerprint, said = side(table, recipe, split, classes)
+        notes = notes + said
+    if (
+        like
+        and classes != list(like)
+        and isinstance(table, datasets.Dataset)
+        and (order := arranged(classes, list(like)))
+    ):
         notes = notes + [n for n in [subset(len(classes), len(like), f"split {split!r}", "the run")] if n]
         table, classes = relabelled(table, label, among(order, classes, "", ""), order), order
     table = first(table, limit)
     return Split(table, classes, split_record(table, label, classes, fingerprint), notes)
+
+
+def side(
+    table: datasets.Dataset, recipe: Recipe, split: str, classes: list[str]
+) -> tuple[datasets.Dataset, str, list[str]]:
+    """The images of a data set with one split that are trained on, or held out; their fingerprint, and what to say."""
+    images, labels = table.data.column(recipe.image_column), labels_of(table, recipe.label_column)
+    sides = holdout.divide(images, labels, classes, recipe.holdout, recipe.holdout_seed)
+    evaluated = split != recipe.train_split
+    rows = sides.held_out if evaluated else sides.train
+    if not len(rows):
+        raise UserError(f"dataset {recipe.dataset!r} has {len(labels)} images, of which none is held out; add images")
+    names = holdout.names_of(images)
+    digest = hashlib.sha256()
+    for row, size in zip(rows.tolist(), holdout.sizes_of(images)[rows].tolist(), strict=True):
+        digest.update(f"{classes[labels[row]]}/{names[row]}\0{size}\n".encode(errors="replace"))
+    notes = holdout.notes_of(sides, names, labels, classes) if evaluated else []
+    return datasets.Dataset(table.data.table.take(pa.array(rows)), info=table.info), digest.hexdigest(), notes
+
+
+def in_numbers(table: Any, label: str) -> Any:
+    """A table whose labels are words with classes in their place, sorted; any other as it is."""
+    if not isinstance(table, datasets.Dataset) or "string" not in str(getattr(table.features[label], "dtype", "")):
+        return table
+    words = table.data.column(label).to_pylist()
+    if missing := [i for i, word in enumerate(words) if not word]:
+        raise UserError(f"{len(missing):,} rows have no label in column {label!r}, the first is row {missing[0]}")
+    names = sorted({*words}, key=natural(sorted({*words})))
+    number = {name: i for i, name in enumerate(names)}
+    files = table.info.download_checksums
+    feature = datasets.ClassLabel(names=names)
+    table = table.remove_columns(label).add_column(label, np.array([number[w] for w in words]), feature=feature)
+    table.info.download_checksums = files
+    return table
 
 
 def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
@@ -162,12 +222,19 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
 
 
 def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
-    """A folder of parquet files in the Hub's layout, or of ``<split>/<class>/<image>`` files."""
-    if not folder.is_dir():
-        raise UserError(f"dataset {str(folder)!r} is a file; expected a folder")
+    """A folder of parquet files in the Hub's layout, or of images by classes, or a table of paths and labels."""
     if recipe.dataset_revision is not None:
         raise UserError(f"dataset_revision is a commit of the Hub, and {folder} is on this machine; leave it out")
     own = (recipe.train_split, recipe.eval_split)
+    if not folder.is_dir():
+        if folder.suffix.lower() not in files_table.SUFFIXES:
+            words = ", ".join(files_table.SUFFIXES)
+            raise UserError(f"dataset {str(folder)!r} is a file; expected a folder, or a table of paths ({words})")
+        (table, fingerprint, notes), whole = files_table.listing(folder, split, recipe)
+        return Opened(table, fingerprint, notes, ours=True, whole=whole and bool(recipe.holdout))
+    if recipe.holdout and (directory := image_folder.undivided(folder, own)):
+        table, fingerprint, notes = image_folder.listing(directory)
+        return Opened(table, fingerprint, notes, ours=True, whole=True)
     try:
         directory = image_folder.split_folder(folder, split, own)
     except UserError as e:
@@ -175,7 +242,8 @@ def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
     if directory is None or not image_folder.has_images(directory):
         files = parquet.parquet_files(folder, split, recipe.dataset_config, own)
         if files is None and directory is None:
-            raise why
+            tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in files_table.SUFFIXES)
+            raise UserError(f"{why}; a table of paths is read by its own name: --dataset {tables[0]}") if tables else why
     else:
         files = None
     if files is None:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mixup_recipes.data.identity import difference
+from mixup_recipes.data.identity import counted, difference
 from mixup_recipes.data.order import updates_per_epoch
 from mixup_recipes.data.splits import Splits, count, load_splits
 from mixup_recipes.recipe import Recipe, changed
@@ -77,6 +77,6 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
             )
     elif then and not traced:
         notes = [*notes, "the run has no fingerprint of its data: they were compared by their number and labels"]
-    for note in notes:
-        say(note)
+    for line in [f"{split}: {counted(found, splits.classes)}" for split, found in now["splits"].items()] + notes:
+        say(line)
     return splits

@@ -34,6 +34,7 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool, ignore: tuple[str, 
             )
         check_format(noted(folder, "env.json"), str(folder / "env.json"))
         found, _ = resolve(str(saved))
+        ignore += ("num_classes",) * (recipe.num_classes == 0)  # the data will say
         if different := differences(found, recipe, ignore):
             rows = "; ".join(f"{k}: {a} there, {b} now" for k, (a, b) in different.items())
             raise UserError(f"{folder} holds a run of another recipe: {rows}; choose another --output_dir")
@@ -84,6 +85,8 @@ def begin_folder(folder: Path, recipe: Recipe, splits: Splits, environment: dict
         write(folder / "recipe.yaml", to_yaml(recipe))
         changes = splits.record["changed"]
         write_json(folder / "data.json", {k: v for k, v in splits.record.items() if k != "changed" or changes})
+        if splits.held_out:
+            write(folder / "holdout.txt", "".join(f"{name}\n" for name in splits.held_out))
         if splits.place:
             write_json(folder / PLACE, {"path": str(splits.place)})
         write_json(folder / "env.json", environment)

@@ -9,7 +9,9 @@ A run folder, at its root a model repository of timm's format (``export``, ``fol
 - ``recipe.yaml``: the resolved recipe, itself a valid ``--recipe``.
 - ``data.json``: ``dataset``, ``config``, ``revision``, ``commit`` (of the Hub), ``splits`` (name -> record, see
   ``data/identity.py``; a run of version 0.1 has no fingerprint), ``classes``; ``changed`` where a run went on over
-  other data: ``update`` and the words. ``.dataset.json``: where local data lie, never published.
+  other data: ``update`` and the words; ``holdout`` where the data have one split: which, ``share``, ``seed``.
+- ``holdout.txt``: the names of the files that were held out. ``.dataset.json``: where local data lie. Neither is ever
+  published.
 - ``env.json``: ``format``, command, versions, device, processes, commit of this program, SHA-256 of teachers' weights.
 - ``log.jsonl``: one object a line. Rows of ``mode`` "train": ``epoch`` (from 1), ``update``, ``lr``, ``loss`` and its
   parts, ``images``, ``bad_images``. Rows of ``mode`` "val": ``epoch``, ``update``, and per classifier ``top1``,

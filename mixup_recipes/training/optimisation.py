@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
+from torch import nn
 
 from mixers import Step
 from mixup_recipes.recipe import Recipe
+from mixup_recipes.training.backbones import layers
 from mixup_recipes.typed import UserError, nearest
 
 
@@ -29,8 +31,7 @@ def optimizer(step: Step, recipe: Recipe) -> torch.optim.Optimizer:
     exempt: set[str] = getattr(step.model, "no_weight_decay", set)()
     spared = {id(p) for name, p in step.named_parameters() if p.ndim <= 1 or name.removeprefix("model.") in exempt}
     groups = []
-    own = {"params": [p for p in step.model.parameters() if p.requires_grad]}
-    for group in (own, *step.mixer.param_groups(recipe.lr, recipe.weight_decay)):
+    for group in (*own_groups(step.model, recipe), *step.mixer.param_groups(recipe.lr, recipe.weight_decay)):
         group["schedule"] = {key: group.pop(key) for key in ("lr", "min_lr", "warmup_epochs") if key in group}
         if "weight_decay" in group or recipe.decay_bias_and_norm:
             groups.append({"weight_decay": recipe.weight_decay} | group)
@@ -46,6 +47,27 @@ def optimizer(step: Step, recipe: Recipe) -> torch.optim.Optimizer:
         )
     except Exception as e:  # a package or GPU it needs, a beta of 1.5: what they raise is up to the optimiser
         raise UserError(f"optimiser {recipe.opt!r}: {e}") from None
+
+
+def own_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The model's parameters that are trained, by their learning rate.
+
+    Layers are those of timm's ``group_matcher``, as in its own layer decay: the classifier is the last one.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if recipe.layer_decay is None and recipe.head_lr is None:
+        return [{"params": [p for _, p in trained]}]
+    rates = dict.fromkeys((name for name, _ in trained), recipe.lr)
+    if recipe.layer_decay is not None:
+        layer = layers(model)
+        last = max(layer.values())
+        rates = {name: recipe.lr * recipe.layer_decay ** (last - layer[name]) for name in rates}
+    head = {id(p) for p in model.get_classifier().parameters()}  # type: ignore[operator]
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, p in trained:
+        rate = recipe.head_lr if recipe.head_lr is not None and id(p) in head else rates[name]
+        groups.setdefault(rate, []).append(p)
+    return [{"params": params, "lr": rate} for rate, params in groups.items()]
 
 
 def learning_rate(

@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import group_parameters
 from torch import nn
 
 from mixers import taps
@@ -36,26 +37,57 @@ def check_model(name: str) -> None:
 def create_model(recipe: Recipe) -> nn.Module:
     """The recipe's model with its initial weights, a function of the seed alone.
 
-    Raises ``UserError`` for a name that timm does not know, arguments that the model does not take, and arguments that
-    make it no classifier.
+    It has 1000 classes where the recipe leaves their number to the data. Raises ``UserError`` for a name that timm does
+    not know, arguments that the model does not take, and arguments that make it no classifier.
     """
     check_model(recipe.model)
     args = dict(recipe.model_args)
     if recipe.drop_path_rate is not None:
         args["drop_path_rate"] = recipe.drop_path_rate
+    classes = recipe.num_classes or 1000
     torch.manual_seed(recipe.seed)
     try:
-        model = timm.create_model(recipe.model, pretrained=False, num_classes=recipe.num_classes, **args)
+        model = timm.create_model(recipe.model, pretrained=False, num_classes=classes, **args)
     except Exception as e:  # what wrong arguments raise is up to the model
         reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
         raise UserError(f"model {recipe.model!r} with {args}: {reason}") from None
-    if not hasattr(model, "get_classifier") or getattr(model, "num_classes", None) != recipe.num_classes:
-        raise UserError(f"model {recipe.model!r} with {args} is no classifier of {recipe.num_classes} classes")
+    if not hasattr(model, "get_classifier") or getattr(model, "num_classes", None) != classes:
+        raise UserError(f"model {recipe.model!r} with {args} is no classifier of {classes} classes")
     if recipe.init == "mmcls_vit" and getattr(model, "cls_token", None) is None:
         raise UserError(f"init mmcls_vit needs a model with a class token, such as deit_small; got {recipe.model!r}")
     if recipe.init != "timm":
         init_published(model, recipe.init)
+    if recipe.freeze is not None:
+        freeze(model, recipe.freeze)
     return model
+
+
+def layers(model: nn.Module) -> dict[str, int]:
+    """The number of each parameter's layer, from the images to the classifier, as timm's layer decay counts them.
+
+    Raises ``UserError`` for a model that does not tell its layers.
+    """
+    if not hasattr(model, "group_matcher"):
+        raise UserError(f"{type(model).__name__} does not tell its layers; leave out layer_decay and freeze")
+    found: dict[str, int] = group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+    return found
+
+
+def freeze(model: nn.Module, upto: str) -> None:
+    """Leave parameters as they are: all but the classifier's (``body``), or those up to a stage.
+
+    BatchNorm goes on counting its statistics. Raises ``UserError`` for a name of no stage.
+    """
+    head = {id(p) for p in model.get_classifier().parameters()}  # type: ignore[operator]
+    layer = layers(model)
+    inside = [number for name, number in layer.items() if name.startswith(f"{upto}.")]
+    if upto != "body" and not inside:
+        info: Any = model.feature_info
+        stages = [row["module"] for row in getattr(info, "info", info)]
+        raise UserError(f"freeze {upto!r}: {nearest(upto, ['body', *stages])}")
+    last = max(inside, default=max(layer.values()))
+    for name, p in model.named_parameters():
+        p.requires_grad_(id(p) in head or layer[name] > last)
 
 
 def load_model(name: str, **args: Any) -> nn.Module:

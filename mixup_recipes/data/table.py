@@ -1,0 +1,122 @@
+"""A file of paths and labels as a table: CSV, TSV, JSON lines or parquet.
+
+Paths are relative to the file's folder and stay inside it, links included. Labels are words or numbers, and become
+classes by their text. A column ``split`` is optional. What is left out is counted by its reason.
+"""
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from mixup_recipes.data.classes import natural
+from mixup_recipes.data.folder import SAME, Listing
+from mixup_recipes.data.identity import some
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.typed import UserError, nearest
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+SPLIT = "split"
+"""The optional column with the name of each row's split."""
+
+
+def columns(path: Path, wanted: tuple[str, ...]) -> dict[str, list[str | None]]:
+    """Some columns of a file as text, those that are there; empty cells are None. Raises ``UserError``."""
+    kind = path.suffix.lower()
+    try:
+        if kind in (".csv", ".tsv"):
+            text = pa.csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False)
+            parse = pa.csv.ParseOptions(delimiter="\t" if kind == ".tsv" else ",", newlines_in_values=True)
+            table = pa.csv.read_csv(path, convert_options=text, parse_options=parse)
+        elif kind == ".jsonl":
+            table = pa.json.read_json(path)
+        else:
+            table = pq.read_table(path)
+    except (pa.ArrowException, OSError, ValueError) as e:
+        raise UserError(f"cannot read the table {path}: {' '.join(str(e).split())[:300]}") from None
+    names = [name.lstrip("\ufeff").strip() for name in table.column_names]
+    twice = [name for name in wanted if names.count(name) > 1]
+    if twice:
+        raise UserError(f"{path} has two columns {twice[0]!r}")
+    table = table.rename_columns(names)
+    for name in wanted[:2]:
+        if name not in names:
+            raise UserError(f"{path}: no column {name!r}; {nearest(name, names)} (set image_column or label_column)")
+    return {name: [as_text(value) for value in table[name].to_pylist()] for name in wanted if name in names}
+
+
+def as_text(value: Any) -> str | None:
+    """A cell as text: 3.0 and 3 are the same number."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = None if value is None or value != value else str(value).strip()
+    return text or None
+
+
+def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
+    """The rows of a split, and whether the file says no split, so that they are all of the data.
+
+    Raises ``UserError`` for a file without the columns or the split, without images, or with two labels for an image.
+    """
+    image, label = recipe.image_column, recipe.label_column
+    found = columns(path, (image, label, SPLIT))
+    rows = list(range(len(found[image])))
+    divided = SPLIT in found and any(found[SPLIT])
+    notes = []
+    if divided:
+        names = sorted({name for name in found[SPLIT] if name})
+        taken = next((s for s in (split, *SAME.get(split, ())) if s in names), None)
+        if taken is None and not (split == recipe.eval_split and names == [recipe.train_split]):
+            raise UserError(f"{path}: its column {SPLIT!r} has no {split!r}; {nearest(split, names)}")
+        divided = names != [recipe.train_split]
+        notes += [f"read from the rows of {taken}"] * (divided and taken != split)
+        rows = [i for i in rows if found[SPLIT][i] == (taken or recipe.train_split)]
+    paths, labels, digest = [], [], hashlib.sha256()
+    left_out: dict[str, list[str]] = {}
+    seen: dict[str, str] = {}
+    root = os.path.realpath(path.parent)
+    for i in rows:
+        name, word = found[image][i], found[label][i]
+        where, why, size = place(root, name)
+        if name and word and seen.get(where, word) != word:
+            raise UserError(f"{path}: {name} is there with two labels, {seen[where]!r} and {word!r}")
+        if not name or not word or why or where in seen:
+            why = why if name and word else "rows without a path or a label"
+            said = name if name and word else f"row {i + 1}"
+            left_out.setdefault(why or "rows that are there twice", []).append(said)
+            continue
+        seen[where] = word
+        digest.update(f"{name}\0{size}\0{word}\n".encode(errors="replace"))
+        paths.append(where)
+        labels.append(word)
+    notes += [f"{len(names):,} left out, {why}: {some(names)}" for why, names in sorted(left_out.items())]
+    if not paths:
+        raise UserError(f"{path} names no image for split {split!r}" + (f"; {notes[-1]}" if left_out else ""))
+    classes = sorted({*labels}, key=natural(sorted({*labels})))
+    number = {name: i for i, name in enumerate(classes)}
+    features = datasets.Features({image: datasets.Value("large_string"), label: datasets.ClassLabel(names=classes)})
+    codes = np.array([number[word] for word in labels])
+    table = datasets.Dataset(pa.table({image: paths, label: codes}, schema=features.arrow_schema))
+    return Listing(table, digest.hexdigest(), notes), not divided
+
+
+def place(root: str, name: str | None) -> tuple[str, str | None, int]:
+    """The file that a row names, why it is not taken, and its size in bytes."""
+    if not name:
+        return "", None, 0
+    where = os.path.realpath(os.path.join(root, name))
+    if not where.startswith(root + os.sep):
+        return where, "files outside of the table's folder", 0
+    try:
+        status = os.stat(where)
+    except (OSError, ValueError):
+        return where, "files that are not there", 0
+    return where, None if stat.S_ISREG(status.st_mode) else "no regular file", status.st_size
