@@ -34,14 +34,13 @@ def main(argv: list[str] | None = None) -> int | None:
         return None
     if job.recipe is None:
         raise UserError("which recipe? pass --recipe <setting>_<mixer>; --list shows what there is")
-    recipe, _ = resolve(job.recipe, given["Recipe fields"])
+    recipe, origin = resolve(job.recipe, given["Recipe fields"])
     folder = Path(job.output_dir or f"runs/{recipe.name}-seed{recipe.seed}")
 
     # All that imports torch waits until here, so that --help and --list answer at once.
     import torch
     from timm.utils import ModelEmaV3, distribute_bn
 
-    from mixers import Step, build
     from mixup_recipes.data import images, streaming
     from mixup_recipes.data.loading import Samples
     from mixup_recipes.data.order import TrainOrder
@@ -49,16 +48,26 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes.hub.publisher import Publisher
     from mixup_recipes.pages import card
     from mixup_recipes.runs.run import Run
-    from mixup_recipes.training import backbones, checkpoint, dryrun, evaluation, launch, optimisation, precise_bn
+    from mixup_recipes.training import (
+        backbones,
+        checkpoint,
+        dryrun,
+        evaluation,
+        launch,
+        optimisation,
+        precise_bn,
+        preprocessing,
+    )
     from mixup_recipes.training.data import open_data
     from mixup_recipes.training.export import export_epoch
     from mixup_recipes.training.folder import begin_folder, check_disk, check_folder, check_teachers, environment
     from mixup_recipes.training.log import Log, NoLog
     from mixup_recipes.training.progress import Progress
     from mixup_recipes.training.signals import Stop
-    from mixup_recipes.training.update import Learner, criterion, prepared, train_update
+    from mixup_recipes.training.update import Learner, new_step, prepared, train_update
 
     # ----------------------------------------------------------------------------------------- processes
+    recipe, _ = resolve(job.recipe, given["Recipe fields"] | preprocessing.of_weights(recipe, origin))
     accelerator = launch.accelerator(recipe, folder, job.report_to, job.deterministic)
     stop = Stop()  # from here on a signal means: save and leave
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
@@ -79,12 +88,8 @@ def main(argv: list[str] | None = None) -> int | None:
     with accelerator.main_process_first():
         start = backbones.load_start(recipe) if found is None else None
 
-    def new_step() -> Step:
-        mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
-        return Step(model, mixer, criterion(recipe))
-
     try:
-        step = new_step()
+        step = new_step(model, recipe)
     except ValueError as e:
         raise UserError(f"mixer {recipe.mixer!r} with model {recipe.model!r}: {e}") from None
     if job.dry_run:
@@ -99,7 +104,7 @@ def main(argv: list[str] | None = None) -> int | None:
     if recipe.num_classes == 0:
         recipe = changed(recipe, num_classes=len(splits.classes))
         model = backbones.create_model(recipe)
-        step = new_step()
+        step = new_step(model, recipe)
     workers = launch.workers(job.dataloader_num_workers, accelerator, recipe)
     source = streaming.Stream if recipe.streaming else Samples
     samples = source(splits.train, recipe, train_transform, job.on_bad_image, job.max_image_pixels)
@@ -108,7 +113,7 @@ def main(argv: list[str] | None = None) -> int | None:
     # ----------------------------------------------------------------------------------------- state
     if start is not None:
         accelerator.print(f"starts from {recipe.pretrained} {backbones.start_from(step.model, start, splits.classes)}")
-        step, start = new_step(), None  # a mixer may have copied the model
+        step, start = new_step(model, recipe), None  # a mixer may have copied the model
     step = launch.on_device(step, recipe, accelerator)
     if recipe.torch_compile:
         launch.compile_step(step)

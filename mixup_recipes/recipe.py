@@ -74,11 +74,15 @@ class Recipe:
     """Initial weights: timm's, or as in the published runs, which start the head (and class token) differently."""
     pretrained: str | None = None
     """Start from trained weights: timm (its own of this model), a name of timm, hf-hub:OWNER/NAME, or a run folder."""
+    data_config: Literal["recipe", "pretrained"] = "recipe"
+    """Where sizes, mean, std and interpolation come from that are not given: this recipe, or the trained weights."""
     freeze: str | None = None
     """Weights that stay as they are: body (all but the classifier), or all up to a stage such as layer2 or blocks.3."""
     # --- mixing
     mixer: str = "vanilla"
     """Name in mixers.MIXERS; --mixer.ARGUMENT sets an argument of it, as in --mixer.alpha 0.5."""
+    mix_prob: Share = 1.0
+    """Share of the updates that mix; the others train on the images as they are."""
     mixer_args: dict = field(default_factory=dict)
     """Table of mixer -> arguments: what this setting changes in a mixer's published defaults."""
     # --- optimisation

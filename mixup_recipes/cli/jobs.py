@@ -60,11 +60,19 @@ def sweep(
 
 
 @app.command
-def prepare(name: Annotated[str, text("groceries or cifar10")]) -> None:
-    """Download and write a small real data set once."""
-    from mixup_recipes.data.prepare import prepare
+def prepare(
+    name: Annotated[str, text("groceries, cifar10, or weights: efficientnet_lite0")],
+    *,
+    folder: Annotated[Path | None, said("write its images too, as FOLDER/<split>/<class>/<image>")] = None,
+) -> None:
+    """Download and write a small real data set, or trained weights, once."""
+    from mixup_recipes.data.prepare import prepare, unpack
+    from mixup_recipes.training.known_weights import WEIGHTS, prepare_weights
 
-    print(prepare(name))
+    place = prepare_weights(name) if name in WEIGHTS else prepare(name)
+    if folder is not None:
+        unpack(place, folder)
+    print(folder or place)
 
 
 @app.command

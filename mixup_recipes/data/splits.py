@@ -243,7 +243,9 @@ def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
         files = parquet.parquet_files(folder, split, recipe.dataset_config, own)
         if files is None and directory is None:
             tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in files_table.SUFFIXES)
-            raise UserError(f"{why}; a table of paths is read by its own name: --dataset {tables[0]}") if tables else why
+            raise (
+                UserError(f"{why}; a table of paths is read by its own name: --dataset {tables[0]}") if tables else why
+            )
     else:
         files = None
     if files is None:

@@ -15,8 +15,9 @@ from mixup_recipes.data.order import Key
 from mixup_recipes.data.pictures import check_png, to_uint8
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.pages.preview import varied
-from mixup_recipes.runs import replay
 from mixup_recipes.runs.run import Run
+from mixup_recipes.training import backbones
+from mixup_recipes.training.update import new_step
 from mixup_recipes.typed import UserError
 
 LAMBDAS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -36,7 +37,7 @@ def masks(run: Run, pairs: int, path: Path) -> str:
     if not 1 <= pairs <= 16:
         raise UserError(f"pairs: expected 1 to 16, got {pairs}")
     recipe = run.recipe
-    step = replay.new_step(recipe)
+    step = new_step(backbones.create_model(recipe), recipe)
     mixer = step.mixer
     if not isinstance(mixer, AutoMix | AdAutoMix):
         raise UserError(

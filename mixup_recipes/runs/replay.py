@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from mixers import Plan, Step, build
+from mixers import Plan, Step
 from mixers.base import plan_alone
 from mixup_recipes import files
 from mixup_recipes.data import images
@@ -28,7 +28,7 @@ from mixup_recipes.recipe import Recipe, to_yaml
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones, checkpoint
 from mixup_recipes.training.folder import check_teachers
-from mixup_recipes.training.update import criterion, inputs
+from mixup_recipes.training.update import inputs, new_step
 from mixup_recipes.typed import UserError
 
 
@@ -89,7 +89,9 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
     remarks: list[str] = []
     if env.get("device_type", device.type) != device.type:
         notes.append(f"the run was on {env['device_type']}, this is {device.type}: equal but for rounding and noise")
-    module = new_step(recipe)  # before any image, whose keys move the generator that initial weights come from
+    module = new_step(
+        backbones.create_model(recipe), recipe
+    )  # before any image, whose keys move the generator that initial weights come from
     check_teachers(folder, module)
     module.to(device).to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     module.train()
@@ -124,12 +126,6 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
     if "second" in plan:
         remarks.append("mosaics: an image is made of any of its part, the row beside it need not be among them")
     return Replayed(mixed, targets, plan, labels, indices, recipe, splits.classes, notes, remarks)
-
-
-def new_step(recipe: Recipe) -> Step:
-    """Model and mixer with the weights that the job starts from."""
-    model = backbones.create_model(recipe)
-    return Step(model, build(recipe.mixer, **recipe.mixer_args[recipe.mixer]), criterion(recipe))
 
 
 def check_data(run: Run, found: Splits) -> None:

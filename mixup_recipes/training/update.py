@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from mixers import Out, Step
+from mixers import Out, Step, Switch, Vanilla, build
 from mixup_recipes.data import images, keys
 from mixup_recipes.data.loading import Loaded
 from mixup_recipes.data.order import TrainOrder
@@ -45,6 +45,14 @@ def prepared(loaded: Iterator[Loaded], order: TrainOrder, device: torch.device) 
         for micro in range(order.rank, order.micro_batches, order.world):
             pixels, labels, _, bad = next(loaded)
             yield Batch(*inputs(pixels, labels, order.recipe, update, micro, device), bad)
+
+
+def new_step(model: nn.Module, recipe: Recipe) -> Step:
+    """The recipe's mixer on a model. Raises ``ValueError`` when they do not go together."""
+    mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
+    if recipe.mix_prob < 1:
+        mixer = Switch([mixer, Vanilla()], [recipe.mix_prob, 1 - recipe.mix_prob])
+    return Step(model, mixer, criterion(recipe))
 
 
 def inputs(

@@ -19,6 +19,7 @@ from mixers import taps
 from mixup_recipes import fetch
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training.backbones import moganet, pvt, resnet_cifar  # noqa: F401  registers their models with timm
+from mixup_recipes.training.known_weights import WEIGHTS, find_weights
 from mixup_recipes.typed import UserError, nearest
 
 
@@ -91,12 +92,12 @@ def freeze(model: nn.Module, upto: str) -> None:
 
 
 def load_model(name: str, **args: Any) -> nn.Module:
-    """A trained model: a run folder, ``hf-hub:owner/name[@revision]``, or the name of timm weights.
+    """A trained model: a run folder, ``hf-hub:owner/name[@revision]``, prepared weights, or the name of timm weights.
 
     ``args`` replace arguments that the weights were saved with; timm adapts the weights where it can. Of folders and
     repositories safetensors alone are read: see ``mixers.weights``. Raises ``UserError``.
     """
-    folder = Path(name)
+    folder = find_weights(name) if name in WEIGHTS else Path(name)
     if folder.is_dir():
         if not (folder / "config.json").exists() or not (folder / "model.safetensors").exists():
             raise UserError(f"{name} has no config.json and model.safetensors: not a run that was evaluated once")
