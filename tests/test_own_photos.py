@@ -1,0 +1,189 @@
+"""Promise: a folder or table of one's own photos is read, divided once and for all, and trained on as it is."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from tiny import jpeg
+
+from mixers import Step, build
+from mixup_recipes.data import holdout
+from mixup_recipes.data.decoding import decode
+from mixup_recipes.data.splits import load_split, load_splits
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.training import backbones, optimisation
+from mixup_recipes.typed import UserError
+
+CLASSES = ("ant", "bee", "cow")
+
+
+def put(root, images=20, classes=CLASSES, start=0):
+    """Photos that differ in their size, so that no two are compared by their content."""
+    rng = np.random.default_rng(start)
+    for kind, name in enumerate(classes):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(start, start + images):
+            (root / name / f"{i}.jpg").write_bytes(jpeg(kind, rng) + bytes(1 + 7 * i + kind))
+    return root
+
+
+def recipe(dataset, name="finetune_cutmix", **changes):
+    return load_recipe(name, dataset=str(dataset), **changes)
+
+
+def files(table):
+    return {path.rsplit("/", 2)[-2] + "/" + path.rsplit("/", 1)[-1] for path in table["image"]}
+
+
+def refused(dataset, **changes):
+    with pytest.raises(UserError) as error:
+        load_splits(recipe(dataset, **changes))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_hold_out_follows_from_names_alone_so_that_more_photos_move_none(tmp_path):
+    root = put(tmp_path / "photos")
+    before = load_splits(recipe(root))
+    train, held = files(before.train), files(before.eval)
+    assert len(train) + len(held) == 60 and not train & held and before.classes == list(CLASSES)
+    shares = [sum(name.startswith(kind) for name in held) / 20 for kind in CLASSES]
+    assert all(0.05 <= share <= 0.4 for share in shares) and len(held) == len(before.held_out)
+    assert before.record["holdout"] == {"of": "train", "share": 0.2, "seed": 0}
+    put(root, 10, start=20)
+    after = load_splits(recipe(root))
+    assert train < files(after.train) and held <= files(after.eval)
+    assert files(load_split(recipe(root), "validation", None).table) == files(after.eval)
+    other = files(load_splits(recipe(root, holdout_seed=1)).eval)
+    assert other != files(after.eval) and len(files(load_splits(recipe(root, holdout=0.5)).eval)) > 30
+    # one photo stays in training; a whole class is never held out
+    put(tmp_path / "few", 1)
+    assert "none is held out" in refused(tmp_path / "few")
+    labels = np.repeat(np.arange(100), 3)
+    sides = holdout.held_out([f"{i}.jpg" for i in range(300)], labels, [str(k) for k in range(100)], 0.9, 0)
+    assert np.bincount(labels[~sides], minlength=100).min() == 1 and sides.sum() > 150
+
+
+def test_a_photo_whose_content_is_held_out_is_not_trained_on(tmp_path):
+    root = put(tmp_path / "photos")
+    held = sorted(files(load_splits(recipe(root)).eval))[0]
+    kind = held.split("/")[0]
+    names = [f"{kind}/copy{i}.jpg" for i in range(9)]
+    for name in names:
+        (root / name).write_bytes((root / held).read_bytes())
+    found = load_splits(recipe(root))
+    copies = {*names} & files(found.train), {*names} & files(found.eval)
+    assert not copies[0] and len(copies[1]) < 9
+    said = f"validation: {9 - len(copies[1])} left out of training, their content is held out: copy"
+    assert any(note.startswith(said) for note in found.notes)
+
+
+def test_which_folders_are_classes_and_what_is_refused(tmp_path):
+    put(tmp_path / "split/train")
+    assert len(load_splits(recipe(tmp_path / "split")).train) < 60  # training alone
+    put(tmp_path / "split/test", 2)
+    assert load_splits(recipe(tmp_path / "split")).record["holdout"]["of"] == "train"  # tests stay aside
+    assert len(load_splits(recipe(tmp_path / "split", eval_split="test")).train) == 60
+    put(tmp_path / "split/val", 3)
+    assert len(load_splits(recipe(tmp_path / "split")).eval) == 9
+    put(tmp_path / "vehicles", classes=("train", "bus"))
+    assert load_splits(recipe(tmp_path / "vehicles")).classes == ["bus", "train"]
+    assert f"pass one of them: --dataset {tmp_path}/split" in refused(tmp_path)
+    assert "has one class, 'ant'" in refused(put(tmp_path / "one", classes=("ant",)))
+    assert "has no folder for split 'train'" in refused(put(tmp_path / "flat"), holdout=0)
+
+
+def test_a_table_of_paths_has_labels_in_words_and_what_it_lacks_is_counted(tmp_path):
+    root = put(tmp_path / "photos", 8)
+    rows = [(f"{kind}/{i}.jpg", f"a {kind}") for kind in CLASSES for i in range(8)]
+    odd = [("gone.jpg", "a bee"), ("", "a bee"), ("ant/0.jpg", ""), ("../secret.jpg", "a bee"), rows[0]]
+    (tmp_path / "secret.jpg").write_bytes(b"")
+    lines = "".join(f'{path},"{label}"\n' for path, label in rows + odd)
+    (root / "labels.csv").write_text("\ufefffile,what\n" + lines)
+    own = {"image_column": "file", "label_column": "what"}
+    found = load_splits(recipe(root / "labels.csv", **own))
+    assert found.classes == ["a ant", "a bee", "a cow"] and len(found.train) + len(found.eval) == 24
+    said = "\n".join(found.notes)
+    for words in (
+        "1 left out, files outside of the table's folder: ../secret.jpg",
+        "files that are not there: gone.jpg",
+        "2 left out, rows without a path or a label: row 26, row 27",
+        "rows that are there twice: ant/0.jpg",
+    ):
+        assert words in said
+    assert "no column 'image'; valid names: file, what (set image_column" in refused(root / "labels.csv")
+    # numbers are classes in their order, a column of splits is followed
+    split = ["train", "train", "val"]
+    rows = [
+        {"image": f"{k}/{i}.jpg", "label": 2 + 8 * n, "split": split[i % 3]}
+        for n, k in enumerate(CLASSES)
+        for i in range(8)
+    ]
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_splits(recipe(root / "rows.jsonl"))
+    assert found.classes == ["2", "10", "18"] and (len(found.train), len(found.eval)) == (18, 6)
+    assert found.notes == ["validation: read from the rows of val"] and "holdout" not in found.record
+    (root / "twice.csv").write_text("image,label\nant/0.jpg,a\nant/0.jpg,b\n")
+    assert "ant/0.jpg is there with two labels, 'a' and 'b'" in refused(root / "twice.csv")
+    (root / "notes.txt").write_text("")
+    assert "is a file; expected a folder, or a table of paths (.csv, .tsv, .jsonl, .parquet)" in refused(
+        root / "notes.txt"
+    )
+
+
+def test_classes_are_counted_from_data_of_ones_own_and_only_there():
+    assert load_recipe("quickstart_cutmix").num_classes == 14
+    assert load_recipe("quickstart_cutmix", dataset="groceries").num_classes == 14
+    assert load_recipe("quickstart_cutmix", dataset="photos").num_classes == 0
+    assert load_recipe("quickstart_cutmix", dataset="photos", num_classes=3).num_classes == 3
+    assert load_recipe("r50_100e_cutmix").num_classes == 1000
+
+
+def test_photos_are_turned_as_their_camera_noted_it_where_the_recipe_says_so():
+    pixels = np.zeros((24, 40, 3), np.uint8)
+    pixels[:12, :20] = 255
+    for orientation in range(1, 9):
+        for kind in ("JPEG", "PNG", "WEBP"):
+            exif, buffer = Image.Exif(), io.BytesIO()
+            exif[0x0112] = orientation
+            Image.fromarray(pixels).save(buffer, kind, exif=exif, quality=95)
+            plain, upright = decode(buffer.getvalue()), decode(buffer.getvalue(), upright=True)
+            seen = Image.fromarray(plain.permute(1, 2, 0).numpy())
+            operation = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(orientation)  # Pillow's transpositions
+            seen = seen if operation is None else seen.transpose(Image.Transpose(operation))
+            assert plain.shape == (3, 24, 40)
+            assert torch.equal(upright, torch.from_numpy(np.array(seen)).permute(2, 0, 1)), (orientation, kind)
+
+
+def test_layers_have_rates_of_their_own_and_frozen_ones_none():
+    own = recipe("photos", "finetune_mixup", model="test_resnet", num_classes=3, lr=1.0, head_lr=4.0, layer_decay=0.5)
+    model = backbones.create_model(own)
+    step = Step(model, build("vanilla"), torch.nn.CrossEntropyLoss(reduction="none"))
+    groups = optimisation.optimizer(step, own).param_groups
+    rate = {id(p): group["schedule"]["lr"] for group in groups for p in group["params"]}
+    layer = backbones.layers(model)
+    for name, p in model.named_parameters():
+        assert rate[id(p)] == (4.0 if name.startswith("fc.") else 0.5 ** (layer["fc.weight"] - layer[name])), name
+    for group in groups:
+        expected = optimisation.learning_rate(own, 30, 10) * group["schedule"]["lr"]
+        assert optimisation.learning_rate(own, 30, 10, **group["schedule"]) == pytest.approx(expected)
+    for freeze, trained in (("body", {"fc"}), ("layer2", {"layer3", "layer4", "fc"})):
+        found = timm.create_model("test_resnet", num_classes=3)
+        backbones.freeze(found, freeze)
+        assert {name.split(".")[0] for name, p in found.named_parameters() if p.requires_grad} == trained
+    with pytest.raises(UserError, match="freeze 'layer9': did you mean 'layer"):
+        backbones.freeze(model, "layer9")
+
+
+def test_some_updates_train_on_the_images_as_they_are(images_and_targets):
+    from mixup_recipes.training.update import new_step
+
+    own = recipe("photos", "finetune_mixup", model="test_resnet", num_classes=5, mix_prob=0.5)
+    step = new_step(backbones.create_model(own), own)
+    x, y = images_and_targets
+    mixed = [not torch.equal(step(x, y, np.random.default_rng(i)).target, y) for i in range(40)]
+    assert 10 < sum(mixed) < 30
