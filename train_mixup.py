@@ -43,7 +43,6 @@ def main(argv: list[str] | None = None) -> int | None:
 
     from mixers import Step, build
     from mixup_recipes.data import images, streaming
-    from mixup_recipes.data.loading import Samples
     from mixup_recipes.data.order import TrainOrder
     from mixup_recipes.data.pictures import sample_sheet
     from mixup_recipes.hub.publisher import Publisher
@@ -97,9 +96,8 @@ def main(argv: list[str] | None = None) -> int | None:
     with accelerator.main_process_first():  # one process downloads and lists, the others read
         splits = open_data(folder, recipe, found, job.accept_changed_data, accelerator.print)
     workers = launch.workers(job.dataloader_num_workers, accelerator, recipe)
-    source = streaming.Stream if recipe.streaming else Samples
-    samples = source(splits.train, recipe, train_transform, job.on_bad_image, job.max_image_pixels)
-    eval_samples = source(splits.eval, recipe, eval_transform, job.on_bad_image, job.max_image_pixels)
+    samples = streaming.reader(splits.train, recipe, train_transform, job.on_bad_image, job.max_image_pixels)
+    eval_samples = streaming.reader(splits.eval, recipe, eval_transform, job.on_bad_image, job.max_image_pixels)
 
     # ----------------------------------------------------------------------------------------- state
     if start is not None:
@@ -123,7 +121,7 @@ def main(argv: list[str] | None = None) -> int | None:
     update, evaluated = state["update"], state["evaluated"]
     order = TrainOrder(len(samples), recipe, rank, world, start=update)
     total, per_epoch = order.updates, order.updates_per_epoch
-    if recipe.streaming and update % per_epoch:
+    if isinstance(samples, streaming.Stream) and update % per_epoch:
         accelerator.print("streaming: the rest of this epoch is drawn anew, so some images come twice or not at all")
 
     # ----------------------------------------------------------------------------------------- record
