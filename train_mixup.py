@@ -42,32 +42,23 @@ def main(argv: list[str] | None = None) -> int | None:
     from timm.utils import ModelEmaV3, distribute_bn
 
     from mixup_recipes.data import images, streaming
-    from mixup_recipes.data.loading import Samples
     from mixup_recipes.data.order import TrainOrder
     from mixup_recipes.data.pictures import sample_sheet
     from mixup_recipes.hub.publisher import Publisher
     from mixup_recipes.pages import card
     from mixup_recipes.runs.run import Run
-    from mixup_recipes.training import (
-        backbones,
-        checkpoint,
-        dryrun,
-        evaluation,
-        launch,
-        optimisation,
-        precise_bn,
-        preprocessing,
-    )
+    from mixup_recipes.training import backbones, checkpoint, dryrun, evaluation, launch, optimisation, precise_bn
     from mixup_recipes.training.data import open_data
     from mixup_recipes.training.export import export_epoch
     from mixup_recipes.training.folder import begin_folder, check_disk, check_folder, check_teachers, environment
     from mixup_recipes.training.log import Log, NoLog
+    from mixup_recipes.training.preprocessing import of_weights
     from mixup_recipes.training.progress import Progress
     from mixup_recipes.training.signals import Stop
     from mixup_recipes.training.update import Learner, new_step, prepared, train_update
 
     # ----------------------------------------------------------------------------------------- processes
-    recipe, _ = resolve(job.recipe, given["Recipe fields"] | preprocessing.of_weights(recipe, origin))
+    recipe, _ = resolve(job.recipe, given["Recipe fields"] | of_weights(recipe, origin))
     accelerator = launch.accelerator(recipe, folder, job.report_to, job.deterministic)
     stop = Stop()  # from here on a signal means: save and leave
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
@@ -106,9 +97,8 @@ def main(argv: list[str] | None = None) -> int | None:
         model = backbones.create_model(recipe)
         step = new_step(model, recipe)
     workers = launch.workers(job.dataloader_num_workers, accelerator, recipe)
-    source = streaming.Stream if recipe.streaming else Samples
-    samples = source(splits.train, recipe, train_transform, job.on_bad_image, job.max_image_pixels)
-    eval_samples = source(splits.eval, recipe, eval_transform, job.on_bad_image, job.max_image_pixels)
+    samples = streaming.reader(splits.train, recipe, train_transform, job.on_bad_image, job.max_image_pixels)
+    eval_samples = streaming.reader(splits.eval, recipe, eval_transform, job.on_bad_image, job.max_image_pixels)
 
     # ----------------------------------------------------------------------------------------- state
     if start is not None:
@@ -132,7 +122,7 @@ def main(argv: list[str] | None = None) -> int | None:
     update, evaluated = state["update"], state["evaluated"]
     order = TrainOrder(len(samples), recipe, rank, world, start=update)
     total, per_epoch = order.updates, order.updates_per_epoch
-    if recipe.streaming and update % per_epoch:
+    if isinstance(samples, streaming.Stream) and update % per_epoch:
         accelerator.print("streaming: the rest of this epoch is drawn anew, so some images come twice or not at all")
 
     # ----------------------------------------------------------------------------------------- record

@@ -58,7 +58,7 @@ class Recipe:
     exif_orientation: bool = False
     """Turn photos as their camera noted it. Published recipes never do."""
     streaming: bool = False
-    """Read a Hub dataset while training on it, without a copy: shuffled by files and within a buffer of 1000 images."""
+    """Read a Hub dataset while training on it, without a copy; but for image files shuffled within 1000 images."""
     max_train_samples: Count | None = None
     """Train on the first n images of a fixed shuffle only, for tests."""
     max_eval_samples: Count | None = None

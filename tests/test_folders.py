@@ -13,10 +13,11 @@ from PIL import Image
 from tiny import jpeg
 
 from mixup_recipes.data import folder, splits
-from mixup_recipes.data.decoding import BadImage, decode, encoded, read
+from mixup_recipes.data.decoding import BadImage, decode, read
 from mixup_recipes.data.images import EvalTransform
 from mixup_recipes.data.loading import Samples
 from mixup_recipes.data.order import Key
+from mixup_recipes.data.origin import encoded, origin
 from mixup_recipes.data.splits import load_split, load_splits
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError
@@ -271,6 +272,43 @@ def test_no_row_and_no_picture_opens_other_files_starts_a_program_or_fills_the_m
     with pytest.raises(BadImage, match="too thin"):
         EvalTransform(256, 224, "bicubic")(thin)
     assert EvalTransform((40, 80), (32, 64), "bilinear")(decode(JPEG)).shape == (3, 32, 64)  # a model that is no square
+
+
+NAMED = {  # and what is wrong with it
+    "images/a.jpg": None, "beside.jpg": None, "images/./a.jpg": None, "images/inside.jpg": None,
+    "images/outside.jpg": "by a link", "away/secret.jpg": "by a link", "pipe": "no regular file", "images": "directory",
+    "../../secret.jpg": "outside", "images/../images/a.jpg": "outside", "{set}/images/a.jpg": "outside",
+    "file://{set}/images/a.jpg": "outside", "hf://datasets/a/b@main/c.jpg": "outside", "/dev/zero": "outside",
+    "gone.jpg": "not there", "": "no image", "a\0": "outside", "." : "directory",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["struct", "text", "large"])
+def test_a_row_names_files_of_its_own_data_set_only(tmp_path, monkeypatch, kind):
+    if kind == "large":
+        monkeypatch.setattr(splits, "SMALL", 0)
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    root = put(tmp_path / "set[1]", "images/a.jpg", "data/beside.jpg", "../secret.jpg")
+    (root / "images/inside.jpg").symlink_to("a.jpg")
+    (root / "images/outside.jpg").symlink_to("../../secret.jpg")
+    (root / "away").symlink_to("..")
+    os.mkfifo(root / "pipe")
+    names = [name.format(set=root) for name in NAMED]
+    images = names if kind == "text" else [{"bytes": None, "path": name} for name in names]
+    pq.write_table(pa.table({"image": images, "label": [0] * len(names)}), root / f"data/train{SHARD}")
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    found = load_split(recipe("../set[1]"), "train", None)
+    for name, row, wrong in zip(NAMED, found.table["image"], NAMED.values(), strict=True):
+        if wrong is None:
+            assert encoded(row, origin(found.table)) == JPEG, name
+        else:
+            with pytest.raises(BadImage, match=wrong):
+                encoded(row, origin(found.table))
+    samples = Samples(found.table, recipe(""), EvalTransform(16, 16, "bilinear"), "skip")
+    assert [samples[Key(0, i, 0)][3] for i in range(4)] == [0] * 4 and samples[Key(0, 4, 0)][3] > 0
+    (root / "images/a.jpg").write_bytes(JPEG * 2)
+    assert load_split(recipe(root), "train", None).record["fingerprint"] != found.record["fingerprint"]
 
 
 def test_the_layouts_of_the_hub_are_read_a_split_there_twice_is_refused_and_images_win_over_tables(tmp_path):

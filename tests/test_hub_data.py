@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tiny
 from driver import Server
@@ -13,7 +14,7 @@ from hub_server import HubServer
 from resuming import differences, finish, log
 from safetensors.numpy import load_file
 
-from mixup_recipes.data.splits import one_commit
+from mixup_recipes.data.repository import one_commit
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.typed import UserError
 
@@ -104,6 +105,27 @@ def test_a_streamed_run_resumed_at_an_evaluation_is_that_of_one_never_stopped(ru
     assert copies() == before
 
 
+def test_a_run_on_streamed_image_files_is_that_on_their_copy_also_when_it_was_stopped_within_an_epoch(
+    runs, hub, given, photos, tmp_path
+):
+    tables = {s: pq.read_table(next(photos.rglob(f"{s}*.parquet"))).to_pylist() for s in ("train", "test")}
+    files = {
+        f"{s}/{tiny.CLASSES[row['label']]}/{i:02}.jpg": row["image"]["bytes"]
+        for s, rows in tables.items()
+        for i, row in enumerate(rows)
+    }
+    hub.write("tester/files", files, "dataset")
+    for streamed in ("true", "false"):
+        run = tmp_path / streamed
+        arguments = (*given, "--dataset", "tester/files", "--streaming", streamed, "--output_dir", run)
+        stop = [["receive", "mixup_recipes.training.optimisation:set_learning_rates", 2, 15]]
+        assert runs.start(*arguments, processes=2, faults=stop).wait() == [75, 75]
+        said = finish(runs, *arguments, "--resume_from_checkpoint", "auto", processes=2)
+        assert "drawn anew" not in said
+    for name in ("model.safetensors", "predictions.safetensors", "eval_results.json", "data.json", "summary.csv"):
+        assert (tmp_path / "true" / name).read_bytes() == (tmp_path / "false" / name).read_bytes(), name
+
+
 def test_a_streamed_run_stopped_within_an_epoch_says_that_the_rest_is_drawn_anew(runs, given, tmp_path):
     arguments = (*given, "--streaming", "true", "--epochs", 1, "--output_dir", tmp_path / "run")
     stop = [["receive", "mixup_recipes.training.optimisation:set_learning_rates", 2, 15]]
@@ -180,7 +202,6 @@ def test_splits_of_different_commits_are_refused():
 def test_a_dataset_that_cannot_be_had_is_one_line_and_a_private_one_needs_the_token(hub):
     gone = "doesn't exist on the Hub or cannot be accessed"
     gated = "access is gated: accept the terms on its page on the Hub"
-    bare = "dataset 'tester/bare' does not say what columns and how many images it has; leave out --streaming"
     both = [  # copied and streamed
         (hub.token, "tester/none", {}, f"Dataset 'tester/none' {gone}"),
         (hub.token, "stranger/private", {}, gone),
@@ -195,7 +216,7 @@ def test_a_dataset_that_cannot_be_had_is_one_line_and_a_private_one_needs_the_to
         (hub.stranger_token, "tester/private", {}, "cannot open dataset 'tester/private', split 'train': "),
         (hub.token, "tester/private", {}, "72"),
         ("", "stranger/gated", {}, gated),
-        (hub.token, "tester/bare", {"streaming": True}, bare),
+        (hub.token, "tester/bare", {"streaming": True}, "72"),
         (hub.token, "tester/damaged", {}, "cannot open dataset 'tester/damaged', split 'train': "),
         (hub.token, "tester/bare", {}, "72"),
         # what the client tries again, and what it does not

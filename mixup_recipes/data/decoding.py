@@ -11,7 +11,6 @@ import io
 import os
 import stat
 import warnings
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,19 +27,6 @@ Image.MAX_IMAGE_PIXELS = None  # the limit here is one for all decoders, and can
 
 class BadImage(Exception):
     """An image that cannot be used; the message says why."""
-
-
-def encoded(image: str | dict[str, Any] | None) -> bytes:
-    """The bytes of a row's image, or of the file that a table of our own names (``folder.scan``).
-
-    A row that is a table of bytes and path comes from a stranger: no file that it names is opened. Raises ``BadImage``.
-    """
-    if isinstance(image, str):
-        return read(image)
-    content: bytes | None = (image or {}).get("bytes")
-    if content is not None:
-        return content
-    raise BadImage("the row names a file instead of holding an image" if (image or {}).get("path") else "no image")
 
 
 def read(path: str | os.PathLike[str]) -> bytes:

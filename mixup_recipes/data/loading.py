@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mixup_recipes.data import keys
-from mixup_recipes.data.decoding import LIMIT, BadImage, decode, encoded
+from mixup_recipes.data.decoding import LIMIT, BadImage, decode
 from mixup_recipes.data.images import Transform
 from mixup_recipes.data.order import Key, TrainOrder
+from mixup_recipes.data.origin import encoded, origin
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import RankError
 
@@ -52,6 +53,7 @@ class Samples(torch.utils.data.Dataset[Sample]):
     ):
         self.table, self.transform, self.on_bad_image, self.seed = table, transform, on_bad_image, recipe.seed
         self.limit = limit  # pixels of a picture
+        self.origin, self.upright = origin(table), recipe.exif_orientation
         self.image_column, self.label_column = recipe.image_column, recipe.label_column
 
     def __len__(self) -> int:
@@ -64,7 +66,8 @@ class Samples(torch.utils.data.Dataset[Sample]):
             row = self.table[index]
             image = row[self.image_column]
             try:
-                return self.transform(decode(encoded(image), self.limit)), row[self.label_column], key.index, bad
+                pixels = self.transform(decode(encoded(image, self.origin), self.limit, self.upright))
+                return pixels, row[self.label_column], key.index, bad
             except BadImage as e:
                 if self.on_bad_image == "stop":
                     where = image if isinstance(image, str) else (image or {}).get("path") or "no path"

@@ -1,9 +1,7 @@
 """Datasets by name: the two tables that a run needs, opened and checked, with encoded images."""
 
 import hashlib
-import os
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,30 +9,29 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from mixup_recipes.data import folder as image_folder
 from mixup_recipes.data import holdout, keys, parquet
 from mixup_recipes.data import table as files_table
 from mixup_recipes.data.classes import among, natural, places, subset
+from mixup_recipes.data.origin import Opened, files_of, note_files, with_named
 from mixup_recipes.data.prepare import PREPARED, find_prepared
+from mixup_recipes.data.repository import SMALL, announce_copy, one_commit, open_hub
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
 # What the libraries below raise for files of other forms than they expect.
 WRONG = (ValueError, OSError, RecursionError, TypeError, KeyError, AttributeError)
 MOST_CLASSES = 2**20  # of labels without names
-SMALL = 2**30  # bytes of parquet that are read into memory instead of being copied to Arrow files
 
 
 class Split(NamedTuple):
     """The images of one split, still encoded."""
 
     table: Any
-    """A ``datasets`` table or stream of the recipe's two columns: images as a table of bytes and path, or, in a folder
-    of images, as the path of a file; labels as places in ``classes``."""
+    """A ``datasets`` table or stream of the recipe's two columns: images as a table of bytes and path, or, of a folder
+    or repository of images, as the path or address of a file; labels as places in ``classes``."""
     classes: list[str]
     record: dict[str, Any]
     """See ``split_record``."""
@@ -57,18 +54,6 @@ class Splits(NamedTuple):
     """The folder, of data that are on this machine under a path of the user's."""
     held_out: list[str]
     """Names of the images that are held out, of data with one split; empty for all others."""
-
-
-class Opened(NamedTuple):
-    """A split as it was found."""
-
-    table: Any
-    fingerprint: str | None
-    notes: list[str]
-    ours: bool = False
-    """Whether images are the paths of files that we, or ``datasets``, found ourselves."""
-    whole: bool = False
-    """Whether these are the rows of all data, which have one split."""
 
 
 def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
@@ -123,7 +108,7 @@ def load_split(
 
 def prepared(opened: Opened, recipe: Recipe, split: str, limit: int | None, like: Sequence[str] = ()) -> Split:
     """A split as it was found, as ``load_split`` gives it."""
-    table, fingerprint, notes, ours, whole = opened
+    table, fingerprint, notes, ours, _ = opened
     image, label = recipe.image_column, recipe.label_column
     for column in (image, label):
         if column not in table.column_names:
@@ -142,15 +127,12 @@ def prepared(opened: Opened, recipe: Recipe, split: str, limit: int | None, like
             raise UserError(
                 f"dataset {recipe.dataset!r}: column {image!r} does not hold images (set image_column)"
             ) from None
-    if whole:
+        fingerprint = with_named(fingerprint, table, image)
+    if opened.whole:
         table, fingerprint, said = side(table, recipe, split, classes)
         notes = notes + said
-    if (
-        like
-        and classes != list(like)
-        and isinstance(table, datasets.Dataset)
-        and (order := arranged(classes, list(like)))
-    ):
+    read = isinstance(table, datasets.Dataset)
+    if read and like and classes != list(like) and (order := arranged(classes, list(like))):
         notes = notes + [n for n in [subset(len(classes), len(like), f"split {split!r}", "the run")] if n]
         table, classes = relabelled(table, label, among(order, classes, "", ""), order), order
     table = first(table, limit)
@@ -184,10 +166,9 @@ def in_numbers(table: Any, label: str) -> Any:
         raise UserError(f"{len(missing):,} rows have no label in column {label!r}, the first is row {missing[0]}")
     names = sorted({*words}, key=natural(sorted({*words})))
     number = {name: i for i, name in enumerate(names)}
-    files = table.info.download_checksums
-    feature = datasets.ClassLabel(names=names)
+    files, feature = files_of(table), datasets.ClassLabel(names=names)
     table = table.remove_columns(label).add_column(label, np.array([number[w] for w in words]), feature=feature)
-    table.info.download_checksums = files
+    note_files(table, files)
     return table
 
 
@@ -267,55 +248,8 @@ def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
         # load_dataset takes a path for a pattern
         names = [re.sub(r"([\[\]*?])", r"[\1]", str(path.absolute())) for path in files.paths]
         table = datasets.load_dataset("parquet", data_files={split: names}, split=split)
+    note_files(table, [str(path.absolute()) for path in files.paths], str(folder.absolute()))
     return Opened(table, parquet.fingerprint(files.paths), files.notes)
-
-
-def open_hub(recipe: Recipe, split: str, streaming: bool) -> Opened:
-    """A Hub dataset; its size is announced before anything large is written. A stream writes nothing."""
-    builder = datasets.load_dataset_builder(
-        recipe.dataset, name=recipe.dataset_config, revision=recipe.dataset_revision
-    )
-    info = builder.info
-    if info.splits and split not in info.splits:
-        raise UserError(f"dataset {recipe.dataset!r} has no split {split!r}; {nearest(split, info.splits)}")
-    if streaming and not (info.splits and info.features and info.splits[split].num_examples):
-        raise UserError(
-            f"dataset {recipe.dataset!r} does not say what columns and how many images it has; leave out --streaming"
-        )
-    ours = False
-    if streaming:
-        table = builder.as_streaming_dataset(split=split)
-        table.info.download_checksums = {str(f): None for f in (builder.config.data_files or {}).get(split, ())}
-    else:
-        announce_copy((info.download_size or 0) + (info.dataset_size or 0), recipe.dataset.replace("/", "___"))
-        builder.download_and_prepare()
-        table = builder.as_dataset(split=split)
-        table.info.download_checksums = {
-            f"hf://datasets/{recipe.dataset}@{builder.hash}/": None
-        }  # its files' beginning
-        if isinstance(builder, ImageFolder) and recipe.image_column in table.column_names:
-            # datasets has made these rows, which name files that it downloaded itself
-            images = table.data.column(recipe.image_column)
-            if pc.struct_field(images, "bytes").null_count == len(images):
-                paths, text = pc.struct_field(images, "path").to_pylist(), datasets.Value("large_string")
-                table = table.remove_columns(recipe.image_column).add_column(recipe.image_column, paths, feature=text)
-                ours = True
-    at = commit(table)
-    return Opened(table, at and hashlib.sha256(f"{at} {recipe.dataset_config} {split}".encode()).hexdigest(), [], ours)
-
-
-def announce_copy(size: int, kept: str) -> None:
-    """Say how much disk ``datasets`` is about to fill; refuse when it is not there. ``size`` in bytes.
-
-    ``kept``: the name under which the cache keeps the copy, if it was made before.
-    """
-    cache = Path(datasets.config.HF_DATASETS_CACHE)
-    cache.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(cache).free
-    if size > SMALL and int(os.environ.get("RANK", "0")) == 0:
-        print(f"datasets keeps up to {size / 1e9:.0f} GB in {cache} (once); {free / 1e9:.0f} GB are free there")
-    if size > free and not (cache / kept).exists():
-        raise UserError(f"{cache}: {size / 1e9:.0f} GB needed, {free / 1e9:.0f} GB free; set HF_HOME to a larger disk")
 
 
 def count(table: Any) -> int:
@@ -326,7 +260,7 @@ def count(table: Any) -> int:
 def split_record(table: Any, column: str, classes: list[str], fingerprint: str | None) -> dict[str, Any]:
     """What is recorded of a split. A stream's labels have not been read: the hash is that of its files' addresses."""
     if isinstance(table, datasets.IterableDataset):
-        addresses = "\n".join(table.info.download_checksums or ())
+        addresses = "\n".join(files_of(table))
         images = table.info.splits[str(table.split)].num_examples
         found = {"images": images, "labels_sha256": hashlib.sha256(addresses.encode()).hexdigest()}
     else:
@@ -334,27 +268,6 @@ def split_record(table: Any, column: str, classes: list[str], fingerprint: str |
         found = {"images": len(table), "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest()}
         found["per_class"] = np.bincount(labels, minlength=len(classes)).tolist()
     return found | ({"fingerprint": fingerprint} if fingerprint else {})
-
-
-def one_commit(recipe: Recipe, *tables: Any) -> str | None:
-    """The commit of the Hub's repository that all tables were read from; None for data of this machine.
-
-    Raises ``UserError`` when they are of different ones: the repository changed in between.
-    """
-    found = {commit(table) for table in tables}
-    if len(found) > 1:
-        raise UserError(
-            f"dataset {recipe.dataset!r} changed on the Hub while it was opened ({', '.join(map(str, found))}); start "
-            "again, or fix a commit with --dataset_revision"
-        )
-    return found.pop()
-
-
-def commit(table: datasets.Dataset | datasets.IterableDataset) -> str | None:
-    """The commit in the addresses of the files that a table was made from (``open_hub``)."""
-    files = "\n".join(table.info.download_checksums or ())
-    found = re.match(r"hf://datasets/[^@\n]+@([0-9a-f]{40})/", files)
-    return found[1] if found else None
 
 
 def labels_of(table: datasets.Dataset, column: str) -> np.ndarray:
@@ -397,10 +310,10 @@ def arranged(classes: list[str], like: list[str]) -> list[str] | None:
 def relabelled(table: datasets.Dataset, column: str, where: Sequence[int], names: list[str]) -> datasets.Dataset:
     """The table with each label moved to its place, among classes of these names."""
     labels = np.asarray(where)[labels_of(table, column)]
-    order, info = table.column_names, table.info
+    order, files = table.column_names, files_of(table)
     feature = datasets.ClassLabel(names=names)
     table = table.remove_columns(column).add_column(column, labels, feature=feature).select_columns(order)
-    table.info.download_checksums = info.download_checksums
+    note_files(table, files)
     return table
 
 

@@ -19,15 +19,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from mixup_recipes.data import keys
-from mixup_recipes.data.decoding import LIMIT, BadImage, decode, encoded
+from mixup_recipes.data.decoding import LIMIT, BadImage, decode
 from mixup_recipes.data.images import Transform
-from mixup_recipes.data.loading import Loaded, Sample, readable, start_worker
+from mixup_recipes.data.loading import Loaded, Sample, Samples, Source, readable, start_worker
 from mixup_recipes.data.order import TrainOrder
+from mixup_recipes.data.origin import encoded, origin
 from mixup_recipes.data.splits import count
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import RankError, UserError
 
 BUFFER = 1000  # encoded images that a loader process draws from
+
+
+def reader(table: Any, *args: Any) -> Source:
+    """What a run reads a table or a stream with; ``args``: those of both classes."""
+    return Stream(table, *args) if isinstance(table, datasets.IterableDataset) else Samples(table, *args)
 
 
 class Stream:
@@ -43,6 +49,7 @@ class Stream:
     ):
         self.table, self.recipe, self.transform, self.on_bad_image = table, recipe, transform, on_bad_image
         self.limit = limit  # pixels of a picture
+        self.origin = origin(table)
         self.files = table.num_shards
 
     def __len__(self) -> int:
@@ -102,10 +109,7 @@ class Stream:
             rows = (row for file in files for row in self.rows(int(file)))
             rng, bad, good = keys.rng(keys.ORDER, self.recipe.seed, epoch, begin, turn, part), 0, 0
             for row in shuffled(rows, rng):
-                content = (row[self.recipe.image_column] or {}).get("bytes") or b""
-                digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
-                keys.seed_everything(keys.SAMPLE, self.recipe.seed, epoch, digest, turn)
-                if (image := self.image(row)) is None:
+                if (image := self.image(row, (epoch, turn))) is None:
                     bad += 1
                     continue
                 yield image, self.label(row), 0, bad
@@ -138,10 +142,14 @@ class Stream:
                 return
             yield from (dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True))
 
-    def image(self, row: dict[str, Any]) -> Tensor | None:
-        """The transformed image; None for a bad one that may be skipped."""
+    def image(self, row: dict[str, Any], draw: tuple[int, int] | None = None) -> Tensor | None:
+        """The transformed image; None for a bad one that may be skipped. ``draw``: epoch and turn, for training."""
         try:
-            return self.transform(decode(encoded(row[self.recipe.image_column]), self.limit))
+            content = encoded(row[self.recipe.image_column], self.origin)
+            if draw is not None:
+                digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
+                keys.seed_everything(keys.SAMPLE, self.recipe.seed, draw[0], digest, draw[1])
+            return self.transform(decode(content, self.limit, self.recipe.exif_orientation))
         except BadImage as e:
             if self.on_bad_image == "skip":
                 return None

@@ -15,6 +15,7 @@ from mixup_recipes.data.order import Key
 from mixup_recipes.data.pictures import check_png, to_uint8
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.pages.preview import varied
+from mixup_recipes.runs import replay
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones
 from mixup_recipes.training.update import new_step
@@ -38,8 +39,8 @@ def masks(run: Run, pairs: int, path: Path) -> str:
         raise UserError(f"pairs: expected 1 to 16, got {pairs}")
     recipe = run.recipe
     step = new_step(backbones.create_model(recipe), recipe)
-    mixer = step.mixer
-    if not isinstance(mixer, AutoMix | AdAutoMix):
+    mixer = next((part for part in step.mixer.modules() if isinstance(part, AutoMix | AdAutoMix)), None)
+    if mixer is None:
         raise UserError(
             f"{run.folder}: mixer {recipe.mixer!r} learns no masks; expected a run of automix, samix or adautomix"
         )

@@ -17,7 +17,8 @@ from mixers import MIXERS, Step, build, signature, taps
 from mixers.base import plan_alone
 from mixup_recipes import files
 from mixup_recipes.data import images, prepare
-from mixup_recipes.data.decoding import BadImage, decode, encoded, read
+from mixup_recipes.data.decoding import BadImage, decode, read
+from mixup_recipes.data.origin import encoded, origin
 from mixup_recipes.data.pictures import check_png, to_uint8
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.fetch import is_hub
@@ -138,11 +139,12 @@ def varied(labels: Sequence[int | str], count: int) -> list[int]:
 def table_photos(recipe: Recipe, count: int) -> Photos:
     """Images of the recipe's training split."""
     split = load_split(recipe, recipe.train_split, None)
-    labels = [int(label) for label in split.table[recipe.label_column]]
+    labels, at = [int(label) for label in split.table[recipe.label_column]], origin(split.table)
     found: list[tuple[Tensor, str]] = []
     for i in varied(labels, len(labels)):
         try:
-            found.append((decode(encoded(split.table[i][recipe.image_column])), split.classes[labels[i]]))
+            content = encoded(split.table[i][recipe.image_column], at)
+            found.append((decode(content, upright=recipe.exif_orientation), split.classes[labels[i]]))
         except BadImage:
             continue
         if len(found) == count:

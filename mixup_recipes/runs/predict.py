@@ -101,7 +101,7 @@ def predictions(name: str, paths: list[Path], top_k: int, batch_size: int) -> It
 
     def read(path: Path) -> Tensor | str:
         try:
-            return transform(decoding.decode(decoding.read(path)))
+            return transform(decoding.decode(decoding.read(path), upright=recipe.exif_orientation))
         except decoding.BadImage as e:
             return str(e)
 

@@ -31,9 +31,10 @@ from mixers import SuperMix, ops, taps
 from mixers.supermix import finds_both, masks, trained
 from mixup_recipes import files
 from mixup_recipes.data import images, keys
-from mixup_recipes.data.decoding import BadImage, encoded
+from mixup_recipes.data.decoding import BadImage
 from mixup_recipes.data.loading import Samples, loader, readable
 from mixup_recipes.data.order import Key
+from mixup_recipes.data.origin import Origin, encoded, origin
 from mixup_recipes.data.pictures import to_uint8
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.recipe import Recipe
@@ -278,12 +279,12 @@ def copy(table: Any, recipe: Recipe, path: Path, schema: pa.Schema) -> None:
     """Write a split's own images, unless they are there."""
     if path.exists():
         return
-    aside = path.with_name(f".{path.name}.tmp")
+    aside, at = path.with_name(f".{path.name}.tmp"), origin(table)
     with files.writing(path), pq.ParquetWriter(aside, schema) as writer:
         for first in range(0, len(table), ROWS):
             rows = range(first, min(first + ROWS, len(table)))
             part = table[rows]
-            pictures = [stored(image) for image in part[recipe.image_column]]
+            pictures = [stored(image, at) for image in part[recipe.image_column]]
             labels, numbers = part[recipe.label_column], list(rows)
             columns = {recipe.image_column: pictures, recipe.label_column: labels, "first": labels, "second": labels}
             columns |= {"lam": [1.0] * len(rows), "first_row": numbers, "second_row": numbers}
@@ -292,11 +293,11 @@ def copy(table: Any, recipe: Recipe, path: Path, schema: pa.Schema) -> None:
         aside.rename(path)
 
 
-def stored(image: str | dict[str, Any] | None) -> dict[str, Any]:
+def stored(image: str | dict[str, Any] | None, at: Origin | None) -> dict[str, Any]:
     """An image of a table with its bytes, also of one that only says where they are; none where the table has a gap."""
     path = image if isinstance(image, str) else (image or {}).get("path")
     try:
-        return {"bytes": encoded(image), "path": path and Path(path).name}
+        return {"bytes": encoded(image, at), "path": path and Path(path).name}
     except BadImage as e:
         if isinstance(image, str):
             raise UserError(f"image {path} cannot be read: {e}") from None

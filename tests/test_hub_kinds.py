@@ -1,0 +1,195 @@
+"""Promise: a data set of the Hub gives the same images and labels copied and streamed, whatever kind it is of."""
+
+import io
+import json
+import re
+import sys
+import tarfile
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import ClassLabel, Features
+from datasets import Image as ImageFeature
+from tiny import jpeg
+
+from mixup_recipes.data import images, streaming
+from mixup_recipes.data.order import TrainOrder
+from mixup_recipes.data.splits import load_splits
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.typed import UserError
+
+CLASSES, BOTH, LABELS = ("ant", "bee", "cow"), ("train", "test"), [k for k in range(3) for _ in range(4)]
+DRAW = np.random.default_rng(0)
+PHOTOS = {f"{s}/{name}/{i}.jpg": jpeg(k, DRAW) for s in BOTH for k, name in enumerate(CLASSES) for i in range(4)}
+EIGHT = {"num_classes": 3, "image_size": 8, "eval_size": 8, "batch_size": 4, "per_device_train_batch_size": 4}
+
+
+def read_all(name, streamed, **changes):
+    """A set's record and classes, its evaluation images as sums of pixels, and those of an epoch; or what is said."""
+    values = {"dataset": f"tester/{name}", "eval_split": "test", "streaming": streamed, "epochs": 1}
+    recipe = Recipe(**(values | EIGHT | changes))
+    try:
+        found = load_splits(recipe)
+        evaluated = streaming.reader(found.eval, recipe, images.EvalTransform(8, 8, "bilinear"), "skip")
+        trained = streaming.reader(found.train, recipe, images.TrainTransform(recipe), "skip")
+        batches = list(evaluated.eval_batches(0, 1, 5, 0, torch.device("cpu")))
+        epoch = list(trained.train_batches(TrainOrder(len(trained), recipe, 0, 1), 0, torch.device("cpu")))
+    except UserError as e:
+        return {"says": str(e)}
+    pixels, labels, _, bad = (torch.cat(part) for part in zip(*batches, strict=True))
+    sums, drawn = pixels.long().sum((1, 2, 3)), [int(batch[0].long().sum()) for batch in epoch]
+    answer = {"pixels": sums.tolist(), "labels": labels.tolist(), "bad": bad.gt(0).tolist(), "epoch": drawn}
+    return answer | {"record": found.record, "classes": found.classes}
+
+
+def main():
+    """``read_all`` of each case on the command line, in a process that knows the Hub."""
+    streamed, cases = json.loads(sys.argv[1])
+    print("\n" + json.dumps({name: read_all(name, streamed, **changes) for name, changes in cases.items()}))
+
+
+def of(split):
+    return [(path, data) for path, data in PHOTOS.items() if path.startswith(split)]
+
+
+def parquet(rows, labels, names=CLASSES):
+    """A parquet file of images with their bytes or names."""
+    schema = Features({"image": ImageFeature(), "label": ClassLabel(names=list(names))}).arrow_schema
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"image": rows, "label": labels}, schema=schema), sink)
+    return sink.getvalue()
+
+
+def naming(split, names):
+    rows = [{"bytes": None, "path": name} for name in names]
+    return {f"data/{split}.parquet": parquet(rows, LABELS[: len(rows)])}
+
+
+def shards(split):
+    rows = [{"bytes": data, "path": None} for _, data in of(split)]
+    parts = [slice(4 * i, 4 * i + 4) for i in range(3)]
+    return {f"data/{split}-{i:05}-of-00003.parquet": parquet(rows[p], LABELS[p]) for i, p in enumerate(parts)}
+
+
+def packed(split, kind):
+    """A split's images in one file, with their labels in a tar and by folders in a zip."""
+    sink = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(sink, "w") as folder:
+            for path, data in of(split):
+                folder.writestr(path, data)
+        return {f"{split}.zip": sink.getvalue()}
+    with tarfile.open(fileobj=sink, mode="w") as file:
+        for (path, data), label in zip(of(split), LABELS, strict=True):
+            for suffix, content in (("jpg", data), ("cls", str(label).encode())):
+                info = tarfile.TarInfo(f"{path.replace('/', '-')[:-4]}.{suffix}")
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+    return {f"{split}-0.tar": sink.getvalue()}
+
+
+def listed(split, first=""):
+    """A split's metadata file."""
+    rows = [
+        f"{first}{path.removeprefix(f'{split}/')},{label}" for (path, _), label in zip(of(split), LABELS, strict=True)
+    ]
+    return {f"{split}/metadata.csv": "\n".join(["file_name,label", *rows]).encode()}
+
+
+def two(make, *args):
+    """The files of both splits."""
+    return make("train", *args) | make("test", *args)
+
+
+def card(text):
+    return {"README.md": f"---\n{text}\n---\n".encode()}
+
+
+FILES = "configs: [{config_name: default, data_files: [%s]}]"
+TABLES = card(FILES % ", ".join(f"{{split: {s}, path: data/{s}.parquet}}" for s in BOTH))
+SIZES = card(
+    "dataset_info:\n  features: [{name: jpg, dtype: image}, {name: cls, dtype: int64}]\n"
+    "  splits: [{name: train, num_examples: 12, num_bytes: 1}, {name: test, num_examples: 12, num_bytes: 1}]"
+)
+TAR = {"image_column": "jpg", "label_column": "cls"}
+STRANGE = [
+    *("train/ant/0.jpg", "/etc/hostname", "../../secret.jpg", "file:///etc/hostname", "gone.jpg", None),
+    "hf://datasets/tester/files/train/ant/0.jpg",
+]
+KINDS = {  # files of the repository, columns of the recipe
+    "files": (PHOTOS, {}),
+    "metadata": (PHOTOS | two(listed), {}),
+    "parquet": (two(shards), {}),
+    "names": (PHOTOS | two(lambda s: naming(s, [p for p, _ in of(s)])) | TABLES, {}),
+    "tar": (two(packed, "tar") | SIZES, TAR),
+}
+REFUSED = {  # and what is said
+    "unsized": (two(packed, "tar"), TAR, "does not say how many images it has (its card has no dataset_info)"),
+    "zip": (two(packed, "zip"), {}, "has its images in archives, which are not streamed; leave out --streaming"),
+    "up": (
+        PHOTOS | two(listed, "../"),
+        {},
+        "cannot open dataset 'tester/up', split 'train': Invalid metadata file_name",
+    ),
+    "mixed": (
+        two(shards) | {"data/train-00001-of-00003.parquet": parquet([None], [0], CLASSES[::-1])},
+        {},
+        "data/train-00001-of-00003.parquet has other class names than train-00000-of-00003.parquet",
+    ),
+    "local": (two(shards), {}, "Data files don't belong to tester/local"),
+    "typo": (PHOTOS, {"train_split": "trian"}, "has no split 'trian'; did you mean 'train'?"),
+    "column": (PHOTOS, {"image_column": "picture"}, "no column 'picture'; valid names: image, label"),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(only_hub, clients, tmp_path_factory):
+    """``read_all`` of all sets by their name, streamed and copied; and the images that were asked for to stream."""
+    only_hub.clear()
+    sets = {name: files for name, (files, *_) in (KINDS | REFUSED).items()}
+    own = tmp_path_factory.mktemp("own") / "own.parquet"
+    own.write_bytes(next(iter(shards("train").values())))
+    sets["local"] |= card(FILES % f"{{split: train, path: {own}}}")
+    before = f"hf://datasets/tester/strange@{only_hub.write('tester/strange', PHOTOS, 'dataset')}/train/ant/0.jpg"
+    sets["strange"] = PHOTOS | two(lambda s: naming(s, [*STRANGE, before])) | TABLES
+    for name, files in sets.items():
+        only_hub.write(f"tester/{name}", files, "dataset")
+    changes = {name: more for name, (_, more, *_) in (KINDS | REFUSED).items()} | {"strange": {}}
+    found, asked = [], []
+    for streamed in (True, False):
+        cases = {name: more for name, more in changes.items() if streamed or name not in REFUSED}
+        done = clients.run("import test_hub_kinds as t\nt.main()", json.dumps([streamed, cases]))
+        assert done.returncode == 0, done.output
+        found.append(json.loads(done.output.splitlines()[-1]))
+        asked = asked or [
+            m[1] for line in only_hub.requests if (m := re.search(r"GET .*/tester/(.*)/resolve/.*jpg", line))
+        ]
+    return *found, asked
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copied_and_streamed_a_set_has_the_same_images_and_labels(answers, kind):
+    streamed, copied = (answer[kind] for answer in answers[:2])
+    assert streamed["labels"] == LABELS and not any(streamed["bad"]) and len({*streamed["pixels"]}) == 12
+    table = kind in ("files", "metadata")  # which gives the very same run
+    for key in ("pixels", "labels", "bad", "classes", *(("epoch", "record") if table else ())):
+        assert streamed[key] == copied[key], key
+    for split, found in copied["record"]["splits"].items():
+        assert streamed["record"]["splits"][split]["fingerprint"] == found["fingerprint"]
+        assert streamed["record"]["splits"][split]["images"] == found["images"] == 12
+    if kind != "names":
+        assert answers[2].count(kind) == (24 if table else 0)  # each once, none to find out what there is
+
+
+def test_a_row_of_the_hub_names_files_of_its_own_repository_only(answers):
+    streamed, copied = (answer["strange"] for answer in answers[:2])
+    assert streamed["bad"] == copied["bad"] == [False] + [True] * 7
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_streamed_is_one_line(answers, kind):
+    assert REFUSED[kind][2] in answers[0][kind]["says"] and "\n" not in answers[0][kind]["says"]
