@@ -25,6 +25,7 @@ SMALLER: dict[str, dict] = {
     "resnet": {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)},
     "resnext": {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)},
     "deit": {"depth": 2, "embed_dim": 48, "img_size": None},
+    "vit": {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": None},
     "swin": {"depths": (1, 1, 2, 1), "embed_dim": 24, "img_size": None},
     "convnext": {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)},
     "pvt": {"img_size": None},
@@ -108,8 +109,8 @@ def train(recipe, updates):
     assert all(torch.isfinite(tensor).all() for tensor in (*after.values(), *step.buffers()))
 
 
-def test_the_settings_are_25_published_ones_eight_variants_and_four_of_our_own_and_use_every_row_above() -> None:
-    assert len(settings()) == 25 + 8 + 4
+def test_the_settings_are_25_published_ones_eight_variants_and_eight_of_our_own_and_use_every_row_above() -> None:
+    assert len(settings()) == 25 + 8 + 8
     assert {family(load_recipe(s)) for s in settings()} == set(SMALLER)
 
 

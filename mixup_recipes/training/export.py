@@ -75,6 +75,7 @@ def export(model: nn.Module, folder: Path, recipe: Recipe, classes: list[str]) -
     aside = folder / ".export.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     size = (3, recipe.eval_size, recipe.eval_size)
+    turned = {"exif_orientation": True} if recipe.exif_orientation else {}
     ours = {
         "tag": f"{recipe.mixer}_e{recipe.epochs}",
         "license": None,
@@ -87,7 +88,7 @@ def export(model: nn.Module, folder: Path, recipe: Recipe, classes: list[str]) -
         copy.deepcopy(model).to(memory_format=torch.contiguous_format),  # safetensors takes no other layout
         str(aside),
         safe_serialization=True,
-        model_config={"pretrained_cfg": ours, "label_names": classes, "recipe": recipe.name},
+        model_config={"pretrained_cfg": ours, "label_names": classes, "recipe": recipe.name} | turned,
         data_config={
             "input_size": size,
             "crop_pct": recipe.eval_size / recipe.eval_resize,
