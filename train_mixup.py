@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes.training import backbones, checkpoint, dryrun, evaluation, launch, optimisation, precise_bn
     from mixup_recipes.training.data import open_data
     from mixup_recipes.training.export import export_epoch
-    from mixup_recipes.training.folder import begin_folder, check_disk, check_folder, check_teachers, environment
+    from mixup_recipes.training.folder import begin_folder, begun, check_disk, check_folder, check_teachers, environment
     from mixup_recipes.training.log import Log, NoLog
     from mixup_recipes.training.preprocessing import of_weights
     from mixup_recipes.training.progress import Progress
@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> int | None:
         return None
     if found is not None:
         check_teachers(folder, step)
+    origin = begun(folder, recipe, start.sha256 if start else None)
 
     # ----------------------------------------------------------------------------------------- data
     with accelerator.main_process_first():  # one process downloads and lists, the others read
@@ -102,7 +103,8 @@ def main(argv: list[str] | None = None) -> int | None:
 
     # ----------------------------------------------------------------------------------------- state
     if start is not None:
-        accelerator.print(f"starts from {recipe.pretrained} {backbones.start_from(step.model, start, splits.classes)}")
+        head = backbones.start_from(step.model, start.model, splits.classes)
+        accelerator.print("\n".join([*start.notes, f"starts from {recipe.pretrained} {head}"]))
         step, start = new_step(model, recipe), None  # a mixer may have copied the model
     step = launch.on_device(step, recipe, accelerator)
     if recipe.torch_compile:
@@ -128,7 +130,7 @@ def main(argv: list[str] | None = None) -> int | None:
     # ----------------------------------------------------------------------------------------- record
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        begin_folder(folder, recipe, splits, environment(accelerator, recipe, step))
+        begin_folder(folder, recipe, splits, environment(accelerator, recipe, step, origin))
         checkpoint.forget(folder / "checkpoints", update, accelerator.print)
     hub = hub if accelerator.is_main_process else None
     if hub:

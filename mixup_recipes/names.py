@@ -100,10 +100,11 @@ def meant_setting(name: str, settings: Mapping[str, Collection[str]]) -> str | N
         written = re.sub(pattern, replacement, written)
     words = [word for word in written.split("_") if word]
 
-    def fits(setting: str) -> tuple[float, int]:
+    def fits(setting: str) -> tuple[float, int, bool]:
         own = settings[setting]
         found = sum(1.0 if w in own else 0.5 if len(w) > 2 and any(o.startswith(w) for o in own) else 0 for w in words)
-        return found, -len(set(setting.split("_")) - set(words))
+        parts = setting.split("_")
+        return found, -len({*parts} - {*words}), parts[0] in words
 
     best = max(sorted(settings), key=fits, default=None)
     return best if best is not None and fits(best)[0] else None

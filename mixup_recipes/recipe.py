@@ -73,7 +73,7 @@ class Recipe:
     init: Literal["timm", "mmcls_cnn", "mmcls_vit"] = "timm"
     """Initial weights: timm's, or as in the published runs, which start the head (and class token) differently."""
     pretrained: str | None = None
-    """Start from trained weights: timm (its own of this model), a name of timm, hf-hub:OWNER/NAME, or a run folder."""
+    """Start from trained weights: timm (its own of this model), a timm name, hf-hub:OWNER/NAME, run folder or file."""
     data_config: Literal["recipe", "pretrained"] = "recipe"
     """Where sizes, mean, std and interpolation come from that are not given: this recipe, or the trained weights."""
     freeze: str | None = None

@@ -46,7 +46,7 @@ repo, folder = sys.argv[1:]
 x = torch.linspace(-2, 2, 2 * 3 * 32 * 32).sin().reshape(2, 3, 32, 32)
 theirs = AutoModelForImageClassification.from_pretrained(repo)
 timms = timm.create_model(f"hf-hub:{repo}", pretrained=True)
-start = backbones.load_start(load_recipe(folder + "/recipe.yaml", pretrained=f"hf-hub:{repo}"))
+start = backbones.load_start(load_recipe(folder + "/recipe.yaml", pretrained=f"hf-hub:{repo}")).model
 nets = backbones.load_model(folder), start, timms
 with torch.no_grad():
     logits = [net.eval()(x) for net in nets] + [theirs.eval()(x).logits]
@@ -170,8 +170,8 @@ def test_fine_tuning_starts_from_trained_weights_and_replaces_the_head_of_other_
     ):
         recipe = load_recipe(str(run / "recipe.yaml"), pretrained=str(run), num_classes=len(classes))
         fresh, model, source = (f(recipe) for f in (create_model, create_model, load_start))
-        assert start_from(model, source, classes) == said
-        found, given, drawn = (net.state_dict() for net in (model, source, fresh))
+        assert start_from(model, source.model, classes) == said
+        found, given, drawn = (net.state_dict() for net in (model, source.model, fresh))
         head = given if said == "with its head" else drawn
         assert all(value.equal((head if k.startswith("fc.") else given)[k]) for k, value in found.items())
 

@@ -85,7 +85,9 @@ def test_a_complete_set_is_kept_whoever_finishes_later_and_an_incomplete_one_is_
     assert prepare.prepare("groceries") == folder
     assert downloads == [prepare.GROCERIES]
     # a reader of the first set must not lose it to the second
-    prepare.put_in_place(Path(shutil.copytree(folder, tmp_path / "work" / "groceries")), folder)
+    prepare.put_in_place(
+        Path(shutil.copytree(folder, tmp_path / "work" / "groceries")), folder, prepare.PREPARED["groceries"][1]
+    )
     assert files() == before
     (folder / "data" / "test-00000-of-00001.parquet").unlink()
     assert prepare.find_prepared("groceries") is None
@@ -133,9 +135,9 @@ def test_a_killed_process_leaves_nothing_half_written_and_two_at_once_succeed(do
     fork, put = multiprocessing.get_context("fork"), prepare.put_in_place
     met, dies = fork.Barrier(2, timeout=60), fork.Process(target=prepare.prepare, args=("groceries",))
 
-    def put_together(new, folder):
+    def put_together(*args):
         met.wait()  # each with the set ready to be renamed
-        put(new, folder)
+        put(*args)
 
     with monkeypatch.context() as patch:  # when the data files are written and the card is not
         patch.setattr(prepare, "groceries_card", lambda *_: os.kill(os.getpid(), signal.SIGKILL))

@@ -82,6 +82,8 @@ def pretrained(name: str) -> nn.Module:
                 return weights.load(weights.fetch(name), name)
             if folder.is_dir():
                 return weights.load(folder, name)
+            if folder.is_file() and not timm.is_model_pretrained(name):
+                raise NoWeights("a file of weights, which does not say what model they are of")
             if ":" in name:
                 raise NoWeights("neither a folder nor a kind of address known here")
             if "/" in name:

@@ -153,7 +153,8 @@ def undivided(folder: Path, own: tuple[str, str]) -> Path | None:
     splits = {name for name, folders in below.items() if name in SPLITS | {*own} and folders}
     if splits:
         others = splits - {train}
-        return folder / train if train in splits and others <= {"test"} - {evaluation} else None
+        alone = train in splits and splits == {*below} and others <= {"test"} - {evaluation}
+        return folder / train if alone else None
     if sets := [name for name, folders in below.items() if folders and {*folders} <= SPLITS]:
         place = folder / sets[0]
         raise UserError(f"{folder} holds data sets with splits of their own; pass one of them: --dataset {place}")

@@ -213,29 +213,27 @@ def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
             raise UserError(f"dataset {str(folder)!r} is a file; expected a folder, or a table of paths ({words})")
         (table, fingerprint, notes), whole = files_table.listing(folder, split, recipe)
         return Opened(table, fingerprint, notes, ours=True, whole=whole and bool(recipe.holdout))
-    if recipe.holdout and (directory := image_folder.undivided(folder, own)):
-        table, fingerprint, notes = image_folder.listing(directory)
-        return Opened(table, fingerprint, notes, ours=True, whole=True)
     try:
         directory = image_folder.split_folder(folder, split, own)
     except UserError as e:
         directory, why = None, e
+    files = None
     if directory is None or not image_folder.has_images(directory):
         files = parquet.parquet_files(folder, split, recipe.dataset_config, own)
-        if files is None and directory is None:
+    if files is None:
+        all_of_it = image_folder.undivided(folder, own) if recipe.holdout else None
+        directory = all_of_it or directory
+        if directory is None:
             tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in files_table.SUFFIXES)
             raise (
                 UserError(f"{why}; a table of paths is read by its own name: --dataset {tables[0]}") if tables else why
             )
-    else:
-        files = None
-    if files is None:
-        assert directory is not None
         if recipe.dataset_config is not None:
             raise UserError(f"{folder} is a folder of images, which has no configurations; leave out dataset_config")
         table, fingerprint, notes = image_folder.listing(directory)
-        notes += image_folder.beside(folder, own) + [f"read from {directory}"] * (directory.name != split)
-        return Opened(table, fingerprint, notes, ours=True)
+        if all_of_it is None:
+            notes += image_folder.beside(folder, own) + [f"read from {directory}"] * (directory.name != split)
+        return Opened(table, fingerprint, notes, ours=True, whole=all_of_it is not None)
     size = sum(path.stat().st_size for path in files.paths)
     if size <= SMALL:  # reading it is quicker than the Arrow copy that load_dataset would write
         parts = [datasets.Dataset(pq.read_table(path)) for path in files.paths]

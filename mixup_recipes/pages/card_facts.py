@@ -1,6 +1,7 @@
 """What a card says of a run beside its numbers: origin of data and weights, the command that trains it, comparison."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,22 @@ def data_source(recipe: Recipe) -> tuple[str, str]:
     return "local", Path(name).name
 
 
+def local_start(recipe: Recipe) -> str | None:
+    """The run folder or weight file of this machine that a run started from, without its folders; None: no such."""
+    start = recipe.pretrained
+    if start is None or start == "timm" or fetch.is_hub(start):
+        return None
+    of_timm = "/" not in start and timm.is_model(start.split(".")[0]) and not Path(start).exists()
+    return None if of_timm else Path(start).name
+
+
+def start_hash(run: Run) -> str:
+    """The first digits of the SHA-256 of the weights that a run started from; empty where it says none."""
+    told = run.environment.get("pretrained")
+    mark = told.get(run.recipe.pretrained) if isinstance(told, dict) else None
+    return mark[:16] if isinstance(mark, str) and re.fullmatch("[0-9a-f]{64}", mark) else ""
+
+
 def pushed(folder: Path) -> dict[str, Any]:
     """Where the run in a folder was pushed to; empty where that is not known."""
     try:
@@ -79,6 +96,7 @@ def flat(recipe: Recipe) -> dict[str, Any]:
     """Fields and arguments of the mixer, as ``--field`` and ``--mixer.argument`` name them."""
     fields = {k: getattr(recipe, k) for k in schema(Recipe) if k not in ("name", "mixer_args")}
     fields["dataset"] = data_source(recipe)[1]
+    fields["pretrained"] = local_start(recipe) or recipe.pretrained
     return fields | {f"mixer.{k}": v for k, v in recipe.mixer_args.get(recipe.mixer, {}).items()}
 
 
@@ -106,13 +124,15 @@ def argument(value: Any) -> str:
 def command(recipe: Recipe) -> str:
     """The flags of ``train_mixup.py`` that train this recipe: its name with what was changed, else the recipe file."""
     kind, _ = data_source(recipe)
-    data = ["--dataset", "PATH"] if kind == "local" else []
+    places = {"dataset": "PATH"} if kind == "local" else {}
+    places |= {"pretrained": "WEIGHTS"} if local_start(recipe) else {}
+    data = [part for key, place in places.items() for part in (f"--{key}", place)]
     if found := shipped_recipe(recipe.name):
         before = flat(found[0])
         args: list[str] = []
-        given: dict[str, Any] = {"dataset": recipe.dataset} if data else {}
+        given: dict[str, Any] = {key: getattr(recipe, key) for key in places}
         for key, value in flat(recipe).items():
-            if records.as_json(before.get(key)) == records.as_json(value) or (key == "dataset" and data):
+            if records.as_json(before.get(key)) == records.as_json(value) or key in places:
                 continue
             if isinstance(value, dict) and value:
                 given[key] = {k: argument(v) for k, v in value.items()}

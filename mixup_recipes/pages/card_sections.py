@@ -7,7 +7,17 @@ import timm
 from huggingface_hub import constants
 
 from mixup_recipes.benchmark import cells
-from mixup_recipes.pages.card_facts import against_published, base_model, command, data_source, origins, others, tree
+from mixup_recipes.pages.card_facts import (
+    against_published,
+    base_model,
+    command,
+    data_source,
+    local_start,
+    origins,
+    others,
+    start_hash,
+    tree,
+)
 from mixup_recipes.pages.markdown import code, fence, line, markdown_table, prose, shown
 from mixup_recipes.pages.methods import Method, bibtex, entry
 from mixup_recipes.resolve import read_yaml, settings, shipped_recipe, split_name
@@ -31,11 +41,12 @@ def model_section(run: Run) -> str:
     recipe = run.recipe
     kind, name = data_source(recipe)
     few = len(run.data.classes) <= 20
-    start = base_model(recipe)
+    start = base_model(recipe) or local_start(recipe)
+    mark = f", SHA-256 of the weights {code(digits)}" if (digits := start_hash(run)) else ""
     marks = [(name, found["fingerprint"]) for name, found in run.data.splits.items() if "fingerprint" in found]
     rows = [
         ["architecture", code(recipe.model)],
-        *([["fine-tuned from", code(start)]] if start else []),
+        *([["fine-tuned from", code(start) + mark]] if start else []),
         ["input", f"{recipe.eval_size} x {recipe.eval_size} px: shorter side to {recipe.eval_resize}, centre crop, "
          f"{recipe.interpolation}"],
         ["classes", f"{len(run.data.classes)}" + (": " + ", ".join(map(prose, run.data.classes)) if few else "")],
@@ -182,6 +193,8 @@ def reproduce_section(run: Run, repo_id: str | None) -> str:
         text.append(f"The data: `mixup-recipes prepare {name}`.")
     if kind == "local":
         text.append(f"`PATH` is the folder {code(name)} of the run.")
+    if start := local_start(run.recipe):
+        text.append(f"`WEIGHTS` is what the run started from, {code(start)}.")
     return "\n\n".join([*text, f"Run with Mixup Recipes, {prose(at)}; {prose(', '.join(with_))}."])
 
 

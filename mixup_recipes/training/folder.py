@@ -64,6 +64,24 @@ def check_teachers(folder: Path, step: nn.Module) -> None:
             )
 
 
+def begun(folder: Path, recipe: Recipe, sha256: str | None) -> dict[str, str]:
+    """The weights that a run was begun with, for its record: source -> SHA-256, empty where there is no file to hash.
+
+    ``sha256``: of the file read now; None where none is, as by a run that goes on: its first record holds. Raises
+    ``UserError`` when a run that was stopped before its first checkpoint would begin again from other weights.
+    """
+    before = noted(folder, "env.json").get("pretrained")
+    now = {recipe.pretrained: sha256} if recipe.pretrained and sha256 else {}
+    if not isinstance(before, dict) or not before:
+        return now
+    if now and now != before:
+        raise UserError(
+            f"pretrained {recipe.pretrained!r} is not what it was when {folder} was begun: its weights have changed; "
+            "put the old ones back, or train anew into another folder"
+        )
+    return before
+
+
 def check_disk(folder: Path, needed: int) -> None:
     """Raise ``UserError`` when the disk cannot take the run's checkpoints. ``needed`` in bytes."""
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
@@ -94,8 +112,11 @@ def begin_folder(folder: Path, recipe: Recipe, splits: Splits, environment: dict
         raise UserError(f"cannot write to {folder}: {e.strerror}; choose another --output_dir") from None
 
 
-def environment(accelerator: Any, recipe: Recipe, step: nn.Module) -> dict[str, Any]:
-    """What the numbers depend on beside the recipe: versions, device, processes, commit, command, teachers' weights."""
+def environment(accelerator: Any, recipe: Recipe, step: nn.Module, start: dict[str, str]) -> dict[str, Any]:
+    """What the numbers depend on beside the recipe: versions, device, processes, commit, command, weights of others.
+
+    ``start``: see ``begun``.
+    """
     device = accelerator.device
     return {
         "format": FORMAT,
@@ -110,6 +131,7 @@ def environment(accelerator: Any, recipe: Recipe, step: nn.Module) -> dict[str, 
         "mixed_precision": recipe.mixed_precision,
         "commit": git_commit(),
         "teachers": taps.teachers(step),
+        "pretrained": start,
     }
 
 

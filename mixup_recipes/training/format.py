@@ -12,7 +12,8 @@ A run folder, at its root a model repository of timm's format (``export``, ``fol
   other data: ``update`` and the words; ``holdout`` where the data have one split: which, ``share``, ``seed``.
 - ``holdout.txt``: the names of the files that were held out. ``.dataset.json``: where local data lie. Neither is ever
   published.
-- ``env.json``: ``format``, command, versions, device, processes, commit of this program, SHA-256 of teachers' weights.
+- ``env.json``: ``format``, command, versions, device, processes, commit of this program; ``teachers``: source ->
+  SHA-256 of the weights; ``pretrained``: what the run started from -> SHA-256 of the file, where there is one.
 - ``log.jsonl``: one object a line. Rows of ``mode`` "train": ``epoch`` (from 1), ``update``, ``lr``, ``loss`` and its
   parts, ``images``, ``bad_images``. Rows of ``mode`` "val": ``epoch``, ``update``, and per classifier ``top1``,
   ``top5``, ``ece`` (percent), ``nll`` (nats), ``count``, those but for the main one with the classifier's name in

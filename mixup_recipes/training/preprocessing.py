@@ -2,16 +2,13 @@
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import timm
 from timm.data import resolve_data_config
 
-from mixup_recipes import fetch
 from mixup_recipes.recipe import Recipe
-from mixup_recipes.training.backbones import check_model
-from mixup_recipes.training.known_weights import WEIGHTS, find_weights
+from mixup_recipes.training.backbones import check_model, folder_of
 
 
 def of_weights(recipe: Recipe, origin: dict[str, str]) -> dict[str, Any]:
@@ -38,11 +35,11 @@ def of_weights(recipe: Recipe, origin: dict[str, str]) -> dict[str, Any]:
 
 def configuration(recipe: Recipe) -> dict[str, Any]:
     """timm's configuration of the weights that a recipe starts from."""
-    name = recipe.model if recipe.pretrained in (None, "timm") else recipe.pretrained
-    folder = find_weights(name) if name in WEIGHTS else fetch.snapshot(name) if fetch.is_hub(name) else Path(name)
-    if (folder / "config.json").is_file():
+    name = recipe.pretrained or ""
+    folder = folder_of(name)
+    if folder is not None:
         found: dict[str, Any] = json.loads((folder / "config.json").read_text()).get("pretrained_cfg") or {}
         return found
     check_model(recipe.model)
-    cfg = timm.get_pretrained_cfg(name) or timm.get_pretrained_cfg(recipe.model)
+    cfg = timm.get_pretrained_cfg(name if timm.is_model_pretrained(name) else recipe.model)
     return cfg.to_dict() if cfg else {}

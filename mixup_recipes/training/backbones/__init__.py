@@ -7,6 +7,7 @@ know the architecture.
 
 import copy
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from torch import nn
 
 from mixers import taps
 from mixup_recipes import fetch
+from mixup_recipes.files import file_hash
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training.backbones import moganet, pvt, resnet_cifar  # noqa: F401  registers their models with timm
 from mixup_recipes.training.known_weights import WEIGHTS, find_weights
+from mixup_recipes.training.weight_files import ENDINGS, Start, is_weight_file, load
 from mixup_recipes.typed import UserError, nearest
 
 
@@ -95,15 +98,16 @@ def load_model(name: str, **args: Any) -> nn.Module:
     """A trained model: a run folder, ``hf-hub:owner/name[@revision]``, prepared weights, or the name of timm weights.
 
     ``args`` replace arguments that the weights were saved with; timm adapts the weights where it can. Of folders and
-    repositories safetensors alone are read: see ``mixers.weights``. Raises ``UserError``.
+    repositories safetensors alone are read: see ``mixers.weights``. A weight file names no model, so it is refused, and
+    is for ``load_start`` alone. Raises ``UserError``.
     """
-    folder = find_weights(name) if name in WEIGHTS else Path(name)
-    if folder.is_dir():
-        if not (folder / "config.json").exists() or not (folder / "model.safetensors").exists():
-            raise UserError(f"{name} has no config.json and model.safetensors: not a run that was evaluated once")
+    if folder := folder_of(name):
         return fetch.model_of(folder, name, **args)
-    if fetch.is_hub(name):
-        return fetch.model_of(fetch.snapshot(name), name, **args)
+    if is_weight_file(name) or is_other_file(name):
+        raise UserError(
+            f"{name} is a file of weights, which does not say what model they are of: train starts a run from it with "
+            "--pretrained; to score it or predict, save its model with timm.models.save_for_hf and pass that folder"
+        )
     if not timm.is_model(name.split(".")[0]):
         raise UserError(
             f"model {name!r} is neither a run folder, hf-hub:owner/name nor in timm; "
@@ -116,18 +120,44 @@ def load_model(name: str, **args: Any) -> nn.Module:
         raise UserError(f"cannot load model {name!r}: {taps.why(e)}") from None
 
 
-def load_start(recipe: Recipe) -> nn.Module | None:
+def folder_of(name: str) -> Path | None:
+    """The folder with config.json and model.safetensors of a run, Hub id or prepared weights; None for other names."""
+    if fetch.is_hub(name):
+        return fetch.snapshot(name)
+    if name in WEIGHTS:
+        return find_weights(name)
+    folder = Path(name)
+    if not folder.is_dir():
+        return None
+    if not (folder / "config.json").exists() or not (folder / "model.safetensors").exists():
+        raise UserError(f"{name} has no config.json and model.safetensors: not a run that was evaluated once")
+    return folder
+
+
+def is_other_file(name: str) -> bool:
+    """Whether a name is that of a file, and of no weights of timm."""
+    return os.path.isfile(name) and not timm.is_model_pretrained(name)
+
+
+def load_start(recipe: Recipe) -> Start | None:
     """The trained model that the recipe starts from, if any. Raises ``UserError`` when it is of another kind."""
     if recipe.pretrained is None:
         return None
     name = recipe.model if recipe.pretrained == "timm" else recipe.pretrained
     if recipe.pretrained == "timm" and not timm.is_model_pretrained(recipe.model):
-        raise UserError(f"timm has no weights of {recipe.model!r}; pass --pretrained with a run folder or hf-hub: id")
-    source = load_model(name, **recipe.model_args)
+        raise UserError(
+            f"timm has no weights of {recipe.model!r}; pass --pretrained with a run folder, hf-hub: id or weight file"
+        )
+    if is_weight_file(name):
+        return load(name, create_model(recipe))
+    if is_other_file(name):
+        raise UserError(f"pretrained: expected a weight file that ends {', '.join(ENDINGS)}, got {name!r}")
+    folder = folder_of(name)
+    source = fetch.model_of(folder, name, **recipe.model_args) if folder else load_model(name, **recipe.model_args)
     there, here = cfg_of(source).get("architecture"), recipe.model.split(".")[0]
     if there != here:
         raise UserError(f"pretrained {name!r} is a {there!r}, the recipe's model a {here!r}; pass --model {there}")
-    return source
+    return Start(source, file_hash(folder / "model.safetensors") if folder else None, [])
 
 
 def start_from(model: nn.Module, source: nn.Module, classes: list[str]) -> str:
