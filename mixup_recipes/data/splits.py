@@ -143,7 +143,7 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
         if (found := find_prepared(name)) is None:
             raise UserError(f"dataset {name!r} is not prepared on this machine; run: mixup-recipes prepare {name}")
         folder = found
-    elif not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+    elif is_path(name) and not folder.exists():
         raise UserError(f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of {sorted(PREPARED)}")
     try:
         return open_folder(recipe, folder, split) if folder.exists() else open_hub(recipe, split, streaming)
@@ -232,6 +232,23 @@ def open_hub(recipe: Recipe, split: str, streaming: bool) -> Opened:
                 ours = True
     at = commit(table)
     return Opened(table, at and hashlib.sha256(f"{at} {recipe.dataset_config} {split}".encode()).hexdigest(), [], ours)
+
+
+def is_path(dataset: str) -> bool:
+    """Whether the name of a dataset can be none of the Hub."""
+    return dataset.startswith((".", "/", "~")) or dataset.count("/") != 1
+
+
+def is_here(recipe: Recipe) -> bool:
+    """Whether opening the recipe's dataset downloads nothing: it is a folder, is prepared, or was copied before."""
+    name = recipe.dataset
+    try:
+        if name in PREPARED or is_path(name) or Path(name).expanduser().exists():
+            return True  # if it is not there, ``open_split`` says so
+        builder = datasets.load_dataset_builder(name, name=recipe.dataset_config, revision=recipe.dataset_revision)
+    except (*WRONG, datasets.exceptions.DatasetsError):
+        return False
+    return os.path.isdir(builder.cache_dir)
 
 
 def announce_copy(size: int, kept: str) -> None:
