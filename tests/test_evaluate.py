@@ -75,7 +75,10 @@ def test_a_model_that_is_no_run_is_scored_by_its_configuration(run, results, con
 def test_the_console_command_reports_runs_reads_protocols_and_compares(run, results, console, tmp_path):
     status, shown, _ = console("report", run, "--out", tmp_path / "report")
     assert status == 0 and f"{results['reported']['top1']:.2f}" in shown
-    assert {p.name for p in (tmp_path / "report").iterdir()} == {"table.md", "curves.png", "samples.png"}
+    pages = {"report.md", "table.md", "classes.csv", "confusions.csv"}
+    pages |= {f"{name}.png" for name in ("curves", "samples", "confusion", "reliability")}
+    pages |= {"errors.png"} if results["exported"]["top1"] < 100 else set()
+    assert {p.name for p in (tmp_path / "report").iterdir()} == pages
     status, shown, _ = console("protocol", run)
     for key in ("reported", "openmixup_tool"):
         assert f"{results[key]['top1']:.3f}  {results[key]['protocol']}" in shown

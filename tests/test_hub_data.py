@@ -65,8 +65,16 @@ def given(tmp_path_factory):
     return "--recipe", recipe, "--dataloader_num_workers", 0, "--report_to", "none"
 
 
-def test_a_run_on_the_hubs_dataset_is_that_on_the_same_photos_in_a_folder(runs, given, photos, tmp_path):
-    hub, folder = tmp_path / "hub", tmp_path / "folder"
+def shown(run):
+    from mixup_recipes.pages import errors
+    from mixup_recipes.runs.run import Run
+
+    (found,), said = errors.with_images(Run.open(run), [errors.Error(3, "blue", "red", 0.9)])
+    return [found.file, found.picture is not None, said]
+
+
+def test_a_run_on_the_hubs_dataset_is_that_on_the_same_photos_in_a_folder(hub, runs, given, photos, tmp_path):
+    hub_server, hub, folder = hub, tmp_path / "hub", tmp_path / "folder"
     for name, out in ((SET, hub), (photos, folder)):
         finish(runs, *given, "--output_dir", out, "--dataset", name)
     for name in ("model.safetensors", "predictions.safetensors", "eval_results.json", "summary.csv"):
@@ -76,6 +84,12 @@ def test_a_run_on_the_hubs_dataset_is_that_on_the_same_photos_in_a_folder(runs, 
     for found in (*record["splits"].values(), *other["splits"].values()):
         del found["fingerprint"]  # of the commit here, of the files there
     assert record == other | {"dataset": SET, "commit": record["commit"]}
+    # a report shows images that were copied before, and copies none
+    assert hub_server.client(shown, hub) == ["test-3.jpg", True, ""]
+    nowhere = {"HF_DATASETS_CACHE": str(tmp_path / "nowhere")}
+    says = f"No pictures: dataset {SET!r} is not on this machine."
+    assert hub_server.client(shown, hub, **nowhere) == ["", False, says]
+    assert not list(tmp_path.glob("nowhere/**/*.arrow"))
 
 
 def test_a_streamed_run_resumed_at_an_evaluation_is_that_of_one_never_stopped(runs, hub, given, tmp_path):

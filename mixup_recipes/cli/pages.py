@@ -60,7 +60,7 @@ def table(
 
 @app.command
 def report(*runs: Runs, out: Annotated[Path, said("folder to write to")] = Path("runs/report")) -> None:
-    """Table, learning curves and mixed samples of finished runs."""
+    """Tables, learning curves and mixed samples of runs; of each, scores by class, confusions, errors, calibration."""
     from mixup_recipes.pages.report import report
     from mixup_recipes.runs.run import Run
 

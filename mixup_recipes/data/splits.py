@@ -1,6 +1,7 @@
 """Datasets by name: the two tables that a run needs, opened and checked, with encoded images."""
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -184,7 +185,7 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
         if (found := find_prepared(name)) is None:
             raise UserError(f"dataset {name!r} is not prepared on this machine; run: mixup-recipes prepare {name}")
         folder = found
-    elif not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+    elif is_path(name) and not folder.exists():
         raise UserError(f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of {sorted(PREPARED)}")
     try:
         return open_folder(recipe, folder, split) if folder.exists() else open_hub(recipe, split, streaming)
@@ -248,6 +249,23 @@ def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
         table = datasets.load_dataset("parquet", data_files={split: names}, split=split)
     note_files(table, [str(path.absolute()) for path in files.paths], str(folder.absolute()))
     return Opened(table, parquet.fingerprint(files.paths), files.notes)
+
+
+def is_path(dataset: str) -> bool:
+    """Whether the name of a dataset can be none of the Hub."""
+    return dataset.startswith((".", "/", "~")) or dataset.count("/") != 1
+
+
+def is_here(recipe: Recipe) -> bool:
+    """Whether opening the recipe's dataset downloads nothing: it is a folder, is prepared, or was copied before."""
+    name = recipe.dataset
+    try:
+        if name in PREPARED or is_path(name) or Path(name).expanduser().exists():
+            return True  # if it is not there, ``open_split`` says so
+        builder = datasets.load_dataset_builder(name, name=recipe.dataset_config, revision=recipe.dataset_revision)
+    except (*WRONG, datasets.exceptions.DatasetsError):
+        return False
+    return os.path.isdir(builder.cache_dir)
 
 
 def count(table: Any) -> int:

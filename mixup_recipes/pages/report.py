@@ -5,15 +5,18 @@ setting's protocol (``training/protocols.py``): each metric's median over the la
 with the highest top-1.
 """
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image, ImageDraw, ImageFont
 
 from mixup_recipes import files
 from mixup_recipes.data.decoding import BadImage, decode, read
-from mixup_recipes.pages import plots
-from mixup_recipes.pages.markdown import escaped, markdown_table
+from mixup_recipes.pages import by_class, diagrams, plots
+from mixup_recipes.pages.markdown import escaped, line, markdown_table, prose
 from mixup_recipes.runs.run import Run, labels
 from mixup_recipes.typed import UserError
 
@@ -70,21 +73,80 @@ def stack_sheets(sheets: list[tuple[str, Path]], out: Path) -> None:
     page.save(out)
 
 
-def report(runs: list[Run], out: Path) -> str:
-    """Write ``table.md``, ``curves.png`` and, if runs have sample sheets, ``samples.png`` into the folder ``out``.
+@contextlib.contextmanager
+def all_at_once(out: Path) -> Iterator[Path]:
+    """A folder to make files in, which are written into ``out`` when all of them are made."""
+    with tempfile.TemporaryDirectory() as folder:
+        aside = Path(folder)
+        yield aside
+        made = {path.relative_to(aside): path.read_bytes() for path in sorted(aside.rglob("*")) if path.is_file()}
+    for name, content in made.items():
+        files.write_into(out / name, content)
 
-    Returns the table. Raises ``UserError`` for what cannot be read or drawn, before anything is written.
-    """
+
+def draw_overview(runs: list[Run], folder: Path) -> str:
+    """Make ``table.md``, ``curves.png`` and, if runs have sample sheets, ``samples.png``; returns the table."""
     text = runs_table(runs)
     mixers = [run.recipe.mixer for run in runs]
     titles = [m if mixers.count(m) == 1 else f"{m} ({n})" for m, n in zip(mixers, labels(runs), strict=True)]
     sheets = [(title, sheet) for title, run in zip(titles, runs, strict=True) if (sheet := run.last_sheet)]
-    with tempfile.TemporaryDirectory() as folder:  # all is made before any of it is written
-        aside = Path(folder)
-        plots.curves(runs, aside / "curves.png")
-        if sheets:
-            stack_sheets(sheets, aside / "samples.png")
-        made = {path.name: path.read_bytes() for path in sorted(aside.iterdir())}
-    for name, content in (made | {"table.md": text.encode()}).items():
-        files.write_into(out / name, content)
+    plots.curves(runs, folder / "curves.png")
+    if sheets:
+        stack_sheets(sheets, folder / "samples.png")
+    files.write(folder / "table.md", text)
     return text
+
+
+def overview(runs: list[Run], out: Path) -> str:
+    """Write what ``draw_overview`` makes into the folder ``out``. Raises ``UserError``: see ``report``."""
+    with all_at_once(out) as folder:
+        return draw_overview(runs, folder)
+
+
+def report(runs: list[Run], out: Path) -> str:
+    """Write the overview of the runs and a page for each into the folder ``out``: ``report.md`` leads to all of it.
+
+    The page of a single run is ``report.md`` itself, those of several are in folders of their names. Returns the
+    tables, and in words what was taken for what. Raises ``UserError`` for what cannot be read or drawn, before
+    anything is written.
+    """
+    with all_at_once(out) as folder:
+        text = draw_overview(runs, folder)
+        runs = list({run.folder.resolve(): run for run in runs}.values())  # a page each
+        names = dict(zip(labels(runs), runs, strict=True))
+        found = [by_class.scored(run, name) for name, run in names.items() if not by_class.lacks(run)]
+        parts = [text.strip()]
+        parts += [by_class.scores_table(found).strip()] if found else []
+        parts += [f"{prose(name)} has no {lack}, and so no scores by class." for name, run in names.items()
+                  if (lack := by_class.lacks(run))]  # fmt: skip
+        said = "\n\n".join([*parts, *map(in_words, found)]) + "\n"
+        parts.append("![Learning curves](curves.png)")
+        if len(runs) == 1:
+            parts += [by_class.write_page(run, folder) for run in found]
+        else:
+            parts += pages(found, folder)
+        if (folder / "samples.png").exists():
+            parts.append("## Mixed images\n\n![Mixed images](samples.png)")
+        files.write(folder / "report.md", "\n\n".join(["# Report", *parts]) + "\n")
+    return said
+
+
+def in_words(found: by_class.Scored) -> str:
+    """The classes that a run takes for others most often, in one line."""
+    pairs = "; ".join(by_class.worst_pairs(found, 3)) or "every image is right"
+    return line(f"{found.title}: {pairs}", 500)
+
+
+def pages(found: list[by_class.Scored], folder: Path) -> list[str]:
+    """Make a page for each of several runs; returns what leads to them."""
+    if not found:
+        return []
+    lines = []
+    for run in found:
+        place = Path(*[part for part in run.title.split("/") if part])
+        text = by_class.write_page(run, folder / place)
+        files.write(folder / place / "report.md", f"# {prose(run.title)}\n\n{text}\n")
+        pairs = "; ".join(map(prose, by_class.worst_pairs(run, 3))) or "every image is right"
+        lines.append(f"* [{prose(run.title)}]({quote(str(place))}/report.md): {pairs}")
+    diagrams.reliability([run.sure for run in found], folder / "reliability.png")
+    return ["## Each run\n\n" + "\n".join(lines), "## Calibration\n\n![Reliability diagrams](reliability.png)"]

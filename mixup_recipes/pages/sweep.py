@@ -6,7 +6,7 @@ from typing import Any
 
 from mixup_recipes import files
 from mixup_recipes.pages import plots
-from mixup_recipes.pages.report import report
+from mixup_recipes.pages.report import overview
 from mixup_recipes.pages.seeds import seeds_table
 from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.slurm import slurm_script
@@ -22,7 +22,7 @@ def results(runs: list[Planned], out: Path) -> str:
     if not done:
         return f"no run is finished: no table{rest}"
     text = seeds_table(done)
-    report(done, out)
+    overview(done, out)
     plots.dots(done, out / "dots.png")
     files.write_into(out / "summary.md", text)
     names = "summary.md, table.md, dots.png, curves.png"

@@ -13,8 +13,10 @@ from numbers import Integral
 import numpy as np
 from numpy.typing import ArrayLike
 
+BINS = 15
 
-def calibration(confidences: ArrayLike, correct: ArrayLike, nlls: ArrayLike, bins: int = 15) -> dict[str, float]:
+
+def calibration(confidences: ArrayLike, correct: ArrayLike, nlls: ArrayLike, bins: int = BINS) -> dict[str, float]:
     """``{"ece": percent, "nll": nats}``.
 
     ``confidences`` (N,) probability of the predicted class, in [0, 1]; ``correct`` (N,) bool, whether that
@@ -40,10 +42,13 @@ def calibration(confidences: ArrayLike, correct: ArrayLike, nlls: ArrayLike, bin
     _check("confidences", confidences, (confidences >= 0) & (confidences <= 1), "probabilities in [0, 1]")
     _check("nlls", nlls, nlls >= 0, "-log of probabilities, at least 0")
 
-    upper = np.arange(1, bins + 1) / bins
-    bin_of = np.searchsorted(upper, confidences)  # the first m with confidence <= m/M
-    gaps = np.bincount(bin_of, weights=correct - confidences, minlength=bins)
+    gaps = np.bincount(bin_of(confidences, bins), weights=correct - confidences, minlength=bins)
     return {"ece": 100.0 * float(np.abs(gaps).sum()) / len(confidences), "nll": float(nlls.mean())}
+
+
+def bin_of(confidences: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """The bin of each confidence, from 0: the first m with ``confidence <= (m + 1) / bins``."""
+    return np.searchsorted(np.arange(1, bins + 1) / bins, confidences)
 
 
 def _check(name: str, values: np.ndarray, good: np.ndarray, what: str) -> None:
