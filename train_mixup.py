@@ -58,9 +58,9 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes.training.update import Learner, new_step, prepared, train_update
 
     # ----------------------------------------------------------------------------------------- processes
+    stop = Stop()  # from here on a signal means: leave, and later: save and leave
     recipe, _ = resolve(job.recipe, given["Recipe fields"] | of_weights(recipe, origin))
     accelerator = launch.accelerator(recipe, folder, job.report_to, job.deterministic)
-    stop = Stop()  # from here on a signal means: save and leave
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     launch.announce(recipe, accelerator)
     hub = Publisher(folder, recipe, job, accelerator.print) if job.push_to_hub else None
@@ -152,6 +152,7 @@ def main(argv: list[str] | None = None) -> int | None:
         accelerator.log({f"{mode}/{k}": v for k, v in (values | perf).items()}, step=update)
 
     # ----------------------------------------------------------------------------------------- loop
+    stop.begin(accelerator)
     batches = prepared(progress.timed(stop.watched(samples.train_batches(order, workers, device))), order, device)
     while True:
         epoch, within = divmod(update, per_epoch)
@@ -160,12 +161,13 @@ def main(argv: list[str] | None = None) -> int | None:
         due = epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs
         leaving = False
         if within == 0 and epoch > evaluated and due:
+            nets, scored, refreshed = learner.classifiers, None, True
             if recipe.precise_bn_samples is not None:
-                precise_bn.refresh(step, samples, recipe, epoch, workers, accelerator)
-                if world > 1:
+                refreshed = precise_bn.refresh(step, samples, recipe, epoch, workers, accelerator, stop)
+                if refreshed and world > 1:
                     distribute_bn(step, world, reduce=True)
-            nets = learner.classifiers
-            scored = evaluation.evaluate(nets, eval_samples, recipe, accelerator, workers, stop)
+            if refreshed:
+                scored = evaluation.evaluate(nets, eval_samples, recipe, accelerator, workers, stop)
             if scored is None:
                 leaving = True
             else:

@@ -274,6 +274,26 @@ def test_no_row_and_no_picture_opens_other_files_starts_a_program_or_fills_the_m
     assert EvalTransform((40, 80), (32, 64), "bilinear")(decode(JPEG)).shape == (3, 32, 64)  # a model that is no square
 
 
+def test_links_lead_to_configurations_and_a_net_of_links_comes_to_an_end(tmp_path):
+    for name, rows in {"small": 2, "large": 6}.items():
+        shard(tmp_path / "pool" / name / f"train{SHARD}", rows)
+        (tmp_path / "set" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "set" / name).symlink_to(f"../pool/{name}")
+    (tmp_path / "set/default").symlink_to("small")
+    nets = [tmp_path / "pool/small/net", tmp_path / "set/net"]
+    for net in nets:
+        for i in range(12):  # each leads to all, its own folder and those above
+            (net / str(i)).mkdir(parents=True)
+            for j in range(12):
+                (net / str(i) / f"to-{j}").symlink_to(f"../{j}")
+            (net / str(i) / "up").symlink_to("../../..")
+    for head in ("", "---\nconfigs: [{config_name: large, data_files: {train: large/**/*.parquet}}]\n---\n"):
+        (tmp_path / "set/README.md").write_text(head)
+        for config, rows in (("large", 6),) if head else (("small", 2), ("large", 6), ("default", 2)):
+            found = load_split(recipe(tmp_path / "set", dataset_config=config), "train", None)
+            assert len(found.table) == rows, (head, config)
+
+
 NAMED = {  # and what is wrong with it
     "images/a.jpg": None, "beside.jpg": None, "images/./a.jpg": None, "images/inside.jpg": None,
     "images/outside.jpg": "by a link", "away/secret.jpg": "by a link", "pipe": "no regular file", "images": "directory",

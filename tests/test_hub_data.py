@@ -138,6 +138,8 @@ def test_a_run_on_streamed_image_files_is_that_on_their_copy_also_when_it_was_st
         assert "drawn anew" not in said
     for name in ("model.safetensors", "predictions.safetensors", "eval_results.json", "data.json", "summary.csv"):
         assert (tmp_path / "true" / name).read_bytes() == (tmp_path / "false" / name).read_bytes(), name
+    ((record, _),) = hub.client(opened, [(hub.token, "tester/files", {})], HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    assert record["image"] == hashlib.sha256(files["train/blue/00.jpg"]).hexdigest()  # the copy is there
 
 
 def test_a_streamed_run_stopped_within_an_epoch_says_that_the_rest_is_drawn_anew(runs, given, tmp_path):
@@ -166,9 +168,11 @@ def test_a_stream_that_breaks_off_ends_the_run_in_one_line_and_it_can_go_on(runs
 
 
 def opened(cases):
-    """The record of each data set and how many images it has to train on, or what is said instead."""
+    """The record of each data set, with its first image, and how many it has to train on; or what is said instead."""
+    import hashlib
     import os
 
+    from mixup_recipes.data.origin import encoded
     from mixup_recipes.data.splits import count, load_splits
     from mixup_recipes.resolve import load_recipe
     from mixup_recipes.typed import UserError
@@ -179,7 +183,8 @@ def opened(cases):
         recipe = load_recipe("r18_100e_mixup", dataset=dataset, eval_split="test", num_classes=4, **changes)
         try:
             splits = load_splits(recipe)
-            answers.append([splits.record, str(count(splits.train))])
+            image = hashlib.sha256(encoded(next(iter(splits.train))["image"])).hexdigest()
+            answers.append([splits.record | {"image": image}, str(count(splits.train))])
         except UserError as e:
             answers.append([{}, str(e)])
     return answers

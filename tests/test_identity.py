@@ -164,6 +164,7 @@ def test_a_signal_ends_a_run_whose_images_do_not_come_with_the_last_checkpoint_k
     monkeypatch.setattr(signals, "PATIENCE", 0.0)
     monkeypatch.setattr(signals.os, "_exit", lambda status: left.append(status) or exit())
     monkeypatch.setattr(signals.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signals.signal, "set_wakeup_fd", lambda *_, **__: None)
     stop = signals.Stop()
     batches = stop.watched(iter([1, 2]))
     assert next(batches) == 1 and stop.waiting is None

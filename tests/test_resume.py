@@ -22,6 +22,7 @@ KILL, TERM, USR1 = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGUSR1)
 AUTO = ("--resume_from_checkpoint", "auto")
 UPDATE = "mixup_recipes.training.optimisation:set_learning_rates"  # called once per update
 EVALUATION = "mixup_recipes.training.evaluation:normalise"  # called once per batch: 4 of the model, 4 of its average
+BATCH = "mixup_recipes.training.update:inputs"  # called once per micro-batch: 8 an epoch, then 4 of PreciseBN
 SAVE, RENAME = "mixup_recipes.training.checkpoint:torch.save", "mixup_recipes.training.checkpoint:Path.rename"
 WHERE = ("--dataloader_num_workers", "--checkpointing_steps", "--save_total_limit")  # never change what comes out
 
@@ -212,8 +213,11 @@ def test_a_run_that_goes_on_with_another_number_of_processes_says_so(case):
 
 
 SIGNALS = {  # processes -> rank, moment, signal and the update at which all leave, one after the other in a run
-    1: [(0, SAVE, 1, USR1, 5), (0, UPDATE, 1, TERM, 6), (0, UPDATE, 1, USR1, 7), (0, EVALUATION, 6, TERM, 8)],
-    2: [(1, UPDATE, 6, TERM, 6), (0, UPDATE, 3, TERM, 9)],
+    1: [
+        *((0, SAVE, 1, USR1, 5), (0, UPDATE, 1, TERM, 6), (0, UPDATE, 1, USR1, 7)),
+        *((0, BATCH, 4, TERM, 8), (0, EVALUATION, 6, TERM, 8)),
+    ],
+    2: [(0, BATCH, 5, TERM, 4), (1, UPDATE, 2, TERM, 6), (0, UPDATE, 3, TERM, 9)],
 }
 
 
@@ -227,6 +231,45 @@ def test_after_a_signal_to_one_process_all_save_and_leave_with_a_status_of_its_o
         assert f"{name} at update {update}: saved; continue with --resume_from_checkpoint auto" in output
         assert checkpoints(c.out)[-1].name == f"step-{update:08d}"
     assert c.finish() == [f"resumed from step-{update:08d}"]
+
+
+HANG = """
+import ctypes, os, signal, threading
+from mixup_recipes.data.loading import Samples
+from mixup_recipes.training import data, signals
+
+def hang(*_):  # where no Python runs, as in a library that reads a disk which does not answer
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+    libc.pthread_mutex_lock(lock), libc.pthread_mutex_lock(lock)
+
+def batches(self, *args, calls=[], original=Samples.train_batches):
+    calls.append(1)
+    for number, batch in enumerate(original(self, *args)):
+        if (len(calls), number) == WHEN:
+            hang()
+        yield batch
+
+signals.PATIENCE = 0.5
+Samples.train_batches = batches
+if WHEN is None:
+    data.load_splits = hang
+"""
+HUNG = {  # what hangs -> the loader and its batch, what is said, and the checkpoint that is left
+    "the data": (None, "SIGTERM before the first update: left, there was nothing to save; continue", None),
+    "a batch": ((1, 5), "SIGTERM: no images for 0 s, left without a new checkpoint; continue", 2),
+    "a batch for BatchNorm": ((2, 1), "SIGTERM: no images for 0 s, left without a new checkpoint; continue", 3),
+}
+
+
+@pytest.mark.parametrize("what", HUNG)
+def test_a_signal_ends_a_process_also_where_something_hangs(case, tmp_path, what):
+    when, words, update = HUNG[what]
+    (tmp_path / "hang.py").write_text(f"WHEN = {when}\n{HANG}")
+    c = case("--checkpointing_steps", 1)
+    statuses, output = c.start(faults=[["script", str(tmp_path / "hang.py")]])
+    assert statuses == [STOPPED] and words in output, output
+    assert c.finish() == ([f"resumed from step-{update:08d}"] if update else [])
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")

@@ -126,6 +126,11 @@ def inside(name: str) -> bool:
     return not (name.startswith("/") or "://" in name or "\0" in name or ".." in name.split("/"))
 
 
+def within(path: str | None, root: str) -> bool:
+    """Whether a path or address lies in a folder or repository."""
+    return path is not None and path.startswith(f"{root}/") and inside(path.removeprefix(f"{root}/"))
+
+
 def fetched(address: str) -> bytes:
     """The content of a file of the Hub. Raises ``BadImage``, and ``RankError`` where the Hub cannot be reached."""
     try:

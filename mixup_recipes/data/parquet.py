@@ -7,19 +7,20 @@
 - All shards that a file's name promises must be there.
 """
 
-import glob
+import contextlib
+import fnmatch
+import functools
 import hashlib
-import os
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from mixup_recipes.data.decoding import BadImage, read
-from mixup_recipes.data.folder import SAME, SPLITS
+from mixup_recipes.data.folder import SAME, SPLITS, entries
 from mixup_recipes.data.identity import some
 from mixup_recipes.typed import UserError, nearest
 
@@ -42,11 +43,10 @@ def parquet_files(folder: Path, split: str, config: str | None, own: tuple[str, 
     Raises ``UserError`` for a split or configuration that is not there, for a choice that only the user can make, and
     for missing shards.
     """
-    everything = (path for path in sorted(folder.rglob("*.parquet")) if path.is_file())
-    found = [path for path in everything if not hidden(path.relative_to(folder))]
+    found = sorted(tables(folder))
     if not found:
         return None
-    if (told := configurations(folder)) is not None:
+    if (told := configurations(folder, found)) is not None:
         name = only_one(folder, config, list(told), next((k for k, v in told.items() if v[1]), None))
         splits = told[name][0]
     else:
@@ -69,9 +69,28 @@ def parquet_files(folder: Path, split: str, config: str | None, own: tuple[str, 
     return Files(paths, notes)
 
 
-def hidden(path: Path) -> bool:
-    """Whether a file, or a folder above it, is hidden."""
-    return any(part.startswith(".") for part in path.parts)
+def tables(folder: Path) -> Iterator[Path]:
+    """The parquet files below a folder but for hidden ones, also behind links.
+
+    No link is followed to a folder above it, and one that lies behind another link only to what was not read yet: a net
+    of links comes to an end.
+    """
+    status = folder.stat()
+    read_already: set[tuple[int, int]] = set()
+
+    def below(folder: Path, above: frozenset[tuple[int, int]], linked: bool) -> Iterator[Path]:
+        with contextlib.suppress(PermissionError):  # such as lost+found
+            for entry in (e for e in entries(folder) if not e.name.startswith(".")):
+                path = folder / entry.name
+                if entry.kind == "file" and path.suffix == ".parquet":
+                    yield path
+                link = entry.kind == "folder" and path.is_symlink()
+                if entry.kind != "folder" or entry.place in above or (link and linked and entry.place in read_already):
+                    continue
+                read_already.add(entry.place)
+                yield from below(path, above | {entry.place}, linked or link)
+
+    return below(folder, frozenset({(status.st_dev, status.st_ino)}), False)
 
 
 def by_place(folder: Path, found: list[Path], known: set[str]) -> dict[str, dict[str, list[Path]]]:
@@ -109,8 +128,8 @@ def only_one(folder: Path, config: str | None, names: list[str], default: str | 
     raise UserError(f"{folder} has {len(names)} configurations: {some(shown)}; choose one with --dataset_config")
 
 
-def configurations(folder: Path) -> dict[str, tuple[dict[str, list[Path]], bool]] | None:
-    """What the head of ``README.md`` says: configuration -> files by split, and whether it is the default one."""
+def configurations(folder: Path, tables: list[Path]) -> dict[str, tuple[dict[str, list[Path]], bool]] | None:
+    """What the head of ``README.md`` says: configuration -> ``tables`` by split, and whether it is the default one."""
     try:
         head = CARD.match(read(folder / "README.md")[:LONGEST].decode(errors="replace"))
         told = yaml.safe_load(head[1]) if head else None
@@ -129,19 +148,30 @@ def configurations(folder: Path) -> dict[str, tuple[dict[str, list[Path]], bool]
             files = {row["split"]: row.get("path") for row in rows}
         name = config.get("config_name", "default") if isinstance(config, dict) else None
         if isinstance(files, dict) and isinstance(name, str):
-            splits = {str(split): matching(folder, patterns) for split, patterns in files.items()}
+            splits = {str(split): matching(folder, tables, patterns) for split, patterns in files.items()}
             found[name] = splits, bool(config.get("default"))
     return found or None
 
 
-def matching(folder: Path, patterns: Any) -> list[Path]:
-    """The parquet files of a folder that patterns such as ``data/train-*`` name, each once. Links are fine."""
+def matching(folder: Path, tables: list[Path], patterns: Any) -> list[Path]:
+    """The tables of a folder that patterns such as ``data/train-*`` name, each once."""
     texts = [p for p in (patterns if isinstance(patterns, list) else [patterns]) if isinstance(p, str)]
-    texts = [text for text in texts if ".." not in Path(text).parts]
-    start = os.path.normpath(folder)
-    found = [p for text in texts for p in sorted(glob.glob(os.path.join(glob.escape(start), text), recursive=True))]
-    inside = [Path(p) for p in found if os.path.normpath(p).startswith(start + os.sep) and p.endswith(".parquet")]
-    return list(dict.fromkeys(inside))
+    wanted = [[part for part in text.split("/") if part not in ("", ".")] for text in texts]
+    return list(dict.fromkeys(t for w in wanted for t in tables if fits(t.relative_to(folder).parts, w)))
+
+
+def fits(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path is one that a pattern means, where ``**`` stands for any number of folders."""
+
+    @functools.cache
+    def rest(name: int, part: int) -> bool:
+        if part == len(pattern):
+            return name == len(names)
+        if pattern[part] == "**":
+            return rest(name, part + 1) or (name < len(names) and rest(name + 1, part))
+        return name < len(names) and fnmatch.fnmatchcase(names[name], pattern[part]) and rest(name + 1, part + 1)
+
+    return rest(0, 0)
 
 
 def check_shards(paths: Iterable[Path]) -> None:

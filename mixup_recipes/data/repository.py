@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import HfFileSystem
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from mixup_recipes.data.identity import some
-from mixup_recipes.data.origin import Opened, commit, inside, note_files
+from mixup_recipes.data.origin import Opened, commit, note_files, within
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
@@ -61,14 +62,18 @@ def copied(builder: Any, recipe: Recipe, split: str) -> tuple[datasets.Dataset, 
     announce_copy((info.download_size or 0) + (info.dataset_size or 0), recipe.dataset.replace("/", "___"))
     builder.download_and_prepare()
     table = builder.as_dataset(split=split)
-    if isinstance(builder, ImageFolder) and recipe.image_column in table.column_names:
-        # datasets has made these rows, which name files that it downloaded itself
-        images = table.data.column(recipe.image_column)
-        if pc.struct_field(images, "bytes").null_count == len(images):
-            paths, text = pc.struct_field(images, "path").to_pylist(), datasets.Value("large_string")
-            table = table.remove_columns(recipe.image_column).add_column(recipe.image_column, paths, feature=text)
-            return table, True
-    return table, False
+    if not isinstance(table.features.get(recipe.image_column), datasets.Image):
+        return table, False
+    images = table.data.column(recipe.image_column)
+    if pc.struct_field(images, "bytes").null_count < len(images):
+        return table, False
+    # rows of a set of image files, which datasets made: they name files that it downloaded itself. Without a network
+    # it does not say that it made them, and where the files are must do.
+    paths, text = pc.struct_field(images, "path").to_pylist(), datasets.Value("large_string")
+    kept = Path(HF_HUB_CACHE, f"datasets--{recipe.dataset.replace('/', '--')}", "snapshots", builder.hash)
+    if not isinstance(builder, ImageFolder) and not all(within(path, str(kept)) for path in paths):
+        return table, False
+    return table.remove_columns(recipe.image_column).add_column(recipe.image_column, paths, feature=text), True
 
 
 def image_files(builder: Any, recipe: Recipe, split: str, files: list[str], root: str) -> datasets.Dataset:
@@ -92,7 +97,7 @@ def image_files(builder: Any, recipe: Recipe, split: str, files: list[str], root
     for rows in found.select_columns([image, label]).cast_column(image, datasets.Image(decode=False)).iter(1000):
         addresses += [(row or {}).get("path") for row in rows[image]]
         labels += rows[label]
-    if strange := [a for a in addresses if a and not (a.startswith(f"{root}/") and inside(a.removeprefix(f"{root}/")))]:
+    if strange := [a for a in addresses if a and not within(a, root)]:
         raise UserError(f"dataset {recipe.dataset!r}: rows name files outside of the repository: {some(strange)}")
     features = datasets.Features({image: datasets.Value("large_string"), label: found.features[label]})
     return datasets.Dataset(pa.table({image: addresses, label: labels}, schema=features.arrow_schema))

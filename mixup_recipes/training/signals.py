@@ -1,7 +1,14 @@
-"""SIGTERM and SIGUSR1 ask a run to save and leave; all processes leave at the same update."""
+"""SIGTERM and SIGUSR1 ask a run to save and leave; all processes leave at the same update.
 
+Before the first update there is nothing to save, and a process leaves at once: while it downloads or lists the data,
+fetches weights, or waits for others. Later it has some time for the batch that it waits for. A thread sees to both,
+since Python runs a signal handler only between two of its own steps: not while a library or a dead disk keeps it.
+"""
+
+import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -12,7 +19,8 @@ import torch
 
 from mixup_recipes.training.job import STOPPED
 
-PATIENCE = 30.0  # seconds that a loader has for its next batch once a signal has asked to stop
+PATIENCE = 25.0  # seconds that a loader has for its next batch once a signal has asked to stop; torchrun kills after 30
+NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 T = TypeVar("T")
 
 
@@ -22,15 +30,25 @@ class Stop:
     def __init__(self) -> None:
         self.requested: str | None = None
         self.group: Any = None
+        self.begun = False  # the updates, which are worth saving
         self.waiting: float | None = None  # since when a batch is waited for
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in NUMBERS:
             signal.signal(number, self.request)
+        self.listener, told = socket.socketpair()
+        told.setblocking(False)
+        self.told = told  # the interpreter writes the number of each signal into it, whatever it is doing
+        signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=forget)
+        threading.Thread(target=self.listen, daemon=True).start()
 
     def request(self, number: int, _frame: Any) -> None:
         """The signal handler."""
-        if self.requested is None:
-            threading.Thread(target=self.watch, daemon=True).start()
         self.requested = signal.Signals(number).name
+
+    def begin(self, accelerator: Any) -> None:
+        """From here on a signal means: save and leave. For all processes at once."""
+        accelerator.wait_for_everyone()
+        self.begun = True
 
     def watched(self, batches: Iterator[T]) -> Iterator[T]:
         """The batches. One that is late after a signal ends the process; the last checkpoint is kept."""
@@ -42,19 +60,22 @@ class Stop:
                 return
             yield batch
 
+    def listen(self) -> None:
+        """Wait for a signal, then see to it that the process leaves."""
+        while not (asked := [n for n in self.listener.recv(64) if n in NUMBERS]):
+            pass
+        self.requested = signal.Signals(asked[0]).name
+        if not self.begun:
+            leave(f"{self.requested} before the first update: left, there was nothing to save")
+        self.watch()
+
     def watch(self) -> None:
         """Leave when images have kept the run waiting for too long: a disk that hangs cannot be asked to stop."""
         asked = time.monotonic()
         while True:
             time.sleep(0.2)
             if (since := self.waiting) is not None and time.monotonic() - max(since, asked) > PATIENCE:
-                print(
-                    f"{self.requested}: no images for {PATIENCE:.0f} s, left without a new checkpoint; continue with "
-                    "--resume_from_checkpoint auto",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                os._exit(STOPPED)
+                leave(f"{self.requested}: no images for {PATIENCE:.0f} s, left without a new checkpoint")
 
     def agreed(self, accelerator: Any) -> bool:
         """Whether all processes leave now: a host-side all-reduce of one number. Every process must call it."""
@@ -63,5 +84,25 @@ class Stop:
         if self.group is None:  # gloo, so that the device is never waited for
             self.group = torch.distributed.new_group(backend="gloo")
         flag = torch.tensor(int(self.requested is not None))
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=self.group)
+        try:
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=self.group)
+        except RuntimeError:
+            if self.requested is None:
+                raise
+            leave(f"{self.requested}: another process has left, so this one did without a new checkpoint")
         return bool(flag)
+
+
+def leave(reason: str) -> None:
+    """End the process from any thread, whatever the others are doing; all that is on the disk is whole at any time."""
+    print(f"{reason}; continue with --resume_from_checkpoint auto", file=sys.stderr, flush=True)
+    flushing = threading.Thread(target=sys.stdout.flush, daemon=True)  # who reads it may hang as well
+    flushing.start()
+    flushing.join(1)
+    os._exit(STOPPED)
+
+
+def forget() -> None:
+    """In a loader process: what it is sent is not for its parent."""
+    with contextlib.suppress(ValueError):  # forked by another thread than the first
+        signal.set_wakeup_fd(-1)
