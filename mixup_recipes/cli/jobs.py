@@ -38,6 +38,25 @@ def predict(
 
 
 @app.command
+def export(
+    run: Annotated[str, text("run folder, timm name or hf-hub:OWNER/NAME", "--run", "--model")],
+    *,
+    out: Annotated[Path, said("file to write: .onnx, .pt (TorchScript) or .pt2 (torch.export)")],
+    format: Annotated[
+        Literal["onnx", "torchscript", "torch_export"] | None, said("default: by the ending of --out")
+    ] = None,
+) -> None:
+    """A trained model as one file for other programs, checked against the model and its run; shows how to use it.
+
+    The normalisation is inside, what else is done to a picture is in the file's metadata. ONNX needs the extra:
+    pip install 'mixup-recipes[export]'.
+    """
+    from mixup_recipes.runs.deploy import deploy
+
+    print(deploy(run, format, out))
+
+
+@app.command
 def sweep(
     file: Annotated[Path | None, said("sweep file; flags add to it")] = None,
     *,

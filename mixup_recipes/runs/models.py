@@ -26,6 +26,12 @@ def open_model(name: str) -> tuple[nn.Module, Run | None]:
     return fetch.model_of(folder, name) if fetch.is_hub(name) else backbones.load_model(name), run
 
 
+def class_names(net: nn.Module) -> list[str]:
+    """What the outputs of a model are called: numbers where its configuration has no names."""
+    outputs: Any = net.num_classes
+    return list(backbones.cfg_of(net).get("label_names") or map(str, range(outputs)))
+
+
 def evaluation_recipe(
     net: nn.Module, name: str, run: Run | None, changes: dict[str, Any], source: str | None = None
 ) -> Recipe:

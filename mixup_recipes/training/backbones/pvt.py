@@ -63,7 +63,7 @@ class Stage(nn.Module):
         size = x.shape[2:]
         x = embed.layer_norm(x.flatten(2).transpose(1, 2))
         if embed.cls_token is not None:
-            x = torch.cat((embed.cls_token.expand(len(x), -1, -1), x), dim=1)
+            x = torch.cat((embed.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         x = x + embed.position_embeddings
         for layer in self.layers:
             x = layer(x, *size)[0]

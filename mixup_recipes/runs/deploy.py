@@ -1,0 +1,193 @@
+"""A trained model as one file for deployment, which is held against the model and its run before it is written."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mixup_recipes import __version__, fetch
+from mixup_recipes.data.decoding import BadImage, decode, encoded
+from mixup_recipes.data.images import EvalTransform
+from mixup_recipes.data.prepare import PREPARED
+from mixup_recipes.data.splits import load_split
+from mixup_recipes.files import file_hash, write
+from mixup_recipes.recipe import Recipe, changed
+from mixup_recipes.runs.models import class_names, eval_transform, evaluation_recipe, open_model
+from mixup_recipes.runs.portable import FORMATS, Answer, Classifier
+from mixup_recipes.runs.run import Run
+from mixup_recipes.training import backbones
+from mixup_recipes.typed import UserError
+
+TIMES = (1, 3)  # images at a time, random ones: the number is free
+MOST, BATCH = 256, 32  # images of the run's evaluation, and how many at a time
+# How far numbers may lie apart, as a share of the largest logit. The file's logits from the model's, where sums are
+# taken in another order; its log-probabilities from those of the run's evaluation, by the precision of that one.
+SAME = 1e-4
+ROUNDING = {"no": 0.005, "fp16": 0.01, "bf16": 0.03}  # "no" on a GPU may have multiplied in TF32
+
+
+class Evaluated(NamedTuple):
+    """Images of a run's evaluation, and what the run said of them."""
+
+    images: Tensor
+    """uint8 (N, 3, H, W)."""
+    label: Tensor
+    top: Tensor
+    """The likeliest class of each."""
+    nll: Tensor
+
+
+def deploy(name: str, format: str | None, out: Path) -> str:
+    """``mixup-recipes export``: write the file; returns what it is, how it was checked, and an example of its use.
+
+    ``name``: a run folder, timm name or ``hf-hub:owner/name``. ``format``: one of ``FORMATS``, None: by the ending of
+    ``out``. Raises ``UserError``, and then leaves ``out`` alone.
+    """
+    format = checked_format(format, out)
+    net, run = open_model(name)
+    recipe = evaluation_recipe(net, name, run, {})
+    transform = eval_transform(net, recipe, own=run is None)
+    size = tuple(transform.size)
+    backbones.check_input(net, max(TIMES), size, name, training=False)
+    metadata = metadata_of(name, run, net, recipe, transform)
+    classifier = Classifier(net, recipe.mean, recipe.std)
+    try:
+        content = FORMATS[format].write(classifier, size, metadata)
+        checks = check(classifier, FORMATS[format].open(content), run, transform)
+    except Exception as e:  # what an exporter or a runtime raises is up to it
+        raise UserError(f"{name} cannot be written as {format}: {' '.join(str(e).split())[:300]}") from None
+    write(out, content)
+    about = f"{out}: {metadata['architecture']} of {net.num_classes} classes, {len(content) / 1e6:.1f} MB"
+    graph = [f"{part:8}{metadata[part]}" for part in ("input", "output")]
+    return "\n".join((about, *graph, *(f"checked {line}" for line in checks), "", example(format, out, transform)))
+
+
+def checked_format(format: str | None, out: Path) -> str:
+    """The format that is asked for. Raises ``UserError`` unless it can be written, to ``out``, on this machine."""
+    endings = {found.ending: name for name, found in FORMATS.items()}
+    if format is None and out.suffix not in endings:
+        which = ", ".join(f"{ending} ({name})" for ending, name in endings.items())
+        raise UserError(f"{out}: the ending says the format; expected one of {which}, or --format")
+    format = format or endings[out.suffix]
+    if out.suffix != FORMATS[format].ending:
+        raise UserError(f"{format} is written as {FORMATS[format].ending}; expected a name that ends so, got {out}")
+    if out.is_dir():
+        raise UserError(f"cannot write {out}: it is a folder")
+    if not out.parent.is_dir():
+        raise UserError(f"cannot write {out}: there is no folder {out.parent}")
+    if any(importlib.util.find_spec(package) is None for package in FORMATS[format].packages):
+        raise UserError(f"export to {format} needs: pip install 'mixup-recipes[export]'")
+    return format
+
+
+def metadata_of(name: str, run: Run | None, net: nn.Module, recipe: Recipe, transform: EvalTransform) -> dict[str, Any]:
+    """What goes with the graph: how a picture becomes ``pixels``, what the outputs are called, where it is all from."""
+    height, width = transform.size
+    classes = class_names(net)
+    weights = (run.folder if run else Path(name)) / "model.safetensors"
+    return {
+        "made_by": f"mixup-recipes {__version__}",
+        "weights": name if fetch.is_hub(name) or not Path(name).is_dir() else Path(name).resolve().name,
+        **({"weights_sha256": file_hash(weights)} if weights.is_file() else {}),
+        **({"recipe": run.recipe.name} if run else {}),
+        "architecture": backbones.cfg_of(net)["architecture"],
+        "input": f"pixels: float32 (N, 3, {height}, {width}), RGB from 0 to 1, not normalised",
+        "output": f"logits: float32 (N, {len(classes)}), before the softmax",
+        "resize": transform.resize,
+        "interpolation": transform.interpolation.value,
+        "crop": "center",
+        "input_size": [height, width],
+        "mean": recipe.mean,
+        "std": recipe.std,
+        "normalisation": "inside: (pixels - mean) / std",
+        "class_names": classes,
+    }
+
+
+def check(classifier: Classifier, answer: Answer, run: Run | None, transform: EvalTransform) -> list[str]:
+    """How the file was held against the model and against its run, in words. Raises ``UserError`` where they differ."""
+    pixels = torch.rand(sum(TIMES), 3, *transform.size, generator=torch.Generator().manual_seed(0))
+    for some in pixels.split(TIMES):
+        same_logits(classifier, answer, some)
+    lines = [f"with {' and with '.join(map(str, TIMES))} random images: the logits of the model"]
+    found = evaluated(run, transform)
+    if run is None or isinstance(found, str):
+        return [*lines, f"without predictions of a run: {found}"]
+    return [*lines, agreement(classifier, answer, run, found)]
+
+
+def same_logits(classifier: Classifier, answer: Answer, pixels: Tensor) -> Tensor:
+    """The logits of the file. Raises ``UserError`` when they are not those of the model."""
+    expected, found = classifier(pixels), answer(pixels)
+    if found.shape != expected.shape:
+        raise UserError(f"it gives {tuple(found.shape)} for {len(pixels)} images, not {tuple(expected.shape)}")
+    apart, most = (found - expected).abs().max().item(), expected.abs().max().item()
+    if not apart <= SAME * most:  # nan is not
+        raise UserError(f"its logits are {apart:.2g} away from the model's, the largest of which is {most:.2g}")
+    return found
+
+
+def evaluated(run: Run | None, transform: EvalTransform) -> Evaluated | str:
+    """Up to ``MOST`` images of a run's evaluation and what it said of them, or why they cannot be had."""
+    if run is None:
+        return "the model is no run folder"
+    recipe = run.recipe_here
+    if recipe.dataset not in PREPARED and not Path(recipe.dataset).expanduser().is_dir():
+        return f"its data, {recipe.dataset}, are no folder on this machine"
+    split = recipe.eval_split
+    alone = changed(recipe, train_split=split)  # no other split needs to be there
+    try:
+        columns = run.predictions
+        found = load_split(alone, split, recipe.max_eval_samples, like=run.data.classes)
+        if not run.data.splits[split].get("fingerprint"):
+            return "it has no fingerprint of its data"
+        if other := run.data.difference(split, found.record, found.classes):
+            return f"its data are others now: {other}"
+        drawn = np.random.default_rng(0).permutation(len(columns["index"]))[:MOST]  # the first may be of one class
+        some = {name: torch.from_numpy(column[np.sort(drawn)]) for name, column in columns.items()}
+        rows = [found.table[index] for index in some["index"].tolist()]
+        images = [transform(decode(encoded(row[recipe.image_column]))) for row in rows]
+    except (UserError, BadImage) as e:
+        return str(e)
+    return Evaluated(torch.stack(images), some["label"].long(), some["top"][:, 0].long(), some["nll"])
+
+
+def agreement(classifier: Classifier, answer: Answer, run: Run, given: Evaluated) -> str:
+    """How the file agrees with the run's predictions, in words. Raises ``UserError`` where by more than rounding."""
+    logits = torch.cat([same_logits(classifier, answer, some / 255) for some in given.images.split(BATCH)])
+    log_p = logits.log_softmax(1)
+    right, said = (log_p.gather(1, column[:, None])[:, 0] for column in (given.label, given.top))
+    limit = ROUNDING[run.recipe.mixed_precision] * logits.abs().max()
+    other, apart = int((log_p.max(1).values - said > limit).sum()), (given.nll + right).abs().max()
+    what = f"{len(logits)} images of split {run.recipe.eval_split!r}"
+    if other or not apart <= limit:
+        raise UserError(
+            f"of {what}, {other} get another class than in predictions.safetensors, and their NLL is up to {apart:.2g} "
+            "away; were the weights or the recipe changed?"
+        )
+    tied = int((log_p.argmax(1) != given.top).sum())
+    rest = f", {tied} another that is as likely within rounding" if tied else ""
+    return f"with {what}: {len(logits) - tied} get the class of predictions.safetensors{rest}"
+
+
+def example(format: str, out: Path, transform: EvalTransform) -> str:
+    """A program that asks the file about a photo."""
+    use, (height, width) = FORMATS[format].use, transform.size
+    cover = transform.resize if isinstance(transform.resize, tuple) else (transform.resize,) * 2
+    method = f"Image.Resampling.{transform.interpolation.name}"
+    return f"""\
+import json
+import numpy as np
+import {use.package}
+from PIL import Image, ImageOps
+
+{use.load.replace("FILE", json.dumps(str(out), ensure_ascii=False))}
+photo = ImageOps.cover(Image.open("photo.jpg").convert("RGB"), {cover[::-1]}, {method})
+left, top = round((photo.width - {width}) / 2), round((photo.height - {height}) / 2)
+pixels = np.asarray(photo, np.float32)[None, top : top + {height}, left : left + {width}].transpose(0, 3, 1, 2) / 255
+{use.ask}
+print({use.names}[logits[0].argmax()])"""
