@@ -19,8 +19,16 @@ import yaml
 from mixup_recipes.names import nearest as nearest  # beside UserError, whose messages end with it
 
 
+def printable(text: str) -> str:
+    """Text as one line: what breaks it, moves the cursor or is no text is written as in Python."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class UserError(ValueError):
     """Something the user can mend. The commands print it as one line and leave with exit status 2."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class RankError(UserError):

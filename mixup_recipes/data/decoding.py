@@ -1,12 +1,14 @@
 """From a row's encoded bytes to a uint8 image, within bounds, whatever a stranger put there.
 
 - Formats are those of ``FORMATS``, told by content; none of them starts a program.
-- A picture has at most ``LIMIT`` pixels (Pillow's own bound), which is read off its head before anything is decoded.
+- A picture has at most ``LIMIT`` pixels (Pillow's own bound), which is read off its head before anything is decoded;
+  nor is one decoded that takes far more time or memory than its size (``check``).
 - Grey pictures of 16 bits keep the upper 8, as Pillow does with coloured ones; floats from 0 to 1 become 0 to 255.
   Integers of 32 bits and other floats have no white of their own, and are refused.
 - EXIF orientation is applied where a recipe says so; timm's and torchvision's ImageNet practice is not to.
 """
 
+import contextlib
 import io
 import os
 import stat
@@ -15,6 +17,8 @@ import warnings
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -22,6 +26,9 @@ FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000
 LIMIT = 178_956_970
 """Pixels of a picture."""
 LARGEST_FILE = 2**30  # bytes
+SCANS = 100  # of a progressive JPEG of LIMIT pixels; a smaller one may have as many more
+BY_PYTHON = 2**22  # pixels of a picture that Pillow decodes without C, which takes a microsecond or more for each
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 Image.MAX_IMAGE_PIXELS = None  # the limit here is one for all decoders, and can be chosen
 
 
@@ -50,22 +57,18 @@ def decode(data: bytes, limit: int = LIMIT, upright: bool = False) -> Tensor:
     ``upright``: turned as the camera noted it. Raises ``BadImage`` for truncated, unknown and too large pictures.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > limit:
-                size = f"{image.width:,} x {image.height:,} pixels"
-                raise BadImage(f"{size}, more than the {limit:,} of --max_image_pixels")
-            if image.format in ("JPEG", "MPO"):
-                try:
-                    with warnings.catch_warnings():  # torchvision announces a move to torchcodec, which rotates by EXIF
-                        warnings.simplefilter("ignore", DeprecationWarning)
+        with warnings.catch_warnings():  # Pillow warns of oddities, torchvision of torchcodec, which rotates by EXIF
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                check(image, data, limit)
+                if image.format in ("JPEG", "MPO"):
+                    with contextlib.suppress(RuntimeError):  # Pillow has the last word
                         pixels = decode_jpeg(
                             torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
                         )
                         return turned(pixels, orientation(image)) if upright else pixels
-                except RuntimeError:
-                    pass  # Pillow has the last word
-            pixels = to_tensor(eight_bits(image).convert("RGB"))
-            return turned(pixels, orientation(image)) if upright else pixels
+                pixels = to_tensor(eight_bits(image).convert("RGB"))
+                return turned(pixels, orientation(image)) if upright else pixels
     except UnidentifiedImageError:
         raise BadImage("not an image of a known format" if data else "no data") from None
     except BadImage:
@@ -92,6 +95,23 @@ def turned(pixels: Tensor, orientation: int) -> Tensor:
     pixels = pixels.transpose(1, 2) if orientation >= 5 else pixels
     mirrored = {2: [2], 3: [1, 2], 4: [1], 5: [], 6: [2], 7: [1, 2], 8: [1]}[orientation]
     return pixels.flip(mirrored).contiguous()
+
+
+def check(image: ImageFile, data: bytes, limit: int) -> None:
+    """Raise ``BadImage`` for a picture that would fill the memory, or be decoded for minutes, whatever its size."""
+    pixels = image.width * image.height
+    if pixels > limit:
+        size = f"{image.width:,} x {image.height:,} pixels"
+        raise BadImage(f"{size}, more than the {limit:,} of --max_image_pixels")
+    scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
+    if scans * pixels > SCANS * LIMIT:
+        raise BadImage(f"{scans:,} scans of {pixels:,} pixels, which would take minutes")
+    if isinstance(image, TiffImageFile):
+        width, length = (image.tag_v2.get(tag, 1) for tag in (TILE_WIDTH, TILE_LENGTH))
+        if width * length > limit:
+            raise BadImage(f"tiles of {width:,} x {length:,} pixels, more than the {limit:,} of --max_image_pixels")
+    if pixels > BY_PYTHON and any(tile[0] in Image.DECODERS for tile in image.tile):
+        raise BadImage(f"{pixels:,} pixels in a form of {image.format} that is slow to decode; save it as another one")
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -31,7 +31,7 @@ from mixup_recipes.data.classes import natural
 from mixup_recipes.data.identity import some
 from mixup_recipes.data.prepare import cache_dir
 from mixup_recipes.files import write_into
-from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.typed import UserError, nearest, printable
 
 SPLITS = {"train", "val", "valid", "validation", "test"}
 """What the folder of a split is called, beside the names that the recipe says."""
@@ -83,8 +83,9 @@ def entries(folder: str | Path) -> list[Entry]:
                 continue
             try:
                 status = entry.stat()
-            except OSError:
-                found.append(Entry(entry.name, entry.path, "a broken link", 0, (0, 0)))
+            except OSError as e:
+                why = "a broken link" if entry.is_symlink() else str(e.strerror).lower()
+                found.append(Entry(entry.name, entry.path, why, 0, (0, 0)))
                 continue
             mode = status.st_mode
             kind = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "no regular file"
@@ -209,21 +210,28 @@ def images_below(
     folder: Entry, name: str, seen: set[tuple[int, int]], left_out: dict[str, list[str]]
 ) -> Iterator[tuple[str, int]]:
     """Path, relative to the split, and bytes of each image; what is none is noted in ``left_out`` by its reason."""
-    for entry in entries(folder.path):
-        path = f"{name}/{entry.name}"
+    waiting = within(folder, name)
+    while waiting:  # a stack of our own: folders may lie deeper than Python calls functions
+        entry, path = waiting.pop()
         if not encodable(path):
             left_out.setdefault("names that are not UTF-8", []).append(ascii(path))
         elif entry.kind == "folder" and entry.place in seen:
             left_out.setdefault("links to a folder that is read already", []).append(path)
         elif entry.kind == "folder":
             seen.add(entry.place)
-            yield from images_below(entry, path, seen, left_out)
+            waiting += within(entry, path)
         elif entry.kind != "file":
             left_out.setdefault(entry.kind, []).append(path)
         elif (suffix := os.path.splitext(entry.name)[1].lower()) in SUFFIXES or (not suffix and is_image(entry.path)):
             yield path, entry.size
         else:
-            left_out.setdefault(f"{suffix} files" if suffix else "no images by their content", []).append(path)
+            why = f"{printable(suffix)} files" if suffix else "no images by their content"
+            left_out.setdefault(why, []).append(path)
+
+
+def within(folder: Entry, name: str) -> list[tuple[Entry, str]]:
+    """What a folder of this path holds, with the path of each, the last one first."""
+    return [(entry, f"{name}/{entry.name}") for entry in reversed(entries(folder.path))]
 
 
 def has_images(directory: Path) -> bool:

@@ -9,6 +9,8 @@ of image files in order, of the names, sizes and footers of parquet files, or of
 from collections.abc import Sequence
 from typing import Any
 
+from mixup_recipes.typed import printable
+
 SHOWN = 5  # classes that a sentence names
 
 
@@ -53,7 +55,9 @@ def counted(record: dict[str, Any], classes: Sequence[str]) -> str:
 
 def some(names: Sequence[str], between: str = ", ") -> str:
     """The first of several names."""
-    return between.join(names[:SHOWN]) + f"{between}and {len(names) - SHOWN} more" * (len(names) > SHOWN)
+    return between.join(map(printable, names[:SHOWN])) + f"{between}and {len(names) - SHOWN} more" * (
+        len(names) > SHOWN
+    )
 
 
 def comparable(one: dict[str, Any], other: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -127,6 +127,6 @@ def readable(batches: DataLoader[Sample]) -> Iterator[Loaded]:
         yield from batches
         return
     except RankError as e:
-        line = str(e).strip().splitlines()[-1].split("RankError: ")[-1]
+        line = e.args[0].strip().splitlines()[-1].split("RankError: ", 1)[-1] if batches.num_workers else str(e)
         e.__traceback__ = None  # it is in a cycle with the loader: freed by the collector, that waits 10 s for workers
     raise RankError(line)

@@ -4,7 +4,7 @@
   split: ``train-extra`` is none of ``train``. A split in two of these forms is refused.
 - A configuration is a folder, or what ``configs`` in the head of ``README.md`` says. Where none is named, the files of
   the folder itself or of ``data/`` are read, or those of the only folder that has some.
-- All shards that a file's name promises must be there.
+- All shards that a file's name promises must be there, and have the same columns and class names.
 """
 
 import contextlib
@@ -17,6 +17,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from mixup_recipes.data.decoding import BadImage, read
@@ -27,6 +30,11 @@ from mixup_recipes.typed import UserError, nearest
 SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?")
 LONGEST = 2**20  # bytes of a README that are looked at
 CARD = re.compile(r"---\r?\n(.*?)\r?\n---", re.DOTALL)
+CONFIGS = re.compile(r"^configs:.*?(?=^[^\s#\]}-]|\Z)", re.DOTALL | re.MULTILINE)  # up to the next key
+MOST_CONFIGS = 2**17  # characters of it, which take seconds to read
+ROOM, SWOLLEN = 2**28, 16  # bytes of memory that the rows of a file may take, and those for each byte of it
+MOST_ROWS = 2**20  # of a file that has not a byte for each
+BATCH = 64  # rows that are read at once
 
 
 class Files(NamedTuple):
@@ -132,10 +140,20 @@ def configurations(folder: Path, tables: list[Path]) -> dict[str, tuple[dict[str
     """What the head of ``README.md`` says: configuration -> ``tables`` by split, and whether it is the default one."""
     try:
         head = CARD.match(read(folder / "README.md")[:LONGEST].decode(errors="replace"))
-        told = yaml.safe_load(head[1]) if head else None
-    except (BadImage, yaml.YAMLError, RecursionError, ValueError):
+    except BadImage:  # there is none
         return None
-    configs = told.get("configs") if isinstance(told, dict) else None
+    text = CONFIGS.search(head[1]) if head else None
+    if text is None:
+        return None
+    if len(text[0]) > MOST_CONFIGS:
+        raise UserError(
+            f"{folder}: README.md has configs of {len(text[0]):,} characters, more than {MOST_CONFIGS:,}; shorten them"
+        )
+    try:
+        configs = yaml.load(text[0], yaml.BaseLoader)["configs"]  # all scalars are text: 2019 is the name of a split
+    except (yaml.YAMLError, RecursionError) as e:
+        reason = " ".join(str(e).split())[:200]
+        raise UserError(f"{folder}: the configs of README.md cannot be read: {reason}; mend them") from None
     if not isinstance(configs, list):
         return None
     found = {}
@@ -148,8 +166,8 @@ def configurations(folder: Path, tables: list[Path]) -> dict[str, tuple[dict[str
             files = {row["split"]: row.get("path") for row in rows}
         name = config.get("config_name", "default") if isinstance(config, dict) else None
         if isinstance(files, dict) and isinstance(name, str):
-            splits = {str(split): matching(folder, tables, patterns) for split, patterns in files.items()}
-            found[name] = splits, bool(config.get("default"))
+            splits = {split: matching(folder, tables, patterns) for split, patterns in files.items()}
+            found[name] = splits, config.get("default") in ("true", "True")
     return found or None
 
 
@@ -188,6 +206,58 @@ def check_shards(paths: Iterable[Path]) -> None:
             raise UserError(f"{parent}: shards {some([str(n) for n in missing])} of {count} are missing")
         if len(there) > count:
             raise UserError(f"{parent}: {len(there)} files for {count} shards")
+
+
+def check_schemas(paths: list[Path]) -> None:
+    """Raise ``UserError`` unless all files have the same columns and class names."""
+    first, *rest = (schema_of(path) for path in paths)
+    for path, schema in zip(paths[1:], rest, strict=True):
+        if not schema.equals(first, check_metadata=True) and features(schema) != features(first):
+            raise UserError(f"{path} has other columns or class names than {paths[0].name}")
+
+
+def schema_of(path: Path) -> pa.Schema:
+    """The columns of a file. Raises ``OSError`` that names a file that has none."""
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowException, OSError) as e:
+        raise OSError(f"{path.name}: {e}") from None
+
+
+def features(schema: pa.Schema) -> datasets.Features:
+    """The columns as ``datasets`` sees them."""
+    return datasets.Features.from_arrow_schema(schema)
+
+
+def read_table(path: Path) -> pa.Table:
+    """The rows of a file, in pieces, since a few kilobytes can say the same image a million times.
+
+    Raises ``UserError`` when they take far more memory than the file is large.
+    """
+    size = path.stat().st_size
+    most = ROOM + SWOLLEN * size
+    room, parts = most, []
+    with pq.ParquetFile(path) as file:
+        schema = pa.schema(map(spelled_out, file.schema_arrow), file.schema_arrow.metadata)
+        if file.metadata.num_rows > MOST_ROWS + size:
+            raise UserError(f"{path} has {file.metadata.num_rows:,} rows in {size:,} bytes; expected images")
+        for number in range(file.metadata.num_row_groups):
+            largest = file.metadata.row_group(number).total_byte_size  # that a row of the group can be
+            for batch in file.iter_batches(min(BATCH, 1 + room // (1 + largest)), [number]):
+                parts.append(batch.cast(schema))
+                room -= parts[-1].nbytes
+                if room < 0:
+                    raise UserError(f"{path}: {size:,} bytes become more than {most:,} in memory; expected images")
+        table = pa.Table.from_batches(parts, schema)
+    table.validate(full=True)  # text that is none
+    return table
+
+
+def spelled_out(field: pa.Field) -> pa.Field:
+    """The column without a dictionary in whose place its values stand."""
+    if pa.types.is_struct(field.type):
+        return field.with_type(pa.struct(map(spelled_out, field.type)))
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
 def fingerprint(paths: list[Path]) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,6 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mixup_recipes.data import folder as image_folder
 from mixup_recipes.data import holdout, keys, parquet
@@ -23,7 +23,11 @@ from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
 # What the libraries below raise for files of other forms than they expect.
-WRONG = (ValueError, OSError, RecursionError, TypeError, KeyError, AttributeError)
+WRONG = (
+    ValueError, OSError, RecursionError, NotImplementedError, TypeError, LookupError, AttributeError, struct.error,
+    pa.ArrowException,
+)  # fmt: skip
+IMAGES = (datasets.Image, datasets.Value, dict)  # columns that may hold encoded images: no lists of numbers
 MOST_CLASSES = 2**20  # of labels without names
 
 
@@ -123,6 +127,8 @@ def prepared(opened: Opened, recipe: Recipe, split: str, limit: int | None, like
     classes = class_names(recipe, split, table)
     if not ours:  # images stay encoded
         try:
+            if not isinstance(table.features[image], IMAGES):
+                raise TypeError
             table = table.cast_column(image, datasets.Image(decode=False))
         except (KeyError, TypeError, ValueError, NotImplementedError):
             raise UserError(
@@ -235,13 +241,10 @@ def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
         if all_of_it is None:
             notes += image_folder.beside(folder, own) + [f"read from {directory}"] * (directory.name != split)
         return Opened(table, fingerprint, notes, ours=True, whole=all_of_it is not None)
+    parquet.check_schemas(files.paths)
     size = sum(path.stat().st_size for path in files.paths)
     if size <= SMALL:  # reading it is quicker than the Arrow copy that load_dataset would write
-        parts = [datasets.Dataset(pq.read_table(path)) for path in files.paths]
-        for path, part in zip(files.paths, parts, strict=True):
-            if part.features != parts[0].features:
-                raise UserError(f"{path} has other columns or class names than {files.paths[0].name}")
-        table = datasets.concatenate_datasets(parts)
+        table = datasets.concatenate_datasets([datasets.Dataset(parquet.read_table(path)) for path in files.paths])
     else:
         announce_copy(size, "parquet")
         # load_dataset takes a path for a pattern
@@ -301,9 +304,11 @@ def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
     if used.dtype.kind not in "iu":  # an integer column with gaps becomes one of floats
         raise UserError(f"dataset {recipe.dataset!r}: label column {recipe.label_column!r} is not of whole numbers")
     if used.min() < 0:
-        raise UserError(f"dataset {recipe.dataset!r}, split {split!r} has unlabelled images (label -1)")
+        raise UserError(f"dataset {recipe.dataset!r}, split {split!r} has unlabelled images (label {used.min()})")
     if hasattr(feature, "names"):
         names = [str(name) for name in feature.names]
+        if odd := [name for name in names if not image_folder.encodable(name)]:
+            raise UserError(f"dataset {recipe.dataset!r}, split {split!r} has a class name that is no text: {odd[0]!a}")
     elif used.max() >= MOST_CLASSES:
         raise UserError(f"dataset {recipe.dataset!r}, split {split!r}: label {used.max()} is too large for a class")
     else:

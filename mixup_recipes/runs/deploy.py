@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from mixup_recipes import __version__, fetch
-from mixup_recipes.data.decoding import BadImage, decode, encoded
+from mixup_recipes.data.decoding import BadImage, decode
 from mixup_recipes.data.images import EvalTransform
+from mixup_recipes.data.origin import encoded, origin
 from mixup_recipes.data.prepare import PREPARED
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.files import file_hash, write
-from mixup_recipes.recipe import Recipe, changed
+from mixup_recipes.recipe import Recipe
 from mixup_recipes.runs.models import class_names, eval_transform, evaluation_recipe, open_model
 from mixup_recipes.runs.portable import FORMATS, Answer, Classifier
 from mixup_recipes.runs.run import Run
@@ -139,18 +140,20 @@ def evaluated(run: Run | None, transform: EvalTransform) -> Evaluated | str:
     if recipe.dataset not in PREPARED and not Path(recipe.dataset).expanduser().is_dir():
         return f"its data, {recipe.dataset}, are no folder on this machine"
     split = recipe.eval_split
-    alone = changed(recipe, train_split=split)  # no other split needs to be there
     try:
         columns = run.predictions
-        found = load_split(alone, split, recipe.max_eval_samples, like=run.data.classes)
+        found = load_split(recipe, split, recipe.max_eval_samples, like=run.data.classes)
         if not run.data.splits[split].get("fingerprint"):
             return "it has no fingerprint of its data"
         if other := run.data.difference(split, found.record, found.classes):
             return f"its data are others now: {other}"
         drawn = np.random.default_rng(0).permutation(len(columns["index"]))[:MOST]  # the first may be of one class
         some = {name: torch.from_numpy(column[np.sort(drawn)]) for name, column in columns.items()}
+        at = origin(found.table)
         rows = [found.table[index] for index in some["index"].tolist()]
-        images = [transform(decode(encoded(row[recipe.image_column]))) for row in rows]
+        images = [
+            transform(decode(encoded(row[recipe.image_column], at), upright=recipe.exif_orientation)) for row in rows
+        ]
     except (UserError, BadImage) as e:
         return str(e)
     return Evaluated(torch.stack(images), some["label"].long(), some["top"][:, 0].long(), some["nll"])
