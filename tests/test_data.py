@@ -260,7 +260,8 @@ def test_a_folder_of_parquet_files_is_a_dataset_and_its_shards_are_read_in_order
         (NAMES, [0, 1, 2, 7], GOOD, {}, "split 'train' has label 7, but only 4 class names"),
         (NAMES, GOOD, [-1, -1], {}, "split 'test' has unlabelled images (label -1)"),
         (NAMES, GOOD, [0, None], {}, UNWHOLE),
-        (Value("string"), list("abcd"), list("abcd"), {}, UNWHOLE),
+        (Value("string"), list("abcd"), list("abce"), {}, "'test', has classes that 'train' does not: e"),
+        (Value("string"), ["a", None], list("ab"), {}, "1 rows have no label in column 'label', the first is row 1"),
         (Value("float32"), [0.0, 1.0], [0.0, 1.0], {}, UNWHOLE),
     ],
 )
@@ -282,7 +283,7 @@ def test_what_is_no_dataset_out_of_reach_or_gated_is_refused_and_nothing_written
     assert not list(tmp_path.iterdir())
     (tmp_path / "set/train").mkdir(parents=True)
     (tmp_path / "set/train/1.jpg").write_bytes(JPEG)
-    assert complaint(recipe(tmp_path / "set")).endswith("train has no class folders; expected train/<class>/<image>")
+    assert "has one class, 'train'; expected <class>/<image>" in complaint(recipe(tmp_path / "set"))
     (tmp_path / "set/train.parquet").write_bytes(b"no parquet")
     assert complaint(recipe(tmp_path / "set")).startswith(f"cannot open dataset '{tmp_path / 'set'}', split 'train': ")
 

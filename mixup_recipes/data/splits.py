@@ -75,8 +75,6 @@ def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
     among(train.classes, evaluation.classes, f"{what}, split {recipe.eval_split!r},", f"{recipe.train_split!r}")
     if evaluation.classes != train.classes:
         raise UserError(f"{what}: {recipe.eval_split!r} has its classes in another order; leave out --streaming")
-    if len(train.classes) < 2:
-        raise UserError(f"{what} has one class, {train.classes[0]!r}; expected <class>/<image> with two or more")
     if recipe.num_classes and len(train.classes) != recipe.num_classes:
         raise UserError(
             f"{what} has {len(train.classes)} classes, the recipe says num_classes {recipe.num_classes}; pass "
@@ -123,7 +121,7 @@ def prepared(opened: Opened, recipe: Recipe, split: str, limit: int | None, like
             )
     if not count(table):
         raise UserError(f"dataset {recipe.dataset!r}: split {split!r} is empty")
-    table = in_numbers(table.select_columns([image, label]), label)
+    table = in_numbers(table.select_columns(list(dict.fromkeys((image, label)))), label)
     classes = class_names(recipe, split, table)
     if not ours:  # images stay encoded
         try:
@@ -135,6 +133,10 @@ def prepared(opened: Opened, recipe: Recipe, split: str, limit: int | None, like
                 f"dataset {recipe.dataset!r}: column {image!r} does not hold images (set image_column)"
             ) from None
         fingerprint = with_named(fingerprint, table, image)
+    if opened.whole and len(classes) < 2:
+        raise UserError(
+            f"dataset {recipe.dataset!r} has one class, {classes[0]!r}; expected <class>/<image> with two or more"
+        )
     if opened.whole:
         table, fingerprint, said = side(table, recipe, split, classes)
         notes = notes + said
@@ -214,12 +216,13 @@ def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
     if recipe.dataset_revision is not None:
         raise UserError(f"dataset_revision is a commit of the Hub, and {folder} is on this machine; leave it out")
     own = (recipe.train_split, recipe.eval_split)
+    held_out = recipe.holdout > 0 and recipe.train_split != recipe.eval_split
     if not folder.is_dir():
         if folder.suffix.lower() not in files_table.SUFFIXES:
             words = ", ".join(files_table.SUFFIXES)
             raise UserError(f"dataset {str(folder)!r} is a file; expected a folder, or a table of paths ({words})")
         (table, fingerprint, notes), whole = files_table.listing(folder, split, recipe)
-        return Opened(table, fingerprint, notes, ours=True, whole=whole and bool(recipe.holdout))
+        return Opened(table, fingerprint, notes, ours=True, whole=whole and held_out)
     try:
         directory = image_folder.split_folder(folder, split, own)
     except UserError as e:
@@ -240,7 +243,7 @@ def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
         table, fingerprint, notes = image_folder.listing(directory)
         if all_of_it is None:
             notes += image_folder.beside(folder, own) + [f"read from {directory}"] * (directory.name != split)
-        return Opened(table, fingerprint, notes, ours=True, whole=all_of_it is not None)
+        return Opened(table, fingerprint, notes, ours=True, whole=all_of_it is not None and held_out)
     parquet.check_schemas(files.paths)
     size = sum(path.stat().st_size for path in files.paths)
     if size <= SMALL:  # reading it is quicker than the Arrow copy that load_dataset would write
