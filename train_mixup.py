@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int | None:
     # ----------------------------------------------------------------------------------------- data
     with accelerator.main_process_first():  # one process downloads and lists, the others read
         splits = open_data(folder, recipe, found, job.accept_changed_data, accelerator.print)
-    workers = launch.workers(job.dataloader_num_workers, accelerator, recipe)
+    workers = launch.workers(job.dataloader_num_workers, accelerator, recipe, training=True)
     samples = streaming.reader(splits.train, recipe, train_transform, job.on_bad_image, job.max_image_pixels)
     eval_samples = streaming.reader(splits.eval, recipe, eval_transform, job.on_bad_image, job.max_image_pixels)
 
