@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int | None:
         recipe = changed(recipe, num_classes=len(splits.classes))
         model = backbones.create_model(recipe)
         step = new_step(model, recipe)
-    workers = launch.workers(job.dataloader_num_workers, accelerator, recipe)
+    workers = launch.workers(job.dataloader_num_workers, accelerator, recipe, training=True)
     samples = streaming.reader(splits.train, recipe, train_transform, job.on_bad_image, job.max_image_pixels)
     eval_samples = streaming.reader(splits.eval, recipe, eval_transform, job.on_bad_image, job.max_image_pixels)
 

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import datasets
 import huggingface_hub
@@ -290,9 +291,12 @@ def test_what_is_no_dataset_out_of_reach_or_gated_is_refused_and_nothing_written
     def gated(*_, **__):
         raise datasets.exceptions.DatasetNotFoundError("'a/b' is a gated dataset on the Hub.\nYou must log in.")
 
+    slow = type("TransportError", (Exception,), {})("timed out")  # as the HTTP library calls it
     before = sorted(own_cache.rglob("*"))
     says = "cannot open dataset 'owner/set', split 'train': Couldn't reach 'owner/set' on the Hub"
     assert complaint(recipe("owner/set")).startswith(says)
+    monkeypatch.setattr(datasets, "load_dataset_builder", Mock(side_effect=slow))
+    assert "split 'train': cannot reach the Hub: timed out; check the network" in complaint(recipe("a/b"))
     monkeypatch.setattr(datasets, "load_dataset_builder", gated)
     says = "access is gated: accept the terms on its page on the Hub, then `hf auth login` or set HF_TOKEN"
     assert says in complaint(recipe("a/b")) and sorted(own_cache.rglob("*")) == before

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from unittest.mock import Mock
 
 import pytest
+import torch
 from test_folders import JPEG, put, recipe, tree
 from test_run_folder import AUTO, args, lines_of
 
@@ -155,8 +157,19 @@ def test_what_would_fail_later_or_without_a_word_is_told_before_work_starts(tmp_
     accelerator = launch.accelerator(recipe(tmp_path), tmp_path)
     assert [launch.workers(n, accelerator, recipe(tmp_path)) for n in (2, None)] == [2, 0]
     monkeypatch.setattr(launch.shutil, "disk_usage", lambda _: launch.shutil._ntuple_diskusage(64, 0, 64 * 2**20))
-    with pytest.raises(UserError, match=r"/dev/shm has 67 MB free, batches of 16 loader processes need 462 MB"):
-        launch.workers(16, accelerator, recipe(tmp_path))
+    for loaders, training, needed in ((16, False, 462), (16, True, 925), (2, True, 116)):
+        with pytest.raises(
+            UserError, match=f"/dev/shm has 67 MB free, batches of {loaders} loader processes need {needed}"
+        ):
+            launch.workers(loaders, accelerator, recipe(tmp_path), training)
+    assert launch.workers(1, accelerator, recipe(tmp_path), training=True) == 1
+    gpu = Mock(device=torch.device("cuda"), num_processes=1)  # where the default is not 0
+    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda _: range(8))
+    assert [launch.workers(None, gpu, recipe(tmp_path), training) for training in (False, True)] == [2, 1]
+    assert launch.workers(None, gpu, recipe(tmp_path, precise_bn_samples=1, image_size=448), training=True) == 0
+    assert [call[0][0].split("; ")[0] for call in gpu.print.call_args_list] == [
+        f"/dev/shm is small: {count} loader processes instead of 8" for count in (2, 1, 0)
+    ]
 
 
 def test_a_signal_ends_a_run_whose_images_do_not_come_with_the_last_checkpoint_kept(monkeypatch, capsys):

@@ -21,6 +21,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
 from mixup_recipes.data.decoding import LARGEST_FILE, BadImage, read
+from mixup_recipes.hub_errors import reason
 from mixup_recipes.typed import RankError
 
 REPOSITORY = re.compile(r"hf://datasets/([^@\n]+)@([0-9a-f]{40})(?=/|$)")
@@ -154,9 +155,8 @@ def content_of(address: str) -> bytes:
     except RemoteEntryNotFoundError:
         raise FileNotFoundError(address) from None
     except Exception as e:  # of one of the libraries below, after its own retries
-        reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
         raise RankError(
-            f"cannot go on reading {address}: {reason}; later, continue with --resume_from_checkpoint auto"
+            f"cannot go on reading {address}: {reason(e)}; later, continue with --resume_from_checkpoint auto"
         ) from None
     if len(content) > LARGEST_FILE:
         raise BadImage(f"more than {LARGEST_FILE:,} bytes")

@@ -19,6 +19,8 @@ from mixup_recipes.data.classes import among, natural, places, subset
 from mixup_recipes.data.origin import Opened, files_of, note_files, with_named
 from mixup_recipes.data.prepare import PREPARED, find_prepared
 from mixup_recipes.data.repository import SMALL, announce_copy, one_commit, open_hub
+from mixup_recipes.hub_errors import innermost, is_network
+from mixup_recipes.hub_errors import reason as hub_reason
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
@@ -197,10 +199,11 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
         raise UserError(f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of {sorted(PREPARED)}")
     try:
         return open_folder(recipe, folder, split) if folder.exists() else open_hub(recipe, split, streaming)
-    except (*WRONG, datasets.exceptions.DatasetsError) as e:
-        if isinstance(e, UserError):
+    except Exception as e:
+        known = isinstance(e, (*WRONG, datasets.exceptions.DatasetsError))
+        if isinstance(e, UserError) or not (known or is_network(innermost(e))):  # of the HTTP library's own kinds
             raise
-        reason = " ".join(str(e).split())
+        reason = " ".join(str(e).split()) if known else hub_reason(e)
         if "gated" in reason.lower():
             reason = (
                 f"access is gated: accept the terms on its page on the Hub, then `hf auth login` or set HF_TOKEN "

@@ -31,7 +31,7 @@ class Job:
     logging_steps: Annotated[int, Between(1)] = 50
     """Write a training line to the log every n updates; the device is read only then."""
     dataloader_num_workers: Annotated[int, Between(0)] | None = None
-    """Loader processes per training process; none: 0 on a CPU, else the cores, at most 16."""
+    """Loader processes per training process; none: 0 on a CPU, else the cores, at most 16 and what /dev/shm holds."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """A corrupt image stops the run with its index and path, or is replaced by the next one and counted."""
     max_image_pixels: Annotated[int, Between(1)] = 178_956_970

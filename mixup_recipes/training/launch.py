@@ -10,7 +10,12 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    gather_object,
+)
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
@@ -113,23 +118,39 @@ def compile_step(step: Step) -> None:
         raise UserError(f"torch_compile: {e}") from None
 
 
-def workers(asked: int | None, accelerator: Accelerator, recipe: Recipe) -> int:
-    """Loader processes per training process: as asked, or a share of this machine's cores.
+def workers(asked: int | None, accelerator: Accelerator, recipe: Recipe, training: bool = False) -> int:
+    """Loader processes per training process: as asked, or a share of this machine's cores that its memory has room for.
 
-    Raises ``UserError`` where the memory that they share with this process is too small for their batches.
+    Their batches lie in memory that they share with this process, those of all loaders that are there at once: in
+    ``training`` its own, whose batches wait meanwhile, and that of PreciseBN or of the evaluation after it. Every
+    process must call this. Raises ``UserError`` where there is no room for as many as asked.
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    default = 0 if accelerator.device.type == "cpu" else min(16, cores // local)  # on a CPU the model needs the cores
+    count = default if asked is None else asked
+    train, evaluation = recipe.image_size**2, recipe.eval_size**2
+    second = max(evaluation, train if recipe.precise_bn_samples is not None else 0)
+    pixels = train + second if training else evaluation
+    each = local * PREFETCHED * recipe.per_device_train_batch_size * 3 * pixels
+    free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else None
     if asked is None:
-        asked = 0 if accelerator.device.type == "cpu" else min(16, cores // local)  # on a CPU the model needs the cores
-    image = 3 * max(recipe.image_size, recipe.eval_size) ** 2
-    needed = asked * local * PREFETCHED * recipe.per_device_train_batch_size * image
-    if needed and SHARED.is_dir() and needed > (free := shutil.disk_usage(SHARED).free):
+        fitting = count if free is None else min(count, free // each)
+        if accelerator.num_processes > 1:  # the order of a stream needs the same everywhere
+            fitting = min(gather_object([fitting]))
+        if fitting < count:
+            accelerator.print(
+                f"{SHARED} is small: {fitting} loader processes instead of {count}; give a container more "
+                "(docker run --shm-size 8g)"
+            )
+        return fitting
+    if free is not None and count * each > free:
         raise UserError(
-            f"{SHARED} has {free / 1e6:.0f} MB free, batches of {asked} loader processes need {needed / 1e6:.0f} MB; "
-            "pass a smaller --dataloader_num_workers, 0 if need be, or give a container more (docker run --shm-size 8g)"
+            f"{SHARED} has {free / 1e6:.0f} MB free, batches of {count} loader processes need {count * each / 1e6:.0f} "
+            f"MB; pass --dataloader_num_workers {free // each} or fewer, or give a container more (docker run "
+            "--shm-size 8g)"
         )
-    return asked
+    return count
 
 
 def init_trackers(accelerator: Accelerator, recipe: Recipe, start: int) -> None:
