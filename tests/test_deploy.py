@@ -114,7 +114,7 @@ def test_a_model_that_is_no_run_goes_by_its_configuration(console, run, tmp_path
     names = [f"{name} stripes" for name in tiny.CLASSES]
     edit(run / "config.json", pretrained_cfg=config["pretrained_cfg"] | sizes, label_names=names)
     status, shown, _ = console("export", "--model", run, "--format", "torchscript", "--out", tmp_path / "model.pt")
-    assert status == 0 and "\nchecked without predictions of a run: the model is no run folder\n" in shown
+    assert status == 0 and "\nchecked not against predictions of a run: the model is no run folder\n" in shown
     found = notes_of("torchscript", tmp_path / "model.pt")
     assert (found["resize"], found["input_size"], found["interpolation"]) == ([40, 35], [36, 32], "bicubic")
     assert found["class_names"] == names and "recipe" not in found
@@ -221,8 +221,8 @@ def test_what_could_not_be_compared_is_said(console, run, tmp_path, change, says
     else:
         (run / "predictions.safetensors").unlink()
     status, out, _ = console("export", run, "--out", tmp_path / "model.pt")
-    assert status == 0 and "\nchecked with 1 and with 3 random images: the logits of the model\n" in out
-    assert re.search(f"\nchecked without predictions of a run: .*{re.escape(says)}", out)
+    assert status == 0 and "\nchecked with 1 and with 3 random images: its logits are those of the model\n" in out
+    assert re.search(f"\nchecked not against predictions of a run: .*{re.escape(says)}", out)
     assert (tmp_path / "model.pt").is_file()
 
 

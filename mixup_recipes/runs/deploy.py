@@ -113,10 +113,10 @@ def check(classifier: Classifier, answer: Answer, run: Run | None, transform: Ev
     pixels = torch.rand(sum(TIMES), 3, *transform.size, generator=torch.Generator().manual_seed(0))
     for some in pixels.split(TIMES):
         same_logits(classifier, answer, some)
-    lines = [f"with {' and with '.join(map(str, TIMES))} random images: the logits of the model"]
+    lines = [f"with {' and with '.join(map(str, TIMES))} random images: its logits are those of the model"]
     found = evaluated(run, transform)
     if run is None or isinstance(found, str):
-        return [*lines, f"without predictions of a run: {found}"]
+        return [*lines, f"not against predictions of a run: {found}"]
     return [*lines, agreement(classifier, answer, run, found)]
 
 
