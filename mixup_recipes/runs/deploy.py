@@ -64,7 +64,7 @@ def deploy(name: str, format: str | None, out: Path) -> str:
     write(out, content)
     about = f"{out}: {metadata['architecture']} of {net.num_classes} classes, {len(content) / 1e6:.1f} MB"
     graph = [f"{part:8}{metadata[part]}" for part in ("input", "output")]
-    return "\n".join((about, *graph, *(f"checked {line}" for line in checks), "", example(format, out, transform)))
+    return "\n".join((about, *graph, *(f"checked {line}" for line in checks), "", example(format, out, transform, recipe.exif_orientation)))
 
 
 def checked_format(format: str | None, out: Path) -> str:
@@ -105,6 +105,7 @@ def metadata_of(name: str, run: Run | None, net: nn.Module, recipe: Recipe, tran
         "mean": recipe.mean,
         "std": recipe.std,
         "normalisation": "inside: (pixels - mean) / std",
+        "exif_orientation": recipe.exif_orientation,
         "class_names": classes,
     }
 
@@ -177,8 +178,9 @@ def agreement(classifier: Classifier, answer: Answer, run: Run, given: Evaluated
     return f"with {what}: {len(logits) - tied} get the class of predictions.safetensors{rest}"
 
 
-def example(format: str, out: Path, transform: EvalTransform) -> str:
-    """A program that asks the file about a photo."""
+def example(format: str, out: Path, transform: EvalTransform, upright: bool = False) -> str:
+    """A program that asks the file about a photo. ``upright``: turned as its camera noted it."""
+    photo = 'ImageOps.exif_transpose(Image.open("photo.jpg"))' if upright else 'Image.open("photo.jpg")'
     use, (height, width) = FORMATS[format].use, transform.size
     cover = transform.resize if isinstance(transform.resize, tuple) else (transform.resize,) * 2
     method = f"Image.Resampling.{transform.interpolation.name}"
@@ -189,7 +191,7 @@ import {use.package}
 from PIL import Image, ImageOps
 
 {use.load.replace("FILE", json.dumps(str(out), ensure_ascii=False))}
-photo = ImageOps.cover(Image.open("photo.jpg").convert("RGB"), {cover[::-1]}, {method})
+photo = ImageOps.cover({photo}.convert("RGB"), {cover[::-1]}, {method})
 left, top = round((photo.width - {width}) / 2), round((photo.height - {height}) / 2)
 pixels = np.asarray(photo, np.float32)[None, top : top + {height}, left : left + {width}].transpose(0, 3, 1, 2) / 255
 {use.ask}
