@@ -64,7 +64,15 @@ def deploy(name: str, format: str | None, out: Path) -> str:
     write(out, content)
     about = f"{out}: {metadata['architecture']} of {net.num_classes} classes, {len(content) / 1e6:.1f} MB"
     graph = [f"{part:8}{metadata[part]}" for part in ("input", "output")]
-    return "\n".join((about, *graph, *(f"checked {line}" for line in checks), "", example(format, out, transform, recipe.exif_orientation)))
+    return "\n".join(
+        (
+            about,
+            *graph,
+            *(f"checked {line}" for line in checks),
+            "",
+            example(format, out, transform, recipe.exif_orientation),
+        )
+    )
 
 
 def checked_format(format: str | None, out: Path) -> str:
