@@ -299,7 +299,7 @@ NAMED = {  # and what is wrong with it
     "images/outside.jpg": "by a link", "away/secret.jpg": "by a link", "pipe": "no regular file", "images": "directory",
     "../../secret.jpg": "outside", "images/../images/a.jpg": "outside", "{set}/images/a.jpg": "outside",
     "file://{set}/images/a.jpg": "outside", "hf://datasets/a/b@main/c.jpg": "outside", "/dev/zero": "outside",
-    "gone.jpg": "not there", "": "no image", "a\0": "outside", "." : "directory",
+    "gone.jpg": "not there", "": "no image", "a\0": "outside", ".": "outside", "a/" * 3000: "outside",
 }  # fmt: skip
 
 

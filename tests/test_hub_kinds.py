@@ -117,7 +117,7 @@ SIZES = card(
 )
 TAR = {"image_column": "jpg", "label_column": "cls"}
 STRANGE = [
-    *("train/ant/0.jpg", "/etc/hostname", "../../secret.jpg", "file:///etc/hostname", "gone.jpg", None),
+    *("train/ant/0.jpg", "/etc/hostname", "../../secret.jpg", "file:///etc/hostname", "gone.jpg", ".", None),
     "hf://datasets/tester/files/train/ant/0.jpg",
 ]
 KINDS = {  # files of the repository, columns of the recipe
@@ -187,7 +187,7 @@ def test_copied_and_streamed_a_set_has_the_same_images_and_labels(answers, kind)
 
 def test_a_row_of_the_hub_names_files_of_its_own_repository_only(answers):
     streamed, copied = (answer["strange"] for answer in answers[:2])
-    assert streamed["bad"] == copied["bad"] == [False] + [True] * 7
+    assert streamed["bad"] == copied["bad"] == [False] + [True] * 8
 
 
 @pytest.mark.parametrize("kind", REFUSED)

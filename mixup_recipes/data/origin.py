@@ -25,6 +25,7 @@ from mixup_recipes.hub_errors import reason
 from mixup_recipes.typed import RankError
 
 REPOSITORY = re.compile(r"hf://datasets/([^@\n]+)@([0-9a-f]{40})(?=/|$)")
+LONGEST = 4096  # characters of a path
 TIMEOUT = 10.0  # seconds without a byte, after which the client asks again
 
 
@@ -123,8 +124,10 @@ def named(name: str, at: Origin) -> bytes:
 
 
 def inside(name: str) -> bool:
-    """Whether a name is a path that leads nowhere but down."""
-    return not (name.startswith("/") or "://" in name or "\0" in name or ".." in name.split("/"))
+    """Whether a name is a path that leads nowhere but down, and of a length that systems take."""
+    parts = {*name.split("/")} - {"", "."}
+    strange = name.startswith("/") or "://" in name or "\0" in name or ".." in parts or len(name) > LONGEST
+    return bool(parts) and not strange
 
 
 def within(path: str | None, root: str) -> bool:

@@ -47,7 +47,7 @@ def open_hub(recipe: Recipe, split: str, streaming: bool) -> Opened:
         table, ours = copied(builder, recipe, split)
         note_files(table, [] if ours else files.get(split, []), root)
     elif isinstance(builder, ImageFolder):
-        table, ours = image_files(builder, recipe, split, files[split], root), True
+        table, ours = image_files(builder, recipe, split, files.get(split, []), root), True
         note_files(table, [], root)
     else:
         table = stream(builder, recipe, split, files.get(split, []))
@@ -133,10 +133,10 @@ def count_rows(recipe: Recipe, files: list[str], named: bool) -> int:
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         footers = list(pool.map(footer, files))
-    for file, found in zip(files, footers, strict=True):
-        names, first = (class_names(f.schema.to_arrow_schema(), recipe.label_column) for f in (found, footers[0]))
-        if names != first and not named:
-            raise UserError(f"{file} has other class names than {Path(files[0]).name}")
+    if not named:
+        names = [class_names(found.schema.to_arrow_schema(), recipe.label_column) for found in footers]
+        if others := [file for file, found in zip(files, names, strict=True) if found != names[0]]:
+            raise UserError(f"{others[0]} has other class names than {Path(files[0]).name}")
     return sum(found.num_rows for found in footers)
 
 

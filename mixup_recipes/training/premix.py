@@ -293,7 +293,7 @@ def copy(table: Any, recipe: Recipe, path: Path, schema: pa.Schema) -> None:
         aside.rename(path)
 
 
-def stored(image: str | dict[str, Any] | None, at: Origin | None) -> dict[str, Any]:
+def stored(image: str | dict[str, Any] | None, at: Origin | None = None) -> dict[str, Any]:
     """An image of a table with its bytes, also of one that only says where they are; none where the table has a gap."""
     path = image if isinstance(image, str) else (image or {}).get("path")
     try:
