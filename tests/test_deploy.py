@@ -200,7 +200,7 @@ def test_a_file_that_differs_from_the_runs_predictions_is_not_written(console, r
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("moved", "its data, nowhere, are no folder on this machine"),
+        ("moved", "its data, nowhere, are not on this machine"),
         ("other", "its data are others now: 40 images then, 30 now"),
         ("unnamed", "it has no fingerprint of its data"),
         ("damaged", "predictions.safetensors is damaged"),

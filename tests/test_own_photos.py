@@ -187,3 +187,32 @@ def test_some_updates_train_on_the_images_as_they_are(images_and_targets):
     x, y = images_and_targets
     mixed = [not torch.equal(step(x, y, np.random.default_rng(i)).target, y) for i in range(40)]
     assert 10 < sum(mixed) < 30
+
+
+def test_a_folder_becomes_a_classifier_its_report_predictions_and_a_file_for_a_phone(server, console, tmp_path):
+    root, run, report = put(tmp_path / "photos", 12), tmp_path / "run", tmp_path / "report"
+    small = ["--model", "test_resnet", "--pretrained", "none", "--data_config", "recipe", "--image_size", 32]
+    small += ["--eval_size", 32, "--eval_resize", 32, "--batch_size", 8, "--per_device_train_batch_size", 8]
+    args = ["--recipe", "finetune_cutmix", "--dataset", root, "--output_dir", run, "--epochs", 2, *small]
+    status, output = server.run(*args)
+    assert status == 0, output
+    data = json.loads((run / "data.json").read_text())
+    assert "train: " in output and "held out to evaluate on" in output and data["classes"] == list(CLASSES)
+    held = (run / "holdout.txt").read_text().splitlines()
+    assert (
+        len(held)
+        == data["splits"]["validation"]["images"]
+        == json.loads((run / "log.jsonl").read_text().splitlines()[-1])["count"]
+    )
+    assert load_recipe(str(run / "recipe.yaml")).num_classes == 3
+    assert server.run(*args, "--resume_from_checkpoint", "auto")[0] == 0  # the classes are counted again
+    (root / "bee/new.jpg").write_bytes(jpeg(1, np.random.default_rng(9)))
+    status, output = server.run(*args, "--resume_from_checkpoint", "auto")
+    assert status == 2 and "is not what" in output and "images then" in output
+    (root / "bee/new.jpg").unlink()
+    assert console("report", run, "--out", report)[0] == 0
+    assert {"classes.csv", "confusion.png", "reliability.png", "report.md"} <= {p.name for p in report.iterdir()}
+    assert console("predict", run, root, "--out", tmp_path / "predictions.csv")[0] == 0
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 36 * 3
+    status, output, errors = console("export", run, "--out", tmp_path / "photos.pt")
+    assert status == 0 and "get the class of predictions" in output and "exif_transpose" in output, errors

@@ -146,8 +146,8 @@ def evaluated(run: Run | None, transform: EvalTransform) -> Evaluated | str:
     if run is None:
         return "the model is no run folder"
     recipe = run.recipe_here
-    if recipe.dataset not in PREPARED and not Path(recipe.dataset).expanduser().is_dir():
-        return f"its data, {recipe.dataset}, are no folder on this machine"
+    if recipe.dataset not in PREPARED and not Path(recipe.dataset).expanduser().exists():
+        return f"its data, {recipe.dataset}, are not on this machine"
     split = recipe.eval_split
     try:
         columns = run.predictions
