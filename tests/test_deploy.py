@@ -130,7 +130,8 @@ def test_a_file_carries_how_to_use_it_and_where_it_is_from_but_no_path_of_the_ma
         "input": "pixels: float32 (N, 3, 32, 32), RGB from 0 to 1, not normalised",
         "output": "logits: float32 (N, 4), before the softmax", "resize": 32, "interpolation": "bilinear",
         "crop": "center", "input_size": [32, 32], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
-        "normalisation": "inside: (pixels - mean) / std", "class_names": tiny.CLASSES,
+        "normalisation": "inside: (pixels - mean) / std",
+        "orientation": "as stored", "class_names": tiny.CLASSES,
     }  # fmt: skip
     content = contents(kind, path)
     assert not [place for place in (tiny.ROOT, finished.parent, "site-packages") if str(place).encode() in content]

@@ -203,7 +203,8 @@ def test_status_is_that_of_finished_runs_without_overrides_and_says_which_number
     mixed["seeds"]["1"]["epochs"] = 60
     gaps["seeds"]["1"]["reading"]["missing"] = "3 of 5 epochs"
     other = {"fields": records.fields_of(load_recipe(CUTMIX, epochs=90))}
-    recipe = load_recipe(CUTMIX, dataset="/data/imagenet", image_column="jpg", label_column="cls", eval_split="val")
+    own = {"dataset": "/data/imagenet", "image_column": "jpg", "label_column": "cls", "eval_split": "val"}
+    recipe = load_recipe(CUTMIX, num_classes=1000, **own)  # which a run counts
     assert records.overrides(recipe) == {}  # a local copy counts if its numbers are those of the benchmark
     whole, part = (dataset(1_281_167, images, eval_split="val") for images in (50_000, 10_000))
     local, few = {"fields": records.fields_of(recipe), "dataset": whole}, {"dataset": part, "images": 10_000}

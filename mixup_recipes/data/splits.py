@@ -123,7 +123,7 @@ def prepared(opened: Opened, recipe: Recipe, split: str, limit: int | None, like
             )
     if not count(table):
         raise UserError(f"dataset {recipe.dataset!r}: split {split!r} is empty")
-    table = in_numbers(table.select_columns(list(dict.fromkeys((image, label)))), label)
+    table = in_numbers(table.select_columns(list(dict.fromkeys((image, label)))), recipe)
     classes = class_names(recipe, split, table)
     if not ours:  # images stay encoded
         try:
@@ -168,13 +168,15 @@ def side(
     return datasets.Dataset(table.data.table.take(pa.array(rows)), info=table.info), digest.hexdigest(), notes
 
 
-def in_numbers(table: Any, label: str) -> Any:
+def in_numbers(table: Any, recipe: Recipe) -> Any:
     """A table whose labels are words with classes in their place, sorted; any other as it is."""
+    label = recipe.label_column
     if not isinstance(table, datasets.Dataset) or "string" not in str(getattr(table.features[label], "dtype", "")):
         return table
     words = table.data.column(label).to_pylist()
     if missing := [i for i, word in enumerate(words) if not word]:
-        raise UserError(f"{len(missing):,} rows have no label in column {label!r}, the first is row {missing[0]}")
+        rows = f"{len(missing):,} rows have no label in column {label!r}, the first is row {missing[0]}"
+        raise UserError(f"dataset {recipe.dataset!r}: {rows}")
     names = sorted({*words}, key=natural(sorted({*words})))
     number = {name: i for i, name in enumerate(names)}
     files, feature = files_of(table), datasets.ClassLabel(names=names)

@@ -113,7 +113,7 @@ def metadata_of(name: str, run: Run | None, net: nn.Module, recipe: Recipe, tran
         "mean": recipe.mean,
         "std": recipe.std,
         "normalisation": "inside: (pixels - mean) / std",
-        "exif_orientation": recipe.exif_orientation,
+        "orientation": "turned by EXIF" if recipe.exif_orientation else "as stored",
         "class_names": classes,
     }
 

@@ -94,7 +94,9 @@ def premix(
     """
     if count is not None and count < 1:
         raise UserError(f"images: expected at least 1, got {count}")
-    given = {"mixer": "supermix", "seed": seed} | ({"dataset": dataset} if dataset else {})
+    given: dict[str, Any] = {"mixer": "supermix", "seed": seed}
+    if dataset:  # the same data in another place: the classes are to be those of the recipe
+        given |= {"dataset": dataset, "num_classes": resolve(name)[0].num_classes}
     own = {"steps": steps} | ({"teacher": teacher} if teacher else {})
     recipe, _ = resolve(name, given | {"mixer_args": own})
     if recipe.streaming:
