@@ -89,8 +89,10 @@ def main(argv: list[str] | None = None) -> int | None:
     backbones.check_input(net, args.batch_size, tuple(transform.size), args.model, training=False)
     with accelerator.main_process_first():
         known = backbones.cfg_of(net).get("label_names") or ()
-        alone = changed(recipe, train_split=recipe.eval_split)  # no other split needs to be there
-        found = load_split(alone, recipe.eval_split, recipe.max_eval_samples, like=known)
+        # the hold-out of a run's own data; all images of others, of which no other split needs to be there
+        own = run is not None and recipe.dataset == run.recipe_here.dataset
+        place = recipe if own else changed(recipe, train_split=recipe.eval_split)
+        found = load_split(place, recipe.eval_split, recipe.max_eval_samples, like=known)
     split = placed(found, recipe, args.model, net)
     for note in (*split.notes, *other_data(run, recipe, found)):
         accelerator.print(note, flush=True)

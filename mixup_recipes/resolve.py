@@ -110,7 +110,7 @@ def resolve(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe,
     origin = dict.fromkeys(known, "default")
     for source, layer in layers:
         if layer.get("dataset") not in (None, values.get("dataset")) and values and "num_classes" not in layer:
-            layer = layer | {"num_classes": 0}  # data of the user's own have classes of their own
+            values["num_classes"], origin["num_classes"] = 0, "the data"
         for key, value in layer.items():
             converted = field_value(key, value, source)
             if key == "mixer_args":

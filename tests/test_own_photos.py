@@ -11,11 +11,13 @@ from PIL import Image
 from tiny import jpeg
 
 from mixers import Step, build
-from mixup_recipes.data import holdout
+from mixup_recipes.data import holdout, prepare
 from mixup_recipes.data.decoding import decode
 from mixup_recipes.data.splits import load_split, load_splits
-from mixup_recipes.resolve import load_recipe
-from mixup_recipes.training import backbones, optimisation
+from mixup_recipes.pages import card_facts
+from mixup_recipes.resolve import load_recipe, resolve
+from mixup_recipes.training import backbones, known_weights, optimisation, preprocessing
+from mixup_recipes.training.update import new_step
 from mixup_recipes.typed import UserError
 
 CLASSES = ("ant", "bee", "cow")
@@ -180,8 +182,6 @@ def test_layers_have_rates_of_their_own_and_frozen_ones_none():
 
 
 def test_some_updates_train_on_the_images_as_they_are(images_and_targets):
-    from mixup_recipes.training.update import new_step
-
     own = recipe("photos", "finetune_mixup", model="test_resnet", num_classes=5, mix_prob=0.5)
     step = new_step(backbones.create_model(own), own)
     x, y = images_and_targets
@@ -210,9 +210,53 @@ def test_a_folder_becomes_a_classifier_its_report_predictions_and_a_file_for_a_p
     status, output = server.run(*args, "--resume_from_checkpoint", "auto")
     assert status == 2 and "is not what" in output and "images then" in output
     (root / "bee/new.jpg").unlink()
+    status, output, errors = console("evaluate", run)  # the same images, not those that it was trained on
+    assert status == 0 and f"count {len(held)}" in " ".join(output.replace('"', "").replace(":", "").split()), errors
+    assert "other images" not in output
     assert console("report", run, "--out", report)[0] == 0
     assert {"classes.csv", "confusion.png", "reliability.png", "report.md"} <= {p.name for p in report.iterdir()}
     assert console("predict", run, root, "--out", tmp_path / "predictions.csv")[0] == 0
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 36 * 3
     status, output, errors = console("export", run, "--out", tmp_path / "photos.pt")
     assert status == 0 and "get the class of predictions" in output and "exif_transpose" in output, errors
+
+
+def test_prepared_sets_are_written_as_files_whole_and_prepared_weights_are_no_weights_of_timm(tiny_recipe, tmp_path):
+    (photos,) = [path.parent.parent for path in tiny_recipe.parent.rglob("train-*.parquet")]
+    prepare.unpack(photos, tmp_path / "files")
+    found = load_splits(recipe(tmp_path / "files", eval_split="test"))
+    assert (len(found.train), len(found.eval), len(found.classes)) == (72, 30, 4)
+    with pytest.raises(UserError, match=r"files is not empty; choose another --folder"):
+        prepare.unpack(photos, tmp_path / "files")
+    assert [path.name for path in tmp_path.iterdir()] == ["files"]
+    (table,) = photos.rglob("train-*.parquet")
+    assert "column 'image' holds no paths; a file with images is read by its folder" in refused(table)
+    assert card_facts.base_model(recipe("photos")) is None  # timm has an efficientnet_lite0 of its own
+    with pytest.raises(UserError, match="are not those of the model, tensor by tensor"):
+        known_weights.in_order({"a": torch.ones(2)}, {"b": torch.ones(3)})
+    assert known_weights.in_order({"a": torch.ones(2)}, {"b": torch.ones(2)}).keys() == {"b"}
+
+
+def test_what_is_not_given_comes_from_the_weights(tmp_path):
+    cfg = {
+        "input_size": [3, 160, 160],
+        "crop_pct": 0.8,
+        "mean": [0.5] * 3,
+        "std": [0.4] * 3,
+        "interpolation": "bilinear",
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": cfg}))
+    (tmp_path / "model.safetensors").touch()
+    given = {"dataset": "photos", "pretrained": str(tmp_path), "std": [0.1, 0.1, 0.1]}
+    fields = preprocessing.of_weights(*resolve("finetune_mixup", given))
+    expected = {
+        "image_size": 160,
+        "eval_size": 160,
+        "eval_resize": 200,
+        "mean": (0.5,) * 3,
+        "interpolation": "bilinear",
+    }
+    assert fields == expected
+    smaller = preprocessing.of_weights(*resolve("finetune_mixup", given | {"image_size": 80}))
+    assert (smaller["eval_size"], smaller["eval_resize"], "image_size" in smaller) == (80, 100, False)
+    assert preprocessing.of_weights(*resolve("finetune_mixup", given | {"data_config": "recipe"})) == {}

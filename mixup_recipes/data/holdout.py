@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from mixup_recipes.data.decoding import BadImage, read
 from mixup_recipes.data.identity import some
+from mixup_recipes.data.origin import size
 
 
 class Sides(NamedTuple):
@@ -77,15 +78,7 @@ def sizes_of(images: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_struct(images.type):
         lengths = pc.binary_length(pc.struct_field(images, "bytes")).fill_null(0)
         return np.asarray(lengths.to_numpy(), np.int64)
-    return np.array([size(path) for path in images.to_pylist()], np.int64)
-
-
-def size(path: str) -> int:
-    """The bytes of a file."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
+    return np.array([size(path) or 0 for path in images.to_pylist()], np.int64)
 
 
 def twins(images: pa.ChunkedArray, held: np.ndarray) -> np.ndarray:

@@ -179,13 +179,16 @@ def unpack(prepared: Path, folder: Path) -> None:
         raise UserError(f"{prepared.name} holds no images; leave out --folder")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; choose another --folder")
-    for file in files:
-        table = pq.read_table(file)
-        names = datasets.Features.from_arrow_schema(table.schema)["label"].names
-        for row in table.to_pylist():
-            place = folder / file.name.split("-")[0] / names[row["label"]]
-            place.mkdir(parents=True, exist_ok=True)
-            (place / row["image"]["path"]).write_bytes(row["image"]["bytes"])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:  # it appears whole or not at all
+        for file in files:
+            table = pq.read_table(file)
+            names = datasets.Features.from_arrow_schema(table.schema)["label"].names
+            for row in table.to_pylist():
+                place = Path(work, "all", file.name.split("-")[0], names[row["label"]])
+                place.mkdir(parents=True, exist_ok=True)
+                (place / row["image"]["path"]).write_bytes(row["image"]["bytes"])
+        Path(work, "all").rename(folder)
 
 
 def remove_stale(folder: Path) -> None:

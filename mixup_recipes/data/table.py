@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
-import pyarrow.parquet as pq
 
 from mixup_recipes.data.classes import natural
 from mixup_recipes.data.folder import SAME, Listing
 from mixup_recipes.data.identity import some
+from mixup_recipes.data.parquet import read_table
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
@@ -39,7 +39,10 @@ def columns(path: Path, wanted: tuple[str, ...]) -> dict[str, list[str | None]]:
         elif kind == ".jsonl":
             table = pa.json.read_json(path)
         else:
-            table = pq.read_table(path)
+            table = read_table(path)
+            kind = table.schema.field(wanted[0]).type if wanted[0] in table.column_names else pa.string()
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise ValueError(f"column {wanted[0]!r} holds no paths; a file with images is read by its folder")
     except (pa.ArrowException, OSError, ValueError) as e:
         raise UserError(f"cannot read the table {path}: {' '.join(str(e).split())[:300]}") from None
     names = [name.lstrip("\ufeff").strip() for name in table.column_names]

@@ -20,6 +20,7 @@ from mixup_recipes.resolve import resolve, shipped_recipe
 from mixup_recipes.runs import recording, records
 from mixup_recipes.runs.noise import verdict
 from mixup_recipes.runs.run import Run
+from mixup_recipes.training.known_weights import WEIGHTS
 from mixup_recipes.training.protocols import rule_in_words
 from mixup_recipes.typed import UserError
 
@@ -74,7 +75,7 @@ def base_model(recipe: Recipe) -> str | None:
     pushed or is private on the Hub, and where no repository is known.
     """
     start = recipe.model if recipe.pretrained == "timm" else recipe.pretrained
-    if start is None:
+    if start is None or start in WEIGHTS:  # timm has other weights of that name
         return None
     if Path(start).is_dir():
         before = pushed(Path(start))

@@ -287,7 +287,7 @@ class Run:
             place = json.loads((self.folder / PLACE).read_text())["path"]
         except (OSError, ValueError, KeyError, TypeError):
             return self.recipe
-        there = isinstance(place, str) and os.path.isdir(place)
+        there = isinstance(place, str) and os.path.exists(place)
         return changed(self.recipe, dataset=place) if there else self.recipe
 
     @property

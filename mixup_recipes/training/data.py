@@ -44,7 +44,7 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
         )
     then = then or {}
     moved = before.get("dataset", recipe.dataset) != recipe.dataset
-    there = not moved and isinstance(place, str) and os.path.isdir(place)
+    there = not moved and isinstance(place, str) and os.path.exists(place)
     splits = load_splits(changed(recipe, dataset=place) if there else recipe, classes or ())
     splits.record["dataset"] = recipe.dataset
     now = splits.record
