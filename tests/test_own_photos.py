@@ -8,9 +8,10 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from resuming import small_model_for
 from tiny import jpeg
 
-from mixers import Step, build
+from mixers import MIXERS, Step, build
 from mixup_recipes.data import holdout, prepare
 from mixup_recipes.data.decoding import decode
 from mixup_recipes.data.splits import load_split, load_splits
@@ -187,6 +188,10 @@ def test_some_updates_train_on_the_images_as_they_are(images_and_targets):
     x, y = images_and_targets
     mixed = [not torch.equal(step(x, y, np.random.default_rng(i)).target, y) for i in range(40)]
     assert 10 < sum(mixed) < 30
+    for mixer in MIXERS:  # each goes into such a step
+        own = recipe("photos", f"finetune_{mixer}", model=small_model_for(mixer), num_classes=5)
+        net = backbones.create_model(own)
+        assert new_step(net, own).mixer.probs == [0.5, 0.5]
 
 
 def test_a_folder_becomes_a_classifier_its_report_predictions_and_a_file_for_a_phone(server, console, tmp_path):

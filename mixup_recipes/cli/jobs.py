@@ -12,6 +12,7 @@ from mixup_recipes import flags
 from mixup_recipes.cli.base import Model, RecipeName, RunFolder, Whole, app, listed, said, text
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training.job import Job
+from mixup_recipes.typed import UserError, nearest
 
 # Their flags are those of the scripts, which read the command line themselves.
 SCRIPTS = {"train": train_mixup.main, "evaluate": evaluate_mixup.main}
@@ -85,9 +86,11 @@ def prepare(
     folder: Annotated[Path | None, said("write its images too, as FOLDER/<split>/<class>/<image>")] = None,
 ) -> None:
     """Download and write a small real data set, or trained weights, once."""
-    from mixup_recipes.data.prepare import prepare, unpack
+    from mixup_recipes.data.prepare import PREPARED, prepare, unpack
     from mixup_recipes.training.known_weights import WEIGHTS, prepare_weights
 
+    if name not in (known := [*PREPARED, *WEIGHTS]):
+        raise UserError(f"unknown prepared data set or weights {name!r}; {nearest(name, known)}")
     place = prepare_weights(name) if name in WEIGHTS else prepare(name)
     if folder is not None:
         unpack(place, folder)

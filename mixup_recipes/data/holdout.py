@@ -26,15 +26,20 @@ class Sides(NamedTuple):
     held_out: np.ndarray
     left_out: np.ndarray
     """Would be trained on, but their content is held out."""
+    names: list[str]
+    """Of all images, see ``names_of``."""
+    sizes: np.ndarray
+    """Bytes of all images."""
 
 
 def divide(images: pa.ChunkedArray, labels: np.ndarray, classes: Sequence[str], share: float, seed: int) -> Sides:
     """The sides of a table's images: paths of files, or tables of bytes and path. ``share``: of each class."""
-    held = held_out(names_of(images), labels, classes, share, seed)
-    again = twins(images, held)
+    names, sizes = names_of(images), sizes_of(images)
+    held = held_out(names, labels, classes, share, seed)
+    again = twins(images, sizes, held)
     train = ~held
     train[again] = False
-    return Sides(np.flatnonzero(train), np.flatnonzero(held), again)
+    return Sides(np.flatnonzero(train), np.flatnonzero(held), again, names, sizes)
 
 
 def held_out(names: Sequence[str], labels: np.ndarray, classes: Sequence[str], share: float, seed: int) -> np.ndarray:
@@ -81,9 +86,8 @@ def sizes_of(images: pa.ChunkedArray) -> np.ndarray:
     return np.array([size(path) or 0 for path in images.to_pylist()], np.int64)
 
 
-def twins(images: pa.ChunkedArray, held: np.ndarray) -> np.ndarray:
+def twins(images: pa.ChunkedArray, sizes: np.ndarray, held: np.ndarray) -> np.ndarray:
     """Rows that are not held out and have the content of one that is. Only files of equal size are read."""
-    sizes = sizes_of(images)
     both = np.intersect1d(sizes[held], sizes[~held])
     alike = np.flatnonzero(np.isin(sizes, both[both > 0]))
     found = {row: hashlib.sha256(content(images, row)).digest() for row in alike.tolist()}
@@ -91,12 +95,12 @@ def twins(images: pa.ChunkedArray, held: np.ndarray) -> np.ndarray:
     return np.array([row for row in alike[~held[alike]].tolist() if found[row] in apart], np.int64)
 
 
-def notes_of(sides: Sides, names: Sequence[str], labels: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """What the user should know of a division. ``names``: of the images."""
+def notes_of(sides: Sides, labels: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """What the user should know of a division."""
     without = np.setdiff1d(labels, labels[sides.held_out])
     notes = [f"{len(sides.held_out):,} of {len(labels):,} images are held out to evaluate on"]
     if len(sides.left_out):
-        again = some([names[row] for row in sides.left_out])
+        again = some([sides.names[row] for row in sides.left_out])
         notes.append(f"{len(sides.left_out):,} left out of training, their content is held out: {again}")
     if len(without):
         notes.append(f"classes with no image held out: {some([classes[k] for k in without])}")

@@ -160,11 +160,10 @@ def side(
     rows = sides.held_out if evaluated else sides.train
     if not len(rows):
         raise UserError(f"dataset {recipe.dataset!r} has {len(labels)} images, of which none is held out; add images")
-    names = holdout.names_of(images)
     digest = hashlib.sha256()
-    for row, size in zip(rows.tolist(), holdout.sizes_of(images)[rows].tolist(), strict=True):
-        digest.update(f"{classes[labels[row]]}/{names[row]}\0{size}\n".encode(errors="replace"))
-    notes = holdout.notes_of(sides, names, labels, classes) if evaluated else []
+    for row, size in zip(rows.tolist(), sides.sizes[rows].tolist(), strict=True):
+        digest.update(f"{classes[labels[row]]}/{sides.names[row]}\0{size}\n".encode(errors="replace"))
+    notes = holdout.notes_of(sides, labels, classes) if evaluated else []
     return datasets.Dataset(table.data.table.take(pa.array(rows)), info=table.info), digest.hexdigest(), notes
 
 
