@@ -51,11 +51,11 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes.training.data import open_data
     from mixup_recipes.training.export import export_epoch
     from mixup_recipes.training.folder import begin_folder, begun, check_disk, check_folder, check_teachers, environment
-    from mixup_recipes.training.log import Log, NoLog
+    from mixup_recipes.training.log import Log, NoLog, done, skipped
     from mixup_recipes.training.preprocessing import of_weights
     from mixup_recipes.training.progress import Progress
     from mixup_recipes.training.signals import Stop
-    from mixup_recipes.training.update import Learner, new_step, prepared, train_update
+    from mixup_recipes.training.update import Learner, class_weights, criterion, new_step, prepared, train_update
 
     # ----------------------------------------------------------------------------------------- processes
     stop = Stop()  # from here on a signal means: leave, and later: save and leave
@@ -86,8 +86,7 @@ def main(argv: list[str] | None = None) -> int | None:
     if job.dry_run:
         accelerator.print(dryrun.describe(recipe, step, world))
         return None
-    if found is not None:
-        check_teachers(folder, step)
+    check_teachers(folder, step)
     origin = begun(folder, recipe, start.sha256 if start else None)
 
     # ----------------------------------------------------------------------------------------- data
@@ -98,8 +97,9 @@ def main(argv: list[str] | None = None) -> int | None:
         model = backbones.create_model(recipe)
         step = new_step(model, recipe)
     workers = launch.workers(job.dataloader_num_workers, accelerator, recipe, training=True)
-    samples = streaming.reader(splits.train, recipe, train_transform, job.on_bad_image, job.max_image_pixels)
-    eval_samples = streaming.reader(splits.eval, recipe, eval_transform, job.on_bad_image, job.max_image_pixels)
+    bad = job.on_bad_image, job.max_image_pixels
+    samples = streaming.reader(splits.train, recipe, train_transform, *bad, skipped(folder, "train"))
+    eval_samples = streaming.reader(splits.eval, recipe, eval_transform, *bad, skipped(folder, "eval"))
 
     # ----------------------------------------------------------------------------------------- state
     if start is not None:
@@ -107,6 +107,7 @@ def main(argv: list[str] | None = None) -> int | None:
         accelerator.print("\n".join([*start.notes, f"starts from {recipe.pretrained} {head}"]))
         step, start = new_step(model, recipe), None  # a mixer may have copied the model
     step = launch.on_device(step, recipe, accelerator)
+    step.criterion = criterion(recipe, class_weights(recipe, splits.per_class, device))
     if recipe.torch_compile:
         launch.compile_step(step)
     ema = ModelEmaV3(step.model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
@@ -121,8 +122,8 @@ def main(argv: list[str] | None = None) -> int | None:
         accelerator.print(f"resumed from {found.name}")
         if state["processes"] != world:
             accelerator.print(f"saved by {state['processes']} processes: goes on, but not bit for bit")
-    update, evaluated = state["update"], state["evaluated"]
-    order = TrainOrder(len(samples), recipe, rank, world, start=update)
+    order = TrainOrder(len(samples), recipe, rank, world, state["update"], samples.labels)
+    update, evaluated = order.start, state["evaluated"]
     total, per_epoch = order.updates, order.updates_per_epoch
     if isinstance(samples, streaming.Stream) and update % per_epoch:
         accelerator.print("streaming: the rest of this epoch is drawn anew, so some images come twice or not at all")
@@ -232,7 +233,7 @@ def main(argv: list[str] | None = None) -> int | None:
             f"{stop.requested or 'a signal'} at update {update}: saved; continue with --resume_from_checkpoint auto"
         )
     else:
-        accelerator.print(f"done: {folder}")
+        accelerator.print(done(folder))
         if accelerator.is_main_process:
             try:
                 card.write_card(Run.open(folder))

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from safetensors import SafetensorError
 
-from mixup_recipes.typed import UserError
+from mixup_recipes.typed import UserError, printable
 
 ROOT = Path(__file__).parent.parent
 LOCKS: list[IO[str]] = []  # open as long as the process lives
@@ -66,6 +66,27 @@ def lock(folder: Path) -> None:
     except OSError:
         raise UserError(f"another run is writing to {folder}; wait for it, or choose another --output_dir") from None
     LOCKS.append(file)
+
+
+class Notes:
+    """A list of lines in a file that several processes add to; each line stands there once."""
+
+    def __init__(self, path: Path, what: str):
+        self.path, self.what = path, what  # ``what`` stands in front of each line
+        self.told: set[str] = set()
+
+    def __call__(self, text: str) -> None:
+        """Add a line, unless it is there."""
+        line = f"{self.what}: {printable(text)}"
+        if line in self.told:
+            return
+        with writing(self.path), self.path.open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            self.told |= {*file.read().splitlines()}
+            if line not in self.told:
+                file.write(f"{line}\n")
+                self.told.add(line)
 
 
 def file_hash(path: Path) -> str:

@@ -94,6 +94,8 @@ class Recipe:
     """Images that go through the model at once: BatchNorm and mixing see these together. Divides batch_size."""
     drop_last: bool = True
     """Leave out the incomplete last update of an epoch; false completes it with the epoch's first images."""
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    """Each image once an epoch; or, in an epoch as long, as many of each class: those of small ones come repeatedly."""
     opt: str = "momentum"
     """timm optimiser; 'momentum' is SGD with plain momentum ('sgd' would be Nesterov)."""
     lr: Positive = 0.1
@@ -131,6 +133,8 @@ class Recipe:
     """Soft-target cross-entropy, or binary cross-entropy summed or averaged over classes."""
     bce_target_thresh: Share | None = None
     """Binarise targets at this value before the binary cross-entropy."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weigh each class in the loss with N / (K n): all its images together count as much as those of any other."""
     smoothing: Share = 0.0
     """Label smoothing, applied once, before mixing."""
     # --- training images
@@ -201,8 +205,9 @@ def check(recipe: Recipe) -> None:
     if not recipe.dataset or not recipe.model:
         raise UserError(f"recipe {recipe.name!r} must set dataset and model")
     if recipe.streaming:
-        for name, least in (("max_train_samples", None), ("max_eval_samples", None), ("aug_repeats", 1)):
-            if getattr(recipe, name) != least:
+        whole = {"max_train_samples": None, "max_eval_samples": None, "aug_repeats": 1}
+        for name, usual in (whole | {"sampler": "shuffle", "class_weights": "none"}).items():
+            if getattr(recipe, name) != usual:
                 raise UserError(f"{name} needs the whole table: it does not go with streaming")
     if recipe.batch_size % recipe.per_device_train_batch_size:
         fits = max(n for n in range(1, recipe.per_device_train_batch_size + 1) if recipe.batch_size % n == 0)

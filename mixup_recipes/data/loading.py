@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import datasets
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -19,6 +20,7 @@ from mixup_recipes.data.decoding import LIMIT, BadImage, decode
 from mixup_recipes.data.images import Transform
 from mixup_recipes.data.order import Key, TrainOrder
 from mixup_recipes.data.origin import encoded, origin
+from mixup_recipes.data.splits import labels_of
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import RankError
 
@@ -30,6 +32,9 @@ Loaded = tuple[Tensor, Tensor, Tensor, Tensor]
 
 class Source(Protocol):
     """What a run reads its images from: ``Samples`` of a table, or ``streaming.Stream``."""
+
+    labels: np.ndarray | None
+    """Of all images, (N,), where the recipe's sampler looks at them."""
 
     def __len__(self) -> int: ...
 
@@ -50,11 +55,14 @@ class Samples(torch.utils.data.Dataset[Sample]):
         transform: Transform,
         on_bad_image: str = "stop",
         limit: int = LIMIT,
+        note: Callable[[str], None] | None = None,
     ):
         self.table, self.transform, self.on_bad_image, self.seed = table, transform, on_bad_image, recipe.seed
         self.limit = limit  # pixels of a picture
+        self.note = note  # is told of each image that is passed over
         self.origin, self.upright = origin(table), recipe.exif_orientation
         self.image_column, self.label_column = recipe.image_column, recipe.label_column
+        self.labels = labels_of(table, recipe.label_column) if recipe.sampler == "balanced" else None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -69,11 +77,12 @@ class Samples(torch.utils.data.Dataset[Sample]):
                 pixels = self.transform(decode(encoded(image, self.origin), self.limit, self.upright))
                 return pixels, row[self.label_column], key.index, bad
             except BadImage as e:
+                where = image if isinstance(image, str) else (image or {}).get("path") or "no path"
+                line = f"image {index} ({where}) cannot be read: {e}"
                 if self.on_bad_image == "stop":
-                    where = image if isinstance(image, str) else (image or {}).get("path") or "no path"
-                    raise RankError(
-                        f"image {index} ({where}) cannot be read: {e}; mend it, or pass --on_bad_image skip"
-                    ) from None
+                    raise RankError(f"{line}; mend it, or pass --on_bad_image skip") from None
+                if self.note:
+                    self.note(line)
         raise RankError("no image of the dataset can be read")
 
     def train_batches(self, order: Iterable[list[Key]], workers: int, device: torch.device) -> Iterator[Loaded]:

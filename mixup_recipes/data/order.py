@@ -28,24 +28,31 @@ class TrainOrder:
     The epoch's order, a function of (seed, epoch), is cut into updates of ``batch_size`` images; an update into
     ``micro_batches`` of ``per_device_train_batch_size``, dealt like cards so that the copies of a repeated
     image land in different ones; process ``rank`` of ``world`` takes every world-th micro-batch. So what a
-    micro-batch holds does not depend on the number of processes.
+    micro-batch holds does not depend on the number of processes. ``labels`` (size,): for a balanced sampler.
     """
 
-    def __init__(self, size: int, recipe: Recipe, rank: int, world: int, start: int = 0):
+    def __init__(
+        self, size: int, recipe: Recipe, rank: int, world: int, start: int = 0, labels: np.ndarray | None = None
+    ):
         self.size, self.recipe, self.rank, self.world, self.start = size, recipe, rank, world, start
+        self.labels = labels
         self.micro_batches, self.accumulation = cut(recipe, world)
         self.updates_per_epoch = updates_per_epoch(size, recipe)
         self.updates = self.updates_per_epoch * recipe.epochs
 
     def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Image index and copy number of each sample of one epoch in order, whole updates only."""
-        order = keys.rng(keys.ORDER, self.recipe.seed, epoch).permutation(self.size)
+        rng = keys.rng(keys.ORDER, self.recipe.seed, epoch)
+        if self.labels is None:
+            order, turn = rng.permutation(self.size), np.zeros(self.size, np.int64)
+        else:
+            order, turn = balanced(self.labels, rng)
         repeats = self.recipe.aug_repeats
         index = np.repeat(order, repeats)[: self.size]
-        copy = np.tile(np.arange(repeats), self.size)[: self.size]
+        copy = (np.arange(repeats) + repeats * turn[:, None]).ravel()[: self.size]
         length = self.updates_per_epoch * self.recipe.batch_size
-        position = np.arange(length)
-        return index[position % self.size], copy[position % self.size] + repeats * (position // self.size)
+        again, position = np.divmod(np.arange(length), self.size)
+        return index[position], copy[position] + repeats * (turn.max() + 1) * again
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Micro-batches of this process, from update ``start`` to the end of the run."""
@@ -57,6 +64,24 @@ class TrainOrder:
             for micro in range(self.rank, self.micro_batches, self.world):
                 mine = slice(first + micro, end, self.micro_batches)
                 yield [Key(epoch, int(i), int(c)) for i, c in zip(index[mine], copy[mine], strict=True)]
+
+
+def balanced(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """As many rows as there are labels, of each class as many as of any other, or one more; shuffled.
+
+    Returns the rows, and how often each came before: those of a class come equally often, or once more.
+    """
+    rows = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.unique(labels, return_counts=True)[1])[:-1])
+    each, more = np.divmod(len(labels), len(rows))
+    counts = np.full(len(rows), each)
+    counts[rng.permutation(len(rows))[:more]] += 1
+    drawn = [
+        np.concatenate([rng.permutation(own) for _ in range(-(-n // len(own)))] or [own])[:n]
+        for own, n in zip(rows, counts.tolist(), strict=True)
+    ]
+    turns = [np.arange(n) // len(own) for own, n in zip(rows, counts.tolist(), strict=True)]
+    mixed = rng.permutation(len(labels))
+    return np.concatenate(drawn)[mixed], np.concatenate(turns)[mixed]
 
 
 def cut(recipe: Recipe, world: int) -> tuple[int, int]:

@@ -62,6 +62,11 @@ class Splits(NamedTuple):
     held_out: list[str]
     """Names of the images that are held out, of data with one split; empty for all others."""
 
+    @property
+    def per_class(self) -> list[int]:
+        """Training images of each class, (K,); empty for a stream."""
+        return next(iter(self.record["splits"].values())).get("per_class", [])
+
 
 def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
     """Open the recipe's dataset and check everything that can be checked without decoding an image.

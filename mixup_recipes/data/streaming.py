@@ -46,9 +46,12 @@ class Stream:
         transform: Transform,
         on_bad_image: str = "stop",
         limit: int = LIMIT,
+        note: Callable[[str], None] | None = None,
     ):
         self.table, self.recipe, self.transform, self.on_bad_image = table, recipe, transform, on_bad_image
         self.limit = limit  # pixels of a picture
+        self.note = note  # is told of each image that is passed over
+        self.labels: np.ndarray | None = None
         self.origin = origin(table)
         self.files = table.num_shards
 
@@ -151,10 +154,12 @@ class Stream:
                 keys.seed_everything(keys.SAMPLE, self.recipe.seed, draw[0], digest, draw[1])
             return self.transform(decode(content, self.limit, self.recipe.exif_orientation))
         except BadImage as e:
-            if self.on_bad_image == "skip":
-                return None
-            where = (row[self.recipe.image_column] or {}).get("path") or "no path"
-            raise RankError(f"an image ({where}) cannot be read: {e}; mend it, or pass --on_bad_image skip") from None
+            line = f"an image ({(row[self.recipe.image_column] or {}).get('path') or 'no path'}) cannot be read: {e}"
+            if self.on_bad_image == "stop":
+                raise RankError(f"{line}; mend it, or pass --on_bad_image skip") from None
+            if self.note:
+                self.note(line)
+            return None
 
     def label(self, row: dict[str, Any]) -> int:
         """The label, which no one has looked at before."""

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,16 @@ def command(recipe: Recipe) -> str:
         if again and not differences(again, recipe) and flags.isprintable():
             return flags
     return shlex.join(["--recipe", "recipe.yaml", *data])
+
+
+def job_flags(words: Sequence[str]) -> list[str]:
+    """Of a run's own command, the flags that decide which images are left out, as one word each."""
+    found: list[str] = []
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if (name := name.replace("-", "_").replace("__", "--", 1)) in ("--on_bad_image", "--max_image_pixels"):
+            found += [shlex.join([name, value or after])]
+    return found
 
 
 def against_published(run: Run) -> list[str]:

@@ -12,6 +12,7 @@ from mixup_recipes.pages.card_facts import (
     base_model,
     command,
     data_source,
+    job_flags,
     local_start,
     origins,
     others,
@@ -180,7 +181,7 @@ print(classify("image.jpg"))"""
 def reproduce_section(run: Run, repo_id: str | None) -> str:
     """One command, and what it was run with."""
     env = run.environment
-    flags = command(run.recipe)
+    flags = " ".join([command(run.recipe), *job_flags(env["command"])])
     launch = f"accelerate launch --num_processes {env['processes']}" if env["processes"] > 1 else "accelerate launch"
     get = f"hf download {repo_id} recipe.yaml --local-dir . && " if repo_id and "recipe.yaml" in flags else ""
     packages = env.get("packages")

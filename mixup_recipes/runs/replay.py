@@ -28,7 +28,7 @@ from mixup_recipes.recipe import Recipe, to_yaml
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones, checkpoint
 from mixup_recipes.training.folder import check_teachers
-from mixup_recipes.training.update import inputs, new_step
+from mixup_recipes.training.update import class_weights, criterion, inputs, new_step
 from mixup_recipes.typed import UserError
 
 
@@ -77,7 +77,8 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
         check_data(run, splits)
         if before := [c["update"] for c in run.data.changes if step < c["update"]]:
             raise UserError(f"{folder} went on over other images at update {before[0]}: those before are not known")
-    order = TrainOrder(len(splits.train), recipe, 0, 1, start=step)
+    samples = Samples(splits.train, recipe, images.TrainTransform(recipe), on_bad_image="skip")
+    order = TrainOrder(len(samples), recipe, 0, 1, step, samples.labels)
     for name, asked, size in (("step", step, order.updates), ("micro", micro, order.micro_batches)):
         if not 0 <= asked < size:
             what = "updates" if name == "step" else "micro-batches per update"
@@ -93,9 +94,9 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
         backbones.create_model(recipe), recipe
     )  # before any image, whose keys move the generator that initial weights come from
     check_teachers(folder, module)
+    module.criterion = criterion(recipe, class_weights(recipe, splits.per_class, device))
     module.to(device).to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     module.train()
-    samples = Samples(splits.train, recipe, images.TrainTransform(recipe), on_bad_image="skip")
     parts = list(itertools.islice(order, micro + 1))
 
     def given(number: int) -> tuple[Tensor, Tensor, np.random.Generator, Tensor, Tensor]:

@@ -8,7 +8,7 @@ from mixup_recipes.data.identity import counted, difference
 from mixup_recipes.data.order import updates_per_epoch
 from mixup_recipes.data.splits import Splits, count, load_splits
 from mixup_recipes.recipe import Recipe, changed
-from mixup_recipes.training.folder import noted
+from mixup_recipes.training.folder import noted, trained
 from mixup_recipes.training.format import PLACE
 from mixup_recipes.typed import UserError
 
@@ -34,7 +34,8 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
     They are looked for where the run found them, and keep its order of classes. Raises ``UserError`` when they are not
     what the run was trained on, saying what changed; ``accept``: the record says so instead.
     """
-    before, place = noted(folder, "data.json"), noted(folder, PLACE).get("path")
+    before, where = (noted(folder, name) if trained(folder) else {} for name in ("data.json", PLACE))
+    place = where.get("path")
     saved = noted(checkpoint, "state.json").get("data") if checkpoint else None
     then, classes = told(saved) or told(before) or (None, None)
     if checkpoint and not (then and classes) and not accept:

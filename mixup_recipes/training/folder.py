@@ -17,16 +17,23 @@ from mixup_recipes.data.splits import Splits
 from mixup_recipes.files import lock, write, write_json
 from mixup_recipes.recipe import Recipe, differences, to_yaml
 from mixup_recipes.resolve import resolve
-from mixup_recipes.training.format import FORMAT, PLACE, check_format
+from mixup_recipes.training.format import FORMAT, PLACE, SKIPPED, check_format
 from mixup_recipes.typed import UserError
 
 PACKAGES = ("accelerate", "datasets", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision", "transformers")
 
 
+def trained(folder: Path) -> bool:
+    """Whether the run in a folder got to an evaluation, a checkpoint or weights; else it may begin anew."""
+    log, weights = folder / "log.jsonl", folder / "model.safetensors"
+    evaluated = log.exists() and b'"mode": "val"' in log.read_bytes()
+    return evaluated or weights.exists() or any(folder.glob("checkpoints/*step-*"))
+
+
 def check_folder(folder: Path, recipe: Recipe, resume: bool, ignore: tuple[str, ...] = ("name",)) -> None:
     """Raise ``UserError`` unless the folder is free, or holds this very recipe when resuming. Writes nothing."""
     saved = folder / "recipe.yaml"
-    if saved.exists():
+    if trained(folder) and saved.exists():
         if not resume:
             raise UserError(
                 f"{folder} already holds a run; continue it with --resume_from_checkpoint auto, or choose another "
@@ -38,7 +45,11 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool, ignore: tuple[str, 
         if different := differences(found, recipe, ignore):
             rows = "; ".join(f"{k}: {a} there, {b} now" for k, (a, b) in different.items())
             raise UserError(f"{folder} holds a run of another recipe: {rows}; choose another --output_dir")
-    elif folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
+    elif (
+        not saved.exists()
+        and folder.exists()
+        and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir()))
+    ):
         raise UserError(f"{folder} is not empty and not a run; choose another --output_dir")
 
 
@@ -53,7 +64,7 @@ def noted(folder: Path, name: str) -> dict[str, Any]:
 
 def check_teachers(folder: Path, step: nn.Module) -> None:
     """Raise ``UserError`` when a run that goes on, or is looked at, would ask a teacher with other weights."""
-    before = noted(folder, "env.json").get("teachers")
+    before = noted(folder, "env.json").get("teachers") if trained(folder) else None
     if not isinstance(before, dict):
         return  # nothing was noted
     for source, now in taps.teachers(step).items():
@@ -70,7 +81,7 @@ def begun(folder: Path, recipe: Recipe, sha256: str | None) -> dict[str, str]:
     ``sha256``: of the file read now; None where none is, as by a run that goes on: its first record holds. Raises
     ``UserError`` when a run that was stopped before its first checkpoint would begin again from other weights.
     """
-    before = noted(folder, "env.json").get("pretrained")
+    before = noted(folder, "env.json").get("pretrained") if trained(folder) else None
     now = {recipe.pretrained: sha256} if recipe.pretrained and sha256 else {}
     if not isinstance(before, dict) or not before:
         return now
@@ -100,6 +111,8 @@ def begin_folder(folder: Path, recipe: Recipe, splits: Splits, environment: dict
         lock(folder)
         for leftover in (*folder.glob("checkpoints/tmp-*"), *folder.glob(".*.tmp")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        if not trained(folder):  # of one that failed before its first update
+            (folder / SKIPPED).unlink(missing_ok=True)
         write(folder / "recipe.yaml", to_yaml(recipe))
         changes = splits.record["changed"]
         write_json(folder / "data.json", {k: v for k, v in splits.record.items() if k != "changed" or changes})

@@ -1,4 +1,7 @@
-"""``log.jsonl`` while it is written, and what is computed from its lines: ``summary.csv`` and the reported number."""
+"""``log.jsonl`` while it is written, and what is computed from its lines: ``summary.csv`` and the reported number.
+
+And ``skipped.txt``, the images that could not be read.
+"""
 
 import csv
 import io
@@ -8,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixup_recipes.files import sync, writing
+from mixup_recipes.files import Notes, sync, writing
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training import protocols
+from mixup_recipes.training.format import SKIPPED
 from mixup_recipes.typed import UserError
 
 Line = dict[str, Any]
@@ -59,6 +63,20 @@ class NoLog:
     def length(self) -> int:
         """Nothing was written."""
         return 0
+
+
+def skipped(folder: Path, split: str) -> Notes:
+    """The list of images that could not be read and were passed over, for those of a split."""
+    return Notes(folder / SKIPPED, split)
+
+
+def done(folder: Path) -> str:
+    """What is said at the end of a run."""
+    list_of_them = folder / SKIPPED
+    if not list_of_them.exists():
+        return f"done: {folder}"
+    number = len(list_of_them.read_text().splitlines())
+    return f"{number:,} images could not be read and were passed over: {list_of_them}\ndone: {folder}"
 
 
 def evaluations(lines: Iterable[Line]) -> dict[int, Line]:

@@ -41,7 +41,7 @@ def refresh(
     per_epoch = updates_per_epoch(len(samples), recipe)
     start = (epoch - 1) * per_epoch
     updates = min(per_epoch, math.ceil((recipe.precise_bn_samples or 0) / recipe.batch_size))
-    order = TrainOrder(len(samples), recipe, rank, world, start)
+    order = TrainOrder(len(samples), recipe, rank, world, start, samples.labels)
     loaded = samples.train_batches(order, workers, accelerator.device)
     batches = prepared(loaded if stop is None else stop.watched(loaded), order, accelerator.device)
 

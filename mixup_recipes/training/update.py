@@ -6,7 +6,7 @@ step, backward, the optimiser, and what follows it. Everything random is a funct
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -77,16 +77,32 @@ def one_hot(labels: Tensor, recipe: Recipe) -> Tensor:
     return y if not recipe.smoothing else y * (1 - recipe.smoothing) + recipe.smoothing / recipe.num_classes
 
 
-def criterion(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
-    """``loss(logits (B, K), target (B, K)) -> (B,)``: one loss per sample, so that mixers can weight samples."""
+def class_weights(recipe: Recipe, images: Sequence[int], device: torch.device) -> Tensor | None:
+    """The weights (K,) of the classes in the loss, for so many images of each; None where all weigh the same.
+
+    ``N / (K n)`` of N images, of which n are of the class, and K classes that have some: 1 in the mean over the images.
+    A class without images weighs 0.
+    """
+    if recipe.class_weights == "none":
+        return None
+    counts = torch.tensor(images, dtype=torch.float64)
+    weights = counts.sum() / (counts.gt(0).sum() * counts)
+    return weights.where(counts > 0, 0.0).float().to(device)
+
+
+def criterion(recipe: Recipe, weights: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """``loss(logits (B, K), target (B, K)) -> (B,)``: one loss per sample, so that mixers can weight samples.
+
+    ``weights`` (K,): of what a target says for each class; what binary cross-entropy says against it keeps its weight.
+    """
 
     def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), target, reduction="none")
+        return F.cross_entropy(logits.float(), target, weights, reduction="none")
 
     def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         if recipe.bce_target_thresh is not None:
             target = (target > recipe.bce_target_thresh).to(target.dtype)
-        loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+        loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none", pos_weight=weights)
         return loss.sum(1) if recipe.loss == "bce_sum" else loss.mean(1)
 
     return cross_entropy if recipe.loss == "ce" else binary_cross_entropy

@@ -1,0 +1,116 @@
+"""Promise: classes of few images count as asked for, and images that cannot be read are named."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from resuming import checkpoints, differences
+from test_own_photos import put, recipe
+
+from mixup_recipes.data import keys
+from mixup_recipes.data.order import TrainOrder
+from mixup_recipes.training.update import class_weights, criterion
+from mixup_recipes.typed import UserError
+
+CPU = torch.device("cpu")
+SIZES = [40, 9, 1]
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(3), SIZES))
+SMALL = ["--model", "test_resnet", "--pretrained", "none", "--data_config", "recipe", "--image_size", 32]
+SMALL += ["--eval_size", 32, "--eval_resize", 32, "--batch_size", 8, "--per_device_train_batch_size", 8, "--epochs", 2]
+
+
+def test_a_balanced_order_has_as_many_of_each_class_and_is_a_function_of_seed_and_epoch():
+    for repeats, drop_last in ((1, True), (1, False), (2, True), (3, False)):
+        own = recipe("photos", sampler="balanced", aug_repeats=repeats, drop_last=drop_last, epochs=2, batch_size=8,
+                     per_device_train_batch_size=4)  # fmt: skip
+        whole = list(TrainOrder(50, own, 0, 1, 0, LABELS))
+        epoch = [key for micro in whole for key in micro if key.epoch == 0]
+        assert len(epoch) == len({*epoch}) == (48 if drop_last else 56)  # the same image is drawn anew each time
+        if repeats == 1:
+            first = epoch[:48]
+            counts = Counter(LABELS[key.index] for key in first)
+            assert min(counts.values()) >= 14 and max(counts.values()) <= 17
+            for k in range(3):  # of a class, all images before one comes again
+                times = Counter(key.index for key in first if LABELS[key.index] == k)
+                assert max(times.values()) - min([*times.values(), *[0] * (len(times) < SIZES[k])]) <= 2
+        dealt = [list(TrainOrder(50, own, rank, 2, 3, LABELS)) for rank in range(2)]
+        assert [micro for turn in zip(*dealt, strict=True) for micro in turn] == whole[6:]
+    one, other = (TrainOrder(50, recipe("photos", seed=s, sampler="balanced"), 0, 1, 0, LABELS) for s in (0, 1))
+    assert one.epoch(1)[0].tolist() == one.epoch(1)[0].tolist()
+    assert one.epoch(0)[0].tolist() not in (one.epoch(1)[0].tolist(), other.epoch(0)[0].tolist())
+    plain = TrainOrder(50, recipe("photos"), 0, 1).epoch(0)[0]
+    assert plain[:50].tolist() == keys.rng(keys.ORDER, 0, 0).permutation(50).tolist()
+
+
+def test_weights_of_classes_are_balanced_and_multiply_what_targets_say():
+    own = recipe("photos", class_weights="balanced", num_classes=4)
+    weights = class_weights(own, [40, 9, 1, 0], CPU)
+    assert weights.tolist() == pytest.approx([50 / (3 * n) for n in SIZES] + [0])
+    assert class_weights(recipe("photos"), [], CPU) is None
+    logits, target = torch.randn(6, 4), torch.rand(6, 4).softmax(1)
+    slow = [
+        -sum(weights[k] * y[k] * (z[k] - z.exp().sum().log()) for k in range(4))
+        for z, y in zip(logits, target, strict=True)
+    ]
+    torch.testing.assert_close(criterion(own, weights)(logits, target), torch.stack(slow))
+    share = logits.sigmoid()
+    slow = -(weights * target * share.log() + (1 - target) * (1 - share).log()).sum(1)
+    found = criterion(recipe("photos", loss="bce_sum"), weights)(logits, target)
+    torch.testing.assert_close(found, slow)
+    for field in ("sampler", "class_weights"):
+        with pytest.raises(UserError, match=f"{field} needs the whole table: it does not go with streaming"):
+            recipe("owner/photos", streaming=True, **{field: "balanced"})
+
+
+def test_a_run_with_both_goes_on_to_the_same_end_and_differs_from_one_without(server, tmp_path):
+    root = put(tmp_path / "photos", 6)
+    put(root, 20, classes=("bee",), start=6)
+    run = ["--recipe", "finetune_mixup", "--dataset", root, *SMALL, "--checkpointing_steps", 2]
+    both = [*run, "--sampler", "balanced", "--class_weights", "balanced"]
+    for name, args in (("plain", run), ("whole", both), ("parts", both)):
+        status, output = server.run(*args, "--output_dir", tmp_path / name)
+        assert status == 0, output
+    last = checkpoints(tmp_path / "parts")[-1]
+    for path in last.iterdir():
+        path.unlink()
+    last.rmdir()
+    assert server.run(*both, "--output_dir", tmp_path / "parts", "--resume_from_checkpoint", "auto")[0] == 0
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
+    losses = [
+        json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0])["loss"] for name in ("plain", "whole")
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_images_that_are_passed_over_are_listed_and_a_run_that_failed_on_its_first_does_not_block(server, tmp_path):
+    root = put(tmp_path / "photos", 12)
+    bad = sorted(root.rglob("*.jpg"))[::5]
+    kept = {path: path.read_bytes() for path in bad}
+    for number, path in enumerate(bad):
+        path.write_bytes(b"no image" + bytes(number))
+    run = tmp_path / "run"
+    args = ["--recipe", "finetune_cutmix", "--dataset", root, "--output_dir", run, *SMALL]
+    status, output = server.run(*args)
+    assert status == 2, output
+    assert "cannot be read: not an image of a known format; mend it, or pass --on_bad_image skip" in output
+    # a second try, by another recipe, is not in the way of the first
+    status, output = server.run(*args, "--on_bad_image", "skip", "--lr", 1e-4, "--dataloader_num_workers", 2)
+    assert status == 0, output
+    lines = (run / "skipped.txt").read_text().splitlines()
+    assert len(lines) == len({*lines}) == len(bad) and all(
+        sum(str(path) in line for line in lines) == 1 for path in bad
+    )
+    assert f"{len(bad)} images could not be read and were passed over: {run / 'skipped.txt'}" in output
+    assert "--on_bad_image skip" in (run / "README.md").read_text()
+    status, output = server.run(*args)
+    assert status == 2 and "already holds a run" in output
+    # after a first try without an update, mended photos are no changed data
+    other = [*args, "--output_dir", tmp_path / "other"]
+    del other[other.index("--output_dir") : other.index("--output_dir") + 2]
+    assert server.run(*other)[0] != 0
+    for path, content in kept.items():
+        path.write_bytes(content)
+    status, output = server.run(*other, "--resume_from_checkpoint", "auto")
+    assert status == 0 and not (tmp_path / "other/skipped.txt").exists(), output
