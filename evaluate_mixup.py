@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes.data.splits import load_split, placed
     from mixup_recipes.recipe import changed
     from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model
+    from mixup_recipes.runs.per_class import per_class
     from mixup_recipes.training import backbones, evaluation, launch
     from mixup_recipes.training.export import write_predictions
 
@@ -112,6 +113,8 @@ def main(argv: list[str] | None = None) -> int | None:
         scores |= calibration.compute(
             predictions=top[:, 0], references=columns["label"], confidences=columns["confidence"], nlls=columns["nll"]
         )
+        by_class = per_class(columns["label"], top[:, 0], net.num_classes)
+        scores |= {"macro_recall": by_class.macro(by_class.recall), "macro_f1": by_class.macro(by_class.f1)}
         scores |= {"count": len(top), "bad_images": len(samples) - len(top)}
         print("\n".join(f"{k:12}{v:.4f}" if isinstance(v, float) else f"{k:12}{v}" for k, v in scores.items()))
         if args.predictions:

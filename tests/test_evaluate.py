@@ -43,6 +43,9 @@ def test_a_run_folder_scores_what_its_log_says_on_any_number_of_processes(run, r
         assert (scores["count"], scores["bad_images"]) == (30, 0)
         for key in ("top1", "top5", "ece", "nll"):
             assert scores[key] == pytest.approx(results["exported"][key], rel=1e-5)
+        label, top = (load_file(run / "predictions.safetensors")[key] for key in ("label", "top"))
+        each = [100 * (top[label == k, 0] == k).mean() for k in np.unique(label)]  # every class counts the same
+        assert scores["macro_recall"] == pytest.approx(np.mean(each))
 
 
 def test_predictions_are_those_that_the_run_wrote_with_its_weights(run, results, console, tmp_path):
