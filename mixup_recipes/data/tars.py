@@ -119,7 +119,7 @@ def scan(paths: list[Path], recipe: Recipe) -> tuple[list[Row], list[str]]:
                     rows.append(Row(number, image, label))
     if not rows:
         raise UserError(
-            f"{paths[0]}: no sample has both an image and a label; samples have {some(sorted(suffixes)) or 'no members'} "
+            f"{paths[0]}: no sample has an image and a label; samples have {some(sorted(suffixes)) or 'no members'} "
             "(set image_column or label_column)"
         )
     return rows, [f"{len(names):,} left out, {why}: {some(names)}" for why, names in sorted(left_out.items())]
@@ -200,7 +200,7 @@ def label_of(members: dict[str, Member], file: BinaryIO, path: Path, key: str, r
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool | float | dict | list) or (isinstance(value, int) and abs(value) >= 2**63):
-            raise ValueError(f"{value!r} is neither a word nor a whole number")
+            raise ValueError(f"expected a word or a whole number, not {value!r}")
         if isinstance(value, str) and not encodable(value):
             raise ValueError(f"{value!a} is no text")
     except (ValueError, AttributeError, RecursionError) as e:
