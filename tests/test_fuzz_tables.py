@@ -281,7 +281,7 @@ TARS = {
     "a sparse image": (tar(A, member("b.jpg", b"", 483, HUGE, type=b"S"), member("b.cls", b"1")), (1, 0)),
     "hidden members": (tar(member("._a.jpg"), A, member("__MACOSX.jpg"), B), (2, 0)),
     "a class that is a word": (tar(A, member("b.cls", b"bee"), member("b.jpg")), "its cls, cannot be read"),
-    "a class of a thousand digits": (tar(A, member("b.cls", b"9" * 1000), member("b.jpg")), "expected a word or a whole number"),
+    "a class of a thousand digits": (tar(A, member("b.cls", b"9" * 1000), member("b.jpg")), "a word or a whole number"),
     "a class below 0": (tar(A, sample("b", -1)), "unlabelled images (label -1)"),
     "an endless class": (tar(A, member("b.cls", bytes(2**20 + 1)), member("b.jpg")), "more than 1,048,576"),
     **{
