@@ -300,7 +300,7 @@ TARS = {
     "words": (tar(sample("a", b'{"label": "ant"}'), sample("b", b'{"label": "bee"}'), sample("c", b"{}")), (2, 0)),
     "numbers in JSON": (tar(sample("a", b'{"label": 0}'), sample("b", b'{"label": 1.0}')), (2, 0)),
     **{
-        f"JSON like {text[:9]}": (tar(sample("a", text)), "its json, cannot be read")
+        f"JSON like {text[:18]!r}": (tar(sample("a", text)), "its json, cannot be read")
         for text in (
             b"[0]", b"{", b"", b"\xff", b"[" * 9999, b'{"label": []}', b'{"label": true}', b'{"label": "\\ud800"}'
         )

@@ -131,7 +131,7 @@ def test_which_tables_are_divided(tmp_path):
     assert len(found.eval) < 12 and found.held_out  # tests stay aside
     assert load_splits(recipe(tmp_path / "set", eval_split="test")).held_out == []
     assert len(load_split(recipe(tmp_path / "set"), "test", None).table) == 24
-    for changes in ({"holdout": 0}, {"train_split": "trian"}):
+    for changes in ({"holdout": 0}, {"train_split": "trian"}, {"eval_split": "mine"}):
         with pytest.raises(UserError, match="has no split"):
             load_splits(recipe(tmp_path / "set", **changes))
     parquet(tmp_path / "set/data/val-00000-of-00001.parquet", rows[:6])

@@ -166,6 +166,11 @@ def alone(splits: set[str], own: tuple[str, str]) -> bool:
     return train in splits and splits - {train} <= {"test"} - {evaluation}
 
 
+def alone_in_tables(splits: set[str], own: tuple[str, str]) -> bool:
+    """``alone``, of tables and sets of the Hub; an evaluation split of a name of its own must be there."""
+    return own[1] in SPLITS and alone(splits, own)
+
+
 def folders_in(path: str) -> list[str]:
     """The names of the folders in a folder, without a look at its files."""
     with os.scandir(path) as inside:
