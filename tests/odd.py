@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import struct
+import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -195,6 +196,29 @@ def no_text(length: int) -> pa.Array:
     """Texts whose bytes are no UTF-8."""
     offsets = pa.py_buffer(np.arange(length + 1, dtype=np.int32).tobytes())
     return pa.Array.from_buffers(pa.string(), length, [None, offsets, pa.py_buffer(b"\xff" * length)])
+
+
+def member(name: str, data: bytes = JPEG, at: int = 124, field: bytes = b"", **head: Any) -> bytes:
+    """A file of a tar: header and content. ``head``: of ``TarInfo``; ``field``: other bytes in one place of the header,
+    by default where the size is."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for key, value in head.items():
+        setattr(info, key, value)
+    whole = info.tobuf(tarfile.PAX_FORMAT)  # more than one header, where the name asks for it
+    last = patched(patched(whole[-512:], at, field), 148, b" " * 8)
+    last = patched(last, 148, b"%06o\0 " % sum(last))
+    return whole[:-512] + last + data + bytes(-len(data) % 512)
+
+
+END = bytes(1024)  # of a tar
+
+
+def sample(key: str, label: int | bytes = 0, data: bytes = JPEG) -> bytes:
+    """An image and its class in a tar; a label of bytes is a JSON document."""
+    if isinstance(label, bytes):
+        return member(f"{key}.jpg", data) + member(f"{key}.json", label)
+    return member(f"{key}.cls", b"%d" % label) + member(f"{key}.jpg", data)
 
 
 def recipe(dataset: Path | str = "") -> Recipe:

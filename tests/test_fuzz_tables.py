@@ -4,6 +4,7 @@ The dictionaries say what becomes of each kind. None is waited for, writes anyth
 out or leads to a file that lies elsewhere.
 """
 
+import gzip
 import os
 import struct
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from odd import (
     BAD,
     CLASSES,
+    END,
     JPEG,
     ROW,
     STRUCT,
@@ -21,11 +23,13 @@ from odd import (
     bounded,
     deep,
     judged,
+    member,
     no_text,
     put,
     recipe,
     said,
     same_again,
+    sample,
     table,
 )  # fmt: skip
 
@@ -240,6 +244,75 @@ READMES = {
 TABLES |= {
     f"README: {kind}": (beside(text), (2, 0) if wanted == 2 else wanted) for kind, (text, wanted) in READMES.items()
 }
+
+
+def tar(*members, end=END):
+    """Makes train.tar of these members."""
+    return put("train.tar", b"".join(members) + end)
+
+
+A, B = sample("a"), sample("b", 1)
+DAMAGED, NO_SAMPLE = "train.tar is no whole tar: ", "no sample has an image and a label; samples have "
+HUGE = b"77777777777\0"
+FAR = b"\x80" + struct.pack(">Qxxx", 2**62)  # a size in binary
+PAX = b"28 size=4611686018427387904\n"
+# A folder with a tar: as in ``TABLES``.
+TARS = {
+    "two samples": (tar(A, B), (2, 0)), "folders in names": (tar(sample("x/y/a"), sample("x/z/a", 1)), (2, 0)),
+    "a bad image": (tar(A, sample("b", 1, b"no image")), (1, 1)), 
+    "an empty image": (tar(A, sample("b", 1, b"")), (1, 1)),
+    "truncated content": (tar(A, B[:-600], end=b""), DAMAGED), "truncated header": (tar(A, B[:100], end=b""), DAMAGED),
+    "no end": (tar(A, B, end=b""), DAMAGED + "its end is missing"), "empty": (tar(end=b""), DAMAGED),
+    "zeros": (tar(), NO_SAMPLE + "no members"), "no tar": (tar(JPEG * 9), DAMAGED),
+    "wrong checksum": (tar(b"z" + A[1:], B), DAMAGED),
+    "wrong checksum of the second": (tar(A, b"z" + B[1:]), DAMAGED + "there is no header at byte"),
+    "two tars in one": (tar(A, END, B), DAMAGED + "there is no header at byte"),
+    "names with ..": (tar(sample("../a"), sample("../../../../tmp/b", 1)), (2, 0)),
+    "absolute names": (tar(sample("/etc/a"), sample("/dev/b", 1)), (2, 0)),
+    "names on two lines": (tar(sample("a\nb"), sample("\x1b[2J", 1)), (2, 0)),
+    "names that are no text": (tar(A, B, sample("c\udcff")), (2, 0)),
+    **{
+        f"a member of type {kind}": (tar(A, member("b.jpg", b"", type=b"%d" % kind, linkname="/etc/passwd"), B), (2, 0))
+        for kind in range(1, 7)
+    },
+    "a link in place of the image": (
+        tar(A, member("b.jpg", b"", type=b"2", linkname="a.jpg"), member("b.cls", b"1")), (1, 0)
+    ),
+    "a sparse image": (tar(A, member("b.jpg", b"", 483, HUGE, type=b"S"), member("b.cls", b"1")), (1, 0)),
+    "hidden members": (tar(member("._a.jpg"), A, member("__MACOSX.jpg"), B), (2, 0)),
+    "a class that is a word": (tar(A, member("b.cls", b"bee"), member("b.jpg")), "its cls, cannot be read"),
+    "a class of a thousand digits": (tar(A, member("b.cls", b"9" * 1000), member("b.jpg")), "a word or a whole number"),
+    "a class below 0": (tar(A, sample("b", -1)), "unlabelled images (label -1)"),
+    "an endless class": (tar(A, member("b.cls", bytes(2**20 + 1)), member("b.jpg")), "more than 1,048,576"),
+    **{
+        f"a size of {size!r}": (tar(A, member("b.jpg", field=size), END), DAMAGED)
+        for size in (HUGE, FAR, b"\xff" * 12, b"zzzzzzzzzzz\0")
+    },
+    "a size in a head of its own": (tar(A, member("pax", PAX, type=b"x"), B), DAMAGED),
+    "a head that is far too long": (tar(A, member("pax", PAX, field=FAR, type=b"x"), B), DAMAGED),
+    "two images of a sample": (tar(A, member("a.png"), B), "the sample 'a' has images jpg, png; choose one by --image"),
+    "the same member twice": (tar(A, member("a.jpg")), "the sample 'a' has two members .jpg"),
+    "a sample in two places": (tar(A, B, A), "the sample 'a' is there twice"),
+    "no labels": (tar(member("a.jpg"), member("b.jpg")), NO_SAMPLE + "jpg (set"),
+    "no images": (tar(member("a.cls", b"0"), member("b.npy")), NO_SAMPLE + "cls, npy (set"),
+    "one without a label": (tar(A, B, member("c.jpg")), (2, 0)),
+    "one without a suffix": (tar(A, B, member("c")), (2, 0)),
+    "words": (tar(sample("a", b'{"label": "ant"}'), sample("b", b'{"label": "bee"}'), sample("c", b"{}")), (2, 0)),
+    "numbers in JSON": (tar(sample("a", b'{"label": 0}'), sample("b", b'{"label": 1.0}')), (2, 0)),
+    **{
+        f"JSON like {text[:18]!r}": (tar(sample("a", text)), "its json, cannot be read")
+        for text in (
+            b"[0]", b"{", b"", b"\xff", b"[" * 9999, b'{"label": []}', b'{"label": true}', b'{"label": "\\ud800"}'
+        )
+    },
+    "compressed": (put("train.tar.gz", gzip.compress(A + END)), "is compressed, and its images cannot be reached"),
+    "compressed under another name": (put("train.tar", gzip.compress(A + END)), DAMAGED),
+    "pipe": (lambda folder: os.mkfifo(folder / "train.tar"), NO_FOLDER),
+    "beside a table": (both(raw(PARQUET), tar(A, B)), "holds parquet files and tars, such as train.tar"),
+    "of two splits by name": (put("in1k-train-0.tar", A + END), "called in1k-train; name those to train"),
+    "a shard that is missing": (put("train-00001-of-00002.tar", A + END), "shards 0 of 2 are missing"),
+}  # fmt: skip
+TABLES |= {f"tar: {kind}": row for kind, row in TARS.items()}
 
 
 @pytest.mark.parametrize("kind", TABLES)

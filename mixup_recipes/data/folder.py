@@ -148,18 +148,27 @@ def undivided(folder: Path, own: tuple[str, str]) -> Path | None:
     ``own``: the recipe's splits, for training and evaluation. A split for tests may lie beside, unless it is evaluated
     on. Raises ``UserError`` for a folder whose data set lies one level deeper.
     """
-    train, evaluation = own
+    train, _ = own
     inside = [e for e in entries(folder) if e.kind == "folder"]
     below = {e.name: folders_in(e.path) for e in inside}
     splits = {name for name, folders in below.items() if name in SPLITS | {*own} and folders}
     if splits:
-        others = splits - {train}
-        alone = train in splits and splits == {*below} and others <= {"test"} - {evaluation}
-        return folder / train if alone else None
+        return folder / train if splits == {*below} and alone(splits, own) else None
     if sets := [name for name, folders in below.items() if folders and {*folders} <= SPLITS]:
         place = folder / sets[0]
         raise UserError(f"{folder} holds data sets with splits of their own; pass one of them: --dataset {place}")
     return folder if has_images(folder) else None
+
+
+def alone(splits: set[str], own: tuple[str, str]) -> bool:
+    """Whether a data set has one split, for training, from which a hold-out is made; see ``undivided``."""
+    train, evaluation = own
+    return train in splits and splits - {train} <= {"test"} - {evaluation}
+
+
+def alone_in_tables(splits: set[str], own: tuple[str, str]) -> bool:
+    """``alone``, of tables and sets of the Hub; an evaluation split of a name of its own must be there."""
+    return own[1] in SPLITS and alone(splits, own)
 
 
 def folders_in(path: str) -> list[str]:

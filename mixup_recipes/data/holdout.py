@@ -10,13 +10,15 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mixup_recipes.data.decoding import BadImage, read
+from mixup_recipes.data.decoding import BadImage
 from mixup_recipes.data.identity import some
-from mixup_recipes.data.origin import size
+from mixup_recipes.data.origin import REPOSITORY, Origin, encoded, named_size, origin, size
+from mixup_recipes.recipe import Recipe
 
 
 class Sides(NamedTuple):
@@ -32,11 +34,21 @@ class Sides(NamedTuple):
     """Bytes of all images."""
 
 
-def divide(images: pa.ChunkedArray, labels: np.ndarray, classes: Sequence[str], share: float, seed: int) -> Sides:
-    """The sides of a table's images: paths of files, or tables of bytes and path. ``share``: of each class."""
-    names, sizes = names_of(images), sizes_of(images)
-    held = held_out(names, labels, classes, share, seed)
-    again = twins(images, sizes, held)
+def wanted(recipe: Recipe) -> bool:
+    """Whether a recipe evaluates on a part of a data set that has one split."""
+    return recipe.holdout > 0 and recipe.train_split != recipe.eval_split
+
+
+def divide(table: datasets.Dataset, labels: np.ndarray, classes: Sequence[str], recipe: Recipe) -> Sides:
+    """The sides of a table's images: paths of files, or tables of bytes and path.
+
+    No more than one image is in memory at once. Files that rows name are compared where they are on this machine.
+    """
+    images, at = table.data.column(recipe.image_column), origin(table)
+    at = None if at is None or REPOSITORY.match(at.root) else at
+    names, sizes = names_of(images, at), sizes_of(images, at)
+    held = held_out(names, labels, classes, recipe.holdout, recipe.holdout_seed)
+    again = twins(images, sizes, held, at)
     train = ~held
     train[again] = False
     return Sides(np.flatnonzero(train), np.flatnonzero(held), again, names, sizes)
@@ -59,38 +71,42 @@ def draw(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
 
 
-def names_of(images: pa.ChunkedArray) -> list[str]:
+def names_of(images: pa.ChunkedArray, at: Origin | None = None) -> list[str]:
     """The name of each image's file, without folders; the hash of its content where it has none."""
     if not pa.types.is_struct(images.type):
         return [os.path.basename(path) for path in images.to_pylist()]
     names = [path and os.path.basename(path) for path in pc.struct_field(images, "path").to_pylist()]
     for row in [i for i, name in enumerate(names) if not name]:
-        names[row] = hashlib.sha256(content(images, row)).hexdigest()
+        names[row] = hashlib.sha256(content(images, row, at)).hexdigest()
     return names
 
 
-def content(images: pa.ChunkedArray, row: int) -> bytes:
+def content(images: pa.ChunkedArray, row: int, at: Origin | None) -> bytes:
     """An image's encoded bytes; none for one that cannot be read."""
     value: Any = images[row].as_py()
     try:
-        return read(value) if isinstance(value, str) else (value or {}).get("bytes") or b""
+        return encoded(value, at)
     except BadImage:
         return b""
 
 
-def sizes_of(images: pa.ChunkedArray) -> np.ndarray:
+def sizes_of(images: pa.ChunkedArray, at: Origin | None = None) -> np.ndarray:
     """The bytes of each image, 0 for one that cannot be read."""
     if pa.types.is_struct(images.type):
-        lengths = pc.binary_length(pc.struct_field(images, "bytes")).fill_null(0)
-        return np.asarray(lengths.to_numpy(), np.int64)
+        content, paths = pc.struct_field(images, "bytes"), pc.struct_field(images, "path")
+        lengths = np.array(pc.binary_length(content).fill_null(0).to_numpy(), np.int64)
+        for row in np.flatnonzero(pc.is_null(content).to_numpy()).tolist() if at else ():
+            name = paths[row].as_py()
+            lengths[row] = (at and name and named_size(name, at)) or 0
+        return lengths
     return np.array([size(path) or 0 for path in images.to_pylist()], np.int64)
 
 
-def twins(images: pa.ChunkedArray, sizes: np.ndarray, held: np.ndarray) -> np.ndarray:
+def twins(images: pa.ChunkedArray, sizes: np.ndarray, held: np.ndarray, at: Origin | None = None) -> np.ndarray:
     """Rows that are not held out and have the content of one that is. Only files of equal size are read."""
     both = np.intersect1d(sizes[held], sizes[~held])
     alike = np.flatnonzero(np.isin(sizes, both[both > 0]))
-    found = {row: hashlib.sha256(content(images, row)).digest() for row in alike.tolist()}
+    found = {row: hashlib.sha256(content(images, row, at)).digest() for row in alike.tolist()}
     apart = {found[row] for row in alike[held[alike]].tolist()}
     return np.array([row for row in alike[~held[alike]].tolist() if found[row] in apart], np.int64)
 

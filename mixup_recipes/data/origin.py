@@ -182,9 +182,14 @@ def with_named(fingerprint: str | None, table: Any, column: str) -> str | None:
         return fingerprint
     digest = hashlib.sha256((fingerprint or "").encode())
     for name in names:
-        sizes = [size(f"{place}/{name}") for place in (at.beside, at.root)] if inside(name) else []
-        digest.update(f"{name}\0{next((s for s in sizes if s is not None), None)}\n".encode(errors="replace"))
+        digest.update(f"{name}\0{named_size(name, at)}\n".encode(errors="replace"))
     return digest.hexdigest()
+
+
+def named_size(name: str, at: Origin) -> int | None:
+    """The bytes of a file of a local data set that a row names; None where there is none."""
+    sizes = [size(f"{place}/{name}") for place in (at.beside, at.root)] if inside(name) else []
+    return next((s for s in sizes if s is not None), None)
 
 
 def size(path: str) -> int | None:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from mixup_recipes.data.decoding import BadImage, read
-from mixup_recipes.data.folder import SAME, SPLITS, entries
+from mixup_recipes.data.folder import SAME, SPLITS, alone_in_tables, entries
 from mixup_recipes.data.identity import some
 from mixup_recipes.typed import UserError, nearest
 
@@ -43,42 +43,58 @@ class Files(NamedTuple):
     paths: list[Path]
     notes: list[str]
     """What else is in the folder and was left out."""
+    whole: bool
+    """Whether these are the files of all data, which have one split."""
 
 
-def parquet_files(folder: Path, split: str, config: str | None, own: tuple[str, ...]) -> Files | None:
+def parquet_files(
+    folder: Path, split: str, config: str | None, own: tuple[str, str], held_out: bool = False
+) -> Files | None:
     """The files of a split; None for a folder without parquet files. ``own``: the recipe's splits.
 
-    Raises ``UserError`` for a split or configuration that is not there, for a choice that only the user can make, and
-    for missing shards.
+    ``held_out``: whether a data set with one split is taken whole, for both of them. Raises ``UserError`` for a split
+    or configuration that is not there, for a choice that only the user can make, and for missing shards.
     """
     found = sorted(tables(folder))
     if not found:
         return None
+    return taken(folder, split, divided(folder, found, config, own), found, own, held_out)
+
+
+def divided(
+    folder: Path, found: list[Path], config: str | None, own: tuple[str, str], shard: re.Pattern[str] = SHARD
+) -> dict[str, list[Path]]:
+    """The files of a folder by split, of the configuration that is meant. ``shard``: what the name of one is like."""
     if (told := configurations(folder, found)) is not None:
         name = only_one(folder, config, list(told), next((k for k, v in told.items() if v[1]), None))
-        splits = told[name][0]
-    else:
-        places = by_place(folder, found, SPLITS | {*own})
-        usual = [place for place in ("", "data") if place in places]
-        name = only_one(folder, config, sorted(places), usual[0] if len(usual) == 1 else None)
-        splits = places[name]
-    taken = next((s for s in (split, *SAME.get(split, ())) if s in splits), None)
-    if taken is None:
+        return told[name][0]
+    places = by_place(folder, found, SPLITS | {*own}, shard)
+    usual = [place for place in ("", "data") if place in places]
+    return places[only_one(folder, config, sorted(places), usual[0] if len(usual) == 1 else None)]
+
+
+def taken(
+    folder: Path, split: str, splits: dict[str, list[Path]], found: list[Path], own: tuple[str, str], held_out: bool
+) -> Files:
+    """The files of a split, of ``splits``; ``found``: all of the kind that the folder has. See ``parquet_files``."""
+    whole = held_out and split in own and alone_in_tables({*splits}, own)
+    name = own[0] if whole else next((s for s in (split, *SAME.get(split, ())) if s in splits), None)
+    if name is None:
         raise UserError(f"{folder} has no split {split!r}; {nearest(split, splits)}")
-    paths = splits[taken]
+    paths = splits[name]
     if not paths:
         raise UserError(f"{folder}: README.md names no file that is there for split {split!r}")
     check_shards(paths)
-    notes = [f"read from the files of {taken}"] * (taken != split)
+    notes = [f"read from the files of {name}"] * (name != split and not whole)
     others = {*found} - {path for files in splits.values() for path in files}
     if others:
         words = some(sorted(path.relative_to(folder).as_posix() for path in others))
-        notes.append(f"{len(others):,} left out, parquet files of other places: {words}")
-    return Files(paths, notes)
+        notes.append(f"{len(others):,} left out, {found[0].suffix[1:]} files of other places: {words}")
+    return Files(paths, notes, whole)
 
 
-def tables(folder: Path) -> Iterator[Path]:
-    """The parquet files below a folder but for hidden ones, also behind links.
+def tables(folder: Path, suffixes: Sequence[str] = (".parquet",)) -> Iterator[Path]:
+    """The files of a kind below a folder but for hidden ones, also behind links.
 
     No link is followed to a folder above it, and one that lies behind another link only to what was not read yet: a net
     of links comes to an end.
@@ -90,7 +106,7 @@ def tables(folder: Path) -> Iterator[Path]:
         with contextlib.suppress(PermissionError):  # such as lost+found
             for entry in (e for e in entries(folder) if not e.name.startswith(".")):
                 path = folder / entry.name
-                if entry.kind == "file" and path.suffix == ".parquet":
+                if entry.kind == "file" and path.suffix in suffixes:
                     yield path
                 link = entry.kind == "folder" and path.is_symlink()
                 if entry.kind != "folder" or entry.place in above or (link and linked and entry.place in read_already):
@@ -101,13 +117,15 @@ def tables(folder: Path) -> Iterator[Path]:
     return below(folder, frozenset({(status.st_dev, status.st_ino)}), False)
 
 
-def by_place(folder: Path, found: list[Path], known: set[str]) -> dict[str, dict[str, list[Path]]]:
+def by_place(
+    folder: Path, found: list[Path], known: set[str], shard: re.Pattern[str] = SHARD
+) -> dict[str, dict[str, list[Path]]]:
     """The files by configuration and split; ``known``: what a folder of a split is called."""
     places: dict[str, dict[str, list[Path]]] = {}
     forms: dict[tuple[str, str], str] = {}
     for path in found:
         *above, _ = path.relative_to(folder).parts
-        stem = SHARD.fullmatch(path.stem)
+        stem = shard.fullmatch(path.stem)
         if above and (above[-1] in known or (not stem and path.stem.isdigit())):
             *above, split = above
             form = "a folder of its own"

@@ -22,12 +22,16 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import HfFileSystem
 from huggingface_hub.constants import HF_HUB_CACHE
 
+from mixup_recipes.data.folder import alone_in_tables
+from mixup_recipes.data.holdout import wanted
 from mixup_recipes.data.identity import some
 from mixup_recipes.data.origin import Opened, commit, note_files, within
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
-SMALL = 2**30  # bytes of parquet that are read into memory instead of being copied to Arrow files
+SMALL = 2**30  # bytes of parquet or tars that are read into memory instead of being copied to Arrow files
+PICTURES = ("jpg", "jpeg", "png", "webp")
+"""What a sample of a tar calls its image, see ``tars``."""
 FOOTER = 2**16  # bytes that are asked for at once of a parquet file's end
 AT_ONCE = 16  # files whose ends are asked for
 
@@ -39,6 +43,14 @@ def open_hub(recipe: Recipe, split: str, streaming: bool) -> Opened:
     )
     files = {str(name): [str(file) for file in found] for name, found in (builder.config.data_files or {}).items()}
     known = builder.info.splits or files
+    own = (recipe.train_split, recipe.eval_split)
+    whole = wanted(recipe) and split in own and alone_in_tables({str(name) for name in known}, own)
+    if whole and streaming:
+        raise UserError(
+            f"dataset {recipe.dataset!r} has no split {recipe.eval_split!r}, and a part of {own[0]!r} can be held "
+            "out of a copy only; leave out --streaming"
+        )
+    split = recipe.train_split if whole else split
     if known and split not in known:
         raise UserError(f"dataset {recipe.dataset!r} has no split {split!r}; {nearest(split, known)}")
     root = f"hf://datasets/{recipe.dataset}@{builder.hash}"
@@ -53,7 +65,8 @@ def open_hub(recipe: Recipe, split: str, streaming: bool) -> Opened:
         table = stream(builder, recipe, split, files.get(split, []))
         note_files(table, files.get(split, []))
     at = commit(table)
-    return Opened(table, at and hashlib.sha256(f"{at} {recipe.dataset_config} {split}".encode()).hexdigest(), [], ours)
+    fingerprint = at and hashlib.sha256(f"{at} {recipe.dataset_config} {split}".encode()).hexdigest()
+    return Opened(table, fingerprint, [], ours, whole)
 
 
 def copied(builder: Any, recipe: Recipe, split: str) -> tuple[datasets.Dataset, bool]:
@@ -61,7 +74,7 @@ def copied(builder: Any, recipe: Recipe, split: str) -> tuple[datasets.Dataset, 
     info = builder.info
     announce_copy((info.download_size or 0) + (info.dataset_size or 0), recipe.dataset.replace("/", "___"))
     builder.download_and_prepare()
-    table = builder.as_dataset(split=split)
+    table = of_samples(builder.as_dataset(split=split), recipe)
     if not isinstance(table.features.get(recipe.image_column), datasets.Image):
         return table, False
     images = table.data.column(recipe.image_column)
@@ -74,6 +87,26 @@ def copied(builder: Any, recipe: Recipe, split: str) -> tuple[datasets.Dataset, 
     if not isinstance(builder, ImageFolder) and not all(within(path, str(kept)) for path in paths):
         return table, False
     return table.remove_columns(recipe.image_column).add_column(recipe.image_column, paths, feature=text), True
+
+
+def of_samples(table: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
+    """A table that ``datasets`` made of tars, with the recipe's columns in place of ``jpg``, ``cls`` or a key of
+    ``json``, by the rules of ``tars``; any other as it is."""
+    image, label = recipe.image_column, recipe.label_column
+    if not {"__key__", "__url__"} <= {*table.column_names}:
+        return table
+    found = [name for name in PICTURES if name in table.column_names]
+    if image not in table.column_names and image == Recipe.image_column and found:
+        if len(found) > 1:
+            raise UserError(f"dataset {recipe.dataset!r} has images in {some(found)}; choose one by --image_column")
+        table = table.rename_column(found[0], image)
+    if label not in table.column_names and label == Recipe.label_column and "cls" in table.column_names:
+        return table.rename_column("cls", label)
+    feature = table.features.get("json")
+    if label not in table.column_names and isinstance(feature, dict) and label in feature:
+        values = pc.struct_field(table.data.column("json"), label).to_pylist()
+        return table.add_column(label, values, feature=feature[label])
+    return table
 
 
 def image_files(builder: Any, recipe: Recipe, split: str, files: list[str], root: str) -> datasets.Dataset:

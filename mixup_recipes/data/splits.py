@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from mixup_recipes.data import folder as image_folder
-from mixup_recipes.data import holdout, keys, parquet
+from mixup_recipes.data import holdout, keys, parquet, tars
 from mixup_recipes.data import table as files_table
 from mixup_recipes.data.classes import among, natural, places, subset
 from mixup_recipes.data.origin import Opened, files_of, note_files, with_named
@@ -44,6 +44,8 @@ class Split(NamedTuple):
     """See ``split_record``."""
     notes: list[str]
     """What the user should know: what was left out, how classes were told."""
+    sides: holdout.Sides | None = None
+    """Of data with one split: which rows of them are trained on, and which are held out."""
 
 
 class Splits(NamedTuple):
@@ -77,7 +79,7 @@ def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
     opened = open_split(recipe, recipe.train_split, recipe.streaming)
     train = prepared(opened, recipe, recipe.train_split, recipe.max_train_samples, like)
     other = opened if opened.whole else open_split(recipe, recipe.eval_split, recipe.streaming)
-    evaluation = prepared(other, recipe, recipe.eval_split, recipe.max_eval_samples, train.classes)
+    evaluation = prepared(other, recipe, recipe.eval_split, recipe.max_eval_samples, train.classes, train.sides)
     what = f"dataset {recipe.dataset!r}"
     among(train.classes, evaluation.classes, f"{what}, split {recipe.eval_split!r},", f"{recipe.train_split!r}")
     if evaluation.classes != train.classes:
@@ -102,7 +104,10 @@ def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
     ]
     folder = Path(recipe.dataset).expanduser().absolute()
     place = folder if recipe.dataset not in PREPARED and folder.exists() else None
-    names = holdout.names_of(evaluation.table.data.column(recipe.image_column)) if opened.whole else []
+    names = []
+    if (sides := evaluation.sides) is not None:
+        rows = sides.held_out[chosen(len(sides.held_out), recipe.max_eval_samples)]
+        names = [sides.names[row] for row in rows.tolist()]
     return Splits(train.table, evaluation.table, train.classes, record, notes, place, names)
 
 
@@ -116,8 +121,15 @@ def load_split(
     return prepared(open_split(recipe, split, streaming), recipe, split, limit, like)
 
 
-def prepared(opened: Opened, recipe: Recipe, split: str, limit: int | None, like: Sequence[str] = ()) -> Split:
-    """A split as it was found, as ``load_split`` gives it."""
+def prepared(
+    opened: Opened,
+    recipe: Recipe,
+    split: str,
+    limit: int | None,
+    like: Sequence[str] = (),
+    sides: holdout.Sides | None = None,
+) -> Split:
+    """A split as it was found, as ``load_split`` gives it. ``sides``: of the same data, where they are known."""
     table, fingerprint, notes, ours, _ = opened
     image, label = recipe.image_column, recipe.label_column
     for column in (image, label):
@@ -142,25 +154,29 @@ def prepared(opened: Opened, recipe: Recipe, split: str, limit: int | None, like
         fingerprint = with_named(fingerprint, table, image)
     if opened.whole and len(classes) < 2:
         raise UserError(
-            f"dataset {recipe.dataset!r} has one class, {classes[0]!r}; expected <class>/<image> with two or more"
+            f"dataset {recipe.dataset!r} has one class, {classes[0]!r}; expected "
+            f"{'<class>/<image> with ' * ours}two or more"
         )
-    if opened.whole:
-        table, fingerprint, said = side(table, recipe, split, classes)
-        notes = notes + said
-    read = isinstance(table, datasets.Dataset)
+    read, said = isinstance(table, datasets.Dataset), ""
     if read and like and classes != list(like) and (order := arranged(classes, list(like))):
-        notes = notes + [n for n in [subset(len(classes), len(like), f"split {split!r}", "the run")] if n]
+        said = subset(len(classes), len(like), f"split {split!r}", "the run")
         table, classes = relabelled(table, label, among(order, classes, "", ""), order), order
-    table = first(table, limit)
-    return Split(table, classes, split_record(table, label, classes, fingerprint), notes)
+    if opened.whole:
+        sides = sides or holdout.divide(table, labels_of(table, label), classes, recipe)
+        table, fingerprint, more = side(table, recipe, split, classes, sides)
+        notes = notes + more
+    table, notes = first(table, limit), notes + [said] * bool(said)
+    return Split(table, classes, split_record(table, label, classes, fingerprint), notes, sides)
 
 
 def side(
-    table: datasets.Dataset, recipe: Recipe, split: str, classes: list[str]
+    table: datasets.Dataset, recipe: Recipe, split: str, classes: list[str], sides: holdout.Sides
 ) -> tuple[datasets.Dataset, str, list[str]]:
-    """The images of a data set with one split that are trained on, or held out; their fingerprint, and what to say."""
-    images, labels = table.data.column(recipe.image_column), labels_of(table, recipe.label_column)
-    sides = holdout.divide(images, labels, classes, recipe.holdout, recipe.holdout_seed)
+    """The images of a data set with one split that are trained on, or held out; their fingerprint, and what to say.
+
+    No image is copied.
+    """
+    labels = labels_of(table, recipe.label_column)
     evaluated = split != recipe.train_split
     rows = sides.held_out if evaluated else sides.train
     if not len(rows):
@@ -169,7 +185,7 @@ def side(
     for row, size in zip(rows.tolist(), sides.sizes[rows].tolist(), strict=True):
         digest.update(f"{classes[labels[row]]}/{sides.names[row]}\0{size}\n".encode(errors="replace"))
     notes = holdout.notes_of(sides, labels, classes) if evaluated else []
-    return datasets.Dataset(table.data.table.take(pa.array(rows)), info=table.info), digest.hexdigest(), notes
+    return table.select(rows), digest.hexdigest(), notes
 
 
 def in_numbers(table: Any, recipe: Recipe) -> Any:
@@ -221,11 +237,11 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
 
 
 def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
-    """A folder of parquet files in the Hub's layout, or of images by classes, or a table of paths and labels."""
+    """A folder of parquet files in the Hub's layout, of tars or images by classes, or a table of paths and labels."""
     if recipe.dataset_revision is not None:
         raise UserError(f"dataset_revision is a commit of the Hub, and {folder} is on this machine; leave it out")
     own = (recipe.train_split, recipe.eval_split)
-    held_out = recipe.holdout > 0 and recipe.train_split != recipe.eval_split
+    held_out = holdout.wanted(recipe)
     if not folder.is_dir():
         if folder.suffix.lower() not in files_table.SUFFIXES:
             words = ", ".join(files_table.SUFFIXES)
@@ -238,7 +254,9 @@ def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
         directory, why = None, e
     files = None
     if directory is None or not image_folder.has_images(directory):
-        files = parquet.parquet_files(folder, split, recipe.dataset_config, own)
+        files = parquet.parquet_files(folder, split, recipe.dataset_config, own, held_out)
+        if (opened := tars.open_tars(recipe, folder, split, files is not None)) is not None:
+            return opened
     if files is None:
         all_of_it = image_folder.undivided(folder, own) if recipe.holdout else None
         directory = all_of_it or directory
@@ -263,7 +281,7 @@ def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
         names = [re.sub(r"([\[\]*?])", r"[\1]", str(path.absolute())) for path in files.paths]
         table = datasets.load_dataset("parquet", data_files={split: names}, split=split)
     note_files(table, [str(path.absolute()) for path in files.paths], str(folder.absolute()))
-    return Opened(table, parquet.fingerprint(files.paths), files.notes)
+    return Opened(table, parquet.fingerprint(files.paths), files.notes, whole=files.whole)
 
 
 def is_path(dataset: str) -> bool:
@@ -366,6 +384,9 @@ def placed(split: Split, recipe: Recipe, name: str, model: Any) -> Split:
 
 def first(table: Any, size: int | None) -> Any:
     """The first ``size`` images of a shuffle that never changes, so that a small subset has all classes."""
-    if size is None or size >= count(table):
-        return table
-    return table.select(np.sort(keys.rng(keys.SUBSET, 0, 0).permutation(len(table))[:size]))
+    return table if size is None or size >= count(table) else table.select(chosen(len(table), size))
+
+
+def chosen(images: int, size: int | None) -> np.ndarray:
+    """The rows of ``first``, of as many images."""
+    return np.sort(keys.rng(keys.SUBSET, 0, 0).permutation(images)[:size])

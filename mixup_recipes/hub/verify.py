@@ -117,7 +117,8 @@ def of_weights(run: Run, claimed: Claims, dataset: str | None, batch_size: int) 
     net = fetch.model_of(run.folder, run.name)
     backbones.check_input(net, batch_size, recipe.eval_size, run.name, training=False)
     accelerator = launch.accelerator(recipe, Path("."))
-    table, classes, record, _ = load_split(recipe, recipe.eval_split, recipe.max_eval_samples, like=run.data.classes)
+    found = load_split(recipe, recipe.eval_split, recipe.max_eval_samples, like=run.data.classes)
+    table, classes, record = found.table, found.classes, found.record
     backbones.check_classes(net, classes, run.name)
     change = claimed.data.difference(recipe.eval_split, record, classes)
     compared = "" if "fingerprint" in claimed.data.splits[recipe.eval_split] else " (by number and labels alone)"
