@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int | None:
         scores |= calibration.compute(
             predictions=top[:, 0], references=columns["label"], confidences=columns["confidence"], nlls=columns["nll"]
         )
-        by_class = per_class(columns["label"], top[:, 0], net.num_classes)
+        by_class = per_class(columns["label"], top[:, 0], len(split.classes))
         scores |= {"macro_recall": by_class.macro(by_class.recall), "macro_f1": by_class.macro(by_class.f1)}
         scores |= {"count": len(top), "bad_images": len(samples) - len(top)}
         print("\n".join(f"{k:12}{v:.4f}" if isinstance(v, float) else f"{k:12}{v}" for k, v in scores.items()))
