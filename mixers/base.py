@@ -64,8 +64,8 @@ class Mixer(nn.Module):
     one_label: bool = False
     """Whether the method takes each image for one of one class, so that it means nothing where images have several.
 
-    A mixer without it gives, of any targets, the shares that ``mix`` gives of one-hot ones: ``y' = W y``, where the rows
-    of W are at least 0 and sum to 1.
+    A mixer without it gives, of any targets, the shares that ``mix`` gives of one-hot ones: ``y' = W y``, where the
+    rows of W are at least 0 and sum to 1.
     """
 
     def __init__(self) -> None:

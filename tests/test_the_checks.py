@@ -115,6 +115,7 @@ DropsChannelsLast = mixes(lambda mixed, target, *_: (mixed.contiguous(), target)
 KeepsATensor = keeps("table", lambda: torch.ones(3))
 ReadsLambda = takes(lambda x, plan: (x, plan | {"mask": torch.full_like(plan["mask"], plan["mask"][0].item())}))
 
+
 def of_the_largest_target(self, x, y, **plan):
     return Mixup.mix(self, x, torch.zeros_like(y).scatter_(1, y.argmax(1, keepdim=True), 1), **plan)
 

@@ -1,8 +1,9 @@
 """A hold-out: the part of a data set with one split that is kept apart to evaluate on.
 
 An image's side follows from a hash of (seed, class, name of its file) alone, so that adding images moves none of the
-others; an image without a file goes by its content. Only a class that would be held out whole keeps one name in
-training. An image of the training side whose content is held out too is left out.
+others; an image without a file goes by its content. Where images have several labels, which may change, the hash is of
+no class. Only a class that would be held out whole keeps one name in training. An image of the training side whose
+content is held out too is left out.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 
 from mixup_recipes.data.decoding import BadImage, read
 from mixup_recipes.data.identity import some
+from mixup_recipes.data.multi_label import Pairs
 from mixup_recipes.data.origin import size
 
 
@@ -32,7 +34,9 @@ class Sides(NamedTuple):
     """Bytes of all images."""
 
 
-def divide(images: pa.ChunkedArray, labels: np.ndarray, classes: Sequence[str], share: float, seed: int) -> Sides:
+def divide(
+    images: pa.ChunkedArray, labels: np.ndarray | Pairs, classes: Sequence[str], share: float, seed: int
+) -> Sides:
     """The sides of a table's images: paths of files, or tables of bytes and path. ``share``: of each class."""
     names, sizes = names_of(images), sizes_of(images)
     held = held_out(names, labels, classes, share, seed)
@@ -42,16 +46,25 @@ def divide(images: pa.ChunkedArray, labels: np.ndarray, classes: Sequence[str], 
     return Sides(np.flatnonzero(train), np.flatnonzero(held), again, names, sizes)
 
 
-def held_out(names: Sequence[str], labels: np.ndarray, classes: Sequence[str], share: float, seed: int) -> np.ndarray:
+def held_out(
+    names: Sequence[str], labels: np.ndarray | Pairs, classes: Sequence[str], share: float, seed: int
+) -> np.ndarray:
     """Whether each image is held out."""
+    rows, places = labelled(labels)
     heads = [f"{seed}\0{name}\0" for name in classes]
-    draws = np.array([draw(heads[k] + name) for name, k in zip(names, labels.tolist(), strict=True)])
+    own_heads = [f"{seed}\0\0"] * len(names) if isinstance(labels, Pairs) else [heads[k] for k in places.tolist()]
+    draws = np.array([draw(head + name) for head, name in zip(own_heads, names, strict=True)])
     held = draws < share
-    count = np.bincount(labels, minlength=len(classes))
-    for k in np.flatnonzero((np.bincount(labels[held], minlength=len(classes)) == count) & (count > 0)):
-        own = np.flatnonzero(labels == k)
+    count = np.bincount(places, minlength=len(classes))
+    for k in np.flatnonzero((np.bincount(places[held[rows]], minlength=len(classes)) == count) & (count > 0)):
+        own = rows[places == k]
         held[own[draws[own] == draws[own].max()]] = False
     return held
+
+
+def labelled(labels: np.ndarray | Pairs) -> Pairs:
+    """Each label of each image, also where each image has one."""
+    return labels if isinstance(labels, Pairs) else Pairs(np.arange(len(labels)), labels)
 
 
 def draw(text: str) -> float:
@@ -95,10 +108,11 @@ def twins(images: pa.ChunkedArray, sizes: np.ndarray, held: np.ndarray) -> np.nd
     return np.array([row for row in alike[~held[alike]].tolist() if found[row] in apart], np.int64)
 
 
-def notes_of(sides: Sides, labels: np.ndarray, classes: Sequence[str]) -> list[str]:
+def notes_of(sides: Sides, labels: np.ndarray | Pairs, classes: Sequence[str]) -> list[str]:
     """What the user should know of a division."""
-    without = np.setdiff1d(labels, labels[sides.held_out])
-    notes = [f"{len(sides.held_out):,} of {len(labels):,} images are held out to evaluate on"]
+    rows, places = labelled(labels)
+    without = np.setdiff1d(places, places[np.isin(rows, sides.held_out)])
+    notes = [f"{len(sides.held_out):,} of {len(sides.names):,} images are held out to evaluate on"]
     if len(sides.left_out):
         again = some([sides.names[row] for row in sides.left_out])
         notes.append(f"{len(sides.left_out):,} left out of training, their content is held out: {again}")

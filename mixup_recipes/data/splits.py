@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from mixup_recipes.data import folder as image_folder
-from mixup_recipes.data import holdout, keys, parquet
+from mixup_recipes.data import holdout, keys, multi_label, parquet
 from mixup_recipes.data import table as files_table
 from mixup_recipes.data.classes import among, natural, places, subset
 from mixup_recipes.data.origin import Opened, files_of, note_files, with_named
@@ -123,7 +123,7 @@ def prepared(opened: Opened, recipe: Recipe, split: str, limit: int | None, like
             )
     if not count(table):
         raise UserError(f"dataset {recipe.dataset!r}: split {split!r} is empty")
-    table = in_numbers(table.select_columns(list(dict.fromkeys((image, label)))), recipe)
+    table = in_numbers(table.select_columns(list(dict.fromkeys((image, label)))), recipe, split)
     classes = class_names(recipe, split, table)
     if not ours:  # images stay encoded
         try:
@@ -135,7 +135,7 @@ def prepared(opened: Opened, recipe: Recipe, split: str, limit: int | None, like
                 f"dataset {recipe.dataset!r}: column {image!r} does not hold images (set image_column)"
             ) from None
         fingerprint = with_named(fingerprint, table, image)
-    if opened.whole and len(classes) < 2:
+    if opened.whole and len(classes) < 2 and not recipe.multi_label:
         raise UserError(
             f"dataset {recipe.dataset!r} has one class, {classes[0]!r}; expected <class>/<image> with two or more"
         )
@@ -155,21 +155,29 @@ def side(
 ) -> tuple[datasets.Dataset, str, list[str]]:
     """The images of a data set with one split that are trained on, or held out; their fingerprint, and what to say."""
     images, labels = table.data.column(recipe.image_column), labels_of(table, recipe.label_column)
+    words = multi_label.in_words(labels, len(table), classes)
     sides = holdout.divide(images, labels, classes, recipe.holdout, recipe.holdout_seed)
     evaluated = split != recipe.train_split
     rows = sides.held_out if evaluated else sides.train
     if not len(rows):
-        raise UserError(f"dataset {recipe.dataset!r} has {len(labels)} images, of which none is held out; add images")
+        raise UserError(f"dataset {recipe.dataset!r} has {len(table)} images, of which none is held out; add images")
     digest = hashlib.sha256()
     for row, size in zip(rows.tolist(), sides.sizes[rows].tolist(), strict=True):
-        digest.update(f"{classes[labels[row]]}/{sides.names[row]}\0{size}\n".encode(errors="replace"))
+        digest.update(f"{words[row]}/{sides.names[row]}\0{size}\n".encode(errors="replace"))
     notes = holdout.notes_of(sides, labels, classes) if evaluated else []
     return datasets.Dataset(table.data.table.take(pa.array(rows)), info=table.info), digest.hexdigest(), notes
 
 
-def in_numbers(table: Any, recipe: Recipe) -> Any:
-    """A table whose labels are words with classes in their place, sorted; any other as it is."""
+def in_numbers(table: Any, recipe: Recipe, split: str) -> Any:
+    """A table whose labels are words with classes in their place, sorted; any other as it is.
+
+    With ``multi_label`` the classes of each image, see ``multi_label.in_lists``.
+    """
     label = recipe.label_column
+    if recipe.multi_label:
+        return multi_label.in_lists(table, recipe, split)
+    if multi_label.is_many(table.features[label]):
+        raise UserError(f"dataset {recipe.dataset!r}: column {label!r} holds lists: {multi_label.PASS}")
     if not isinstance(table, datasets.Dataset) or "string" not in str(getattr(table.features[label], "dtype", "")):
         return table
     words = table.data.column(label).to_pylist()
@@ -289,25 +297,31 @@ def split_record(table: Any, column: str, classes: list[str], fingerprint: str |
         addresses = "\n".join(files_of(table))
         images = table.info.splits[str(table.split)].num_examples
         found = {"images": images, "labels_sha256": hashlib.sha256(addresses.encode()).hexdigest()}
+    elif isinstance(labels := labels_of(table, column), multi_label.Pairs):
+        found = {"images": len(table), **multi_label.labels_record(labels, len(table), len(classes))}
     else:
-        labels = labels_of(table, column).astype(np.int64)
+        labels = labels.astype(np.int64)
         found = {"images": len(table), "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest()}
         found["per_class"] = np.bincount(labels, minlength=len(classes)).tolist()
     return found | ({"fingerprint": fingerprint} if fingerprint else {})
 
 
-def labels_of(table: datasets.Dataset, column: str) -> np.ndarray:
-    """A column of whole numbers, all at once: one by one it would take seconds."""
+def labels_of(table: datasets.Dataset, column: str) -> np.ndarray | multi_label.Pairs:
+    """A column of whole numbers, all at once: one by one it would take seconds; of lists each label of each image."""
+    if multi_label.is_many(table.features[column]):
+        return multi_label.pairs(table, column)
     return np.asarray(table.select_columns([column]).with_format("numpy")[:][column])
 
 
 def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
     """The class names of a split, after checking that its labels are among them (those of a stream: when read)."""
     feature = table.features[recipe.label_column]
+    if multi_label.is_many(feature):
+        return list(feature.feature.names)
     if isinstance(table, datasets.IterableDataset):
         return list(getattr(feature, "names", map(str, range(recipe.num_classes))))
     whole = "int" in str(getattr(feature, "dtype", ""))
-    used = np.unique(labels_of(table, recipe.label_column)) if whole else np.empty(0)
+    used = np.unique(np.asarray(labels_of(table, recipe.label_column))) if whole else np.empty(0)
     if used.dtype.kind not in "iu":  # an integer column with gaps becomes one of floats
         raise UserError(f"dataset {recipe.dataset!r}: label column {recipe.label_column!r} is not of whole numbers")
     if used.min() < 0:
@@ -337,7 +351,10 @@ def arranged(classes: list[str], like: list[str]) -> list[str] | None:
 
 def relabelled(table: datasets.Dataset, column: str, where: Sequence[int], names: list[str]) -> datasets.Dataset:
     """The table with each label moved to its place, among classes of these names."""
-    labels = np.asarray(where)[labels_of(table, column)]
+    if isinstance(labels := labels_of(table, column), multi_label.Pairs):
+        moved = labels._replace(place=np.asarray(where)[labels.place])
+        return multi_label.with_labels(table, column, moved, names)
+    labels = np.asarray(where)[labels]
     order, files = table.column_names, files_of(table)
     feature = datasets.ClassLabel(names=names)
     table = table.remove_columns(column).add_column(column, labels, feature=feature).select_columns(order)
