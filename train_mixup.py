@@ -173,7 +173,9 @@ def main(argv: list[str] | None = None) -> int | None:
             else:
                 (scores, columns), evaluated = scored, epoch
                 record("val", {}, **scores)
-                text = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if "_" not in k or k.endswith("top1"))
+                text = ", ".join(
+                    f"{k} {v:.4g}" for k, v in scores.items() if "_" not in k or k.endswith(("top1", "_map"))
+                )
                 progress.say(f"epoch {epoch}/{recipe.epochs}: {text}")
                 if accelerator.is_main_process:
                     export_epoch(folder, nets, columns, recipe, splits.classes, log.lines, epoch)

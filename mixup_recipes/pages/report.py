@@ -2,7 +2,7 @@
 
 Top-1, top-5 and ECE are percentages, NLL is in nats, times are wall seconds. The reported numbers follow the
 setting's protocol (``training/protocols.py``): each metric's median over the last epochs, or all metrics of the epoch
-with the highest top-1.
+with the highest top-1; or, of runs whose images may have several labels, mAP.
 """
 
 import contextlib
@@ -17,21 +17,29 @@ from mixup_recipes import files
 from mixup_recipes.data.decoding import BadImage, decode, read
 from mixup_recipes.pages import by_class, diagrams, plots
 from mixup_recipes.pages.markdown import escaped, line, markdown_table, prose
-from mixup_recipes.runs.run import Run, labels
+from mixup_recipes.runs.run import METRICS, UNITS, Run, Summary, labels
 from mixup_recipes.typed import UserError
 
 
 def runs_table(runs: list[Run]) -> str:
-    """The runs as a Markdown table, with a line that says what was measured."""
-    rows = [run.summary for run in runs]
-    if not rows:
+    """The runs as a Markdown table for each headline, with a line that says what was measured."""
+    if not runs:
         raise UserError("no run folders given")
+    named = list(zip(labels(runs), [run.summary for run in runs], strict=True))
+    metrics = dict.fromkeys(row.metric for _, row in named)
+    return "\n".join(table_of([(name, row) for name, row in named if row.metric == metric]) for metric in metrics)
+
+
+def table_of(named: list[tuple[str, Summary]]) -> str:
+    """The table of runs with one headline, by their names."""
+    rows = [row for _, row in named]
     protocols = sorted({row.protocol for row in rows})
     shared = len(protocols) == 1
-    head = ["run", "mixer", "epochs", f"top-1 ({protocols[0]})" if shared else "top-1", "top-5", "NLL", "ECE"]
-    head += ["seconds", "images/s"]
+    first, *others = METRICS[rows[0].metric].values()
+    head = ["run", "mixer", "epochs", f"{first} ({protocols[0]})" if shared else first, *others, "seconds", "images/s"]
     lines = []
-    for name, row in zip(labels(runs), rows, strict=True):
+    for name, row in named:
+        number, *numbers = [f"{value:.{3 if metric == 'nll' else 2}f}" for metric, value in row.scores.items()]
         done, planned, used, wanted = (row.epochs, row.epochs_planned, row.epochs_used, row.epochs_wanted)
         notes = [] if shared else [row.protocol]
         notes += [f"{used} of {wanted} epochs"] if used < wanted else []
@@ -39,15 +47,13 @@ def runs_table(runs: list[Run]) -> str:
             escaped(name),
             row.mixer,
             f"{done}" if done == planned else f"{done} of {planned}",
-            f"{row.top1:.2f}" + (f" ({', '.join(notes)})" if notes else ""),
-            f"{row.top5:.2f}",
-            f"{row.nll:.3f}",
-            f"{row.ece:.2f}",
+            number + (f" ({', '.join(notes)})" if notes else ""),
+            *numbers,
             f"{row.seconds:.0f}",
             f"{row.img_per_s:.0f}",
         ])  # fmt: skip
     evaluated = " / ".join(dict.fromkeys(f"{row.count:,} images of `{row.split}`" for row in rows))
-    note = f"Evaluated on {evaluated}. Top-1, top-5 and ECE in percent, NLL in nats, seconds of wall time."
+    note = f"Evaluated on {evaluated}. {UNITS[rows[0].metric]}, seconds of wall time."
     return f"{markdown_table(head, lines, right=2)}\n\n{note}\n"
 
 

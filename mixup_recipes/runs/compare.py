@@ -5,10 +5,12 @@ from typing import NamedTuple
 import numpy as np
 
 from mixup_recipes.data.identity import difference
+from mixup_recipes.metrics.multi_label.formula import multi_label_scores
 from mixup_recipes.recipe import Recipe, differences, schema
 from mixup_recipes.runs.noise import paired_bootstrap
 from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.seeds import COMPARED
+from mixup_recipes.training.protocols import NAMES, headline
 from mixup_recipes.typed import UserError, nearest
 
 TRAINED_ON = ("dataset", "dataset_config", "dataset_revision", "train_split", "max_train_samples")
@@ -58,6 +60,8 @@ def compare(runs_a: list[Run], runs_b: list[Run], ignore: tuple[str, ...] = (), 
     for name, group in zip("ab", groups, strict=True):
         for run in group:
             check_finished(run)
+            if run.recipe.multi_label:
+                raise UserError(f"{run.folder}: images may have several labels, and runs are paired by their top-1")
         if not group:
             raise UserError(f"no run folders in group {name}")
         seeds = [run.recipe.seed for run in group]
@@ -125,16 +129,23 @@ def check_same(one: Run, other: Run, ignore: tuple[str, ...]) -> None:
 
 
 def exported_predictions(run: Run) -> dict[str, np.ndarray]:
-    """What a run's exported weights say of each image; it must agree with the top-1 that the run noted for them."""
-    columns, exported = run.predictions, run.exported
-    top1, count = exported[f"{run.prefix}top1"], exported[f"{run.prefix}count"]
+    """What a run's exported weights say of each image; it must agree with the headline that the run noted for them."""
+    columns, exported, metric = run.predictions, run.exported, headline(run.recipe)
+    noted, count = exported[run.prefix + metric], exported[f"{run.prefix}count"]
     images = len(columns["label"])
-    now = 100 * float((columns["top"][:, 0] == columns["label"]).mean())
+    path = run.folder / "predictions.safetensors"
+    again = f"make it with evaluate_mixup.py {run.folder} --predictions {path}"
+    if run.recipe.multi_label:
+        try:
+            now = multi_label_scores(columns["label"], columns["score"])[metric]
+        except ValueError as e:
+            raise UserError(f"{path} is damaged ({e}); {again}") from None
+    else:
+        now = 100 * float((columns["top"][:, 0] == columns["label"]).mean())
     # made anew on other hardware, a prediction may flip
-    if count != images or abs(now - top1) > max(0.1, 100 / images) + 1e-9:
-        path = run.folder / "predictions.safetensors"
+    if count != images or abs(now - noted) > max(0.1, 100 / images) + 1e-9:
         raise UserError(
-            f"{path} is not of the exported weights: top-1 {now:.2f} of {images} images, but eval_results.json has "
-            f"{top1:.2f} of {count}; make it with evaluate_mixup.py {run.folder} --predictions {path}"
+            f"{path} is not of the exported weights: {NAMES[metric]} {now:.2f} of {images} images, but "
+            f"eval_results.json has {noted:.2f} of {count}; {again}"
         )
     return columns
