@@ -30,7 +30,6 @@ WRONG = (
     pa.ArrowException,
 )  # fmt: skip
 IMAGES = (datasets.Image, datasets.Value, dict)  # columns that may hold encoded images: no lists of numbers
-MOST_CLASSES = 2**20  # of labels without names
 
 
 class Split(NamedTuple):
@@ -330,7 +329,7 @@ def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
         names = [str(name) for name in feature.names]
         if odd := [name for name in names if not image_folder.encodable(name)]:
             raise UserError(f"dataset {recipe.dataset!r}, split {split!r} has a class name that is no text: {odd[0]!a}")
-    elif used.max() >= MOST_CLASSES:
+    elif used.max() >= multi_label.MOST_CLASSES:
         raise UserError(f"dataset {recipe.dataset!r}, split {split!r}: label {used.max()} is too large for a class")
     else:
         names = [str(i) for i in range(max(recipe.num_classes, int(used.max()) + 1))]

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -76,7 +77,9 @@ def export(model: nn.Module, folder: Path, recipe: Recipe, classes: list[str]) -
     aside = folder / ".export.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     size = (3, recipe.eval_size, recipe.eval_size)
-    said = {name: True for name in ("exif_orientation", "multi_label") if getattr(recipe, name)}
+    said: dict[str, Any] = {name: True for name in ("exif_orientation", "multi_label") if getattr(recipe, name)}
+    if recipe.multi_label:  # by which transformers knows to take a sigmoid
+        said["problem_type"] = "multi_label_classification"
     ours = {
         "tag": f"{recipe.mixer}_e{recipe.epochs}",
         "license": None,
