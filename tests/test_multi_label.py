@@ -29,6 +29,7 @@ from mixup_recipes.resolve import load_recipe, resolve
 from mixup_recipes.runs import recording
 from mixup_recipes.runs.compare import compare
 from mixup_recipes.runs.models import is_multi_label, open_model
+from mixup_recipes.runs.noise import paired_bootstrap_map, weighted_map
 from mixup_recipes.runs.replay import replay
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones, evaluation
@@ -233,6 +234,21 @@ def test_map_and_f1_equal_slow_loops():
             multi_label_scores([[0, 1]], wrong)
 
 
+def test_the_interval_of_a_difference_of_map_is_that_of_resampled_images():
+    rng = np.random.default_rng(0)
+    label = (rng.random((40, 3)) < 0.4).astype(np.uint8)
+    good = (0.7 * label + 0.3 * rng.random((40, 3))).round(1)  # with ties
+    rows = rng.integers(40, size=40)
+    weights = np.bincount(rows, minlength=40)[None].astype(float)
+    resampled = multi_label_scores(label[rows], good[rows])["map"]
+    assert 100 * weighted_map(label, good, weights)[0] == pytest.approx(resampled)
+    poor = rng.random((40, 3))
+    difference, low, high = paired_bootstrap_map(label, good[None], np.stack([poor, poor]), rng, 200)
+    expected = multi_label_scores(label, good)["map"] - multi_label_scores(label, poor)["map"]
+    assert difference == pytest.approx(expected) and low < difference < high and high - low < 40
+    assert paired_bootstrap_map(label, good[None], good[None], rng, 50) == (0.0, 0.0, 0.0)
+
+
 def test_the_most_confident_errors_are_the_farthest_probabilities():
     columns = {
         "index": np.array([4, 7]),
@@ -313,7 +329,8 @@ def test_from_a_table_to_a_report_predictions_and_a_file_for_a_phone(server, con
     assert bool(((probabilities > 0) & (probabilities < 1)).all())
 
     assert "row " in str(replay(found, 0))
-    for refuse in (lambda: recording.of_run(found), lambda: compare([found], [found])):
-        with pytest.raises(UserError, match="images may have several labels"):
-            refuse()
+    with pytest.raises(UserError, match="images may have several labels, and records are of top-1"):
+        recording.of_run(found)
+    with pytest.raises(UserError, match="is in both groups"):
+        compare([found], [found])
     assert console("verify", run, "--dataset", table)[0] == 0
