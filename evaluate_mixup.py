@@ -2,7 +2,8 @@
 
 The model is a run folder, a timm name (resnet50.a1_in1k) or a Hub id (hf-hub:owner/name). The data and the
 evaluation protocol come from the run's recipe, from --recipe, or from --dataset with the checkpoint's own
-resize, crop, interpolation, mean and standard deviation. Top-1, top-5, ECE (percent) and NLL (nats).
+resize, crop, interpolation, mean and standard deviation. Top-1, top-5, ECE (percent) and NLL (nats); mAP, F1 and NLL
+where images may have several labels.
 """
 
 import sys
@@ -102,20 +103,14 @@ def main(argv: list[str] | None = None) -> int | None:
     workers = launch.workers(args.dataloader_num_workers, accelerator, recipe)
     columns = evaluation.predict_all(net, samples, recipe, accelerator, workers)
     assert columns is not None  # no signal asks this job to stop early
-    scores = None
     if accelerator.is_main_process:
-        formulas = Path(metrics.__file__).parent
-        top = columns["top"]
-        topk = evaluate.load(str(formulas / "topk_accuracy"))
-        calibration = evaluate.load(str(formulas / "calibration"))
-        rates = topk.compute(predictions=top, references=columns["label"], ks=(1, top.shape[1]))
-        scores = {"top1": rates["top1"], "top5": rates[f"top{top.shape[1]}"]}
-        scores |= calibration.compute(
-            predictions=top[:, 0], references=columns["label"], confidences=columns["confidence"], nlls=columns["nll"]
-        )
-        by_class = per_class(columns["label"], top[:, 0], len(split.classes))
-        scores |= {"macro_recall": by_class.macro(by_class.recall), "macro_f1": by_class.macro(by_class.f1)}
-        scores |= {"count": len(top), "bad_images": len(samples) - len(top)}
+        if recipe.multi_label:
+            scores = evaluation.score(columns)
+        else:
+            scores = by_modules(evaluate.load, Path(metrics.__file__).parent, columns)
+            by_class = per_class(columns["label"], columns["top"][:, 0], len(split.classes))
+            scores |= {"macro_recall": by_class.macro(by_class.recall), "macro_f1": by_class.macro(by_class.f1)}
+        scores |= {"bad_images": len(samples) - len(columns["index"])}
         print("\n".join(f"{k:12}{v:.4f}" if isinstance(v, float) else f"{k:12}{v}" for k, v in scores.items()))
         if args.predictions:
             write_predictions(args.predictions, columns)
@@ -124,6 +119,19 @@ def main(argv: list[str] | None = None) -> int | None:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return None
+
+
+def by_modules(load: Any, formulas: Path, columns: dict[str, Any]) -> dict[str, Any]:
+    """Scores through modules that ``load`` finds in a folder, and the count of images; of ``evaluation.predict``."""
+    top = columns["top"]
+    topk = load(str(formulas / "topk_accuracy"))
+    calibration = load(str(formulas / "calibration"))
+    rates = topk.compute(predictions=top, references=columns["label"], ks=(1, top.shape[1]))
+    scores = {"top1": rates["top1"], "top5": rates[f"top{top.shape[1]}"]}
+    scores |= calibration.compute(
+        predictions=top[:, 0], references=columns["label"], confidences=columns["confidence"], nlls=columns["nll"]
+    )
+    return scores | {"count": len(top)}
 
 
 def other_data(run: Any, recipe: Any, split: Any) -> list[str]:

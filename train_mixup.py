@@ -174,8 +174,7 @@ def main(argv: list[str] | None = None) -> int | None:
             else:
                 (scores, columns), evaluated = scored, epoch
                 record("val", {}, **scores)
-                text = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if "_" not in k or k.endswith("top1"))
-                progress.say(f"epoch {epoch}/{recipe.epochs}: {text}")
+                progress.say(f"epoch {epoch}/{recipe.epochs}: {evaluation.in_words(scores)}")
                 if accelerator.is_main_process:
                     export_epoch(folder, nets, columns, recipe, splits.classes, log.lines, epoch)
             progress.restart()

@@ -61,6 +61,13 @@ class Mixer(nn.Module):
     pairs: bool = True
     """Whether a mixed sample ``i`` is made of ``i`` and ``index[i]``, or of ``i`` alone: what ``DecoupleMix`` needs."""
 
+    one_label: bool = False
+    """Whether the method takes each image for one of one class, so that it means nothing where images have several.
+
+    A mixer without it gives, of any targets, the shares that ``mix`` gives of one-hot ones: ``y' = W y``, where the
+    rows of W are at least 0 and sum to 1.
+    """
+
     def __init__(self) -> None:
         # Without this the signature of a mixer without hyperparameters is that of nn.Module: (*args, **kwargs).
         super().__init__()

@@ -54,6 +54,7 @@ class DecoupleMix(Mixer):
         ops.check_positive("xi", xi)
         self.base = base
         self.eta = eta
+        self.one_label = eta > 0  # the regulariser is of a softmax, and of two classes
         self.power = power
         self.two_hot = two_hot
         self.xi = xi

@@ -51,6 +51,8 @@ class MixPro(Mixer):
     ``smoothed``: whether the loss is of the targets as they come instead of class labels.
     """
 
+    one_label = True  # targets become one-hot, and are compared with a softmax
+
     def __init__(self, alpha: float = 1.0, cell: int = 32, detach: bool = True, smoothed: bool = False):
         super().__init__()
         ops.check_positive("alpha", alpha)

@@ -50,6 +50,7 @@ class RecursiveMix(Mixer):
     look at the box mirrored at the diagonal, as published.
     """
 
+    one_label = True  # what the box is compared with is a softmax
     pairs = False
 
     def __init__(self, alpha: float = 0.5, omega: float = 0.5, swapped_roi: bool = False):

@@ -44,6 +44,8 @@ NORM = "norm"  # the last one, by its name in timm
 class SMMix(Mixer):
     """Paste the partner's most attended square over the least attended one, and teach tokens what they show."""
 
+    one_label = True  # the predictions that are blended are softmaxes
+
     def setup(self, model: nn.Module) -> None:
         """Make the head for tokens. Raises ``ValueError`` when the model has no attention, last norm or linear head."""
         taps.attention_layers(model)

@@ -45,6 +45,8 @@ class SnapMix(Mixer):
     ``alpha`` > 0 is the Beta parameter. ``same_label_twice``: as published, see above.
     """
 
+    one_label = True  # the map is of the class of the largest target
+
     def __init__(self, alpha: float = 5.0, same_label_twice: bool = False):
         super().__init__()
         ops.check_positive("alpha", alpha)

@@ -46,6 +46,8 @@ class SuperMix(Mixer):
     logits; ``sigma``: standard deviation, in cells, of what smooths their gradient; ``sparsity``: weight of its term.
     """
 
+    one_label = True  # the teacher is to find one class in each source
+
     def __init__(
         self,
         alpha: float = 3.0,

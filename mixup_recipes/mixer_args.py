@@ -73,7 +73,8 @@ def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, 
     """Write down every argument of the chosen mixer, defaults included, so that the saved recipe is complete.
 
     Their values are checked by building the mixer, which takes seconds to import torch. ``proven``: this package's own
-    files set them all, and its tests have built those. Raises ``UserError``.
+    files set them all, and its tests have built those. Raises ``UserError``, also for a mixer that takes each image for
+    one of one class in a recipe of several.
     """
     check_mixer_name(recipe.mixer)
     given = recipe.mixer_args.get(recipe.mixer, {})
@@ -83,9 +84,14 @@ def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, 
         path = f"mixer_args.{recipe.mixer}.{key}"
         source = f"the recipe's {key}" if key in NORMALISED else "mixer's default"
         origin[path] = "command line" if key in own_args else origin.get(path, source)
-    if own_args or not proven:
+    if own_args or not proven or recipe.multi_label:
         try:
-            build(recipe.mixer, **args)
+            made = build(recipe.mixer, **args)
         except (ValueError, TypeError) as e:
             raise UserError(str(e)) from None
+        if recipe.multi_label and any(getattr(module, "one_label", False) for module in made.modules()):
+            raise UserError(
+                f"mixer {recipe.mixer!r} takes each image for one of one class: it does not go with multi_label; use "
+                "cutmix, mixup, puzzlemix or another"
+            )
     return dataclasses.replace(recipe, mixer_args=recipe.mixer_args | {recipe.mixer: args})

@@ -49,6 +49,8 @@ class Recipe:
     """Column with the encoded images."""
     label_column: str = "label"
     """Column with the class."""
+    multi_label: bool = False
+    """An image may have several labels, or none: multi-hot targets, binary cross-entropy, mAP."""
     num_classes: Annotated[int, Between(0)] = 1000
     """Number of classes, which must agree with the data; 0: as many as the data have, as for --dataset on its own."""
     holdout: Share = 0.2
@@ -196,6 +198,9 @@ class Recipe:
     """Seed of initial weights, order, augmentation and mixing."""
 
 
+MULTI_LABEL: dict[str, Any] = {"loss": "bce_mean", "smoothing": 0.0}
+"""What ``multi_label`` puts in the place of values of other files, which would mean one label per image."""
+
 # get_type_hints is costly, and the schema never changes
 schema = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 
@@ -209,6 +214,10 @@ def check(recipe: Recipe) -> None:
         for name, usual in (whole | {"sampler": "shuffle", "class_weights": "none"}).items():
             if getattr(recipe, name) != usual:
                 raise UserError(f"{name} needs the whole table: it does not go with streaming")
+    if recipe.multi_label:
+        check_multi_label(recipe)
+    if recipe.multi_label and recipe.sampler == "balanced":
+        raise UserError("sampler balanced is for images of one class each: it does not go with multi_label")
     if recipe.batch_size % recipe.per_device_train_batch_size:
         fits = max(n for n in range(1, recipe.per_device_train_batch_size + 1) if recipe.batch_size % n == 0)
         raise UserError(
@@ -241,6 +250,16 @@ def check(recipe: Recipe) -> None:
         raise UserError(f"opt_betas and opt_eps mean nothing to opt {recipe.opt!r}; leave them out, or choose adamw")
     if recipe.bce_target_thresh is not None and recipe.loss == "ce":
         raise UserError("bce_target_thresh needs loss bce_sum or bce_mean, got ce")
+
+
+def check_multi_label(recipe: Recipe) -> None:
+    """Raise ``UserError`` for what means one label per image."""
+    if recipe.loss == "ce":
+        raise UserError("multi_label needs loss bce_mean or bce_sum, got ce; leave out --loss")
+    if recipe.smoothing:
+        raise UserError(f"smoothing {recipe.smoothing:g} is of one label per image, not of multi_label: --smoothing 0")
+    if recipe.streaming:
+        raise UserError("multi_label reads all labels first: it does not go with streaming; leave it out")
 
 
 # magnitude, its noise, whether operations grow with it, operations per image, probability of each, and which

@@ -45,7 +45,7 @@ def test_mixer_keeps_the_promise(mixer, check):
 
 
 def test_no_check_is_lost_and_exceptions_are_of_real_ones():
-    assert len(CHECKS) == 23
+    assert len(CHECKS) == 24
     assert set(EXPECTED) <= set(CASES) and all(EXPECTED.values())
 
 

@@ -137,7 +137,7 @@ def test_two_groups_of_runs_are_compared_on_the_same_images(run):
     b = [run("b0", 50, 0, "mixup"), run("b1", 50, 1, "mixup")]
     found = compare(a, b)
     assert found.reported == (64.0, 52.0)  # medians of three epochs
-    assert found.top1 == pytest.approx((62.0, 50.0)) and found.difference == pytest.approx(12.0)
+    assert found.values == pytest.approx((62.0, 50.0)) and found.difference == pytest.approx(12.0)
     assert found.low < 12 < found.high and (found.images, found.runs) == (100, (2, 2))
     rows = np.arange(100)
     expected = paired_bootstrap(np.stack([rows < 60, rows < 64]), np.stack([rows < 50] * 2), np.random.default_rng(0))

@@ -93,7 +93,7 @@ def test_mistakes_are_named_before_anything_is_written_and_a_dollar_in_a_name_is
 def test_seeds_of_a_recipe_make_a_group_with_mean_and_deviation_and_only_like_is_compared_with_like(run):
     runs = [run("mixup", top1, seed=seed) for seed, top1 in enumerate((50.0, 53.0, 56.0))]
     (group,) = grouped(runs)
-    assert (group.setting, group.name, group.top1) == ("quickstart", "mixup", [50.0, 53.0, 56.0])
+    assert (group.setting, group.name, group.values) == ("quickstart", "mixup", [50.0, 53.0, 56.0])
     assert (group.mean, group.std, group.number) == (53.0, 3.0, "53.00 ± 3.00")
     (usual,) = grouped(runs[:1])
     assert (usual.std, usual.number) == (None, "50.00")

@@ -57,7 +57,7 @@ def links(page):
 
 def scores(summary):
     """All four metrics."""
-    return summary.top1, summary.top5, summary.nll, summary.ece
+    return tuple(summary.scores.values())
 
 
 def test_a_median_is_of_the_last_epochs_not_evaluations_and_best_takes_all_metrics_from_the_best_epoch(tmp_path):
@@ -70,20 +70,20 @@ def test_a_median_is_of_the_last_epochs_not_evaluations_and_best_takes_all_metri
     assert (found.tool.value, found.tool.label) == (42.0, "OpenMixup's tool: median of the last 6 epochs")
     lines = [line for line in log_of(TOP1) if line["mode"] == "train" or line["epoch"] in (2, 4, 6, 7)]
     found = opened(tmp_path / "few", lines=lines, protocol_epochs=5, eval_epochs=2).summary
-    assert (found.top1, found.epochs_used) == (43.0, 3)  # of 45 43 40
+    assert (found.scores["top1"], found.epochs_used) == (43.0, 3)  # of 45 43 40
     found = opened(tmp_path / "best", protocol="best").summary
     assert scores(found) == (50.0, 90.0, 5.0, 1.5)
     assert (found.protocol, found.epochs_used, found.epochs_wanted) == ("best epoch", 7, 7)
     # 99 % of the way through 7 values is 5.94
     assert found.tool.value == pytest.approx((50 + 45 + 0.94 * 5) / 2)
     tie = opened(tmp_path / "tie", [20.0, 50.0, 50.0], protocol="best").summary
-    assert (tie.top1, tie.ece, tie.epochs_used, tie.epochs_wanted) == (50.0, 1.0, 3, 7)
+    assert (tie.scores["top1"], tie.scores["ece"], tie.epochs_used, tie.epochs_wanted) == (50.0, 1.0, 3, 7)
 
 
 def test_the_average_of_the_weights_is_reported_where_the_recipe_says_so(tmp_path):
     ema = {"ema_top1": 60.0, "ema_top5": 91.0, "ema_nll": 1.0, "ema_ece": 2.0}
     lines = [train_line(1), val_line(1, 40.0, **ema)]
-    assert opened(tmp_path / "raw", lines=lines, ema_decay=0.9).summary.top1 == 40.0
+    assert opened(tmp_path / "raw", lines=lines, ema_decay=0.9).summary.scores["top1"] == 40.0
     found = opened(tmp_path / "ema", lines=lines, ema_decay=0.9, report_ema=True).summary
     assert scores(found) == (60.0, 91.0, 1.0, 2.0) and found.protocol == "median of the last 5 epochs, EMA"
     lacking = opened(tmp_path / "lacking", lines=[lines[0], val_line(1, 40.0)], ema_decay=0.9, report_ema=True)

@@ -128,12 +128,12 @@ def test_what_is_no_run_is_said_and_one_of_the_hub_is_fetched_whole_and_never_ch
     monkeypatch.setattr(fetch, "snapshot", lambda *names: asked.append(names) or folder)
     run = Run.open("hf-hub:owner/name@0123abc")
     assert asked == [("hf-hub:owner/name@0123abc", *FILES)] and run.name == "hf-hub:owner/name@0123abc"
-    assert run.folder == folder and run.summary.top1 == 43.0
+    assert run.folder == folder and run.summary.scores["top1"] == 43.0
     for owner, name in ((run, "folder"), (run.summary, "top1")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(owner, name, None)
     write_log(folder, log_of([99.0] * 7))
-    assert run.summary.top1 == 43.0 and Run.open(folder).summary.top1 == 99.0
+    assert run.summary.scores["top1"] == 43.0 and Run.open(folder).summary.scores["top1"] == 99.0
 
 
 ASKED = {
@@ -202,14 +202,14 @@ def test_what_a_kill_left_is_left_out_epochs_logged_again_count_once_and_values_
     run, line = make_run(tmp_path / "run"), json.dumps(val_line(8, 99.0))
     for cut in (1, 20, 60):
         killed = Run.open(write_log(run, log_of(TOP1), tail=line[:cut]))
-        assert (len(killed.log.train), len(killed.log.val), killed.summary.top1) == (7, 7, 43.0)
+        assert (len(killed.log.train), len(killed.log.val), killed.summary.scores["top1"]) == (7, 7, 43.0)
     write_log(run, log_of(TOP1), tail=line)  # whole, but for its end of line
     assert Run.open(run).log.val[-1].metric("top1") == 99.0
     # Killed after epoch 7, resumed from epoch 5; so far epoch 6 is there anew, with other numbers
     again = Run.open(write_log(run, [*log_of(TOP1), train_line(6, loss=9.0), val_line(6, 48.0)]))
     assert [row.epoch for row in again.log.train] == [row.epoch for row in again.log.val] == [1, 2, 3, 4, 5, 6, 7]
     assert [row.loss for row in again.log.train if row.epoch == 6] == [9.0]
-    assert again.summary.top1 == 45.0  # of 50 45 41 48 40
+    assert again.summary.scores["top1"] == 45.0  # of 50 45 41 48 40
     val = json.dumps(val_line(1, 40.0))
     for lines, tail, says in (
         ([], '{"mode": "va\n' + val + "\n", "expected a JSON object"),

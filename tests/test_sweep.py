@@ -426,7 +426,7 @@ def test_a_sweep_of_a_real_run_ends_in_tables_and_is_done_the_second_time(tiny_r
     Path("sweep.yaml").write_text(yaml.safe_dump(content | {"grid": {"mixer": ["cutmix"]}}))
     assert cli.app(["sweep", "sweep.yaml"]) == 0
     text, run = capsys.readouterr().out, Run.open("out/tiny-mixercutmix-seed0")
-    says = rf"\[1/1\] {run.folder.name}: \d+\.\d min, top-1 {run.summary.top1:.2f} \(median of the last 2"
+    says = rf"\[1/1\] {run.folder.name}: \d+\.\d min, top-1 {run.summary.reading.value:.2f} \(median of the last 2"
     assert re.search(says, text)
     assert Path("out/summary.md").read_text() == seeds.seeds_table([run]) and seeds.seeds_table([run]) in text
     assert Path("out/table.md").read_text() == report.runs_table([run])

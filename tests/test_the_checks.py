@@ -115,6 +115,13 @@ DropsChannelsLast = mixes(lambda mixed, target, *_: (mixed.contiguous(), target)
 KeepsATensor = keeps("table", lambda: torch.ones(3))
 ReadsLambda = takes(lambda x, plan: (x, plan | {"mask": torch.full_like(plan["mask"], plan["mask"][0].item())}))
 
+
+def of_the_largest_target(self, x, y, **plan):
+    return Mixup.mix(self, x, torch.zeros_like(y).scatter_(1, y.argmax(1, keepdim=True), 1), **plan)
+
+
+LearnsOneLabel = broken(mix=of_the_largest_target)
+
 # By check: mixers that it catches, and a part of what it says of each.
 BROKEN: dict[str, list[tuple[type[Mixer], str]]] = {
     "constructor_stores_arguments": [
@@ -167,6 +174,14 @@ BROKEN: dict[str, list[tuple[type[Mixer], str]]] = {
         (mixes(lambda mixed, target, x, y, plan: (mixed, 1.5 * y - 0.5 * y[plan["index"]])), "targets in [0, 1]"),
         (mixes(lambda mixed, target, *_: (mixed, target * (target > 0.05)), CutMix), "rows of smoothed targets"),
         (mixes(lambda mixed, target, *_: (mixed, target**2 / (target**2).sum(1, keepdim=True))), "linear in y"),
+    ],
+    "several_labels_mix_as_one": [
+        (LearnsOneLabel, "the shares of its sources' labels"),
+        (mixes(lambda mixed, target, x, y, plan: (mixed, y.maximum(y[plan["index"]]))), "that sum to 1"),
+        (
+            steps(lambda out, mixer, x, y, rng: out._replace(loss=(out.loss / y.sum(1)).mean())),
+            "a finite binary cross-entropy",
+        ),
     ],
     "label_share_is_pixel_share": [
         (plans(lambda plan, *_: plan | {"lam": 1 - plan["mask"].flatten()}), "share of the pixels"),

@@ -36,7 +36,9 @@ def test_a_stopped_run_goes_on_to_the_weights_that_it_would_have_had(server, the
         for key, value in load_file(file).items():  # another processor may round otherwise
             torch.testing.assert_close(tensors[key], value, rtol=1e-3, atol=1e-4)
     assert [row.update for row in found.log.val] == [row.update for row in expected.log.val]
-    assert found.finished and found.summary.top1 == pytest.approx(expected.summary.top1, abs=9)  # an image of twelve
+    assert found.finished and found.summary.scores["top1"] == pytest.approx(
+        expected.summary.scores["top1"], abs=9
+    )  # an image of twelve
 
 
 def test_a_finished_run_opens_is_reported_and_is_verified_by_evaluating_it_again(there):
@@ -44,8 +46,8 @@ def test_a_finished_run_opens_is_reported_and_is_verified_by_evaluating_it_again
     assert run.finished and run.environment.get("format", 1) == 1 and run.pushed == {}
     assert set(run.weights) == {"", "ema"} and run.data.images == {"train": 24, "test": 12}
     logged = [json.loads(line) for line in (there / "finished/log.jsonl").read_text().splitlines()]
-    assert run.summary.top1 == sum(sorted(x["top1"] for x in logged if x["mode"] == "val")[-2:]) / 2
+    assert run.summary.scores["top1"] == sum(sorted(x["top1"] for x in logged if x["mode"] == "val")[-2:]) / 2
     assert "| finished | cutmix | 3 |" in report([run], there / "report")
-    assert recording.of_run(run)["seeds"]["0"]["top1"] == run.summary.top1
+    assert recording.of_run(run)["seeds"]["0"]["top1"] == run.summary.scores["top1"]
     text, good = verify(run)
     assert good and "weights: top-1" in text and "differs" not in text, text

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base import Plan
 from .contract import check
@@ -119,6 +119,26 @@ def targets_stay_distributions(factory: Factory) -> None:
         one, other = kinds["smoothed"], kinds["multi-hot"]
         off = gap(relabel(0.3 * one + 0.7 * other), 0.3 * relabel(one) + 0.7 * relabel(other))
         expect(off < 1e-5, "a mix that is linear in y for a given plan", f"a difference of {off:.3g}")
+
+
+@check
+def several_labels_mix_as_one(factory: Factory) -> None:
+    """Unless it says ``one_label``: of any targets those of a step are ``W y``, W being what ``mix`` makes of one-hot.
+
+    The rows of W are at least 0 and sum to 1, and a binary cross-entropy is finite. An image may have no label, or all.
+    """
+    step, (x, _) = tiny_step(factory), batch()
+    if any(getattr(module, "one_label", False) for module in step.modules()):
+        return
+    step.criterion = nn.BCEWithLogitsLoss()
+    y = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 1, 0]], dtype=torch.float32)
+    for out in updates(step, x, y, 8):
+        shares = step.mixer.mix(x, torch.eye(len(x), CLASSES), **out.plan)[1][:, : len(x)]
+        off = max(gap(shares.sum(1), torch.ones(len(x))), -shares.min().item())
+        expect(off < 1e-5, "shares of at least 0 that sum to 1 for each image", shares.tolist())
+        off = gap(out.target, shares @ y)
+        expect(off < 1e-5, "each target the shares of its sources' labels", f"one that is off by {off:.3g}")
+        expect(bool(out.loss.isfinite()), "a finite binary cross-entropy", out.loss)
 
 
 @check

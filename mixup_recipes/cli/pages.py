@@ -94,7 +94,7 @@ def compare(
     b: Annotated[list[Path], listed("runs of the other", metavar="RUNS...")],
     ignore: Annotated[list[str] | None, listed("recipe fields that may differ beside the mixer")] = None,
 ) -> None:
-    """The difference of two methods' top-1 on the same images, with its 95 % interval."""
+    """The difference of two methods' top-1, or mAP, on the same images, with its 95 % interval."""
     from mixup_recipes.runs.compare import compare
     from mixup_recipes.runs.run import Run
 

@@ -1,8 +1,9 @@
 """A hold-out: the part of a data set with one split that is kept apart to evaluate on.
 
 An image's side follows from a hash of (seed, class, name of its file) alone, so that adding images moves none of the
-others; an image without a file goes by its content. Only a class that would be held out whole keeps one name in
-training. An image of the training side whose content is held out too is left out.
+others; an image without a file goes by its content. Where images have several labels, which may change, the hash is of
+no class. Only a class that would be held out whole keeps one name in training. An image of the training side whose
+content is held out too is left out.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 
 from mixup_recipes.data.decoding import BadImage
 from mixup_recipes.data.identity import some
+from mixup_recipes.data.multi_label import Pairs
 from mixup_recipes.data.origin import REPOSITORY, Origin, encoded, named_size, origin, size
 from mixup_recipes.recipe import Recipe
 
@@ -39,7 +41,7 @@ def wanted(recipe: Recipe) -> bool:
     return recipe.holdout > 0 and recipe.train_split != recipe.eval_split
 
 
-def divide(table: datasets.Dataset, labels: np.ndarray, classes: Sequence[str], recipe: Recipe) -> Sides:
+def divide(table: datasets.Dataset, labels: np.ndarray | Pairs, classes: Sequence[str], recipe: Recipe) -> Sides:
     """The sides of a table's images: paths of files, or tables of bytes and path.
 
     No more than one image is in memory at once. Files that rows name are compared where they are on this machine.
@@ -54,16 +56,25 @@ def divide(table: datasets.Dataset, labels: np.ndarray, classes: Sequence[str], 
     return Sides(np.flatnonzero(train), np.flatnonzero(held), again, names, sizes)
 
 
-def held_out(names: Sequence[str], labels: np.ndarray, classes: Sequence[str], share: float, seed: int) -> np.ndarray:
+def held_out(
+    names: Sequence[str], labels: np.ndarray | Pairs, classes: Sequence[str], share: float, seed: int
+) -> np.ndarray:
     """Whether each image is held out."""
+    rows, places = labelled(labels)
     heads = [f"{seed}\0{name}\0" for name in classes]
-    draws = np.array([draw(heads[k] + name) for name, k in zip(names, labels.tolist(), strict=True)])
+    own_heads = [f"{seed}\0\0"] * len(names) if isinstance(labels, Pairs) else [heads[k] for k in places.tolist()]
+    draws = np.array([draw(head + name) for head, name in zip(own_heads, names, strict=True)])
     held = draws < share
-    count = np.bincount(labels, minlength=len(classes))
-    for k in np.flatnonzero((np.bincount(labels[held], minlength=len(classes)) == count) & (count > 0)):
-        own = np.flatnonzero(labels == k)
+    count = np.bincount(places, minlength=len(classes))
+    for k in np.flatnonzero((np.bincount(places[held[rows]], minlength=len(classes)) == count) & (count > 0)):
+        own = rows[places == k]
         held[own[draws[own] == draws[own].max()]] = False
     return held
+
+
+def labelled(labels: np.ndarray | Pairs) -> Pairs:
+    """Each label of each image, also where each image has one."""
+    return labels if isinstance(labels, Pairs) else Pairs(np.arange(len(labels)), labels)
 
 
 def draw(text: str) -> float:
@@ -111,10 +122,11 @@ def twins(images: pa.ChunkedArray, sizes: np.ndarray, held: np.ndarray, at: Orig
     return np.array([row for row in alike[~held[alike]].tolist() if found[row] in apart], np.int64)
 
 
-def notes_of(sides: Sides, labels: np.ndarray, classes: Sequence[str]) -> list[str]:
+def notes_of(sides: Sides, labels: np.ndarray | Pairs, classes: Sequence[str]) -> list[str]:
     """What the user should know of a division."""
-    without = np.setdiff1d(labels, labels[sides.held_out])
-    notes = [f"{len(sides.held_out):,} of {len(labels):,} images are held out to evaluate on"]
+    rows, places = labelled(labels)
+    without = np.setdiff1d(places, places[np.isin(rows, sides.held_out)])
+    notes = [f"{len(sides.held_out):,} of {len(sides.names):,} images are held out to evaluate on"]
     if len(sides.left_out):
         again = some([sides.names[row] for row in sides.left_out])
         notes.append(f"{len(sides.left_out):,} left out of training, their content is held out: {again}")

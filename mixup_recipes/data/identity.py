@@ -1,9 +1,9 @@
 """Which data a table holds: what tells whether two runs saw the same.
 
 The record of a split, as it stands in ``data.json``: ``images``; ``labels_sha256``, of the labels in order;
-``per_class``, the images of each class; and ``fingerprint``, which is cheap at a million images: of the names and sizes
-of image files in order, of the names, sizes and footers of parquet files, or of the commit of the Hub. Runs of version
-0.1 have the first two.
+``per_class``, the images of each class; ``without_label``, those of no class, where they may be of several; and
+``fingerprint``, which is cheap at a million images: of the names and sizes of image files in order, of the names, sizes
+and footers of parquet files, or of the commit of the Hub. Runs of version 0.1 have the first two.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,8 @@ def counted(record: dict[str, Any], classes: Sequence[str]) -> str:
         return words
     counts = sorted(zip(record["per_class"], classes, strict=True), key=lambda pair: pair[0])
     (few, small), (many, large) = counts[0], counts[-1]
-    return f"{words}, from {few:,} ({small}) to {many:,} ({large})"
+    without = f", {record['without_label']:,} images without a label" if record.get("without_label") else ""
+    return f"{words}, from {few:,} ({small}) to {many:,} ({large}){without}"
 
 
 def some(names: Sequence[str], between: str = ", ") -> str:

@@ -18,16 +18,20 @@ from torch.utils.data import DataLoader
 from mixup_recipes.data import keys
 from mixup_recipes.data.decoding import LIMIT, BadImage, decode
 from mixup_recipes.data.images import Transform
+from mixup_recipes.data.multi_label import is_many, multi_hot
 from mixup_recipes.data.order import Key, TrainOrder
 from mixup_recipes.data.origin import encoded, origin
 from mixup_recipes.data.splits import labels_of
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import RankError
 
-Sample = tuple[Tensor, int, int, int]
-"""image uint8 (3, S, S), label, index, and ``bad``: how many unreadable images were passed over for it."""
+Sample = tuple[Tensor, int | Tensor, int, int]
+"""image uint8 (3, S, S), label, index, and ``bad``: how many unreadable images were passed over for it.
+
+Where an image may have several labels, they are a multi-hot float (K,).
+"""
 Loaded = tuple[Tensor, Tensor, Tensor, Tensor]
-"""A batch of samples on the host: images uint8 (B, 3, S, S), labels (B,), indices (B,), bad (B,)."""
+"""A batch of samples on the host: images uint8 (B, 3, S, S), labels (B,) or (B, K), indices (B,), bad (B,)."""
 
 
 class Source(Protocol):
@@ -62,7 +66,12 @@ class Samples(torch.utils.data.Dataset[Sample]):
         self.note = note  # is told of each image that is passed over
         self.origin, self.upright = origin(table), recipe.exif_orientation
         self.image_column, self.label_column = recipe.image_column, recipe.label_column
-        self.labels = labels_of(table, recipe.label_column) if recipe.sampler == "balanced" else None
+        self.labels: np.ndarray | None = None
+        if recipe.sampler == "balanced":
+            self.labels = np.asarray(labels_of(table, recipe.label_column))
+        self.several = None  # how many classes there are, where an image may have several
+        if is_many(feature := table.features[recipe.label_column]):
+            self.several = len(feature.feature.names)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -75,7 +84,9 @@ class Samples(torch.utils.data.Dataset[Sample]):
             image = row[self.image_column]
             try:
                 pixels = self.transform(decode(encoded(image, self.origin), self.limit, self.upright))
-                return pixels, row[self.label_column], key.index, bad
+                label = row[self.label_column]
+                label = label if self.several is None else multi_hot(label, self.several)
+                return pixels, label, key.index, bad
             except BadImage as e:
                 where = image if isinstance(image, str) else (image or {}).get("path") or "no path"
                 line = f"image {index} ({where}) cannot be read: {e}"

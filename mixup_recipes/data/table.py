@@ -1,7 +1,8 @@
 """A file of paths and labels as a table: CSV, TSV, JSON lines or parquet.
 
 Paths are relative to the file's folder and stay inside it, links included. Labels are words or numbers, and become
-classes by their text. A column ``split`` is optional. What is left out is counted by its reason.
+classes by their text; with ``multi_label`` a cell is a list of them, or text in which ``|`` separates them. A column
+``split`` is optional. What is left out is counted by its reason.
 """
 
 import hashlib
@@ -11,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 
-from mixup_recipes.data.classes import natural
+from mixup_recipes.data import multi_label
 from mixup_recipes.data.folder import SAME, Listing
 from mixup_recipes.data.identity import some
 from mixup_recipes.data.parquet import read_table
@@ -28,8 +28,11 @@ SPLIT = "split"
 """The optional column with the name of each row's split."""
 
 
-def columns(path: Path, wanted: tuple[str, ...]) -> dict[str, list[str | None]]:
-    """Some columns of a file as text, those that are there; empty cells are None. Raises ``UserError``."""
+def columns(path: Path, wanted: tuple[str, ...]) -> dict[str, list[Any]]:
+    """Some columns of a file as text, those that are there; empty cells are None, lists are lists of texts.
+
+    Raises ``UserError``.
+    """
     kind = path.suffix.lower()
     try:
         if kind in (".csv", ".tsv"):
@@ -56,8 +59,10 @@ def columns(path: Path, wanted: tuple[str, ...]) -> dict[str, list[str | None]]:
     return {name: [as_text(value) for value in table[name].to_pylist()] for name in wanted if name in names}
 
 
-def as_text(value: Any) -> str | None:
-    """A cell as text: 3.0 and 3 are the same number."""
+def as_text(value: Any) -> Any:
+    """A cell as text: 3.0 and 3 are the same number. A list stays one, of its texts."""
+    if isinstance(value, list):
+        return [as_text(inner) for inner in value]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = None if value is None or value != value else str(value).strip()
@@ -71,6 +76,8 @@ def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
     """
     image, label = recipe.image_column, recipe.label_column
     found = columns(path, (image, label, SPLIT))
+    if not recipe.multi_label and any(isinstance(cell, list) for cell in found[label]):
+        raise UserError(f"{path}: column {label!r} holds lists: {multi_label.PASS}")
     rows = list(range(len(found[image])))
     divided = SPLIT in found and any(found[SPLIT])
     notes = []
@@ -87,26 +94,32 @@ def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
     seen: dict[str, str] = {}
     root = os.path.realpath(path.parent)
     for i in rows:
-        name, word = found[image][i], found[label][i]
+        name, cell = found[image][i], found[label][i]
+        words = multi_label.several(cell) if recipe.multi_label else (cell,) * bool(cell)
+        word = multi_label.BETWEEN.join(words)
+        whole = name and (words or recipe.multi_label)  # no label is an answer where there may be several
         where, why, size = place(root, name)
-        if name and word and seen.get(where, word) != word:
-            raise UserError(f"{path}: {name} is there with two labels, {seen[where]!r} and {word!r}")
-        if not name or not word or why or where in seen:
-            why = why if name and word else "rows without a path or a label"
-            said = name if name and word else f"row {i + 1}"
+        if whole and seen.get(where, word) != word:
+            one = f"; write them into one row, as {seen[where]}{multi_label.BETWEEN}{word}" * recipe.multi_label
+            raise UserError(f"{path}: {name} is there with two labels, {seen[where]!r} and {word!r}{one}")
+        if not whole or why or where in seen:
+            why = why if whole else "rows without a path" + " or a label" * (not recipe.multi_label)
+            said = name if whole else f"row {i + 1}"
             left_out.setdefault(why or "rows that are there twice", []).append(said)
             continue
         seen[where] = word
         digest.update(f"{name}\0{size}\0{word}\n".encode(errors="replace"))
         paths.append(where)
-        labels.append(word)
+        labels.append(words)
     notes += [f"{len(names):,} left out, {why}: {some(names)}" for why, names in sorted(left_out.items())]
     if not paths:
         raise UserError(f"{path} names no image for split {split!r}" + (f"; {notes[-1]}" if left_out else ""))
-    classes = sorted({*labels}, key=natural(sorted({*labels})))
-    number = {name: i for i, name in enumerate(classes)}
-    features = datasets.Features({image: datasets.Value("large_string"), label: datasets.ClassLabel(names=classes)})
-    codes = np.array([number[word] for word in labels])
+    pairs, classes = multi_label.named(labels)
+    kind: Any = datasets.ClassLabel(names=classes)
+    codes: Any = pairs.place
+    if recipe.multi_label:
+        codes, kind = multi_label.column_of(pairs, len(labels), classes)
+    features = datasets.Features({image: datasets.Value("large_string"), label: kind})
     table = datasets.Dataset(pa.table({image: paths, label: codes}, schema=features.arrow_schema))
     return Listing(table, digest.hexdigest(), notes), not divided
 

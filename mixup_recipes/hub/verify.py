@@ -20,6 +20,7 @@ from mixup_recipes.recipe import changed
 from mixup_recipes.runs.run import Data, Run
 from mixup_recipes.training import backbones, evaluation, launch
 from mixup_recipes.training.log import reported, summary_csv
+from mixup_recipes.training.protocols import NAMES, headline
 from mixup_recipes.typed import UserError
 
 NEEDED = (
@@ -33,7 +34,8 @@ TOP1, NLL = 0.1, 1e-3  # points, and relative
 class Claims(NamedTuple):
     """What the weights are held to: scores of the main classifier, and the run's record of the data behind them."""
 
-    top1: float
+    number: float
+    """The headline, top-1 or mAP."""
     nll: float
     data: Data
 
@@ -48,7 +50,7 @@ def verify(run: Run, dataset: str | None = None, batch_size: int = 64) -> tuple[
     try:
         rows = list(of_files(run))
         claimed = Claims(
-            float(run.exported[f"{run.prefix}top1"]),
+            float(run.exported[run.prefix + headline(run.recipe)]),
             float(run.exported[f"{run.prefix}nll"]),
             run.data,
         )
@@ -64,11 +66,12 @@ def verify(run: Run, dataset: str | None = None, batch_size: int = 64) -> tuple[
 def of_files(run: Run) -> Iterator[tuple[str, bool]]:
     """What the files say of each other: a claim, and whether it holds."""
     results, exported, recipe = run.results, run.exported, run.recipe
+    metric = headline(recipe)
     lines = [row.line for row in run.log.train] + [row.line for row in run.log.val]
     again = reported(lines, recipe)
     yield (
-        f"log and eval_results.json: {again['reported']['top1']:.2f} by the log ({again['reported']['protocol']}), "
-        f"{results['reported']['top1']:.2f} reported",
+        f"log and eval_results.json: {again['reported'][metric]:.2f} by the log ({again['reported']['protocol']}), "
+        f"{results['reported'][metric]:.2f} reported",
         {k: results[k] for k in again} == again,
     )
     rows = [row.result for row in run.log.val]
@@ -76,36 +79,37 @@ def of_files(run: Run) -> Iterator[tuple[str, bool]]:
     yield "log and summary.csv", summary_csv(lines) == run.summary_csv
     scores = evaluation.score(run.predictions)
     same = all(math.isclose(scores[k], exported[run.prefix + k], rel_tol=1e-5, abs_tol=1e-6) for k in scores)
-    yield f"predictions and eval_results.json: top-1 {scores['top1']:.2f} over {scores['count']} images", same
+    yield f"predictions and eval_results.json: {NAMES[metric]} {scores[metric]:.2f} over {scores['count']} images", same
     if "weights_sha256" in results:
         yield "weights and eval_results.json: SHA-256", results["weights_sha256"] == run.weights_hash
     kind, classes = recipe.model.split(".")[0], run.data.classes
     yield f"config.json and recipe: {run.config['architecture']}", run.config["architecture"] == kind
     yield f"config.json and data.json: {len(classes)} classes", run.config.get("label_names") == classes
-    yield from of_card(run.card or "", exported[f"{run.prefix}top1"])
+    yield from of_card(run.card or "", exported[run.prefix + metric], metric)
 
 
-def of_card(text: str, number: float) -> Iterator[tuple[str, bool]]:
-    """Every top-1 that the card claims in its metadata, which speak of the exported weights."""
+def of_card(text: str, number: float, metric: str) -> Iterator[tuple[str, bool]]:
+    """Every headline that the card claims in its metadata, which speak of the exported weights."""
     parts = re.split(r"---\r?\n", text, maxsplit=2)
     try:
         found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
     except yaml.YAMLError:
         found = None
-    claims = list(top1_claims(found))
+    claims, name = list(claims_of(found, metric)), NAMES[metric]
     if not claims:
-        yield "card: claims no top-1", False
+        yield f"card: claims no {name}", False
     for value in claims:
-        words = f"card and eval_results.json: top-1 {value:.2f} in the card, {number:.2f} exported"
+        words = f"card and eval_results.json: {name} {value:.2f} in the card, {number:.2f} exported"
         yield words, abs(value - number) < 0.006
 
 
-def top1_claims(found: Any) -> Iterator[float]:
-    """Top-1 of our own in a card's ``model-index``, in percent."""
+def claims_of(found: Any, headline: str) -> Iterator[float]:
+    """Top-1, or mAP, of our own in a card's ``model-index``, in percent."""
     for model in (found or {}).get("model-index") or ():
         for result in model["results"]:
             for metric in result["metrics"]:
-                if "top-1" in str(metric.get("name", "")).lower() or metric.get("type") == "top1":
+                named = NAMES[headline].lower() in str(metric.get("name", "")).lower()
+                if named or metric.get("type") == headline:
                     yield float(metric["value"])
 
 
@@ -135,8 +139,9 @@ def of_weights(run: Run, claimed: Claims, dataset: str | None, batch_size: int) 
         yield f"weights: {e}", False
         return
     # one image near a tie may be more than TOP1
-    slack = {"top1": max(TOP1, 100 / len(table) + 1e-9), "nll": NLL * scores["nll"]}
-    for key, value, label in (("top1", claimed.top1, "top-1"), ("nll", claimed.nll, "NLL")):
+    metric = headline(recipe)
+    slack = {metric: max(TOP1, 100 / len(table) + 1e-9), "nll": NLL * scores["nll"]}
+    for key, value, label in ((metric, claimed.number, NAMES[metric]), ("nll", claimed.nll, "NLL")):
         yield (
             f"weights: {label} {scores[key]:.4g} evaluated again, {value:.4g} claimed",
             abs(scores[key] - value) <= slack[key],

@@ -1,1 +1,4 @@
-"""`evaluate` metrics: top-k accuracy and calibration. Each folder loads by path and is a Space of its own."""
+"""`evaluate` metrics: top-k accuracy and calibration. Each folder loads by path and is a Space of its own.
+
+``multi_label`` is a formula alone.
+"""

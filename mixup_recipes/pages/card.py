@@ -36,6 +36,7 @@ from mixup_recipes.pages.markdown import code, line, prose
 from mixup_recipes.pages.methods import methods
 from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.shapes import read_card
+from mixup_recipes.training.protocols import NAMES
 from mixup_recipes.typed import UserError, from_yaml
 
 CARD = "README.md"
@@ -62,7 +63,7 @@ def body(run: Run, name: str, repo_id: str | None) -> str:
     protocol = s.protocol + (f": {used} of {wanted} epochs" if used < wanted else "")
     text.append(
         f"{code(recipe.model)} trained with {made[0].title} (`{recipe.mixer}`) by Mixup Recipes: "
-        f"**{s.top1:.2f} %** top-1 ({protocol}, seed {recipe.seed})."
+        f"**{s.reading.value:.2f} %** {NAMES[s.metric]} ({protocol}, seed {recipe.seed})."
     )
     sections = [model_section(run), recipe_section(run, made), results_section(run, repo_id), cost_section(run, made)]
     sections += [use_section(run, repo_id), reproduce_section(run, repo_id), deviations_section(run, made)]

@@ -168,6 +168,8 @@ def job_flags(words: Sequence[str]) -> list[str]:
 
 def against_published(run: Run) -> list[str]:
     """What the run says about the published number of its recipe, in sentences."""
+    if run.recipe.multi_label:
+        return ["Images may have several labels: no published number belongs to this run."]
     cell = cells.cells().get(run.recipe.name)
     if cell is None:
         return ["No published number belongs to this recipe."]

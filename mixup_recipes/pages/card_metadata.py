@@ -18,9 +18,12 @@ TASK = "default"
 
 
 def eval_entries(run: Run) -> list[Any]:
-    """Top-1 and top-5 of the exported weights, as huggingface_hub's ``EvalResult``."""
+    """Top-1 and top-5 of the exported weights, or mAP and F1, as huggingface_hub's ``EvalResult``."""
     kind, name = data_source(run.recipe)
     metrics = {"Top-1 accuracy (%)": "top1"} | ({"Top-5 accuracy (%)": "top5"} if len(run.data.classes) > 5 else {})
+    if run.recipe.multi_label:
+        metrics = {"mAP (%)": "map", "F1, micro, at probability 0.5 (%)": "f1"}
+    types = {"map": "mean_average_precision", "f1": "f1"}
     return [
         EvalResult(
             task_type="image-classification",
@@ -30,7 +33,7 @@ def eval_entries(run: Run) -> list[Any]:
             dataset_config=run.recipe.dataset_config,
             dataset_split=line(run.recipe.eval_split),
             dataset_revision=run.data.commit or run.recipe.dataset_revision,
-            metric_type="accuracy",
+            metric_type=types.get(metric, "accuracy"),
             metric_name=label,
             metric_value=round(run.exported[run.prefix + metric], 4),
         )
@@ -39,9 +42,12 @@ def eval_entries(run: Run) -> list[Any]:
 
 
 def eval_results(run: Run, repo_id: str | None = None) -> str | None:
-    """``.eval_results/*.yaml`` for leaderboards; None unless a finished run scored a whole split of a Hub data set."""
+    """``.eval_results/*.yaml`` for leaderboards; None unless a finished run scored a whole split of a Hub data set.
+
+    Also None where images may have several labels: leaderboards of benchmarks are of top-1.
+    """
     kind, name = data_source(run.recipe)
-    if kind != "hub" or not run.finished or run.recipe.max_eval_samples is not None:
+    if run.recipe.multi_label or kind != "hub" or not run.finished or run.recipe.max_eval_samples is not None:
         return None
     top1 = eval_entries(run)[0]
     log = f"{constants.ENDPOINT}/{repo_id}/blob/main/log.jsonl" if repo_id else None
@@ -80,7 +86,7 @@ def metadata(run: Run, name: str, license: str | None, old: dict[str, Any], wher
     lists = {
         "tags": ["image-classification", "timm", "transformers", "mixup-recipes", "mixup", run.recipe.mixer, *setting],
         "datasets": [dataset] if kind == "hub" else [],
-        "metrics": ["accuracy"],
+        "metrics": ["mean_average_precision", "f1"] if run.recipe.multi_label else ["accuracy"],
     }
     for key, ours in lists.items():
         theirs = old.get(key) or []

@@ -22,7 +22,7 @@ from mixup_recipes.pages.card_facts import (
 from mixup_recipes.pages.markdown import code, fence, line, markdown_table, prose, shown
 from mixup_recipes.pages.methods import Method, bibtex, entry
 from mixup_recipes.resolve import read_yaml, settings, shipped_recipe, split_name
-from mixup_recipes.runs.run import Run
+from mixup_recipes.runs.run import METRICS, UNITS, Run
 from mixup_recipes.training import backbones  # noqa: F401  registers the models that timm lacks
 
 OPENMIXUP = entry(
@@ -88,23 +88,25 @@ def results_section(run: Run, repo_id: str | None) -> str:
     s, main = run.summary, "ema" if run.recipe.report_ema else ""
     used = f", {s.epochs_used} of {s.epochs_wanted} epochs there" if s.epochs_used < s.epochs_wanted else ""
 
-    def row(label: str, *numbers: float) -> list[str]:
-        shown = [f"{v:.{d}f}" for v, d in zip(numbers, (2, 2, 3, 2), strict=False)]
-        return [label, *shown, *["-"] * (4 - len(shown))]
+    names = METRICS[s.metric]
 
-    rows = [row(f"reported: {s.protocol}{used}", s.top1, s.top5, s.nll, s.ece)]
-    rows.append(row(s.tool.label, s.tool.value))
+    def row(label: str, *numbers: float) -> list[str]:
+        shown = [f"{v:.{3 if name == 'nll' else 2}f}" for v, name in zip(numbers, names, strict=False)]
+        return [label, *shown, *["-"] * (len(names) - len(shown))]
+
+    rows = [row(f"reported: {s.protocol}{used}", *s.scores.values())]
+    rows += [row(s.tool.label, s.tool.value)] if s.metric == "top1" else []
     labels = {main: f"these weights, epoch {run.exported['epoch']}"}
     labels |= {name: tree(folder, repo_id) for name, folder in others(run)}
     for name, label in labels.items():
-        found = [run.exported.get(f"{name}_{k}" if name else k) for k in ("top1", "top5", "nll", "ece")]
+        found = [run.exported.get(f"{name}_{k}" if name else k) for k in names]
         numbers = [v for v in found if isinstance(v, int | float)]
-        if len(numbers) == 4:
+        if len(numbers) == len(names):
             rows.append(row(label, *numbers))
-    note = f"{s.count:,} images of {code(run.recipe.eval_split)}. Top-1, top-5 and ECE in percent, NLL in nats."
+    note = f"{s.count:,} images of {code(run.recipe.eval_split)}. {UNITS[s.metric]}."
     text = [
         "## Results",
-        markdown_table(["", "top-1", "top-5", "NLL", "ECE"], rows, right=1),
+        markdown_table(["", *names.values()], rows, right=1),
         note,
         *against_published(run),
     ]
@@ -158,23 +160,24 @@ config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config, is_training=False)
 image = Image.open("image.jpg").convert("RGB")
 with torch.no_grad():
-    probabilities = model(transform(image)[None]).softmax(1)[0]
+    probabilities = model(transform(image)[None]).{"sigmoid()" if recipe.multi_label else "softmax(1)"}[0]
 for p, k in zip(*probabilities.topk({min(5, len(run.data.classes))})):
     print(f"{{p:.3f}} {{model.pretrained_cfg['label_names'][k]}}")"""
     by_transformers = f"""{first}from transformers import pipeline
 
 classify = pipeline("image-classification", model="{repo_id or "."}")
-print(classify("image.jpg"))"""
+print(classify("image.jpg"{', function_to_apply="sigmoid"' * recipe.multi_label}))"""
     kind, name = data_source(recipe)
     flags = [f"hf-hub:{repo_id}" if repo_id else "."]
     flags += ["--dataset", "PATH" if kind == "local" else name, "--split", recipe.eval_split]
     for key, usual in (("image_column", "image"), ("label_column", "label")):
         flags += [f"--{key}", getattr(recipe, key)] if getattr(recipe, key) != usual else []
     where = "" if repo_id else "In this folder. "
+    scored = "mAP and F1," if recipe.multi_label else "Top-1 and top-5 through `evaluate`,"
     score = fence("bash", f"accelerate launch evaluate_mixup.py {shlex.join(map(line, flags))}")
     return "\n\n".join([
         f"## How to use\n\n{where}With timm:", fence("python", by_timm), "With transformers:",
-        fence("python", by_transformers), "Top-1 and top-5 through `evaluate`, from a copy of Mixup Recipes:", score,
+        fence("python", by_transformers), f"{scored} from a copy of Mixup Recipes:", score,
     ])  # fmt: skip
 
 

@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw, ImageOps
 
 from mixup_recipes import files
 from mixup_recipes.data.decoding import BadImage, decode
+from mixup_recipes.data.opening import is_here
 from mixup_recipes.data.origin import Origin, encoded, origin
-from mixup_recipes.data.splits import is_here, load_split
+from mixup_recipes.data.splits import load_split
 from mixup_recipes.pages.fonts import drawable, fitting, font
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.runs.run import Run

@@ -44,6 +44,8 @@ def masks(run: Run, pairs: int, path: Path) -> str:
         raise UserError(
             f"{run.folder}: mixer {recipe.mixer!r} learns no masks; expected a run of automix, samix or adautomix"
         )
+    if recipe.multi_label:
+        raise UserError(f"{run.folder}: its images may have several labels, and the sheet is of photos of one class")
     kept = run.checkpoints
     if not kept:
         raise UserError(f"{run.folder} keeps no checkpoint")

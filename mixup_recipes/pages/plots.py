@@ -1,6 +1,6 @@
 """Plots over run folders, as PNG or SVG by the name of the file: the same runs give the same bytes every time.
 
-Runs that differ in the seed only share a colour. Accuracies are the reported top-1 in percent; what is drawn of
+Runs that differ in the seed only share a colour. Accuracies are the reported top-1 or mAP in percent; what is drawn of
 several seeds is their mean and sample standard deviation (n - 1).
 """
 
@@ -24,6 +24,7 @@ from matplotlib.transforms import Bbox
 from mixup_recipes import files
 from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.seeds import Group, by_setting, grouped
+from mixup_recipes.training.protocols import headline
 from mixup_recipes.typed import UserError
 
 STYLE: dict[Any, Any] = {
@@ -89,7 +90,7 @@ def styles(groups: list[Group]) -> dict[str, dict[str, str]]:
 def accuracy(groups: list[Group]) -> str:
     """What an axis of reported numbers shows; the groups are of one setting."""
     summary = groups[0].summary
-    return f"top-1 on {summary.split} (%), {summary.protocol}"
+    return f"{groups[0].metric} on {summary.split} (%), {summary.protocol}"
 
 
 def panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:
@@ -161,7 +162,7 @@ def curves_figure(groups: list[Group]) -> Figure:
             for logged in run.log.train:
                 by_epoch.setdefault(logged.epoch, []).append(logged.loss)
             losses.append({epoch: statistics.fmean(loss) for epoch, loss in by_epoch.items()})
-            scores.append({logged.epoch: logged.metric(f"{run.prefix}top1") for logged in run.log.val})
+            scores.append({logged.epoch: logged.metric(run.prefix + headline(run.recipe)) for logged in run.log.val})
         for axes, seeds in ((left, losses), (right, scores)):
             draw_seeds(axes, seeds, style(i))
         last = max(scores[0])
@@ -174,7 +175,11 @@ def curves_figure(groups: list[Group]) -> Figure:
     labelled += ", mean ± standard deviation" * several
     below = "epoch" + "\nthin lines: seeds, bold: their mean" * several
     left.set(title="Training loss, on mixed targets", xlabel=below)
-    right.set(title=f"Top-1 on {splits} (%)", xlabel=f"epoch\n{labelled}")
+    metrics = " or ".join(dict.fromkeys(group.metric for group in groups))
+    right.set(
+        title=f"{metrics[0].upper() if metrics == 'top-1' else metrics[0]}{metrics[1:]} on {splits} (%)",
+        xlabel=f"epoch\n{labelled}",
+    )
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
         axes.margins(x=0.02)
@@ -248,9 +253,9 @@ def cost_figure(groups: list[Group]) -> Figure:
         for group, x in zip(members, costs, strict=True):
             look = looks[group.name] | {"linestyle": "", "markeredgecolor": "white", "markeredgewidth": 0.8}
             centre = statistics.fmean(x), group.mean
-            for seed in zip(x, group.top1, strict=True):  # a star: what belongs together
+            for seed in zip(x, group.values, strict=True):  # a star: what belongs together
                 panel.plot(*zip(centre, seed, strict=True), color=look["color"], linewidth=1, alpha=0.4)
-            panel.plot(x, group.top1, **look, markersize=9, gid=group.name, zorder=3)
+            panel.plot(x, group.values, **look, markersize=9, gid=group.name, zorder=3)
         panel.set(title=setting, xlabel=unit, ylabel=accuracy(members))
         panel.margins(0.12)
     FigureCanvasAgg(figure).draw()  # from here on the axes stay where they are: labels are inside of them
@@ -359,7 +364,7 @@ def dots_figure(groups: list[Group], published: dict[str, float]) -> Figure:
             bar = {"fmt": "|", "color": "#222222", "markersize": 15, "elinewidth": 1.2, "capsize": 4}
             panel.errorbar(group.mean, y, xerr=group.std, **bar)
             seeds = {"color": looks[group.name]["color"], "markeredgecolor": "white", "markersize": 9, "zorder": 3}
-            panel.plot(group.top1, [y] * len(group.top1), "o", gid=group.name, alpha=0.8, **seeds)
+            panel.plot(group.values, [y] * len(group.values), "o", gid=group.name, alpha=0.8, **seeds)
             if group.recipe.mixer in published:
                 hollow = {"markerfacecolor": "none", "markeredgecolor": "#222222", "markersize": 8, "zorder": 4}
                 panel.plot(published[group.recipe.mixer], y, "D", gid="published", **hollow)

@@ -138,6 +138,8 @@ def varied(labels: Sequence[int | str], count: int) -> list[int]:
 
 def table_photos(recipe: Recipe, count: int) -> Photos:
     """Images of the recipe's training split."""
+    if recipe.multi_label:
+        raise UserError(f"{recipe.name}: its images may have several labels, and a preview shows one; pass --photos")
     split = load_split(recipe, recipe.train_split, None)
     labels, at = [int(label) for label in split.table[recipe.label_column]], origin(split.table)
     found: list[tuple[Tensor, str]] = []

@@ -2,7 +2,7 @@
 
 Top-1, top-5 and ECE are percentages, NLL is in nats, times are wall seconds. The reported numbers follow the
 setting's protocol (``training/protocols.py``): each metric's median over the last epochs, or all metrics of the epoch
-with the highest top-1.
+with the highest top-1; or, of runs whose images may have several labels, mAP.
 """
 
 import contextlib
@@ -15,23 +15,34 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mixup_recipes import files
 from mixup_recipes.data.decoding import BadImage, decode, read
-from mixup_recipes.pages import by_class, diagrams, plots
+from mixup_recipes.pages import by_class, by_label, diagrams, plots
 from mixup_recipes.pages.markdown import escaped, line, markdown_table, prose
-from mixup_recipes.runs.run import Run, labels
+from mixup_recipes.runs.run import METRICS, UNITS, Run, Summary, labels
 from mixup_recipes.typed import UserError
+
+Scored = by_class.Scored | by_label.Scored
+"""Of a run whose images have one label, or may have several."""
 
 
 def runs_table(runs: list[Run]) -> str:
-    """The runs as a Markdown table, with a line that says what was measured."""
-    rows = [run.summary for run in runs]
-    if not rows:
+    """The runs as a Markdown table for each headline, with a line that says what was measured."""
+    if not runs:
         raise UserError("no run folders given")
+    named = list(zip(labels(runs), [run.summary for run in runs], strict=True))
+    metrics = dict.fromkeys(row.metric for _, row in named)
+    return "\n".join(table_of([(name, row) for name, row in named if row.metric == metric]) for metric in metrics)
+
+
+def table_of(named: list[tuple[str, Summary]]) -> str:
+    """The table of runs with one headline, by their names."""
+    rows = [row for _, row in named]
     protocols = sorted({row.protocol for row in rows})
     shared = len(protocols) == 1
-    head = ["run", "mixer", "epochs", f"top-1 ({protocols[0]})" if shared else "top-1", "top-5", "NLL", "ECE"]
-    head += ["seconds", "images/s"]
+    first, *others = METRICS[rows[0].metric].values()
+    head = ["run", "mixer", "epochs", f"{first} ({protocols[0]})" if shared else first, *others, "seconds", "images/s"]
     lines = []
-    for name, row in zip(labels(runs), rows, strict=True):
+    for name, row in named:
+        number, *numbers = [f"{value:.{3 if metric == 'nll' else 2}f}" for metric, value in row.scores.items()]
         done, planned, used, wanted = (row.epochs, row.epochs_planned, row.epochs_used, row.epochs_wanted)
         notes = [] if shared else [row.protocol]
         notes += [f"{used} of {wanted} epochs"] if used < wanted else []
@@ -39,15 +50,13 @@ def runs_table(runs: list[Run]) -> str:
             escaped(name),
             row.mixer,
             f"{done}" if done == planned else f"{done} of {planned}",
-            f"{row.top1:.2f}" + (f" ({', '.join(notes)})" if notes else ""),
-            f"{row.top5:.2f}",
-            f"{row.nll:.3f}",
-            f"{row.ece:.2f}",
+            number + (f" ({', '.join(notes)})" if notes else ""),
+            *numbers,
             f"{row.seconds:.0f}",
             f"{row.img_per_s:.0f}",
         ])  # fmt: skip
     evaluated = " / ".join(dict.fromkeys(f"{row.count:,} images of `{row.split}`" for row in rows))
-    note = f"Evaluated on {evaluated}. Top-1, top-5 and ECE in percent, NLL in nats, seconds of wall time."
+    note = f"Evaluated on {evaluated}. {UNITS[rows[0].metric]}, seconds of wall time."
     return f"{markdown_table(head, lines, right=2)}\n\n{note}\n"
 
 
@@ -114,15 +123,18 @@ def report(runs: list[Run], out: Path) -> str:
         text = draw_overview(runs, folder)
         runs = list({run.folder.resolve(): run for run in runs}.values())  # a page each
         names = dict(zip(labels(runs), runs, strict=True))
-        found = [by_class.scored(run, name) for name, run in names.items() if not by_class.lacks(run)]
+        found = [scored(run, name) for name, run in names.items() if not by_class.lacks(run)]
+        of_one = [run for run in found if isinstance(run, by_class.Scored)]
+        of_several = [run for run in found if isinstance(run, by_label.Scored)]
         parts = [text.strip()]
-        parts += [by_class.scores_table(found).strip()] if found else []
+        parts += [by_class.scores_table(of_one).strip()] if of_one else []
+        parts += [by_label.scores_table(of_several).strip()] if of_several else []
         parts += [f"{prose(name)} has no {lack}, and so no scores by class." for name, run in names.items()
                   if (lack := by_class.lacks(run))]  # fmt: skip
         said = "\n\n".join([*parts, *map(in_words, found)]) + "\n"
         parts.append("![Learning curves](curves.png)")
         if len(runs) == 1:
-            parts += [by_class.write_page(run, folder) for run in found]
+            parts += [write_page(run, folder) for run in found]
         else:
             parts += pages(found, folder)
         if (folder / "samples.png").exists():
@@ -131,22 +143,41 @@ def report(runs: list[Run], out: Path) -> str:
     return said
 
 
-def in_words(found: by_class.Scored) -> str:
+def scored(run: Run, title: str) -> Scored:
+    """The scores of a run that lacks nothing."""
+    return by_label.scored(run, title) if run.recipe.multi_label else by_class.scored(run, title)
+
+
+def write_page(found: Scored, folder: Path) -> str:
+    """Write the tables and pictures of a run into a folder; returns what its page says."""
+    if isinstance(found, by_label.Scored):
+        return by_label.write_page(found, folder)
+    return by_class.write_page(found, folder)
+
+
+def worst(found: Scored) -> list[str]:
+    """What a run gets wrong most, in words."""
+    return by_label.worst(found, 3) if isinstance(found, by_label.Scored) else by_class.worst_pairs(found, 3)
+
+
+def in_words(found: Scored) -> str:
     """The classes that a run takes for others most often, in one line."""
-    pairs = "; ".join(by_class.worst_pairs(found, 3)) or "every image is right"
-    return line(f"{found.title}: {pairs}", 500)
+    return line(f"{found.title}: {'; '.join(worst(found)) or 'every image is right'}", 500)
 
 
-def pages(found: list[by_class.Scored], folder: Path) -> list[str]:
+def pages(found: list[Scored], folder: Path) -> list[str]:
     """Make a page for each of several runs; returns what leads to them."""
     if not found:
         return []
     lines = []
     for run in found:
         place = Path(*[part for part in run.title.split("/") if part])
-        text = by_class.write_page(run, folder / place)
+        text = write_page(run, folder / place)
         files.write(folder / place / "report.md", f"# {prose(run.title)}\n\n{text}\n")
-        pairs = "; ".join(map(prose, by_class.worst_pairs(run, 3))) or "every image is right"
+        pairs = "; ".join(map(prose, worst(run))) or "every image is right"
         lines.append(f"* [{prose(run.title)}]({quote(str(place))}/report.md): {pairs}")
-    diagrams.reliability([run.sure for run in found], folder / "reliability.png")
-    return ["## Each run\n\n" + "\n".join(lines), "## Calibration\n\n![Reliability diagrams](reliability.png)"]
+    parts = ["## Each run\n\n" + "\n".join(lines)]
+    if of_one := [run.sure for run in found if isinstance(run, by_class.Scored)]:
+        diagrams.reliability(of_one, folder / "reliability.png")
+        parts.append("## Calibration\n\n![Reliability diagrams](reliability.png)")
+    return parts

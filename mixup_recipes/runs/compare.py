@@ -1,14 +1,16 @@
-"""Two groups of runs on the same images: the difference of their top-1 with its interval."""
+"""Two groups of runs on the same images: the difference of their top-1, or mAP, with its interval."""
 
 from typing import NamedTuple
 
 import numpy as np
 
 from mixup_recipes.data.identity import difference
+from mixup_recipes.metrics.multi_label.formula import multi_label_scores
 from mixup_recipes.recipe import Recipe, differences, schema
-from mixup_recipes.runs.noise import paired_bootstrap
+from mixup_recipes.runs.noise import paired_bootstrap, paired_bootstrap_map
 from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.seeds import COMPARED
+from mixup_recipes.training.protocols import NAMES, headline
 from mixup_recipes.typed import UserError, nearest
 
 TRAINED_ON = ("dataset", "dataset_config", "dataset_revision", "train_split", "max_train_samples")
@@ -20,10 +22,10 @@ class Comparison(NamedTuple):
 
     reported: tuple[float, float]
     """Mean over the runs of a group of the number by the setting's protocol."""
-    top1: tuple[float, float]
-    """Mean top-1 of the exported weights, of which the per-image predictions are."""
+    values: tuple[float, float]
+    """Mean top-1, or mAP, of the exported weights, of which the per-image predictions are."""
     difference: float
-    """Of ``top1``, first group minus second."""
+    """Of ``values``, first group minus second."""
     low: float
     high: float
     """95 % interval of the difference: paired bootstrap over images, and over the runs of a group of several."""
@@ -33,7 +35,7 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         numbers = (
             f"a: {self.reported[0]:.2f}, b: {self.reported[1]:.2f} by the protocol; "
-            f"exported weights {self.top1[0]:.2f} and {self.top1[1]:.2f}\n"
+            f"exported weights {self.values[0]:.2f} and {self.values[1]:.2f}\n"
             f"a - b of the exported weights: {self.difference:+.2f}, 95 % interval {self.low:+.2f} to {self.high:+.2f} "
             f"(paired bootstrap, {self.images:,} images, {self.runs[0]} and {self.runs[1]} runs)"
         )
@@ -71,8 +73,9 @@ def compare(runs_a: list[Run], runs_b: list[Run], ignore: tuple[str, ...] = (), 
     if both := places[0] & places[1]:
         raise UserError(f"{min(both)} is in both groups; leave it out of one")
     shown: dict[str, np.ndarray] | None = None
-    right: list[list[np.ndarray]] = [[], []]
-    for group, found in zip(groups, right, strict=True):
+    several = runs_a[0].recipe.multi_label
+    said: list[list[np.ndarray]] = [[], []]  # which images are right, or the probabilities of labels
+    for group, found in zip(groups, said, strict=True):
         for run in group:
             columns = exported_predictions(run)
             shown = shown or columns
@@ -81,12 +84,17 @@ def compare(runs_a: list[Run], runs_b: list[Run], ignore: tuple[str, ...] = (), 
                     raise UserError(
                         f"{run.folder} was evaluated on other images than {runs_a[0].folder}: {column} differs"
                     )
-            found.append(columns["top"][:, 0] == columns["label"])
-    a, b = (np.stack(rows) for rows in right)
-    difference, low, high = paired_bootstrap(a, b, np.random.default_rng(seed))
+            found.append(columns["score"] if several else columns["top"][:, 0] == columns["label"])
+    assert shown is not None
+    (a, b), label = (np.stack(rows) for rows in said), shown["label"]
+    rng = np.random.default_rng(seed)
+    difference, low, high = paired_bootstrap_map(label, a, b, rng) if several else paired_bootstrap(a, b, rng)
     of_a, of_b = (float(np.mean([run.summary.reading.value for run in group])) for group in groups)
-    top1 = (100 * float(a.mean()), 100 * float(b.mean()))
-    return Comparison((of_a, of_b), top1, difference, low, high, a.shape[1], (len(a), len(b)))
+    values = (100 * float(a.mean()), 100 * float(b.mean()))
+    if several:
+        maps = [[multi_label_scores(label, score)["map"] for score in group] for group in (a, b)]
+        values = (float(np.mean(maps[0])), float(np.mean(maps[1])))
+    return Comparison((of_a, of_b), values, difference, low, high, a.shape[1], (len(a), len(b)))
 
 
 def check_finished(run: Run) -> None:
@@ -125,16 +133,23 @@ def check_same(one: Run, other: Run, ignore: tuple[str, ...]) -> None:
 
 
 def exported_predictions(run: Run) -> dict[str, np.ndarray]:
-    """What a run's exported weights say of each image; it must agree with the top-1 that the run noted for them."""
-    columns, exported = run.predictions, run.exported
-    top1, count = exported[f"{run.prefix}top1"], exported[f"{run.prefix}count"]
+    """What a run's exported weights say of each image; it must agree with the headline that the run noted for them."""
+    columns, exported, metric = run.predictions, run.exported, headline(run.recipe)
+    noted, count = exported[run.prefix + metric], exported[f"{run.prefix}count"]
     images = len(columns["label"])
-    now = 100 * float((columns["top"][:, 0] == columns["label"]).mean())
+    path = run.folder / "predictions.safetensors"
+    again = f"make it with evaluate_mixup.py {run.folder} --predictions {path}"
+    if run.recipe.multi_label:
+        try:
+            now = multi_label_scores(columns["label"], columns["score"])[metric]
+        except ValueError as e:
+            raise UserError(f"{path} is damaged ({e}); {again}") from None
+    else:
+        now = 100 * float((columns["top"][:, 0] == columns["label"]).mean())
     # made anew on other hardware, a prediction may flip
-    if count != images or abs(now - top1) > max(0.1, 100 / images) + 1e-9:
-        path = run.folder / "predictions.safetensors"
+    if count != images or abs(now - noted) > max(0.1, 100 / images) + 1e-9:
         raise UserError(
-            f"{path} is not of the exported weights: top-1 {now:.2f} of {images} images, but eval_results.json has "
-            f"{top1:.2f} of {count}; make it with evaluate_mixup.py {run.folder} --predictions {path}"
+            f"{path} is not of the exported weights: {NAMES[metric]} {now:.2f} of {images} images, but "
+            f"eval_results.json has {noted:.2f} of {count}; {again}"
         )
     return columns

@@ -26,14 +26,14 @@ from mixup_recipes.typed import UserError
 
 
 class Curves(NamedTuple):
-    """Top-1 of a run over its epochs."""
+    """Top-1 of a run over its epochs, or mAP where an image may have several labels."""
 
     source: str
     """Path and format."""
     ours: bool
     """Our formats tell the average of the weights apart; OpenMixup and timm log it as if it were the model."""
     heads: dict[str, dict[int, float]]
-    """Classifier ("" where there is one, "ema" for the average of the weights) -> epoch, from 1 -> top-1 in percent."""
+    """Classifier ("" where there is one, "ema" for the average of the weights) -> epoch, from 1 -> percent."""
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -46,7 +46,7 @@ def curves_of(source: Run | Path) -> Curves:
     without validation.
     """
     if isinstance(source, Run):
-        heads = protocols.by_head([row.line for row in source.log.val])
+        heads = protocols.by_head([row.line for row in source.log.val], protocols.headline(source.recipe))
         if not heads:
             raise UserError(f"{source.folder / 'log.jsonl'}: our log without validation lines")
         return Curves(f"{source.folder / 'log.jsonl'}: our log", True, heads)
@@ -59,7 +59,7 @@ def curves_of(source: Run | Path) -> Curves:
         kind, lines = csv_summary(file, text)
     else:
         raise unknown(file)
-    heads = protocols.by_head(lines)
+    heads = protocols.by_head(lines) or protocols.by_head(lines, "map")
     if not heads:
         raise UserError(f"{file}: {kind} without validation lines")
     return Curves(f"{file}: {kind}", kind.startswith("our"), heads)

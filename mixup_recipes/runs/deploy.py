@@ -16,6 +16,7 @@ from mixup_recipes.data.origin import encoded, origin
 from mixup_recipes.data.prepare import PREPARED
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.files import file_hash, write
+from mixup_recipes.metrics.multi_label.formula import THRESHOLD
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.runs.models import class_names, eval_transform, evaluation_recipe, open_model
 from mixup_recipes.runs.portable import FORMATS, Answer, Classifier
@@ -36,10 +37,8 @@ class Evaluated(NamedTuple):
 
     images: Tensor
     """uint8 (N, 3, H, W)."""
-    label: Tensor
-    top: Tensor
-    """The likeliest class of each."""
-    nll: Tensor
+    columns: dict[str, Tensor]
+    """Of ``predictions.safetensors``."""
 
 
 def deploy(name: str, format: str | None, out: Path) -> str:
@@ -55,7 +54,7 @@ def deploy(name: str, format: str | None, out: Path) -> str:
     size = tuple(transform.size)
     backbones.check_input(net, max(TIMES), size, name, training=False)
     metadata = metadata_of(name, run, net, recipe, transform)
-    classifier = Classifier(net, recipe.mean, recipe.std)
+    classifier = Classifier(net, recipe.mean, recipe.std, recipe.multi_label)
     try:
         content = FORMATS[format].write(classifier, size, metadata)
         checks = check(classifier, FORMATS[format].open(content), run, transform)
@@ -70,7 +69,7 @@ def deploy(name: str, format: str | None, out: Path) -> str:
             *graph,
             *(f"checked {line}" for line in checks),
             "",
-            example(format, out, transform, recipe.exif_orientation),
+            example(format, out, transform, recipe.exif_orientation, recipe.multi_label),
         )
     )
 
@@ -105,7 +104,10 @@ def metadata_of(name: str, run: Run | None, net: nn.Module, recipe: Recipe, tran
         **({"recipe": run.recipe.name} if run else {}),
         "architecture": backbones.cfg_of(net)["architecture"],
         "input": f"pixels: float32 (N, 3, {height}, {width}), RGB from 0 to 1, not normalised",
-        "output": f"logits: float32 (N, {len(classes)}), before the softmax",
+        "output": f"probabilities: float32 (N, {len(classes)}), an image may have several labels"
+        if recipe.multi_label
+        else f"logits: float32 (N, {len(classes)}), before the softmax",
+        **({"multi_label": True} if recipe.multi_label else {}),
         "resize": transform.resize,
         "interpolation": transform.interpolation.value,
         "crop": "center",
@@ -123,7 +125,7 @@ def check(classifier: Classifier, answer: Answer, run: Run | None, transform: Ev
     pixels = torch.rand(sum(TIMES), 3, *transform.size, generator=torch.Generator().manual_seed(0))
     for some in pixels.split(TIMES):
         same_logits(classifier, answer, some)
-    lines = [f"with {' and with '.join(map(str, TIMES))} random images: its logits are those of the model"]
+    lines = [f"with {' and with '.join(map(str, TIMES))} random images: its {classifier.output} are those of the model"]
     found = evaluated(run, transform)
     if run is None or isinstance(found, str):
         return [*lines, f"not against predictions of a run: {found}"]
@@ -131,13 +133,15 @@ def check(classifier: Classifier, answer: Answer, run: Run | None, transform: Ev
 
 
 def same_logits(classifier: Classifier, answer: Answer, pixels: Tensor) -> Tensor:
-    """The logits of the file. Raises ``UserError`` when they are not those of the model."""
+    """The output of the file. Raises ``UserError`` when it is not that of the model."""
     expected, found = classifier(pixels), answer(pixels)
     if found.shape != expected.shape:
         raise UserError(f"it gives {tuple(found.shape)} for {len(pixels)} images, not {tuple(expected.shape)}")
     apart, most = (found - expected).abs().max().item(), expected.abs().max().item()
     if not apart <= SAME * most:  # nan is not
-        raise UserError(f"its logits are {apart:.2g} away from the model's, the largest of which is {most:.2g}")
+        raise UserError(
+            f"its {classifier.output} are {apart:.2g} away from the model's, the largest of which is {most:.2g}"
+        )
     return found
 
 
@@ -165,33 +169,59 @@ def evaluated(run: Run | None, transform: EvalTransform) -> Evaluated | str:
         ]
     except (UserError, BadImage) as e:
         return str(e)
-    return Evaluated(torch.stack(images), some["label"].long(), some["top"][:, 0].long(), some["nll"])
+    return Evaluated(torch.stack(images), some)
 
 
 def agreement(classifier: Classifier, answer: Answer, run: Run, given: Evaluated) -> str:
     """How the file agrees with the run's predictions, in words. Raises ``UserError`` where by more than rounding."""
     logits = torch.cat([same_logits(classifier, answer, some / 255) for some in given.images.split(BATCH)])
-    log_p = logits.log_softmax(1)
-    right, said = (log_p.gather(1, column[:, None])[:, 0] for column in (given.label, given.top))
-    limit = ROUNDING[run.recipe.mixed_precision] * logits.abs().max()
-    other, apart = int((log_p.max(1).values - said > limit).sum()), (given.nll + right).abs().max()
     what = f"{len(logits)} images of split {run.recipe.eval_split!r}"
+    rounding = ROUNDING[run.recipe.mixed_precision]
+    if run.recipe.multi_label:
+        return agreement_of_several(logits, given.columns["score"], rounding, what)
+    log_p = logits.log_softmax(1)
+    label, top = given.columns["label"].long(), given.columns["top"][:, 0].long()
+    right, said = (log_p.gather(1, column[:, None])[:, 0] for column in (label, top))
+    limit = rounding * logits.abs().max()
+    other, apart = int((log_p.max(1).values - said > limit).sum()), (given.columns["nll"] + right).abs().max()
     if other or not apart <= limit:
         raise UserError(
             f"of {what}, {other} get another class than in predictions.safetensors, and their NLL is up to {apart:.2g} "
             "away; were the weights or the recipe changed?"
         )
-    tied = int((log_p.argmax(1) != given.top).sum())
+    tied = int((log_p.argmax(1) != top).sum())
     rest = f", {tied} another that is as likely within rounding" if tied else ""
     return f"with {what}: {len(logits) - tied} get the class of predictions.safetensors{rest}"
 
 
-def example(format: str, out: Path, transform: EvalTransform, upright: bool = False) -> str:
-    """A program that asks the file about a photo. ``upright``: turned as its camera noted it."""
+def agreement_of_several(found: Tensor, noted: Tensor, rounding: float, what: str) -> str:
+    """How probabilities (N, K) agree with those that a run noted, in words. Raises as ``agreement`` does.
+
+    ``rounding``: of logits, as a share of the largest; the slope of a sigmoid is at most a quarter.
+    """
+    apart, limit = (found - noted).abs().max(), rounding * found.double().logit(1e-9).abs().max() / 4
+    if not apart <= limit:
+        raise UserError(
+            f"of {what}, probabilities are up to {apart:.2g} away from those of predictions.safetensors; were the "
+            "weights or the recipe changed?"
+        )
+    same = int(((found >= THRESHOLD) == (noted >= THRESHOLD)).all(1).sum())
+    return f"with {what}: {same} get the labels of predictions.safetensors, all probabilities but for rounding"
+
+
+def example(format: str, out: Path, transform: EvalTransform, upright: bool = False, several: bool = False) -> str:
+    """A program that asks the file about a photo. ``upright``: turned as its camera noted it.
+
+    ``several``: the photo may have several labels.
+    """
     photo = 'ImageOps.exif_transpose(Image.open("photo.jpg"))' if upright else 'Image.open("photo.jpg")'
     use, (height, width) = FORMATS[format].use, transform.size
     cover = transform.resize if isinstance(transform.resize, tuple) else (transform.resize,) * 2
     method = f"Image.Resampling.{transform.interpolation.name}"
+    ask, answer = use.ask, f"{use.names}[logits[0].argmax()]"
+    if several:
+        ask = ask.replace("logits", "probabilities")
+        answer = f"[name for name, p in zip({use.names}, probabilities[0]) if p >= {THRESHOLD}]"
     return f"""\
 import json
 import numpy as np
@@ -202,5 +232,5 @@ from PIL import Image, ImageOps
 photo = ImageOps.cover({photo}.convert("RGB"), {cover[::-1]}, {method})
 left, top = round((photo.width - {width}) / 2), round((photo.height - {height}) / 2)
 pixels = np.asarray(photo, np.float32)[None, top : top + {height}, left : left + {width}].transpose(0, 3, 1, 2) / 255
-{use.ask}
-print({use.names}[logits[0].argmax()])"""
+{ask}
+print({answer})"""

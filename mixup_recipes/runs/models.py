@@ -9,9 +9,10 @@ from torch import nn
 
 from mixup_recipes import fetch
 from mixup_recipes.data.images import EvalTransform
-from mixup_recipes.recipe import Recipe, changed
+from mixup_recipes.recipe import MULTI_LABEL, Recipe, changed
 from mixup_recipes.resolve import resolve
 from mixup_recipes.runs.run import FILES, RECIPE, Run
+from mixup_recipes.runs.shapes import read_object
 from mixup_recipes.training import backbones
 from mixup_recipes.typed import UserError
 
@@ -19,11 +20,21 @@ from mixup_recipes.typed import UserError
 def open_model(name: str) -> tuple[nn.Module, Run | None]:
     """The model of a run folder, a timm name or ``hf-hub:owner/name``, and its run, where it is one of ours.
 
-    Raises ``UserError``, for an unknown name with the nearest.
+    Its configuration says ``multi_label`` where an image may have several labels. Raises ``UserError``, for an unknown
+    name with the nearest.
     """
     folder = fetch.snapshot(name, *FILES) if fetch.is_hub(name) else Path(name)
     run = Run.open(folder) if (folder / RECIPE).is_file() else None
-    return fetch.model_of(folder, name) if fetch.is_hub(name) else backbones.load_model(name), run
+    net = fetch.model_of(folder, name) if fetch.is_hub(name) else backbones.load_model(name)
+    saved = folder / "config.json"
+    if run.recipe.multi_label if run else saved.is_file() and read_object(saved).get("multi_label") is True:
+        backbones.cfg_of(net)["multi_label"] = True  # which timm drops
+    return net, run
+
+
+def is_multi_label(net: nn.Module) -> bool:
+    """Whether a model of ``open_model`` was trained on images that may have several labels."""
+    return backbones.cfg_of(net).get("multi_label") is True
 
 
 def class_names(net: nn.Module) -> list[str]:
@@ -41,7 +52,7 @@ def evaluation_recipe(
     """
     changes = changes | {"sync_bn": False, "torch_compile": False}
     if source is not None:
-        return resolve(source, changes)[0]
+        return resolve(source, changes | ({"multi_label": True} if is_multi_label(net) else {}))[0]
     if run is not None:
         return changed(run.recipe_here, **changes)
     config = resolve_model_data_config(net, use_test_size=True)
@@ -61,7 +72,8 @@ def evaluation_recipe(
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
     }
-    return Recipe(**(fields | changes))
+    several = {"multi_label": True, **MULTI_LABEL} if is_multi_label(net) else {}
+    return Recipe(**(fields | several | changes))
 
 
 def eval_transform(net: nn.Module, recipe: Recipe, own: bool) -> EvalTransform:

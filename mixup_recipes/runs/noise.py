@@ -93,6 +93,46 @@ def paired_bootstrap(
     return 100 * float(difference), 100 * float(low), 100 * float(high)
 
 
+def paired_bootstrap_map(
+    label: NDArray, a: NDArray, b: NDArray, rng: np.random.Generator, n: int = 1000
+) -> tuple[float, float, float]:
+    """``paired_bootstrap`` of mAP, where an image may have several labels.
+
+    ``label`` (images, K) of 0 and 1; ``a`` and ``b`` (seeds, images, K) probabilities. The mAP of a resample is over
+    the classes that have images in it.
+    """
+    if label.ndim != 2 or any(found.shape[1:] != label.shape for found in (a, b)) or not a.size or not b.size:
+        raise ValueError(f"expected arrays (seeds, images, K) of the same images, not {a.shape} and {b.shape}")
+    images = len(label)
+    once = np.ones((1, images))
+    difference = sum(weighted_map(label, s, once)[0] / len(a) for s in a)
+    difference -= sum(weighted_map(label, s, once)[0] / len(b) for s in b)
+    drawn = []
+    for start in range(0, n, step := max(1, 1_000_000 // images)):  # 8 MB an array
+        size = min(step, n - start)
+        weights = rng.multinomial(images, np.full(images, 1 / images), size).astype(float)
+        of_a, of_b = (np.stack([weighted_map(label, s, weights) for s in found], 1) for found in (a, b))
+        gain = (draw_seeds(len(a), size, rng) * of_a).sum(1) - (draw_seeds(len(b), size, rng) * of_b).sum(1)
+        drawn.append(gain)
+    low, high = np.percentile(np.concatenate(drawn), (2.5, 97.5))
+    return 100 * float(difference), 100 * float(low), 100 * float(high)
+
+
+def weighted_map(label: NDArray, score: NDArray, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(R,) mean average precision where each image counts ``weights`` (R, images) times; 0 without any label."""
+    total, classes = np.zeros(len(weights)), np.zeros(len(weights))
+    for k in np.flatnonzero(label.any(0)):
+        order = np.argsort(-score[:, k], kind="stable")
+        ordered, drawn = score[order, k], weights[:, order]
+        last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(order) - 1)  # of each different score
+        right, seen = np.cumsum(drawn * label[order, k], 1)[:, last], np.cumsum(drawn, 1)[:, last]
+        precision = np.divide(right, seen, out=np.zeros_like(right), where=seen > 0)
+        area, there = (np.diff(right, axis=1, prepend=0.0) * precision).sum(1), right[:, -1]
+        total += np.divide(area, there, out=np.zeros_like(area), where=there > 0)
+        classes += there > 0
+    return total / classes.clip(min=1)
+
+
 def draw_seeds(seeds: int, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Weights (size, seeds) of the runs in each resample; a single run keeps its weight."""
     draws = max(1, seeds - 1)

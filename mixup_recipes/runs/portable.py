@@ -1,7 +1,8 @@
 """A classifier as one file that other programs run without this one: ONNX, TorchScript, or a program of torch.export.
 
-The graph has one input, ``pixels``, float32 (N, 3, H, W), RGB from 0 to 1, and one output, ``logits``, float32 (N, K).
-The number of images N is free, height and width are not. No file holds a path of this machine.
+The graph has one input, ``pixels``, float32 (N, 3, H, W), RGB from 0 to 1, and one output, ``logits``, float32 (N, K);
+or ``probabilities``, a sigmoid of each, where an image may have several labels. The number of images N is free, height
+and width are not. No file holds a path of this machine.
 """
 
 import io
@@ -20,24 +21,29 @@ CONFIG = "config.json"
 OPSET, IR_VERSION = 18, 8  # of ONNX 1.13, which ONNX Runtime reads from 1.14 (2023) on, on phones too
 
 Answer = Callable[[Tensor], Tensor]
-"""``pixels`` to ``logits``."""
+"""``pixels`` to the output."""
 
 
 class Classifier(nn.Module):
-    """A network behind its own normalisation: ``pixels`` to ``logits``, in float32, for use only."""
+    """A network behind its own normalisation: ``pixels`` to ``logits``, in float32, for use only.
+
+    ``several``: to ``probabilities``, of classes that do not exclude each other.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
+    def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], several: bool = False):
         super().__init__()
+        self.output = "probabilities" if several else "logits"
         self.net = net.float().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.eval().requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.net((pixels - self.mean) / self.std)
+        logits = self.net((pixels - self.mean) / self.std)
+        return logits if self.output == "logits" else logits.sigmoid()
 
 
 class Use(NamedTuple):
@@ -46,7 +52,7 @@ class Use(NamedTuple):
     package: str
     load: str
     ask: str
-    """From ``pixels``, an array of numpy, to ``logits``."""
+    """From ``pixels``, an array of numpy, to ``logits``, or what ``Classifier.output`` says instead."""
     names: str
     """The names of the classes."""
 
@@ -121,7 +127,7 @@ def write_onnx(net: Classifier, size: tuple[int, ...], metadata: dict[str, Any])
         (traced(size),),
         dynamo=True,
         input_names=["pixels"],
-        output_names=["logits"],
+        output_names=[net.output],
         dynamic_shapes=({0: "batch"},),
         opset_version=OPSET,
         external_data=False,
@@ -144,7 +150,7 @@ def open_onnx(content: bytes) -> Answer:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return lambda pixels: torch.from_numpy(session.run(["logits"], {"pixels": pixels.numpy()})[0])
+    return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
 
 
 TORCH_NAMES = f'json.loads(files["{CONFIG}"])["class_names"]'

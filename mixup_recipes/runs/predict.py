@@ -4,6 +4,7 @@ import contextlib
 import csv
 import glob
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from torch import Tensor
 from mixup_recipes import files
 from mixup_recipes.data import decoding, images
 from mixup_recipes.data.folder import shown
+from mixup_recipes.data.multi_label import BETWEEN
+from mixup_recipes.metrics.multi_label.formula import THRESHOLD
 from mixup_recipes.runs.models import class_names, eval_transform, evaluation_recipe, open_model
 from mixup_recipes.training import backbones, launch
 from mixup_recipes.typed import UserError
@@ -33,6 +36,8 @@ class Prediction(NamedTuple):
     probabilities: list[float]
     error: str = ""
     """Why the image cannot be read; then there are no labels."""
+    present: list[str] | None = None
+    """Of a model for images that may have several labels: the classes of probability 0.5 or more; else None."""
 
 
 def predict(name: str, given: list[str], top_k: int, batch_size: int, out: Path | None) -> int:
@@ -110,16 +115,21 @@ def predictions(name: str, paths: list[Path], top_k: int, batch_size: int) -> It
             content = dict(zip(batch, readers.map(read, batch), strict=True))
             whole = {path: pixels for path, pixels in content.items() if isinstance(pixels, Tensor)}
             said: dict[Path, tuple[list[float], list[int]]] = {}
+            present: dict[Path, list[str]] = {}
             if whole:
                 x = images.normalise(torch.stack(list(whole.values())), recipe, accelerator.device)
                 with accelerator.autocast() if accelerator.mixed_precision != "no" else contextlib.nullcontext():
                     logits = net(x).float()
-                top = logits.softmax(1).topk(min(top_k, logits.shape[1]))
+                likely = logits.sigmoid() if recipe.multi_label else logits.softmax(1)
+                top = likely.topk(min(top_k, logits.shape[1]))
+                if recipe.multi_label:
+                    rows = (likely >= THRESHOLD).tolist()
+                    present = {p: list(itertools.compress(classes, row)) for p, row in zip(whole, rows, strict=True)}
                 said = dict(zip(whole, zip(top.values.tolist(), top.indices.tolist(), strict=True), strict=True))
             for path in batch:
                 probabilities, indices = said.get(path, ([], []))
                 error = content[path] if path not in said else ""
-                yield Prediction(path, [classes[i] for i in indices], probabilities, str(error))
+                yield Prediction(path, [classes[i] for i in indices], probabilities, str(error), present.get(path))
 
 
 def line(prediction: Prediction) -> str:
@@ -127,27 +137,35 @@ def line(prediction: Prediction) -> str:
     if prediction.error:
         return f"{shown(str(prediction.path))}: cannot be read: {prediction.error}"
     pairs = zip(prediction.labels, prediction.probabilities, strict=True)
-    return f"{shown(str(prediction.path))}: " + ", ".join(f"{label} {probability:.4f}" for label, probability in pairs)
+    head = "" if prediction.present is None else f"{BETWEEN.join(prediction.present) or 'no label'}; "
+    likely = ", ".join(f"{label} {probability:.4f}" for label, probability in pairs)
+    return f"{shown(str(prediction.path))}: {head}{likely}"
 
 
 def as_csv(predictions: list[Prediction]) -> str:
-    """A row for each image and rank; one that cannot be read has a row with the reason."""
+    """A row for each image and rank; one that cannot be read has a row with the reason.
+
+    Where images may have several labels, a column ``labels`` has those that are present, joined by ``|``.
+    """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("path", "rank", "label", "probability", "error"))
+    several = any(found.present is not None for found in predictions)
+    rows.writerow(("path", *["labels"] * several, "rank", "label", "probability", "error"))
     for found in predictions:
+        head = (shown(str(found.path)), *[BETWEEN.join(found.present or [])] * several)
         if found.error:
-            rows.writerow((shown(str(found.path)), "", "", "", found.error))
+            rows.writerow((*head, "", "", "", found.error))
         for rank, (label, probability) in enumerate(zip(found.labels, found.probabilities, strict=True), 1):
-            rows.writerow((shown(str(found.path)), rank, label, probability, ""))
+            rows.writerow((*head, rank, label, probability, ""))
     return text.getvalue()
 
 
 def as_jsonl(predictions: list[Prediction]) -> str:
-    """A line for each image: path, and labels with probabilities, or the error."""
+    """A line for each image: path, and labels with probabilities, or the error; ``labels``: those that are present."""
     lines = []
     for found in predictions:
         pairs = zip(found.labels, found.probabilities, strict=True)
-        said = {"predictions": [{"label": label, "probability": p} for label, p in pairs]}
+        said: dict[str, Any] = {} if found.present is None else {"labels": found.present}
+        said |= {"predictions": [{"label": label, "probability": p} for label, p in pairs]}
         lines.append(json.dumps({"path": str(found.path)} | ({"error": found.error} if found.error else said)) + "\n")
     return "".join(lines)

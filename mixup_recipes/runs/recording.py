@@ -25,11 +25,14 @@ def of_run(run: Run) -> dict[str, Any]:
         raise UserError(
             f"{run.folder}: recipe name {recipe.name!r} cannot name a record; expected letters, digits and _ . -"
         )
-    numbers = ("top5", "nll", "ece", "epochs", "epochs_planned", "seconds", "img_per_s")
+    if recipe.multi_label:
+        raise UserError(f"{run.folder}: images may have several labels, and records are of top-1; make a report of it")
+    numbers = ("epochs", "epochs_planned", "seconds", "img_per_s")
     seed = {
         "top1": summary.reading.value,
         "reading": summary.reading._asdict(),
         "tool": summary.tool._asdict(),
+        **{k: summary.scores[k] for k in ("top5", "nll", "ece")},
         **{k: getattr(summary, k) for k in numbers},
         "env": {k: run.environment.get(k) for k in NOTED},
     }

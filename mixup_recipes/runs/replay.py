@@ -21,6 +21,7 @@ from mixers.base import plan_alone
 from mixup_recipes import files
 from mixup_recipes.data import images
 from mixup_recipes.data.loading import Samples
+from mixup_recipes.data.multi_label import BETWEEN
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.data.pictures import sample_sheet
 from mixup_recipes.data.splits import Splits, load_splits
@@ -42,7 +43,7 @@ class Replayed(NamedTuple):
     plan: Plan
     """What the mixer decided."""
     labels: Tensor
-    """Class (B,) of each image before mixing."""
+    """Class (B,) of each image before mixing, or multi-hot (B, K)."""
     indices: Tensor
     """Row (B,) of each image in the training table."""
     recipe: Recipe
@@ -58,8 +59,14 @@ class Replayed(NamedTuple):
         for i, target in enumerate(self.targets[:8].tolist()):
             shares = sorted(enumerate(target), key=lambda pair: -pair[1])[:2]
             text = " + ".join(f"{share:.3f} {self.classes[k]}" for k, share in shares if share > 0.005)
-            lines.append(f"row {self.indices[i].item():>8}  {self.classes[int(self.labels[i])]}  ->  {text}")
+            lines.append(f"row {self.indices[i].item():>8}  {self.before(i)}  ->  {text}")
         return "\n".join(lines + [f"and {len(self.targets) - 8} more"] * (len(self.targets) > 8))
+
+    def before(self, i: int) -> str:
+        """The class of an image before mixing, or its classes."""
+        of_several = self.labels.ndim == 2
+        places = self.labels[i].nonzero()[:, 0].tolist() if of_several else [int(self.labels[i])]
+        return BETWEEN.join(self.classes[k] for k in places) or "no label"
 
 
 def replay(run: Run, step: int, micro: int = 0) -> Replayed:

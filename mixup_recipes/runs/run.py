@@ -37,7 +37,7 @@ from mixup_recipes.runs.shapes import (
     read_text,
 )
 from mixup_recipes.training import checkpoint, protocols
-from mixup_recipes.training.format import PLACE, PREDICTIONS, check_format
+from mixup_recipes.training.format import OF_SEVERAL, PLACE, PREDICTIONS, check_format
 from mixup_recipes.typed import UserError
 
 RECIPE = "recipe.yaml"
@@ -46,7 +46,15 @@ FILES = (
     "predictions.safetensors",
 )  # fmt: skip
 """What a repository of the Hub is asked for beside ``config.json`` and ``model.safetensors``."""
-METRICS = ("top1", "top5", "nll", "ece")
+METRICS = {
+    "top1": {"top1": "top-1", "top5": "top-5", "nll": "NLL", "ece": "ECE"},
+    "map": {"map": "mAP", "f1": "F1 (micro)", "f1_macro": "F1 (macro)", "nll": "NLL"},
+}
+"""Headline -> what is reported with it -> what that is called."""
+UNITS = {
+    "top1": "Top-1, top-5 and ECE in percent, NLL in nats",
+    "map": "mAP and F1 at probability 0.5 in percent, NLL in nats per image and class",
+}
 ENVIRONMENT = {"device": TEXT, "processes": COUNT, "mixed_precision": TEXT, "python": TEXT}
 
 
@@ -93,16 +101,14 @@ class Summary:
     epochs_wanted: int
     ema: bool
     """Whether the weights are averaged ones."""
-    top1: float
-    """Percent, as ``top5`` and ``ece``: the median over the protocol's epochs, or of the best epoch."""
-    top5: float
-    nll: float
-    """Nats."""
-    ece: float
+    metric: str
+    """The headline, ``top1`` or ``map``, of which the two readings are."""
+    scores: dict[str, float]
+    """``METRICS`` in percent, nll in nats: the median over the protocol's epochs, or of the best one."""
     reading: protocols.Reading
-    """Top-1 as the setting's text states it."""
+    """The headline as the setting's text states it."""
     tool: protocols.Reading
-    """Top-1 as OpenMixup's tools compute it."""
+    """The headline as OpenMixup's tools compute it."""
     seconds: float
     """Wall time over all resumes."""
     img_per_s: float
@@ -209,10 +215,8 @@ class Run:
         """``eval_results.json``. Its ``exported`` is checked: the evaluation of the exported weights."""
         path = self.folder / "eval_results.json"
         content = read_object(path)
-        wanted = {
-            "epoch": COUNT,
-            **{self.prefix + k: v for k, v in (("count", COUNT), ("top1", PERCENT), ("top5", PERCENT))},
-        }
+        rates = dict.fromkeys(("map",) if self.recipe.multi_label else ("top1", "top5"), PERCENT)
+        wanted = {"epoch": COUNT, **{self.prefix + k: kind for k, kind in ({"count": COUNT} | rates).items()}}
         check(content.get("exported"), wanted, str(path), "exported")
         return content
 
@@ -224,6 +228,7 @@ class Run:
     @cached_property
     def predictions(self) -> dict[str, np.ndarray]:
         """What the exported weights say of each image, see ``format.PREDICTIONS``; it agrees with ``exported``."""
+        shape = OF_SEVERAL if self.recipe.multi_label else PREDICTIONS
         path = self.folder / "predictions.safetensors"
         again = f"make it with evaluate_mixup.py {self.folder} --predictions {path}"
         if not path.is_file():
@@ -233,10 +238,8 @@ class Run:
         except (OSError, SafetensorError, KeyError, TypeError, AttributeError) as e:  # the last three: unknown types
             raise UserError(f"{path} is damaged ({e}); {again}") from None
         found = {k: (str(v.dtype), v.ndim) for k, v in columns.items()}
-        if found != PREDICTIONS or len({len(v) for v in columns.values()}) > 1 or not columns["top"].size:
-            raise UserError(
-                f"{path} is damaged (expected a row per image in each of {', '.join(PREDICTIONS)}); {again}"
-            )
+        if found != shape or len({len(v) for v in columns.values()}) > 1 or not all(v.size for v in columns.values()):
+            raise UserError(f"{path} is damaged (expected a row per image in each of {', '.join(shape)}); {again}")
         return columns
 
     @cached_property
@@ -294,8 +297,8 @@ class Run:
     def weights(self) -> dict[str, Path]:
         """The classifiers whose weights are there, by their name in the log: file."""
         main = self.prefix.removesuffix("_")
-        keys = [k for k in self.exported if k == "top1" or k.endswith("_top1")]
-        names = [k.removesuffix("top1").removesuffix("_") for k in keys]
+        found = [protocols.head_of(key, protocols.headline(self.recipe)) for key in self.exported]
+        names = [name for name in found if name is not None]
         places = {n: self.folder if n == main else self.folder / "models" / (n or "raw") for n in names}
         safe = {n: place / "model.safetensors" for n, place in places.items() if re.fullmatch(r"\w*", n)}
         return {n: path for n, path in safe.items() if path.is_file()}
@@ -323,12 +326,13 @@ class Run:
     def summary(self) -> Summary:
         """The reported numbers. Raises ``UserError`` for a run without an evaluation and for metrics that lack."""
         recipe, rows = self.recipe, self.evaluated_log
-        metrics = {row.epoch: {name: row.metric(self.prefix + name) for name in METRICS} for row in rows.val}
+        metric = protocols.headline(recipe)
+        metrics = {row.epoch: {name: row.metric(self.prefix + name) for name in METRICS[metric]} for row in rows.val}
         with naming(self.folder):
             number, tool = protocols.of_run([row.line for row in rows.val], recipe)
-        top1 = {epoch: found["top1"] for epoch, found in metrics.items()}
-        window = protocols.window(top1, recipe.protocol, recipe.protocol_epochs, recipe.epochs)
-        middle = {name: statistics.median(metrics[epoch][name] for epoch in window) for name in METRICS}
+        values = {epoch: found[metric] for epoch, found in metrics.items()}
+        window = protocols.window(values, recipe.protocol, recipe.protocol_epochs, recipe.epochs)
+        middle = {k: statistics.median(metrics[epoch][k] for epoch in window) for k in METRICS[metric]}
         seconds = [row.seconds for row in rows.train] + [row.seconds for row in rows.val]
         return Summary(
             run=self.folder.resolve().name,
@@ -343,7 +347,8 @@ class Run:
             epochs_used=number.used,
             epochs_wanted=number.wanted,
             ema=recipe.report_ema,
-            **middle,
+            metric=metric,
+            scores=middle,
             reading=number,
             tool=tool,
             seconds=max(seconds),

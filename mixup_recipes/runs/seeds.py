@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from mixup_recipes.data.identity import comparable
 from mixup_recipes.recipe import Recipe, differences, schema
 from mixup_recipes.runs.run import Run, Summary, labels
+from mixup_recipes.training.protocols import NAMES
 from mixup_recipes.typed import UserError
 
 COMPARED = ("name", "mixer", "mixer_args", "seed")
@@ -33,19 +34,24 @@ class Group(NamedTuple):
         return self.runs[0].summary
 
     @property
-    def top1(self) -> list[float]:
-        """Reported top-1 of each run in percent."""
-        return [run.summary.top1 for run in self.runs]
+    def values(self) -> list[float]:
+        """The reported number of each run in percent: top-1, or mAP where an image may have several labels."""
+        return [run.summary.reading.value for run in self.runs]
+
+    @property
+    def metric(self) -> str:
+        """What ``values`` are called."""
+        return NAMES[self.summary.metric]
 
     @property
     def mean(self) -> float:
-        """Mean of ``top1``."""
-        return statistics.fmean(self.top1)
+        """Mean of ``values``."""
+        return statistics.fmean(self.values)
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation of ``top1`` (n - 1); None for a single seed."""
-        return statistics.stdev(self.top1) if len(self.runs) > 1 else None
+        """Sample standard deviation of ``values`` (n - 1); None for a single seed."""
+        return statistics.stdev(self.values) if len(self.runs) > 1 else None
 
     @property
     def number(self) -> str:

@@ -25,6 +25,7 @@ OBJECT = Kind("a table", lambda v: type(v) is dict)
 SPLIT = {"images": COUNT, "labels_sha256": TEXT}
 """What a run says of the images of a split."""
 METRICS = {"top1": PERCENT, "top5": PERCENT, "ece": PERCENT, "nll": NUMBER, "count": COUNT}
+METRICS |= {"map": PERCENT, "f1": PERCENT, "f1_macro": PERCENT}
 """Of a validation line, each also with the name of a classifier or ``ema`` in front."""
 
 
@@ -45,7 +46,8 @@ def check(value: Any, shape: Any, where: str, key: str = "") -> None:
 
 def check_validation(line: dict[str, Any], where: str) -> None:
     """Raise ``UserError`` for a validation line without an epoch, or with one or a metric that can't be."""
-    check(line, {"epoch": COUNT} | {k: METRICS[n] for k in line if (n := k.rpartition("_")[2]) in METRICS}, where)
+    kinds = {k: kind for k in line for n, kind in METRICS.items() if k == n or k.endswith(f"_{n}")}
+    check(line, {"epoch": COUNT} | kinds, where)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from mixup_recipes.runs.run import RECIPE, Run, Summary
 from mixup_recipes.runs.sweep import Planned
 from mixup_recipes.training.folder import check_folder
 from mixup_recipes.training.job import STOPPED
+from mixup_recipes.training.protocols import NAMES
 from mixup_recipes.typed import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -185,7 +186,7 @@ def run_all(runs: list[Planned], say: Callable[[str], object] = print) -> int:
                 done.append(run)
                 row = Run.open(run.folder).summary
                 rest = time_left(done, [r for r in runs[number:] if r not in done])
-                say(f"{head}: {took}, top-1 {row.top1:.2f} ({row.protocol}{short(row)}){rest}")
+                say(f"{head}: {took}, {NAMES[row.metric]} {row.reading.value:.2f} ({row.protocol}{short(row)}){rest}")
             elif status == STOPPED or stop.asked:
                 say(f"{head}: {took}, stopped")
                 unfinished += 1

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 
 from mixup_recipes.data.images import normalise
 from mixup_recipes.data.loading import Loaded, Samples, Source
 from mixup_recipes.metrics.calibration.formula import calibration
+from mixup_recipes.metrics.multi_label.formula import multi_label_scores
 from mixup_recipes.metrics.topk_accuracy.formula import topk_accuracy
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training.signals import Stop
@@ -31,10 +33,11 @@ def predict(
 ) -> dict[str, np.ndarray] | None:
     """What the metrics need, one row per image, on every process, sorted by image.
 
-    ``rounds``: loop iterations, the same on every process (a process may have no batch in the last one), so
-    that all agree when a signal asks to stop; then None comes back. None: as many as the process with the most
-    batches has, which they find out as they go. ``total``: images that must have been seen, each once.
-    Columns: index, label, top (up to 5 classes, best first), nll (nats), confidence, bad.
+    ``rounds``: loop iterations, the same on every process (a process may have no batch in the last one), so that all
+    agree when a signal asks to stop; then None comes back. None: as many as the process with the most batches has,
+    which they find out as they go. ``total``: images that must have been seen, each once. Columns: index, label, top
+    (up to 5 classes, best first), nll (nats), confidence, bad. Where an image may have several labels: index, label
+    (K,) of 0 and 1, score (K,), the probabilities, nll, the mean over classes, bad.
     """
     was_training = model.training
     model.eval()
@@ -55,18 +58,8 @@ def predict(
             with accelerator.autocast() if accelerator.mixed_precision != "no" else contextlib.nullcontext():
                 logits = model(normalise(images, recipe, accelerator.device)).float()
             labels = labels.to(accelerator.device, non_blocking=True)
-            log_p = logits.log_softmax(1)
-            top = logits.topk(min(5, logits.shape[1]), dim=1).indices
-            parts.append(
-                {
-                    "index": index,
-                    "label": labels,
-                    "top": top,
-                    "nll": -log_p.gather(1, labels[:, None])[:, 0],
-                    "confidence": log_p.gather(1, top[:, :1])[:, 0].exp(),
-                    "bad": bad,
-                }
-            )
+            said = of_several(logits, labels) if recipe.multi_label else of_one(logits, labels)
+            parts.append({"index": index, **said, "bad": bad})
     finally:
         model.train(was_training)
     mine = {k: torch.cat([p[k].cpu() for p in parts]).numpy() for k in parts[0]} if parts else {}
@@ -80,6 +73,20 @@ def predict(
         raise RuntimeError(f"evaluation saw {len(columns['index'])} images instead of {total}, each once")
     kept = columns["bad"] == 0
     return {k: v[kept] for k, v in columns.items()}
+
+
+def of_one(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Columns of ``predict`` for images of one label (B,)."""
+    log_p = logits.log_softmax(1)
+    top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    nll = -log_p.gather(1, labels[:, None])[:, 0]
+    return {"label": labels, "top": top, "nll": nll, "confidence": log_p.gather(1, top[:, :1])[:, 0].exp()}
+
+
+def of_several(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Columns of ``predict`` for images whose labels are multi-hot (B, K)."""
+    nll = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
+    return {"label": labels.to(torch.uint8), "score": logits.sigmoid(), "nll": nll}
 
 
 def predict_all(
@@ -122,10 +129,22 @@ def evaluate(
 
 
 def score(columns: dict[str, np.ndarray]) -> dict[str, float]:
-    """top1, top5 and ece in percent, nll in nats, count of images. With fewer than 5 classes top5 takes them all."""
+    """top1, top5 and ece in percent, nll in nats, count of images. With fewer than 5 classes top5 takes them all.
+
+    Where an image may have several labels: map, f1 and f1_macro in percent, nll where there is such a column, count.
+    """
+    if "score" in columns:
+        scores = multi_label_scores(columns["label"], columns["score"])
+        nll = {"nll": float(columns["nll"].mean(dtype=np.float64))} if "nll" in columns else {}
+        return scores | nll | {"count": len(columns["label"])}
     width = columns["top"].shape[1]
     accuracy = topk_accuracy(columns["top"], columns["label"], ks=(1, width))
     correct = columns["top"][:, 0] == columns["label"]
     scores = {"top1": accuracy["top1"], "top5": accuracy[f"top{width}"]}
     scores |= calibration(columns["confidence"], correct, columns["nll"])
     return {k: float(v) for k, v in scores.items()} | {"count": len(correct)}
+
+
+def in_words(scores: dict[str, float]) -> str:
+    """The scores of the main classifier, and the headline of each of the others, in one line."""
+    return ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if "_" not in k or k.endswith(("_top1", "_map")))

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -15,7 +16,7 @@ from torch import nn
 
 from mixup_recipes.files import file_hash, write, write_json, writing
 from mixup_recipes.recipe import Recipe, to_yaml
-from mixup_recipes.training.format import PREDICTIONS
+from mixup_recipes.training.format import OF_SEVERAL, PREDICTIONS
 from mixup_recipes.training.log import Line, evaluations, reported, summary_csv
 
 
@@ -59,9 +60,10 @@ def export_epoch(
 def write_predictions(path: Path, columns: dict[str, np.ndarray]) -> None:
     """What a model says of each image, whole or not at all: columns of ``evaluation.predict``, one row per image.
 
-    ``index`` (N,), ``label`` (N,), ``top`` (N, up to 5) int32; ``confidence`` (N,), ``nll`` (N,) float32.
+    ``index`` (N,), ``label`` (N,), ``top`` (N, up to 5) int32; ``confidence`` (N,), ``nll`` (N,) float32. Where an
+    image may have several labels: ``index`` (N,) int32, ``label`` (N, K) uint8, ``score`` (N, K) float32.
     """
-    types = {k: kind for k, (kind, _) in PREDICTIONS.items()}
+    types = {k: kind for k, (kind, _) in (OF_SEVERAL if "score" in columns else PREDICTIONS).items()}
     write(path, safetensors.numpy.save({k: np.ascontiguousarray(columns[k], kind) for k, kind in types.items()}))
 
 
@@ -75,7 +77,9 @@ def export(model: nn.Module, folder: Path, recipe: Recipe, classes: list[str]) -
     aside = folder / ".export.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     size = (3, recipe.eval_size, recipe.eval_size)
-    turned = {"exif_orientation": True} if recipe.exif_orientation else {}
+    said: dict[str, Any] = {name: True for name in ("exif_orientation", "multi_label") if getattr(recipe, name)}
+    if recipe.multi_label:  # by which transformers knows to take a sigmoid
+        said["problem_type"] = "multi_label_classification"
     ours = {
         "tag": f"{recipe.mixer}_e{recipe.epochs}",
         "license": None,
@@ -88,7 +92,7 @@ def export(model: nn.Module, folder: Path, recipe: Recipe, classes: list[str]) -
         copy.deepcopy(model).to(memory_format=torch.contiguous_format),  # safetensors takes no other layout
         str(aside),
         safe_serialization=True,
-        model_config={"pretrained_cfg": ours, "label_names": classes, "recipe": recipe.name} | turned,
+        model_config={"pretrained_cfg": ours, "label_names": classes, "recipe": recipe.name} | said,
         data_config={
             "input_size": size,
             "crop_pct": recipe.eval_size / recipe.eval_resize,

@@ -17,13 +17,15 @@ A run folder, at its root a model repository of timm's format (``export``, ``fol
 - ``log.jsonl``: one object a line. Rows of ``mode`` "train": ``epoch`` (from 1), ``update``, ``lr``, ``loss`` and its
   parts, ``images``, ``bad_images``. Rows of ``mode`` "val": ``epoch``, ``update``, and per classifier ``top1``,
   ``top5``, ``ece`` (percent), ``nll`` (nats), ``count``, those but for the main one with the classifier's name in
-  front. Rows of ``mode`` "data": ``update``, ``changed``, what changed of the images. Everything but ``perf`` is
-  reproducible to the bit.
+  front; of a recipe that says ``multi_label`` they are ``map``, ``f1``, ``f1_macro`` (percent), ``nll`` (binary cross
+  entropy per image and class), ``count``. Rows of ``mode`` "data": ``update``, ``changed``, what changed of the images.
+  Everything but ``perf`` is reproducible to the bit.
 - ``summary.csv``: one row per evaluated epoch with timm's columns.
 - ``eval_results.json``: ``exported`` (the row of the exported weights), ``reported`` (by the setting's protocol),
-  ``openmixup_tool``, ``weights_sha256``.
-- ``config.json``, ``model.safetensors``: the exported weights; ``models/NAME/`` further classifiers in the same form.
-- ``predictions.safetensors``: one row per evaluated image, see ``PREDICTIONS``.
+  ``openmixup_tool``, ``weights_sha256``. The two numbers are ``top1``, or ``map`` with ``multi_label``.
+- ``config.json``, ``model.safetensors``: the exported weights; ``config.json`` says ``multi_label`` where they are
+  such; ``models/NAME/`` further classifiers in the same form.
+- ``predictions.safetensors``: one row per evaluated image, see ``PREDICTIONS`` and ``OF_SEVERAL``.
 - ``README.md``, ``.eval_results/``: the model card, and what leaderboards read.
 - ``samples/epoch_NNN.png``: mixed batches; ``runs/``: TensorBoard.
 - ``checkpoints/step-NNNNNNNN/``: ``model.safetensors`` (model and mixer), ``ema.safetensors``, ``process.safetensors``,
@@ -49,6 +51,8 @@ PREDICTIONS = {
     "nll": ("float32", 1),
 }  # fmt: skip
 """Columns of ``predictions.safetensors``: type and dimensions. ``top``: up to 5 classes, best first."""
+OF_SEVERAL = {"index": ("int32", 1), "label": ("uint8", 2), "score": ("float32", 2)}
+"""The same with ``multi_label``. ``label`` (N, K) of 0 and 1; ``score`` (N, K) probabilities."""
 
 
 def check_format(content: dict[str, Any], where: str) -> None:

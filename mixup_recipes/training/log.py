@@ -104,7 +104,8 @@ def summary_csv(lines: Sequence[Line]) -> str:
 def reported(lines: Sequence[Line], recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The run's number by its setting's protocol (``reported``), and as OpenMixup's tools would compute it."""
     number, tool = protocols.of_run(evaluations(lines).values(), recipe)
+    metric = protocols.headline(recipe)
     return {
-        "reported": {"protocol": number.label, "top1": number.value, "epoch": number.epoch},
-        "openmixup_tool": {"protocol": tool.label, "top1": tool.value},
+        "reported": {"protocol": number.label, metric: number.value, "epoch": number.epoch},
+        "openmixup_tool": {"protocol": tool.label, metric: tool.value},
     }

@@ -2,10 +2,11 @@
 
 The text says "median of the last 5 (10) epochs" or "best"; the tools (tools/summary of Westlake-AI/openmixup) take one
 epoch more, or the mean of maximum and 99th percentile, and for AutoMix and SAMix the best of several windows and heads.
-The text's reading is the one compared with a table; the tool's stands beside it. Everywhere: top-1 in percent,
-``{epoch: top-1}`` with epochs from 1 and each epoch once (the tools count an epoch twice that a resumed run repeats),
-``protocol`` "median" or "best", ``last`` the epochs that the text's median takes, ``epochs`` the planned ones. The
-window ends at the newest epoch; where a run has fewer epochs than asked for, ``Reading.missing`` says so.
+The text's reading is the one compared with a table; the tool's stands beside it. Everywhere: top-1 in percent, or mAP
+where an image may have several labels (``headline``), ``{epoch: top-1}`` with epochs from 1 and each epoch once (the
+tools count an epoch twice that a resumed run repeats), ``protocol`` "median" or "best", ``last`` the epochs that the
+text's median takes, ``epochs`` the planned ones. The window ends at the newest epoch; where a run has fewer epochs than
+asked for, ``Reading.missing`` says so.
 """
 
 import math
@@ -37,6 +38,15 @@ class Reading(NamedTuple):
     def label(self) -> str:
         """The rule, and what is missing."""
         return f"{self.name} ({self.missing})" if self.missing else self.name
+
+
+NAMES = {"top1": "top-1", "map": "mAP"}
+"""What a headline is called."""
+
+
+def headline(recipe: Recipe) -> str:
+    """The metric that runs of a recipe report: ``top1``, or ``map`` where an image may have several labels."""
+    return "map" if recipe.multi_label else "top1"
 
 
 def strict(values: dict[int, float], protocol: str, last: int, epochs: int) -> Reading:
@@ -109,26 +119,33 @@ def rule_in_words(recipe: Recipe) -> str:
 
 def of_run(lines: Iterable[dict[str, Any]], recipe: Recipe) -> tuple[Reading, Reading]:
     """Both readings of a run from its validation lines: of the model or, where the recipe says so, of its average."""
-    heads = reported_heads(by_head(lines), recipe.report_ema)
+    metric = headline(recipe)
+    heads = reported_heads(by_head(lines, metric), recipe.report_ema)
     own, rule = "ema" if recipe.report_ema else "", (recipe.protocol, recipe.protocol_epochs, recipe.epochs)
     if own not in heads:
-        raise UserError(f"no validation line has {'ema_' if own else ''}top1")
+        raise UserError(f"no validation line has {'ema_' if own else ''}{metric}")
     return strict(heads[own], *rule), tool(heads, *rule)
 
 
-def by_head(lines: Iterable[dict[str, Any]]) -> dict[str, dict[int, float]]:
+def by_head(lines: Iterable[dict[str, Any]], metric: str = "top1") -> dict[str, dict[int, float]]:
     """Top-1 by classifier and epoch: the keys ``top1`` (""), ``ema_top1`` ("ema"), ``mix_k_top1`` ("mix_k"), ...
 
-    Of an epoch that comes twice, the later line counts. Raises ``UserError`` for what is no number.
+    ``metric``: another headline, see ``headline``. Of an epoch that comes twice, the later line counts. Raises
+    ``UserError`` for what is no number.
     """
     heads: dict[str, dict[int, float]] = {}
     for line in lines:
         for key, value in line.items():
-            if key == "top1" or key.endswith("_top1"):
+            if head_of(key, metric) is not None:
                 if not isinstance(value, int | float) or not math.isfinite(value):
                     raise UserError(f"validation of epoch {line['epoch']}: expected a number as {key}, not {value!r}")
-                heads.setdefault(key.removesuffix("top1").removesuffix("_"), {})[line["epoch"]] = value
+                heads.setdefault(head_of(key, metric) or "", {})[line["epoch"]] = value
     return heads
+
+
+def head_of(key: str, metric: str) -> str | None:
+    """The classifier whose ``metric`` a key of the log is; None for a key of another metric."""
+    return key.removesuffix(metric).removesuffix("_") if key == metric or key.endswith(f"_{metric}") else None
 
 
 def reported_heads(heads: dict[str, dict[int, float]], ema: bool) -> dict[str, dict[int, float]]:

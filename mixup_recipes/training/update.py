@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     x: Tensor
     """Images, normalised and erased, float (B, 3, S, S)."""
     y: Tensor
-    """Targets, one-hot and smoothed, float (B, K)."""
+    """Targets, one-hot and smoothed, or multi-hot, float (B, K)."""
     rng: np.random.Generator
     """The mixer's generator, the same for every micro-batch of an update."""
     bad: Tensor
@@ -58,7 +58,7 @@ def new_step(model: nn.Module, recipe: Recipe) -> Step:
 def inputs(
     pixels: Tensor, labels: Tensor, recipe: Recipe, update: int, micro: int, device: torch.device
 ) -> tuple[Tensor, Tensor, np.random.Generator]:
-    """``x``, ``y`` and ``rng`` of a ``Batch``, from images uint8 (B, 3, S, S) and labels (B,).
+    """``x``, ``y`` and ``rng`` of a ``Batch``, from images uint8 (B, 3, S, S) and labels (B,), or (B, K) multi-hot.
 
     ``micro``: position of the micro-batch within its update, over all processes. Seeds the global generators too,
     from which dropout and drop path draw.
@@ -72,7 +72,9 @@ def inputs(
 
 
 def one_hot(labels: Tensor, recipe: Recipe) -> Tensor:
-    """Labels (B,) to dense float targets (B, K), smoothed: ``(1-s)*onehot + s/K``."""
+    """Labels (B,) to dense float targets (B, K), smoothed: ``(1-s)*onehot + s/K``. Multi-hot ones (B, K) stay."""
+    if labels.ndim == 2:
+        return labels
     y = F.one_hot(labels, recipe.num_classes).float()
     return y if not recipe.smoothing else y * (1 - recipe.smoothing) + recipe.smoothing / recipe.num_classes
 

@@ -1,0 +1,1 @@
+"""Scores of images that may have several labels."""
