@@ -1,9 +1,9 @@
-# Two commands do everything on a machine with Python, pip and make: `make quickstart` and `make test`.
+# Three commands do everything on a machine with Python, pip and make: `make quickstart`, `make finetune`, `make test`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test lint slow clean
+.PHONY: quickstart finetune test lint slow clean
 
 # The virtual environment, installed from the package index under the tested versions of constraints.txt.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -19,6 +19,19 @@ quickstart: $(VENV)/installed
 	$(BIN)/python train_mixup.py --recipe quickstart_cutmix --output_dir runs/quickstart_cutmix --resume_from_checkpoint auto
 	$(BIN)/mixup-recipes report runs/quickstart_vanilla runs/quickstart_cutmix --out runs/quickstart
 
+# From a folder of photos to a tested classifier, its report, predictions and a file for a phone. The photos of the test
+# split are scored once, at the end. Run it again to continue.
+finetune: $(VENV)/installed runs/groceries
+	$(BIN)/mixup-recipes prepare efficientnet_lite0
+	$(BIN)/mixup-recipes train --recipe finetune_cutmix --dataset runs/groceries/train --image_size 160 --freeze blocks.2 --output_dir runs/finetune --resume_from_checkpoint auto
+	$(BIN)/mixup-recipes evaluate runs/finetune --dataset runs/groceries --split test
+	$(BIN)/mixup-recipes report runs/finetune --out runs/finetune-report
+	$(BIN)/mixup-recipes predict runs/finetune runs/groceries/test --out runs/finetune-predictions.csv
+	$(BIN)/mixup-recipes export runs/finetune --out runs/finetune.onnx
+
+runs/groceries: | $(VENV)/installed
+	$(BIN)/mixup-recipes prepare groceries --folder $@
+
 # Style, types, and every test that takes no more than seconds. A test has one thread, so each core gets a process (four
 # at most: each holds torch and starts runs of its own); who is done first takes over tests from the end of the others.
 test: lint
@@ -29,7 +42,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The tests that take minutes.
+# The tests that take minutes: all cells, named options of mixers, launchers, kills beside those that `make test` has.
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m slow
 

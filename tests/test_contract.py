@@ -80,6 +80,7 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", OPTIONS, ids=lambda make: repr(make()).split(", mean")[0])
 def test_named_options_keep_the_promises_too(make, without_shape_checks):
     check_mixer(make, skip=OPTIONS[make])

@@ -74,7 +74,9 @@ LAUNCHERS = {  # command, environment, how many processes really run, and the si
 }
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", [pytest.param(name, marks=[pytest.mark.slow] * (found[2] == 1)) for name, found in LAUNCHERS.items()]
+)
 def test_a_launcher_gives_the_run_of_the_tests_whose_first_line_and_record_say_what_really_runs(
     reference, args, tmp_path, launcher
 ):

@@ -5,6 +5,7 @@ What every mixer promises is in ``test_contract.py``, what each one computes in 
 
 import copy
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -36,7 +37,15 @@ LOOKING: dict[str, Factory] = {
 LEARN_THE_CLEAN_BATCH = ("puzzlemix clean", "comixup")
 BY_THE_GRADIENT = [name for name in LOOKING if name.startswith(("puzzle", "comixup")) or name.endswith("gradient")]
 LR = 0.05
-every = pytest.mark.parametrize("name", LOOKING)
+SLOW = {name for name in LOOKING if " " in name}  # options of a mixer that is there by itself
+
+
+def some(names: Iterable[str]) -> list[Any]:
+    """The names, those of options for the slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
+
+
+every = pytest.mark.parametrize("name", some(LOOKING))
 
 
 def learn_by(step, criterion):
@@ -153,7 +162,7 @@ def test_a_step_in_half_precision_is_finite_with_a_plan_in_full_precision(name, 
 
 
 @half_precision
-@pytest.mark.parametrize("name", BY_THE_GRADIENT)
+@pytest.mark.parametrize("name", some(BY_THE_GRADIENT))
 def test_a_loss_whose_gradient_would_underflow_gives_the_same_images(name, dtype):
     def mixed_by(size):
         step, (x, y) = tiny_step(LOOKING[name]), batch(4, 64, 64)
@@ -172,7 +181,7 @@ def test_a_loss_whose_gradient_would_underflow_gives_the_same_images(name, dtype
 @traced
 @pytest.mark.parametrize(
     ("make", "backend"),
-    [pytest.param(make, "eager", id=name) for name, make in LOOKING.items()]
+    [pytest.param(LOOKING[name], "eager", id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name in LOOKING]
     + [  # the code that was compiled for this machine
         pytest.param(MIXERS[name], "inductor", id=f"{name} on this machine", marks=pytest.mark.slow)
         for name in ("puzzlemix", "comixup", "grafting", "automix", "samix")

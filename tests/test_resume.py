@@ -74,7 +74,10 @@ def lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith(("error", "checkpoint", "resumed", "saved", "SIG"))]
 
 
-@pytest.mark.parametrize("processes, workers, every", [(1, 2, 1), (2, 0, "epoch"), (2, 2, 2), (1, 0, "epoch")])
+@pytest.mark.parametrize(
+    "processes, workers, every",
+    [(1, 2, 1), (2, 2, 2), *(pytest.param(n, 0, "epoch", marks=pytest.mark.slow) for n in (1, 2))],
+)
 def test_a_run_killed_at_random_times_equals_the_undisturbed_one(case, reference, processes, workers, every):
     c = case("--dataloader_num_workers", workers, "--checkpointing_steps", every, processes=processes)
     seconds = reference.seconds[reference("--mixer", "deit", processes=processes)]

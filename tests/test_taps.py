@@ -26,7 +26,7 @@ from mixers import Step, Vanilla, taps, weights
 from mixers.taps import Frozen, attention, compile_stages, edit, record, saliency, stages
 from mixers.testing import batch, differences, equal, footprint, global_rngs, rng_of
 from mixers.weights import NoWeights
-from mixup_recipes.training.backbones import load_model
+from mixup_recipes.training.backbones import load_model, moganet
 from mixup_recipes.typed import UserError
 
 # Every backbone of the published tables, as narrow and shallow as it can be made by arguments.
@@ -55,7 +55,9 @@ def built(name, **args):
     """A model that nothing has run yet, and the state of torch's generator once its weights were drawn."""
     torch.manual_seed(0)
     drop = {} if name.startswith(("mobile", "tf_")) else {"drop_path_rate": 0.2}
-    return timm.create_model(name, num_classes=5, **(BACKBONES[name] | drop | args)), torch.get_rng_state()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moganet, "DEPTHS", (1, 1, 2, 1))  # its depth is no argument
+        return timm.create_model(name, num_classes=5, **(BACKBONES[name] | drop | args)), torch.get_rng_state()
 
 
 def backbone(name: str, **args: object) -> nn.Module:
