@@ -128,6 +128,7 @@ def test_a_column_of_parquet_may_be_of_lists_words_or_numbers(tmp_path):
         (datasets.List(number), [[0], None], "row 1 has no 'label'; an image without labels has an empty list"),
         (datasets.List(names), [[0], [-1]], "has unlabelled images (label -1)"),
         (datasets.List(datasets.Value("float32")), [[0.0], [1.0]], "is not of words or whole numbers, nor of lists"),
+        (datasets.List(datasets.Value("string")), [["a", None], []], "have labels that are null; expected words"),
         (datasets.List(number), [[], []], "no image has a label in column 'label'"),
     ]
     for i, (feature, values, says) in enumerate(wrong):

@@ -91,13 +91,15 @@ def in_lists(table: datasets.Dataset, recipe: Recipe, split: str) -> datasets.Da
     if values.null_count:
         row = values.is_null().index(True).as_py()
         raise UserError(f"{where}: row {row} has no {column!r}; an image without labels has an empty list there")
+    if is_many(feature) and pc.list_flatten(values).null_count:
+        raise UserError(f"{where}: lists in column {column!r} have labels that are null; expected words or numbers")
     kind: Any = feature.feature if is_many(feature) else feature
     if "string" in str(getattr(kind, "dtype", "")):
         found, names = named([several(cell) for cell in values.to_pylist()])
     else:
         lengths = pc.list_value_length(values).to_numpy() if is_many(feature) else np.ones(len(values), np.int64)
         flat = pc.list_flatten(values) if is_many(feature) else values
-        if "int" not in str(getattr(kind, "dtype", "")) or flat.null_count:
+        if "int" not in str(getattr(kind, "dtype", "")):
             raise UserError(f"{where}: label column {column!r} is not of words or whole numbers, nor of lists of them")
         numbers = flat.to_numpy().astype(np.int64)
         names = names_of(kind, numbers, recipe, where)
