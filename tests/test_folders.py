@@ -12,7 +12,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tiny import jpeg
 
-from mixup_recipes.data import folder, splits
+from mixup_recipes.data import folder, opening
 from mixup_recipes.data.decoding import BadImage, decode, read
 from mixup_recipes.data.images import EvalTransform
 from mixup_recipes.data.loading import Samples
@@ -194,7 +194,7 @@ def test_parquet_files_are_of_the_very_split_and_configuration_that_are_asked_fo
 
 
 def test_a_large_folder_of_parquet_files_is_the_one_of_that_very_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(splits, "SMALL", 0)
+    monkeypatch.setattr(opening, "SMALL", 0)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     for name, rows in {"set[12]": 2, "set1": 6}.items():
         shard(tmp_path / name / f"train{SHARD}", rows)
@@ -306,7 +306,7 @@ NAMED = {  # and what is wrong with it
 @pytest.mark.parametrize("kind", ["struct", "text", "large"])
 def test_a_row_names_files_of_its_own_data_set_only(tmp_path, monkeypatch, kind):
     if kind == "large":
-        monkeypatch.setattr(splits, "SMALL", 0)
+        monkeypatch.setattr(opening, "SMALL", 0)
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     root = put(tmp_path / "set[1]", "images/a.jpg", "data/beside.jpg", "../secret.jpg")
     (root / "images/inside.jpg").symlink_to("a.jpg")

@@ -33,7 +33,7 @@ from odd import (
     table,
 )  # fmt: skip
 
-from mixup_recipes.data import splits
+from mixup_recipes.data import opening
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.typed import UserError
 
@@ -340,7 +340,7 @@ def test_an_odd_table_has_its_rows_or_is_refused_in_one_line(tmp_path, monkeypat
 def test_the_shards_of_a_large_table_are_compared_before_anything_is_copied(tmp_path, monkeypatch, kind):
     make, wanted = TABLES[kind]
     make(tmp_path)
-    monkeypatch.setattr(splits, "SMALL", 0)
-    monkeypatch.setattr(splits, "announce_copy", lambda *_: pytest.fail("copied"))
+    monkeypatch.setattr(opening, "SMALL", 0)
+    monkeypatch.setattr(opening, "announce_copy", lambda *_: pytest.fail("copied"))
     with pytest.raises(UserError, match=wanted):
         load_split(recipe(tmp_path), "train", None)

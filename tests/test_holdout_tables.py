@@ -14,7 +14,7 @@ from odd import END, member
 from test_own_photos import CLASSES, recipe
 from tiny import jpeg
 
-from mixup_recipes.data import splits
+from mixup_recipes.data import opening
 from mixup_recipes.data.splits import load_split, load_splits
 from mixup_recipes.typed import UserError
 
@@ -148,7 +148,7 @@ def test_which_tables_are_divided(tmp_path):
 def test_a_large_table_is_divided_where_it_lies(tmp_path, monkeypatch, named):
     rows = photos(60, more=200_000)
     parquet(tmp_path / "set/train.parquet", rows, named)
-    monkeypatch.setattr(splits, "SMALL", 0)
+    monkeypatch.setattr(opening, "SMALL", 0)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     load_split(recipe(tmp_path / "set", holdout=0), "train", None)  # the copy is there
     before = pa.total_allocated_bytes()
