@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,7 +111,8 @@ def predictions(name: str, paths: list[Path], top_k: int, batch_size: int) -> It
         except decoding.BadImage as e:
             return str(e)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as readers:
+    # the filters of warnings belong to all threads, and ``decode`` puts them back for each image
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as readers:
         for batch in (paths[start : start + batch_size] for start in range(0, len(paths), batch_size)):
             content = dict(zip(batch, readers.map(read, batch), strict=True))
             whole = {path: pixels for path, pixels in content.items() if isinstance(pixels, Tensor)}
