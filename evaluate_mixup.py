@@ -139,7 +139,7 @@ def other_data(run: Any, recipe: Any, split: Any) -> list[str]:
     if run is None or not (run.folder / "data.json").is_file() or recipe.eval_split != run.recipe.eval_split:
         return []
     try:
-        found = run.data.difference(recipe.eval_split, split.record, split.classes)
+        found = run.data.difference(recipe.eval_split, split.identity, split.classes)
     except UserError as e:
         return [f"whether these are the images of the run is not known: {e}"]
     if found:

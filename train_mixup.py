@@ -3,7 +3,7 @@
 Runs the same under accelerate launch, torchrun and plain python.
 """
 
-# Read it top to bottom: recipe, processes, model and mixer, data, state, record, loop, end. One update of the loop is
+# Read it top to bottom: recipe, processes, model and mixer, data, state, folder, loop, end. One update of the loop is
 # `train_update`: micro-batches through `Step`, in which a mixer of mixers/ performs the training step; backward; clip;
 # optimiser; after_step. Everything random is a function of the seed and the update, so that a run which was killed
 # goes on as if nothing had happened.
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int | None:
     if isinstance(samples, streaming.Stream) and update % per_epoch:
         accelerator.print("streaming: the rest of this epoch is drawn anew, so some images come twice or not at all")
 
-    # ----------------------------------------------------------------------------------------- record
+    # ----------------------------------------------------------------------------------------- folder
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         begin_folder(folder, recipe, splits, environment(accelerator, recipe, step, origin))
@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> int | None:
     if hub:
         hub.begin()
     log = Log(folder / "log.jsonl", state["log_length"]) if accelerator.is_main_process else NoLog()
-    for change in splits.record["changed"]:
+    for change in splits.identity["changed"]:
         if change["update"] == update:
             log.write(mode="data", epoch=update // per_epoch + 1, **change)
     launch.init_trackers(accelerator, recipe, start=update)
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int | None:
     last_saved = update if found else -1
     pictured = {0, recipe.epochs // 2, recipe.epochs - 1}  # epochs that begin with a sheet of mixed samples
 
-    def record(mode: str, perf: dict[str, float], **values: float) -> None:
+    def write(mode: str, perf: dict[str, float], **values: float) -> None:
         perf = {"seconds": round(time.perf_counter() - began, 3)} | perf
         log.write(mode=mode, epoch=math.ceil(update / per_epoch), update=update, **values, perf=perf)
         accelerator.log({f"{mode}/{k}": v for k, v in (values | perf).items()}, step=update)
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> int | None:
                 leaving = True
             else:
                 (scores, columns), evaluated = scored, epoch
-                record("val", {}, **scores)
+                write("val", {}, **scores)
                 progress.say(f"epoch {epoch}/{recipe.epochs}: {evaluation.in_words(scores)}")
                 if accelerator.is_main_process:
                     export_epoch(folder, nets, columns, recipe, splits.classes, log.lines, epoch)
@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> int | None:
         leaving = leaving or (not finished and stop.agreed(accelerator))
         if update != last_saved and (finished or leaving or (update and update % save_every == 0)):
             state = {"evaluated": evaluated, "log_length": log.length(), "seconds": time.perf_counter() - began}
-            state |= {"data": {"splits": splits.record["splits"], "classes": splits.classes}}
+            state |= {"data": {"splits": splits.identity["splits"], "classes": splits.classes}}
             kept = learner.modules, [optimizer, accelerator.scaler], sums
             checkpoint.save(folder / "checkpoints", update, *kept, state, accelerator, job.save_total_limit)
             last_saved = update
@@ -217,7 +217,7 @@ def main(argv: list[str] | None = None) -> int | None:
             lr = optimisation.learning_rate(recipe, update - 1, per_epoch)
             counts = {"images": int(seen_images), "bad_images": int(bad_images)}
             perf = {"img_per_s": round(rate, 1), "waiting": round(waiting, 3)}
-            record("train", perf, lr=lr, **means, **counts)
+            write("train", perf, lr=lr, **means, **counts)
             if not math.isfinite(means["loss"]):
                 raise RuntimeError(f"loss {means['loss']} at update {update}: lower lr, or use bf16, not fp16")
             sums = {}

@@ -227,8 +227,8 @@ def test_a_folder_of_parquet_files_is_a_dataset_and_its_shards_are_read_in_order
     assert (len(splits.train), len(splits.eval), splits.classes) == (72, 30, CLASSES)
     assert splits.train.column_names == ["image", "label"]
     assert splits.train[0]["image"]["bytes"][:2] == b"\xff\xd8"  # still encoded
-    assert json.loads(json.dumps(splits.record)) == splits.record
-    assert splits.record["splits"]["train"]["images"] == 72
+    assert json.loads(json.dumps(splits.identity)) == splits.identity
+    assert splits.identity["splits"]["train"]["images"] == 72
     shutil.copytree(photos, tmp_path / "set")
     whole = tmp_path / "set/data/train-00000-of-00001.parquet"
     table = pq.read_table(whole)
@@ -237,8 +237,8 @@ def test_a_folder_of_parquet_files_is_a_dataset_and_its_shards_are_read_in_order
         pq.write_table(part, tmp_path / f"set/data/train-0000{i}-of-00002.parquet")
     sharded = load_splits(recipe(tmp_path / "set"))
     assert [r["image"]["bytes"] for r in splits.train] == [r["image"]["bytes"] for r in sharded.train]
-    for split, found in splits.record["splits"].items():
-        again = sharded.record["splits"][split]
+    for split, found in splits.identity["splits"].items():
+        again = sharded.identity["splits"][split]
         assert {**found, "fingerprint": ""} == {**again, "fingerprint": ""} != found
         assert (found == again) == (split == "test")
     assert not (own_cache / "datasets").exists()  # read in place
@@ -314,13 +314,13 @@ def test_a_subset_never_changes_and_holds_all_classes(photos):
     assert taken(max_train_samples=1000) == whole
     splits = load_splits(recipe(photos, max_train_samples=24, max_eval_samples=8))
     assert {row["label"] for row in splits.train} == {0, 1, 2, 3}
-    assert [splits.record["splits"][split]["images"] for split in ("train", "test")] == [24, 8]
+    assert [splits.identity["splits"][split]["images"] for split in ("train", "test")] == [24, 8]
 
 
 def test_the_record_changes_with_the_labels_and_with_nothing_else(tmp_path):
     def hashes(name, train, kind=NAMES):
         splits = load_splits(recipe(write_table(tmp_path / name, kind, train, GOOD)))
-        return [split["labels_sha256"] for split in splits.record["splits"].values()], splits.classes
+        return [split["labels_sha256"] for split in splits.identity["splits"].values()], splits.classes
 
     first, classes = hashes("a", GOOD)
     assert hashes("b", GOOD) == (first, classes)

@@ -206,7 +206,7 @@ def test_classes_of_another_split_or_model_go_by_their_names(tmp_path):
         shard(tmp_path / "order" / f"{split}.parquet", 3, names)
     found = load_splits(recipe(tmp_path / "order", num_classes=3))
     assert found.classes == ["ant", "bee", "cow"] and found.eval["label"] == [2, 0, 1]
-    assert found.record["splits"]["val"]["per_class"] == [1, 1, 1]
+    assert found.identity["splits"]["val"]["per_class"] == [1, 1, 1]
     like = load_splits(recipe(tmp_path / "order", num_classes=3), ["bee", "ant", "cow"])  # of a run that goes on
     assert like.classes == ["bee", "ant", "cow"] and like.train["label"] == [1, 0, 2]
     few = put(tree(tmp_path / "few"), "train/cow/0.jpg")
@@ -329,7 +329,7 @@ def test_a_row_names_files_of_its_own_data_set_only(tmp_path, monkeypatch, kind)
     assert [samples[Key(0, i, 0)][3] for i in range(4)] == [0] * 4 and samples[Key(0, 4, 0)][3] > 0
     (root / "images/a.jpg").write_bytes(JPEG * 2)
     again = load_split(recipe(root, holdout=0), "train", None)
-    assert again.record["fingerprint"] != found.record["fingerprint"]
+    assert again.identity["fingerprint"] != found.identity["fingerprint"]
 
 
 def test_the_layouts_of_the_hub_are_read_a_split_there_twice_is_refused_and_images_win_over_tables(tmp_path):

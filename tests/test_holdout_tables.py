@@ -107,20 +107,22 @@ def test_the_sides_are_those_of_the_rule_and_more_rows_move_none(tmp_path, kind)
         train, held = reference(rows, kind != "bare")
         assert seen(found.train, tmp_path) == wanted(train) and seen(found.eval, tmp_path) == wanted(held)
         assert found.classes == list(CLASSES)
-        assert found.record["holdout"] == {"of": "train", "share": SHARE, "seed": SEED}
+        assert found.identity["holdout"] == {"of": "train", "share": SHARE, "seed": SEED}
         assert found.notes[0] == f"validation: {len(held)} of {count} images are held out to evaluate on"
         if kind != "bare":
             assert found.held_out == [name for name, *_ in held]
             left = count - len(train) - len(held)
             assert found.notes[1].startswith(f"validation: {left} left out of training, their content is held out: ")
     few = load_splits(recipe(tmp_path, max_eval_samples=5, **OWN))
-    assert len(few.eval) == len(few.held_out) == 5 and few.record["splits"]["train"] == found.record["splits"]["train"]
+    assert (
+        len(few.eval) == len(few.held_out) == 5 and few.identity["splits"]["train"] == found.identity["splits"]["train"]
+    )
     alone = load_split(recipe(tmp_path, **OWN), "validation", None)
-    assert alone.record == found.record["splits"]["validation"]
+    assert alone.identity == found.identity["splits"]["validation"]
     if kind == "naming":  # the size of a file that a row names counts
         (tmp_path / held[0][0]).write_bytes(b"another")
         other = load_split(recipe(tmp_path, **OWN), "validation", None)
-        assert other.record["fingerprint"] != alone.record["fingerprint"]
+        assert other.identity["fingerprint"] != alone.identity["fingerprint"]
 
 
 def test_which_tables_are_divided(tmp_path):
@@ -193,7 +195,7 @@ def on_the_hub(name, streamed, changes):
         [[hashlib.sha256(read(row["image"])).hexdigest(), row["label"]] for row in table]
         for table in (found.train, found.eval)
     ]
-    return {"sides": sides, "holdout": found.record.get("holdout"), "commit": found.record["commit"]}
+    return {"sides": sides, "holdout": found.identity.get("holdout"), "commit": found.identity["commit"]}
 
 
 def main():

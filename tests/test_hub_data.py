@@ -184,7 +184,7 @@ def opened(cases):
         try:
             splits = load_splits(recipe)
             image = hashlib.sha256(encoded(next(iter(splits.train))["image"])).hexdigest()
-            answers.append([splits.record | {"image": image}, str(count(splits.train))])
+            answers.append([splits.identity | {"image": image}, str(count(splits.train))])
         except UserError as e:
             answers.append([{}, str(e)])
     return answers

@@ -43,7 +43,7 @@ def read_all(name, streamed, **changes):
     pixels, labels, _, bad = (torch.cat(part) for part in zip(*batches, strict=True))
     sums, drawn = pixels.long().sum((1, 2, 3)), [int(batch[0].long().sum()) for batch in epoch]
     answer = {"pixels": sums.tolist(), "labels": labels.tolist(), "bad": bad.gt(0).tolist(), "epoch": drawn}
-    return answer | {"record": found.record, "classes": found.classes}
+    return answer | {"record": found.identity, "classes": found.classes}
 
 
 def main():

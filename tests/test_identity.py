@@ -22,7 +22,7 @@ from mixup_recipes.typed import UserError
 
 def told(root, **changes):
     found = load_splits(recipe(root, **changes))
-    return found.record["splits"]["train"], found.classes
+    return found.identity["splits"]["train"], found.classes
 
 
 def test_every_change_of_the_images_is_told_in_words(tmp_path):

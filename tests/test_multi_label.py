@@ -94,8 +94,8 @@ def test_a_table_of_paths_says_labels_in_a_cell_or_in_a_list(tmp_path):
     rows = [{"image": f"{i}.jpg", "label": labels_of(i)} for i in range(16)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     again = load_splits(recipe(tmp_path / "rows.jsonl"))
-    assert again.record["splits"] == found.record["splits"]
-    train = found.record["splits"]["train"]
+    assert again.identity["splits"] == found.identity["splits"]
+    train = found.identity["splits"]["train"]
     words = words_in(found)
     assert train["per_class"] == [sum(name in row for row in words) for name in found.classes]
     assert train["without_label"] == sum(not row for row in words)

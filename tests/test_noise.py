@@ -155,7 +155,7 @@ def test_two_groups_of_runs_are_compared_on_the_same_images(run):
 def test_only_the_mixer_may_differ_between_groups_only_the_seed_within_and_what_is_no_evidence_is_refused(run):
     a, b, far = run("a", 60), run("b", 50, mixer="mixup"), run("far", 50, mixer="mixup", lr=0.02, weight_decay=0.5)
     other, strength = run("other", 50, 1, mixer="mixup"), run("strength", 50, 1, mixer_args={"alpha": 0.3})
-    splits = b.data.record["splits"]
+    splits = b.data.identity["splits"]
     edit(b.folder / "data.json", splits=splits | {"train": splits["train"] | {"images": 5}})
     other_data, again = Run.open(b.folder), Run.open(b.folder.parent / "b/../a")
     shown = run("labels", 50, 2, labels=np.arange(100) % 7)

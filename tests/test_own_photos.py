@@ -56,7 +56,7 @@ def test_a_hold_out_follows_from_names_alone_so_that_more_photos_move_none(tmp_p
     assert len(train) + len(held) == 60 and not train & held and before.classes == list(CLASSES)
     shares = [sum(name.startswith(kind) for name in held) / 20 for kind in CLASSES]
     assert all(0.05 <= share <= 0.4 for share in shares) and len(held) == len(before.held_out)
-    assert before.record["holdout"] == {"of": "train", "share": 0.2, "seed": 0}
+    assert before.identity["holdout"] == {"of": "train", "share": 0.2, "seed": 0}
     put(root, 10, start=20)
     after = load_splits(recipe(root))
     assert train < files(after.train) and held <= files(after.eval)
@@ -89,7 +89,7 @@ def test_which_folders_are_classes_and_what_is_refused(tmp_path):
     put(tmp_path / "split/train")
     assert len(load_splits(recipe(tmp_path / "split")).train) < 60  # training alone
     put(tmp_path / "split/test", 2)
-    assert load_splits(recipe(tmp_path / "split")).record["holdout"]["of"] == "train"  # tests stay aside
+    assert load_splits(recipe(tmp_path / "split")).identity["holdout"]["of"] == "train"  # tests stay aside
     assert len(load_splits(recipe(tmp_path / "split", eval_split="test")).train) == 60
     put(tmp_path / "split/val", 3)
     assert len(load_splits(recipe(tmp_path / "split")).eval) == 9
@@ -129,7 +129,7 @@ def test_a_table_of_paths_has_labels_in_words_and_what_it_lacks_is_counted(tmp_p
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = load_splits(recipe(root / "rows.jsonl"))
     assert found.classes == ["2", "10", "18"] and (len(found.train), len(found.eval)) == (18, 6)
-    assert found.notes == ["validation: read from the rows of val"] and "holdout" not in found.record
+    assert found.notes == ["validation: read from the rows of val"] and "holdout" not in found.identity
     (root / "twice.csv").write_text("image,label\nant/0.jpg,a\nant/0.jpg,b\n")
     assert "ant/0.jpg is there with two labels, 'a' and 'b'" in refused(root / "twice.csv")
     (root / "notes.txt").write_text("")

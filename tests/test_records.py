@@ -53,7 +53,7 @@ def test_a_record_holds_the_recipe_its_overrides_and_each_seed_by_the_protocol_a
 
 def test_runs_of_different_recipes_or_data_are_refused_and_a_run_from_before_a_field_of_data_json_is_not(run):
     first, other, new = run("a"), run("other", seed=1), run("new", seed=1).folder
-    splits = other.data.record["splits"] | {"train": {"images": 674, "labels_sha256": "cc"}}
+    splits = other.data.identity["splits"] | {"train": {"images": 674, "labels_sha256": "cc"}}
     edit(other.folder / "data.json", splits=splits)
     assert "commit" not in json.loads((first.folder / "data.json").read_text())
     edit(new / "data.json", commit=None)

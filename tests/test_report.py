@@ -292,7 +292,7 @@ def photographed(tmp_path):
     run = opened(tmp_path / "run", **recipe)
     split = load_split(run.recipe, "test", None)
     confidence = [0.5, 0.9, 0.7, 0.99, 0.7, 0.6]  # of the same confidence, the less likely label comes first
-    return predicted(run, [0] * 4 + [1] * 2, [1, 1, 1, 0, 0, 0], confidence, split.classes, split.record), names
+    return predicted(run, [0] * 4 + [1] * 2, [1, 1, 1, 0, 0, 0], confidence, split.classes, split.identity), names
 
 
 def test_the_most_confident_errors_are_shown_with_their_files_and_what_cannot_be_read_says_so(photographed, tmp_path):

@@ -73,7 +73,7 @@ def test_the_tars_of_a_split_have_its_samples_in_order(tmp_path, names):
     found = load_splits(recipe(tmp_path))
     train = [path for name, path in parts.items() if "train" in name]
     assert rows(found.train) == read_whole(*train) and rows(found.eval) == read_whole(parts[names[-1]])
-    assert found.classes == ["0", "1"] and not found.held_out and "holdout" not in found.record
+    assert found.classes == ["0", "1"] and not found.held_out and "holdout" not in found.identity
     assert found.eval[0]["image"]["path"] == f"{len(names) - 1:04}.jpg"
 
 
@@ -81,7 +81,7 @@ def test_tars_that_are_called_like_no_split_are_one_and_a_split_that_is_there_tw
     for i in range(4):
         numbered(tmp_path / f"one/photos-{i}.tar", range(i, 12, 4))
     found = load_splits(recipe(tmp_path / "one"))
-    assert len(found.train) + len(found.eval) == 12 and found.record["holdout"]["of"] == "train"
+    assert len(found.train) + len(found.eval) == 12 and found.identity["holdout"]["of"] == "train"
     assert len(load_split(recipe(tmp_path / "one", holdout=0), "train", None).table) == 12
     assert "has no split 'validation'; valid names: train" in refused(tmp_path / "one", holdout=0)
     for name in ("in1k-train-0", "in1k-validation-0"):
@@ -142,7 +142,7 @@ def test_large_tars_are_copied_and_copied_again_when_they_were_changed(tmp_path,
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     found = load_split(recipe(tmp_path / "set[1]", holdout=0), "train", None)
     assert found.table.cache_files and rows(found.table) == rows(wanted.table)
-    assert (found.record, found.notes, found.table.features) == (wanted.record, wanted.notes, wanted.table.features)
+    assert (found.identity, found.notes, found.table.features) == (wanted.identity, wanted.notes, wanted.table.features)
     again = bytearray((tmp_path / "set[1]/train.tar").read_bytes())
     at = again.index(PHOTOS[0])
     again[at : at + len(PHOTOS[0])] = bytes(len(PHOTOS[0]))  # of the same names and sizes

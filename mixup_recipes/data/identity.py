@@ -1,6 +1,6 @@
 """Which data a table holds: what tells whether two runs saw the same.
 
-The record of a split, as it stands in ``data.json``: ``images``; ``labels_sha256``, of the labels in order;
+The identity of a split, as it stands in ``data.json``: ``images``; ``labels_sha256``, of the labels in order;
 ``per_class``, the images of each class; ``without_label``, those of no class, where they may be of several; and
 ``fingerprint``, which is cheap at a million images: of the names and sizes of image files in order, of the names, sizes
 and footers of parquet files, or of the commit of the Hub. Runs of version 0.1 have the first two.
@@ -19,7 +19,7 @@ def difference(
 ) -> str | None:
     """In what two records of a split differ, in words; None where they are of the same images.
 
-    A record without a fingerprint is compared by the number of images and by the labels.
+    One without a fingerprint is compared by the number of images and by the labels.
     """
     keys = ["images", "labels_sha256", *["fingerprint"] * bool(before.get("fingerprint") and now.get("fingerprint"))]
     if list(classes_before) == list(classes_now) and all(before[k] == now[k] for k in keys):
@@ -43,14 +43,14 @@ def difference(
     return "; ".join(words or ["as many images of each class, but other files: names, sizes or their order"])
 
 
-def counted(record: dict[str, Any], classes: Sequence[str]) -> str:
+def counted(found: dict[str, Any], classes: Sequence[str]) -> str:
     """How many images of how many classes a split has, in words, with the smallest and the largest of them."""
-    words = f"{record['images']:,} images, {len(classes):,} classes"
-    if not record.get("per_class"):
+    words = f"{found['images']:,} images, {len(classes):,} classes"
+    if not found.get("per_class"):
         return words
-    counts = sorted(zip(record["per_class"], classes, strict=True), key=lambda pair: pair[0])
+    counts = sorted(zip(found["per_class"], classes, strict=True), key=lambda pair: pair[0])
     (few, small), (many, large) = counts[0], counts[-1]
-    without = f", {record['without_label']:,} images without a label" if record.get("without_label") else ""
+    without = f", {found['without_label']:,} images without a label" if found.get("without_label") else ""
     return f"{words}, from {few:,} ({small}) to {many:,} ({large}){without}"
 
 

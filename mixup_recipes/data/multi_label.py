@@ -138,8 +138,8 @@ def in_words(labels: np.ndarray | Pairs, size: int, classes: list[str]) -> list[
     return [BETWEEN.join(words) for words in found]
 
 
-def labels_record(found: Pairs, size: int, classes: int) -> dict[str, Any]:
-    """What is recorded of the labels of ``size`` images.
+def identity_of(found: Pairs, size: int, classes: int) -> dict[str, Any]:
+    """The identity of the labels of ``size`` images.
 
     ``labels_sha256``: of int64, the places of each image in order and -1 behind each image. ``per_class``: the images
     that have a class. ``without_label``: those that have none.

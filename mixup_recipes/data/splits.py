@@ -28,8 +28,8 @@ class Split(NamedTuple):
     """A ``datasets`` table or stream of the recipe's two columns: images as a table of bytes and path, or, of a folder
     or repository of images, as the path or address of a file; labels as places in ``classes``."""
     classes: list[str]
-    record: dict[str, Any]
-    """See ``split_record``."""
+    identity: dict[str, Any]
+    """See ``identity_of``."""
     notes: list[str]
     """What the user should know: what was left out, how classes were told."""
     sides: holdout.Sides | None = None
@@ -37,7 +37,7 @@ class Split(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """The two tables a run needs, with encoded images, and what is recorded about them.
+    """The two tables a run needs, with encoded images, and their identity.
 
     Streams of the same rows for a recipe that says ``streaming``.
     """
@@ -45,7 +45,7 @@ class Splits(NamedTuple):
     train: Any
     eval: Any
     classes: list[str]
-    record: dict[str, Any]
+    identity: dict[str, Any]
     notes: list[str]
     place: Path | None
     """The folder, of data that are on this machine under a path of the user's."""
@@ -55,7 +55,7 @@ class Splits(NamedTuple):
     @property
     def per_class(self) -> list[int]:
         """Training images of each class, (K,); empty for a stream."""
-        return next(iter(self.record["splits"].values())).get("per_class", [])
+        return next(iter(self.identity["splits"].values())).get("per_class", [])
 
 
 def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
@@ -77,16 +77,16 @@ def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
             f"{what} has {len(train.classes)} classes, the recipe says num_classes {recipe.num_classes}; pass "
             f"--num_classes {len(train.classes)} if that is meant"
         )
-    record: dict[str, Any] = {
+    identity: dict[str, Any] = {
         "dataset": recipe.dataset,
         "config": recipe.dataset_config,
         "revision": recipe.dataset_revision,
         "commit": one_commit(recipe, train.table, evaluation.table),
-        "splits": {recipe.train_split: train.record, recipe.eval_split: evaluation.record},
+        "splits": {recipe.train_split: train.identity, recipe.eval_split: evaluation.identity},
         "classes": train.classes,
     }
     if opened.whole:
-        record["holdout"] = {"of": recipe.train_split, "share": recipe.holdout, "seed": recipe.holdout_seed}
+        identity["holdout"] = {"of": recipe.train_split, "share": recipe.holdout, "seed": recipe.holdout_seed}
     notes = [
         f"{name}: {n}" for name, s in ((recipe.train_split, train), (recipe.eval_split, evaluation)) for n in s.notes
     ]
@@ -96,7 +96,7 @@ def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
     if (sides := evaluation.sides) is not None:
         rows = sides.held_out[chosen(len(sides.held_out), recipe.max_eval_samples)]
         names = [sides.names[row] for row in rows.tolist()]
-    return Splits(train.table, evaluation.table, train.classes, record, notes, place, names)
+    return Splits(train.table, evaluation.table, train.classes, identity, notes, place, names)
 
 
 def load_split(
@@ -154,7 +154,7 @@ def prepared(
         table, fingerprint, more = side(table, recipe, split, classes, sides)
         notes = notes + more
     table, notes = first(table, limit), notes + [said] * bool(said)
-    return Split(table, classes, split_record(table, label, classes, fingerprint), notes, sides)
+    return Split(table, classes, identity_of(table, label, classes, fingerprint), notes, sides)
 
 
 def side(
@@ -206,14 +206,17 @@ def count(table: Any) -> int:
     return len(table) if isinstance(table, datasets.Dataset) else table.info.splits[str(table.split)].num_examples
 
 
-def split_record(table: Any, column: str, classes: list[str], fingerprint: str | None) -> dict[str, Any]:
-    """What is recorded of a split. A stream's labels have not been read: the hash is that of its files' addresses."""
+def identity_of(table: Any, column: str, classes: list[str], fingerprint: str | None) -> dict[str, Any]:
+    """The identity of a split, see ``data/identity.py``.
+
+    A stream's labels have not been read: the hash is that of its files' addresses.
+    """
     if isinstance(table, datasets.IterableDataset):
         addresses = "\n".join(files_of(table))
         images = table.info.splits[str(table.split)].num_examples
         found = {"images": images, "labels_sha256": hashlib.sha256(addresses.encode()).hexdigest()}
     elif isinstance(labels := labels_of(table, column), multi_label.Pairs):
-        found = {"images": len(table), **multi_label.labels_record(labels, len(table), len(classes))}
+        found = {"images": len(table), **multi_label.identity_of(labels, len(table), len(classes))}
     else:
         labels = labels.astype(np.int64)
         found = {"images": len(table), "labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest()}

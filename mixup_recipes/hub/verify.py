@@ -32,7 +32,7 @@ TOP1, NLL = 0.1, 1e-3  # points, and relative
 
 
 class Claims(NamedTuple):
-    """What the weights are held to: scores of the main classifier, and the run's record of the data behind them."""
+    """What the weights are held to: scores of the main classifier, and the identity of the data behind them."""
 
     number: float
     """The headline, top-1 or mAP."""
@@ -122,11 +122,11 @@ def of_weights(run: Run, claimed: Claims, dataset: str | None, batch_size: int) 
     backbones.check_input(net, batch_size, recipe.eval_size, run.name, training=False)
     accelerator = launch.accelerator(recipe, Path("."))
     found = load_split(recipe, recipe.eval_split, recipe.max_eval_samples, like=run.data.classes)
-    table, classes, record = found.table, found.classes, found.record
+    table, classes, identity = found.table, found.classes, found.identity
     backbones.check_classes(net, classes, run.name)
-    change = claimed.data.difference(recipe.eval_split, record, classes)
+    change = claimed.data.difference(recipe.eval_split, identity, classes)
     compared = "" if "fingerprint" in claimed.data.splits[recipe.eval_split] else " (by number and labels alone)"
-    yield f"data: {len(table)} images of {recipe.eval_split}, {change or f'as recorded{compared}'}", change is None
+    yield f"data: {len(table)} images of {recipe.eval_split}, {change or f'as noted{compared}'}", change is None
     transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
     samples = Samples(table, recipe, transform, "skip")
     net = launch.on_device(net, recipe, accelerator)

@@ -1,4 +1,4 @@
-"""The model card: ``README.md`` of a run folder, made from what the run recorded.
+"""The model card: ``README.md`` of a run folder, made from what the run folder says.
 
 Numbers come from the run's files, the method from its mixer's docstring, published numbers from ``published.csv``.
 All of it stands between two HTML comments, and is replaced whenever the card is written again; text around them and

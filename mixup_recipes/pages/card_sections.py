@@ -222,7 +222,7 @@ def citation_section(made: list[Method]) -> str:
 def files_section(run: Run, repo_id: str | None) -> str:
     """Links to what the run logged."""
     names = {
-        "log.jsonl": "every training and evaluation record",
+        "log.jsonl": "a row for each log of training and evaluation",
         "summary.csv": "one row per evaluated epoch",
         "eval_results.json": "the numbers above",
         "predictions.safetensors": "what these weights say of each evaluation image",

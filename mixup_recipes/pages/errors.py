@@ -67,11 +67,11 @@ def with_images(run: Run, found: list[Error]) -> tuple[list[Error], str]:
         if not is_here(recipe):
             raise UserError(f"dataset {recipe.dataset!r} is not on this machine")
         split = load_split(recipe, recipe.eval_split, recipe.max_eval_samples, like=run.data.classes)
-        if change := run.data.difference(recipe.eval_split, split.record, split.classes):
+        if change := run.data.difference(recipe.eval_split, split.identity, split.classes):
             raise UserError(f"the images here are not those of the run: {change}")
     except UserError as e:
         return found, f"No pictures: {e}."
-    marked = run.data.splits[recipe.eval_split].get("fingerprint") and split.record.get("fingerprint")
+    marked = run.data.splits[recipe.eval_split].get("fingerprint") and split.identity.get("fingerprint")
     note = "" if marked else "The images were told by their number and labels: the run has no fingerprint of them."
     at = origin(split.table)
     return [with_image(error, split.table[error.row], recipe, at) for error in found], note

@@ -281,10 +281,10 @@ def measured_costs(groups: list[Group]) -> tuple[list[list[float]], str]:
 
 
 def machine(run: Run) -> tuple[Any, ...] | None:
-    """What the speed of a run depends on beside its recipe; None if it was not recorded."""
+    """What the speed of a run depends on beside its recipe; None if it is not known."""
     try:
-        record = run.environment
-        return *(record[k] for k in ("device", "platform", "processes", "threads")), record["packages"]["torch"]
+        env = run.environment
+        return *(env[k] for k in ("device", "platform", "processes", "threads")), env["packages"]["torch"]
     except (UserError, KeyError, TypeError):
         return None
 

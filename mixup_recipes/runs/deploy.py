@@ -158,7 +158,7 @@ def evaluated(run: Run | None, transform: EvalTransform) -> Evaluated | str:
         found = load_split(recipe, split, recipe.max_eval_samples, like=run.data.classes)
         if not run.data.splits[split].get("fingerprint"):
             return "it has no fingerprint of its data"
-        if other := run.data.difference(split, found.record, found.classes):
+        if other := run.data.difference(split, found.identity, found.classes):
             return f"its data are others now: {other}"
         drawn = np.random.default_rng(0).permutation(len(columns["index"]))[:MOST]  # the first may be of one class
         some = {name: torch.from_numpy(column[np.sort(drawn)]) for name, column in columns.items()}

@@ -43,7 +43,7 @@ def of_run(run: Run) -> dict[str, Any]:
         "overrides": overrides(recipe),
         "protocol": protocols.rule_in_words(recipe),
         "images": summary.count,
-        "dataset": run.data.record,
+        "dataset": run.data.identity,
         "seeds": {str(recipe.seed): seed},
     }
     content = as_json(content)

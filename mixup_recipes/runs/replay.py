@@ -137,9 +137,9 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
 
 
 def check_data(run: Run, found: Splits) -> None:
-    """Raise ``UserError`` when the training table isn't the one that the run recorded."""
+    """Raise ``UserError`` when the training table isn't the one of the run."""
     split = run.recipe.train_split
-    if words := run.data.difference(split, found.record["splits"][split], found.classes):
+    if words := run.data.difference(split, found.identity["splits"][split], found.classes):
         raise UserError(
             f"dataset {run.recipe.dataset!r}, split {split!r}, is not what {run.folder} was trained on: {words}"
         )

@@ -67,15 +67,15 @@ class Data(NamedTuple):
     commit: str | None
     """The commit of the data set on the Hub that was read."""
     splits: dict[str, dict[str, Any]]
-    """Split -> what is recorded of it, see ``data/identity.py``."""
-    record: dict[str, Any]
+    """Split -> its identity, see ``data/identity.py``."""
+    identity: dict[str, Any]
     """What tells the data from others, without the names and counts of classes: equal for runs on the same images."""
     changes: list[dict[str, Any]]
     """Where the run went on over other images: ``update``, and in words what ``changed``."""
 
-    def difference(self, split: str, record: dict[str, Any], classes: Sequence[str]) -> str | None:
+    def difference(self, split: str, identity: dict[str, Any], classes: Sequence[str]) -> str | None:
         """In what other data differ from those of this run, in words; None where they are the same."""
-        return difference(self.splits[split], record, self.classes, classes)
+        return difference(self.splits[split], identity, self.classes, classes)
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,8 @@ class Run:
         images = {split: found["images"] for split, found in splits.items()}
         told = {name: {k: v for k, v in found.items() if k != "per_class"} for name, found in splits.items()}
         # a run may be older than the field commit
-        record = {"commit": None} | {k: v for k, v in content.items() if k != "classes"} | {"splits": told}
-        return Data(classes, images, commit, splits, record, changes)
+        identity = {"commit": None} | {k: v for k, v in content.items() if k != "classes"} | {"splits": told}
+        return Data(classes, images, commit, splits, identity, changes)
 
     @cached_property
     def environment_text(self) -> str:

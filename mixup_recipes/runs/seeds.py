@@ -82,15 +82,15 @@ def grouped(runs: list[Run]) -> list[Group]:
 
 def alike(one: Run, other: Run, ignore: tuple[str, ...]) -> bool:
     """Whether two runs saw the same images and are of one recipe but for some fields."""
-    first, second = record(one), record(other)
+    first, second = identity(one), identity(other)
     if first and second:
         first, second = comparable(first, second)
     return first == second and not differences(one.recipe, other.recipe, ignore)
 
 
-def record(run: Run) -> dict[str, Any] | None:
+def identity(run: Run) -> dict[str, Any] | None:
     """What a run says of its images; None for one that does not have ``data.json``."""
-    return run.data.record if (run.folder / "data.json").exists() else None
+    return run.data.identity if (run.folder / "data.json").exists() else None
 
 
 def by_setting(groups: list[Group]) -> dict[str, list[Group]]:
@@ -108,7 +108,7 @@ def values_in_words(values: dict[str, Any]) -> str:
 
 def images_in_words(run: Run) -> str:
     """``train 675 images (labels 1f3a5b7c), test 661 images (labels 9d8e7f60)``, or unknown images."""
-    splits = (record(run) or {"splits": {}})["splits"]
+    splits = (identity(run) or {"splits": {}})["splits"]
     found = [f"{name} {s['images']} images (labels {s['labels_sha256'][:8]})" for name, s in splits.items()]
     return ", ".join(found) or "unknown images"
 

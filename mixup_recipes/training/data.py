@@ -32,7 +32,7 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
     """The recipe's data, those of the run in the folder if it goes on from a checkpoint; what to know of them is said.
 
     They are looked for where the run found them, and keep its order of classes. Raises ``UserError`` when they are not
-    what the run was trained on, saying what changed; ``accept``: the record says so instead.
+    what the run was trained on, saying what changed; ``accept``: ``data.json`` says so instead.
     """
     before, where = (noted(folder, name) if trained(folder) else {} for name in ("data.json", PLACE))
     place = where.get("path")
@@ -47,8 +47,8 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
     moved = before.get("dataset", recipe.dataset) != recipe.dataset
     there = not moved and isinstance(place, str) and os.path.exists(place)
     splits = load_splits(changed(recipe, dataset=place) if there else recipe, classes or ())
-    splits.record["dataset"] = recipe.dataset
-    now = splits.record
+    splits.identity["dataset"] = recipe.dataset
+    now = splits.identity
     traced = any(found.get("fingerprint") for found in then.values())
     if then and moved and not traced:
         raise UserError(f"{folder} says no fingerprint of its data, so dataset must stay {before['dataset']!r}")

@@ -76,9 +76,9 @@ def check_teachers(folder: Path, step: nn.Module) -> None:
 
 
 def begun(folder: Path, recipe: Recipe, sha256: str | None) -> dict[str, str]:
-    """The weights that a run was begun with, for its record: source -> SHA-256, empty where there is no file to hash.
+    """The weights that a run was begun with, for its ``env.json``: source -> SHA-256, if there is a file.
 
-    ``sha256``: of the file read now; None where none is, as by a run that goes on: its first record holds. Raises
+    ``sha256``: of the file read now; None where none is, as by a run that goes on: what it noted first holds. Raises
     ``UserError`` when a run that was stopped before its first checkpoint would begin again from other weights.
     """
     before = noted(folder, "env.json").get("pretrained") if trained(folder) else None
@@ -105,7 +105,7 @@ def check_disk(folder: Path, needed: int) -> None:
 
 
 def begin_folder(folder: Path, recipe: Recipe, splits: Splits, environment: dict[str, Any]) -> None:
-    """Make the folder, remove what a killed process left half-written, and record recipe, data and environment."""
+    """Make the folder, remove what a killed process left half-written, and note recipe, data and environment."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock(folder)
@@ -114,8 +114,8 @@ def begin_folder(folder: Path, recipe: Recipe, splits: Splits, environment: dict
         if not trained(folder):  # of one that failed before its first update
             (folder / SKIPPED).unlink(missing_ok=True)
         write(folder / "recipe.yaml", to_yaml(recipe))
-        changes = splits.record["changed"]
-        write_json(folder / "data.json", {k: v for k, v in splits.record.items() if k != "changed" or changes})
+        changes = splits.identity["changed"]
+        write_json(folder / "data.json", {k: v for k, v in splits.identity.items() if k != "changed" or changes})
         if splits.held_out:
             write(folder / "holdout.txt", "".join(f"{name}\n" for name in splits.held_out))
         if splits.place:
@@ -149,7 +149,7 @@ def environment(accelerator: Any, recipe: Recipe, step: nn.Module, start: dict[s
 
 
 def without_token(argv: list[str]) -> list[str]:
-    """A command line as it may be recorded: ``--hub_token`` keeps its name only."""
+    """A command line as it may be kept: ``--hub_token`` keeps its name only."""
     shown: list[str] = []
     for word in argv:
         name, _, value = word.partition("=")

@@ -7,7 +7,7 @@ than it knows, and reads every older one.
 A run folder, at its root a model repository of timm's format (``export``, ``folder`` and ``runs/run.py``):
 
 - ``recipe.yaml``: the resolved recipe, itself a valid ``--recipe``.
-- ``data.json``: ``dataset``, ``config``, ``revision``, ``commit`` (of the Hub), ``splits`` (name -> record, see
+- ``data.json``: ``dataset``, ``config``, ``revision``, ``commit`` (of the Hub), ``splits`` (name -> identity, see
   ``data/identity.py``; a run of version 0.1 has no fingerprint), ``classes``; ``changed`` where a run went on over
   other data: ``update`` and the words; ``holdout`` where the data have one split: which, ``share``, ``seed``.
 - ``holdout.txt``: the names of the files that were held out. ``skipped.txt``: the images that could not be read and

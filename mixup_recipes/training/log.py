@@ -40,11 +40,11 @@ class Log:
             raise UserError(f"{path} is damaged or shorter than its checkpoint expects; choose another --output_dir")
         os.truncate(path, length)
 
-    def write(self, **record: Any) -> None:
-        """Append one record."""
-        self.lines.append(record)
+    def write(self, **values: Any) -> None:
+        """Append one row."""
+        self.lines.append(values)
         with writing(self.path), self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(values) + "\n")
 
     def length(self) -> int:
         """Bytes so far, all of them on the disk: what a checkpoint remembers."""
@@ -57,7 +57,7 @@ class NoLog:
 
     lines: tuple[Line, ...] = ()
 
-    def write(self, **record: Any) -> None:
+    def write(self, **values: Any) -> None:
         """Nothing."""
 
     def length(self) -> int:

@@ -119,7 +119,7 @@ def premix(
         "all_pairs": all_pairs,
         "with_originals": originals,
         "teacher_sha256": frozen.fingerprint(),
-        "data": splits.record,
+        "data": splits.identity,
     }
     # of the settings the folder keeps a hash: they hold paths of this machine, and the folder is made to be published
     found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
