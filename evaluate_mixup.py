@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int | None:
             by_class = per_class(columns["label"], columns["top"][:, 0], len(split.classes))
             scores |= {"macro_recall": by_class.macro(by_class.recall), "macro_f1": by_class.macro(by_class.f1)}
         scores |= {"bad_images": len(samples) - len(columns["index"])}
-        print("\n".join(f"{k:12}{v:.4f}" if isinstance(v, float) else f"{k:12}{v}" for k, v in scores.items()))
+        print("\n".join(f"{k:14}{v:.4f}" if isinstance(v, float) else f"{k:14}{v}" for k, v in scores.items()))
         if args.predictions:
             write_predictions(args.predictions, columns)
         if args.output:

@@ -136,7 +136,7 @@ class Recipe:
     bce_target_thresh: Share | None = None
     """Binarise targets at this value before the binary cross-entropy."""
     class_weights: Literal["none", "balanced"] = "none"
-    """Weigh each class in the loss with N / (K n): all its images together count as much as those of any other."""
+    """Weigh what targets say for a class by N / (K n), so that all classes count the same."""
     smoothing: Share = 0.0
     """Label smoothing, applied once, before mixing."""
     # --- training images
@@ -216,6 +216,8 @@ def check(recipe: Recipe) -> None:
                 raise UserError(f"{name} needs the whole table: it does not go with streaming")
     if recipe.multi_label:
         check_multi_label(recipe)
+    if recipe.sampler == recipe.class_weights == "balanced":
+        raise UserError("sampler balanced and class_weights balanced each make all classes count the same; choose one")
     if recipe.multi_label and recipe.sampler == "balanced":
         raise UserError("sampler balanced is for images of one class each: it does not go with multi_label")
     if recipe.batch_size % recipe.per_device_train_batch_size:

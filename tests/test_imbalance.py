@@ -1,13 +1,14 @@
 """Promise: classes of few images count as asked for, and images that cannot be read are named."""
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from resuming import checkpoints, differences
-from test_own_photos import put, recipe
+from test_own_photos import TINY, put, recipe
 
 from mixup_recipes.data import keys
 from mixup_recipes.data.order import TrainOrder
@@ -17,8 +18,7 @@ from mixup_recipes.typed import UserError
 CPU = torch.device("cpu")
 SIZES = [40, 9, 1]
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(3), SIZES))
-SMALL = ["--model", "test_resnet", "--pretrained", "none", "--data_config", "recipe", "--image_size", 32]
-SMALL += ["--eval_size", 32, "--eval_resize", 32, "--batch_size", 8, "--per_device_train_batch_size", 8, "--epochs", 2]
+SMALL = [*TINY, "--epochs", 2]
 
 
 def test_a_balanced_order_has_as_many_of_each_class_and_is_a_function_of_seed_and_epoch():
@@ -64,24 +64,22 @@ def test_weights_of_classes_are_balanced_and_multiply_what_targets_say():
             recipe("owner/photos", streaming=True, **{field: "balanced"})
 
 
-def test_a_run_with_both_goes_on_to_the_same_end_and_differs_from_one_without(server, tmp_path):
+def test_each_changes_a_run_which_goes_on_to_the_same_end(server, tmp_path):
     root = put(tmp_path / "photos", 6)
     put(root, 20, classes=("bee",), start=6)
     run = ["--recipe", "finetune_mixup", "--dataset", root, *SMALL, "--checkpointing_steps", 2]
-    both = [*run, "--sampler", "balanced", "--class_weights", "balanced"]
-    for name, args in (("plain", run), ("whole", both), ("parts", both)):
+    balanced = [*run, "--sampler", "balanced"]
+    weighted = [*run, "--class_weights", "balanced"]
+    for name, args in (("plain", run), ("whole", balanced), ("parts", balanced), ("weighted", weighted)):
         status, output = server.run(*args, "--output_dir", tmp_path / name)
         assert status == 0, output
-    last = checkpoints(tmp_path / "parts")[-1]
-    for path in last.iterdir():
-        path.unlink()
-    last.rmdir()
-    assert server.run(*both, "--output_dir", tmp_path / "parts", "--resume_from_checkpoint", "auto")[0] == 0
+    shutil.rmtree(checkpoints(tmp_path / "parts")[-1])
+    assert server.run(*balanced, "--output_dir", tmp_path / "parts", "--resume_from_checkpoint", "auto")[0] == 0
     assert differences(tmp_path / "whole", tmp_path / "parts") == []
-    losses = [
-        json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0])["loss"] for name in ("plain", "whole")
-    ]
-    assert losses[0] != losses[1]
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines()[0] for name in ("plain", "whole", "weighted")]
+    assert len({json.loads(line)["loss"] for line in logs}) == 3
+    status, output = server.run(*balanced, "--class_weights", "balanced", "--output_dir", tmp_path / "both")
+    assert status == 2 and "each make all classes count the same; choose one" in output
 
 
 def test_images_that_are_passed_over_are_listed_and_a_run_that_failed_on_its_first_does_not_block(server, tmp_path):
@@ -106,11 +104,29 @@ def test_images_that_are_passed_over_are_listed_and_a_run_that_failed_on_its_fir
     assert "--on_bad_image skip" in (run / "README.md").read_text()
     status, output = server.run(*args)
     assert status == 2 and "already holds a run" in output
-    # after a first try without an update, mended photos are no changed data
-    other = [*args, "--output_dir", tmp_path / "other"]
-    del other[other.index("--output_dir") : other.index("--output_dir") + 2]
-    assert server.run(*other)[0] != 0
+    # nor is a first try on other data: what it noted of them is gone
+    other = tmp_path / "other"
+    first = [*args, "--output_dir", other, "--dataset", tmp_path / "first"]
+    put(tmp_path / "first")
+    for path in (tmp_path / "first").rglob("*.jpg"):
+        path.write_bytes(b"no image" + str(path).encode())
+    assert server.run(*without(first, "--output_dir", "--dataset"))[0] == 2
+    held = (other / "holdout.txt").read_text()
+    # and photos that were mended meanwhile are no changed data
+    args = without([*args, "--output_dir", other], "--output_dir")
+    assert server.run(*args)[0] == 2
+    assert (other / "holdout.txt").read_text() != held
     for path, content in kept.items():
         path.write_bytes(content)
-    status, output = server.run(*other, "--resume_from_checkpoint", "auto")
-    assert status == 0 and not (tmp_path / "other/skipped.txt").exists(), output
+    status, output = server.run(*args, "--resume_from_checkpoint", "auto")
+    assert status == 0 and not (other / "skipped.txt").exists(), output
+    assert json.loads((other / ".dataset.json").read_text())["path"] == str(root)
+
+
+def without(args, *flags):
+    """A command line without the first value of some flags, of which another one follows."""
+    left = list(args)
+    for flag in flags:
+        place = left.index(flag)
+        del left[place : place + 2]
+    return left

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import resuming
 import torch
+from odd import END, sample
 from resuming import small_model_for
 from safetensors.numpy import load_file
 from tiny import jpeg
@@ -107,6 +108,18 @@ def test_a_table_of_paths_says_labels_in_a_cell_or_in_a_list(tmp_path):
     assert "validation: 1 left out, rows without a path: row 3" in odd.notes
     (tmp_path / "twice.csv").write_text("image,label\n0.jpg,a\n0.jpg,b\n")
     assert "two labels, 'a' and 'b'; write them into one row, as a|b" in refused(tmp_path / "twice.csv")
+    (tmp_path / "turned.csv").write_text("image,label\n0.jpg,a|b\n0.jpg,b|a\n1.jpg,b\n2.jpg,a\n3.jpg,b\n")
+    assert any(
+        "rows that are there twice: 0.jpg" in n for n in load_splits(recipe(tmp_path / "turned.csv", holdout=0.5)).notes
+    )
+    for cells, says in (
+        (({"label": [0, 1]}, {"label": [1, 1]}), "is of zeros and ones; expected the names or numbers"),
+        (({"label": ["a"]}, {}), "row 2 has a null; an image without labels has an empty list or text there"),
+        (({"label": ["a", None]}, {"label": []}), "row 1 has a null"),
+    ):
+        lines = [json.dumps({"image": f"{i}.jpg"} | cell) + "\n" for i, cell in enumerate(cells)]
+        (tmp_path / "wrong.jsonl").write_text("".join(lines))
+        assert says in refused(tmp_path / "wrong.jsonl")
 
 
 def test_a_column_of_parquet_may_be_of_lists_words_or_numbers(tmp_path):
@@ -124,11 +137,16 @@ def test_a_column_of_parquet_may_be_of_lists_words_or_numbers(tmp_path):
         found = load_splits(recipe(parquet(tmp_path / str(i), feature, values)))
         assert found.classes == list(classes) and words_in(found) == [{*row} for row in rows]
     wrong = [
-        (datasets.List(number), [[0, 1, 1], [1, 0, 0], [0, 0, 0]], "is of zeros and ones; expected the numbers"),
-        (datasets.List(number), [[0], None], "row 1 has no 'label'; an image without labels has an empty list"),
+        (
+            datasets.List(number),
+            [[0, 1, 1], [1, 0, 0], [0, 0, 0]],
+            "is of zeros and ones; expected the names or numbers",
+        ),
+        (datasets.List(number), [[0, 1], [1, 0], [0, 0]], "is of zeros and ones"),
+        (datasets.List(number), [[0], None], "'label': row 2 has a null; an image without labels has an empty list"),
         (datasets.List(names), [[0], [-1]], "has unlabelled images (label -1)"),
         (datasets.List(datasets.Value("float32")), [[0.0], [1.0]], "is not of words or whole numbers, nor of lists"),
-        (datasets.List(datasets.Value("string")), [["a", None], []], "have labels that are null; expected words"),
+        (datasets.List(datasets.Value("string")), [["a", None], []], "'label': row 1 has a null"),
         (datasets.List(number), [[], []], "no image has a label in column 'label'"),
     ]
     for i, (feature, values, says) in enumerate(wrong):
@@ -142,6 +160,17 @@ def test_a_column_of_parquet_may_be_of_lists_words_or_numbers(tmp_path):
             (tmp_path / "folder" / name / f"{name}{i}.jpg").write_bytes(b"\xff\xd8\xff" + bytes(i + 1))
     found = load_splits(recipe(tmp_path / "folder"))
     assert found.classes == ["ant", "bee"] and all(len(row) == 1 for row in found.train["label"])
+
+
+def test_tars_say_labels_in_a_list_or_a_text(tmp_path):
+    labels = [b'{"label": ["b", "a"]}', b'{"label": "a|c"}', b'{"label": []}', b'{"label": ""}', b'{"label": " c"}']
+    for split in ("train", "validation"):
+        tar = b"".join(sample(f"{i}", label) for i, label in enumerate(labels)) + END
+        (tmp_path / f"{split}.tar").write_bytes(tar)
+    found = load_splits(recipe(tmp_path))
+    assert words_in(found) == [{"a", "b"}, {"a", "c"}, set(), set(), {"c"}]
+    (tmp_path / "train.tar").write_bytes(sample("0", b'{"label": [["a"]]}') + END)
+    assert "expected a word or a whole number, not ['a']" in refused(tmp_path)
 
 
 def test_a_hold_out_does_not_depend_on_labels_and_leaves_an_image_of_each_class(tmp_path):
@@ -320,7 +349,7 @@ def test_from_a_table_to_a_report_predictions_and_a_file_for_a_phone(server, con
     assert (tmp_path / "said.csv").read_text().startswith("path,labels,rank,label,probability,error\n")
     assert "; " in console("predict", run, table.parent / "3.jpg")[1]
 
-    for ending in ("pt", "pt2"):
+    for ending in ("pt", "onnx"):
         status, output, errors = console("export", run, "--out", tmp_path / f"photos.{ending}")
         assert status == 0 and f"{held} get the labels of predictions" in output and "if p >= 0.5" in output, errors
     kept = {"config.json": ""}

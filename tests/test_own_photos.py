@@ -22,6 +22,8 @@ from mixup_recipes.training.update import new_step
 from mixup_recipes.typed import UserError
 
 CLASSES = ("ant", "bee", "cow")
+TINY = ["--model", "test_resnet", "--pretrained", "none", "--data_config", "recipe", "--image_size", 32]
+TINY += ["--eval_size", 32, "--eval_resize", 32, "--batch_size", 8, "--per_device_train_batch_size", 8]
 
 
 def put(root, images=20, classes=CLASSES, start=0):
@@ -196,9 +198,7 @@ def test_some_updates_train_on_the_images_as_they_are(images_and_targets):
 
 def test_a_folder_becomes_a_classifier_its_report_predictions_and_a_file_for_a_phone(server, console, tmp_path):
     root, run, report = put(tmp_path / "photos", 12), tmp_path / "run", tmp_path / "report"
-    small = ["--model", "test_resnet", "--pretrained", "none", "--data_config", "recipe", "--image_size", 32]
-    small += ["--eval_size", 32, "--eval_resize", 32, "--batch_size", 8, "--per_device_train_batch_size", 8]
-    args = ["--recipe", "finetune_cutmix", "--dataset", root, "--output_dir", run, "--epochs", 2, *small]
+    args = ["--recipe", "finetune_cutmix", "--dataset", root, "--output_dir", run, "--epochs", 2, *TINY]
     status, output = server.run(*args)
     assert status == 0, output
     data = json.loads((run / "data.json").read_text())
@@ -222,8 +222,31 @@ def test_a_folder_becomes_a_classifier_its_report_predictions_and_a_file_for_a_p
     assert {"classes.csv", "confusion.png", "reliability.png", "report.md"} <= {p.name for p in report.iterdir()}
     assert console("predict", run, root, "--out", tmp_path / "predictions.csv")[0] == 0
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 36 * 3
-    status, output, errors = console("export", run, "--out", tmp_path / "photos.pt")
+    status, output, errors = console("export", run, "--out", tmp_path / "photos.onnx")
     assert status == 0 and "get the class of predictions" in output and "exif_transpose" in output, errors
+
+
+def test_a_photo_is_turned_alike_in_training_evaluation_predictions_and_the_card(server, console, tmp_path):
+    root, rng = tmp_path / "photos", np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number, kind in enumerate(CLASSES):  # upright the lower half of one class is white, of another the upper one
+        (root / kind).mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(0, 40, (32, 32, 3), dtype=np.uint8)
+            pixels[[slice(16, 32), slice(0, 16), slice(12, 20)][number]] += 200
+            if i % 2:  # as the sensor saw it, with the camera's note
+                Image.fromarray(np.rot90(pixels)).save(root / kind / f"{i}.jpg", exif=exif)
+            else:
+                Image.fromarray(pixels).save(root / kind / f"{i}.jpg")
+    args = ["--recipe", "finetune_vanilla", "--dataset", root, "--output_dir", tmp_path / "run", *TINY, "--epochs", 5]
+    args += ["--hflip", 0, "--scale", 0.9, 1, "--aa", "none"]
+    assert server.run(*args)[0] == 0
+    assert json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])["top1"] == 100
+    assert console("predict", tmp_path / "run", root, "--top_k", 1, "--out", tmp_path / "said.csv")[0] == 0
+    rows = [line.split(",") for line in (tmp_path / "said.csv").read_text().splitlines()[1:]]
+    assert sum(f"/{label}/" in path for path, _, label, *_ in rows) == len(rows) == 60
+    assert "ImageOps.exif_transpose(Image.open" in (tmp_path / "run/README.md").read_text()
 
 
 def test_prepared_sets_are_written_as_files_whole_and_prepared_weights_are_no_weights_of_timm(tiny_recipe, tmp_path):

@@ -127,6 +127,9 @@ def notes_of(sides: Sides, labels: np.ndarray | Pairs, classes: Sequence[str]) -
     rows, places = labelled(labels)
     without = np.setdiff1d(places, places[np.isin(rows, sides.held_out)])
     notes = [f"{len(sides.held_out):,} of {len(sides.names):,} images are held out to evaluate on"]
+    if len(alike := {*sides.names}) <= len(sides.names) // 2:
+        few = f"{len(sides.names):,} images have {len(alike):,} names of files"
+        notes.append(f"{few}, and those of a class that have the same name are held out together")
     if len(sides.left_out):
         again = some([sides.names[row] for row in sides.left_out])
         notes.append(f"{len(sides.left_out):,} left out of training, their content is held out: {again}")

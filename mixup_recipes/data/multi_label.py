@@ -7,6 +7,7 @@ separates several. An image without labels has an empty list or cell; a null is 
 
 import hashlib
 import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import datasets
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from mixup_recipes.data.classes import natural
 from mixup_recipes.data.folder import encodable
-from mixup_recipes.data.origin import files_of, note_files
+from mixup_recipes.data.origin import with_column
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError
 
@@ -45,9 +46,19 @@ def is_many(feature: Any) -> bool:
 
 def several(cell: Any) -> tuple[str, ...]:
     """The labels of a cell as text, in order, each once: of a list, or of a text; none of an empty one."""
-    values = cell if isinstance(cell, list) else str(cell).split(BETWEEN) if cell is not None else []
-    words = (str(value).strip() for value in values if value is not None)
+    values = cell if isinstance(cell, list) else str(cell).split(BETWEEN)
+    words = (str(value).strip() for value in values)
     return tuple(dict.fromkeys(word for word in words if word))
+
+
+def check_cells(cells: Sequence[Any], where: str) -> None:
+    """Raise ``UserError`` for cells of lists or texts that give no answer, or that are rows of zeros and ones."""
+    lists = [cell if isinstance(cell, list) else str(cell).split(BETWEEN) for cell in cells if cell is not None]
+    if len(lists) < len(cells) or any(None in found for found in lists):
+        row = next(i for i, cell in enumerate(cells) if cell is None or (isinstance(cell, list) and None in cell))
+        raise UserError(f"{where}: row {row + 1} has a null; an image without labels has an empty list or text there")
+    if len({len(found) for found in lists}) == 1 < len(lists[0]) and {str(v) for f in lists for v in f} <= {"0", "1"}:
+        raise UserError(f"{where} is of zeros and ones; expected the names or numbers of an image's classes")
 
 
 def named(cells: list[tuple[str, ...]]) -> tuple[Pairs, list[str]]:
@@ -68,12 +79,8 @@ def column_of(found: Pairs, size: int, names: list[str]) -> tuple[pa.Array, data
 
 
 def with_labels(table: datasets.Dataset, column: str, found: Pairs, names: list[str]) -> datasets.Dataset:
-    """The table with other labels, and its columns in the same order."""
-    files, order = files_of(table), table.column_names
-    values, feature = column_of(found, len(table), names)
-    table = table.remove_columns(column).add_column(column, values, feature=feature).select_columns(order)
-    note_files(table, files)
-    return table
+    """The table with other labels."""
+    return with_column(table, column, *column_of(found, len(table), names))
 
 
 def pairs(table: datasets.Dataset, column: str) -> Pairs:
@@ -88,11 +95,8 @@ def in_lists(table: datasets.Dataset, recipe: Recipe, split: str) -> datasets.Da
     column = recipe.label_column
     where = f"dataset {recipe.dataset!r}, split {split!r}"
     feature, values = table.features[column], table.data.column(column)
-    if values.null_count:
-        row = values.is_null().index(True).as_py()
-        raise UserError(f"{where}: row {row} has no {column!r}; an image without labels has an empty list there")
-    if is_many(feature) and pc.list_flatten(values).null_count:
-        raise UserError(f"{where}: lists in column {column!r} have labels that are null; expected words or numbers")
+    if is_many(feature) or "string" in str(getattr(feature, "dtype", "")) or values.null_count:
+        check_cells(values.to_pylist(), f"{where}: column {column!r}")
     kind: Any = feature.feature if is_many(feature) else feature
     if "string" in str(getattr(kind, "dtype", "")):
         found, names = named([several(cell) for cell in values.to_pylist()])
@@ -103,8 +107,6 @@ def in_lists(table: datasets.Dataset, recipe: Recipe, split: str) -> datasets.Da
             raise UserError(f"{where}: label column {column!r} is not of words or whole numbers, nor of lists of them")
         numbers = flat.to_numpy().astype(np.int64)
         names = names_of(kind, numbers, recipe, where)
-        if is_many(feature) and len(numbers) and numbers.max() < 2 < lengths.min() == lengths.max():
-            raise UserError(f"{where}: {column!r} is of zeros and ones; expected the numbers of an image's classes")
         found = Pairs(np.repeat(np.arange(len(lengths)), lengths), numbers)
     if not len(found.row):
         raise UserError(f"{where}: no image has a label in column {column!r}")

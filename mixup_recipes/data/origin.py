@@ -58,6 +58,14 @@ def note_files(table: Any, files: Iterable[str], folder: str | None = None) -> N
     table.info.download_checksums = dict.fromkeys(([] if folder is None else [f"{folder}/"]) + [str(f) for f in files])
 
 
+def with_column(table: datasets.Dataset, name: str, values: Any, feature: Any) -> datasets.Dataset:
+    """A table with other values in a column; the order of its columns and what ``note_files`` noted stay."""
+    files, order = files_of(table), table.column_names
+    table = table.remove_columns(name).add_column(name, values, feature=feature).select_columns(order)
+    note_files(table, files)
+    return table
+
+
 def files_of(table: Any) -> list[str]:
     """What ``note_files`` noted; ends with a slash: a folder."""
     return list(table.info.download_checksums or ())

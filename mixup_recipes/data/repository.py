@@ -101,11 +101,14 @@ def of_samples(table: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
             raise UserError(f"dataset {recipe.dataset!r} has images in {some(found)}; choose one by --image_column")
         table = table.rename_column(found[0], image)
     if label not in table.column_names and label == Recipe.label_column and "cls" in table.column_names:
-        return table.rename_column("cls", label)
+        table = table.rename_column("cls", label)
     feature = table.features.get("json")
     if label not in table.column_names and isinstance(feature, dict) and label in feature:
         values = pc.struct_field(table.data.column("json"), label).to_pylist()
-        return table.add_column(label, values, feature=feature[label])
+        table = table.add_column(label, values, feature=feature[label])
+    if "string" in str(getattr(table.features.get(label), "dtype", "")):
+        words = [word and word.strip() for word in table.data.column(label).to_pylist()]
+        table = table.remove_columns(label).add_column(label, words, feature=datasets.Value("string"))
     return table
 
 

@@ -9,10 +9,9 @@ import datasets
 import numpy as np
 
 from mixup_recipes.data import holdout, keys, multi_label
-from mixup_recipes.data.classes import among, natural, places, subset
-from mixup_recipes.data.folder import encodable
+from mixup_recipes.data.classes import among, places, subset
 from mixup_recipes.data.opening import open_split
-from mixup_recipes.data.origin import Opened, files_of, note_files, with_named
+from mixup_recipes.data.origin import Opened, files_of, with_column, with_named
 from mixup_recipes.data.prepare import PREPARED
 from mixup_recipes.data.repository import one_commit
 from mixup_recipes.recipe import Recipe
@@ -169,7 +168,9 @@ def side(
     evaluated = split != recipe.train_split
     rows = sides.held_out if evaluated else sides.train
     if not len(rows):
-        raise UserError(f"dataset {recipe.dataset!r} has {len(table)} images, of which none is held out; add images")
+        images = f"{len(table)} images of {len({*sides.names})} names"
+        what = "none is held out; add images, or pass another" if evaluated else "all are held out; pass a lower"
+        raise UserError(f"dataset {recipe.dataset!r} has {images}, of which {what} --holdout")
     digest = hashlib.sha256()
     for row, size in zip(rows.tolist(), sides.sizes[rows].tolist(), strict=True):
         digest.update(f"{words[row]}/{sides.names[row]}\0{size}\n".encode(errors="replace"))
@@ -189,16 +190,12 @@ def in_numbers(table: Any, recipe: Recipe, split: str) -> Any:
         raise UserError(f"dataset {recipe.dataset!r}: column {label!r} holds lists: {multi_label.PASS}")
     if not isinstance(table, datasets.Dataset) or "string" not in str(getattr(table.features[label], "dtype", "")):
         return table
-    words = table.data.column(label).to_pylist()
+    words: list[Any] = table.data.column(label).to_pylist()
     if missing := [i for i, word in enumerate(words) if not word]:
         rows = f"{len(missing):,} rows have no label in column {label!r}, the first is row {missing[0]}"
         raise UserError(f"dataset {recipe.dataset!r}: {rows}")
-    names = sorted({*words}, key=natural(sorted({*words})))
-    number = {name: i for i, name in enumerate(names)}
-    files, feature = files_of(table), datasets.ClassLabel(names=names)
-    table = table.remove_columns(label).add_column(label, np.array([number[w] for w in words]), feature=feature)
-    note_files(table, files)
-    return table
+    found, names = multi_label.named([(word,) for word in words])
+    return with_column(table, label, found.place, datasets.ClassLabel(names=names))
 
 
 def count(table: Any) -> int:
@@ -242,21 +239,7 @@ def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
     used = np.unique(np.asarray(labels_of(table, recipe.label_column))) if whole else np.empty(0)
     if used.dtype.kind not in "iu":  # an integer column with gaps becomes one of floats
         raise UserError(f"dataset {recipe.dataset!r}: label column {recipe.label_column!r} is not of whole numbers")
-    if used.min() < 0:
-        raise UserError(f"dataset {recipe.dataset!r}, split {split!r} has unlabelled images (label {used.min()})")
-    if hasattr(feature, "names"):
-        names = [str(name) for name in feature.names]
-        if odd := [name for name in names if not encodable(name)]:
-            raise UserError(f"dataset {recipe.dataset!r}, split {split!r} has a class name that is no text: {odd[0]!a}")
-    elif used.max() >= multi_label.MOST_CLASSES:
-        raise UserError(f"dataset {recipe.dataset!r}, split {split!r}: label {used.max()} is too large for a class")
-    else:
-        names = [str(i) for i in range(max(recipe.num_classes, int(used.max()) + 1))]
-    if used.max() >= len(names):
-        raise UserError(
-            f"dataset {recipe.dataset!r}, split {split!r} has label {used.max()}, but only {len(names)} class names"
-        )
-    return names
+    return multi_label.names_of(feature, used, recipe, f"dataset {recipe.dataset!r}, split {split!r}")
 
 
 def arranged(classes: list[str], like: list[str]) -> list[str] | None:
@@ -272,12 +255,7 @@ def relabelled(table: datasets.Dataset, column: str, where: Sequence[int], names
     if isinstance(labels := labels_of(table, column), multi_label.Pairs):
         moved = labels._replace(place=np.asarray(where)[labels.place])
         return multi_label.with_labels(table, column, moved, names)
-    labels = np.asarray(where)[labels]
-    order, files = table.column_names, files_of(table)
-    feature = datasets.ClassLabel(names=names)
-    table = table.remove_columns(column).add_column(column, labels, feature=feature).select_columns(order)
-    note_files(table, files)
-    return table
+    return with_column(table, column, np.asarray(where)[labels], datasets.ClassLabel(names=names))
 
 
 def placed(split: Split, recipe: Recipe, name: str, model: Any) -> Split:
@@ -291,7 +269,7 @@ def placed(split: Split, recipe: Recipe, name: str, model: Any) -> Split:
     if found == list(range(outputs)):
         return split._replace(notes=notes)
     names = list(known) if known and len({*known}) == outputs else [str(i) for i in range(outputs)]
-    return split._replace(table=relabelled(split.table, recipe.label_column, found, names), notes=notes)
+    return split._replace(table=relabelled(split.table, recipe.label_column, found, names), classes=names, notes=notes)
 
 
 def first(table: Any, size: int | None) -> Any:

@@ -60,13 +60,12 @@ def columns(path: Path, wanted: tuple[str, ...]) -> dict[str, list[Any]]:
 
 
 def as_text(value: Any) -> Any:
-    """A cell as text: 3.0 and 3 are the same number. A list stays one, of its texts."""
+    """A cell as text, None for a null: 3.0 and 3 are the same number. A list stays one, of its texts."""
     if isinstance(value, list):
         return [as_text(inner) for inner in value]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    text = None if value is None or value != value else str(value).strip()
-    return text or None
+    return None if value is None or value != value else str(value).strip()
 
 
 def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
@@ -78,6 +77,8 @@ def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
     found = columns(path, (image, label, SPLIT))
     if not recipe.multi_label and any(isinstance(cell, list) for cell in found[label]):
         raise UserError(f"{path}: column {label!r} holds lists: {multi_label.PASS}")
+    if recipe.multi_label:
+        multi_label.check_cells(found[label], f"{path}: column {label!r}")
     rows = list(range(len(found[image])))
     divided = SPLIT in found and any(found[SPLIT])
     notes = []
@@ -91,7 +92,7 @@ def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
         rows = [i for i in rows if found[SPLIT][i] == (taken or recipe.train_split)]
     paths, labels, digest = [], [], hashlib.sha256()
     left_out: dict[str, list[str]] = {}
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[str, ...]] = {}
     root = os.path.realpath(path.parent)
     for i in rows:
         name, cell = found[image][i], found[label][i]
@@ -99,15 +100,17 @@ def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
         word = multi_label.BETWEEN.join(words)
         whole = name and (words or recipe.multi_label)  # no label is an answer where there may be several
         where, why, size = place(root, name)
-        if whole and seen.get(where, word) != word:
-            one = f"; write them into one row, as {seen[where]}{multi_label.BETWEEN}{word}" * recipe.multi_label
-            raise UserError(f"{path}: {name} is there with two labels, {seen[where]!r} and {word!r}{one}")
+        if whole and {*seen.get(where, words)} != {*words}:
+            before = multi_label.BETWEEN.join(seen[where])
+            all_of_them = multi_label.BETWEEN.join(dict.fromkeys(seen[where] + words))
+            one = f"; write them into one row, as {all_of_them}" * recipe.multi_label
+            raise UserError(f"{path}: {name} is there with two labels, {before!r} and {word!r}{one}")
         if not whole or why or where in seen:
             why = why if whole else "rows without a path" + " or a label" * (not recipe.multi_label)
             said = name if whole else f"row {i + 1}"
             left_out.setdefault(why or "rows that are there twice", []).append(said)
             continue
-        seen[where] = word
+        seen[where] = words
         digest.update(f"{name}\0{size}\0{word}\n".encode(errors="replace"))
         paths.append(where)
         labels.append(words)

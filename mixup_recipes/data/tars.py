@@ -28,6 +28,7 @@ from mixup_recipes.data.decoding import LARGEST_FILE
 from mixup_recipes.data.folder import SPLITS, encodable, has_images
 from mixup_recipes.data.holdout import wanted
 from mixup_recipes.data.identity import some
+from mixup_recipes.data.multi_label import BETWEEN
 from mixup_recipes.data.origin import Opened, note_files
 from mixup_recipes.data.repository import PICTURES, SMALL, announce_copy
 from mixup_recipes.recipe import Recipe
@@ -53,7 +54,7 @@ class Row(NamedTuple):
 
     tar: int
     image: Member
-    label: str | int
+    label: str | int | list[str]
 
 
 def open_tars(recipe: Recipe, folder: Path, split: str, tables: bool) -> Opened | None:
@@ -183,8 +184,13 @@ def image_of(members: dict[str, Member], path: Path, key: str, recipe: Recipe) -
     return members[found[0]] if found else None
 
 
-def label_of(members: dict[str, Member], file: BinaryIO, path: Path, key: str, recipe: Recipe) -> str | int | None:
-    """The label of a sample, None for one that has none. Raises ``UserError`` for one that is none."""
+def label_of(
+    members: dict[str, Member], file: BinaryIO, path: Path, key: str, recipe: Recipe
+) -> str | int | list[str] | None:
+    """The label of a sample, with ``multi_label`` all of them; None for one that has none.
+
+    Raises ``UserError`` for one that is none.
+    """
     column = recipe.label_column
     field = "cls" if column == Recipe.label_column and column not in members and "cls" in members else column
     field = field if field in members or "json" not in members else "json"
@@ -197,16 +203,30 @@ def label_of(members: dict[str, Member], file: BinaryIO, path: Path, key: str, r
             value = int(value)
         elif field == "json":
             value = json.loads(text).get(column)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool | float | dict | list) or (isinstance(value, int) and abs(value) >= 2**63):
-            raise ValueError(f"expected a word or a whole number, not {value!r}")
-        if isinstance(value, str) and not encodable(value):
-            raise ValueError(f"{value!a} is no text")
+        if value is None:
+            return None
+        several = recipe.multi_label and isinstance(value, str | list)
+        parts = [value] if not several else value.split(BETWEEN) if isinstance(value, str) else value
+        values = [checked(part) for part in parts]
     except (ValueError, AttributeError, RecursionError) as e:
         reason = " ".join(str(e).split())[:200]
         raise UserError(f"{path}: the label of the sample {key!a}, its {field}, cannot be read: {reason}") from None
-    return None if value == "" else value
+    if recipe.multi_label:
+        return [str(part) for part in values]
+    return None if values == [""] else values[0]
+
+
+def checked(value: Any) -> str | int:
+    """A word without what is around it, or a whole number. Raises ``ValueError`` for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise ValueError(f"expected a word or a whole number, not {value!r}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"{value} is too large for a class")
+    if isinstance(value, str) and not encodable(value):
+        raise ValueError(f"{value!a} is no text")
+    return value.strip() if isinstance(value, str) else value
 
 
 def content(member: Member, file: BinaryIO, most: int) -> bytes:
@@ -248,8 +268,10 @@ def pictures(
                 yield {column: {"bytes": content(Member(name, offset, size), file, size), "path": name}}
 
 
-def with_labels(table: datasets.Dataset, labels: list[str | int], recipe: Recipe) -> datasets.Dataset:
-    """A table with the column of labels: whole numbers where all of them are, else words."""
+def with_labels(table: datasets.Dataset, labels: list[str | int | list[str]], recipe: Recipe) -> datasets.Dataset:
+    """A table with the column of labels: whole numbers where all of them are, else words, or lists of words."""
+    if recipe.multi_label:
+        return table.add_column(recipe.label_column, labels, feature=datasets.List(datasets.Value("string")))
     if all(isinstance(label, int) for label in labels):
         return table.add_column(recipe.label_column, np.array(labels, np.int64))
     return table.add_column(recipe.label_column, [str(label) for label in labels], feature=datasets.Value("string"))

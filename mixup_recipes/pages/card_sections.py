@@ -151,14 +151,16 @@ def use_section(run: Run, repo_id: str | None) -> str:
     first = (
         "import mixup_recipes.training.backbones  # of Mixup Recipes: timm lacks this architecture\n" if ours else ""
     )
+    upright = recipe.exif_orientation
+    opened = f'{"ImageOps.exif_transpose(" * upright}Image.open("image.jpg"){")" * upright}'
     by_timm = f"""{first}import timm
 import torch
-from PIL import Image
+from PIL import Image{", ImageOps" * upright}
 
 model = timm.create_model("{f"hf-hub:{repo_id}" if repo_id else "local-dir:."}", pretrained=True).eval()
 config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config, is_training=False)
-image = Image.open("image.jpg").convert("RGB")
+image = {opened}.convert("RGB")
 with torch.no_grad():
     probabilities = model(transform(image)[None]).{"sigmoid()" if recipe.multi_label else "softmax(1)"}[0]
 for p, k in zip(*probabilities.topk({min(5, len(run.data.classes))})):
@@ -174,7 +176,8 @@ print(classify("image.jpg"{', function_to_apply="sigmoid"' * recipe.multi_label}
         flags += [f"--{key}", getattr(recipe, key)] if getattr(recipe, key) != usual else []
     where = "" if repo_id else "In this folder. "
     scored = "mAP and F1," if recipe.multi_label else "Top-1 and top-5 through `evaluate`,"
-    score = fence("bash", f"accelerate launch evaluate_mixup.py {shlex.join(map(line, flags))}")
+    left_out = "".join(f" {flag}" for flag in job_flags(run.environment["command"]))
+    score = fence("bash", f"accelerate launch evaluate_mixup.py {shlex.join(map(line, flags))}{left_out}")
     return "\n\n".join([
         f"## How to use\n\n{where}With timm:", fence("python", by_timm), "With transformers:",
         fence("python", by_transformers), f"{scored} from a copy of Mixup Recipes:", score,

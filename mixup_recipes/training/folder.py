@@ -111,8 +111,11 @@ def begin_folder(folder: Path, recipe: Recipe, splits: Splits, environment: dict
         lock(folder)
         for leftover in (*folder.glob("checkpoints/tmp-*"), *folder.glob(".*.tmp")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        if not trained(folder):  # of one that failed before its first update
-            (folder / SKIPPED).unlink(missing_ok=True)
+        if not trained(folder):  # of a try that failed before its first evaluation, perhaps on other data
+            for name in (SKIPPED, PLACE, "holdout.txt"):
+                (folder / name).unlink(missing_ok=True)
+            for name in ("samples", "runs"):
+                shutil.rmtree(folder / name, ignore_errors=True)
         write(folder / "recipe.yaml", to_yaml(recipe))
         changes = splits.identity["changed"]
         write_json(folder / "data.json", {k: v for k, v in splits.identity.items() if k != "changed" or changes})
