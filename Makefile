@@ -23,7 +23,7 @@ quickstart: $(VENV)/installed
 # split are scored once, at the end. Run it again to continue.
 finetune: $(VENV)/installed runs/groceries
 	$(BIN)/mixup-recipes prepare efficientnet_lite0
-	$(BIN)/mixup-recipes train --recipe finetune_cutmix --dataset runs/groceries/train --image_size 160 --freeze blocks.2 --output_dir runs/finetune --resume_from_checkpoint auto
+	$(BIN)/mixup-recipes train --recipe finetune_resizemix --dataset runs/groceries/train --image_size 160 --freeze blocks.2 --output_dir runs/finetune --resume_from_checkpoint auto
 	$(BIN)/mixup-recipes evaluate runs/finetune --dataset runs/groceries --split test
 	$(BIN)/mixup-recipes report runs/finetune --out runs/finetune-report
 	$(BIN)/mixup-recipes predict runs/finetune runs/groceries/test --out runs/finetune-predictions.csv
