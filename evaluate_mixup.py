@@ -6,6 +6,7 @@ resize, crop, interpolation, mean and standard deviation. Top-1, top-5, ECE (per
 where images may have several labels.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> int | None:
     with accelerator.main_process_first():
         known = backbones.cfg_of(net).get("label_names") or ()
         # the hold-out of a run's own data; all images of others, of which no other split needs to be there
-        own = run is not None and recipe.dataset == run.recipe_here.dataset
+        own = run is not None and os.path.realpath(recipe.dataset) == os.path.realpath(run.recipe_here.dataset)
         place = recipe if own else changed(recipe, train_split=recipe.eval_split)
         found = load_split(place, recipe.eval_split, recipe.max_eval_samples, like=known)
     split = placed(found, recipe, args.model, net)

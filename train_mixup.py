@@ -131,7 +131,8 @@ def main(argv: list[str] | None = None) -> int | None:
     # ----------------------------------------------------------------------------------------- folder
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        begin_folder(folder, recipe, splits, environment(accelerator, recipe, step, origin))
+        begun_from = environment(accelerator, recipe, step, origin)
+        begin_folder(folder, recipe, splits, begun_from, resumed is not None)
         checkpoint.forget(folder / "checkpoints", update, accelerator.print)
     hub = hub if accelerator.is_main_process else None
     if hub:

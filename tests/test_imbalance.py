@@ -12,6 +12,8 @@ from test_own_photos import TINY, put, recipe
 
 from mixup_recipes.data import keys
 from mixup_recipes.data.order import TrainOrder
+from mixup_recipes.recipe import to_yaml
+from mixup_recipes.training.folder import begin_folder, check_folder
 from mixup_recipes.training.update import class_weights, criterion
 from mixup_recipes.typed import UserError
 
@@ -121,6 +123,20 @@ def test_images_that_are_passed_over_are_listed_and_a_run_that_failed_on_its_fir
     status, output = server.run(*args, "--resume_from_checkpoint", "auto")
     assert status == 0 and not (other / "skipped.txt").exists(), output
     assert json.loads((other / ".dataset.json").read_text())["path"] == str(root)
+
+
+def test_a_run_that_is_done_meanwhile_and_what_is_no_run_are_not_overwritten(tmp_path):
+    own = recipe("photos")
+    check_folder(tmp_path / "run", own, resume=False)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/recipe.yaml").write_text(to_yaml(own))
+    (tmp_path / "run/model.safetensors").touch()  # of another process
+    with pytest.raises(UserError, match="already holds a run"):
+        begin_folder(tmp_path / "run", own, None, {})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/recipe.yaml").write_text("# my notes\nbase: finetune\n")
+    with pytest.raises(UserError, match="is not empty and not a run"):
+        check_folder(tmp_path / "mine", own, resume=False)
 
 
 def without(args, *flags):

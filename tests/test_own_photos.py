@@ -13,6 +13,7 @@ from tiny import jpeg
 
 from mixers import MIXERS, Step, build
 from mixup_recipes.data import holdout, prepare
+from mixup_recipes.data.classes import natural
 from mixup_recipes.data.decoding import decode
 from mixup_recipes.data.splits import load_split, load_splits
 from mixup_recipes.pages import card_facts
@@ -134,6 +135,17 @@ def test_a_table_of_paths_has_labels_in_words_and_what_it_lacks_is_counted(tmp_p
     assert found.notes == ["validation: read from the rows of val"] and "holdout" not in found.identity
     (root / "twice.csv").write_text("image,label\nant/0.jpg,a\nant/0.jpg,b\n")
     assert "ant/0.jpg is there with two labels, 'a' and 'b'" in refused(root / "twice.csv")
+    (root / "spaced.csv").write_text(
+        "image, label ,split\n" + "".join(f"ant/{i}.jpg,0{i % 2},train\n" for i in range(8))
+    )
+    assert load_splits(recipe(root / "spaced.csv")).classes == ["00", "01"]  # not the numbers 0 and 1
+    (root / "splits.csv").write_text("image,label,split\nant/0.jpg,a,train\nbee/0.jpg,b,train\nant/1.jpg,a,Train\n"
+                                     "ant/2.jpg,a,\nbee/3.jpg,b,val\n")  # fmt: skip
+    notes = load_splits(recipe(root / "splits.csv")).notes
+    assert "train: 2 rows are of no split that is read: , Train" in notes
+    (root / "quote.csv").write_text('image,label\nant/0.jpg,"a\nant/1.jpg,b\nant/2.jpg,b"\n')
+    assert "row 1 has a line break in its path or label; is a quote not closed?" in refused(root / "quote.csv")
+    assert sorted(["1", "02", "01", "2"], key=natural(["1"])) == sorted(["2", "01", "02", "1"], key=natural(["1"]))
     (root / "notes.txt").write_text("")
     assert "is a file; expected a folder, or a table of paths (.csv, .tsv, .jsonl, .parquet)" in refused(
         root / "notes.txt"
@@ -182,6 +194,16 @@ def test_layers_have_rates_of_their_own_and_frozen_ones_none():
         assert {name.split(".")[0] for name, p in found.named_parameters() if p.requires_grad} == trained
     with pytest.raises(UserError, match="freeze 'layer9': did you mean 'layer"):
         backbones.freeze(model, "layer9")
+
+
+def test_a_new_head_is_small_so_that_all_classes_are_about_as_likely():
+    source = timm.create_model("test_efficientnet", num_classes=1000)
+    model = timm.create_model("test_efficientnet", num_classes=2)
+    assert backbones.start_from(model, source, ["a", "b"]) == "with a new head for 2 classes"
+    head = model.get_classifier()
+    assert head.weight.std().item() == pytest.approx(0.01) and not head.bias.any()
+    loss = torch.nn.functional.cross_entropy(model(torch.randn(8, 3, 64, 64)), torch.tensor([0, 1] * 4))
+    assert loss.item() == pytest.approx(np.log(2), abs=0.1)
 
 
 def test_some_updates_train_on_the_images_as_they_are(images_and_targets):

@@ -148,3 +148,12 @@ def test_large_tars_are_copied_and_copied_again_when_they_were_changed(tmp_path,
     again[at : at + len(PHOTOS[0])] = bytes(len(PHOTOS[0]))  # of the same names and sizes
     (tmp_path / "set[1]/train.tar").write_bytes(again)
     assert not any(load_split(recipe(tmp_path / "set[1]", holdout=0), "train", None).table[0]["image"]["bytes"])
+
+
+def test_headers_that_lead_back_or_are_large_themselves_are_refused(tmp_path):
+    back = member("a.jpg", type=b"S", at=124, field=b"\xff" * 10 + b"\xfe\x00")  # 512 bytes before its beginning
+    put(tmp_path / "back/train-0.tar", back)
+    assert "is no whole tar" in refused(tmp_path / "back")
+    large = member("pax", b"9" * 2**15, type=b"x")
+    put(tmp_path / "large/train-0.tar", large, sample("0"))
+    assert "a header of 32,768 bytes, more than 16,384" in refused(tmp_path / "large")

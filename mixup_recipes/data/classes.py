@@ -13,8 +13,8 @@ SYNSET = re.compile(r"n\d{8}")
 
 
 def natural(names: Sequence[str]) -> Callable[[str], Any]:
-    """The key by which class names are sorted: as numbers where all of them are, else as text."""
-    return int if all(re.fullmatch(r"\d+", name) for name in names) else str
+    """The key by which class names are sorted: as numbers where all of them are, else as text. No two are equal."""
+    return (lambda name: (int(name), name)) if all(re.fullmatch(r"\d+", name) for name in names) else str
 
 
 def among(known: Sequence[str], found: Sequence[str], data: str, whose: str) -> list[int]:

@@ -50,11 +50,8 @@ class Splits(NamedTuple):
     """The folder, of data that are on this machine under a path of the user's."""
     held_out: list[str]
     """Names of the images that are held out, of data with one split; empty for all others."""
-
-    @property
-    def per_class(self) -> list[int]:
-        """Training images of each class, (K,); empty for a stream."""
-        return next(iter(self.identity["splits"].values())).get("per_class", [])
+    per_class: list[int]
+    """Training images of each class, (K,); empty for a stream."""
 
 
 def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
@@ -89,13 +86,14 @@ def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
     notes = [
         f"{name}: {n}" for name, s in ((recipe.train_split, train), (recipe.eval_split, evaluation)) for n in s.notes
     ]
+    per_class = train.identity.get("per_class", [])
     folder = Path(recipe.dataset).expanduser().absolute()
     place = folder if recipe.dataset not in PREPARED and folder.exists() else None
     names = []
     if (sides := evaluation.sides) is not None:
         rows = sides.held_out[chosen(len(sides.held_out), recipe.max_eval_samples)]
         names = [sides.names[row] for row in rows.tolist()]
-    return Splits(train.table, evaluation.table, train.classes, identity, notes, place, names)
+    return Splits(train.table, evaluation.table, train.classes, identity, notes, place, names, per_class)
 
 
 def load_split(

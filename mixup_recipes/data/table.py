@@ -36,8 +36,10 @@ def columns(path: Path, wanted: tuple[str, ...]) -> dict[str, list[Any]]:
     kind = path.suffix.lower()
     try:
         if kind in (".csv", ".tsv"):
-            text = pa.csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False)
             parse = pa.csv.ParseOptions(delimiter="\t" if kind == ".tsv" else ",", newlines_in_values=True)
+            with pa.csv.open_csv(path, parse_options=parse) as head:
+                types = {name: pa.string() for name in head.schema.names if bare(name) in wanted}
+            text = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
             table = pa.csv.read_csv(path, convert_options=text, parse_options=parse)
         elif kind == ".jsonl":
             table = pa.json.read_json(path)
@@ -48,7 +50,7 @@ def columns(path: Path, wanted: tuple[str, ...]) -> dict[str, list[Any]]:
                 raise ValueError(f"column {wanted[0]!r} holds no paths; a file with images is read by its folder")
     except (pa.ArrowException, OSError, ValueError) as e:
         raise UserError(f"cannot read the table {path}: {' '.join(str(e).split())[:300]}") from None
-    names = [name.lstrip("\ufeff").strip() for name in table.column_names]
+    names = [bare(name) for name in table.column_names]
     twice = [name for name in wanted if names.count(name) > 1]
     if twice:
         raise UserError(f"{path} has two columns {twice[0]!r}")
@@ -57,6 +59,11 @@ def columns(path: Path, wanted: tuple[str, ...]) -> dict[str, list[Any]]:
         if name not in names:
             raise UserError(f"{path}: no column {name!r}; {nearest(name, names)} (set image_column or label_column)")
     return {name: [as_text(value) for value in table[name].to_pylist()] for name in wanted if name in names}
+
+
+def bare(name: str) -> str:
+    """The name of a column without what an editor may put around it."""
+    return name.lstrip("\ufeff").strip()
 
 
 def as_text(value: Any) -> Any:
@@ -89,13 +96,19 @@ def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
             raise UserError(f"{path}: its column {SPLIT!r} has no {split!r}; {nearest(split, names)}")
         divided = names != [recipe.train_split]
         notes += [f"read from the rows of {taken}"] * (divided and taken != split)
+        known = {*SAME.get(split, ()), *SAME.get(recipe.eval_split, ()), split, recipe.train_split, recipe.eval_split}
+        others = [name for name in found[SPLIT] if name not in known]
         rows = [i for i in rows if found[SPLIT][i] == (taken or recipe.train_split)]
+        if others:
+            notes.append(f"{len(others):,} rows are of no split that is read: {some(sorted({*map(str, others)}))}")
     paths, labels, digest = [], [], hashlib.sha256()
     left_out: dict[str, list[str]] = {}
     seen: dict[str, tuple[str, ...]] = {}
     root = os.path.realpath(path.parent)
     for i in rows:
         name, cell = found[image][i], found[label][i]
+        if "\n" in f"{name}{cell}":
+            raise UserError(f"{path}: row {i + 1} has a line break in its path or label; is a quote not closed?")
         words = multi_label.several(cell) if recipe.multi_label else (cell,) * bool(cell)
         word = multi_label.BETWEEN.join(words)
         whole = name and (words or recipe.multi_label)  # no label is an answer where there may be several

@@ -38,6 +38,8 @@ SHARD = re.compile(r"(?P<split>.+?)[-_]\d+(-of-\d+)?")
 MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
 PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 LONGEST = 2**20  # bytes of a label
+EXTENDED = (b"x", b"g", b"X", b"L", b"K")  # kinds of headers that say more of the member behind them
+LARGEST_HEADER = 2**14
 BLOCK = 2**20  # bytes behind the end of a tar that are looked at at once
 
 
@@ -145,8 +147,12 @@ def members_of(path: Path, file: BinaryIO, left_out: dict[str, list[str]]) -> It
     """The key and suffix of each file of a tar, and where it is."""
     try:
         size = path.stat().st_size
+        check_header(file, 0)
+        file.seek(0)
         tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  the file is closed by who opened it
-        while (info := tar.next()) is not None:
+        while check_header(file, tar.offset) and (info := tar.next()) is not None:
+            if tar.offset <= info.offset:
+                raise tarfile.ReadError(f"{info.name!a} says that it ends before it begins")
             regular = info.isreg() and not info.issparse()
             if info.size < 0 or (regular and info.size > size - info.offset_data):
                 raise tarfile.ReadError(f"{info.name!a} says that it has {info.size:,} bytes, which are not there")
@@ -172,6 +178,17 @@ def members_of(path: Path, file: BinaryIO, left_out: dict[str, list[str]]) -> It
     except (tarfile.TarError, OSError, ValueError, OverflowError, MemoryError) as e:
         reason = " ".join(str(e).split())[:200] or type(e).__name__
         raise UserError(f"{path} is no whole tar: {reason}; write it or copy it again") from None
+
+
+def check_header(file: BinaryIO, offset: int) -> bool:
+    """Raise ``tarfile.ReadError`` for headers of a member that are large themselves: reading them would take hours."""
+    file.seek(offset)
+    while (block := file.read(tarfile.BLOCKSIZE))[156:157] in EXTENDED and len(block) == tarfile.BLOCKSIZE:
+        size = int(block[124:135].strip(b" \0") or b"0", 8)
+        if size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes, more than {LARGEST_HEADER:,}")
+        file.seek(-size % tarfile.BLOCKSIZE + size, 1)
+    return True
 
 
 def image_of(members: dict[str, Member], path: Path, key: str, recipe: Recipe) -> Member | None:

@@ -46,7 +46,7 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool, ignore: tuple[str, 
             rows = "; ".join(f"{k}: {a} there, {b} now" for k, (a, b) in different.items())
             raise UserError(f"{folder} holds a run of another recipe: {rows}; choose another --output_dir")
     elif (
-        not saved.exists()
+        not (saved.exists() and (folder / ".lock").exists())  # a try that failed before its first evaluation
         and folder.exists()
         and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir()))
     ):
@@ -104,11 +104,14 @@ def check_disk(folder: Path, needed: int) -> None:
         )
 
 
-def begin_folder(folder: Path, recipe: Recipe, splits: Splits, environment: dict[str, Any]) -> None:
+def begin_folder(
+    folder: Path, recipe: Recipe, splits: Splits, environment: dict[str, Any], resume: bool = False
+) -> None:
     """Make the folder, remove what a killed process left half-written, and note recipe, data and environment."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock(folder)
+        check_folder(folder, recipe, resume, ("name", "dataset", "num_classes"))  # another run may be done meanwhile
         for leftover in (*folder.glob("checkpoints/tmp-*"), *folder.glob(".*.tmp")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         if not trained(folder):  # of a try that failed before its first evaluation, perhaps on other data

@@ -76,7 +76,9 @@ def done(folder: Path) -> str:
     if not list_of_them.exists():
         return f"done: {folder}"
     number = len(list_of_them.read_text().splitlines())
-    return f"{number:,} images could not be read and were passed over: {list_of_them}\ndone: {folder}"
+    return (
+        f"{number:,} image{'s' * (number > 1)} could not be read and were passed over: {list_of_them}\ndone: {folder}"
+    )
 
 
 def evaluations(lines: Iterable[Line]) -> dict[int, Line]:

@@ -25,6 +25,8 @@ from mixup_recipes.training.known_weights import WEIGHTS, find_weights
 from mixup_recipes.training.weight_files import ENDINGS, Start, is_weight_file, load
 from mixup_recipes.typed import UserError, nearest
 
+HEAD_STD = 0.01  # of the weights of a new head
+
 
 def cfg_of(model: nn.Module) -> dict[str, Any]:
     """What timm notes of a model: its architecture, the names of its head's layers and of its classes, ..."""
@@ -163,6 +165,7 @@ def load_start(recipe: Recipe) -> Start | None:
 def start_from(model: nn.Module, source: nn.Module, classes: list[str]) -> str:
     """Copy a trained model's weights, but not the head of other classes; says in words what was done.
 
+    A new head starts small, so that all classes are about as likely: as it was drawn, scaled to ``HEAD_STD``.
     The head is kept when the number of classes is the same and the names, where the source knows them, are too.
     Raises ``UserError`` when the rest does not fit.
     """
@@ -180,6 +183,11 @@ def start_from(model: nn.Module, source: nn.Module, classes: list[str]) -> str:
             "same model_args"
         )
     model.load_state_dict(taken, strict=False)
+    if not same:
+        with torch.no_grad():  # what an architecture draws for thousands of classes is far too large for a few
+            for name, weight in model.named_parameters():
+                if any(name.startswith(f"{head}.") for head in heads):
+                    weight.mul_(min(1.0, HEAD_STD / weight.std().item()) if weight.ndim > 1 else 0.0)
     return "with its head" if same else f"with a new head for {model.num_classes} classes"
 
 
