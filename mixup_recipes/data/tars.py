@@ -240,7 +240,7 @@ def checked(value: Any) -> str | int:
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise ValueError(f"expected a word or a whole number, not {value!r}")
     if isinstance(value, int) and abs(value) >= 2**63:
-        raise ValueError(f"{value} is too large for a class")
+        raise ValueError("expected a word or a whole number below 2 ** 63")
     if isinstance(value, str) and not encodable(value):
         raise ValueError(f"{value!a} is no text")
     return value.strip() if isinstance(value, str) else value
