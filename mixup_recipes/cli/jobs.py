@@ -83,7 +83,7 @@ def sweep(
 def prepare(
     name: Annotated[str, text("groceries, cifar10, or weights: efficientnet_lite0")],
     *,
-    folder: Annotated[Path | None, said("write its images too, as FOLDER/<split>/<class>/<image>")] = None,
+    folder: Annotated[Path | None, said("write its images too, as FOLDER/SPLIT/CLASS/IMAGE")] = None,
 ) -> None:
     """Download and write a small real data set, or trained weights, once."""
     from mixup_recipes.data.prepare import PREPARED, prepare, unpack

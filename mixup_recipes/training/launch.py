@@ -78,7 +78,7 @@ def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", determini
 
 
 def announce(recipe: Recipe, accelerator: Accelerator) -> None:
-    """The first line of a run: how many processes it really has, and how they share a batch."""
+    """The first line of a run: how many processes it really has, and how they share a batch; a precision to avoid."""
     world, (_, accumulation) = accelerator.num_processes, cut(recipe, accelerator.num_processes)
     accelerator.print(
         f"{recipe.name}: {world} process{'es' * (world > 1)} on {accelerator.device.type}, {recipe.mixed_precision} "
@@ -86,6 +86,9 @@ def announce(recipe: Recipe, accelerator: Accelerator) -> None:
         f"{world} x {accumulation} accumulated",
         flush=True,
     )
+    emulated = torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if accelerator.device.type == "cpu" and recipe.mixed_precision == "bf16" and emulated:
+        accelerator.print("bf16 is emulated on this CPU, about ten times slower than --mixed_precision no", flush=True)
 
 
 def on_device(module: Net, recipe: Recipe, accelerator: Accelerator) -> Net:
