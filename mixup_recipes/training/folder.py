@@ -45,11 +45,9 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool, ignore: tuple[str, 
         if different := differences(found, recipe, ignore):
             rows = "; ".join(f"{k}: {a} there, {b} now" for k, (a, b) in different.items())
             raise UserError(f"{folder} holds a run of another recipe: {rows}; choose another --output_dir")
-    elif (
-        not (saved.exists() and (folder / ".lock").exists())  # a try that failed before its first evaluation
-        and folder.exists()
-        and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir()))
-    ):
+    elif saved.exists() and ((folder / ".lock").exists() or saved.read_text() == to_yaml(resolve(str(saved))[0])):
+        return  # of a try that failed before its first evaluation, and no recipe of the user's own
+    elif folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
         raise UserError(f"{folder} is not empty and not a run; choose another --output_dir")
 
 
