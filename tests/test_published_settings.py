@@ -26,7 +26,8 @@ SHARED = {
     "torch_compile": False, "momentum": 0.9, "max_train_samples": None, "max_eval_samples": None,
     "dataset_config": None, "dataset_revision": None, "train_split": "train", "label_column": "label",
     "image_column": "image", "holdout": 0.2, "holdout_seed": 0, "exif_orientation": False, "data_config": "recipe",
-    "freeze": None, "head_lr": None, "layer_decay": None, "mix_prob": 1.0, "multi_label": False, "class_weights": "none", "sampler": "shuffle",
+    "freeze": None, "head_lr": None, "layer_decay": None, "mix_prob": 1.0, "multi_label": False,
+    "class_weights": "none", "sampler": "shuffle",
 }  # fmt: skip
 
 
