@@ -30,18 +30,17 @@ def test_a_balanced_order_has_as_many_of_each_class_and_is_a_function_of_seed_an
         whole = list(TrainOrder(50, own, 0, 1, 0, LABELS))
         epoch = [key for micro in whole for key in micro if key.epoch == 0]
         assert len(epoch) == len({*epoch}) == (48 if drop_last else 56)  # the same image is drawn anew each time
-        if repeats == 1:
-            first = epoch[:48]
-            counts = Counter(LABELS[key.index] for key in first)
-            assert min(counts.values()) >= 14 and max(counts.values()) <= 17
-            for k in range(3):  # of a class, all images before one comes again
-                times = Counter(key.index for key in first if LABELS[key.index] == k)
-                assert max(times.values()) - min([*times.values(), *[0] * (len(times) < SIZES[k])]) <= 2
         dealt = [list(TrainOrder(50, own, rank, 2, 3, LABELS)) for rank in range(2)]
         assert [micro for turn in zip(*dealt, strict=True) for micro in turn] == whole[6:]
     one, other = (TrainOrder(50, recipe("photos", seed=s, sampler="balanced"), 0, 1, 0, LABELS) for s in (0, 1))
     assert one.epoch(1)[0].tolist() == one.epoch(1)[0].tolist()
     assert one.epoch(0)[0].tolist() not in (one.epoch(1)[0].tolist(), other.epoch(0)[0].tolist())
+    whole = one.epoch(0)[0][:50].tolist()
+    assert sorted(Counter(LABELS[whole]).values()) == [16, 17, 17]
+    for k, images in enumerate(SIZES):  # of a class, all images come before one comes again
+        times = Counter(i for i in whole if LABELS[i] == k)
+        counts = [*times.values(), *[0] * (images - len(times))]
+        assert max(counts) - min(counts) <= 1
     plain = TrainOrder(50, recipe("photos"), 0, 1).epoch(0)[0]
     assert plain[:50].tolist() == keys.rng(keys.ORDER, 0, 0).permutation(50).tolist()
 

@@ -133,13 +133,7 @@ def write_page(found: Scored, folder: Path) -> str:
         title = f"{found.title}: {len(label):,} images of {found.run.recipe.eval_split}"
         diagrams.confusion(counts, found.classes, title, folder / "confusion.png")
     diagrams.reliability([found.sure], folder / "reliability.png")
-    worst, note = errors.with_images(found.run, errors.most_confident(found.columns, found.classes))
-    note = prose(note)
-    if any(error.picture or error.why for error in worst):
-        errors.write_sheet(
-            worst, f"{found.title}: the most confident errors, in red what the model says", folder / "errors.png"
-        )
-        note = f"![The most confident errors](errors.png)\n\n{note}".rstrip()
+    worst, note = errors.sheet(found.run, found.title, errors.most_confident(found.columns, found.classes), folder)
     parts = [scores_part(found), confusions_part(found), errors_part(found, worst, note), calibration_part(found)]
     return "\n\n".join(parts)
 

@@ -104,13 +104,7 @@ def worst(found: Scored, most: int) -> list[str]:
 def write_page(found: Scored, folder: Path) -> str:
     """Write the tables and pictures of a run into a folder; returns what its page says, as Markdown."""
     files.write_into(folder / "classes.csv", classes_csv(found))
-    most, note = errors.with_images(found.run, most_confident(found.columns, found.classes))
-    note = prose(note)
-    if any(error.picture or error.why for error in most):
-        errors.write_sheet(
-            most, f"{found.title}: the most confident errors, in red what the model says", folder / "errors.png"
-        )
-        note = f"![The most confident errors](errors.png)\n\n{note}".rstrip()
+    most, note = errors.sheet(found.run, found.title, most_confident(found.columns, found.classes), folder)
     return "\n\n".join([scores_part(found), errors_part(found, most, note)])
 
 

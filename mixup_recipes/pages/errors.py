@@ -17,6 +17,7 @@ from mixup_recipes.data.opening import is_here
 from mixup_recipes.data.origin import Origin, encoded, origin
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.pages.fonts import drawable, fitting, font
+from mixup_recipes.pages.markdown import prose
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.runs.run import Run
 from mixup_recipes.typed import UserError
@@ -130,3 +131,13 @@ def draw_error(sheet: Image.Image, pen: ImageDraw.ImageDraw, error: Error, left:
     for number, (text, colour) in enumerate(lines):
         where = (left, top + SIDE + 4 + number * (SMALL + 4))
         pen.text(where, fitting(text, SIDE, SMALL), fill=colour, font=font(SMALL))
+
+
+def sheet(run: Run, title: str, found: list[Error], folder: Path) -> tuple[list[Error], str]:
+    """The errors with their files, drawn as ``errors.png`` where the images are at hand; and what a page says of it."""
+    most, note = with_images(run, found)
+    note = prose(note)
+    if any(error.picture or error.why for error in most):
+        write_sheet(most, f"{title}: the most confident errors, in red what the model says", folder / "errors.png")
+        note = f"![The most confident errors](errors.png)\n\n{note}".rstrip()
+    return most, note
