@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from small_models import ATTENTIVE, CRITERION, DROPOUTS, attention_unfused, backbone, photos, state, traced
 from teachers import fill
-from test_taps import ATTENTIVE, CRITERION, DROPOUTS, attention_unfused, backbone, photos, state, traced
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

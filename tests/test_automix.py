@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from resuming import log
 from runs import make_run, quick
-from test_taps import traced
+from small_models import traced
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from test_taps import BACKBONES, CRITERION, DEIT, FAMILIES, SWIN, backbone, photos
+from small_models import BACKBONES, CRITERION, DEIT, FAMILIES, SWIN, backbone, photos
 from torch import nn
 from torch.testing import assert_close
 

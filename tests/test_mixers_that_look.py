@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from forks import Forks
-from test_taps import traced
+from small_models import traced
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 

@@ -8,8 +8,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from resuming import differences, finish
+from small_models import FAMILIES, backbone, photos
 from test_replay import assert_same, spied
-from test_taps import FAMILIES, backbone, photos
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 

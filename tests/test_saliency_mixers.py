@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
-from test_taps import CRITERION, FAMILIES, backbone, photos, state
+from small_models import CRITERION, FAMILIES, backbone, photos, state
 from torch import Tensor, nn
 
 from mixers import Grafting, GuidedMix, SnapMix, Vanilla, build, ops, taps

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from resuming import log
-from test_taps import ATTENTIVE, CRITERION, DROPOUTS, attention_unfused, backbone, photos
+from small_models import ATTENTIVE, CRITERION, DROPOUTS, attention_unfused, backbone, photos
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
