@@ -25,6 +25,7 @@ from forks import Forks
 from hub_server import HubServer
 from resuming import SHORT, Reference
 from runs import Command
+from stub import Stub
 from teachers import fill
 from torch import Tensor, nn
 
@@ -75,6 +76,12 @@ def without_shape_checks() -> Iterator[None]:
 def console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """The console command in this process: ``console("cells", "list")`` gives exit status, output and errors."""
     return Command(monkeypatch, capsys)
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Stub:
+    """A sweep whose runs are acted, not trained."""
+    return Stub(tmp_path)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Promise: a sweep checks everything first, runs what is not finished, survives failures and signals, and sums up."""
 
 import fcntl
-import json
 import os
 import re
 import shlex
@@ -9,17 +8,17 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import yaml
+from stub import soon
 from tiny import ROOT, environment
 
 from mixup_recipes import cli, flags
 from mixup_recipes.pages import report, seeds
 from mixup_recipes.pages.sweep import sweep
-from mixup_recipes.recipe import Recipe, schema, to_yaml
+from mixup_recipes.recipe import Recipe, schema
 from mixup_recipes.resolve import load_recipe, resolve
 from mixup_recipes.runs import sweep as runs_sweep
 from mixup_recipes.runs import sweep_runs
@@ -27,102 +26,6 @@ from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.sweep import Sweep, plan, read_sweep
 from mixup_recipes.training.job import Job
 from mixup_recipes.typed import UserError
-
-# What stands where a launcher does: it acts as train_mixup.py would, without the training.
-STUB = """
-import json, os, shutil, signal, subprocess, sys, time
-from pathlib import Path
-
-here, args = Path(__file__).parent, sys.argv[2:]
-folder = Path(args[args.index("--output_dir") + 1])
-with (here / "calls").open("a") as file:
-    file.write(json.dumps(sys.argv[1:]) + "\\n")
-what = json.loads((here / "what.json").read_text()).get(folder.name, "finish")
-print("first line\\n\\n" + "\\n".join(f"{folder.name} line {i}" for i in range(9)), flush=True)
-folder.mkdir(parents=True, exist_ok=True)
-shutil.copy(here / f"{folder.name}.yaml", folder / "recipe.yaml")
-if what in ("wait", "stubborn"):
-    save = lambda *_: ((here / "saved").touch(), sys.exit(75))
-    signal.signal(signal.SIGTERM, save if what == "wait" else lambda *_: (here / "asked").touch())
-    (here / "pid").write_text(str(os.getpid()))
-    (here / "waiting").touch()
-    time.sleep(60)
-    (here / "over").touch()
-if what == "leave":  # as accelerate launch does: the launcher ends at once, its process saves
-    child = "import pathlib, signal, sys, time; p = pathlib.Path(sys.argv[1])\\n"
-    child += "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), p.joinpath('saved').touch(), sys.exit(75)))\\n"
-    child += "p.joinpath('waiting').touch(); time.sleep(60)"
-    subprocess.Popen([sys.executable, "-c", child, here])
-    time.sleep(60)
-if what == "kill":
-    os.kill(os.getpid(), signal.SIGKILL)
-if what.isdigit():
-    sys.exit(int(what))
-text = (folder / "recipe.yaml").read_text()
-epochs = next(int(line.split()[1]) for line in text.splitlines() if "epochs: " in line) - (what == "early")
-seed, log = int(args[args.index("--seed") + 1]), []
-for epoch in range(1, epochs + 1):
-    line = {"epoch": epoch, "update": epoch, "perf": {"seconds": 60.0 * epoch, "img_per_s": 100.0}}
-    log.append(line | {"mode": "train", "loss": 2.0, "images": 4, "lr": 0.1})
-    log.append(line | {"mode": "val", "top1": 50.0 + seed, "top5": 90.0, "nll": 1.0, "ece": 3.0, "count": 30})
-(folder / "log.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in log))
-(folder / "summary.csv").write_text("epoch,train_loss\\n" + "".join(f"{e},2.0\\n" for e in range(1, epochs + 1)))
-"""
-
-
-class Stub:
-    """The stub as a launcher, what it is to do for which run, and the sweep that uses it."""
-
-    def __init__(self, folder):
-        self.folder, self.out = folder, folder / "out"
-        (folder / "stub.py").write_text(STUB)
-        self.waits = (folder / "waiting").exists
-        (folder / "calls").touch()
-        self.base = {"recipes": ["quickstart_vanilla", "quickstart_cutmix"], "set": ["epochs=2"]}
-        self.base |= {"output_dir": str(self.out), "launcher": shlex.join([sys.executable, f"{folder}/stub.py"])}
-
-    def runs(self, **given):
-        """The runs; their recipes lie ready for the stub."""
-        runs = plan(read_sweep(None, self.base | given))
-        for run in runs:
-            (self.folder / f"{run.name}.yaml").write_text(to_yaml(run.recipe))
-        return runs
-
-    def __call__(self, what=None, tables=False, **given):
-        """Run the sweep, with the tables and plots at its end or without; ``what`` the stub is to do, by run."""
-        runs = self.runs(**given)
-        self.tell(what or {})
-        self.out.mkdir(exist_ok=True)
-        return sweep(None, self.base | given) if tables else sweep_runs.run_all(runs)
-
-    def tell(self, what):
-        (self.folder / "what.json").write_text(json.dumps(what))
-
-    def calls(self):
-        """The arguments of every start of the stub, the script's path first."""
-        return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
-
-    def called(self):
-        return [Path(args[args.index("--output_dir") + 1]).name for args in self.calls()]
-
-
-@pytest.fixture
-def stub(tmp_path):
-    return Stub(tmp_path)
-
-
-def soon(condition, action=lambda: None):
-    """Do something once a condition holds, beside the main thread."""
-
-    def wait():
-        deadline = time.monotonic() + 30
-        while not condition() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        action()
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
 
 
 def test_every_recipe_value_and_seed_makes_a_run_and_seeds_come_last_to_change(stub):
@@ -351,57 +254,6 @@ def test_a_run_left_behind_by_a_sweep_that_was_killed_counts_as_running(stub):
     os.kill(int((stub.folder / "pid").read_text()), signal.SIGTERM)
     soon(lambda: sweep_runs.state(first) != "running").join()
     assert sweep_runs.state(first) == "resumable"
-
-
-def slurm(stub, number, script, act=lambda process: None):
-    """Run a task of the array as Slurm would, with a scontrol that writes down what it was asked: errors and status."""
-    scontrol = stub.folder / "bin/scontrol"
-    scontrol.parent.mkdir(exist_ok=True)
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(stub.folder))}/requeued\n')
-    scontrol.chmod(0o755)
-    env = os.environ | {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": str(number)}
-    env["PATH"] = f"{stub.folder}/bin:{env['PATH']}"
-    process = subprocess.Popen(["bash", script], env=env, cwd="/", stderr=subprocess.PIPE, text=True)
-    act(process)
-    return process.communicate(timeout=30)[1], process.returncode
-
-
-def test_the_slurm_script_holds_one_task_per_unfinished_run(stub, capsys, monkeypatch):
-    monkeypatch.chdir(stub.folder)
-    stub.out = Path("with space's")  # relative to where the script is written
-    stub.base["output_dir"] = str(stub.out)
-    stub(recipes=["quickstart_vanilla"])
-    runs, script, asked = stub.runs(seeds=[0, 1]), stub.folder / "job.sh", stub.base | {"seeds": [0, 1]}
-    capsys.readouterr()
-    assert sweep(None, asked, slurm=script, slurm_options=["gres=gpu:1", "--time=1:00:00"]) == 0
-    says = f"  mixup-recipes sweep {shlex.quote(f'{stub.out}/sweep.yaml')} --report"
-    assert capsys.readouterr().out.splitlines()[1:] == [f"  sbatch {script}", says]
-    head = [line.removeprefix("#SBATCH --") for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
-    assert {"array=0-2", "gres=gpu:1", "time=1:00:00", "requeue", "signal=B:USR1@120"} <= {*head}
-    subprocess.run(["bash", "-n", script], check=True)
-    stub.tell({runs[1].name: "75", runs[2].name: "1"})
-    assert [slurm(stub, number, script) for number in range(3)] == [("", 75), ("", 1), ("", 0)]
-    assert stub.calls()[1:] == [run.command[2:] for run in runs[1:]]
-    assert (stub.folder / "requeued").read_text() == "requeue 77_0\n"  # what failed is not tried for ever
-    assert (stub.out / f"output-{runs[2].name}.txt").read_text().startswith("first line")
-    says, status = slurm(stub, 3, script)
-    assert "no task 3" in says and status == 2
-
-
-def test_a_slurm_task_saves_before_its_time_is_up_and_is_queued_again_and_no_task_is_no_script(stub, capsys):
-    script = stub.folder / "job.sh"
-    for option in ("gres gpu", "time=1\nrm -rf x", "-", ""):
-        with pytest.raises(UserError, match="slurm_options: expected options of sbatch"):
-            sweep(None, stub.base, slurm=script, slurm_options=[option])
-    assert not stub.out.exists() and not script.exists()
-    sweep(None, stub.base, slurm=script)
-    stub.tell({stub.runs()[0].name: "wait"})
-    left = slurm(stub, 0, script, lambda task: soon(stub.waits, lambda: task.send_signal(signal.SIGUSR1)).join())
-    assert left == ("", 75) and (stub.folder / "requeued").read_text() == "requeue 77_0\n"
-    script.unlink()
-    stub()
-    assert sweep(None, stub.base, slurm=script) == 0
-    assert "nothing to submit" in capsys.readouterr().out and not script.exists()
 
 
 def test_each_sweep_of_the_documents_is_one(tmp_path, monkeypatch, capsys):
