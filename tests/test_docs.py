@@ -76,10 +76,11 @@ def test_the_python_of_the_documents_runs() -> None:
 
 
 def test_a_table_of_our_runs_is_what_its_command_prints() -> None:
-    tables = re.findall(r"`mixup-recipes table --setting (\w+)(?: --against (\w+))?`", TEXT)
-    assert len(tables) >= 2
-    for setting, against in tables:
-        assert small_runs(setting, records.all_records(), against or "vanilla") in TEXT, setting
+    cards = {path: path.read_text() for path in (ROOT / "model_cards").glob("*.md")}
+    assert {path.stem for path in cards} == {"cifar10_small", "cifar10_vit", "quickstart"}
+    for path, card in cards.items():
+        ((setting, against),) = re.findall(r"`mixup-recipes table --setting (\w+)(?: --against (\w+))?`", card)
+        assert card == small_runs(setting, records.all_records(), against or "vanilla") and path.stem == setting
 
 
 LOOPS = DOCS[ROOT / "docs/loops.md"]
