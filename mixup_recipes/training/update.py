@@ -49,7 +49,7 @@ def prepared(loaded: Iterator[Loaded], order: TrainOrder, device: torch.device) 
 
 
 def new_step(model: nn.Module, recipe: Recipe) -> Step:
-    """The recipe's mixer on a model; its teacher may be prepared weights. Raises ``ValueError`` where they don't fit."""
+    """The recipe's mixer on a model; its teacher may be prepared weights. Raises ``ValueError`` where none fits."""
     args = recipe.mixer_args[recipe.mixer]
     if args.get("teacher") in WEIGHTS:
         args = args | {"teacher": str(find_weights(args["teacher"]))}
