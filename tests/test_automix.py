@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from marks import slow_unless
 from PIL import Image
 from resuming import log
 from runs import make_run, quick
@@ -28,7 +29,8 @@ from mixup_recipes.training import backbones, launch
 from mixup_recipes.typed import UserError
 
 CRITERION = nn.CrossEntropyLoss(reduction="none")
-every = pytest.mark.parametrize("name", ["automix", "samix", "adautomix"])
+NAMES = ["automix", "samix", "adautomix"]
+every = pytest.mark.parametrize("name", NAMES)
 
 # Hidden maps of three samples, their partners, and a lambda for each.
 Z = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 6, 3, 3)))
@@ -373,7 +375,7 @@ def test_a_switch_reports_what_its_learned_member_does_and_has_one_of_each_name(
         make("switch", mixers=["automix", "samix"])
 
 
-@pytest.mark.parametrize("name", ["automix", "adautomix"])
+@pytest.mark.parametrize("name", slow_unless(lambda name: name == "automix", ["automix", "adautomix"]))
 def test_two_processes_train_like_one_that_accumulates_twice(reference, name):
     fixed = ("--mixer", name, "--model", "test_vit", "--per_device_train_batch_size", 4, "--epochs", 1)
     runs = [log(reference(*fixed, "--warmup_epochs", 0, processes=n)) for n in (1, 2)]
@@ -409,7 +411,7 @@ def test_a_run_scores_and_exports_four_classifiers_and_its_masks_are_drawn_and_m
     assert not (tmp_path / "none.png").exists()
 
 
-@every
+@pytest.mark.parametrize("name", slow_unless(lambda name: name == "samix", NAMES))
 @traced
 def test_encoder_model_and_block_are_compiled_inside_of_switches_too_and_give_the_same(name, compiler, monkeypatch):
     plain, step, compiled = make(name), make(name), []

@@ -268,7 +268,7 @@ for name in MIXERS:
         torch.compiler.reset()
         compiled = torch.compile(mixer.mix, backend=count)
         x, y = torch.randn(4, 3, side, side), torch.eye(4)
-        for update in range(20):
+        for update in range(10):
             plan = mixer.plan(x, y, np.random.default_rng((0, update)))
             branches.add(repr({k: v.shape if isinstance(v, torch.Tensor) else v for k, v in plan.items()}))
             for found, expected in zip(compiled(x, y, **plan), mixer.mix(x, y, **plan)):

@@ -1,6 +1,7 @@
 """Command lines: every spelling of a flag, help without torch, names that are the same in all commands, quiet ends."""
 
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
@@ -279,7 +280,9 @@ def test_a_real_ctrl_c_is_one_line_and_130(tmp_path):
     """The command waits for a pipe that nobody writes to."""
     pipe = tmp_path / "pipe.yaml"
     os.mkfifo(pipe)
-    process = subprocess.Popen([*MIXUP_RECIPES, "recipes", "show", pipe], cwd=ROOT, stderr=-1, text=True)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's "&" starts us deaf to it
+    argv = [*MIXUP_RECIPES, "recipes", "show", pipe]
+    process = subprocess.Popen(argv, cwd=ROOT, stderr=-1, text=True, preexec_fn=heard)
     with pipe.open("w"):  # opens when the command has opened it too
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from marks import slow_unless
 from resuming import LOG, checkpoints, log
 
 from mixup_recipes.training.job import STOPPED
@@ -74,9 +75,7 @@ LAUNCHERS = {  # command, environment, how many processes really run, and the si
 }
 
 
-@pytest.mark.parametrize(
-    "launcher", [pytest.param(name, marks=[pytest.mark.slow] * (found[2] == 1)) for name, found in LAUNCHERS.items()]
-)
+@pytest.mark.parametrize("launcher", slow_unless(lambda name: name == "accelerate", LAUNCHERS))
 def test_a_launcher_gives_the_run_of_the_tests_whose_first_line_and_record_say_what_really_runs(
     reference, args, tmp_path, launcher
 ):

@@ -6,6 +6,7 @@ import statistics
 import matplotlib
 import numpy as np
 import pytest
+from marks import slow_unless
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from runs import ENV, make_run, quick
@@ -46,8 +47,10 @@ def runs(run):
     return [run(mixer, top1 + 2 * seed, speed, seed) for (mixer, top1, speed), seed in found]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("suffix", ["png", "svg"])
+EACH = [(suffix, kind) for suffix in ("png", "svg") for kind in KINDS]
+
+
+@pytest.mark.parametrize(("suffix", "kind"), slow_unless(lambda case: case in EACH[::3], EACH))
 def test_equal_runs_give_equal_bytes_and_others_give_others(kind, suffix, runs, run, console, tmp_path, monkeypatch):
     one, two, three = (tmp_path / f"{name}.{suffix}" for name in ("one", "two", "new/three"))
     KINDS[kind](runs, one)

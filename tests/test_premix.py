@@ -156,6 +156,7 @@ KILLS = {
 }
 
 
+@pytest.mark.slow
 def test_a_killed_command_leaves_no_folder_and_goes_on_to_it(tiny_recipe, teacher, tmp_path, monkeypatch, capsys):
     def made_here(out, count=40):
         return premix.premix(str(tiny_recipe), out, str(teacher), count, steps=3, originals=True)

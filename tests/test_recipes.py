@@ -42,13 +42,12 @@ def complaint(name, **overrides):
 
 @pytest.mark.parametrize("name", settings())
 def test_every_cell_is_a_complete_recipe_and_its_saved_file_is_the_same_one(name, tmp_path):
-    saved, written = tmp_path / "recipe.yaml", set()
-    for mixer in MIXERS:
+    saved, number = tmp_path / "recipe.yaml", [*settings()].index(name)
+    for place, mixer in enumerate(MIXERS):
         recipe, origin = resolve.resolve(f"{name}_{mixer}")
         assert recipe.name == f"{name}_{mixer}" == f"{split_name(recipe.name)[0]}_{recipe.mixer}"
         assert set(dataclasses.asdict(recipe)) <= set(origin)
-        if (fields := repr(dataclasses.asdict(recipe) | {"name": "", "mixer": ""})) not in written:
-            written.add(fields)
+        if (place + number) % 4 == 0:
             saved.write_text(to_yaml(recipe))
             assert load_recipe(str(saved)) == recipe
     assert load_recipe(name) == load_recipe(f"{name}_vanilla")

@@ -96,6 +96,7 @@ def test_any_micro_batch_of_a_run_and_its_picture_are_rebuilt_bit_for_bit(run, t
         assert (tmp_path / "new/sheet.png").read_bytes() == (run / f"samples/epoch_{epoch:03d}.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_so_is_one_of_two_processes_in_bf16_and_one_whose_masks_are_learned(server, tmp_path):
     options = {"mixed_precision": "bf16", "channels_last": "true", "aug_repeats": 2}
     for mixer, processes, changes, batches in (

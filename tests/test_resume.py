@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from driver import Server
+from marks import slow_unless
 from resuming import LOG, Reference, checkpoints, differences, finish, kill_after, log, small_model_for
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -76,7 +77,7 @@ def lines(text: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "processes, workers, every",
-    [(1, 2, 1), (2, 2, 2), *(pytest.param(n, 0, "epoch", marks=pytest.mark.slow) for n in (1, 2))],
+    slow_unless(lambda case: case == (2, 2, 2), [(1, 2, 1), (2, 2, 2), (1, 0, "epoch"), (2, 0, "epoch")]),
 )
 def test_a_run_killed_at_random_times_equals_the_undisturbed_one(case, reference, processes, workers, every):
     c = case("--dataloader_num_workers", workers, "--checkpointing_steps", every, processes=processes)
@@ -95,14 +96,18 @@ def in_whole_runs() -> list[str]:
     return [name for name, m in made.items() if m.needs == "step" or m.state_dict() or name in first]
 
 
-@pytest.mark.parametrize("mixer", in_whole_runs())
+# one of each kind each time: plain, a history in the checkpoint, a look at the model, a network that learns
+EACH_TIME = {"manifoldmix", "recursivemix", "puzzlemix", "automix"}
+
+
+@pytest.mark.parametrize("mixer", slow_unless(lambda name: name in EACH_TIME, in_whole_runs()))
 def test_a_killed_run_of_every_kind_of_mixer_equals_the_undisturbed_one(case, mixer):
     c = case("--mixer", mixer, "--model", small_model_for(mixer), "--epochs", 2, "--checkpointing_steps", 3)
     c.kill_at(UPDATE, 6)  # resumed from update 3, within an epoch
     assert c.finish() == ["resumed from step-00000003"]
 
 
-@pytest.mark.parametrize("mixer", ["attentivemix", "supermix"])
+@pytest.mark.parametrize("mixer", slow_unless(lambda name: name == "supermix", ["attentivemix", "supermix"]))
 def test_a_killed_run_whose_teacher_is_a_run_folder_equals_the_undisturbed_one(case, reference, mixer):
     teacher = reference("--mixer", "vanilla")
     c = case("--mixer", mixer, "--mixer.teacher", teacher, "--epochs", 2, "--checkpointing_steps", 3)
@@ -224,7 +229,7 @@ SIGNALS = {  # processes -> rank, moment, signal and the update at which all lea
 }
 
 
-@pytest.mark.parametrize("processes", SIGNALS)
+@pytest.mark.parametrize("processes", slow_unless(lambda n: n == 2, SIGNALS))
 def test_after_a_signal_to_one_process_all_save_and_leave_with_a_status_of_its_own(case, processes):
     c = case("--dataloader_num_workers", processes - 1, processes=processes)
     for rank, target, call, number, update in SIGNALS[processes]:

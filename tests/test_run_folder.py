@@ -12,6 +12,7 @@ import pytest
 import timm
 import tiny
 import torch
+from marks import slow_unless
 from PIL import Image
 from resuming import LOG, checkpoints, differences, finish, log
 from safetensors.torch import load_file
@@ -158,7 +159,7 @@ def test_the_best_epoch_is_exported_and_survives_kills(server, reference, tiny_r
     assert torch.equal(said["index"], torch.arange(30, dtype=torch.int32))
     assert torch.equal(said["top"][:, 0].long(), logits.argmax(1))
     given = args(tiny_recipe, tmp_path / "run", *own, *AUTO)
-    for call in (1, 1, 2):
+    for call in (1, 2):
         server.run(*given, faults=[["receive", "mixup_recipes.training.export:export_epoch", call, 9]])
         server.run(*given, faults=[["receive", UPDATE, 6, 9]])
     finish(server, *given)
@@ -220,7 +221,10 @@ TRANSFORMER = {
 BF16 = {"mixed_precision": "bf16", "channels_last": "true"}
 
 
-@pytest.mark.parametrize(("fields", "processes"), [(TRANSFORMER, 1), (TRANSFORMER, 2), (BF16, 1)])
+OTHERS = [(TRANSFORMER, 1), (TRANSFORMER, 2), (BF16, 1)]
+
+
+@pytest.mark.parametrize(("fields", "processes"), slow_unless(lambda case: case[1] == 2, OTHERS))
 def test_other_recipes_train_and_resume_to_the_bit(server, reference, tiny_recipe, tmp_path, fields, processes):
     (tmp_path / "recipe").mkdir()
     recipe = tiny.make_recipe(tmp_path / "recipe", Path(load_recipe(str(tiny_recipe)).dataset), epochs=2, **fields)

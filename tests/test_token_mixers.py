@@ -144,6 +144,7 @@ def test_models_and_images_without_what_smmix_takes_are_refused(transformer):
         Step(transformer, SMMix(), CRITERION)
 
 
+@pytest.mark.slow
 def test_two_processes_train_smmix_like_one_that_accumulates_twice(reference):
     fixed = ("--mixer", "smmix", "--model", "test_vit", "--per_device_train_batch_size", 4, "--epochs", 1,
              "--warmup_epochs", 0)  # fmt: skip
