@@ -90,13 +90,13 @@ def test_a_model_of_more_classes_is_scored_on_a_part_of_them_by_their_names(run,
     out = tmp_path / "predictions.safetensors"
     args = ("--dataset", tmp_path / "set", "--split", "val", "--predictions", out)
     status, shown, errors = console("evaluate", tmp_path / "model", *args)
-    assert status == 0 and "has 2 of the 6 classes of model" in shown, errors
+    assert status == 0 and "has 2 of the 6 classes of the model" in shown, errors
     found = load_file(out)
     assert found["label"].tolist() == [names.index("green")] * 30 + [names.index("white")] * 30
-    transform = images.EvalTransform(32, 32, "bilinear")
-    recipe = evaluation_recipe(net, "", None, {"dataset": "x"})
-    files = [*sorted(photos.glob("*.jpg")), *sorted(photos.glob("more/*.jpg"))]
-    seen = torch.stack([transform(decode(path.read_bytes())) for path in files])
+    opened, _ = open_model(str(tmp_path / "model"))
+    recipe = evaluation_recipe(opened, "", None, {})
+    files = sorted((tmp_path / "set/val/green").rglob("*.jpg"))
+    seen = torch.stack([eval_transform(opened, recipe, True)(decode(path.read_bytes())) for path in files])
     with torch.no_grad():
         top = net(images.normalise(seen, recipe, torch.device("cpu"))).argmax(1).tolist()
     assert found["top"][:, 0].tolist() == top * 2

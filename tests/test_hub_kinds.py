@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features
+from datasets import ClassLabel, Dataset, Features, load_dataset_builder
 from datasets import Image as ImageFeature
 from tiny import jpeg
 
@@ -20,6 +20,7 @@ from mixup_recipes.data import images, splits, streaming, streams, zips
 from mixup_recipes.data.classes import among
 from mixup_recipes.data.decoding import BadImage
 from mixup_recipes.data.order import TrainOrder
+from mixup_recipes.data.samples import mended
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError
@@ -234,6 +235,19 @@ def test_a_member_of_a_zip_is_read_from_its_place_or_is_a_bad_image():
     ):  # fmt: skip
         with pytest.raises(BadImage, match=says):
             zips.unpacked(part, size)
+
+
+def test_a_class_of_a_tar_is_digits_for_datasets_too(tmp_path):
+    def classes(name, content):
+        (tmp_path / name).write_bytes(content)
+        files = {"train": str(tmp_path / name)}
+        found = mended(load_dataset_builder("webdataset", data_files=files, cache_dir=str(tmp_path / "cache")))
+        return [row["cls"] for row in found.as_streaming_dataset("train").select_columns(["cls"])]
+
+    tar = next(iter(packed("train", "tar").values()))
+    assert classes("good.tar", tar) == LABELS
+    with pytest.raises(ValueError, match=r"expected a whole number in digits, not '\+1'"):
+        classes("bad.tar", tar.replace(b"1\n" + bytes(510), b"+1" + bytes(510)))
 
 
 def test_classes_of_a_stream_are_those_of_training_wherever_labels_stand():

@@ -143,7 +143,7 @@ def prepared(
         )
     said = ""
     if like and classes != list(like) and (order := arranged(classes, list(like))):
-        said = subset(len(classes), len(like), f"split {split!r}", "the run")
+        said = subset(len(classes), len(like), f"split {split!r}", "the model")
         table, classes = relabelled(table, label, among(order, classes, "", ""), order), order
     if opened.whole:
         sides = sides or holdout.divide(table, labels_of(table, label), classes, recipe)
