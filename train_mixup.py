@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes.training.data import open_data
     from mixup_recipes.training.export import export_epoch
     from mixup_recipes.training.folder import begin_folder, begun, check_disk, check_folder, check_teachers, environment
-    from mixup_recipes.training.log import Log, NoLog, done, skipped
+    from mixup_recipes.training.log import Log, NoLog, done, forget_skipped, skipped
     from mixup_recipes.training.preprocessing import of_weights
     from mixup_recipes.training.progress import Progress
     from mixup_recipes.training.signals import Stop
@@ -129,6 +129,7 @@ def main(argv: list[str] | None = None) -> int | None:
         accelerator.print("streaming: the rest of this epoch is drawn anew, so some images come twice or not at all")
 
     # ----------------------------------------------------------------------------------------- folder
+    forget_skipped(folder, accelerator, found)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         begun_from = environment(accelerator, recipe, step, origin)
@@ -233,7 +234,7 @@ def main(argv: list[str] | None = None) -> int | None:
             f"{stop.requested or 'a signal'} at update {update}: saved; continue with --resume_from_checkpoint auto"
         )
     else:
-        accelerator.print(done(folder))
+        accelerator.print(done(folder, accelerator))
         if accelerator.is_main_process:
             try:
                 card.write_card(Run.open(folder))

@@ -80,7 +80,10 @@ class Notes:
         line = f"{self.what}: {printable(text)}"
         if line in self.told:
             return
-        with writing(self.path), self.path.open("a+") as file:
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)  # on a machine without the main process
+            file = self.path.open("a+")
+        with writing(self.path), file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             self.told |= {*file.read().splitlines()}

@@ -159,7 +159,7 @@ class Recipe:
     remode: Literal["const", "rand", "pixel"] = "pixel"
     """Random erasing fills with zeros, one colour, or noise."""
     aug_repeats: Count = 1
-    """Repeated augmentation: copies of each image within an epoch of unchanged length."""
+    """Repeated augmentation: copies of each image within an epoch of unchanged length, which has fewer images then."""
     mean: Rgb = (0.485, 0.456, 0.406)
     """Mean of the channels, for images in [0, 1]."""
     std: Rgb = (0.229, 0.224, 0.225)

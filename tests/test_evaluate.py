@@ -12,6 +12,7 @@ import timm
 import tiny
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
 from mixup_recipes.data import images
 from mixup_recipes.data.decoding import decode
@@ -73,6 +74,32 @@ def test_a_model_that_is_no_run_is_scored_by_its_configuration(run, results, con
     assert top1 == pytest.approx(results["exported"]["top1"], rel=1e-5)
     net = timm.create_model("resnet50.a1_in1k")  # 288 pixels and no margin in timm's tests, 224 and 0.95 in training
     assert str(eval_transform(net, evaluation_recipe(net, "", None, {"dataset": "x"}), True)) == "288 -> 288 px bicubic"
+
+
+def test_a_model_of_more_classes_is_scored_on_a_part_of_them_by_their_names(run, photos, console, tmp_path):
+    names = ["zebra", *tiny.CLASSES, "ant"]  # not in the order of the data
+    torch.manual_seed(0)
+    net = timm.create_model("test_resnet", num_classes=len(names)).eval()
+    config = json.loads((run / "config.json").read_text()) | {"num_classes": len(names), "label_names": names}
+    config["pretrained_cfg"] |= {"num_classes": len(names)}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    save_file(net.state_dict(), tmp_path / "model/model.safetensors")
+    for name in ("white", "green"):
+        shutil.copytree(photos, tmp_path / "set/val" / name, ignore=shutil.ignore_patterns(".*", "*.txt"))
+    out = tmp_path / "predictions.safetensors"
+    args = ("--dataset", tmp_path / "set", "--split", "val", "--predictions", out)
+    status, shown, errors = console("evaluate", tmp_path / "model", *args)
+    assert status == 0 and "has 2 of the 6 classes of the model" in shown, errors
+    found = load_file(out)
+    assert found["label"].tolist() == [names.index("green")] * 30 + [names.index("white")] * 30
+    opened, _ = open_model(str(tmp_path / "model"))
+    recipe = evaluation_recipe(opened, "", None, {})
+    files = sorted((tmp_path / "set/val/green").rglob("*.jpg"))
+    seen = torch.stack([eval_transform(opened, recipe, True)(decode(path.read_bytes())) for path in files])
+    with torch.no_grad():
+        top = net(images.normalise(seen, recipe, torch.device("cpu"))).argmax(1).tolist()
+    assert found["top"][:, 0].tolist() == top * 2
 
 
 def test_the_console_command_reports_runs_reads_protocols_and_compares(run, results, console, tmp_path):

@@ -211,7 +211,8 @@ def test_classes_of_another_split_or_model_go_by_their_names(tmp_path):
     assert like.classes == ["bee", "ant", "cow"] and like.train["label"] == [1, 0, 2]
     few = put(tree(tmp_path / "few"), "train/cow/0.jpg")
     found = load_splits(recipe(few, num_classes=3))
-    assert found.eval["label"] == [0, 0, 1, 1] and found.notes == ["val: split 'val' has 2 of the 3 classes of the run"]
+    assert found.eval["label"] == [0, 0, 1, 1]
+    assert found.notes == ["val: split 'val' has 2 of the 3 classes of the model"]
 
 
 def saved(array, kind="TIFF", mode=None):

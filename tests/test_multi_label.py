@@ -123,6 +123,15 @@ def test_a_table_of_paths_says_labels_in_a_cell_or_in_a_list(tmp_path):
         assert says in refused(tmp_path / "wrong.jsonl")
 
 
+def test_an_evaluation_split_of_images_without_any_label_is_refused(tmp_path):
+    photos(tmp_path, 4)
+    rows = [("train", "a"), ("train", "b"), ("val", ""), ("val", "")]
+    lines = [f"{i}.jpg,{label},{split}\n" for i, (split, label) in enumerate(rows)]
+    (tmp_path / "labels.csv").write_text("image,label,split\n" + "".join(lines))
+    says = "split 'validation': no image has a label in column 'label'"
+    assert says in refused(tmp_path / "labels.csv")
+
+
 def test_a_column_of_parquet_may_be_of_lists_words_or_numbers(tmp_path):
     number, names = datasets.Value("int64"), datasets.ClassLabel(names=["x", "y", "z"])
     cases = [
@@ -146,7 +155,7 @@ def test_a_column_of_parquet_may_be_of_lists_words_or_numbers(tmp_path):
         (datasets.List(number), [[0, 1], [1, 0], [0, 0]], "is of zeros and ones"),
         (datasets.List(number), [[0], None], "'label': row 2 has a null; an image without labels has an empty list"),
         (datasets.List(names), [[0], [-1]], "has unlabelled images (label -1)"),
-        (datasets.List(datasets.Value("float32")), [[0.0], [1.0]], "is not of words or whole numbers, nor of lists"),
+        (datasets.List(datasets.Value("float32")), [[0.5], [1.0]], "row 1: expected a word or a whole number, not 0.5"),
         (datasets.List(datasets.Value("string")), [["a", None], []], "'label': row 1 has a null"),
         (datasets.List(number), [[], []], "no image has a label in column 'label'"),
     ]

@@ -1,9 +1,13 @@
 """Promise: a folder or table of one's own photos is read, divided once and for all, and trained on as it is."""
 
+import datetime
 import io
 import json
+import os
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -152,6 +156,43 @@ def test_a_table_of_paths_has_labels_in_words_and_what_it_lacks_is_counted(tmp_p
     )
 
 
+DAY, NO_LABEL = datetime.date(2020, 1, 2), "expected a word or a whole number, not"
+TEXT_DAY = "2020-01-02"
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "images"])
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ([" ant", "bee "], ["ant", "bee"]), ([TEXT_DAY, "bee"], [TEXT_DAY, "bee"]), ([True, False], ["false", "true"]),
+        ([1.0, 0.0], ["0", "1"]), ([1, 0.5], f"row 2: {NO_LABEL} 0.5"), ([DAY] * 2, f"row 1: {NO_LABEL} {TEXT_DAY}"),
+        ([{"x": 1}] * 2, f"row 1: {NO_LABEL} {{'x': 1}}"), ([b"ant"] * 2, f"row 1: {NO_LABEL} b'ant'"),
+    ],
+)  # fmt: skip
+def test_labels_are_words_or_whole_numbers_in_tables_of_every_form(tmp_path, kind, values, found):
+    photos = [jpeg(i, np.random.default_rng(i)) for i in range(2)]
+    for i, photo in enumerate(photos):
+        (tmp_path / f"{i}.jpg").write_bytes(photo)
+    names, table = ["0.jpg", "1.jpg"], tmp_path / f"train.{kind.replace('images', 'parquet')}"
+    if kind in ("parquet", "images"):
+        images = names if kind == "parquet" else [{"bytes": photo, "path": None} for photo in photos]
+        pq.write_table(pa.table({"image": images, "label": pa.array(values)}), table)
+    elif kind == "csv" and isinstance(values[0], str):  # all other values are words of their own there
+        table.write_text("image,label\n" + "".join(f"{n},{v}\n" for n, v in zip(names, values, strict=True)))
+    elif kind == "jsonl" and not isinstance(values[0], datetime.date | bytes):  # which it has not
+        rows = [{"image": name, "label": value} for name, value in zip(names, values, strict=True)]
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        return
+    own = recipe(tmp_path if kind == "images" else table, holdout=0)
+    if isinstance(found, list):
+        assert load_split(own, "train", None).classes == found
+        return
+    with pytest.raises(UserError) as error:
+        load_split(own, "train", None)
+    assert f"column 'label', {found}" in str(error.value)
+
+
 def test_classes_are_counted_from_data_of_ones_own_and_only_there():
     assert load_recipe("quickstart_cutmix").num_classes == 14
     assert load_recipe("quickstart_cutmix", dataset="groceries").num_classes == 14
@@ -164,7 +205,7 @@ def test_photos_are_turned_as_their_camera_noted_it_where_the_recipe_says_so():
     pixels = np.zeros((24, 40, 3), np.uint8)
     pixels[:12, :20] = 255
     for orientation in range(1, 9):
-        for kind in ("JPEG", "PNG", "WEBP"):
+        for kind in ("JPEG", "PNG", "WEBP", "TIFF"):
             exif, buffer = Image.Exif(), io.BytesIO()
             exif[0x0112] = orientation
             Image.fromarray(pixels).save(buffer, kind, exif=exif, quality=95)
@@ -240,6 +281,14 @@ def test_a_folder_becomes_a_classifier_its_report_predictions_and_a_file_for_a_p
     status, output, errors = console("evaluate", run)  # the same images, not those that it was trained on
     assert status == 0 and f"count {len(held)}" in " ".join(output.replace('"', "").replace(":", "").split()), errors
     assert "other images" not in output
+    (tmp_path / "link").symlink_to(root)
+    for name in (os.path.relpath(root), f"{root}/../photos/", tmp_path / "link"):  # never what it was trained on
+        status, output, errors = console("evaluate", run, "--dataset", name, "--output", tmp_path / "again.json")
+        assert status == 0 and "other images" not in output, errors
+        assert json.loads((tmp_path / "again.json").read_text())["count"] == len(held)
+    status, output, errors = console("evaluate", run, "--split", "train", "--output", tmp_path / "train.json")
+    assert json.loads((tmp_path / "train.json").read_text())["count"] == data["splits"]["train"]["images"]
+    assert f"these are the images that the run was trained on; {len(held)} that are held out are not among" in output
     assert console("report", run, "--out", report)[0] == 0
     assert {"classes.csv", "confusion.png", "reliability.png", "report.md"} <= {p.name for p in report.iterdir()}
     assert console("predict", run, root, "--out", tmp_path / "predictions.csv")[0] == 0

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from mixup_recipes.data import labels
 from mixup_recipes.data.classes import natural
 from mixup_recipes.data.folder import encodable
 from mixup_recipes.data.origin import with_column
@@ -98,13 +99,12 @@ def in_lists(table: datasets.Dataset, recipe: Recipe, split: str) -> datasets.Da
     if is_many(feature) or "string" in str(getattr(feature, "dtype", "")) or values.null_count:
         check_cells(values.to_pylist(), f"{where}: column {column!r}")
     kind: Any = feature.feature if is_many(feature) else feature
-    if "string" in str(getattr(kind, "dtype", "")):
-        found, names = named([several(cell) for cell in values.to_pylist()])
+    if "int" not in str(getattr(kind, "dtype", "")):
+        cells = labels.checked((value.as_py() for value in values), f"{where}: column {column!r}")
+        found, names = named([several(cell) for cell in cells])
     else:
         lengths = pc.list_value_length(values).to_numpy() if is_many(feature) else np.ones(len(values), np.int64)
         flat = pc.list_flatten(values) if is_many(feature) else values
-        if "int" not in str(getattr(kind, "dtype", "")):
-            raise UserError(f"{where}: label column {column!r} is not of words or whole numbers, nor of lists of them")
         numbers = flat.to_numpy().astype(np.int64)
         names = names_of(kind, numbers, recipe, where)
         found = Pairs(np.repeat(np.arange(len(lengths)), lengths), numbers)
@@ -125,7 +125,7 @@ def names_of(kind: Any, numbers: np.ndarray, recipe: Recipe, where: str) -> list
     names = [str(name) for name in kind.names]
     if odd := [name for name in names if not encodable(name)]:
         raise UserError(f"{where} has a class name that is no text: {odd[0]!a}")
-    if high >= len(names):
+    if len(numbers) and high >= len(names):
         raise UserError(f"{where} has label {high}, but only {len(names)} class names")
     return names
 

@@ -4,13 +4,15 @@
   split: ``train-extra`` is none of ``train``. A split in two of these forms is refused.
 - A configuration is a folder, or what ``configs`` in the head of ``README.md`` says. Where none is named, the files of
   the folder itself or of ``data/`` are read, or those of the only folder that has some.
-- All shards that a file's name promises must be there, and have the same columns and class names.
+- All shards that a file's name promises must be there, and have the same columns and class names. A gap in files that
+  are merely numbered is noted.
 """
 
 import contextlib
 import fnmatch
 import functools
 import hashlib
+import itertools
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,11 +26,12 @@ import yaml
 
 from mixup_recipes.data.decoding import BadImage, read
 from mixup_recipes.data.folder import SAME, SPLITS, alone_in_tables, entries
-from mixup_recipes.data.identity import some
+from mixup_recipes.data.identity import SHOWN, some
 from mixup_recipes.typed import UserError, nearest
 
 SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?")
 LONGEST = 2**20  # bytes of a README that are looked at
+SERIES = re.compile(r"(?P<head>.*?)(?P<number>\d+)", re.ASCII)
 CARD = re.compile(r"---\r?\n(.*?)\r?\n---", re.DOTALL)
 CONFIGS = re.compile(r"^configs:.*?(?=^[^\s#\]}-]|\Z)", re.DOTALL | re.MULTILINE)  # up to the next key
 MOST_CONFIGS = 2**17  # characters of it, which take seconds to read
@@ -90,6 +93,7 @@ def taken(
     if others:
         words = some(sorted(path.relative_to(folder).as_posix() for path in others))
         notes.append(f"{len(others):,} left out, {found[0].suffix[1:]} files of other places: {words}")
+    notes += gaps(paths)
     return Files(paths, notes, whole)
 
 
@@ -224,6 +228,30 @@ def check_shards(paths: Iterable[Path]) -> None:
             raise UserError(f"{parent}: shards {some([str(n) for n in missing])} of {count} are missing")
         if len(there) > count:
             raise UserError(f"{parent}: {len(there)} files for {count} shards")
+
+
+def gaps(paths: Iterable[Path]) -> list[str]:
+    """A note for each series of numbered files that lacks some in between.
+
+    Its numbers begin at 0 or 1, or with a zero: others, such as dates, may have gaps.
+    """
+    series: dict[tuple[Path, str], dict[int, str]] = {}
+    for path in paths:
+        stem = SERIES.fullmatch(path.stem)
+        if stem and not SHARD.fullmatch(path.stem):
+            series.setdefault((path.parent, stem["head"]), {})[int(stem["number"])] = path.name
+    notes = []
+    for (parent, head), names in series.items():
+        numbers = sorted(names)
+        first, last = names[numbers[0]], names[numbers[-1]]
+        count = numbers[-1] - numbers[0] + 1 - len(numbers)
+        if count and (numbers[0] <= 1 or first[len(head)] == "0"):
+            width = len((parent / first).stem) - len(head)
+            between = (n for a, b in itertools.pairwise(numbers) for n in range(a + 1, b))
+            lacking = [f"{head}{n:0{width}}" for n in itertools.islice(between, SHOWN)]
+            more = f", and {count - SHOWN:,} more" * (count > SHOWN)
+            notes.append(f"the files {first} to {last} have gaps: {', '.join(lacking)}{more}")
+    return notes
 
 
 def check_schemas(paths: list[Path]) -> None:

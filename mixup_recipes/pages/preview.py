@@ -47,10 +47,10 @@ def preview(names: list[str], mixers: list[str], count: int, photos: str | None,
     """Write the sheet as a PNG; returns a line that says what it shows.
 
     One row per recipe in ``names``, or with ``mixers`` per mixer under the first recipe's setting; without recipes
-    per mixer (all, when none is named) with its published defaults. ``photos``: a folder of images, "synthetic" for
-    drawn shapes, None for the first recipe's own data when they are on this machine, else the prepared groceries,
-    else shapes. Column i shows image i in update i of the recipe's seed, so that each has a draw of its own.
-    Raises ``UserError``.
+    per mixer (all, when none is named) with its published defaults. ``photos``: a folder of images, turned as the
+    camera noted it where the first recipe says so or there is none, "synthetic" for drawn shapes, None for the first
+    recipe's own data when they are on this machine, else the prepared groceries, else shapes. Column i shows image i in
+    update i of the recipe's seed, so that each has a draw of its own. Raises ``UserError``.
     """
     check_png(path)
     rows = chosen(names, mixers)
@@ -116,7 +116,7 @@ def find_photos(recipe: Recipe, photos: str | None, count: int) -> Photos:
     if photos == SYNTHETIC:
         return shapes(count)
     if photos is not None:
-        return folder_photos(Path(photos).expanduser(), count)
+        return folder_photos(Path(photos).expanduser(), count, recipe.exif_orientation or recipe.dataset == SYNTHETIC)
     if Path(recipe.dataset).expanduser().exists():
         return table_photos(recipe, count)
     if recipe.dataset in prepare.PREPARED and prepare.find_prepared(recipe.dataset):
@@ -154,8 +154,11 @@ def table_photos(recipe: Recipe, count: int) -> Photos:
     return several(found, f"dataset {recipe.dataset}")
 
 
-def folder_photos(folder: Path, count: int) -> Photos:
-    """Images of a folder, named by their class folder, or by their own name when there are none."""
+def folder_photos(folder: Path, count: int, upright: bool) -> Photos:
+    """Images of a folder, named by their class folder, or by their own name when there are none.
+
+    ``upright``: turned as the camera noted it.
+    """
     if not folder.is_dir():
         raise UserError(f"photos: expected a folder of images or {SYNTHETIC!r}, got {str(folder)!r}")
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
@@ -163,7 +166,7 @@ def folder_photos(folder: Path, count: int) -> Photos:
     found: list[tuple[Tensor, str]] = []
     for i in varied(names, len(names)):
         try:
-            found.append((decode(read(files[i])), names[i]))
+            found.append((decode(read(files[i]), upright=upright), names[i]))
         except BadImage:
             continue
         if len(found) == count:
