@@ -262,7 +262,7 @@ def test_a_folder_of_parquet_files_is_a_dataset_and_its_shards_are_read_in_order
         (NAMES, GOOD, [-1, -1], {}, "split 'test' has unlabelled images (label -1)"),
         (NAMES, GOOD, [0, None], {}, UNWHOLE),
         (Value("string"), list("abcd"), list("abce"), {}, "'test', has classes that 'train' does not: e"),
-        (Value("string"), ["a", None], list("ab"), {}, "1 rows have no label in column 'label', the first is row 1"),
+        (Value("string"), ["a", None], list("ab"), {}, "1 row has no label in column 'label', the first is row 1"),
         (Value("float32"), [0.0, 1.0], [0.0, 1.0], {}, UNWHOLE),
     ],
 )

@@ -16,6 +16,7 @@ from mixup_recipes.data.prepare import PREPARED
 from mixup_recipes.data.repository import one_commit
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.words import many
 
 IMAGES = (datasets.Image, datasets.Value, dict)  # columns that may hold encoded images: no lists of numbers
 
@@ -70,7 +71,7 @@ def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
         raise UserError(f"{what}: {recipe.eval_split!r} has its classes in another order; leave out --streaming")
     if recipe.num_classes and len(train.classes) != recipe.num_classes:
         raise UserError(
-            f"{what} has {len(train.classes)} classes, the recipe says num_classes {recipe.num_classes}; pass "
+            f"{what} has {many(len(train.classes), 'class')}, the recipe says num_classes {recipe.num_classes}; pass "
             f"--num_classes {len(train.classes)} if that is meant"
         )
     identity: dict[str, Any] = {
@@ -166,7 +167,7 @@ def side(
     evaluated = split != recipe.train_split
     rows = sides.held_out if evaluated else sides.train
     if not len(rows):
-        images = f"{len(table)} images of {len({*sides.names})} names"
+        images = f"{many(len(table), 'image')} of {many(len({*sides.names}), 'name')}"
         what = "none is held out; add images, or pass another" if evaluated else "all are held out; pass a lower"
         raise UserError(f"dataset {recipe.dataset!r} has {images}, of which {what} --holdout")
     digest = hashlib.sha256()
@@ -190,7 +191,9 @@ def in_numbers(table: Any, recipe: Recipe, split: str) -> Any:
         return table
     words: list[Any] = table.data.column(label).to_pylist()
     if missing := [i for i, word in enumerate(words) if not word]:
-        rows = f"{len(missing):,} rows have no label in column {label!r}, the first is row {missing[0]}"
+        rows = (
+            f"{many(len(missing), 'row has', 'rows have')} no label in column {label!r}, the first is row {missing[0]}"
+        )
         raise UserError(f"dataset {recipe.dataset!r}: {rows}")
     found, names = multi_label.named([(word,) for word in words])
     return with_column(table, label, found.place, datasets.ClassLabel(names=names))

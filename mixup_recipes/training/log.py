@@ -16,6 +16,7 @@ from mixup_recipes.recipe import Recipe
 from mixup_recipes.training import protocols
 from mixup_recipes.training.format import SKIPPED
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 Line = dict[str, Any]
 
@@ -76,9 +77,8 @@ def done(folder: Path) -> str:
     if not list_of_them.exists():
         return f"done: {folder}"
     number = len(list_of_them.read_text().splitlines())
-    return (
-        f"{number:,} image{'s' * (number > 1)} could not be read and were passed over: {list_of_them}\ndone: {folder}"
-    )
+    passed = "was passed over" if number == 1 else "were passed over"
+    return f"{many(number, 'image')} could not be read and {passed}: {list_of_them}\ndone: {folder}"
 
 
 def evaluations(lines: Iterable[Line]) -> dict[int, Line]:
