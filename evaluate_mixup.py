@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from mixup_recipes import flags
 from mixup_recipes.typed import Between, UserError
+from mixup_recipes.words import many
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> int | None:
     accelerator = launch.accelerator(recipe, Path("."))
     world = accelerator.num_processes
     accelerator.print(
-        f"{args.model}: {world} process{'es' * (world > 1)} on {accelerator.device.type}, "
+        f"{args.model}: {many(world, 'process')} on {accelerator.device.type}, "
         f"{recipe.mixed_precision} mixed precision, {recipe.dataset} {recipe.eval_split}, "
         f"{transform}",
         flush=True,

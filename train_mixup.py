@@ -64,11 +64,13 @@ def main(argv: list[str] | None = None) -> int | None:
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     launch.announce(recipe, accelerator)
     hub = Publisher(folder, recipe, job, accelerator.print) if job.push_to_hub else None
-    if not job.dry_run:
-        # open_data looks whether the same data lie elsewhere by now
-        check_folder(folder, recipe, job.resume_from_checkpoint is not None, ignore=("name", "dataset"))
     resumed = None if job.dry_run else job.resume_from_checkpoint
+    if not job.dry_run:  # open_data looks whether the same data lie elsewhere by now
+        check_folder(folder, recipe, resumed is not None, ignore=("name", "dataset"))
     found = checkpoint.choose(resumed, folder / "checkpoints", accelerator)
+    if resumed and found is None and (said := checkpoint.finished_before(folder, recipe, job.push_to_hub)):
+        accelerator.print(said)
+        return None
 
     # ----------------------------------------------------------------------------------------- model and mixer
     model = backbones.create_model(recipe)
@@ -84,7 +86,7 @@ def main(argv: list[str] | None = None) -> int | None:
     except ValueError as e:
         raise UserError(f"mixer {recipe.mixer!r} with model {recipe.model!r}: {e}") from None
     if job.dry_run:
-        accelerator.print(dryrun.describe(recipe, step, world))
+        accelerator.print(dryrun.dry_run(recipe, step, world))
         return None
     check_teachers(folder, step)
     origin = begun(folder, recipe, start.sha256 if start else None)
@@ -119,9 +121,7 @@ def main(argv: list[str] | None = None) -> int | None:
     sums: dict[str, torch.Tensor] = {}
     if found is not None:
         state, sums = checkpoint.restore(found, learner.modules, [optimizer, accelerator.scaler], rank, world, device)
-        accelerator.print(f"resumed from {found.name}")
-        if state["processes"] != world:
-            accelerator.print(f"saved by {state['processes']} processes: goes on, but not bit for bit")
+        accelerator.print(checkpoint.resumed(found, state["processes"], world))
     order = TrainOrder(len(samples), recipe, rank, world, state["update"], samples.labels)
     update, evaluated = order.start, state["evaluated"]
     total, per_epoch = order.updates, order.updates_per_epoch

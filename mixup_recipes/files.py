@@ -34,16 +34,21 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}{advice}") from e
 
 
+def aside(path: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def write(path: Path, text: str | bytes) -> None:
     """Write a file whole or not at all. Raises ``UserError``."""
-    aside = path.with_name(f".{path.name}.tmp")
+    first = aside(path)
     try:
         with writing(path):
-            aside.write_bytes(text.encode() if isinstance(text, str) else text)
-            os.replace(aside, path)
+            first.write_bytes(text.encode() if isinstance(text, str) else text)
+            os.replace(first, path)
     finally:
         with contextlib.suppress(OSError):
-            aside.unlink()  # there only if something failed
+            first.unlink()  # there only if something failed
 
 
 def write_into(path: Path, content: str | bytes) -> None:

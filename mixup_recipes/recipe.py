@@ -227,7 +227,10 @@ def check(recipe: Recipe) -> None:
             f"{recipe.per_device_train_batch_size}; pass --per_device_train_batch_size {fits}, or another batch_size"
         )
     if recipe.warmup_epochs > recipe.epochs:
-        raise UserError(f"warmup_epochs {recipe.warmup_epochs:g} exceeds epochs {recipe.epochs}; lower warmup_epochs")
+        raise UserError(
+            f"warmup_epochs {recipe.warmup_epochs:g} exceeds epochs {recipe.epochs}: the run would end within its "
+            "warm-up; pass --warmup_epochs 0, or more epochs"
+        )
     if recipe.min_lr > recipe.lr:
         raise UserError(f"min_lr {recipe.min_lr:g} exceeds lr {recipe.lr:g}")
     if (recipe.report_ema or recipe.ema_warmup_epochs) and recipe.ema_decay is None:

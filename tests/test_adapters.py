@@ -286,14 +286,14 @@ def made(config=TIMM):
 
 def trained(folder, make=MixTrainer, config=TIMM, resume=None, **options):
     """A Trainer that has trained on PHOTOS in order, with plain SGD; ``options``: its own, or of its arguments."""
-    net = made(config)
+    net, photos = made(config), PHOTOS[: options.pop("photos", None)]
     given = {k: options.pop(k) for k in ("mixer", "data_collator", "compute_loss_func") if k in options}
     fixed = {"train_sampling_strategy": "sequential", "max_grad_norm": 0.0, "seed": SEED, "use_cpu": True}
     fixed |= {"num_train_epochs": 1, "per_device_train_batch_size": 4, "logging_steps": 1, "disable_tqdm": True}
     arguments = TrainingArguments(str(folder), **(fixed | {"save_strategy": "no"} | options))
     optimizer = torch.optim.SGD(net.parameters(), lr=LR)
     optimizers = (optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0))
-    run = make(net, arguments, train_dataset=PHOTOS, eval_dataset=PHOTOS, optimizers=optimizers, **given)
+    run = make(net, arguments, train_dataset=photos, eval_dataset=PHOTOS, optimizers=optimizers, **given)
     run.train(resume_from_checkpoint=resume)
     return run
 
@@ -319,6 +319,19 @@ def test_the_trainer_minimises_soft_cross_entropy_of_the_mixed_batch(config, opt
     if n == 1 and "bf16" not in options:  # a mixer that looks at the model gets it
         run = trained(tmp_path, config=config, mixer=Looker(), max_steps=2)
         assert logged(run) == pytest.approx(reference_losses(Logits(made(config)), updates[:2], Looker()), rel=1e-5)
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_each_image_of_an_update_counts_the_same_however_short_its_last_micro_batch(last, tmp_path):
+    photos, sizes = 16 + last, {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 3}
+    run = trained(tmp_path, config=RESNET, mixer=MIXERS["vanilla"](), photos=photos, **sizes)
+    net = made(RESNET).train()
+    for x, labels in zip(PIXELS[:photos].split(8), LABELS[:photos].split(8), strict=True):
+        (torch.nn.functional.cross_entropy(net(pixel_values=x).logits, labels, reduction="sum") / photos).backward()
+    torch.optim.SGD(net.parameters(), lr=LR).step()
+    assert run.state.global_step == 1
+    for (name, expected), found in zip(net.named_parameters(), run.model.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_the_trainer_smooths_labels_before_mixing_and_evaluates_on_images_as_they_are(tmp_path):

@@ -167,7 +167,7 @@ TABLES: dict[str, tuple[Any, Any]] = {
         both(shards(table(), table()), put("train-00001-of-00002.parquet", b"PAR1")), "train-00001-of-00002.parquet: "
     ),
     "shards that are not there": (put("train-00000-of-99999.parquet", PARQUET), "99993 more of 99999 are missing"),
-    "no shards": (put("train-00000-of-00000.parquet", PARQUET), "1 files for 0 shards"),
+    "no shards": (put("train-00000-of-00000.parquet", PARQUET), "1 file for 0 shards"),
     "a number too high": (put("train-00007-of-00002.parquet", PARQUET), "shards 0, 1 of 2 are missing"),
     **{f"cut at {at}": (raw(PARQUET[:at]), UNOPENED) for at in (0, 1, 4, 500, len(PARQUET) - 1)},
     "start cut off": (raw(PARQUET[100:]), UNOPENED),

@@ -22,7 +22,7 @@ from mixup_recipes.data.decoding import decode
 from mixup_recipes.data.splits import load_split, load_splits
 from mixup_recipes.pages import card_facts
 from mixup_recipes.resolve import load_recipe, resolve
-from mixup_recipes.training import backbones, known_weights, optimisation, preprocessing
+from mixup_recipes.training import backbones, dryrun, known_weights, optimisation, preprocessing
 from mixup_recipes.training.update import new_step
 from mixup_recipes.typed import UserError
 
@@ -292,9 +292,43 @@ def test_a_folder_becomes_a_classifier_its_report_predictions_and_a_file_for_a_p
     assert console("report", run, "--out", report)[0] == 0
     assert {"classes.csv", "confusion.png", "reliability.png", "report.md"} <= {p.name for p in report.iterdir()}
     assert console("predict", run, root, "--out", tmp_path / "predictions.csv")[0] == 0
-    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 36 * 3
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 36
     status, output, errors = console("export", run, "--out", tmp_path / "photos.onnx")
     assert status == 0 and "get the class of predictions" in output and "exif_transpose" in output, errors
+
+
+def test_a_dry_run_opens_data_of_this_machine_and_says_of_them_what_a_run_says(server, tmp_path):
+    root, run = put(tmp_path / "photos", 12), tmp_path / "run"
+    args = ["--recipe", "finetune_cutmix", "--dataset", root, "--output_dir", run, *TINY, "--epochs", 1]
+    status, said = server.run(*args, "--dry_run")
+    assert status == 0 and not run.exists()
+    status, output = server.run(*args)
+    assert status == 0, output
+    lines = [line for line in output.splitlines() if line.startswith(("train: ", "validation: "))]
+    assert len(lines) > 2 and [line for line in said.splitlines() if line in lines] == lines
+    trained = json.loads((run / "data.json").read_text())["splits"]["train"]["images"]
+    assert f"images        {trained}, " in said and "updates       " in said
+    note = "all of the run is warm-up, 1 epoch: its learning rate stays below 0.0005; --warmup_epochs 0 trains"
+    assert note in output and note in said
+
+
+def test_a_dry_run_finds_what_is_wrong_with_the_data_and_asks_no_hub(tmp_path):
+    root = put(tmp_path / "photos", 4)
+    (root / "names.csv").write_text("image,name\n" + "".join(f"{c}/{i}.jpg,{c}\n" for c in CLASSES for i in range(4)))
+
+    def dry(dataset, **changes):
+        own = recipe(dataset, **{"model": "test_resnet", "batch_size": 4, "per_device_train_batch_size": 4} | changes)
+        return dryrun.dry_run(own, new_step(backbones.create_model(own), own), 1)
+
+    assert "model         test_resnet, " in dry(root) and "train: " in dry(root)
+    for dataset, changes, says in (
+        (root, {"num_classes": 4}, "has 3 classes, the recipe says num_classes 4"),
+        (tmp_path / "photso", {}, "is neither a folder, a Hub id"),
+        (root / "names.csv", {}, "no column 'label'; valid names: image, name"),
+    ):
+        with pytest.raises(UserError, match=says):
+            dry(dataset, **changes)
+    assert "unknown before 'somebody/photos' is opened" in dry("somebody/photos", num_classes=3)
 
 
 def test_a_photo_is_turned_alike_in_training_evaluation_predictions_and_the_card(server, console, tmp_path):
@@ -316,7 +350,7 @@ def test_a_photo_is_turned_alike_in_training_evaluation_predictions_and_the_card
     assert json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])["top1"] == 100
     assert console("predict", tmp_path / "run", root, "--top_k", 1, "--out", tmp_path / "said.csv")[0] == 0
     rows = [line.split(",") for line in (tmp_path / "said.csv").read_text().splitlines()[1:]]
-    assert sum(f"/{label}/" in path for path, _, label, *_ in rows) == len(rows) == 60
+    assert sum(f"/{label}/" in path for path, label, *_ in rows) == len(rows) == 60
     assert "ImageOps.exif_transpose(Image.open" in (tmp_path / "run/README.md").read_text()
 
 

@@ -148,7 +148,7 @@ def test_a_teacher_that_cannot_be_had_is_left_out_of_a_sheet_of_everything_only(
         said = preview.preview([], [], 2, "synthetic", tmp_path / "a.png")
         with pytest.raises(UserError, match="'attentivemix' with model 'test_resnet': no weights for the teacher"):
             preview.preview([], ["attentivemix"], 2, "synthetic", tmp_path / "b.png")
-    assert said.endswith("1 methods by 2 images (drawn shapes); without the weights of their teachers: attentivemix")
+    assert said.endswith("1 method by 2 images (drawn shapes); without the weights of their teachers: attentivemix")
 
 
 def test_mistakes_are_one_line_and_nothing_is_written(tmp_path):

@@ -21,6 +21,7 @@ from mixup_recipes.data.identity import some
 from mixup_recipes.data.multi_label import Pairs
 from mixup_recipes.data.origin import REPOSITORY, Origin, encoded, named_size, origin, size
 from mixup_recipes.recipe import Recipe
+from mixup_recipes.words import many
 
 
 class Sides(NamedTuple):
@@ -126,9 +127,10 @@ def notes_of(sides: Sides, labels: np.ndarray | Pairs, classes: Sequence[str]) -
     """What the user should know of a division."""
     rows, places = labelled(labels)
     without = np.setdiff1d(places, places[np.isin(rows, sides.held_out)])
-    notes = [f"{len(sides.held_out):,} of {len(sides.names):,} images are held out to evaluate on"]
+    verb = "is" if len(sides.held_out) == 1 else "are"
+    notes = [f"{len(sides.held_out):,} of {many(len(sides.names), 'image')} {verb} held out to evaluate on"]
     if len(alike := {*sides.names}) <= len(sides.names) // 2:
-        few = f"{len(sides.names):,} images have {len(alike):,} names of files"
+        few = f"{many(len(sides.names), 'image')} have {many(len(alike), 'name of a file', 'names of files')}"
         notes.append(f"{few}, and those of a class that have the same name are held out together")
     if len(sides.left_out):
         again = some([sides.names[row] for row in sides.left_out])

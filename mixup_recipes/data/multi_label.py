@@ -23,6 +23,7 @@ from mixup_recipes.data.folder import encodable
 from mixup_recipes.data.origin import with_column
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 BETWEEN = "|"
 """Separates the labels of an image in one cell of text."""
@@ -126,7 +127,7 @@ def names_of(kind: Any, numbers: np.ndarray, recipe: Recipe, where: str) -> list
     if odd := [name for name in names if not encodable(name)]:
         raise UserError(f"{where} has a class name that is no text: {odd[0]!a}")
     if len(numbers) and high >= len(names):
-        raise UserError(f"{where} has label {high}, but only {len(names)} class names")
+        raise UserError(f"{where} has label {high}, but only {many(len(names), 'class name')}")
     return names
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from mixup_recipes.data import keys
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 
 class Key(NamedTuple):
@@ -106,5 +107,5 @@ def updates_per_epoch(size: int, recipe: Recipe) -> int:
     """Updates in one pass over ``size`` images."""
     updates = size // recipe.batch_size if recipe.drop_last else -(-size // recipe.batch_size)
     if not updates:
-        raise UserError(f"the training split has {size} images, fewer than batch_size {recipe.batch_size}")
+        raise UserError(f"the training split has {many(size, 'image')}, fewer than batch_size {recipe.batch_size}")
     return updates

@@ -28,6 +28,7 @@ from mixup_recipes.data.decoding import BadImage, read
 from mixup_recipes.data.folder import SAME, SPLITS, alone_in_tables, entries
 from mixup_recipes.data.identity import SHOWN, some
 from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.words import many
 
 SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?")
 LONGEST = 2**20  # bytes of a README that are looked at
@@ -155,7 +156,9 @@ def only_one(folder: Path, config: str | None, names: list[str], default: str | 
         return default
     if "default" in names or len(names) == 1:
         return "default" if "default" in names else names[0]
-    raise UserError(f"{folder} has {len(names)} configurations: {some(shown)}; choose one with --dataset_config")
+    raise UserError(
+        f"{folder} has {many(len(names), 'configuration')}: {some(shown)}; choose one with --dataset_config"
+    )
 
 
 def configurations(folder: Path, tables: list[Path]) -> dict[str, tuple[dict[str, list[Path]], bool]] | None:
@@ -222,12 +225,12 @@ def check_shards(paths: Iterable[Path]) -> None:
             numbers.setdefault(path.parent, {}).setdefault(int(stem["count"]), []).append(int(stem["number"]))
     for parent, sets in numbers.items():
         if len(sets) > 1:
-            raise UserError(f"{parent}: shards of {len(sets)} sets, of {some([str(n) for n in sets])} files")
+            raise UserError(f"{parent}: shards of {many(len(sets), 'set')}, of {some([str(n) for n in sets])} files")
         ((count, there),) = sets.items()
         if missing := sorted({*range(count)} - {*there}):
             raise UserError(f"{parent}: shards {some([str(n) for n in missing])} of {count} are missing")
         if len(there) > count:
-            raise UserError(f"{parent}: {len(there)} files for {count} shards")
+            raise UserError(f"{parent}: {many(len(there), 'file')} for {many(count, 'shard')}")
 
 
 def gaps(paths: Iterable[Path]) -> list[str]:
@@ -286,7 +289,7 @@ def read_table(path: Path) -> pa.Table:
     with pq.ParquetFile(path) as file:
         schema = pa.schema(map(spelled_out, file.schema_arrow), file.schema_arrow.metadata)
         if file.metadata.num_rows > MOST_ROWS + size:
-            raise UserError(f"{path} has {file.metadata.num_rows:,} rows in {size:,} bytes; expected images")
+            raise UserError(f"{path} has {many(file.metadata.num_rows, 'row')} in {size:,} bytes; expected images")
         for number in range(file.metadata.num_row_groups):
             largest = file.metadata.row_group(number).total_byte_size  # that a row of the group can be
             for batch in file.iter_batches(min(BATCH, 1 + room // (1 + largest)), [number]):

@@ -17,6 +17,7 @@ from mixup_recipes.data.prepare import PREPARED
 from mixup_recipes.data.repository import one_commit
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.words import many
 
 IMAGES = (datasets.Image, datasets.Value, dict)  # columns that may hold encoded images: no lists of numbers
 
@@ -69,7 +70,7 @@ def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
     among(train.classes, evaluation.classes, f"{what}, split {recipe.eval_split!r},", f"{recipe.train_split!r}")
     if recipe.num_classes and len(train.classes) != recipe.num_classes:
         raise UserError(
-            f"{what} has {len(train.classes)} classes, the recipe says num_classes {recipe.num_classes}; pass "
+            f"{what} has {many(len(train.classes), 'class')}, the recipe says num_classes {recipe.num_classes}; pass "
             f"--num_classes {len(train.classes)} if that is meant"
         )
     identity: dict[str, Any] = {
@@ -165,7 +166,7 @@ def side(
     evaluated = split != recipe.train_split
     rows = sides.held_out if evaluated else sides.train
     if not len(rows):
-        images = f"{len(table)} images of {len({*sides.names})} names"
+        images = f"{many(len(table), 'image')} of {many(len({*sides.names}), 'name')}"
         what = "none is held out; add images, or pass another" if evaluated else "all are held out; pass a lower"
         raise UserError(f"dataset {recipe.dataset!r} has {images}, of which {what} --holdout")
     digest = hashlib.sha256()
@@ -193,7 +194,9 @@ def in_numbers(table: Any, recipe: Recipe, split: str) -> Any:
     where = f"dataset {recipe.dataset!r}, split {split!r}: column {label!r}"
     values = label_rule.checked((value.as_py() for value in column), where)
     if missing := [row for row, value in enumerate(values, 1) if value in (None, "")]:
-        rows = f"{len(missing):,} rows have no label in column {label!r}, the first is row {missing[0]}"
+        rows = (
+            f"{many(len(missing), 'row has', 'rows have')} no label in column {label!r}, the first is row {missing[0]}"
+        )
         raise UserError(f"dataset {recipe.dataset!r}: {rows}")
     if all(isinstance(value, int) for value in values):
         return with_column(table, label, np.array(values, np.int64), datasets.Value("int64"))

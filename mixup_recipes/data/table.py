@@ -23,6 +23,7 @@ from mixup_recipes.data.identity import some
 from mixup_recipes.data.parquet import read_table
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.words import many
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SPLIT = "split"
@@ -113,7 +114,8 @@ def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
         others = [name for name in found[SPLIT] if name not in known]
         rows = [i for i in rows if found[SPLIT][i] == (taken or recipe.train_split)]
         if others:
-            notes.append(f"{len(others):,} rows are of no split that is read: {some(sorted({*map(str, others)}))}")
+            which = some(sorted({*map(str, others)}))
+            notes.append(f"{many(len(others), 'row is', 'rows are')} of no split that is read: {which}")
     paths, labels, digest = [], [], hashlib.sha256()
     left_out: dict[str, list[str]] = {}
     seen: dict[str, tuple[str, ...]] = {}

@@ -27,6 +27,7 @@ from mixup_recipes.resolve import load_recipe, resolve
 from mixup_recipes.runs.run import RECIPE, Run
 from mixup_recipes.training.update import criterion
 from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.words import many
 
 SIDE = 128  # pixels of a picture on the sheet; the patches of the small transformer fit
 GAP, EDGE, HEAD, TITLE, CAPTION = 8, 24, 40, 30, 36
@@ -65,7 +66,7 @@ def preview(names: list[str], mixers: list[str], count: int, photos: str | None,
     sheet.save(buffer, "PNG", optimize=True)
     files.write(path, buffer.getvalue())
     without = f"; without the weights of their teachers: {' '.join(missing)}" if missing else ""
-    return f"{path}: {len(rows)} methods by {len(given.images)} images ({given.source}){without}"
+    return f"{path}: {many(len(rows), 'method')} by {many(len(given.images), 'image')} ({given.source}){without}"
 
 
 def chosen(names: list[str], mixers: list[str]) -> list[Recipe]:

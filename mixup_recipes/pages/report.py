@@ -19,6 +19,7 @@ from mixup_recipes.pages import by_class, by_label, diagrams, plots
 from mixup_recipes.pages.markdown import escaped, line, markdown_table, prose
 from mixup_recipes.runs.run import METRICS, UNITS, Run, Summary, labels
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 Scored = by_class.Scored | by_label.Scored
 """Of a run whose images have one label, or may have several."""
@@ -55,7 +56,7 @@ def table_of(named: list[tuple[str, Summary]]) -> str:
             f"{row.seconds:.0f}",
             f"{row.img_per_s:.0f}",
         ])  # fmt: skip
-    evaluated = " / ".join(dict.fromkeys(f"{row.count:,} images of `{row.split}`" for row in rows))
+    evaluated = " / ".join(dict.fromkeys(f"{many(row.count, 'image')} of `{row.split}`" for row in rows))
     note = f"Evaluated on {evaluated}. {UNITS[rows[0].metric]}, seconds of wall time."
     return f"{markdown_table(head, lines, right=2)}\n\n{note}\n"
 

@@ -19,6 +19,7 @@ from mixup_recipes.recipe import Recipe
 from mixup_recipes.training import protocols
 from mixup_recipes.training.format import SKIPPED
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 Line = dict[str, Any]
 
@@ -97,8 +98,8 @@ def done(folder: Path, accelerator: Any) -> str:
     number = len(join_skipped(folder, accelerator))
     if not number:
         return f"done: {folder}"
-    images = f"{number:,} image{'s' * (number > 1)}"
-    return f"{images} could not be read and were passed over: {folder / SKIPPED}\ndone: {folder}"
+    passed = "was passed over" if number == 1 else "were passed over"
+    return f"{many(number, 'image')} could not be read and {passed}: {folder / SKIPPED}\ndone: {folder}"
 
 
 def evaluations(lines: Iterable[Line]) -> dict[int, Line]:
