@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 from test_adapters import (
+    BATCHES,
+    LABELS,
     LR,
+    PIXELS,
     SEED,
     K,
     Looker,
