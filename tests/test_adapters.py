@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from transformers import Trainer
 
 from mixers import MIXERS, CutMix, Mixup, Out, Switch, adapters
-from mixers.adapters import BatchMixer, MixCollate, mix_batch
+from mixers.adapters import BatchMixer, MixCollate, TrainerMixin, mix_batch
 from mixers.taps import evaluating
 from mixers.testing import differences, expect_global_rngs, global_rngs
 
@@ -25,6 +26,7 @@ K, SEED, LR = 5, 3, 0.005
 AT: dict = {"seed": SEED, "step": 1, "num_classes": K}
 ANY_LOOP = [name for name, make in MIXERS.items() if make().needs == "batch"]
 WITH_THE_MODEL = [name for name, make in MIXERS.items() if make().needs in ("batch", "model")]
+MixTrainer: type = type("MixTrainer", (TrainerMixin, Trainer), {})  # as in docs/loops.md
 
 
 class Recorder(CutMix):

@@ -16,6 +16,7 @@ from test_adapters import (
     SEED,
     K,
     Looker,
+    MixTrainer,
     Recorder,
     Stepper,
     bare,
@@ -28,7 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModelForImageClassification, ResNetConfig, TimmWrapperConfig, Trainer, TrainingArguments
 
 from mixers import MIXERS, CutMix, Mixup, Switch, adapters
-from mixers.adapters import LightningMixin, Logits, TrainerMixin
+from mixers.adapters import LightningMixin, Logits
 from mixers.testing import differences
 
 # Lightning 2.6 asks torch's pytree in a way that torch 2.14 calls deprecated, and advises workers for any loader.
@@ -40,7 +41,6 @@ pytestmark = pytest.mark.filterwarnings(
 PHOTOS = [{"pixel_values": x, "label": int(label), "width": 48.0} for x, label in zip(PIXELS, LABELS, strict=True)]
 KEPT = {"remove_unused_columns": False}
 
-MixTrainer: type = type("MixTrainer", (TrainerMixin, Trainer), {})  # as in docs/loops.md
 SMALL: dict = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", "num_labels": K}
 TINY: dict = {"architecture": "test_resnet", "num_labels": K}
 TIMM, RESNET = TimmWrapperConfig(**TINY), ResNetConfig(**SMALL, hidden_act="relu")
