@@ -220,7 +220,7 @@ def test_a_run_goes_on_from_a_named_or_whole_checkpoint_or_starts_again_and_forg
     assert contents(c.out) == before
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_results_without_a_checkpoint_are_not_trained_over(case, reference, processes):
     c = case(processes=processes)
     c.kill_at("mixup_recipes.training.export:export_epoch", 1)  # before the first checkpoint: it begins again
