@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> int | None:
             else:
                 (scores, columns), evaluated = scored, epoch
                 write("val", {}, **scores)
-                progress.say(f"epoch {epoch}/{recipe.epochs}: {evaluation.in_words(scores)}")
+                progress.say(f"epoch {epoch}/{recipe.epochs}: {evaluation.scores_line(scores)}")
                 if accelerator.is_main_process:
                     export_epoch(folder, nets, columns, recipe, splits.classes, log.lines, epoch)
             progress.restart()

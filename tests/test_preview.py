@@ -20,7 +20,7 @@ SIDE = preview.SIDE
 
 def cell(path, row, column, count=5, block=0):
     """The picture of one cell, (SIDE, SIDE, 3); row 0 holds the ``count`` images themselves."""
-    left, top = preview.place(block, row, column, count)
+    left, top = preview.corner(block, row, column, count)
     with Image.open(path) as sheet:
         return np.array(sheet.crop((left, top, left + SIDE, top + SIDE)))
 

@@ -32,7 +32,7 @@ class Sides(NamedTuple):
     left_out: np.ndarray
     """Would be trained on, but their content is held out."""
     names: list[str]
-    """Of all images, see ``names_of``."""
+    """Of all images, see ``file_names``."""
     sizes: np.ndarray
     """Bytes of all images."""
 
@@ -49,7 +49,7 @@ def divide(table: datasets.Dataset, labels: np.ndarray | Pairs, classes: Sequenc
     """
     images, at = table.data.column(recipe.image_column), origin(table)
     at = None if at is None or REPOSITORY.match(at.root) else at
-    names, sizes = names_of(images, at), sizes_of(images, at)
+    names, sizes = file_names(images, at), sizes_of(images, at)
     held = held_out(names, labels, classes, recipe.holdout, recipe.holdout_seed)
     again = twins(images, sizes, held, at)
     train = ~held
@@ -83,7 +83,7 @@ def draw(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
 
 
-def names_of(images: pa.ChunkedArray, at: Origin | None = None) -> list[str]:
+def file_names(images: pa.ChunkedArray, at: Origin | None = None) -> list[str]:
     """The name of each image's file, without folders; the hash of its content where it has none."""
     if not pa.types.is_struct(images.type):
         return [os.path.basename(path) for path in images.to_pylist()]

@@ -107,14 +107,14 @@ def in_lists(table: datasets.Dataset, recipe: Recipe, split: str) -> datasets.Da
         lengths = pc.list_value_length(values).to_numpy() if is_many(feature) else np.ones(len(values), np.int64)
         flat = pc.list_flatten(values) if is_many(feature) else values
         numbers = flat.to_numpy().astype(np.int64)
-        names = names_of(kind, numbers, recipe, where)
+        names = class_names(kind, numbers, recipe, where)
         found = Pairs(np.repeat(np.arange(len(lengths)), lengths), numbers)
     if not len(found.row):
         raise UserError(f"{where}: no image has a label in column {column!r}")
     return with_labels(table, column, found, names)
 
 
-def names_of(kind: Any, numbers: np.ndarray, recipe: Recipe, where: str) -> list[str]:
+def class_names(kind: Any, numbers: np.ndarray, recipe: Recipe, where: str) -> list[str]:
     """The names of classes that a column holds by number: its own, or the numbers."""
     low, high = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
     if low < 0:
@@ -131,7 +131,7 @@ def names_of(kind: Any, numbers: np.ndarray, recipe: Recipe, where: str) -> list
     return names
 
 
-def in_words(labels: np.ndarray | Pairs, size: int, classes: list[str]) -> list[str]:
+def class_words(labels: np.ndarray | Pairs, size: int, classes: list[str]) -> list[str]:
     """The class of each of ``size`` images, or its classes in one text."""
     if isinstance(labels, np.ndarray):
         return [classes[k] for k in labels.tolist()]

@@ -126,7 +126,7 @@ def prepared(
     if not count(table):
         raise UserError(f"dataset {recipe.dataset!r}: split {split!r} is empty")
     table = in_numbers(table.select_columns(list(dict.fromkeys((image, label)))), recipe, split)
-    classes = class_names(recipe, split, table)
+    classes = split_classes(recipe, split, table)
     if not ours:  # images stay encoded
         try:
             if not isinstance(table.features[image], IMAGES):
@@ -162,7 +162,7 @@ def side(
     No image is copied.
     """
     labels = labels_of(table, recipe.label_column)
-    words = multi_label.in_words(labels, len(table), classes)
+    words = multi_label.class_words(labels, len(table), classes)
     evaluated = split != recipe.train_split
     rows = sides.held_out if evaluated else sides.train
     if not len(rows):
@@ -234,7 +234,7 @@ def labels_of(table: datasets.Dataset, column: str) -> np.ndarray | multi_label.
     return np.asarray(table.select_columns([column]).with_format("numpy")[:][column])
 
 
-def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
+def split_classes(recipe: Recipe, split: str, table: Any) -> list[str]:
     """The class names of a split, after checking that its labels are among them (those of a stream: when read)."""
     feature = table.features[recipe.label_column]
     if multi_label.is_many(feature):
@@ -245,7 +245,7 @@ def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
     used = np.unique(np.asarray(labels_of(table, recipe.label_column))) if whole else np.empty(0)
     if used.dtype.kind not in "iu":  # an integer column with gaps becomes one of floats
         raise UserError(f"dataset {recipe.dataset!r}: label column {recipe.label_column!r} is not of whole numbers")
-    return multi_label.names_of(feature, used, recipe, f"dataset {recipe.dataset!r}, split {split!r}")
+    return multi_label.class_names(feature, used, recipe, f"dataset {recipe.dataset!r}, split {split!r}")
 
 
 def arranged(classes: list[str], like: list[str]) -> list[str] | None:

@@ -76,7 +76,7 @@ def learnt(
         rows = f"{len(missing):,} rows have no label in column {column!r}, the first is row {missing[0]}"
         raise UserError(f"dataset {recipe.dataset!r}: {rows}")
     if all(isinstance(value, int) for value in values):
-        names = multi_label.names_of(table.features[column], np.array(values, np.int64), recipe, where)
+        names = multi_label.class_names(table.features[column], np.array(values, np.int64), recipe, where)
     else:
         _, names = multi_label.named([(str(value),) for value in values])
     write_into(place, json.dumps({"images": len(values), "classes": names}))
@@ -124,12 +124,12 @@ def count_rows(recipe: Recipe, files: list[str], named: bool) -> int:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         footers = list(pool.map(footer, files))
     if not named:
-        names = [class_names(found.schema.to_arrow_schema(), recipe.label_column) for found in footers]
+        names = [schema_classes(found.schema.to_arrow_schema(), recipe.label_column) for found in footers]
         if others := [file for file, found in zip(files, names, strict=True) if found != names[0]]:
             raise UserError(f"{others[0]} has other class names than {Path(files[0]).name}")
     return sum(found.num_rows for found in footers)
 
 
-def class_names(schema: pa.Schema, column: str) -> list[str] | None:
+def schema_classes(schema: pa.Schema, column: str) -> list[str] | None:
     """The names of the classes, where a parquet file's schema has them."""
     return getattr(datasets.Features.from_arrow_schema(schema).get(column), "names", None)

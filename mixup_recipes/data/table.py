@@ -127,7 +127,7 @@ def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
         words = multi_label.several(cell) if recipe.multi_label else (cell,) * bool(cell)
         word = multi_label.BETWEEN.join(words)
         whole = name and (words or recipe.multi_label)  # no label is an answer where there may be several
-        where, why, size = place(root, name)
+        where, why, size = row_file(root, name)
         if whole and {*seen.get(where, words)} != {*words}:
             before = multi_label.BETWEEN.join(seen[where])
             all_of_them = multi_label.BETWEEN.join(dict.fromkeys(seen[where] + words))
@@ -155,7 +155,7 @@ def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
     return Listing(table, digest.hexdigest(), notes), not divided
 
 
-def place(root: str, name: str | None) -> tuple[str, str | None, int]:
+def row_file(root: str, name: str | None) -> tuple[str, str | None, int]:
     """The file that a row names, why it is not taken, and its size in bytes."""
     if not name:
         return "", None, 0

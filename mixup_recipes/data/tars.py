@@ -88,7 +88,7 @@ def open_tars(recipe: Recipe, folder: Path, split: str, tables: bool) -> Opened 
     digest = hashlib.sha256()
     for row in rows:
         digest.update(f"{row.image.name}\0{row.image.size}\0{row.label}\n".encode(errors="replace"))
-    table = with_labels(images(files.paths, rows, recipe.image_column), [row.label for row in rows], recipe)
+    table = add_labels(images(files.paths, rows, recipe.image_column), [row.label for row in rows], recipe)
     note_files(table, [str(path.absolute()) for path in files.paths], str(folder.absolute()))
     return Opened(table, digest.hexdigest(), said + files.notes + notes, whole=files.whole)
 
@@ -290,7 +290,7 @@ def pictures(
                 yield {column: {"bytes": content(Member(name, offset, size), file, size), "path": name}}
 
 
-def with_labels(table: datasets.Dataset, labels: list[str | int | list[str]], recipe: Recipe) -> datasets.Dataset:
+def add_labels(table: datasets.Dataset, labels: list[str | int | list[str]], recipe: Recipe) -> datasets.Dataset:
     """A table with the column of labels: whole numbers where all of them are, else words, or lists of words."""
     if recipe.multi_label:
         return table.add_column(recipe.label_column, labels, feature=datasets.List(datasets.Value("string")))

@@ -274,7 +274,7 @@ def new_step(recipe: Recipe, classes: int) -> Step:
 # --------------------------------------------------------------------------------------------- drawing
 
 
-def place(block: int, row: int, column: int, count: int) -> tuple[int, int]:
+def corner(block: int, row: int, column: int, count: int) -> tuple[int, int]:
     """Where a picture's upper left corner is; row 0 of each block shows the ``count`` images themselves."""
     return EDGE + block * (count * COLUMN + EDGE) + column * COLUMN, HEAD + row * ROW + TITLE
 
@@ -287,7 +287,7 @@ def draw(rows: list[Recipe], photos: Photos) -> Image.Image:
     count = len(photos.images)
     blocks = max(1, min(WIDEST // (count * COLUMN + EDGE), math.ceil(len(rows) / 8)))
     each = math.ceil(len(rows) / blocks)
-    width, (right, bottom) = count * COLUMN - GAP, place(blocks, each + 1, 0, count)
+    width, (right, bottom) = count * COLUMN - GAP, corner(blocks, each + 1, 0, count)
     sheet = Image.new("RGB", (right, bottom - TITLE), "white")
     pen = ImageDraw.Draw(sheet)
     shrink = images.EvalTransform(SIDE, SIDE, "bicubic")
@@ -296,18 +296,18 @@ def draw(rows: list[Recipe], photos: Photos) -> Image.Image:
     write(pen, (EDGE, 10), head, right - 2 * EDGE, 20)
     for block in range(blocks):
         for i, name in enumerate(photos.names):
-            x, y = place(block, 0, i, count)
+            x, y = corner(block, 0, i, count)
             sheet.paste(picture(small[i], SIDE), (x, y))
             write(pen, (x, y + SIDE + 4), f"{i + 1} {name}", SIDE, 18)
     for r, recipe in enumerate(rows):
         block, row = divmod(r, each)
         made = mixed(recipe, photos)
-        x, y = place(block, row + 1, 0, count)
+        x, y = corner(block, row + 1, 0, count)
         used = write(pen, (x, y - TITLE + 2), recipe.name, width, 22)
         beside = arguments(recipe, made, pen, width - used - 12)
         write(pen, (x + used + 12, y - TITLE + 7), beside, width, 16, "dimgray")
         for i, shares in enumerate(made.shares):
-            x, y = place(block, row + 1, i, count)
+            x, y = corner(block, row + 1, i, count)
             sheet.paste(picture(made.pixels[i], SIDE), (x, y))
             others = shares.index_fill(0, torch.tensor([i]), 0)
             partner, text = int(others.argmax()), f"{shares[i]:.2f}"

@@ -132,7 +132,7 @@ def report(runs: list[Run], out: Path) -> str:
         parts += [by_label.scores_table(of_several).strip()] if of_several else []
         parts += [f"{prose(name)} has no {lack}, and so no scores by class." for name, run in names.items()
                   if (lack := by_class.lacks(run))]  # fmt: skip
-        said = "\n\n".join([*parts, *map(in_words, found)]) + "\n"
+        said = "\n\n".join([*parts, *map(worst_line, found)]) + "\n"
         parts.append("![Learning curves](curves.png)")
         if len(runs) == 1:
             parts += [write_page(run, folder) for run in found]
@@ -161,7 +161,7 @@ def worst(found: Scored) -> list[str]:
     return by_label.worst(found, 3) if isinstance(found, by_label.Scored) else by_class.worst_pairs(found, 3)
 
 
-def in_words(found: Scored) -> str:
+def worst_line(found: Scored) -> str:
     """The classes that a run takes for others most often, in one line."""
     return line(f"{found.title}: {'; '.join(worst(found)) or 'every image is right'}", 500)
 

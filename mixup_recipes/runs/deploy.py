@@ -19,7 +19,7 @@ from mixup_recipes.data.splits import load_split
 from mixup_recipes.files import file_hash, write
 from mixup_recipes.metrics.multi_label.formula import THRESHOLD
 from mixup_recipes.recipe import Recipe
-from mixup_recipes.runs.models import class_names, eval_transform, evaluation_recipe, open_model
+from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model, output_names
 from mixup_recipes.runs.portable import FORMATS, Answer, Classifier
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones
@@ -104,7 +104,7 @@ def checked_format(format: str | None, out: Path) -> str:
 def metadata_of(name: str, run: Run | None, net: nn.Module, recipe: Recipe, transform: EvalTransform) -> dict[str, Any]:
     """What goes with the graph: how a picture becomes ``pixels``, what the outputs are called, where it is all from."""
     height, width = transform.size
-    classes = class_names(net)
+    classes = output_names(net)
     weights = (run.folder if run else Path(name)) / "model.safetensors"
     return {
         "made_by": f"mixup-recipes {__version__}",

@@ -22,7 +22,7 @@ from mixup_recipes.data import decoding, images
 from mixup_recipes.data.folder import shown
 from mixup_recipes.data.multi_label import BETWEEN
 from mixup_recipes.metrics.multi_label.formula import THRESHOLD
-from mixup_recipes.runs.models import class_names, eval_transform, evaluation_recipe, open_model
+from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model, output_names
 from mixup_recipes.training import backbones, launch
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
@@ -103,7 +103,7 @@ def predictions(name: str, paths: list[Path], top_k: int, batch_size: int) -> It
     recipe = evaluation_recipe(net, name, run, {})
     transform = eval_transform(net, recipe, own=run is None)
     backbones.check_input(net, min(batch_size, len(paths)), tuple(transform.size), name, training=False)
-    classes = class_names(net)
+    classes = output_names(net)
     accelerator = launch.accelerator(recipe, Path("."))
     net = launch.on_device(net, recipe, accelerator).eval()
 

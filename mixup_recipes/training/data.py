@@ -79,11 +79,11 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
             )
     elif then and not traced:
         notes = [*notes, "the run has no fingerprint of its data: they were compared by their number and labels"]
-    for line in in_words(splits) + notes:
+    for line in split_lines(splits) + notes:
         say(line)
     return splits
 
 
-def in_words(splits: Splits) -> list[str]:
+def split_lines(splits: Splits) -> list[str]:
     """How many images of how many classes the splits have, a line each."""
     return [f"{split}: {counted(found, splits.classes)}" for split, found in splits.identity["splits"].items()]

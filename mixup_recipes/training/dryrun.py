@@ -13,7 +13,7 @@ from mixup_recipes.data.splits import count, load_splits
 from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.training import optimisation
 from mixup_recipes.training.backbones import create_model, weight_bytes
-from mixup_recipes.training.data import in_words
+from mixup_recipes.training.data import split_lines
 from mixup_recipes.training.update import new_step
 
 
@@ -45,7 +45,7 @@ def dry_run(recipe: Recipe, step: Step, world: int) -> str:
     if recipe.num_classes == 0:
         recipe = changed(recipe, num_classes=len(splits.classes))
         step = new_step(create_model(recipe), recipe)
-    return "\n".join([*in_words(splits), *splits.notes, describe(recipe, step, world, count(splits.train))])
+    return "\n".join([*split_lines(splits), *splits.notes, describe(recipe, step, world, count(splits.train))])
 
 
 def describe(recipe: Recipe, step: Step, world: int, size: int | None = None) -> str:

@@ -146,6 +146,6 @@ def score(columns: dict[str, np.ndarray]) -> dict[str, float]:
     return {k: float(v) for k, v in scores.items()} | {"count": len(correct)}
 
 
-def in_words(scores: dict[str, float]) -> str:
+def scores_line(scores: dict[str, float]) -> str:
     """The scores of the main classifier, and the headline of each of the others, in one line."""
     return ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if "_" not in k or k.endswith(("_top1", "_map")))
