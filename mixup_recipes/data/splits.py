@@ -226,7 +226,7 @@ def labels_of(table: datasets.Dataset, column: str) -> np.ndarray | multi_label.
     """A column of whole numbers, all at once: one by one it would take seconds; of lists each label of each image."""
     if multi_label.is_many(table.features[column]):
         return multi_label.pairs(table, column)
-    return np.asarray(table.select_columns([column]).with_format("numpy")[:][column])
+    return np.asarray(table.select_columns([column]).with_format("arrow")[:][column].to_numpy())
 
 
 def split_classes(recipe: Recipe, split: str, table: Any) -> list[str]:
