@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from mixup_recipes import flags
 from mixup_recipes.typed import Between, UserError
+from mixup_recipes.words import many
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> int | None:
     accelerator = launch.accelerator(recipe, Path("."))
     world = accelerator.num_processes
     accelerator.print(
-        f"{args.model}: {world} process{'es' * (world > 1)} on {accelerator.device.type}, "
+        f"{args.model}: {many(world, 'process')} on {accelerator.device.type}, "
         f"{recipe.mixed_precision} mixed precision, {recipe.dataset} {recipe.eval_split}, "
         f"{transform}",
         flush=True,
@@ -92,9 +93,12 @@ def main(argv: list[str] | None = None) -> int | None:
     backbones.check_input(net, args.batch_size, tuple(transform.size), args.model, training=False)
     with accelerator.main_process_first():
         known = backbones.cfg_of(net).get("label_names") or ()
-        # the hold-out of a run's own data; all images of others, of which no other split needs to be there
-        own = run is not None and os.path.realpath(recipe.dataset) == os.path.realpath(run.recipe_here.dataset)
-        place = recipe if own else changed(recipe, train_split=recipe.eval_split)
+        # one side of a run's own data; all images of others, of which no other split needs to be there
+        if run is not None and same_place(recipe.dataset, run.recipe_here.dataset):
+            trained_on = recipe.eval_split == recipe.train_split
+            place = changed(recipe, eval_split=run.recipe.eval_split) if trained_on else recipe
+        else:
+            place = changed(recipe, train_split=recipe.eval_split)
         found = load_split(place, recipe.eval_split, recipe.max_eval_samples, like=known)
     split = placed(found, recipe, args.model, net)
     for note in (*split.notes, *other_data(run, recipe, found)):
@@ -135,16 +139,28 @@ def by_modules(load: Any, formulas: Path, columns: dict[str, Any]) -> dict[str, 
     return scores | {"count": len(top)}
 
 
+def same_place(one: str, other: str) -> bool:
+    """Whether two names of a data set lead to the same folder or file, or are the same name."""
+    here, there = (os.path.realpath(os.path.expanduser(name)) for name in (one, other))
+    return here == there
+
+
 def other_data(run: Any, recipe: Any, split: Any) -> list[str]:
-    """Says when the images are not those that the run was evaluated on."""
-    if run is None or not (run.folder / "data.json").is_file() or recipe.eval_split != run.recipe.eval_split:
+    """Says when the images are those that the run was trained on, and when they are others than the run's own."""
+    if run is None or not (run.folder / "data.json").is_file():
         return []
     try:
+        if recipe.eval_split not in run.data.splits:
+            return []
         found = run.data.difference(recipe.eval_split, split.identity, split.classes)
     except UserError as e:
         return [f"whether these are the images of the run is not known: {e}"]
+    trained = recipe.eval_split == run.recipe.train_split
     if found:
-        return [f"other images than those that the run was evaluated on: {found}"]
+        return [f"other images than those that the run was {'trained' if trained else 'evaluated'} on: {found}"]
+    if trained:
+        held_out = f"; {len(split.sides.held_out):,} that are held out are not among them" if split.sides else ""
+        return [f"these are the images that the run was trained on{held_out}"]
     if not run.data.splits[recipe.eval_split].get("fingerprint"):
         return ["the run has no fingerprint of its data: they were compared by their number and labels"]
     return []

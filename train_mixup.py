@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes.training.data import open_data
     from mixup_recipes.training.export import export_epoch
     from mixup_recipes.training.folder import begin_folder, begun, check_disk, check_folder, check_teachers, environment
-    from mixup_recipes.training.log import Log, NoLog, done, skipped
+    from mixup_recipes.training.log import Log, NoLog, done, forget_skipped, skipped
     from mixup_recipes.training.preprocessing import of_weights
     from mixup_recipes.training.progress import Progress
     from mixup_recipes.training.signals import Stop
@@ -64,11 +64,13 @@ def main(argv: list[str] | None = None) -> int | None:
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     launch.announce(recipe, accelerator)
     hub = Publisher(folder, recipe, job, accelerator.print) if job.push_to_hub else None
-    if not job.dry_run:
-        # open_data looks whether the same data lie elsewhere by now
-        check_folder(folder, recipe, job.resume_from_checkpoint is not None, ignore=("name", "dataset"))
     resumed = None if job.dry_run else job.resume_from_checkpoint
+    if not job.dry_run:  # open_data looks whether the same data lie elsewhere by now
+        check_folder(folder, recipe, resumed is not None, ignore=("name", "dataset"))
     found = checkpoint.choose(resumed, folder / "checkpoints", accelerator)
+    if resumed and found is None and (said := checkpoint.finished_before(folder, recipe, job.push_to_hub)):
+        accelerator.print(said)
+        return None
 
     # ----------------------------------------------------------------------------------------- model and mixer
     model = backbones.create_model(recipe)
@@ -84,7 +86,7 @@ def main(argv: list[str] | None = None) -> int | None:
     except ValueError as e:
         raise UserError(f"mixer {recipe.mixer!r} with model {recipe.model!r}: {e}") from None
     if job.dry_run:
-        accelerator.print(dryrun.describe(recipe, step, world))
+        accelerator.print(dryrun.dry_run(recipe, step, world))
         return None
     check_teachers(folder, step)
     origin = begun(folder, recipe, start.sha256 if start else None)
@@ -119,9 +121,7 @@ def main(argv: list[str] | None = None) -> int | None:
     sums: dict[str, torch.Tensor] = {}
     if found is not None:
         state, sums = checkpoint.restore(found, learner.modules, [optimizer, accelerator.scaler], rank, world, device)
-        accelerator.print(f"resumed from {found.name}")
-        if state["processes"] != world:
-            accelerator.print(f"saved by {state['processes']} processes: goes on, but not bit for bit")
+        accelerator.print(checkpoint.resumed(found, state["processes"], world))
     order = TrainOrder(len(samples), recipe, rank, world, state["update"], samples.labels)
     update, evaluated = order.start, state["evaluated"]
     total, per_epoch = order.updates, order.updates_per_epoch
@@ -129,6 +129,7 @@ def main(argv: list[str] | None = None) -> int | None:
         accelerator.print("streaming: the rest of this epoch is drawn anew, so some images come twice or not at all")
 
     # ----------------------------------------------------------------------------------------- folder
+    forget_skipped(folder, accelerator, found)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         begun_from = environment(accelerator, recipe, step, origin)
@@ -175,7 +176,7 @@ def main(argv: list[str] | None = None) -> int | None:
             else:
                 (scores, columns), evaluated = scored, epoch
                 write("val", {}, **scores)
-                progress.say(f"epoch {epoch}/{recipe.epochs}: {evaluation.in_words(scores)}")
+                progress.say(f"epoch {epoch}/{recipe.epochs}: {evaluation.scores_line(scores)}")
                 if accelerator.is_main_process:
                     export_epoch(folder, nets, columns, recipe, splits.classes, log.lines, epoch)
             progress.restart()
@@ -233,7 +234,7 @@ def main(argv: list[str] | None = None) -> int | None:
             f"{stop.requested or 'a signal'} at update {update}: saved; continue with --resume_from_checkpoint auto"
         )
     else:
-        accelerator.print(done(folder))
+        accelerator.print(done(folder, accelerator))
         if accelerator.is_main_process:
             try:
                 card.write_card(Run.open(folder))

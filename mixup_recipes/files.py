@@ -34,16 +34,21 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}{advice}") from e
 
 
+def aside(path: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def write(path: Path, text: str | bytes) -> None:
     """Write a file whole or not at all. Raises ``UserError``."""
-    aside = path.with_name(f".{path.name}.tmp")
+    first = aside(path)
     try:
         with writing(path):
-            aside.write_bytes(text.encode() if isinstance(text, str) else text)
-            os.replace(aside, path)
+            first.write_bytes(text.encode() if isinstance(text, str) else text)
+            os.replace(first, path)
     finally:
         with contextlib.suppress(OSError):
-            aside.unlink()  # there only if something failed
+            first.unlink()  # there only if something failed
 
 
 def write_into(path: Path, content: str | bytes) -> None:
@@ -80,7 +85,10 @@ class Notes:
         line = f"{self.what}: {printable(text)}"
         if line in self.told:
             return
-        with writing(self.path), self.path.open("a+") as file:
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)  # on a machine without the main process
+            file = self.path.open("a+")
+        with writing(self.path), file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             self.told |= {*file.read().splitlines()}

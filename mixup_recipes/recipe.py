@@ -159,7 +159,7 @@ class Recipe:
     remode: Literal["const", "rand", "pixel"] = "pixel"
     """Random erasing fills with zeros, one colour, or noise."""
     aug_repeats: Count = 1
-    """Repeated augmentation: copies of each image within an epoch of unchanged length."""
+    """Repeated augmentation: copies of each image within an epoch of unchanged length, which has fewer images then."""
     mean: Rgb = (0.485, 0.456, 0.406)
     """Mean of the channels, for images in [0, 1]."""
     std: Rgb = (0.229, 0.224, 0.225)
@@ -227,7 +227,10 @@ def check(recipe: Recipe) -> None:
             f"{recipe.per_device_train_batch_size}; pass --per_device_train_batch_size {fits}, or another batch_size"
         )
     if recipe.warmup_epochs > recipe.epochs:
-        raise UserError(f"warmup_epochs {recipe.warmup_epochs:g} exceeds epochs {recipe.epochs}; lower warmup_epochs")
+        raise UserError(
+            f"warmup_epochs {recipe.warmup_epochs:g} exceeds epochs {recipe.epochs}: the run would end within its "
+            "warm-up; pass --warmup_epochs 0, or more epochs"
+        )
     if recipe.min_lr > recipe.lr:
         raise UserError(f"min_lr {recipe.min_lr:g} exceeds lr {recipe.lr:g}")
     if (recipe.report_ema or recipe.ema_warmup_epochs) and recipe.ema_decay is None:

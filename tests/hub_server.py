@@ -334,6 +334,7 @@ class HubServer:
         """Environment variables of a client. ``hub.env | {"HF_TOKEN": ""}`` is one that is not logged in."""
         home = self.folder / "home"
         places = {"HF_HOME": home, "HF_HUB_CACHE": home / "hub", "HF_DATASETS_CACHE": home / "datasets"}
+        places["MIXUP_RECIPES_CACHE"] = home / "recipes"
         off = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "HF_UPDATE_DOWNLOAD_COUNTS")
         on = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY")
         env = {"HF_ENDPOINT": self.url, "HF_TOKEN": self.token} | {k: str(v) for k, v in places.items()}

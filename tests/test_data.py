@@ -32,7 +32,6 @@ CPU = torch.device("cpu")
 JPEG = jpeg(0, np.random.default_rng(0))
 NAMES = ClassLabel(names=CLASSES)
 GOOD = [0, 1, 2, 3]
-UNWHOLE = "label column 'label' is not of whole numbers"
 
 
 @pytest.fixture(scope="module")
@@ -254,16 +253,16 @@ def test_a_folder_of_parquet_files_is_a_dataset_and_its_shards_are_read_in_order
         (NAMES, GOOD, GOOD, {"label_column": "lable"}, "split 'train': no column 'lable'; did you mean 'label'?"),
         (NAMES, GOOD, GOOD, {"image_column": "img"}, "no column 'img'; did you mean 'image'? (set image_column or"),
         (NAMES, GOOD, GOOD, {"image_column": "label"}, "column 'label' does not hold images (set image_column)"),
-        (NAMES, GOOD, GOOD, {"label_column": "image"}, "label column 'image' is not of whole numbers"),
+        (NAMES, GOOD, GOOD, {"label_column": "image"}, "column 'image', row 1: expected a word or a whole number, "),
         (NAMES, GOOD, GOOD, {"num_classes": 5}, "has 4 classes, the recipe says num_classes 5; pass --"),
         (NAMES, GOOD, GOOD, {"num_classes": 3}, "3; pass --num_classes 4 if that is meant"),
         (Value("int64"), GOOD, [0, 1, 2, 7], {}, "'test', has classes that 'train' does not: 4, 5, 6, 7"),
         (NAMES, [0, 1, 2, 7], GOOD, {}, "split 'train' has label 7, but only 4 class names"),
         (NAMES, GOOD, [-1, -1], {}, "split 'test' has unlabelled images (label -1)"),
-        (NAMES, GOOD, [0, None], {}, UNWHOLE),
+        (NAMES, GOOD, [0, None], {}, "1 row has no label in column 'label', the first is row 2"),
         (Value("string"), list("abcd"), list("abce"), {}, "'test', has classes that 'train' does not: e"),
-        (Value("string"), ["a", None], list("ab"), {}, "1 rows have no label in column 'label', the first is row 1"),
-        (Value("float32"), [0.0, 1.0], [0.0, 1.0], {}, UNWHOLE),
+        (Value("string"), ["a", None], list("ab"), {}, "1 row has no label in column 'label', the first is row 2"),
+        (Value("float32"), [0.0, 0.5], [0.0, 1.0], {}, "row 2: expected a word or a whole number, not 0.5"),
     ],
 )
 def test_a_dataset_that_does_not_fit_is_refused(tmp_path, own_cache, kind, train, test, changes, says):

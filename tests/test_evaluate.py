@@ -12,6 +12,7 @@ import timm
 import tiny
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
 from mixup_recipes.data import images
 from mixup_recipes.data.decoding import decode
@@ -75,6 +76,32 @@ def test_a_model_that_is_no_run_is_scored_by_its_configuration(run, results, con
     assert str(eval_transform(net, evaluation_recipe(net, "", None, {"dataset": "x"}), True)) == "288 -> 288 px bicubic"
 
 
+def test_a_model_of_more_classes_is_scored_on_a_part_of_them_by_their_names(run, photos, console, tmp_path):
+    names = ["zebra", *tiny.CLASSES, "ant"]  # not in the order of the data
+    torch.manual_seed(0)
+    net = timm.create_model("test_resnet", num_classes=len(names)).eval()
+    config = json.loads((run / "config.json").read_text()) | {"num_classes": len(names), "label_names": names}
+    config["pretrained_cfg"] |= {"num_classes": len(names)}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    save_file(net.state_dict(), tmp_path / "model/model.safetensors")
+    for name in ("white", "green"):
+        shutil.copytree(photos, tmp_path / "set/val" / name, ignore=shutil.ignore_patterns(".*", "*.txt"))
+    out = tmp_path / "predictions.safetensors"
+    args = ("--dataset", tmp_path / "set", "--split", "val", "--predictions", out)
+    status, shown, errors = console("evaluate", tmp_path / "model", *args)
+    assert status == 0 and "has 2 of the 6 classes of the model" in shown, errors
+    found = load_file(out)
+    assert found["label"].tolist() == [names.index("green")] * 30 + [names.index("white")] * 30
+    opened, _ = open_model(str(tmp_path / "model"))
+    recipe = evaluation_recipe(opened, "", None, {})
+    files = sorted((tmp_path / "set/val/green").rglob("*.jpg"))
+    seen = torch.stack([eval_transform(opened, recipe, True)(decode(path.read_bytes())) for path in files])
+    with torch.no_grad():
+        top = net(images.normalise(seen, recipe, torch.device("cpu"))).argmax(1).tolist()
+    assert found["top"][:, 0].tolist() == top * 2
+
+
 def test_the_console_command_reports_runs_reads_protocols_and_compares(run, results, console, tmp_path):
     status, shown, _ = console("report", run, "--out", tmp_path / "report")
     assert status == 0 and f"{results['reported']['top1']:.2f}" in shown
@@ -114,15 +141,22 @@ def rows(path):
 
 def test_a_run_says_of_images_what_its_evaluation_says(console, run, photos, tmp_path):
     out = tmp_path / "predictions.csv"
+    (photos / "zzz.png").write_text("no image")
     done = console("predict", run, photos, "--top_k", 9, "--batch-size", 7, "--out", out)
-    assert done == (0, f"{out}: 30 images\n", "")
+    assert done == (0, f"{out}: 31 images, of which 1 cannot be read\n", "")
     expected, found = load_file(run / "predictions.safetensors"), rows(out)
-    assert list(found[0]) == ["path", "rank", "label", "probability", "error"]
-    assert [row["path"] for row in found[::4]] == [str(p) for p in sorted(photos.rglob("[0-9]*.jpg"))]
-    assert [row["rank"] for row in found] == ["1", "2", "3", "4"] * 30  # as many as there are classes
-    classes = np.array([tiny.CLASSES.index(row["label"]) for row in found]).reshape(30, 4)
-    assert np.array_equal(classes, expected["top"])
-    probabilities = np.array([float(row["probability"]) for row in found]).reshape(30, 4)
+    ranks = ("", "_2", "_3", "_4")  # as many as there are classes
+    assert list(found[0]) == [
+        "file",
+        *(f"{what}{rank}" for rank in ranks for what in ("label", "probability")),
+        "error",
+    ]
+    assert [row["file"] for row in found] == [str(p) for p in sorted(photos.rglob("[0-9z]*.[jp]*g"))]
+    bad = found.pop()
+    assert {k for k, v in bad.items() if v} == {"file", "error"} and "not an image" in bad["error"]
+    classes = np.array([[tiny.CLASSES.index(row[f"label{rank}"]) for rank in ranks] for row in found])
+    assert np.array_equal(classes, expected["top"]) and not any(row["error"] for row in found)
+    probabilities = np.array([[float(row[f"probability{rank}"]) for rank in ranks] for row in found])
     assert probabilities[:, 0] == pytest.approx(expected["confidence"], rel=1e-5)
     assert probabilities.sum(1) == pytest.approx(np.ones(30), abs=1e-5)
 
@@ -159,9 +193,9 @@ def test_a_model_that_is_no_run_sees_images_as_its_configuration_says(console, r
     seen = images.EvalTransform(40, 36, "bicubic")(decode((photos / "00.jpg").read_bytes()))
     with torch.no_grad():
         top = net.eval()(images.normalise(seen[None], recipe, torch.device("cpu"))).softmax(1)[0].sort(descending=True)
-    found = rows(tmp_path / "p.csv")
-    assert [row["label"] for row in found] == [str(i) for i in top.indices.tolist()]  # no names: numbers
-    assert [float(row["probability"]) for row in found] == pytest.approx(top.values.tolist(), rel=1e-5)
+    (found,) = (list(row.values())[1:-1] for row in rows(tmp_path / "p.csv"))
+    assert found[::2] == [str(i) for i in top.indices.tolist()]  # no names: numbers
+    assert [float(p) for p in found[1::2]] == pytest.approx(top.values.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize(

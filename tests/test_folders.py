@@ -102,14 +102,14 @@ def test_the_folder_of_that_very_name_is_read_and_links_are_what_they_lead_to(tm
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        (["ant/0.jpg", "bee/0.jpg"], "has 2 images of 1 names, of which none is held out"),
+        (["ant/0.jpg", "bee/0.jpg"], "has 2 images of 1 name, of which none is held out"),
         (["trian/a/0.jpg", "val/a/0.jpg"], "has no folder for split 'train'; did you mean 'trian'?"),
         (["train/a/no.txt", "val/a/0.jpg"], "train has no images; expected train/<class>/<image>"),
         (
             ["train/a/0.jpg", "train/b/0.jpg", "val/a/0.jpg", "val/c/0.jpg"],
             "split 'val', has classes that 'train' does not: c",
         ),
-        (["train/0.jpg", "bus/0.jpg", "val/0.jpg"], "has 3 images of 1 names, of which none is held out"),
+        (["train/0.jpg", "bus/0.jpg", "val/0.jpg"], "has 3 images of 1 name, of which none is held out"),
         (["train/a/0.jpg", "bus/b/0.jpg"], "has no folder for split 'train'"),  # a class that is called train
         (["train/ant/0.jpg", "train/bee/no.txt", "val/ant/0.jpg"], "class folders without an image: bee"),
     ],
@@ -211,7 +211,8 @@ def test_classes_of_another_split_or_model_go_by_their_names(tmp_path):
     assert like.classes == ["bee", "ant", "cow"] and like.train["label"] == [1, 0, 2]
     few = put(tree(tmp_path / "few"), "train/cow/0.jpg")
     found = load_splits(recipe(few, num_classes=3))
-    assert found.eval["label"] == [0, 0, 1, 1] and found.notes == ["val: split 'val' has 2 of the 3 classes of the run"]
+    assert found.eval["label"] == [0, 0, 1, 1]
+    assert found.notes == ["val: split 'val' has 2 of the 3 classes of the model"]
 
 
 def saved(array, kind="TIFF", mode=None):

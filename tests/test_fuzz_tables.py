@@ -39,7 +39,7 @@ from mixup_recipes.typed import UserError
 
 WHOLE, NO_IMAGES, NO_TYPE = "is not of whole numbers", "does not hold images", "not have a datasets dtype equivalent"
 UNOPENED, OTHERS, NO_FOLDER = "cannot open dataset", "other columns or class names", "has no folder for split 'train'"
-AGAIN = "in memory; expected images"
+AGAIN, NO_LABEL = "in memory; expected images", "row 1: expected a word or a whole number"
 
 
 def rows(*args, **options):
@@ -95,10 +95,11 @@ TABLES: dict[str, tuple[Any, Any]] = {
     "no columns": (raw(as_bytes(pa.table({}))), "no column 'image'; valid names: none"),
     "an image is null": (rows([None, ROW]), (1, 1)), "images are null": (rows(pa.nulls(2)), (0, 2)),
     "no bytes": (rows([ROW, ROW | {"bytes": None}]), (1, 1)),
-    "empty bytes": (rows([ROW, ROW | {"bytes": b""}]), (1, 1)), "a label is null": (rows(labels=[0, None]), WHOLE),
-    "labels are null": (rows(labels=pa.nulls(2)), WHOLE),
-    **{f"labels like {value!r}": (rows(labels=[value] * 2), WHOLE) for value in (0.5, True, b"a", {"x": 0})},
-    **{f"classes like {value!r}": (rows(labels=[value] * 2, head=said()), WHOLE) for value in (1.0, True)},
+    "empty bytes": (rows([ROW, ROW | {"bytes": b""}]), (1, 1)), "a label is null": (rows(labels=[0, None]), "row 2"),
+    "labels are null": (rows(labels=pa.nulls(2)), "2 rows have no label in column 'label', the first is row 1"),
+    **{f"labels like {value!r}": (rows(labels=[value] * 2), NO_LABEL) for value in (0.5, b"a", {"x": 0}, 1e300)},
+    "labels like True": (rows(labels=[True, False]), (2, 0)), "labels like 1.0": (rows(labels=[1.0, 0.0]), (2, 0)),
+    **{f"classes like {value!r}": (rows(labels=[value] * 2, head=said()), (2, 0)) for value in (1.0, True)},
     "labels in lists": (rows(labels=[[0]] * 2), "holds lists: an image may have several labels"),
     "classes in lists": (rows(labels=[[0]] * 2, head=said()), "holds lists: an image may have several labels"),
     "labels below 0": (rows(labels=[0, -5]), "unlabelled images (label -5)"),
@@ -106,7 +107,7 @@ TABLES: dict[str, tuple[Any, Any]] = {
     "more labels than classes": (rows(labels=[0, 2], head=said()), "has label 2, but only 2 class names"),
     "labels of 2^64": (rows(labels=of([0, 2**64 - 1], pa.uint64())), "unlabelled images"),
     "labels of 8 bits": (rows(labels=of([0, 1], pa.int8())), (2, 0)),
-    "days": (rows(labels=of([0, 1], pa.date32())), WHOLE),
+    "days": (rows(labels=of([0, 1], pa.date32())), NO_LABEL + ", not 1970-01-01"),
     "labels in a dictionary": (rows(labels=of([0, 1], pa.int64()).dictionary_encode()), (2, 0)),
     "maps": (mapped("labels"), NO_TYPE),
     "binary": (rows(of([JPEG] * 2, pa.binary())), (2, 0)),
@@ -166,7 +167,7 @@ TABLES: dict[str, tuple[Any, Any]] = {
         both(shards(table(), table()), put("train-00001-of-00002.parquet", b"PAR1")), "train-00001-of-00002.parquet: "
     ),
     "shards that are not there": (put("train-00000-of-99999.parquet", PARQUET), "99993 more of 99999 are missing"),
-    "no shards": (put("train-00000-of-00000.parquet", PARQUET), "1 files for 0 shards"),
+    "no shards": (put("train-00000-of-00000.parquet", PARQUET), "1 file for 0 shards"),
     "a number too high": (put("train-00007-of-00002.parquet", PARQUET), "shards 0, 1 of 2 are missing"),
     **{f"cut at {at}": (raw(PARQUET[:at]), UNOPENED) for at in (0, 1, 4, 500, len(PARQUET) - 1)},
     "start cut off": (raw(PARQUET[100:]), UNOPENED),
@@ -300,11 +301,17 @@ TARS = {
     "one without a label": (tar(A, B, member("c.jpg")), (2, 0)),
     "one without a suffix": (tar(A, B, member("c")), (2, 0)),
     "words": (tar(sample("a", b'{"label": "ant"}'), sample("b", b'{"label": "bee"}'), sample("c", b"{}")), (2, 0)),
+    "true and false in JSON": (tar(sample("a", b'{"label": true}'), sample("b", b'{"label": false}')), (2, 0)),
+    **{
+        f"a class like {text!r}": (tar(A, member("b.cls", text), member("b.jpg")), "expected a whole number in digits")
+        for text in (b"1_0", b"+1", b" 1", b"1 ", b"-0", b"", b"\n1", b"\xd9\xa1", b"1.0")
+    },
+    "a class and the end of a line": (tar(A, member("b.cls", b"01\r\n"), member("b.jpg")), (2, 0)),
     "numbers in JSON": (tar(sample("a", b'{"label": 0}'), sample("b", b'{"label": 1.0}')), (2, 0)),
     **{
         f"JSON like {text[:18]!r}": (tar(sample("a", text)), "its json, cannot be read")
         for text in (
-            b"[0]", b"{", b"", b"\xff", b"[" * 9999, b'{"label": []}', b'{"label": true}', b'{"label": "\\ud800"}'
+            b"[0]", b"{", b"", b"\xff", b"[" * 9999, b'{"label": []}', b'{"label": 0.5}', b'{"label": "\\ud800"}'
         )
     },
     "compressed": (put("train.tar.gz", gzip.compress(A + END)), "is compressed, and its images cannot be reached"),

@@ -12,12 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import ClassLabel, Features
+from datasets import ClassLabel, Dataset, Features, load_dataset_builder
 from datasets import Image as ImageFeature
 from tiny import jpeg
 
-from mixup_recipes.data import images, streaming
+from mixup_recipes.data import images, splits, streaming, streams, zips
+from mixup_recipes.data.classes import among
+from mixup_recipes.data.decoding import BadImage
 from mixup_recipes.data.order import TrainOrder
+from mixup_recipes.data.samples import mended
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError
@@ -75,17 +78,31 @@ def shards(split):
     return {f"data/{split}-{i:05}-of-00003.parquet": parquet(rows[p], LABELS[p]) for i, p in enumerate(parts)}
 
 
+def in_words(split):
+    """Parquet files whose labels are words."""
+    made = {}
+    for path, content in shards(split).items():
+        table, sink = pq.read_table(io.BytesIO(content)), io.BytesIO()
+        words = pa.array([f" {CLASSES[k]}" for k in table["label"].to_pylist()])
+        pq.write_table(pa.table({"image": table["image"], "label": words}), sink)
+        made[path] = sink.getvalue()
+    return made
+
+
 def packed(split, kind):
     """A split's images in one file, with their labels in a tar and by folders in a zip."""
     sink = io.BytesIO()
     if kind == "zip":
-        with zipfile.ZipFile(sink, "w") as folder:
-            for path, data in of(split):
-                folder.writestr(path, data)
+        with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED if split == "test" else zipfile.ZIP_STORED) as folder:
+            for path, data in reversed(of(split)):  # in no order, and deeper than the classes
+                folder.writestr(f"all/{path}", data)
         return {f"{split}.zip": sink.getvalue()}
     with tarfile.open(fileobj=sink, mode="w") as file:
         for (path, data), label in zip(of(split), LABELS, strict=True):
-            for suffix, content in (("jpg", data), ("cls", str(label).encode())):
+            said = ("cls", b"%d\n" % label)
+            if kind == "words":
+                said = ("json", json.dumps({"label": f" {CLASSES[label]} ", "n": label}).encode())
+            for suffix, content in (("jpg", data), said):
                 info = tarfile.TarInfo(f"{path.replace('/', '-')[:-4]}.{suffix}")
                 info.size = len(content)
                 file.addfile(info, io.BytesIO(content))
@@ -126,10 +143,13 @@ KINDS = {  # files of the repository, columns of the recipe
     "parquet": (two(shards), {}),
     "names": (PHOTOS | two(lambda s: naming(s, [p for p, _ in of(s)])) | TABLES, {}),
     "tar": (two(packed, "tar") | SIZES, TAR),
+    "unsized": (two(packed, "tar"), {}),
+    "words": (two(packed, "words"), {}),
+    "numbers": (two(packed, "words"), {"label_column": "n"}),
+    "parquet-words": (two(in_words), {}),
+    "zip": (two(packed, "zip"), {}),
 }
 REFUSED = {  # and what is said
-    "unsized": (two(packed, "tar"), TAR, "does not say how many images it has (its card has no dataset_info)"),
-    "zip": (two(packed, "zip"), {}, "has its images in archives, which are not streamed; leave out --streaming"),
     "up": (
         PHOTOS | two(listed, "../"),
         {},
@@ -175,14 +195,15 @@ def answers(only_hub, clients, tmp_path_factory):
 def test_copied_and_streamed_a_set_has_the_same_images_and_labels(answers, kind):
     streamed, copied = (answer[kind] for answer in answers[:2])
     assert streamed["labels"] == LABELS and not any(streamed["bad"]) and len({*streamed["pixels"]}) == 12
-    table = kind in ("files", "metadata")  # which gives the very same run
+    table = kind in ("files", "metadata", "zip")  # which gives the very same run
     for key in ("pixels", "labels", "bad", "classes", *(("epoch", "record") if table else ())):
         assert streamed[key] == copied[key], key
     for split, found in copied["record"]["splits"].items():
         assert streamed["record"]["splits"][split]["fingerprint"] == found["fingerprint"]
         assert streamed["record"]["splits"][split]["images"] == found["images"] == 12
     if kind != "names":
-        assert answers[2].count(kind) == (24 if table else 0)  # each once, none to find out what there is
+        single = kind in ("files", "metadata")
+        assert answers[2].count(kind) == (24 if single else 0)  # each once, none to find out what there is
 
 
 def test_a_row_of_the_hub_names_files_of_its_own_repository_only(answers):
@@ -193,3 +214,46 @@ def test_a_row_of_the_hub_names_files_of_its_own_repository_only(answers):
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_cannot_be_streamed_is_one_line(answers, kind):
     assert REFUSED[kind][2] in answers[0][kind]["says"] and "\n" not in answers[0][kind]["says"]
+
+
+def test_a_member_of_a_zip_is_read_from_its_place_or_is_a_bad_image():
+    sink, content = io.BytesIO(), PHOTOS["train/ant/0.jpg"]
+    for number, method in enumerate((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)):
+        with zipfile.ZipFile(sink, "a", method) as archive:
+            archive.writestr(f"a::{number}.jpg", content)
+    found = zips.addresses("x.zip", sink)
+    parts = [zips.ADDRESS.fullmatch(found[f"a::{number}.jpg"]) for number in range(3)]
+    assert all(part["zip"] == "x.zip" for part in parts)
+    data = [sink.getvalue()[int(p["first"]) : int(p["end"])] for p in parts]
+    sizes = [int(part["size"]) for part in parts]
+    assert [zips.unpacked(data[i], sizes[i]) for i in range(2)] == [content] * 2
+    encrypted = data[0][:6] + b"\1" + data[0][7:]
+    for part, size, says in (
+        (data[2], sizes[2], "by method 14; expected stored or deflated"), (encrypted, sizes[0], "encrypted"),
+        (data[0][:-9], sizes[0], "cut short"), (data[1][:-9], sizes[1], "cut short"), (data[1], sizes[1] - 9, "cut"),
+        (data[1][:60] + b"\xff" * len(data[1][60:]), sizes[1], "damaged|cut"), (b"PK", 1, "no member of a zip"),
+    ):  # fmt: skip
+        with pytest.raises(BadImage, match=says):
+            zips.unpacked(part, size)
+
+
+def test_a_class_of_a_tar_is_digits_for_datasets_too(tmp_path):
+    def classes(name, content):
+        (tmp_path / name).write_bytes(content)
+        files = {"train": str(tmp_path / name)}
+        found = mended(load_dataset_builder("webdataset", data_files=files, cache_dir=str(tmp_path / "cache")))
+        return [row["cls"] for row in found.as_streaming_dataset("train").select_columns(["cls"])]
+
+    tar = next(iter(packed("train", "tar").values()))
+    assert classes("good.tar", tar) == LABELS
+    with pytest.raises(ValueError, match=r"expected a whole number in digits, not '\+1'"):
+        classes("bad.tar", tar.replace(b"1\n" + bytes(510), b"+1" + bytes(510)))
+
+
+def test_classes_of_a_stream_are_those_of_training_wherever_labels_stand():
+    """An evaluation split has some of the classes, in an order of its own."""
+    rows = [{"label": "bee"}, {"label": "cow"}, {"label": "bee"}]
+    stream = Dataset.from_list(rows).to_iterable_dataset()
+    moved = streams.relabelled(stream, "label", {"bee": 0, "cow": 1}, ["bee", "cow"])
+    again = splits.relabelled(moved, "label", among(CLASSES, ["bee", "cow"], "", ""), list(CLASSES))
+    assert [row["label"] for row in again] == [1, 2, 1] and again.features["label"].names == list(CLASSES)

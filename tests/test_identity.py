@@ -13,11 +13,14 @@ import evaluate_mixup
 from mixup_recipes.data import classes as names
 from mixup_recipes.data.identity import comparable, difference
 from mixup_recipes.data.splits import load_splits
+from mixup_recipes.hub.verify import verify
 from mixup_recipes.recipe import changed
+from mixup_recipes.runs.replay import replay
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training import launch, signals
 from mixup_recipes.training.data import open_data
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 
 def told(root, **changes):
@@ -124,9 +127,48 @@ def test_an_evaluation_goes_by_the_names_of_classes_and_says_when_its_images_are
     assert "other images" not in says(stopped / "photos")
     one = put(tmp_path / "one", "train/bee/0.jpg", "val/bee/0.jpg")
     shown = says(one)
-    assert "has 1 of the 2 classes of the run" in shown and "16 images then, 1 now; ant: 8 then, 0 now; bee: 8" in shown
+    assert "has 1 of the 2 classes of the model" in shown
+    assert "16 images then, 1 now; ant: 8 then, 0 now; bee: 8" in shown
     with pytest.raises(UserError, match=r"has classes that model .* does not: elk; valid names: ant, bee"):
         says(put(tmp_path / "two", *(f"{split}/{name}/0.jpg" for split in ("train", "val") for name in ("bee", "elk"))))
+
+
+@pytest.fixture(scope="module")
+def finished(server, stopped, tmp_path_factory):
+    """The run, gone on to its end, in a place of its own."""
+    home = shutil.copytree(stopped, tmp_path_factory.mktemp("finished") / "home")
+    assert server.run(*args(home / "tiny.yaml", home / "run", *AUTO))[0] == 0
+    return home / "run"
+
+
+CHANGES = {  # what was done to an image of a split -> what is said
+    "added": (lambda ants: put(ants, "8.jpg"), "16 images then, 17 now; ant: 8 then, 9 now"),
+    "removed": (lambda ants: (ants / "3.jpg").unlink(), "16 images then, 15 now; ant: 8 then, 7 now"),
+    "renamed": (lambda ants: (ants / "3.jpg").rename(ants / "9.jpg"), "as many images of each class, but other files"),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("what", CHANGES)
+def test_verify_and_replay_say_what_differs_in_the_images_of_this_machine(finished, stopped, tmp_path, what, split):
+    run = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    photos, (change, says) = shutil.copytree(stopped / "photos", tmp_path / "photos"), CHANGES[what]
+    (run / ".dataset.json").write_text(json.dumps({"path": str(photos)}))
+    if what == "added":
+        text, good = verify(Run.open(run), batch_size=8)
+        assert good and "agrees   data: 16 images of val, as noted\nagrees   data: 16 images of train, as noted" in text
+        replay(Run.open(run), 0)
+    change(photos / split / "ant")
+    text, good = verify(Run.open(run), batch_size=8)
+    (row,) = (line for line in text.splitlines() if line.startswith("differs  data: "))
+    assert not good and f"images of {split}, " in row and says in row
+    if split == "train":
+        with pytest.raises(UserError, match=f"'train', is not what .* was trained on: {says}"):
+            replay(Run.open(run), 0)
+    else:
+        replay(Run.open(run), 0)  # it is of the training images
+        shutil.rmtree(photos / "train")
+        assert "unknown  data: train was not compared: " in verify(Run.open(run), batch_size=8)[0]
 
 
 def test_the_outputs_of_a_model_are_told_by_name_synset_number_or_natural_order():
@@ -168,7 +210,7 @@ def test_what_would_fail_later_or_without_a_word_is_told_before_work_starts(tmp_
     assert [launch.workers(None, gpu, recipe(tmp_path), training) for training in (False, True)] == [2, 1]
     assert launch.workers(None, gpu, recipe(tmp_path, precise_bn_samples=1, image_size=448), training=True) == 0
     assert [call[0][0].split("; ")[0] for call in gpu.print.call_args_list] == [
-        f"/dev/shm is small: {count} loader processes instead of 8" for count in (2, 1, 0)
+        f"/dev/shm is small: {many(count, 'loader process')} instead of 8" for count in (2, 1, 0)
     ]
 
 

@@ -64,7 +64,7 @@ def test_every_format_decodes_to_the_pixels_of_pillow():
 
 def test_exif_orientation_is_never_applied():
     tag, exif = 0x0112, Image.Exif()
-    for kind, orientation in itertools.product(("JPEG", "PNG", "WEBP"), range(1, 9)):
+    for kind, orientation in itertools.product(("JPEG", "PNG", "WEBP", "TIFF"), range(1, 9)):
         exif[tag] = orientation
         rotated = save(photo(), kind, exif=exif)
         assert Image.open(io.BytesIO(rotated)).getexif()[tag] == orientation

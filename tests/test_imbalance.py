@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from test_own_photos import TINY, put, recipe
 from mixup_recipes.data import keys
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.recipe import to_yaml
+from mixup_recipes.training import log
 from mixup_recipes.training.folder import begin_folder, check_folder
+from mixup_recipes.training.log import skipped
 from mixup_recipes.training.update import class_weights, criterion
 from mixup_recipes.typed import UserError
 
@@ -43,6 +46,18 @@ def test_a_balanced_order_has_as_many_of_each_class_and_is_a_function_of_seed_an
         assert max(counts) - min(counts) <= 1
     plain = TrainOrder(50, recipe("photos"), 0, 1).epoch(0)[0]
     assert plain[:50].tolist() == keys.rng(keys.ORDER, 0, 0).permutation(50).tolist()
+
+
+@pytest.mark.parametrize(("repeats", "size"), [(2, 50), (3, 50), (3, 56)])
+def test_each_image_of_a_balanced_epoch_comes_in_all_of_its_copies(repeats, size):
+    own = recipe("photos", sampler="balanced", aug_repeats=repeats, batch_size=10 if size == 50 else 8,
+                 per_device_train_batch_size=1, drop_last=False)  # fmt: skip
+    index, copy = TrainOrder(50, own, 0, 1, 0, LABELS).epoch(0)
+    assert len(index) == size
+    drawn = Counter(zip(index[:50].tolist(), (copy[:50] // repeats).tolist(), strict=True))
+    assert len(drawn) == -(-50 // repeats) and [*drawn.values()][:-1] == [repeats] * (len(drawn) - 1)
+    of_class = Counter(int(LABELS[i]) for i, _ in drawn)
+    assert max(of_class.values()) - min(of_class.values()) <= 1
 
 
 def test_weights_of_classes_are_balanced_and_multiply_what_targets_say():
@@ -79,6 +94,10 @@ def test_each_changes_a_run_which_goes_on_to_the_same_end(server, tmp_path):
     assert differences(tmp_path / "whole", tmp_path / "parts") == []
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines()[0] for name in ("plain", "whole", "weighted")]
     assert len({json.loads(line)["loss"] for line in logs}) == 3
+    status, output = server.run(*weighted, "--eval_split", "train", "--output_dir", tmp_path / "same")
+    assert status == 0, output
+    data = json.loads((tmp_path / "same/data.json").read_text())
+    assert [*data["splits"]] == ["train"] and data["splits"]["train"]["per_class"] == [6, 26, 6]
     status, output = server.run(*balanced, "--class_weights", "balanced", "--output_dir", tmp_path / "both")
     assert status == 2 and "each make all classes count the same; choose one" in output
 
@@ -122,6 +141,23 @@ def test_images_that_are_passed_over_are_listed_and_a_run_that_failed_on_its_fir
     status, output = server.run(*args, "--resume_from_checkpoint", "auto")
     assert status == 0 and not (other / "skipped.txt").exists(), output
     assert json.loads((other / ".dataset.json").read_text())["path"] == str(root)
+
+
+def test_the_images_that_machines_passed_over_are_joined_without_a_disk_that_they_share(monkeypatch, tmp_path):
+    for machine, names in enumerate(("ab", "bc")):
+        for name in names:
+            skipped(tmp_path / f"{machine}/run", "train")(f"{name}.jpg")
+    ranks = [SimpleNamespace(is_local_main_process=True, is_main_process=rank == 0) for rank in range(2)]
+    sent = []
+    monkeypatch.setattr(log, "gather_object", lambda lines: sent + lines)
+    sent += log.join_skipped(tmp_path / "1/run", ranks[1])
+    monkeypatch.setattr(log, "gather_object", lambda lines: lines + sent)
+    said = log.done(tmp_path / "0/run", ranks[0])
+    lines = [f"train: {name}.jpg" for name in "abc"]
+    assert (tmp_path / "0/run/skipped.txt").read_text().splitlines() == lines and "3 images could not" in said
+    for rank, kept in ((0, True), (1, False)):  # the first machine's is removed where the run folder is begun
+        log.forget_skipped(tmp_path / f"{rank}/run", ranks[rank], None)
+        assert (tmp_path / f"{rank}/run/skipped.txt").exists() == kept
 
 
 def test_a_run_that_is_done_meanwhile_and_what_is_no_run_are_not_overwritten(tmp_path):

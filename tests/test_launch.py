@@ -99,6 +99,31 @@ def test_a_launcher_gives_the_run_of_the_tests_whose_first_line_and_record_say_w
     assert {"torch", "timm", "accelerate", "datasets"} <= record["packages"].keys()
 
 
+SLOW = """
+import os, time
+from datetime import timedelta
+from torch.distributed import distributed_c10d
+from mixup_recipes.training import data
+
+load_splits, distributed_c10d.default_pg_timeout = data.load_splits, timedelta(seconds=0.5)
+
+def prepare(*args):  # one process downloads and lists
+    time.sleep(1.5 * (os.environ["RANK"] == "0"))
+    return load_splits(*args)
+
+data.load_splits = prepare
+"""
+
+
+def test_processes_wait_for_the_one_that_prepares_longer_than_a_group_waits_by_itself(server, args, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    args += ["--epochs", 1, "--warmup_epochs", 0, "--max_train_samples", 16, "--max_eval_samples", 4]
+    began = time.monotonic()
+    status, output = server.run(*args, processes=2, faults=[["script", str(tmp_path / "slow.py")]])
+    assert status == 0 and "done: " in output, output
+    assert time.monotonic() - began > 1.5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["launcher", "process"])
 def test_a_signal_under_torchrun_saves_and_leaves(args, tmp_path, to):

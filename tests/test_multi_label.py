@@ -15,7 +15,7 @@ import resuming
 import torch
 from odd import END, sample
 from resuming import small_model_for
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tiny import jpeg
 
 from mixers import MIXERS, build
@@ -123,6 +123,15 @@ def test_a_table_of_paths_says_labels_in_a_cell_or_in_a_list(tmp_path):
         assert says in refused(tmp_path / "wrong.jsonl")
 
 
+def test_an_evaluation_split_of_images_without_any_label_is_refused(tmp_path):
+    photos(tmp_path, 4)
+    rows = [("train", "a"), ("train", "b"), ("val", ""), ("val", "")]
+    lines = [f"{i}.jpg,{label},{split}\n" for i, (split, label) in enumerate(rows)]
+    (tmp_path / "labels.csv").write_text("image,label,split\n" + "".join(lines))
+    says = "split 'validation': no image has a label in column 'label'"
+    assert says in refused(tmp_path / "labels.csv")
+
+
 def test_a_column_of_parquet_may_be_of_lists_words_or_numbers(tmp_path):
     number, names = datasets.Value("int64"), datasets.ClassLabel(names=["x", "y", "z"])
     cases = [
@@ -146,7 +155,7 @@ def test_a_column_of_parquet_may_be_of_lists_words_or_numbers(tmp_path):
         (datasets.List(number), [[0, 1], [1, 0], [0, 0]], "is of zeros and ones"),
         (datasets.List(number), [[0], None], "'label': row 2 has a null; an image without labels has an empty list"),
         (datasets.List(names), [[0], [-1]], "has unlabelled images (label -1)"),
-        (datasets.List(datasets.Value("float32")), [[0.0], [1.0]], "is not of words or whole numbers, nor of lists"),
+        (datasets.List(datasets.Value("float32")), [[0.5], [1.0]], "row 1: expected a word or a whole number, not 0.5"),
         (datasets.List(datasets.Value("string")), [["a", None], []], "'label': row 1 has a null"),
         (datasets.List(number), [[], []], "no image has a label in column 'label'"),
     ]
@@ -347,7 +356,7 @@ def test_from_a_table_to_a_report_predictions_and_a_file_for_a_phone(server, con
             {*some} == {*row["labels"]} or len(row["labels"]) > 2 for some, row in zip(likely, said, strict=True)
         )
     assert console("predict", run, table.parent / "0.jpg", "--out", tmp_path / "said.csv")[0] == 0
-    assert (tmp_path / "said.csv").read_text().startswith("path,labels,rank,label,probability,error\n")
+    assert (tmp_path / "said.csv").read_text().startswith("file,labels,label,probability,label_2,probability_2,")
     assert "; " in console("predict", run, table.parent / "3.jpg")[1]
 
     for ending in ("pt", "onnx"):
@@ -364,4 +373,22 @@ def test_from_a_table_to_a_report_predictions_and_a_file_for_a_phone(server, con
         recording.of_run(found)
     with pytest.raises(UserError, match="is in both groups"):
         compare([found], [found])
+    shutil.copytree(run, other := tmp_path / "other")  # of another mixer, which knew the labels better
+    text = (other / "recipe.yaml").read_text()
+    (other / "recipe.yaml").write_text(text.replace("mixer: cutmix", "mixer: mixup"))
+    score = (columns["score"] + columns["label"]).astype(np.float32) / 2
+    save_file(columns | {"score": score}, other / "predictions.safetensors")
+    label = columns["label"][:, there := columns["label"].any(0)].T.tolist()
+    own, its = (
+        100 * np.mean(list(map(slow_average_precision, label, found[:, there].T.tolist())))
+        for found in (score, columns["score"])
+    )
+    results = json.loads((run / "eval_results.json").read_text())
+    results["exported"]["map"] = own
+    (other / "eval_results.json").write_text(json.dumps(results))
+    compared = compare([Run.open(other)], [found])
+    assert compared.values == pytest.approx((own, its)) and compared.difference == pytest.approx(own - its)
+    assert compared.low <= compared.difference <= compared.high and compared.images == held
+    status, output, errors = console("compare", "--a", other, "--b", run)
+    assert status == 0 and f"mAP of the exported weights {own:.2f} and {its:.2f}" in output, errors
     assert console("verify", run, "--dataset", table)[0] == 0

@@ -143,7 +143,7 @@ def test_two_groups_of_runs_are_compared_on_the_same_images(run):
     expected = paired_bootstrap(np.stack([rows < 60, rows < 64]), np.stack([rows < 50] * 2), np.random.default_rng(0))
     assert (found.difference, found.low, found.high) == expected
     assert "a - b of the exported weights: +12.00" in str(found)
-    assert "2 and 2 runs" in str(found) and "one run" not in str(found)
+    assert "2 runs and 2 runs" in str(found) and "one run" not in str(found)
     assert "spread over seeds is not in the interval" in str(compare(a[:1], b[:1]))
     assert compare(b, a).difference == pytest.approx(-12.0)
     written = load_file(a[0].folder / "predictions.safetensors")

@@ -1,9 +1,13 @@
 """Promise: a folder or table of one's own photos is read, divided once and for all, and trained on as it is."""
 
+import datetime
 import io
 import json
+import os
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -18,7 +22,7 @@ from mixup_recipes.data.decoding import decode
 from mixup_recipes.data.splits import load_split, load_splits
 from mixup_recipes.pages import card_facts
 from mixup_recipes.resolve import load_recipe, resolve
-from mixup_recipes.training import backbones, known_weights, optimisation, preprocessing
+from mixup_recipes.training import backbones, dryrun, known_weights, optimisation, preprocessing
 from mixup_recipes.training.update import new_step
 from mixup_recipes.typed import UserError
 
@@ -152,6 +156,43 @@ def test_a_table_of_paths_has_labels_in_words_and_what_it_lacks_is_counted(tmp_p
     )
 
 
+DAY, NO_LABEL = datetime.date(2020, 1, 2), "expected a word or a whole number, not"
+TEXT_DAY = "2020-01-02"
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "images"])
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ([" ant", "bee "], ["ant", "bee"]), ([TEXT_DAY, "bee"], [TEXT_DAY, "bee"]), ([True, False], ["false", "true"]),
+        ([1.0, 0.0], ["0", "1"]), ([1, 0.5], f"row 2: {NO_LABEL} 0.5"), ([DAY] * 2, f"row 1: {NO_LABEL} {TEXT_DAY}"),
+        ([{"x": 1}] * 2, f"row 1: {NO_LABEL} {{'x': 1}}"), ([b"ant"] * 2, f"row 1: {NO_LABEL} b'ant'"),
+    ],
+)  # fmt: skip
+def test_labels_are_words_or_whole_numbers_in_tables_of_every_form(tmp_path, kind, values, found):
+    photos = [jpeg(i, np.random.default_rng(i)) for i in range(2)]
+    for i, photo in enumerate(photos):
+        (tmp_path / f"{i}.jpg").write_bytes(photo)
+    names, table = ["0.jpg", "1.jpg"], tmp_path / f"train.{kind.replace('images', 'parquet')}"
+    if kind in ("parquet", "images"):
+        images = names if kind == "parquet" else [{"bytes": photo, "path": None} for photo in photos]
+        pq.write_table(pa.table({"image": images, "label": pa.array(values)}), table)
+    elif kind == "csv" and isinstance(values[0], str):  # all other values are words of their own there
+        table.write_text("image,label\n" + "".join(f"{n},{v}\n" for n, v in zip(names, values, strict=True)))
+    elif kind == "jsonl" and not isinstance(values[0], datetime.date | bytes):  # which it has not
+        rows = [{"image": name, "label": value} for name, value in zip(names, values, strict=True)]
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        return
+    own = recipe(tmp_path if kind == "images" else table, holdout=0)
+    if isinstance(found, list):
+        assert load_split(own, "train", None).classes == found
+        return
+    with pytest.raises(UserError) as error:
+        load_split(own, "train", None)
+    assert f"column 'label', {found}" in str(error.value)
+
+
 def test_classes_are_counted_from_data_of_ones_own_and_only_there():
     assert load_recipe("quickstart_cutmix").num_classes == 14
     assert load_recipe("quickstart_cutmix", dataset="groceries").num_classes == 14
@@ -164,7 +205,7 @@ def test_photos_are_turned_as_their_camera_noted_it_where_the_recipe_says_so():
     pixels = np.zeros((24, 40, 3), np.uint8)
     pixels[:12, :20] = 255
     for orientation in range(1, 9):
-        for kind in ("JPEG", "PNG", "WEBP"):
+        for kind in ("JPEG", "PNG", "WEBP", "TIFF"):
             exif, buffer = Image.Exif(), io.BytesIO()
             exif[0x0112] = orientation
             Image.fromarray(pixels).save(buffer, kind, exif=exif, quality=95)
@@ -240,12 +281,54 @@ def test_a_folder_becomes_a_classifier_its_report_predictions_and_a_file_for_a_p
     status, output, errors = console("evaluate", run)  # the same images, not those that it was trained on
     assert status == 0 and f"count {len(held)}" in " ".join(output.replace('"', "").replace(":", "").split()), errors
     assert "other images" not in output
+    (tmp_path / "link").symlink_to(root)
+    for name in (os.path.relpath(root), f"{root}/../photos/", tmp_path / "link"):  # never what it was trained on
+        status, output, errors = console("evaluate", run, "--dataset", name, "--output", tmp_path / "again.json")
+        assert status == 0 and "other images" not in output, errors
+        assert json.loads((tmp_path / "again.json").read_text())["count"] == len(held)
+    status, output, errors = console("evaluate", run, "--split", "train", "--output", tmp_path / "train.json")
+    assert json.loads((tmp_path / "train.json").read_text())["count"] == data["splits"]["train"]["images"]
+    assert f"these are the images that the run was trained on; {len(held)} that are held out are not among" in output
     assert console("report", run, "--out", report)[0] == 0
     assert {"classes.csv", "confusion.png", "reliability.png", "report.md"} <= {p.name for p in report.iterdir()}
     assert console("predict", run, root, "--out", tmp_path / "predictions.csv")[0] == 0
-    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 36 * 3
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 36
     status, output, errors = console("export", run, "--out", tmp_path / "photos.onnx")
     assert status == 0 and "get the class of predictions" in output and "exif_transpose" in output, errors
+
+
+def test_a_dry_run_opens_data_of_this_machine_and_says_of_them_what_a_run_says(server, tmp_path):
+    root, run = put(tmp_path / "photos", 12), tmp_path / "run"
+    args = ["--recipe", "finetune_cutmix", "--dataset", root, "--output_dir", run, *TINY, "--epochs", 1]
+    status, said = server.run(*args, "--dry_run")
+    assert status == 0 and not run.exists()
+    status, output = server.run(*args)
+    assert status == 0, output
+    lines = [line for line in output.splitlines() if line.startswith(("train: ", "validation: "))]
+    assert len(lines) > 2 and [line for line in said.splitlines() if line in lines] == lines
+    trained = json.loads((run / "data.json").read_text())["splits"]["train"]["images"]
+    assert f"images        {trained}, " in said and "updates       " in said
+    note = "all of the run is warm-up, 1 epoch: its learning rate stays below 0.0005; --warmup_epochs 0 trains"
+    assert note in output and note in said
+
+
+def test_a_dry_run_finds_what_is_wrong_with_the_data_and_asks_no_hub(tmp_path):
+    root = put(tmp_path / "photos", 4)
+    (root / "names.csv").write_text("image,name\n" + "".join(f"{c}/{i}.jpg,{c}\n" for c in CLASSES for i in range(4)))
+
+    def dry(dataset, **changes):
+        own = recipe(dataset, **{"model": "test_resnet", "batch_size": 4, "per_device_train_batch_size": 4} | changes)
+        return dryrun.dry_run(own, new_step(backbones.create_model(own), own), 1)
+
+    assert "model         test_resnet, " in dry(root) and "train: " in dry(root)
+    for dataset, changes, says in (
+        (root, {"num_classes": 4}, "has 3 classes, the recipe says num_classes 4"),
+        (tmp_path / "photso", {}, "is neither a folder, a Hub id"),
+        (root / "names.csv", {}, "no column 'label'; valid names: image, name"),
+    ):
+        with pytest.raises(UserError, match=says):
+            dry(dataset, **changes)
+    assert "unknown before 'somebody/photos' is opened" in dry("somebody/photos", num_classes=3)
 
 
 def test_a_photo_is_turned_alike_in_training_evaluation_predictions_and_the_card(server, console, tmp_path):
@@ -267,7 +350,7 @@ def test_a_photo_is_turned_alike_in_training_evaluation_predictions_and_the_card
     assert json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])["top1"] == 100
     assert console("predict", tmp_path / "run", root, "--top_k", 1, "--out", tmp_path / "said.csv")[0] == 0
     rows = [line.split(",") for line in (tmp_path / "said.csv").read_text().splitlines()[1:]]
-    assert sum(f"/{label}/" in path for path, _, label, *_ in rows) == len(rows) == 60
+    assert sum(f"/{label}/" in path for path, label, *_ in rows) == len(rows) == 60
     assert "ImageOps.exif_transpose(Image.open" in (tmp_path / "run/README.md").read_text()
 
 

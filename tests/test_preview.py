@@ -11,7 +11,7 @@ from tiny import CLASSES, make_photos, make_recipe
 from mixers import MIXERS, Mixup, taps
 from mixup_recipes.data import images, prepare
 from mixup_recipes.pages import preview
-from mixup_recipes.recipe import Recipe
+from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.resolve import load_recipe, resolve
 from mixup_recipes.typed import UserError
 
@@ -20,7 +20,7 @@ SIDE = preview.SIDE
 
 def cell(path, row, column, count=5, block=0):
     """The picture of one cell, (SIDE, SIDE, 3); row 0 holds the ``count`` images themselves."""
-    left, top = preview.place(block, row, column, count)
+    left, top = preview.corner(block, row, column, count)
     with Image.open(path) as sheet:
         return np.array(sheet.crop((left, top, left + SIDE, top + SIDE)))
 
@@ -106,7 +106,16 @@ def test_images_are_the_recipe_s_own_else_the_prepared_set_else_drawn_or_of_a_fo
     (tmp_path / "own/notes.txt").write_text("no image either")
     found = preview.find_photos(elsewhere, str(tmp_path / "own"), 8)
     assert found.names == ["cat", "dog", "cat", "cat"] and found.images[0].shape == (3, 30, 20)
-    assert preview.folder_photos(tmp_path / "own/cat", 2).names == ["1", "2"]
+    assert preview.folder_photos(tmp_path / "own/cat", 2, False).names == ["1", "2"]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: without a recipe photos are seen as by a viewer
+    for i in range(2):
+        Image.new("RGB", (20, 30), "blue").save(tmp_path / f"own/dog/{i}.png", exif=exif)
+    (plain,) = preview.chosen([], ["mixup"])
+    for recipe, shape in ((elsewhere, (3, 30, 20)), (changed(elsewhere, exif_orientation=True), (3, 20, 30)),
+                          (plain, (3, 20, 30))):  # fmt: skip
+        found = preview.find_photos(recipe, str(tmp_path / "own/dog"), 2)
+        assert [image.shape for image in found.images] == [shape] * 2
 
 
 def test_an_untrained_model_and_what_is_mixed_behind_the_images_are_said(monkeypatch):
@@ -139,7 +148,7 @@ def test_a_teacher_that_cannot_be_had_is_left_out_of_a_sheet_of_everything_only(
         said = preview.preview([], [], 2, "synthetic", tmp_path / "a.png")
         with pytest.raises(UserError, match="'attentivemix' with model 'test_resnet': no weights for the teacher"):
             preview.preview([], ["attentivemix"], 2, "synthetic", tmp_path / "b.png")
-    assert said.endswith("1 methods by 2 images (drawn shapes); without the weights of their teachers: attentivemix")
+    assert said.endswith("1 method by 2 images (drawn shapes); without the weights of their teachers: attentivemix")
 
 
 def test_mistakes_are_one_line_and_nothing_is_written(tmp_path):

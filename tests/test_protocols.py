@@ -7,6 +7,7 @@ from mixup_recipes.resolve import load_recipe
 from mixup_recipes.training import protocols
 from mixup_recipes.training.protocols import strict, tool
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 HEADS = ("one_k", "mix_k", "one_q", "mix_q")
 
@@ -37,6 +38,14 @@ def test_the_text_takes_the_last_epochs_or_the_first_best_one_and_says_what_is_m
             read({101: 1.0}, "best", 5, 100)
     with pytest.raises(UserError, match="classifiers one_k, one_q were not evaluated at the same epochs"):
         tool({"one_k": numbered(1, 2), "one_q": numbered(1)}, "median", 5, 2)
+
+
+def test_one_epoch_and_one_of_anything_are_said_as_one():
+    assert protocols.plainly(strict(numbered(1, 5), "median", 1, 2).label) == "last epoch"
+    name = strict(numbered(1, 5), "median", 11, 2).label
+    assert protocols.plainly(name) == name == "median of the last 11 epochs (2 of 11 epochs)"
+    assert [many(n, "image") for n in (0, 1, 1234)] == ["0 images", "1 image", "1,234 images"]
+    assert (many(1, "class"), many(2, "class"), many(2, "row is", "rows are")) == ("1 class", "2 classes", "2 rows are")
 
 
 def test_the_tools_median_takes_one_epoch_more():

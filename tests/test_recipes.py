@@ -322,7 +322,7 @@ def test_values_that_do_not_fit_together_are_refused(folder):
     for values, says in (
         *(({field: ""}, "recipe 'one_vanilla' must set dataset and model") for field in ("dataset", "model")),
         ({"batch_size": 100}, "batch_size 100 is not a multiple of per_device_train_batch_size 64; pass --per_device"),
-        ({"epochs": 4, "warmup_epochs": 5}, "warmup_epochs 5 exceeds epochs 4; lower warmup_epochs"),
+        ({"epochs": 4, "warmup_epochs": 5}, "warmup_epochs 5 exceeds epochs 4: the run would end"),
         ({"min_lr": 0.2}, "min_lr 0.2 exceeds lr 0.1"), ({"report_ema": True}, "report_ema and ema_warmup_epochs need"),
         ({"eval_resize": 100_000}, "eval_resize: expected at most 4096 pixels, got 100000"),
         ({"eval_resize": 200}, "eval_resize 200 is smaller than the crop eval_size 224"),

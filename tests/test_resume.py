@@ -187,6 +187,11 @@ def test_files_replaced_one_by_one_are_made_good_after_a_kill_between_any_two(ca
     c.finish()
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder."""
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 def truncate(checkpoint: Path) -> None:
     """As after a crash of the machine. What else may happen to a checkpoint: see test_checkpoint."""
     path = checkpoint / "model.safetensors"
@@ -209,8 +214,31 @@ def test_a_run_goes_on_from_a_named_or_whole_checkpoint_or_starts_again_and_forg
     assert c.finish() == ["resumed from step-00000007"]
     for checkpoint in checkpoints(c.out):
         truncate(checkpoint)
-    said = [line.split(" (")[0] for line in c.finish()]
+    before = contents(c.out)
+    said = [line.split(" (")[0] for line in c.finish(same=False)]
     assert said == ["checkpoint step-00000012 is damaged", "checkpoint step-00000011 is damaged"]
+    assert contents(c.out) == before
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_results_without_a_checkpoint_are_not_trained_over(case, reference, processes):
+    c = case(processes=processes)
+    c.kill_at("mixup_recipes.training.export:export_epoch", 1)  # before the first checkpoint: it begins again
+    c.kill_at(UPDATE, 10)
+    shutil.rmtree(c.out / "checkpoints")
+    before = contents(c.out)
+    statuses, output = c.start(*AUTO)
+    says = f"error: {c.out} has results of 2 of 3 epochs, but no whole checkpoint to go on from; put its checkpoints"
+    assert statuses[0] == 2 and says in output and contents(c.out) == before
+    done = Path(shutil.copytree(reference("--mixer", "deit", processes=processes), c.out.parent / "done"))
+    shutil.rmtree(done / "checkpoints")
+    before = contents(done)
+    statuses, output = c.start(*AUTO, "--output_dir", done)
+    assert statuses == [0] * processes and contents(done) == before
+    said = "finished before, nothing is left to do and no checkpoint to go on from"
+    assert output.splitlines()[1:] == [f"{said}: {done}"]
+    (done / "log.jsonl").unlink()
+    assert c.start(*AUTO, "--output_dir", done)[0][0] == 2
 
 
 def test_a_run_that_goes_on_with_another_number_of_processes_says_so(case):

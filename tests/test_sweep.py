@@ -152,7 +152,7 @@ def test_failures_do_not_stop_the_others_and_are_reported_at_the_end(stub, capsy
     assert f"{names[0]} failed: exit status 1; its output is in {output}\n{lines}\n" in at_the_end
     assert f"{names[1]} failed: killed by SIGKILL" in at_the_end
     assert f"{names[2]} failed: exit status 0, but epoch 2 was not evaluated" in at_the_end
-    assert "3 of 4 runs failed" in at_the_end and "1 of 4 runs are finished" in at_the_end
+    assert "3 of 4 runs failed" in at_the_end and "finished: 1 of 4 runs" in at_the_end
     assert output.read_text().startswith(f"$ {shlex.join(stub.runs()[0].command)}\nfirst line\n")
     assert "| cutmix | 51.00 (2 of 5 epochs) |  | 1 | 51.00 | 51.00 |" in (stub.out / "summary.md").read_text()
     assert all((stub.out / name).exists() for name in ("table.md", "dots.png", "curves.png", "sweep.yaml"))
@@ -185,7 +185,7 @@ def test_the_report_needs_no_run_and_leaves_out_what_is_not_finished_and_names_w
     (stub.runs()[0].folder / "summary.csv").write_text("epoch,train_loss\n1,2.0\n")  # the export lags behind the log
     assert sweep(stub.out / "sweep.yaml", {"seeds": [0, 1]}, report_only=True) == 0
     text = capsys.readouterr().out
-    assert "3 of 4 runs are finished" in text and "not of this sweep" not in text
+    assert "finished: 3 of 4 runs" in text and "not of this sweep" not in text
     assert (stub.out / "summary.md").exists()
     assert sweep_runs.state(stub.runs()[0]) == "resumable" and len(stub.calls()) == 6
 

@@ -100,6 +100,35 @@ def test_tars_that_are_called_like_no_split_are_one_and_a_split_that_is_there_tw
     assert "has no split 'validation'" in refused(tmp_path / "extra")
 
 
+@pytest.mark.parametrize(
+    ("names", "splits", "found"),
+    [
+        (("train17-0", "train17-1"), {}, "train: all tars are one split, train: train17-0.tar to train17-1.tar"),
+        (("Train-0",), {}, "train: all tars are one split, train: Train-0.tar"),
+        (("b-0", "a-1", "a-0"), {}, "train: all tars are one split, train: a-0.tar to a-1.tar, b-0.tar"),
+        (("x-000000", "x-000003", "x-000004"), {}, "train: the files x-000000.tar to x-000004.tar have gaps: x-000001, "
+                                                   "x-000002"),
+        (("x-20240101", "x-20240109"), {}, None),
+        (("train2017-0", "val2017-0"), {}, "called train2017, val2017; name those to train and to evaluate on: "
+                                           "--train_split train2017"),
+        (("val2017-0",), {}, "called val2017; name those to train"),
+        (("Train-0", "photos-0"), {}, "called Train, photos; name those to train"),
+        (("photos-0", "birds-0"), {"train_split": "phots"}, "has no split 'phots'; did you mean 'photos'?"),
+        (("photos-0", "birds-0"), {"eval_split": "brids"}, "has no split 'brids'; did you mean 'birds'?"),
+        (("train-0", "val-0"), {"train_split": "trian"}, "has no split 'trian'; did you mean 'train'?"),
+        (("train-0", "val-0"), {"eval_split": "vla"}, "has no split 'vla'; did you mean 'val'?"),
+    ],
+)  # fmt: skip
+def test_what_tars_are_a_split_is_told_where_their_names_do_not_say_it(tmp_path, names, splits, found):
+    for i, name in enumerate(names):
+        numbered(tmp_path / f"{name}.tar", range(i, 12, len(names)))
+    if found is None or found.startswith("train: "):
+        notes = load_splits(recipe(tmp_path, **splits)).notes
+        assert found in notes if found else not any("gaps" in note for note in notes)
+    else:
+        assert found in refused(tmp_path, **splits)
+
+
 def test_columns_are_what_samples_have_or_what_is_asked_for_and_what_they_lack_is_counted(tmp_path):
     both = [
         member(f"{i:02}.jpg", PHOTOS[i]) + member(f"{i:02}.mask.png", PNG) + member(f"{i:02}.cls", b"%d\n" % (i % 2))

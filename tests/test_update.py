@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from mixup_recipes.data.loading import Loaded
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import load_recipe
+from mixup_recipes.training import progress
 from mixup_recipes.training.optimisation import optimizer
 from mixup_recipes.training.update import Learner, criterion, one_hot, prepared, train_update
 
@@ -129,3 +131,23 @@ def test_an_update_is_the_one_written_down(changes):
     assert progress == [(made.step.model, (update + 1) / order.updates) for update in range(2)]
     found = {name: value.item() for name, value in sums.items()}
     assert found == {"steps": 4, "images": 16, "bad": bad, "loss": total.item(), "mix": total.item()}
+
+
+@pytest.mark.parametrize(("seconds", "updates", "rate"), [(0.1, 20, "100"), (12.0, 3, "0.83"), (50.0, 1, "0.2")])
+def test_what_is_left_is_estimated_once_after_some_updates_or_half_a_minute(
+    monkeypatch, capsys, seconds, updates, rate
+):
+    clock = itertools.count(0, seconds)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    now = [next(clock)]
+    shown = progress.Progress(Mock(is_main_process=True), Mock(batch_size=10), 0, 1000)
+    said = []
+    for number in range(1, 30):
+        now[0] = next(clock)
+        shown.update()
+        said += [(number, line) for line in capsys.readouterr().out.splitlines()]
+    ((number, line),) = said
+    minutes = (1000 - updates) * seconds / 60
+    left = f"{minutes / 60:.1f} h" if minutes > 90 else f"{minutes:.0f} min"
+    assert number == updates and line.startswith(f"{rate} images/s, 0% of the time waiting for images")
+    assert line.endswith(f"about {left} of training left")

@@ -17,6 +17,7 @@ from mixup_recipes.benchmark.verdicts import status
 from mixup_recipes.recipe import differences
 from mixup_recipes.resolve import load_recipe, resolve
 from mixup_recipes.training.protocols import rule_in_words
+from mixup_recipes.words import many
 
 
 def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
@@ -57,7 +58,7 @@ def listing(chosen: list[Cell], found: dict[str, dict[str, Any]]) -> str:
     lines = [f"{c.name:26} {number(c):>7}  {': '.join(status(c, found.get(c.name)))}" for c in chosen]
     numbered = sum(c.top1 is not None for c in chosen)
     marks = "; ".join(f"{mark} {MEANING[source]}" for source, mark in MARKS.items() if mark)
-    return "\n".join([*lines, f"{len(lines)} cells, {numbered} with a published number. {marks}."])
+    return "\n".join([*lines, f"{many(len(lines), 'cell')}, {numbered} with a published number. {marks}."])
 
 
 def difference(first: str, second: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mixup_recipes.resolve import settings, split_name
 from mixup_recipes.runs.records import finished_seeds
+from mixup_recipes.training.protocols import plainly
 from mixup_recipes.typed import UserError, nearest
 
 
@@ -34,7 +35,7 @@ def small_runs(
     head = ["mixer", "seeds", "top-1", f"minus `{against}`, seed by seed", "NLL", "ECE"]
     lines = [head, ["---", "---", *["---:"] * 4], *([name, *numbers(own, base)] for name, own in rows)]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    words = sorted({"last epoch" if c["fields"]["protocol_epochs"] == 1 else c["protocol"] for c in shown})
+    words = sorted({plainly(c["protocol"]) for c in shown})
     command = f"mixup-recipes table --setting {setting}"
     command += f" --against {shlex.quote(against)}" if against != "vanilla" else ""
     command += f" --results {results}" if results else ""

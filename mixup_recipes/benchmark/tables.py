@@ -17,6 +17,7 @@ from mixup_recipes.resolve import load_recipe
 from mixup_recipes.runs.records import in_short, ours
 from mixup_recipes.training.protocols import rule_in_words
 from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.words import many
 
 TITLES = {
     "pytorch_100e": "ImageNet-1k, PyTorch-style training, 100 epochs",
@@ -110,7 +111,7 @@ def build(benchmark: str, records: dict[str, dict[str, Any]], command: str) -> T
     sources = dict.fromkeys(c.source for c in chosen if c.top1 is not None)
     marks = "".join(f" {MARKS[s]} {MEANING[s]}." for s in sources if MARKS[s])
     runs = sum(bool(e.status) for entries in rows.values() for e in entries)
-    below = f"Beside it our runs, mean ± standard deviation over seeds, where there are any ({runs} cells)."
+    below = f"Beside it our runs, mean ± standard deviation over seeds, where there are any ({many(runs, 'cell')})."
     notes = [
         f"Top-1 accuracy in percent. Published numbers: {SOURCE}.",
         f"Reported number: {'; '.join(reported)}.",

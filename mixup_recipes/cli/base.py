@@ -1,5 +1,12 @@
 """What all commands share: the application, and how their arguments are called and read."""
 
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +67,37 @@ Model = Annotated[str, text("run folder or hf-hub:OWNER/NAME", "--run", "--model
 Repository = Annotated[str | None, text("NAME or OWNER/NAME on the Hub", "--hub_model_id", "--repo_id")]
 RecipeName = Annotated[str, text("SETTING_MIXER, or the path of a recipe file", "--recipe", "--name")]
 Results = Annotated[Path | None, said("folder of run records [default: that of this package]")]
+
+
+@contextlib.contextmanager
+def leaving_at_once(half: Path) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the process at once, whatever a library keeps it at; ``half`` is not left behind.
+
+    A thread sees to it: Python runs a signal handler only between two of its own steps.
+    """
+    listener, told = socket.socketpair()
+    told.setblocking(False)
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    fd = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+
+    def listen() -> None:
+        numbers = listener.recv(1)
+        if numbers and numbers[0] in before:
+            half.unlink(missing_ok=True)
+            print(f"stopped: {flags.NOTHING_KEPT}", file=sys.stderr, flush=True)
+            os._exit(128 + numbers[0])
+
+    waiting = threading.Thread(target=listen, daemon=True)
+    waiting.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(fd)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        told.close()
+        waiting.join()
+        listener.close()
 
 
 def put(text: str, out: Path | None) -> None:

@@ -9,10 +9,12 @@ from cyclopts import Parameter
 import evaluate_mixup
 import train_mixup
 from mixup_recipes import flags
-from mixup_recipes.cli.base import Model, RecipeName, RunFolder, Whole, app, listed, said, text
+from mixup_recipes.cli.base import Model, RecipeName, RunFolder, Whole, app, leaving_at_once, listed, said, text
+from mixup_recipes.files import aside
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training.job import Job
 from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.words import many
 
 # Their flags are those of the scripts, which read the command line themselves.
 SCRIPTS = {"train": train_mixup.main, "evaluate": evaluate_mixup.main}
@@ -52,9 +54,10 @@ def export(
     The normalisation is inside, what else is done to a picture is in the file's metadata. ONNX needs the extra:
     pip install 'mixup-recipes[export]'.
     """
-    from mixup_recipes.runs.deploy import deploy
+    with leaving_at_once(aside(out)):
+        from mixup_recipes.runs.deploy import deploy
 
-    print(deploy(run, format, out))
+        print(deploy(run, format, out))
 
 
 @app.command
@@ -115,7 +118,7 @@ def supermix(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     made = premix(recipe, out, teacher, images, steps, seed, all_pairs, with_originals, dataset)
-    print(f"{out}: {made:,} mixed images")
+    print(f"{out}: {many(made, 'mixed image')}")
 
 
 @app.command

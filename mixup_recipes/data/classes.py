@@ -8,6 +8,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from mixup_recipes.data.identity import some
 from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.words import many
 
 SYNSET = re.compile(r"n\d{8}")
 
@@ -50,7 +51,7 @@ def places(
     if (mine := synsets(None, count)) and (theirs := synsets(found, count)) and not {*theirs} - {*mine}:
         return among(mine, theirs, data, whose), f"{data}: its classes are told by ImageNet's synsets"
     if len(found) != count:
-        raise UserError(f"{whose} has {count} classes without names, {data} has {len(found)}")
+        raise UserError(f"{whose} has {many(count, 'class')} without names, {data} has {len(found)}")
     if list(found) != sorted(found, key=natural(found)):
         raise UserError(
             f"{whose} does not name its classes, and those of {data} are in an order of their own ({some(found)}): "

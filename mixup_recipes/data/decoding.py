@@ -5,7 +5,8 @@
   nor is one decoded that takes far more time or memory than its size (``check``).
 - Grey pictures of 16 bits keep the upper 8, as Pillow does with coloured ones; floats from 0 to 1 become 0 to 255.
   Integers of 32 bits and other floats have no white of their own, and are refused.
-- EXIF orientation is applied where a recipe says so; timm's and torchvision's ImageNet practice is not to.
+- EXIF orientation is applied where a recipe says so, and nowhere else; timm's and torchvision's ImageNet practice is
+  not to. Of all formats Pillow turns TIFF by itself when it loads it, which is kept from it here.
 """
 
 import contextlib
@@ -61,14 +62,15 @@ def decode(data: bytes, limit: int = LIMIT, upright: bool = False) -> Tensor:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 check(image, data, limit)
+                seen = noted_orientation(image)
                 if image.format in ("JPEG", "MPO"):
                     with contextlib.suppress(RuntimeError):  # Pillow has the last word
                         pixels = decode_jpeg(
                             torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
                         )
-                        return turned(pixels, orientation(image)) if upright else pixels
+                        return turned(pixels, seen) if upright else pixels
                 pixels = to_tensor(eight_bits(image).convert("RGB"))
-                return turned(pixels, orientation(image)) if upright else pixels
+                return turned(pixels, seen) if upright else pixels
     except UnidentifiedImageError:
         raise BadImage("not an image of a known format" if data else "no data") from None
     except BadImage:
@@ -77,15 +79,18 @@ def decode(data: bytes, limit: int = LIMIT, upright: bool = False) -> Tensor:
         raise BadImage(" ".join(str(e).split())[:200] or type(e).__name__) from None
 
 
-def orientation(image: Image.Image) -> int:
-    """What EXIF says of an image, 1 to 8; 1, upright, where it says nothing or is damaged.
+def noted_orientation(image: Image.Image) -> int:
+    """What EXIF says of an image that is not loaded yet, 1 to 8; 1, upright, where it says nothing or is damaged.
 
-    Pillow turns a TIFF itself when it loads it, and forgets the note.
+    The image says 1 from here on: by this note Pillow would turn a TIFF when it loads it.
     """
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        exif = image.getexif()
+        orientation = int(exif.get(ExifTags.Base.Orientation, 1))
     except Exception:  # a stranger's EXIF can make its reader raise anything
         return 1
+    exif[ExifTags.Base.Orientation] = 1
+    return orientation
 
 
 def turned(pixels: Tensor, orientation: int) -> Tensor:

@@ -21,6 +21,7 @@ from mixup_recipes.data.identity import some
 from mixup_recipes.data.multi_label import Pairs
 from mixup_recipes.data.origin import REPOSITORY, Origin, encoded, named_size, origin, size
 from mixup_recipes.recipe import Recipe
+from mixup_recipes.words import many
 
 
 class Sides(NamedTuple):
@@ -31,7 +32,7 @@ class Sides(NamedTuple):
     left_out: np.ndarray
     """Would be trained on, but their content is held out."""
     names: list[str]
-    """Of all images, see ``names_of``."""
+    """Of all images, see ``file_names``."""
     sizes: np.ndarray
     """Bytes of all images."""
 
@@ -48,7 +49,7 @@ def divide(table: datasets.Dataset, labels: np.ndarray | Pairs, classes: Sequenc
     """
     images, at = table.data.column(recipe.image_column), origin(table)
     at = None if at is None or REPOSITORY.match(at.root) else at
-    names, sizes = names_of(images, at), sizes_of(images, at)
+    names, sizes = file_names(images, at), sizes_of(images, at)
     held = held_out(names, labels, classes, recipe.holdout, recipe.holdout_seed)
     again = twins(images, sizes, held, at)
     train = ~held
@@ -82,7 +83,7 @@ def draw(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
 
 
-def names_of(images: pa.ChunkedArray, at: Origin | None = None) -> list[str]:
+def file_names(images: pa.ChunkedArray, at: Origin | None = None) -> list[str]:
     """The name of each image's file, without folders; the hash of its content where it has none."""
     if not pa.types.is_struct(images.type):
         return [os.path.basename(path) for path in images.to_pylist()]
@@ -126,9 +127,10 @@ def notes_of(sides: Sides, labels: np.ndarray | Pairs, classes: Sequence[str]) -
     """What the user should know of a division."""
     rows, places = labelled(labels)
     without = np.setdiff1d(places, places[np.isin(rows, sides.held_out)])
-    notes = [f"{len(sides.held_out):,} of {len(sides.names):,} images are held out to evaluate on"]
+    verb = "is" if len(sides.held_out) == 1 else "are"
+    notes = [f"{len(sides.held_out):,} of {many(len(sides.names), 'image')} {verb} held out to evaluate on"]
     if len(alike := {*sides.names}) <= len(sides.names) // 2:
-        few = f"{len(sides.names):,} images have {len(alike):,} names of files"
+        few = f"{many(len(sides.names), 'image')} have {many(len(alike), 'name of a file', 'names of files')}"
         notes.append(f"{few}, and those of a class that have the same name are held out together")
     if len(sides.left_out):
         again = some([sides.names[row] for row in sides.left_out])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mixup_recipes.typed import printable
+from mixup_recipes.words import many
 
 SHOWN = 5  # classes that a sentence names
 
@@ -32,7 +33,7 @@ def difference(
     if not new and not gone and list(classes_before) != list(classes_now):
         words.append(f"the classes are in another order, {some(classes_before)} then and {some(classes_now)} now")
     if before["images"] != now["images"]:
-        words.append(f"{before['images']:,} images then, {now['images']:,} now")
+        words.append(f"{many(before['images'], 'image')} then, {now['images']:,} now")
     if isinstance(before.get("per_class"), list) and isinstance(now.get("per_class"), list):
         then = dict(zip(classes_before, before["per_class"], strict=False))
         counts = dict(zip(classes_now, now["per_class"], strict=False))
@@ -45,13 +46,13 @@ def difference(
 
 def counted(found: dict[str, Any], classes: Sequence[str]) -> str:
     """How many images of how many classes a split has, in words, with the smallest and the largest of them."""
-    words = f"{found['images']:,} images, {len(classes):,} classes"
+    words = f"{many(found['images'], 'image')}, {many(len(classes), 'class')}"
     if not found.get("per_class"):
         return words
     counts = sorted(zip(found["per_class"], classes, strict=True), key=lambda pair: pair[0])
-    (few, small), (many, large) = counts[0], counts[-1]
-    without = f", {found['without_label']:,} images without a label" if found.get("without_label") else ""
-    return f"{words}, from {few:,} ({small}) to {many:,} ({large}){without}"
+    (few, small), (most, large) = counts[0], counts[-1]
+    without = f", {many(found['without_label'], 'image')} without a label" if found.get("without_label") else ""
+    return f"{words}, from {few:,} ({small}) to {most:,} ({large}){without}"
 
 
 def some(names: Sequence[str], between: str = ", ") -> str:

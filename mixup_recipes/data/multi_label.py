@@ -17,11 +17,13 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from mixup_recipes.data import labels
 from mixup_recipes.data.classes import natural
 from mixup_recipes.data.folder import encodable
 from mixup_recipes.data.origin import with_column
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 BETWEEN = "|"
 """Separates the labels of an image in one cell of text."""
@@ -98,22 +100,21 @@ def in_lists(table: datasets.Dataset, recipe: Recipe, split: str) -> datasets.Da
     if is_many(feature) or "string" in str(getattr(feature, "dtype", "")) or values.null_count:
         check_cells(values.to_pylist(), f"{where}: column {column!r}")
     kind: Any = feature.feature if is_many(feature) else feature
-    if "string" in str(getattr(kind, "dtype", "")):
-        found, names = named([several(cell) for cell in values.to_pylist()])
+    if "int" not in str(getattr(kind, "dtype", "")):
+        cells = labels.checked((value.as_py() for value in values), f"{where}: column {column!r}")
+        found, names = named([several(cell) for cell in cells])
     else:
         lengths = pc.list_value_length(values).to_numpy() if is_many(feature) else np.ones(len(values), np.int64)
         flat = pc.list_flatten(values) if is_many(feature) else values
-        if "int" not in str(getattr(kind, "dtype", "")):
-            raise UserError(f"{where}: label column {column!r} is not of words or whole numbers, nor of lists of them")
         numbers = flat.to_numpy().astype(np.int64)
-        names = names_of(kind, numbers, recipe, where)
+        names = class_names(kind, numbers, recipe, where)
         found = Pairs(np.repeat(np.arange(len(lengths)), lengths), numbers)
     if not len(found.row):
         raise UserError(f"{where}: no image has a label in column {column!r}")
     return with_labels(table, column, found, names)
 
 
-def names_of(kind: Any, numbers: np.ndarray, recipe: Recipe, where: str) -> list[str]:
+def class_names(kind: Any, numbers: np.ndarray, recipe: Recipe, where: str) -> list[str]:
     """The names of classes that a column holds by number: its own, or the numbers."""
     low, high = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
     if low < 0:
@@ -125,12 +126,12 @@ def names_of(kind: Any, numbers: np.ndarray, recipe: Recipe, where: str) -> list
     names = [str(name) for name in kind.names]
     if odd := [name for name in names if not encodable(name)]:
         raise UserError(f"{where} has a class name that is no text: {odd[0]!a}")
-    if high >= len(names):
-        raise UserError(f"{where} has label {high}, but only {len(names)} class names")
+    if len(numbers) and high >= len(names):
+        raise UserError(f"{where} has label {high}, but only {many(len(names), 'class name')}")
     return names
 
 
-def in_words(labels: np.ndarray | Pairs, size: int, classes: list[str]) -> list[str]:
+def class_words(labels: np.ndarray | Pairs, size: int, classes: list[str]) -> list[str]:
     """The class of each of ``size`` images, or its classes in one text."""
     if isinstance(labels, np.ndarray):
         return [classes[k] for k in labels.tolist()]

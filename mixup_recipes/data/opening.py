@@ -110,6 +110,23 @@ def is_path(dataset: str) -> bool:
     return dataset.startswith((".", "/", "~")) or dataset.count("/") != 1
 
 
+def is_local(recipe: Recipe) -> bool:
+    """Whether opening the recipe's dataset asks no Hub: it is a path, there or not, or a prepared set that is there."""
+    name = recipe.dataset
+    if name in PREPARED:
+        return find_prepared(name) is not None
+    return is_path(name) or os.path.exists(os.path.expanduser(name))
+
+
+def is_large(recipe: Recipe) -> bool:
+    """Whether a local dataset has shards of which opening it may make a copy, which takes its time."""
+    folder = Path(recipe.dataset).expanduser()
+    if recipe.dataset in PREPARED or not is_local(recipe) or not folder.is_dir():
+        return False
+    shards = (p for depth in ("*", "*/*", "*/*/*") for end in ("parquet", "tar") for p in folder.glob(f"{depth}.{end}"))
+    return sum(path.stat().st_size for path in shards) > SMALL
+
+
 def is_here(recipe: Recipe) -> bool:
     """Whether opening the recipe's dataset downloads nothing: it is a folder, is prepared, or was copied before."""
     name = recipe.dataset

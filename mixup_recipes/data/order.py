@@ -12,6 +12,7 @@ import numpy as np
 from mixup_recipes.data import keys
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 
 class Key(NamedTuple):
@@ -28,7 +29,9 @@ class TrainOrder:
     The epoch's order, a function of (seed, epoch), is cut into updates of ``batch_size`` images; an update into
     ``micro_batches`` of ``per_device_train_batch_size``, dealt like cards so that the copies of a repeated
     image land in different ones; process ``rank`` of ``world`` takes every world-th micro-batch. So what a
-    micro-batch holds does not depend on the number of processes. ``labels`` (size,): for a balanced sampler.
+    micro-batch holds does not depend on the number of processes. ``labels`` (size,): for a balanced sampler. An epoch
+    has as many samples as there are images, so with ``aug_repeats`` copies of each it has fewer images: the balanced
+    sampler draws just as many, of each class as many as of any other. Only the last one may have fewer copies.
     """
 
     def __init__(
@@ -42,12 +45,11 @@ class TrainOrder:
 
     def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Image index and copy number of each sample of one epoch in order, whole updates only."""
-        rng = keys.rng(keys.ORDER, self.recipe.seed, epoch)
+        rng, repeats = keys.rng(keys.ORDER, self.recipe.seed, epoch), self.recipe.aug_repeats
         if self.labels is None:
             order, turn = rng.permutation(self.size), np.zeros(self.size, np.int64)
         else:
-            order, turn = balanced(self.labels, rng)
-        repeats = self.recipe.aug_repeats
+            order, turn = balanced(self.labels, -(-self.size // repeats), rng)
         index = np.repeat(order, repeats)[: self.size]
         copy = (np.arange(repeats) + repeats * turn[:, None]).ravel()[: self.size]
         length = self.updates_per_epoch * self.recipe.batch_size
@@ -66,13 +68,13 @@ class TrainOrder:
                 yield [Key(epoch, int(i), int(c)) for i, c in zip(index[mine], copy[mine], strict=True)]
 
 
-def balanced(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """As many rows as there are labels, of each class as many as of any other, or one more; shuffled.
+def balanced(labels: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """``size`` of the rows that the labels are of, of each class as many as of any other, or one more; shuffled.
 
     Returns the rows, and how often each came before: those of a class come equally often, or once more.
     """
     rows = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.unique(labels, return_counts=True)[1])[:-1])
-    each, more = np.divmod(len(labels), len(rows))
+    each, more = np.divmod(size, len(rows))
     counts = np.full(len(rows), each)
     counts[rng.permutation(len(rows))[:more]] += 1
     drawn = [
@@ -80,7 +82,7 @@ def balanced(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, 
         for own, n in zip(rows, counts.tolist(), strict=True)
     ]
     turns = [np.arange(n) // len(own) for own, n in zip(rows, counts.tolist(), strict=True)]
-    mixed = rng.permutation(len(labels))
+    mixed = rng.permutation(size)
     return np.concatenate(drawn)[mixed], np.concatenate(turns)[mixed]
 
 
@@ -105,5 +107,5 @@ def updates_per_epoch(size: int, recipe: Recipe) -> int:
     """Updates in one pass over ``size`` images."""
     updates = size // recipe.batch_size if recipe.drop_last else -(-size // recipe.batch_size)
     if not updates:
-        raise UserError(f"the training split has {size} images, fewer than batch_size {recipe.batch_size}")
+        raise UserError(f"the training split has {many(size, 'image')}, fewer than batch_size {recipe.batch_size}")
     return updates

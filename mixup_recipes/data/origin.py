@@ -20,6 +20,7 @@ from huggingface_hub import hf_hub_url
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
+from mixup_recipes.data import zips
 from mixup_recipes.data.decoding import LARGEST_FILE, BadImage, read
 from mixup_recipes.hub_errors import reason
 from mixup_recipes.typed import RankError
@@ -96,6 +97,9 @@ def encoded(image: str | dict[str, Any] | None, at: Origin | None = None) -> byt
     the Hub cannot be reached.
     """
     if isinstance(image, str):
+        if member := zips.ADDRESS.fullmatch(image):
+            first, end, size = (int(member[part]) for part in ("first", "end", "size"))
+            return zips.unpacked(content_between(member["zip"], first, end), size)
         return fetched(image) if REPOSITORY.match(image) else read(image)
     content: bytes | None = (image or {}).get("bytes")
     if content is not None:
@@ -151,12 +155,26 @@ def fetched(address: str) -> bytes:
         raise BadImage("no such file in the repository") from None
 
 
-def content_of(address: str) -> bytes:
-    """``fetched``, with ``FileNotFoundError`` for a file that the repository does not have."""
+def content_between(path: str, first: int, end: int) -> bytes:
+    """Some bytes of a file, or of a file of the Hub. Raises as ``fetched``."""
+    if not 0 < end - first <= LARGEST_FILE:
+        raise BadImage(f"{end - first:,} bytes of a zip; expected 1 to {LARGEST_FILE:,}")
+    try:
+        if REPOSITORY.match(path):
+            return content_of(path, first, end - 1)
+        with open(path, "rb") as file:
+            file.seek(first)
+            return file.read(end - first)
+    except OSError as e:
+        raise BadImage(f"{path}: {e.strerror or 'no such file in the repository'}") from None
+
+
+def content_of(address: str, first: int = 0, last: int = LARGEST_FILE) -> bytes:
+    """The bytes of a file of the Hub, of one range. Raises as ``fetched``, and ``FileNotFoundError``."""
     place = REPOSITORY.match(address)
     assert place is not None
     url = hf_hub_url(place[1], address[place.end() + 1 :], repo_type="dataset", revision=place[2])
-    headers = build_hf_headers() | {"Range": f"bytes=0-{LARGEST_FILE}"}
+    headers = build_hf_headers() | {"Range": f"bytes={first}-{last}"}
     try:  # one request, where HfFileSystem would list the folder first
         answer = http_backoff("GET", url, headers=headers, timeout=TIMEOUT)
         if answer.status_code == 416:  # there is no first byte
@@ -201,7 +219,9 @@ def named_size(name: str, at: Origin) -> int | None:
 
 
 def size(path: str) -> int | None:
-    """The bytes of a file; None where there is none."""
+    """The bytes of a file, packed ones of one in a zip; None where there is none."""
+    if member := zips.ADDRESS.fullmatch(path):
+        return int(member["size"])
     try:
         return os.stat(path).st_size
     except OSError:

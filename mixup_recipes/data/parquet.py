@@ -4,13 +4,15 @@
   split: ``train-extra`` is none of ``train``. A split in two of these forms is refused.
 - A configuration is a folder, or what ``configs`` in the head of ``README.md`` says. Where none is named, the files of
   the folder itself or of ``data/`` are read, or those of the only folder that has some.
-- All shards that a file's name promises must be there, and have the same columns and class names.
+- All shards that a file's name promises must be there, and have the same columns and class names. A gap in files that
+  are merely numbered is noted.
 """
 
 import contextlib
 import fnmatch
 import functools
 import hashlib
+import itertools
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,11 +26,13 @@ import yaml
 
 from mixup_recipes.data.decoding import BadImage, read
 from mixup_recipes.data.folder import SAME, SPLITS, alone_in_tables, entries
-from mixup_recipes.data.identity import some
+from mixup_recipes.data.identity import SHOWN, some
 from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.words import many
 
 SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?")
 LONGEST = 2**20  # bytes of a README that are looked at
+SERIES = re.compile(r"(?P<head>.*?)(?P<number>\d+)", re.ASCII)
 CARD = re.compile(r"---\r?\n(.*?)\r?\n---", re.DOTALL)
 CONFIGS = re.compile(r"^configs:.*?(?=^[^\s#\]}-]|\Z)", re.DOTALL | re.MULTILINE)  # up to the next key
 MOST_CONFIGS = 2**17  # characters of it, which take seconds to read
@@ -90,6 +94,7 @@ def taken(
     if others:
         words = some(sorted(path.relative_to(folder).as_posix() for path in others))
         notes.append(f"{len(others):,} left out, {found[0].suffix[1:]} files of other places: {words}")
+    notes += gaps(paths)
     return Files(paths, notes, whole)
 
 
@@ -151,7 +156,9 @@ def only_one(folder: Path, config: str | None, names: list[str], default: str | 
         return default
     if "default" in names or len(names) == 1:
         return "default" if "default" in names else names[0]
-    raise UserError(f"{folder} has {len(names)} configurations: {some(shown)}; choose one with --dataset_config")
+    raise UserError(
+        f"{folder} has {many(len(names), 'configuration')}: {some(shown)}; choose one with --dataset_config"
+    )
 
 
 def configurations(folder: Path, tables: list[Path]) -> dict[str, tuple[dict[str, list[Path]], bool]] | None:
@@ -218,12 +225,36 @@ def check_shards(paths: Iterable[Path]) -> None:
             numbers.setdefault(path.parent, {}).setdefault(int(stem["count"]), []).append(int(stem["number"]))
     for parent, sets in numbers.items():
         if len(sets) > 1:
-            raise UserError(f"{parent}: shards of {len(sets)} sets, of {some([str(n) for n in sets])} files")
+            raise UserError(f"{parent}: shards of {many(len(sets), 'set')}, of {some([str(n) for n in sets])} files")
         ((count, there),) = sets.items()
         if missing := sorted({*range(count)} - {*there}):
             raise UserError(f"{parent}: shards {some([str(n) for n in missing])} of {count} are missing")
         if len(there) > count:
-            raise UserError(f"{parent}: {len(there)} files for {count} shards")
+            raise UserError(f"{parent}: {many(len(there), 'file')} for {many(count, 'shard')}")
+
+
+def gaps(paths: Iterable[Path]) -> list[str]:
+    """A note for each series of numbered files that lacks some in between.
+
+    Its numbers begin at 0 or 1, or with a zero: others, such as dates, may have gaps.
+    """
+    series: dict[tuple[Path, str], dict[int, str]] = {}
+    for path in paths:
+        stem = SERIES.fullmatch(path.stem)
+        if stem and not SHARD.fullmatch(path.stem):
+            series.setdefault((path.parent, stem["head"]), {})[int(stem["number"])] = path.name
+    notes = []
+    for (parent, head), names in series.items():
+        numbers = sorted(names)
+        first, last = names[numbers[0]], names[numbers[-1]]
+        count = numbers[-1] - numbers[0] + 1 - len(numbers)
+        if count and (numbers[0] <= 1 or first[len(head)] == "0"):
+            width = len((parent / first).stem) - len(head)
+            between = (n for a, b in itertools.pairwise(numbers) for n in range(a + 1, b))
+            lacking = [f"{head}{n:0{width}}" for n in itertools.islice(between, SHOWN)]
+            more = f", and {count - SHOWN:,} more" * (count > SHOWN)
+            notes.append(f"the files {first} to {last} have gaps: {', '.join(lacking)}{more}")
+    return notes
 
 
 def check_schemas(paths: list[Path]) -> None:
@@ -258,7 +289,7 @@ def read_table(path: Path) -> pa.Table:
     with pq.ParquetFile(path) as file:
         schema = pa.schema(map(spelled_out, file.schema_arrow), file.schema_arrow.metadata)
         if file.metadata.num_rows > MOST_ROWS + size:
-            raise UserError(f"{path} has {file.metadata.num_rows:,} rows in {size:,} bytes; expected images")
+            raise UserError(f"{path} has {many(file.metadata.num_rows, 'row')} in {size:,} bytes; expected images")
         for number in range(file.metadata.num_row_groups):
             largest = file.metadata.row_group(number).total_byte_size  # that a row of the group can be
             for batch in file.iter_batches(min(BATCH, 1 + room // (1 + largest)), [number]):

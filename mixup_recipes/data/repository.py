@@ -1,45 +1,45 @@
 """A data set's repository on the Hub: copied by ``datasets``, or read while training, at one commit.
 
-What is not copied must say beforehand how many images it has, and of which classes. Parquet files say it in their
-footers, which are read in small pieces where the card says nothing. A repository of image files says it by the list of
-its files, and so is a table, whose images are addresses: order, resuming and records are those of the copy. All other
-kinds need ``dataset_info`` in the card.
+A repository of image files, also in zips, says by the list of its files how many images it has, and of which classes.
+So it is a table, whose images are addresses: order, resuming and records are those of the copy. How all other kinds are
+read in order, see ``streams``.
 """
 
 import hashlib
 import os
+import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import HfFileSystem
 from huggingface_hub.constants import HF_HUB_CACHE
 
+from mixup_recipes.data import zips
 from mixup_recipes.data.folder import alone_in_tables
 from mixup_recipes.data.holdout import wanted
 from mixup_recipes.data.identity import some
 from mixup_recipes.data.origin import Opened, commit, note_files, within
+from mixup_recipes.data.samples import mended, of_samples
+from mixup_recipes.data.streams import FOOTER, stream
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
 SMALL = 2**30  # bytes of parquet or tars that are read into memory instead of being copied to Arrow files
-PICTURES = ("jpg", "jpeg", "png", "webp")
-"""What a sample of a tar calls its image, see ``tars``."""
-FOOTER = 2**16  # bytes that are asked for at once of a parquet file's end
-AT_ONCE = 16  # files whose ends are asked for
+MEMBER = re.compile(r"zip://(?P<name>.*?)::(?P<zip>(hf:/)?/.*)", re.DOTALL)
+"""What ``datasets`` calls a file in a zip."""
 
 
 def open_hub(recipe: Recipe, split: str, streaming: bool) -> Opened:
     """A Hub dataset; its size is announced before anything large is written. A stream writes nothing."""
-    builder = datasets.load_dataset_builder(
-        recipe.dataset, name=recipe.dataset_config, revision=recipe.dataset_revision
+    builder = mended(
+        datasets.load_dataset_builder(recipe.dataset, name=recipe.dataset_config, revision=recipe.dataset_revision)
     )
     files = {str(name): [str(file) for file in found] for name, found in (builder.config.data_files or {}).items()}
     known = builder.info.splits or files
@@ -59,7 +59,7 @@ def open_hub(recipe: Recipe, split: str, streaming: bool) -> Opened:
         table, ours = copied(builder, recipe, split)
         note_files(table, [] if ours else files.get(split, []), root)
     elif isinstance(builder, ImageFolder):
-        table, ours = image_files(builder, recipe, split, files.get(split, []), root), True
+        table, ours = image_files(builder, recipe, split, root), True
         note_files(table, [], root)
     else:
         table = stream(builder, recipe, split, files.get(split, []))
@@ -84,43 +84,19 @@ def copied(builder: Any, recipe: Recipe, split: str) -> tuple[datasets.Dataset, 
     # it does not say that it made them, and where the files are must do.
     paths, text = pc.struct_field(images, "path").to_pylist(), datasets.Value("large_string")
     kept = Path(HF_HUB_CACHE, f"datasets--{recipe.dataset.replace('/', '--')}", "snapshots", builder.hash)
-    if not isinstance(builder, ImageFolder) and not all(within(path, str(kept)) for path in paths):
+    archives = [MEMBER.fullmatch(path or "") for path in paths]
+    places = [archive["zip"] if archive else path for archive, path in zip(archives, paths, strict=True)]
+    if not isinstance(builder, ImageFolder) and not all(within(place, str(kept)) for place in places):
         return table, False
+    paths = in_zips(paths, str(kept))
     return table.remove_columns(recipe.image_column).add_column(recipe.image_column, paths, feature=text), True
 
 
-def of_samples(table: datasets.Dataset, recipe: Recipe) -> datasets.Dataset:
-    """A table that ``datasets`` made of tars, with the recipe's columns in place of ``jpg``, ``cls`` or a key of
-    ``json``, by the rules of ``tars``; any other as it is."""
-    image, label = recipe.image_column, recipe.label_column
-    if not {"__key__", "__url__"} <= {*table.column_names}:
-        return table
-    found = [name for name in PICTURES if name in table.column_names]
-    if image not in table.column_names and image == Recipe.image_column and found:
-        if len(found) > 1:
-            raise UserError(f"dataset {recipe.dataset!r} has images in {some(found)}; choose one by --image_column")
-        table = table.rename_column(found[0], image)
-    if label not in table.column_names and label == Recipe.label_column and "cls" in table.column_names:
-        table = table.rename_column("cls", label)
-    feature = table.features.get("json")
-    if label not in table.column_names and isinstance(feature, dict) and label in feature:
-        values = pc.struct_field(table.data.column("json"), label).to_pylist()
-        table = table.add_column(label, values, feature=feature[label])
-    if "string" in str(getattr(table.features.get(label), "dtype", "")):
-        words = [word and word.strip() for word in table.data.column(label).to_pylist()]
-        table = table.remove_columns(label).add_column(label, words, feature=datasets.Value("string"))
-    return table
-
-
-def image_files(builder: Any, recipe: Recipe, split: str, files: list[str], root: str) -> datasets.Dataset:
+def image_files(builder: Any, recipe: Recipe, split: str, root: str) -> datasets.Dataset:
     """The table of a split of image files, by their addresses; no image is opened.
 
     Rows, labels and their order are what ``datasets`` makes of the list of files, or of metadata files among them.
     """
-    if any(file.lower().endswith(".zip") for file in files):
-        raise UserError(
-            f"dataset {recipe.dataset!r} has its images in archives, which are not streamed; leave out --streaming"
-        )
     builder.config.decode_num_threads = 0  # else datasets opens the images ahead, in threads
     found = builder.as_streaming_dataset(split=split)
     image, label = recipe.image_column, recipe.label_column
@@ -133,52 +109,28 @@ def image_files(builder: Any, recipe: Recipe, split: str, files: list[str], root
     for rows in found.select_columns([image, label]).cast_column(image, datasets.Image(decode=False)).iter(1000):
         addresses += [(row or {}).get("path") for row in rows[image]]
         labels += rows[label]
-    if strange := [a for a in addresses if a and not within(a, root)]:
+    addresses = in_zips(addresses, root)
+    if strange := [a for a in addresses if a and not within(a, root) and not zips.ADDRESS.fullmatch(a)]:
         raise UserError(f"dataset {recipe.dataset!r}: rows name files outside of the repository: {some(strange)}")
     features = datasets.Features({image: datasets.Value("large_string"), label: found.features[label]})
     return datasets.Dataset(pa.table({image: addresses, label: labels}, schema=features.arrow_schema))
 
 
-def stream(builder: Any, recipe: Recipe, split: str, files: list[str]) -> datasets.IterableDataset:
-    """A split that is read in order, with the number of its images."""
-    told = (builder.info.splits or {}).get(split)
-    images = told.num_examples if told else 0
-    if not images and not isinstance(builder, Parquet):
-        raise UserError(
-            f"dataset {recipe.dataset!r} does not say how many images it has (its card has no dataset_info), and only "
-            "parquet and image files tell without being read; leave out --streaming"
-        )
-    images = images or count_rows(recipe, files, named=builder.info.features is not None)
-    table = builder.as_streaming_dataset(split=split)
-    if table.features is None:
-        raise UserError(f"dataset {recipe.dataset!r} does not say what columns it has; leave out --streaming")
-    table.info.splits = datasets.SplitDict({split: datasets.SplitInfo(split, num_examples=images)})
-    return table
-
-
-def count_rows(recipe: Recipe, files: list[str], named: bool) -> int:
-    """Rows of parquet files, by their footers. ``named``: the card names the classes, else all files must agree.
-
-    Raises ``UserError`` for files of other classes.
-    """
-    system = HfFileSystem()
-
-    def footer(file: str) -> pq.FileMetaData:
-        with system.open(file, "rb", block_size=FOOTER) as opened:
-            return pq.read_metadata(opened)
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        footers = list(pool.map(footer, files))
-    if not named:
-        names = [class_names(found.schema.to_arrow_schema(), recipe.label_column) for found in footers]
-        if others := [file for file, found in zip(files, names, strict=True) if found != names[0]]:
-            raise UserError(f"{others[0]} has other class names than {Path(files[0]).name}")
-    return sum(found.num_rows for found in footers)
-
-
-def class_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """The names of the classes, where a parquet file's schema has them."""
-    return getattr(datasets.Features.from_arrow_schema(schema).get(column), "names", None)
+def in_zips(addresses: Sequence[str | None], root: str) -> list[str | None]:
+    """The addresses, where files in zips below ``root`` are called as in ``zips``. Raises ``UserError``."""
+    parts = [MEMBER.fullmatch(address or "") for address in addresses]
+    known: dict[str, dict[str, str]] = {}
+    for archive in dict.fromkeys(part["zip"] for part in parts if part and within(part["zip"], root)):
+        try:
+            hub = HfFileSystem().open(archive, "rb", block_size=FOOTER) if archive.startswith("hf://") else None
+            with hub or open(archive, "rb") as file:
+                known[archive] = zips.addresses(archive, file)
+        except zipfile.BadZipFile as e:
+            raise UserError(f"{archive} is no whole zip: {e}") from None
+    return [
+        known.get(part["zip"], {}).get(part["name"], address) if part else address
+        for address, part in zip(addresses, parts, strict=True)
+    ]
 
 
 def announce_copy(size: int, kept: str) -> None:

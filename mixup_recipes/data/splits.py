@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 
-from mixup_recipes.data import holdout, keys, multi_label
+from mixup_recipes.data import holdout, keys, multi_label, streams
+from mixup_recipes.data import labels as label_rule
 from mixup_recipes.data.classes import among, places, subset
 from mixup_recipes.data.opening import open_split
 from mixup_recipes.data.origin import Opened, files_of, with_column, with_named
@@ -16,6 +17,7 @@ from mixup_recipes.data.prepare import PREPARED
 from mixup_recipes.data.repository import one_commit
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.words import many
 
 IMAGES = (datasets.Image, datasets.Value, dict)  # columns that may hold encoded images: no lists of numbers
 
@@ -66,11 +68,9 @@ def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
     evaluation = prepared(other, recipe, recipe.eval_split, recipe.max_eval_samples, train.classes, train.sides)
     what = f"dataset {recipe.dataset!r}"
     among(train.classes, evaluation.classes, f"{what}, split {recipe.eval_split!r},", f"{recipe.train_split!r}")
-    if evaluation.classes != train.classes:
-        raise UserError(f"{what}: {recipe.eval_split!r} has its classes in another order; leave out --streaming")
     if recipe.num_classes and len(train.classes) != recipe.num_classes:
         raise UserError(
-            f"{what} has {len(train.classes)} classes, the recipe says num_classes {recipe.num_classes}; pass "
+            f"{what} has {many(len(train.classes), 'class')}, the recipe says num_classes {recipe.num_classes}; pass "
             f"--num_classes {len(train.classes)} if that is meant"
         )
     identity: dict[str, Any] = {
@@ -126,7 +126,7 @@ def prepared(
     if not count(table):
         raise UserError(f"dataset {recipe.dataset!r}: split {split!r} is empty")
     table = in_numbers(table.select_columns(list(dict.fromkeys((image, label)))), recipe, split)
-    classes = class_names(recipe, split, table)
+    classes = split_classes(recipe, split, table)
     if not ours:  # images stay encoded
         try:
             if not isinstance(table.features[image], IMAGES):
@@ -142,9 +142,9 @@ def prepared(
             f"dataset {recipe.dataset!r} has one class, {classes[0]!r}; expected "
             f"{'<class>/<image> with ' * ours}two or more"
         )
-    read, said = isinstance(table, datasets.Dataset), ""
-    if read and like and classes != list(like) and (order := arranged(classes, list(like))):
-        said = subset(len(classes), len(like), f"split {split!r}", "the run")
+    said = ""
+    if like and classes != list(like) and (order := arranged(classes, list(like))):
+        said = subset(len(classes), len(like), f"split {split!r}", "the model")
         table, classes = relabelled(table, label, among(order, classes, "", ""), order), order
     if opened.whole:
         sides = sides or holdout.divide(table, labels_of(table, label), classes, recipe)
@@ -162,11 +162,11 @@ def side(
     No image is copied.
     """
     labels = labels_of(table, recipe.label_column)
-    words = multi_label.in_words(labels, len(table), classes)
+    words = multi_label.class_words(labels, len(table), classes)
     evaluated = split != recipe.train_split
     rows = sides.held_out if evaluated else sides.train
     if not len(rows):
-        images = f"{len(table)} images of {len({*sides.names})} names"
+        images = f"{many(len(table), 'image')} of {many(len({*sides.names}), 'name')}"
         what = "none is held out; add images, or pass another" if evaluated else "all are held out; pass a lower"
         raise UserError(f"dataset {recipe.dataset!r} has {images}, of which {what} --holdout")
     digest = hashlib.sha256()
@@ -177,22 +177,30 @@ def side(
 
 
 def in_numbers(table: Any, recipe: Recipe, split: str) -> Any:
-    """A table whose labels are words with classes in their place, sorted; any other as it is.
+    """A table whose labels are words with classes in their place, sorted, or whole numbers; see ``labels``.
 
-    With ``multi_label`` the classes of each image, see ``multi_label.in_lists``.
+    With ``multi_label`` the classes of each image, see ``multi_label.in_lists``. A stream is as it was.
     """
     label = recipe.label_column
     if recipe.multi_label:
         return multi_label.in_lists(table, recipe, split)
     if multi_label.is_many(table.features[label]):
         raise UserError(f"dataset {recipe.dataset!r}: column {label!r} holds lists: {multi_label.PASS}")
-    if not isinstance(table, datasets.Dataset) or "string" not in str(getattr(table.features[label], "dtype", "")):
+    if not isinstance(table, datasets.Dataset):
         return table
-    words: list[Any] = table.data.column(label).to_pylist()
-    if missing := [i for i, word in enumerate(words) if not word]:
-        rows = f"{len(missing):,} rows have no label in column {label!r}, the first is row {missing[0]}"
+    column = table.data.column(label)
+    if "int" in str(getattr(table.features[label], "dtype", "")) and not column.null_count:
+        return table
+    where = f"dataset {recipe.dataset!r}, split {split!r}: column {label!r}"
+    values = label_rule.checked((value.as_py() for value in column), where)
+    if missing := [row for row, value in enumerate(values, 1) if value in (None, "")]:
+        rows = (
+            f"{many(len(missing), 'row has', 'rows have')} no label in column {label!r}, the first is row {missing[0]}"
+        )
         raise UserError(f"dataset {recipe.dataset!r}: {rows}")
-    found, names = multi_label.named([(word,) for word in words])
+    if all(isinstance(value, int) for value in values):
+        return with_column(table, label, np.array(values, np.int64), datasets.Value("int64"))
+    found, names = multi_label.named([(str(value),) for value in values])
     return with_column(table, label, found.place, datasets.ClassLabel(names=names))
 
 
@@ -226,7 +234,7 @@ def labels_of(table: datasets.Dataset, column: str) -> np.ndarray | multi_label.
     return np.asarray(table.select_columns([column]).with_format("numpy")[:][column])
 
 
-def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
+def split_classes(recipe: Recipe, split: str, table: Any) -> list[str]:
     """The class names of a split, after checking that its labels are among them (those of a stream: when read)."""
     feature = table.features[recipe.label_column]
     if multi_label.is_many(feature):
@@ -237,7 +245,7 @@ def class_names(recipe: Recipe, split: str, table: Any) -> list[str]:
     used = np.unique(np.asarray(labels_of(table, recipe.label_column))) if whole else np.empty(0)
     if used.dtype.kind not in "iu":  # an integer column with gaps becomes one of floats
         raise UserError(f"dataset {recipe.dataset!r}: label column {recipe.label_column!r} is not of whole numbers")
-    return multi_label.names_of(feature, used, recipe, f"dataset {recipe.dataset!r}, split {split!r}")
+    return multi_label.class_names(feature, used, recipe, f"dataset {recipe.dataset!r}, split {split!r}")
 
 
 def arranged(classes: list[str], like: list[str]) -> list[str] | None:
@@ -248,8 +256,10 @@ def arranged(classes: list[str], like: list[str]) -> list[str] | None:
     return [name if name in {*classes} else next(new) for name in like] if len(classes) == len(like) else None
 
 
-def relabelled(table: datasets.Dataset, column: str, where: Sequence[int], names: list[str]) -> datasets.Dataset:
-    """The table with each label moved to its place, among classes of these names."""
+def relabelled(table: Any, column: str, where: Sequence[int], names: list[str]) -> Any:
+    """The table or stream with each label moved to its place, among classes of these names."""
+    if isinstance(table, datasets.IterableDataset):
+        return streams.relabelled(table, column, {str(k): place for k, place in enumerate(where)}, names)
     if isinstance(labels := labels_of(table, column), multi_label.Pairs):
         moved = labels._replace(place=np.asarray(where)[labels.place])
         return multi_label.with_labels(table, column, moved, names)

@@ -27,6 +27,7 @@ from mixup_recipes.data.origin import encoded, origin
 from mixup_recipes.data.splits import count
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import RankError, UserError
+from mixup_recipes.words import many
 
 BUFFER = 1000  # encoded images that a loader process draws from
 
@@ -87,8 +88,8 @@ class Stream:
         """Batches of ``rows(part, parts, batches of this part)``, a part for each loader process of each process."""
         if self.files < world:
             raise UserError(
-                f"dataset {self.recipe.dataset!r}: a split has {self.files} files, fewer than the {world} processes "
-                "that read it; use fewer processes, or leave out --streaming"
+                f"dataset {self.recipe.dataset!r}: a split has {many(self.files, 'file')}, fewer than the {world} "
+                "processes that read it; use fewer processes, or leave out --streaming"
             )
         workers = min(workers, self.files // world)
         each = max(1, workers)
@@ -165,7 +166,7 @@ class Stream:
         """The label, which no one has looked at before."""
         label = row[self.recipe.label_column]
         if not isinstance(label, int) or not 0 <= label < self.recipe.num_classes:
-            raise RankError(f"label {label!r} is not one of the {self.recipe.num_classes} classes")
+            raise RankError(f"label {label!r} is not one of the {many(self.recipe.num_classes, 'class')}")
         return label
 
 

@@ -1,7 +1,7 @@
 """A file of paths and labels as a table: CSV, TSV, JSON lines or parquet.
 
-Paths are relative to the file's folder and stay inside it, links included. Labels are words or numbers, and become
-classes by their text; with ``multi_label`` a cell is a list of them, or text in which ``|`` separates them. A column
+Paths are relative to the file's folder and stay inside it, links included. Labels, see ``labels``, become classes by
+their text; with ``multi_label`` a cell is a list of them, or text in which ``|`` separates them. A column
 ``split`` is optional. What is left out is counted by its reason.
 """
 
@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 
+from mixup_recipes.data import labels as label_rule
 from mixup_recipes.data import multi_label
 from mixup_recipes.data.folder import SAME, Listing
 from mixup_recipes.data.identity import some
 from mixup_recipes.data.parquet import read_table
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.words import many
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SPLIT = "split"
@@ -29,9 +31,9 @@ SPLIT = "split"
 
 
 def columns(path: Path, wanted: tuple[str, ...]) -> dict[str, list[Any]]:
-    """Some columns of a file as text, those that are there; empty cells are None, lists are lists of texts.
+    """Some columns of a file as text, those that are there; nulls are None, lists of labels are lists of texts.
 
-    Raises ``UserError``.
+    ``wanted``: the column of paths, that of labels, and others. Raises ``UserError``.
     """
     kind = path.suffix.lower()
     try:
@@ -42,7 +44,7 @@ def columns(path: Path, wanted: tuple[str, ...]) -> dict[str, list[Any]]:
             text = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
             table = pa.csv.read_csv(path, convert_options=text, parse_options=parse)
         elif kind == ".jsonl":
-            table = pa.json.read_json(path)
+            table = read_lines(path, wanted)
         else:
             table = read_table(path)
             kind = table.schema.field(wanted[0]).type if wanted[0] in table.column_names else pa.string()
@@ -58,7 +60,21 @@ def columns(path: Path, wanted: tuple[str, ...]) -> dict[str, list[Any]]:
     for name in wanted[:2]:
         if name not in names:
             raise UserError(f"{path}: no column {name!r}; {nearest(name, names)} (set image_column or label_column)")
-    return {name: [as_text(value) for value in table[name].to_pylist()] for name in wanted if name in names}
+    cells = {name: table[name].to_pylist() for name in wanted if name in names}
+    labels = label_rule.checked(cells.pop(wanted[1]), f"{path}: column {wanted[1]!r}")
+    texts = {name: [as_text(value) for value in found] for name, found in cells.items()}
+    return texts | {wanted[1]: [label_rule.text(cell) for cell in labels]}
+
+
+def read_lines(path: Path, wanted: tuple[str, ...]) -> pa.Table:
+    """The rows of JSON lines, where text that looks like a date is text in the wanted columns."""
+    table = pa.json.read_json(path)
+    types = {field.name: str(field.type) for field in table.schema if bare(field.name) in wanted}
+    dates = {name: kind for name, kind in types.items() if "timestamp" in kind and "struct" not in kind}
+    if not dates:
+        return table
+    text = [(name, pa.list_(pa.string()) if kind.startswith("list") else pa.string()) for name, kind in dates.items()]
+    return pa.json.read_json(path, parse_options=pa.json.ParseOptions(explicit_schema=pa.schema(text)))
 
 
 def bare(name: str) -> str:
@@ -67,9 +83,7 @@ def bare(name: str) -> str:
 
 
 def as_text(value: Any) -> Any:
-    """A cell as text, None for a null: 3.0 and 3 are the same number. A list stays one, of its texts."""
-    if isinstance(value, list):
-        return [as_text(inner) for inner in value]
+    """A cell as text, None for a null: 3.0 and 3 are the same number."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return None if value is None or value != value else str(value).strip()
@@ -100,7 +114,8 @@ def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
         others = [name for name in found[SPLIT] if name not in known]
         rows = [i for i in rows if found[SPLIT][i] == (taken or recipe.train_split)]
         if others:
-            notes.append(f"{len(others):,} rows are of no split that is read: {some(sorted({*map(str, others)}))}")
+            which = some(sorted({*map(str, others)}))
+            notes.append(f"{many(len(others), 'row is', 'rows are')} of no split that is read: {which}")
     paths, labels, digest = [], [], hashlib.sha256()
     left_out: dict[str, list[str]] = {}
     seen: dict[str, tuple[str, ...]] = {}
@@ -112,7 +127,7 @@ def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
         words = multi_label.several(cell) if recipe.multi_label else (cell,) * bool(cell)
         word = multi_label.BETWEEN.join(words)
         whole = name and (words or recipe.multi_label)  # no label is an answer where there may be several
-        where, why, size = place(root, name)
+        where, why, size = row_file(root, name)
         if whole and {*seen.get(where, words)} != {*words}:
             before = multi_label.BETWEEN.join(seen[where])
             all_of_them = multi_label.BETWEEN.join(dict.fromkeys(seen[where] + words))
@@ -140,7 +155,7 @@ def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
     return Listing(table, digest.hexdigest(), notes), not divided
 
 
-def place(root: str, name: str | None) -> tuple[str, str | None, int]:
+def row_file(root: str, name: str | None) -> tuple[str, str | None, int]:
     """The file that a row names, why it is not taken, and its size in bytes."""
     if not name:
         return "", None, 0

@@ -1,10 +1,10 @@
 """Tars of samples in a folder, as WebDataset lays them out: ``key.jpg`` beside ``key.cls`` or ``key.json``.
 
 - The members of a sample have one name up to the first dot, and stand together. Its image is a member of ``PICTURES``
-  or the one that ``image_column`` names; its label is ``cls``, a whole number, or what ``json`` says of
-  ``label_column``, a word or number, or the text of the member that ``label_column`` names. Words become classes.
+  or the one that ``image_column`` names; its label is ``cls``, a whole number in digits, or what ``json`` says of
+  ``label_column``, see ``labels``, or the text of the member that ``label_column`` names. Words become classes.
 - Which tars are a split is told as for parquet files, where ``train-0000.tar`` is a shard too. Where none is called
-  like a split, all of them are one.
+  like a split, all of them are one, which a note says; names that say more than one split are refused.
 - The headers are read first, then the images from the places that they say: no member gets a name on the disk. What is
   no regular file, and a sample without an image or a label, is left out and counted. A tar that is damaged and a sample
   that is there twice are refused.
@@ -28,11 +28,13 @@ from mixup_recipes.data.decoding import LARGEST_FILE
 from mixup_recipes.data.folder import SPLITS, encodable, has_images
 from mixup_recipes.data.holdout import wanted
 from mixup_recipes.data.identity import some
+from mixup_recipes.data.labels import label, whole_number
 from mixup_recipes.data.multi_label import BETWEEN
 from mixup_recipes.data.origin import Opened, note_files
-from mixup_recipes.data.repository import PICTURES, SMALL, announce_copy
+from mixup_recipes.data.repository import SMALL, announce_copy
+from mixup_recipes.data.samples import PICTURES
 from mixup_recipes.recipe import Recipe
-from mixup_recipes.typed import UserError
+from mixup_recipes.typed import UserError, nearest
 
 SHARD = re.compile(r"(?P<split>.+?)[-_]\d+(-of-\d+)?")
 MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
@@ -78,15 +80,17 @@ def open_tars(recipe: Recipe, folder: Path, split: str, tables: bool) -> Opened 
         )
     own = (recipe.train_split, recipe.eval_split)
     splits = parquet.divided(folder, found, recipe.dataset_config, own, SHARD)
-    splits = splits if (SPLITS | {*own}) & {*splits} else {own[0]: one_split(folder, splits, own)}
+    said: list[str] = []
+    if not (SPLITS | {*own}) & {*splits}:
+        splits, said = one_split(folder, splits, own)
     files = parquet.taken(folder, split, splits, found, own, wanted(recipe))
     rows, notes = scan(files.paths, recipe)
     digest = hashlib.sha256()
     for row in rows:
         digest.update(f"{row.image.name}\0{row.image.size}\0{row.label}\n".encode(errors="replace"))
-    table = with_labels(images(files.paths, rows, recipe.image_column), [row.label for row in rows], recipe)
+    table = add_labels(images(files.paths, rows, recipe.image_column), [row.label for row in rows], recipe)
     note_files(table, [str(path.absolute()) for path in files.paths], str(folder.absolute()))
-    return Opened(table, digest.hexdigest(), files.notes + notes, whole=files.whole)
+    return Opened(table, digest.hexdigest(), said + files.notes + notes, whole=files.whole)
 
 
 def is_packed(path: Path) -> bool:
@@ -94,14 +98,28 @@ def is_packed(path: Path) -> bool:
     return path.suffix == ".tgz" or path.stem.endswith(".tar")
 
 
-def one_split(folder: Path, splits: dict[str, list[Path]], own: tuple[str, str]) -> list[Path]:
-    """All tars, of which none is called like a split. Raises ``UserError`` where the name of one says more."""
-    if more := [name for name in splits if (SPLITS | {*own}) & {*re.split("[-_.]", name)}]:
+def one_split(
+    folder: Path, splits: dict[str, list[Path]], own: tuple[str, str]
+) -> tuple[dict[str, list[Path]], list[str]]:
+    """All tars, of which none is called like a split, as the split to train on, and a note of which they are.
+
+    Raises ``UserError`` for a split of the user's own that is not there, and where a name says more than that it is of
+    training: ``in1k-train``, ``val2017``, or ``train2017`` beside others.
+    """
+    for name in own:
+        if name not in SPLITS:
+            raise UserError(f"{folder} has no split {name!r}; {nearest(name, splits)}")
+    words = {name: SPLITS & {*re.findall("[a-z]+", name.casefold())} for name in splits}
+    alone = len(splits) == 1 and not any(SPLITS & {*re.split("[-_.]", name)} for name in splits)
+    if any(words.values()) and not (alone and {"train"} in words.values()):
+        more = min((name for name in splits if words[name]), key=lambda name: ("train" not in words[name], name))
         raise UserError(
             f"{folder} has tars called {some(sorted(splits))}; name those to train and to evaluate on: "
-            f"--train_split {more[0]} --eval_split ..."
+            f"--train_split {more} --eval_split ..."
         )
-    return sorted(path for paths in splits.values() for path in paths)
+    series = [[paths[0].name] + [f"to {paths[-1].name}"] * (len(paths) > 1) for _, paths in sorted(splits.items())]
+    note = f"all tars are one split, {own[0]}: {some([' '.join(names) for names in series])}"
+    return {own[0]: sorted(path for paths in splits.values() for path in paths)}, [note]
 
 
 def scan(paths: list[Path], recipe: Recipe) -> tuple[list[Row], list[str]]:
@@ -215,35 +233,22 @@ def label_of(
         return None
     try:
         text = content(members[field], file, LONGEST).decode()
-        value: Any = text.strip()
-        if field == "cls":
-            value = int(value)
-        elif field == "json":
+        value: Any = whole_number(text) if field == "cls" else text.strip()
+        if field == "json":
             value = json.loads(text).get(column)
         if value is None:
             return None
         several = recipe.multi_label and isinstance(value, str | list)
         parts = [value] if not several else value.split(BETWEEN) if isinstance(value, str) else value
-        values = [checked(part) for part in parts]
+        values = [label(part) for part in parts]
+        if None in values:
+            raise ValueError("expected words or whole numbers, not a null among them")
     except (ValueError, AttributeError, RecursionError) as e:
         reason = " ".join(str(e).split())[:200]
         raise UserError(f"{path}: the label of the sample {key!a}, its {field}, cannot be read: {reason}") from None
     if recipe.multi_label:
         return [str(part) for part in values]
-    return None if values == [""] else values[0]
-
-
-def checked(value: Any) -> str | int:
-    """A word without what is around it, or a whole number. Raises ``ValueError`` for anything else."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, str | int) or isinstance(value, bool):
-        raise ValueError(f"expected a word or a whole number, not {value!r}")
-    if isinstance(value, int) and abs(value) >= 2**63:
-        raise ValueError("expected a word or a whole number below 2 ** 63")
-    if isinstance(value, str) and not encodable(value):
-        raise ValueError(f"{value!a} is no text")
-    return value.strip() if isinstance(value, str) else value
+    return values[0] if values != [""] else None
 
 
 def content(member: Member, file: BinaryIO, most: int) -> bytes:
@@ -285,7 +290,7 @@ def pictures(
                 yield {column: {"bytes": content(Member(name, offset, size), file, size), "path": name}}
 
 
-def with_labels(table: datasets.Dataset, labels: list[str | int | list[str]], recipe: Recipe) -> datasets.Dataset:
+def add_labels(table: datasets.Dataset, labels: list[str | int | list[str]], recipe: Recipe) -> datasets.Dataset:
     """A table with the column of labels: whole numbers where all of them are, else words, or lists of words."""
     if recipe.multi_label:
         return table.add_column(recipe.label_column, labels, feature=datasets.List(datasets.Value("string")))

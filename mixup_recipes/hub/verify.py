@@ -15,13 +15,15 @@ import yaml
 from mixup_recipes import fetch
 from mixup_recipes.data import images
 from mixup_recipes.data.loading import Samples
+from mixup_recipes.data.opening import is_local
 from mixup_recipes.data.splits import load_split
-from mixup_recipes.recipe import changed
+from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.runs.run import Data, Run
 from mixup_recipes.training import backbones, evaluation, launch
 from mixup_recipes.training.log import reported, summary_csv
-from mixup_recipes.training.protocols import NAMES, headline
+from mixup_recipes.training.protocols import NAMES, headline, plainly
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 NEEDED = (
     "data.json", "log.jsonl", "summary.csv", "eval_results.json", "predictions.safetensors", "config.json",
@@ -29,6 +31,9 @@ NEEDED = (
 )  # fmt: skip
 # Another device and another version of a library move a logit by rounding, and so a few of the images near a tie.
 TOP1, NLL = 0.1, 1e-3  # points, and relative
+Claim = tuple[str, bool | None]
+"""What is claimed, and whether it holds; None where that cannot be told."""
+WORDS = {True: "agrees", False: "differs", None: "unknown"}
 
 
 class Claims(NamedTuple):
@@ -41,14 +46,14 @@ class Claims(NamedTuple):
 
 
 def verify(run: Run, dataset: str | None = None, batch_size: int = 64) -> tuple[str, bool]:
-    """A line per claim of a run, and whether all hold.
+    """A line per claim of a run, and whether none is wrong.
 
     ``dataset``: where the recipe's data lie on this machine. Raises ``UserError`` when something cannot be looked at.
     """
     if missing := [f for f in NEEDED if not (run.folder / f).is_file()]:
         return f"differs  {run.name} lacks {', '.join(missing)}", False
     try:
-        rows = list(of_files(run))
+        rows: list[Claim] = list(of_files(run))
         claimed = Claims(
             float(run.exported[run.prefix + headline(run.recipe)]),
             float(run.exported[f"{run.prefix}nll"]),
@@ -59,8 +64,8 @@ def verify(run: Run, dataset: str | None = None, batch_size: int = 64) -> tuple[
     except Exception as e:  # a stranger's files can make their readers raise anything
         raise UserError(f"{run.name}: damaged files: {type(e).__name__}: {' '.join(str(e).split())[:200]}") from None
     rows += of_weights(run, claimed, dataset, batch_size)
-    text = "\n".join(f"{'agrees ' if good else 'differs'}  {what}" for what, good in rows)
-    return text, all(good for _, good in rows)
+    text = "\n".join(f"{WORDS[good]:7}  {what}" for what, good in rows)
+    return text, all(good is not False for _, good in rows)
 
 
 def of_files(run: Run) -> Iterator[tuple[str, bool]]:
@@ -69,8 +74,9 @@ def of_files(run: Run) -> Iterator[tuple[str, bool]]:
     metric = headline(recipe)
     lines = [row.line for row in run.log.train] + [row.line for row in run.log.val]
     again = reported(lines, recipe)
+    rule = plainly(again["reported"]["protocol"])
     yield (
-        f"log and eval_results.json: {again['reported'][metric]:.2f} by the log ({again['reported']['protocol']}), "
+        f"log and eval_results.json: {again['reported'][metric]:.2f} by the log ({rule}), "
         f"{results['reported'][metric]:.2f} reported",
         {k: results[k] for k in again} == again,
     )
@@ -79,12 +85,13 @@ def of_files(run: Run) -> Iterator[tuple[str, bool]]:
     yield "log and summary.csv", summary_csv(lines) == run.summary_csv
     scores = evaluation.score(run.predictions)
     same = all(math.isclose(scores[k], exported[run.prefix + k], rel_tol=1e-5, abs_tol=1e-6) for k in scores)
-    yield f"predictions and eval_results.json: {NAMES[metric]} {scores[metric]:.2f} over {scores['count']} images", same
+    of = f"{NAMES[metric]} {scores[metric]:.2f} over {many(int(scores['count']), 'image')}"
+    yield f"predictions and eval_results.json: {of}", same
     if "weights_sha256" in results:
         yield "weights and eval_results.json: SHA-256", results["weights_sha256"] == run.weights_hash
     kind, classes = recipe.model.split(".")[0], run.data.classes
     yield f"config.json and recipe: {run.config['architecture']}", run.config["architecture"] == kind
-    yield f"config.json and data.json: {len(classes)} classes", run.config.get("label_names") == classes
+    yield f"config.json and data.json: {many(len(classes), 'class')}", run.config.get("label_names") == classes
     yield from of_card(run.card or "", exported[run.prefix + metric], metric)
 
 
@@ -113,8 +120,25 @@ def claims_of(found: Any, headline: str) -> Iterator[float]:
                     yield float(metric["value"])
 
 
-def of_weights(run: Run, claimed: Claims, dataset: str | None, batch_size: int) -> Iterator[tuple[str, bool]]:
-    """The weights, evaluated again by the recipe's protocol on its data."""
+def of_split(data: Data, split: str, identity: dict[str, Any], classes: list[str]) -> Claim:
+    """Whether the images of a split are those that the run noted."""
+    change = data.difference(split, identity, classes)
+    compared = "" if "fingerprint" in data.splits[split] else " (by number and labels alone)"
+    return f"data: {many(identity['images'], 'image')} of {split}, {change or f'as noted{compared}'}", change is None
+
+
+def of_training(data: Data, recipe: Recipe) -> Claim:
+    """The same of the images that the run was trained on, which need not be on this machine."""
+    split = recipe.train_split
+    try:
+        found = load_split(recipe, split, recipe.max_train_samples, like=data.classes)
+    except UserError as e:
+        return f"data: {split} was not compared: {e}", None
+    return of_split(data, split, found.identity, found.classes)
+
+
+def of_weights(run: Run, claimed: Claims, dataset: str | None, batch_size: int) -> Iterator[Claim]:
+    """The data on this machine, and the weights, evaluated again by the recipe's protocol on them."""
     changes: dict[str, Any] = {"batch_size": batch_size, "per_device_train_batch_size": batch_size}
     changes |= {"sync_bn": False, "torch_compile": False} | ({"dataset": dataset} if dataset else {})
     recipe = changed(run.recipe_here, **changes)
@@ -124,9 +148,9 @@ def of_weights(run: Run, claimed: Claims, dataset: str | None, batch_size: int) 
     found = load_split(recipe, recipe.eval_split, recipe.max_eval_samples, like=run.data.classes)
     table, classes, identity = found.table, found.classes, found.identity
     backbones.check_classes(net, classes, run.name)
-    change = claimed.data.difference(recipe.eval_split, identity, classes)
-    compared = "" if "fingerprint" in claimed.data.splits[recipe.eval_split] else " (by number and labels alone)"
-    yield f"data: {len(table)} images of {recipe.eval_split}, {change or f'as noted{compared}'}", change is None
+    yield of_split(claimed.data, recipe.eval_split, identity, classes)
+    if is_local(recipe):
+        yield of_training(claimed.data, recipe)
     transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
     samples = Samples(table, recipe, transform, "skip")
     net = launch.on_device(net, recipe, accelerator)

@@ -20,6 +20,7 @@ from mixup_recipes.runs.compare import exported_predictions
 from mixup_recipes.runs.per_class import PerClass, confusions, matrix, per_class
 from mixup_recipes.runs.run import Run
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 NEEDED = ("predictions.safetensors", "eval_results.json", "data.json")
 LISTED = 20  # pairs of classes, and classes, that a page names
@@ -130,7 +131,7 @@ def write_page(found: Scored, folder: Path) -> str:
     label, best = found.columns["label"], found.columns["top"][:, 0]
     if len(found.classes) <= diagrams.LARGEST:
         counts = matrix(label, best, len(found.classes))
-        title = f"{found.title}: {len(label):,} images of {found.run.recipe.eval_split}"
+        title = f"{found.title}: {many(len(label), 'image')} of {found.run.recipe.eval_split}"
         diagrams.confusion(counts, found.classes, title, folder / "confusion.png")
     diagrams.reliability([found.sure], folder / "reliability.png")
     worst, note = errors.sheet(found.run, found.title, errors.most_confident(found.columns, found.classes), folder)
@@ -163,8 +164,10 @@ def scores_part(found: Scored) -> str:
     table = markdown_table(["class", "images", "predicted", "precision", "recall", "F1"], rows, right=1)
     which = "All classes" if len(lowest) == len(found.classes) else f"The {len(lowest)} classes with the lowest F1"
     count, split = len(found.right), code(found.run.recipe.eval_split)
-    text = f"{which}, the lowest F1 first, over {count:,} images of {split}; in percent. `predicted`: images taken for \
-the class. Precision is 0 for a class that is never predicted, recall for one without images."
+    text = (
+        f"{which}, the lowest F1 first, over {many(count, 'image')} of {split}; in percent. `predicted`: images taken \
+for the class. Precision is 0 for a class that is never predicted, recall for one without images."
+    )
     return f"## Scores by class\n\n{text} All of them: [classes.csv](classes.csv).\n\n{table}"
 
 
@@ -176,7 +179,7 @@ def confusions_part(found: Scored) -> str:
     lines = [f"* {prose(words)}" for words in worst_pairs(found, LISTED)]
     text = "The most frequent pairs" if len(found.confusions) > LISTED else "All pairs"
     drawn = len(found.classes) <= diagrams.LARGEST
-    picture = "![Confusion matrix](confusion.png)" if drawn else f"No picture: {len(found.classes):,} classes."
+    picture = "![Confusion matrix](confusion.png)" if drawn else f"No picture: {many(len(found.classes), 'class')}."
     return f"{head}\n\n{text}, as a table in [confusions.csv](confusions.csv):\n\n" + "\n".join([*lines, "", picture])
 
 
@@ -188,7 +191,7 @@ def errors_part(found: Scored, worst: list[errors.Error], note: str) -> str:
     rows = [[code(e.file) if e.file else "", f"{e.row}", prose(e.true), prose(e.said), f"{100 * e.confidence:.2f}"]
             for e in worst]  # fmt: skip
     count = len(found.right) - int(found.right.sum())
-    text = f"{len(worst)} of {count:,} errors, the highest confidence first, in percent; rows count from 0."
+    text = f"{len(worst)} of {many(count, 'error')}, the highest confidence first, in percent; rows count from 0."
     table = markdown_table(["file", "row", "class", "taken for", "confidence"], rows)
     return f"{head}\n\n{text}\n\n{note}\n\n{table}"
 

@@ -19,6 +19,7 @@ from mixup_recipes.runs.compare import exported_predictions
 from mixup_recipes.runs.per_class import PerClass
 from mixup_recipes.runs.run import Run
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def scores_part(found: Scored) -> str:
     table = markdown_table(["class", "images", "predicted", "AP", "precision", "recall", "F1"], rows, right=1)
     which = "All classes" if len(lowest) == len(found.classes) else f"The {len(lowest)} classes with the lowest AP"
     count, split = len(found.columns["label"]), code(found.run.recipe.eval_split)
-    text = f"{which}, the lowest average precision (AP) first, over {count:,} images of {split}; in percent. \
+    text = f"{which}, the lowest average precision (AP) first, over {many(count, 'image')} of {split}; in percent. \
 `predicted`: images with a probability of at least one half, of which precision, recall and F1 are."
     none = "There is no confusion matrix: an image may be of several classes, so that none is taken for another one."
     return f"## Scores by class\n\n{text} All of them: [classes.csv](classes.csv).\n\n{table}\n\n{none}"
@@ -134,9 +135,7 @@ def errors_part(found: Scored, most: list[errors.Error], note: str) -> str:
             for e in most]  # fmt: skip
     s = found.scores
     count = int((s.images + s.predicted - 2 * s.right).sum())
-    text = (
-        f"{len(most)} of {count:,} errors, each of an image and a class, the farthest probability first, in percent; \
-rows count from 0."
-    )
+    text = f"{len(most)} of {many(count, 'error')}, each of an image and a class, the farthest probability first, in \
+percent; rows count from 0."
     table = markdown_table(["file", "row", "is", "the model says", "confidence"], rows)
     return f"{head}\n\n{text}\n\n{note}\n\n{table}"

@@ -24,6 +24,7 @@ from mixup_recipes.pages.methods import Method, bibtex, entry
 from mixup_recipes.resolve import read_yaml, settings, shipped_recipe, split_name
 from mixup_recipes.runs.run import METRICS, UNITS, Run
 from mixup_recipes.training import backbones  # noqa: F401  registers the models that timm lacks
+from mixup_recipes.words import many
 
 OPENMIXUP = entry(
     "OpenMixup: Open Mixup Toolbox and Benchmark for Visual Representation Learning",
@@ -52,10 +53,10 @@ def model_section(run: Run) -> str:
          f"{recipe.interpolation}"],
         ["classes", f"{len(run.data.classes)}" + (": " + ", ".join(map(prose, run.data.classes)) if few else "")],
         ["data", code(name) + {"hub": " (Hub)", "prepared": "", "local": " (a local folder)"}[kind]
-         + f": {run.data.images[recipe.train_split]:,} images to train on, "
+         + f": {many(run.data.images[recipe.train_split], 'image')} to train on, "
          f"{run.data.images[recipe.eval_split]:,} to evaluate on"],
         *([["fingerprint", ", ".join(f"{name} {code(mark[:16])}" for name, mark in marks)]] if marks else []),
-        ["training", f"{recipe.epochs} epochs at {recipe.image_size} px, batch {recipe.batch_size}, mixer "
+        ["training", f"{many(recipe.epochs, 'epoch')} at {recipe.image_size} px, batch {recipe.batch_size}, mixer "
          f"`{recipe.mixer}`, seed {recipe.seed}"],
         ["weights", f"{'moving average (EMA)' if recipe.report_ema else 'as trained'}, epoch {run.exported['epoch']}"],
     ]  # fmt: skip
@@ -103,7 +104,7 @@ def results_section(run: Run, repo_id: str | None) -> str:
         numbers = [v for v in found if isinstance(v, int | float)]
         if len(numbers) == len(names):
             rows.append(row(label, *numbers))
-    note = f"{s.count:,} images of {code(run.recipe.eval_split)}. {UNITS[s.metric]}."
+    note = f"{many(s.count, 'image')} of {code(run.recipe.eval_split)}. {UNITS[s.metric]}."
     text = [
         "## Results",
         markdown_table(["", *names.values()], rows, right=1),
@@ -118,7 +119,7 @@ def results_section(run: Run, repo_id: str | None) -> str:
 def cost_section(run: Run, made: list[Method]) -> str:
     """Hours and images per second, measured; what the method adds; what the cell was estimated at."""
     env, s = run.environment, run.summary
-    processes = f"{env['processes']} process{'es' * (env['processes'] > 1)}"
+    processes = f"{many(env['processes'], 'process')}"
     text = [
         f"## Cost\n\n{s.seconds / 3600:.3g} hours on {processes}, device {prose(env['device'])}, "
         f"{prose(env['mixed_precision'])} mixed precision: {s.img_per_s:,.0f} images/s while training."

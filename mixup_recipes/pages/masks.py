@@ -20,6 +20,7 @@ from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones
 from mixup_recipes.training.update import new_step
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 LAMBDAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SHOWN = (0.3, 0.5, 0.7)
@@ -76,7 +77,9 @@ def masks(run: Run, pairs: int, path: Path) -> str:
     lines += [f"| {lam} | {mask.mean():.3f} | {mask.std((1, 2, 3)).mean():.3f} |" for lam, mask in found.items()]
     spread = max(mask.std((1, 2, 3)).mean() for mask in found.values())
     flat = ["", "The masks are nearly flat: so far this run mixes as Mixup does."] if spread < FLAT else []
-    return "\n".join([f"{recipe.name}, update {update}, {len(x)} photos of {recipe.eval_split}", "", *lines, *flat])
+    return "\n".join(
+        [f"{recipe.name}, update {update}, {many(len(x), 'photo')} of {recipe.eval_split}", "", *lines, *flat]
+    )
 
 
 def draw(

@@ -27,6 +27,7 @@ from mixup_recipes.resolve import load_recipe, resolve
 from mixup_recipes.runs.run import RECIPE, Run
 from mixup_recipes.training.update import criterion
 from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.words import many
 
 SIDE = 128  # pixels of a picture on the sheet; the patches of the small transformer fit
 GAP, EDGE, HEAD, TITLE, CAPTION = 8, 24, 40, 30, 36
@@ -47,10 +48,10 @@ def preview(names: list[str], mixers: list[str], count: int, photos: str | None,
     """Write the sheet as a PNG; returns a line that says what it shows.
 
     One row per recipe in ``names``, or with ``mixers`` per mixer under the first recipe's setting; without recipes
-    per mixer (all, when none is named) with its published defaults. ``photos``: a folder of images, "synthetic" for
-    drawn shapes, None for the first recipe's own data when they are on this machine, else the prepared groceries,
-    else shapes. Column i shows image i in update i of the recipe's seed, so that each has a draw of its own.
-    Raises ``UserError``.
+    per mixer (all, when none is named) with its published defaults. ``photos``: a folder of images, turned as the
+    camera noted it where the first recipe says so or there is none, "synthetic" for drawn shapes, None for the first
+    recipe's own data when they are on this machine, else the prepared groceries, else shapes. Column i shows image i in
+    update i of the recipe's seed, so that each has a draw of its own. Raises ``UserError``.
     """
     check_png(path)
     rows = chosen(names, mixers)
@@ -65,7 +66,7 @@ def preview(names: list[str], mixers: list[str], count: int, photos: str | None,
     sheet.save(buffer, "PNG", optimize=True)
     files.write(path, buffer.getvalue())
     without = f"; without the weights of their teachers: {' '.join(missing)}" if missing else ""
-    return f"{path}: {len(rows)} methods by {len(given.images)} images ({given.source}){without}"
+    return f"{path}: {many(len(rows), 'method')} by {many(len(given.images), 'image')} ({given.source}){without}"
 
 
 def chosen(names: list[str], mixers: list[str]) -> list[Recipe]:
@@ -116,7 +117,7 @@ def find_photos(recipe: Recipe, photos: str | None, count: int) -> Photos:
     if photos == SYNTHETIC:
         return shapes(count)
     if photos is not None:
-        return folder_photos(Path(photos).expanduser(), count)
+        return folder_photos(Path(photos).expanduser(), count, recipe.exif_orientation or recipe.dataset == SYNTHETIC)
     if Path(recipe.dataset).expanduser().exists():
         return table_photos(recipe, count)
     if recipe.dataset in prepare.PREPARED and prepare.find_prepared(recipe.dataset):
@@ -154,8 +155,11 @@ def table_photos(recipe: Recipe, count: int) -> Photos:
     return several(found, f"dataset {recipe.dataset}")
 
 
-def folder_photos(folder: Path, count: int) -> Photos:
-    """Images of a folder, named by their class folder, or by their own name when there are none."""
+def folder_photos(folder: Path, count: int, upright: bool) -> Photos:
+    """Images of a folder, named by their class folder, or by their own name when there are none.
+
+    ``upright``: turned as the camera noted it.
+    """
     if not folder.is_dir():
         raise UserError(f"photos: expected a folder of images or {SYNTHETIC!r}, got {str(folder)!r}")
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
@@ -163,7 +167,7 @@ def folder_photos(folder: Path, count: int) -> Photos:
     found: list[tuple[Tensor, str]] = []
     for i in varied(names, len(names)):
         try:
-            found.append((decode(read(files[i])), names[i]))
+            found.append((decode(read(files[i]), upright=upright), names[i]))
         except BadImage:
             continue
         if len(found) == count:
@@ -270,7 +274,7 @@ def new_step(recipe: Recipe, classes: int) -> Step:
 # --------------------------------------------------------------------------------------------- drawing
 
 
-def place(block: int, row: int, column: int, count: int) -> tuple[int, int]:
+def corner(block: int, row: int, column: int, count: int) -> tuple[int, int]:
     """Where a picture's upper left corner is; row 0 of each block shows the ``count`` images themselves."""
     return EDGE + block * (count * COLUMN + EDGE) + column * COLUMN, HEAD + row * ROW + TITLE
 
@@ -283,7 +287,7 @@ def draw(rows: list[Recipe], photos: Photos) -> Image.Image:
     count = len(photos.images)
     blocks = max(1, min(WIDEST // (count * COLUMN + EDGE), math.ceil(len(rows) / 8)))
     each = math.ceil(len(rows) / blocks)
-    width, (right, bottom) = count * COLUMN - GAP, place(blocks, each + 1, 0, count)
+    width, (right, bottom) = count * COLUMN - GAP, corner(blocks, each + 1, 0, count)
     sheet = Image.new("RGB", (right, bottom - TITLE), "white")
     pen = ImageDraw.Draw(sheet)
     shrink = images.EvalTransform(SIDE, SIDE, "bicubic")
@@ -292,18 +296,18 @@ def draw(rows: list[Recipe], photos: Photos) -> Image.Image:
     write(pen, (EDGE, 10), head, right - 2 * EDGE, 20)
     for block in range(blocks):
         for i, name in enumerate(photos.names):
-            x, y = place(block, 0, i, count)
+            x, y = corner(block, 0, i, count)
             sheet.paste(picture(small[i], SIDE), (x, y))
             write(pen, (x, y + SIDE + 4), f"{i + 1} {name}", SIDE, 18)
     for r, recipe in enumerate(rows):
         block, row = divmod(r, each)
         made = mixed(recipe, photos)
-        x, y = place(block, row + 1, 0, count)
+        x, y = corner(block, row + 1, 0, count)
         used = write(pen, (x, y - TITLE + 2), recipe.name, width, 22)
         beside = arguments(recipe, made, pen, width - used - 12)
         write(pen, (x + used + 12, y - TITLE + 7), beside, width, 16, "dimgray")
         for i, shares in enumerate(made.shares):
-            x, y = place(block, row + 1, i, count)
+            x, y = corner(block, row + 1, i, count)
             sheet.paste(picture(made.pixels[i], SIDE), (x, y))
             others = shares.index_fill(0, torch.tensor([i]), 0)
             partner, text = int(others.argmax()), f"{shares[i]:.2f}"

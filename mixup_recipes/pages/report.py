@@ -19,6 +19,7 @@ from mixup_recipes.pages import by_class, by_label, diagrams, plots
 from mixup_recipes.pages.markdown import escaped, line, markdown_table, prose
 from mixup_recipes.runs.run import METRICS, UNITS, Run, Summary, labels
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 Scored = by_class.Scored | by_label.Scored
 """Of a run whose images have one label, or may have several."""
@@ -55,7 +56,7 @@ def table_of(named: list[tuple[str, Summary]]) -> str:
             f"{row.seconds:.0f}",
             f"{row.img_per_s:.0f}",
         ])  # fmt: skip
-    evaluated = " / ".join(dict.fromkeys(f"{row.count:,} images of `{row.split}`" for row in rows))
+    evaluated = " / ".join(dict.fromkeys(f"{many(row.count, 'image')} of `{row.split}`" for row in rows))
     note = f"Evaluated on {evaluated}. {UNITS[rows[0].metric]}, seconds of wall time."
     return f"{markdown_table(head, lines, right=2)}\n\n{note}\n"
 
@@ -131,7 +132,7 @@ def report(runs: list[Run], out: Path) -> str:
         parts += [by_label.scores_table(of_several).strip()] if of_several else []
         parts += [f"{prose(name)} has no {lack}, and so no scores by class." for name, run in names.items()
                   if (lack := by_class.lacks(run))]  # fmt: skip
-        said = "\n\n".join([*parts, *map(in_words, found)]) + "\n"
+        said = "\n\n".join([*parts, *map(worst_line, found)]) + "\n"
         parts.append("![Learning curves](curves.png)")
         if len(runs) == 1:
             parts += [write_page(run, folder) for run in found]
@@ -160,7 +161,7 @@ def worst(found: Scored) -> list[str]:
     return by_label.worst(found, 3) if isinstance(found, by_label.Scored) else by_class.worst_pairs(found, 3)
 
 
-def in_words(found: Scored) -> str:
+def worst_line(found: Scored) -> str:
     """The classes that a run takes for others most often, in one line."""
     return line(f"{found.title}: {'; '.join(worst(found)) or 'every image is right'}", 500)
 

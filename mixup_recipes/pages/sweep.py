@@ -12,6 +12,7 @@ from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.slurm import slurm_script
 from mixup_recipes.runs.sweep import Planned, plan, read_sweep, to_yaml
 from mixup_recipes.runs.sweep_runs import run_all, state
+from mixup_recipes.words import many
 
 
 def results(runs: list[Planned], out: Path) -> str:
@@ -26,7 +27,7 @@ def results(runs: list[Planned], out: Path) -> str:
     plots.dots(done, out / "dots.png")
     files.write_into(out / "summary.md", text)
     names = "summary.md, table.md, dots.png, curves.png"
-    return f"{text}\n{len(done)} of {len(runs)} runs are finished; written to {out}: {names}{rest}"
+    return f"{text}\nfinished: {len(done)} of {many(len(runs), 'run')}; written to {out}: {names}{rest}"
 
 
 def sweep(
@@ -56,7 +57,7 @@ def sweep(
         script = slurm_script(left, out, slurm_options or [])
         files.write_into(out / "sweep.yaml", to_yaml(asked))
         files.write_into(slurm, script)
-        print(f"{len(left)} of {len(runs)} runs are to be done. Submit them, and when they have ended make the table:")
+        print(f"To be done: {len(left)} of {many(len(runs), 'run')}. Submit, and when all have ended make the table:")
         print(
             f"  sbatch {shlex.quote(str(slurm))}\n  mixup-recipes sweep {shlex.quote(str(out / 'sweep.yaml'))} --report"
         )

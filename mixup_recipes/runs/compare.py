@@ -12,6 +12,7 @@ from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.seeds import COMPARED
 from mixup_recipes.training.protocols import NAMES, headline
 from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.words import many
 
 TRAINED_ON = ("dataset", "dataset_config", "dataset_revision", "train_split", "max_train_samples")
 """Recipe fields that decide what is trained on."""
@@ -31,13 +32,16 @@ class Comparison(NamedTuple):
     """95 % interval of the difference: paired bootstrap over images, and over the runs of a group of several."""
     images: int
     runs: tuple[int, int]
+    metric: str
+    """What is compared, top-1 or mAP."""
 
     def __str__(self) -> str:
+        of_a, of_b = (many(number, "run") for number in self.runs)
         numbers = (
             f"a: {self.reported[0]:.2f}, b: {self.reported[1]:.2f} by the protocol; "
-            f"exported weights {self.values[0]:.2f} and {self.values[1]:.2f}\n"
+            f"{self.metric} of the exported weights {self.values[0]:.2f} and {self.values[1]:.2f}\n"
             f"a - b of the exported weights: {self.difference:+.2f}, 95 % interval {self.low:+.2f} to {self.high:+.2f} "
-            f"(paired bootstrap, {self.images:,} images, {self.runs[0]} and {self.runs[1]} runs)"
+            f"(paired bootstrap, {many(self.images, 'image')}, {of_a} and {of_b})"
         )
         if min(self.runs) == 1:
             return numbers + "\nA group of one run: its spread over seeds is not in the interval."
@@ -94,13 +98,15 @@ def compare(runs_a: list[Run], runs_b: list[Run], ignore: tuple[str, ...] = (), 
     if several:
         maps = [[multi_label_scores(label, score)["map"] for score in group] for group in (a, b)]
         values = (float(np.mean(maps[0])), float(np.mean(maps[1])))
-    return Comparison((of_a, of_b), values, difference, low, high, a.shape[1], (len(a), len(b)))
+    return Comparison(
+        (of_a, of_b), values, difference, low, high, a.shape[1], (len(a), len(b)), NAMES[headline(runs_a[0].recipe)]
+    )
 
 
 def check_finished(run: Run) -> None:
     """Raise ``UserError`` unless the run was trained to its end."""
     if not run.finished:
-        raise UserError(f"{run.folder} is not finished: {run.log.val[-1].epoch} of {run.recipe.epochs} epochs")
+        raise UserError(f"{run.folder} is not finished: {run.log.val[-1].epoch} of {many(run.recipe.epochs, 'epoch')}")
 
 
 def check_same(one: Run, other: Run, ignore: tuple[str, ...]) -> None:
@@ -149,7 +155,7 @@ def exported_predictions(run: Run) -> dict[str, np.ndarray]:
     # made anew on other hardware, a prediction may flip
     if count != images or abs(now - noted) > max(0.1, 100 / images) + 1e-9:
         raise UserError(
-            f"{path} is not of the exported weights: {NAMES[metric]} {now:.2f} of {images} images, but "
+            f"{path} is not of the exported weights: {NAMES[metric]} {now:.2f} of {many(images, 'image')}, but "
             f"eval_results.json has {noted:.2f} of {count}; {again}"
         )
     return columns

@@ -23,6 +23,7 @@ from mixup_recipes.runs.run import RECIPE, Run
 from mixup_recipes.runs.shapes import check_validation, naming, read_text
 from mixup_recipes.training import protocols
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 
 class Curves(NamedTuple):
@@ -119,7 +120,7 @@ def csv_summary(path: Path, text: str) -> tuple[str, list[dict[str, Any]]]:
         try:
             values = {k: float(v) for k, v in zip(header, row, strict=True)}
         except ValueError:
-            raise UserError(f"{path}, line {number}: expected {len(header)} numbers, one per column") from None
+            raise UserError(f"{path}, line {number}: expected {many(len(header), 'number')}, one per column") from None
         values = {k: int(v) if v.is_integer() else v for k, v in values.items()}
         line = {"epoch": values["epoch"] + offset}
         line |= {k.removeprefix("eval_"): v for k, v in values.items() if k.startswith("eval_")}
@@ -158,10 +159,10 @@ def describe(
     rows = [text for text, _, _ in found]
     if len(sources) > 1:
         for readings in ([strict for _, strict, _ in found], [tool for _, _, tool in found]):
-            names = {reading.name for reading in readings}
-            if len(names) == 1 and not any(reading.missing for reading in readings):
+            name, *others = {protocols.plainly(reading.name) for reading in readings}
+            if not others and not any(reading.missing for reading in readings):
                 mean, std = protocols.over_trials([reading.value for reading in readings])
-                rows.append(f"{mean:7.3f}  ± {std:.3f}, mean of the newest {min(3, len(sources))} runs: {names.pop()}")
+                rows.append(f"{mean:7.3f}  ± {std:.3f}, mean of the newest {min(3, len(sources))} runs: {name}")
     return "\n".join(rows)
 
 
@@ -185,10 +186,10 @@ def readings_of(
         raise UserError(f"{curves.source} has {'only' if not ema else 'no'} values of averaged weights")
     rule = (protocol, last or 1, epochs)
     done = max(max(values) for values in heads.values())
-    rows = [f"{curves.source}, {done} of {epochs} epochs"]
+    rows = [f"{curves.source}, {done} of {many(epochs, 'epoch')}"]
     with naming(source.folder if isinstance(source, Run) else source):
         for head, values in heads.items():
             strict = protocols.strict(values, *rule)
-            rows.append(f"{strict.value:7.3f}  {strict.label}" + (f", {head}" if head else ""))
+            rows.append(f"{strict.value:7.3f}  {protocols.plainly(strict.label)}" + (f", {head}" if head else ""))
         tool = protocols.tool(heads, *rule)
     return "\n".join([*rows, f"{tool.value:7.3f}  {tool.label}"]), strict, tool

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +19,12 @@ from mixup_recipes.data.splits import load_split
 from mixup_recipes.files import file_hash, write
 from mixup_recipes.metrics.multi_label.formula import THRESHOLD
 from mixup_recipes.recipe import Recipe
-from mixup_recipes.runs.models import class_names, eval_transform, evaluation_recipe, open_model
+from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model, output_names
 from mixup_recipes.runs.portable import FORMATS, Answer, Classifier
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 TIMES = (1, 3)  # images at a time, random ones: the number is free
 MOST, BATCH = 256, 32  # images of the run's evaluation, and how many at a time
@@ -55,13 +57,15 @@ def deploy(name: str, format: str | None, out: Path) -> str:
     backbones.check_input(net, max(TIMES), size, name, training=False)
     metadata = metadata_of(name, run, net, recipe, transform)
     classifier = Classifier(net, recipe.mean, recipe.std, recipe.multi_label)
+    say(f"writing {name} as {format}")
     try:
         content = FORMATS[format].write(classifier, size, metadata)
         checks = check(classifier, FORMATS[format].open(content), run, transform)
     except Exception as e:  # what an exporter or a runtime raises is up to it
         raise UserError(f"{name} cannot be written as {format}: {' '.join(str(e).split())[:300]}") from None
     write(out, content)
-    about = f"{out}: {metadata['architecture']} of {net.num_classes} classes, {len(content) / 1e6:.1f} MB"
+    what = f"{metadata['architecture']} of {many(len(metadata['class_names']), 'class')}"
+    about = f"{out}: {what}, {len(content) / 1e6:.1f} MB"
     graph = [f"{part:8}{metadata[part]}" for part in ("input", "output")]
     return "\n".join(
         (
@@ -72,6 +76,11 @@ def deploy(name: str, format: str | None, out: Path) -> str:
             example(format, out, transform, recipe.exif_orientation, recipe.multi_label),
         )
     )
+
+
+def say(text: str) -> None:
+    """What the command is at; the result alone goes to stdout."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def checked_format(format: str | None, out: Path) -> str:
@@ -95,7 +104,7 @@ def checked_format(format: str | None, out: Path) -> str:
 def metadata_of(name: str, run: Run | None, net: nn.Module, recipe: Recipe, transform: EvalTransform) -> dict[str, Any]:
     """What goes with the graph: how a picture becomes ``pixels``, what the outputs are called, where it is all from."""
     height, width = transform.size
-    classes = class_names(net)
+    classes = output_names(net)
     weights = (run.folder if run else Path(name)) / "model.safetensors"
     return {
         "made_by": f"mixup-recipes {__version__}",
@@ -122,6 +131,7 @@ def metadata_of(name: str, run: Run | None, net: nn.Module, recipe: Recipe, tran
 
 def check(classifier: Classifier, answer: Answer, run: Run | None, transform: EvalTransform) -> list[str]:
     """How the file was held against the model and against its run, in words. Raises ``UserError`` where they differ."""
+    say("checking it against the model")
     pixels = torch.rand(sum(TIMES), 3, *transform.size, generator=torch.Generator().manual_seed(0))
     for some in pixels.split(TIMES):
         same_logits(classifier, answer, some)
@@ -129,6 +139,7 @@ def check(classifier: Classifier, answer: Answer, run: Run | None, transform: Ev
     found = evaluated(run, transform)
     if run is None or isinstance(found, str):
         return [*lines, f"not against predictions of a run: {found}"]
+    say(f"checking it against the run's predictions for {many(len(found.images), 'image')}")
     return [*lines, agreement(classifier, answer, run, found)]
 
 
@@ -136,7 +147,7 @@ def same_logits(classifier: Classifier, answer: Answer, pixels: Tensor) -> Tenso
     """The output of the file. Raises ``UserError`` when it is not that of the model."""
     expected, found = classifier(pixels), answer(pixels)
     if found.shape != expected.shape:
-        raise UserError(f"it gives {tuple(found.shape)} for {len(pixels)} images, not {tuple(expected.shape)}")
+        raise UserError(f"it gives {tuple(found.shape)} for {many(len(pixels), 'image')}, not {tuple(expected.shape)}")
     apart, most = (found - expected).abs().max().item(), expected.abs().max().item()
     if not apart <= SAME * most:  # nan is not
         raise UserError(
@@ -175,7 +186,7 @@ def evaluated(run: Run | None, transform: EvalTransform) -> Evaluated | str:
 def agreement(classifier: Classifier, answer: Answer, run: Run, given: Evaluated) -> str:
     """How the file agrees with the run's predictions, in words. Raises ``UserError`` where by more than rounding."""
     logits = torch.cat([same_logits(classifier, answer, some / 255) for some in given.images.split(BATCH)])
-    what = f"{len(logits)} images of split {run.recipe.eval_split!r}"
+    what = f"{many(len(logits), 'image')} of split {run.recipe.eval_split!r}"
     rounding = ROUNDING[run.recipe.mixed_precision]
     if run.recipe.multi_label:
         return agreement_of_several(logits, given.columns["score"], rounding, what)

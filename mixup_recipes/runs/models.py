@@ -37,7 +37,7 @@ def is_multi_label(net: nn.Module) -> bool:
     return backbones.cfg_of(net).get("multi_label") is True
 
 
-def class_names(net: nn.Module) -> list[str]:
+def output_names(net: nn.Module) -> list[str]:
     """What the outputs of a model are called: numbers where its configuration has no names."""
     outputs: Any = net.num_classes
     return list(backbones.cfg_of(net).get("label_names") or map(str, range(outputs)))

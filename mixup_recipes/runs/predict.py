@@ -22,11 +22,13 @@ from mixup_recipes.data import decoding, images
 from mixup_recipes.data.folder import shown
 from mixup_recipes.data.multi_label import BETWEEN
 from mixup_recipes.metrics.multi_label.formula import THRESHOLD
-from mixup_recipes.runs.models import class_names, eval_transform, evaluation_recipe, open_model
+from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model, output_names
 from mixup_recipes.training import backbones, launch
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 FORMATS = (".csv", ".jsonl")
+ANSWER = ("label", "probability")
 
 
 class Prediction(NamedTuple):
@@ -62,7 +64,7 @@ def predict(name: str, given: list[str], top_k: int, batch_size: int, out: Path 
     bad = sum(bool(p.error) for p in found)
     if out is not None:
         files.write(out, as_csv(found) if out.suffix == ".csv" else as_jsonl(found))
-        print(f"{out}: {len(found)} images" + (f", of which {bad} cannot be read" if bad else ""))
+        print(f"{out}: {many(len(found), 'image')}" + (f", of which {bad} cannot be read" if bad else ""))
     return int(bad == len(found))
 
 
@@ -101,7 +103,7 @@ def predictions(name: str, paths: list[Path], top_k: int, batch_size: int) -> It
     recipe = evaluation_recipe(net, name, run, {})
     transform = eval_transform(net, recipe, own=run is None)
     backbones.check_input(net, min(batch_size, len(paths)), tuple(transform.size), name, training=False)
-    classes = class_names(net)
+    classes = output_names(net)
     accelerator = launch.accelerator(recipe, Path("."))
     net = launch.on_device(net, recipe, accelerator).eval()
 
@@ -145,20 +147,22 @@ def line(prediction: Prediction) -> str:
 
 
 def as_csv(predictions: list[Prediction]) -> str:
-    """A row for each image and rank; one that cannot be read has a row with the reason.
+    """A row for each image: ``file``, ``label``, ``probability``, ``label_2``, ``probability_2``, ..., ``error``.
 
-    Where images may have several labels, a column ``labels`` has those that are present, joined by ``|``.
+    ``error`` says why an image cannot be read, and is empty else. Where images may have several labels, a column
+    ``labels`` behind ``file`` has those that are present, joined by ``|``.
     """
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
     several = any(found.present is not None for found in predictions)
-    rows.writerow(("path", *["labels"] * several, "rank", "label", "probability", "error"))
+    ranks = max([1, *(len(found.labels) for found in predictions)])
+    columns = [f"{what}_{rank}" if rank > 1 else what for rank in range(1, ranks + 1) for what in ANSWER]
+    rows = csv.DictWriter(text, ["file", *["labels"] * several, *columns, "error"], restval="", lineterminator="\n")
+    rows.writeheader()
     for found in predictions:
-        head = (shown(str(found.path)), *[BETWEEN.join(found.present or [])] * several)
-        if found.error:
-            rows.writerow((*head, "", "", "", found.error))
-        for rank, (label, probability) in enumerate(zip(found.labels, found.probabilities, strict=True), 1):
-            rows.writerow((*head, rank, label, probability, ""))
+        row: dict[str, Any] = {"file": shown(str(found.path)), "error": found.error}
+        row |= {"labels": BETWEEN.join(found.present or [])} if several else {}
+        pairs = zip(found.labels, found.probabilities, strict=True)
+        rows.writerow(row | dict(zip(columns, itertools.chain.from_iterable(pairs), strict=False)))
     return text.getvalue()
 
 

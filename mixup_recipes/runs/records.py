@@ -22,6 +22,7 @@ from mixup_recipes.resolve import shipped_recipe
 from mixup_recipes.runs.shapes import COUNT, NUMBER, OBJECT, PERCENT, SPLIT, TEXT, check, read_object
 from mixup_recipes.training.format import check_format
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 FOLDER = shipped("model_cards") / "results"
 FIELDS = {"epochs": COUNT, "trials": COUNT, "train_split": TEXT, "eval_split": TEXT, "mixer": TEXT}
@@ -118,7 +119,7 @@ def validate(content: Any, where: str) -> None:
         check(found, SEED, where, f"seeds.{seed}")
         done, planned, epochs = found["epochs"], found["epochs_planned"], fields["epochs"]
         if planned != epochs or done > planned:
-            raise UserError(f"{where}: seeds.{seed}: {done} of {planned} epochs, but the recipe has {epochs}")
+            raise UserError(f"{where}: seeds.{seed}: {done} of {many(planned, 'epoch')}, but the recipe has {epochs}")
 
 
 def merge(record: dict[str, Any], other: dict[str, Any], where: str) -> dict[str, Any]:
@@ -142,8 +143,8 @@ def merge(record: dict[str, Any], other: dict[str, Any], where: str) -> dict[str
         goes_on = old["epochs"] < old["epochs_planned"] and new["epochs"] > old["epochs"]
         if old != new and not goes_on:
             raise UserError(
-                f"{where}: seed {seed} has top-1 {old['top1']:.2f} after {old['epochs']} epochs already, and another "
-                f"run has {new['top1']:.2f} after {new['epochs']}; leave one of them out"
+                f"{where}: seed {seed} has top-1 {old['top1']:.2f} after {many(old['epochs'], 'epoch')} already, and "
+                f"another run has {new['top1']:.2f} after {new['epochs']}; leave one of them out"
             )
         seeds[seed] = new
     return other | {"seeds": dict(sorted(seeds.items(), key=lambda item: int(item[0])))}
@@ -200,4 +201,4 @@ def ours(content: dict[str, Any] | None) -> tuple[float, float | None, int] | No
 def in_short(content: dict[str, Any]) -> str:
     """Our number as it is shown: ``80.91 ± 0.07 (3 seeds)``."""
     mean, std, seeds = ours(content) or (0.0, None, 0)
-    return f"{mean:.2f}" + (f" ± {std:.2f}" if std is not None else "") + f" ({seeds} seed{'s' * (seeds > 1)})"
+    return f"{mean:.2f}" + (f" ± {std:.2f}" if std is not None else "") + f" ({many(seeds, 'seed')})"

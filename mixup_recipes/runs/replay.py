@@ -31,6 +31,7 @@ from mixup_recipes.training import backbones, checkpoint
 from mixup_recipes.training.folder import check_teachers
 from mixup_recipes.training.update import class_weights, criterion, inputs, new_step
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 
 class Replayed(NamedTuple):
@@ -110,7 +111,7 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
         """What the step is given for one micro-batch, its labels and rows."""
         pixels, labels, indices, bad = default_collate([samples[key] for key in parts[number]])
         if bad.any():
-            notes.append(f"{int(bad.gt(0).sum())} images cannot be read; the next ones of the table stand in")
+            notes.append(f"{many(int(bad.gt(0).sum()), 'image')} cannot be read; the next ones of the table stand in")
         return *inputs(pixels, labels, recipe, step, number, device), labels, indices
 
     x, y, rng, labels, indices = given(micro)

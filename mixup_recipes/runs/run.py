@@ -343,7 +343,7 @@ class Run:
             count=int(rows.val[-1].metric("count")),
             epochs=rows.val[-1].epoch,
             epochs_planned=recipe.epochs,
-            protocol=number.name + (", EMA" if recipe.report_ema else ""),
+            protocol=protocols.plainly(number.name) + (", EMA" if recipe.report_ema else ""),
             epochs_used=number.used,
             epochs_wanted=number.wanted,
             ema=recipe.report_ema,

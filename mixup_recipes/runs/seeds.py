@@ -8,6 +8,7 @@ from mixup_recipes.recipe import Recipe, differences, schema
 from mixup_recipes.runs.run import Run, Summary, labels
 from mixup_recipes.training.protocols import NAMES
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 COMPARED = ("name", "mixer", "mixer_args", "seed")
 """Recipe fields in which runs may differ and still be compared: one table, one panel."""
@@ -109,7 +110,7 @@ def values_in_words(values: dict[str, Any]) -> str:
 def images_in_words(run: Run) -> str:
     """``train 675 images (labels 1f3a5b7c), test 661 images (labels 9d8e7f60)``, or unknown images."""
     splits = (identity(run) or {"splits": {}})["splits"]
-    found = [f"{name} {s['images']} images (labels {s['labels_sha256'][:8]})" for name, s in splits.items()]
+    found = [f"{name} {many(s['images'], 'image')} (labels {s['labels_sha256'][:8]})" for name, s in splits.items()]
     return ", ".join(found) or "unknown images"
 
 
@@ -147,6 +148,6 @@ def names(groups: list[Group]) -> list[str]:
         own = group.recipe.mixer_args.get(mixer, {})
         name = f"{mixer} {values_in_words({k: v for k, v in own.items() if any(r.get(k) != v for r in rows)})}".strip()
         done, planned = group.summary.epochs, group.summary.epochs_planned
-        found.append(name if done == planned else f"{name} ({done} of {planned} epochs)")
+        found.append(name if done == planned else f"{name} ({done} of {many(planned, 'epoch')})")
     folders = labels([group.runs[0] for group in groups])
     return [name if found.count(name) == 1 else f"{name} ({f})" for name, f in zip(found, folders, strict=True)]

@@ -24,6 +24,7 @@ from mixup_recipes.training.folder import check_folder
 from mixup_recipes.training.job import STOPPED
 from mixup_recipes.training.protocols import NAMES
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 GRACE = 60  # seconds that processes have which outlive their launcher, once they are asked to leave
@@ -204,6 +205,6 @@ def run_all(runs: list[Planned], say: Callable[[str], object] = print) -> int:
         say(f"\n{stop.asked[0]}: stopped; the same command goes on")
         return STOPPED
     if failures:
-        say(f"\n{len(failures)} of {len(runs)} runs failed; the same command tries them again")
+        say(f"\n{len(failures)} of {many(len(runs), 'run')} failed; the same command tries them again")
         return 1
     return STOPPED if unfinished else 0

@@ -5,6 +5,7 @@ A checkpoint is a folder ``step-00001234`` with ``model.safetensors`` (model and
 ``optimizer.pt`` (read with ``weights_only=True``), ``state.json`` and ``manifest.json`` (SHA-256 of each file).
 """
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -20,6 +21,7 @@ from mixers import Mixer
 from mixup_recipes.files import file_hash, sync
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 ALWAYS = {"model.safetensors", "optimizer.pt", "process.safetensors", "state.json"}
 
@@ -136,6 +138,37 @@ def choose(resume: str | None, folder: Path, accelerator: Any) -> Path | None:
     return chosen
 
 
+def finished_before(folder: Path, recipe: Recipe, push: bool = False) -> str | None:
+    """What to say of a finished run of this recipe that has no checkpoint to go on from; None where one may begin.
+
+    A run that was stopped between its first evaluation and its first checkpoint begins again, and finds the same.
+    ``push``: whether it is to be published. Raises ``UserError`` for results that would be lost.
+    """
+    rows = logged(folder)
+    evaluated = [number for number, row in enumerate(rows) if row.get("mode") == "val"]
+    epoch = rows[evaluated[-1]].get("epoch") if evaluated else 0
+    if epoch == recipe.epochs and (folder / "eval_results.json").is_file():
+        publish = f"; publish it with: mixup-recipes push {folder}" if push else ""
+        return f"finished before, nothing is left to do and no checkpoint to go on from: {folder}{publish}"
+    if evaluated[:1] == [len(rows) - 1] or not (evaluated or (folder / "model.safetensors").exists()):
+        return None
+    done = f"of {epoch} of {many(recipe.epochs, 'epoch')}" if epoch else "without a log"
+    raise UserError(
+        f"{folder} has results {done}, but no whole checkpoint to go on from; put its checkpoints back, or train anew "
+        "into another --output_dir"
+    )
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of a folder's log; none where there is no log."""
+    rows = []
+    with contextlib.suppress(OSError):
+        for line in (folder / "log.jsonl").read_bytes().splitlines():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
 def forget(folder: Path, after: int, say: Any) -> None:
     """Put aside, as ``given-up-...``, checkpoints newer than update ``after``: damaged ones, or a future left behind.
 
@@ -177,6 +210,12 @@ def restore(
                 if f"{name}/{k}" in own:
                     buffer.copy_(own[f"{name}/{k}"])
     return state, {k.removeprefix("sums/"): v.to(device) for k, v in own.items() if k.startswith("sums/")}
+
+
+def resumed(checkpoint: Path, saved_by: int, world: int) -> str:
+    """What is said of a run of ``world`` processes that goes on from what ``saved_by`` processes saved."""
+    other = "" if saved_by == world else f"\nsaved by {many(saved_by, 'process')}: goes on, but not bit for bit"
+    return f"resumed from {checkpoint.name}{other}"
 
 
 def state_of(folder: Path, update: int) -> dict[str, Any]:

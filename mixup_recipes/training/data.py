@@ -11,6 +11,7 @@ from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.training.folder import noted, trained
 from mixup_recipes.training.format import PLACE
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 
 def listed(content: Any) -> list[Any]:
@@ -73,11 +74,16 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
         images, here = then.get(recipe.train_split, {}).get("images"), count(splits.train)
         if checkpoint and images and updates_per_epoch(images, recipe) != updates_per_epoch(here, recipe):
             raise UserError(
-                f"{folder}: {images:,} images then and {here:,} now make epochs of other lengths, so the run cannot "
-                "go on; train anew into another --output_dir"
+                f"{folder}: {many(images, 'image')} then and {here:,} now make epochs of other lengths, so the run "
+                "cannot go on; train anew into another --output_dir"
             )
     elif then and not traced:
         notes = [*notes, "the run has no fingerprint of its data: they were compared by their number and labels"]
-    for line in [f"{split}: {counted(found, splits.classes)}" for split, found in now["splits"].items()] + notes:
+    for line in split_lines(splits) + notes:
         say(line)
     return splits
+
+
+def split_lines(splits: Splits) -> list[str]:
+    """How many images of how many classes the splits have, a line each."""
+    return [f"{split}: {counted(found, splits.classes)}" for split, found in splits.identity["splits"].items()]

@@ -1,4 +1,4 @@
-"""What a run would do, without data and without arithmetic."""
+"""What a run would do, without arithmetic, and without data but those that lie on this machine."""
 
 import copy
 
@@ -7,10 +7,14 @@ from torch import nn
 
 from mixers import Step
 from mixup_recipes.data.known import KNOWN_SIZES
+from mixup_recipes.data.opening import is_large, is_local
 from mixup_recipes.data.order import cut, updates_per_epoch
-from mixup_recipes.recipe import Recipe
+from mixup_recipes.data.splits import count, load_splits
+from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.training import optimisation
-from mixup_recipes.training.backbones import weight_bytes
+from mixup_recipes.training.backbones import create_model, weight_bytes
+from mixup_recipes.training.data import split_lines
+from mixup_recipes.training.update import new_step
 
 
 def activation_bytes(model: nn.Module, batch: int, size: int) -> int:
@@ -29,11 +33,26 @@ def activation_bytes(model: nn.Module, batch: int, size: int) -> int:
     return sum(n for storage, n in seen.items() if storage not in weights)
 
 
-def describe(recipe: Recipe, step: Step, world: int) -> str:
-    """Images, updates, learning-rate trace and memory, as text."""
+def dry_run(recipe: Recipe, step: Step, world: int) -> str:
+    """Local data as a run says them, then images, updates, learning-rate trace and memory.
+
+    Large shards are not opened, of which a run makes a copy first. Raises ``UserError`` for data that a run would
+    refuse.
+    """
+    if not is_local(recipe) or is_large(recipe):
+        return describe(recipe, step, world)
+    splits = load_splits(recipe)
+    if recipe.num_classes == 0:
+        recipe = changed(recipe, num_classes=len(splits.classes))
+        step = new_step(create_model(recipe), recipe)
+    return "\n".join([*split_lines(splits), *splits.notes, describe(recipe, step, world, count(splits.train))])
+
+
+def describe(recipe: Recipe, step: Step, world: int, size: int | None = None) -> str:
+    """Images, updates, learning-rate trace and memory, as text. ``size``: training images, where they are known."""
     _, accumulation = cut(recipe, world)
     optimisation.optimizer(step, recipe)  # only to see that it can be made
-    per_epoch, images = images_in_words(recipe)
+    per_epoch, images = images_in_words(recipe, size)
     batch = f"{recipe.batch_size} = {recipe.per_device_train_batch_size} per process x {world} x {accumulation}"
     marks = sorted({0, 1, recipe.epochs // 4, recipe.epochs // 2, 3 * recipe.epochs // 4, recipe.epochs - 1})
     rates = {e: optimisation.learning_rate(recipe, e * per_epoch, per_epoch) for e in marks if e < recipe.epochs}
@@ -55,9 +74,13 @@ def describe(recipe: Recipe, step: Step, world: int) -> str:
     return "\n".join(f"{k:14}{v}" for k, v in rows.items())
 
 
-def images_in_words(recipe: Recipe) -> tuple[int, dict[str, str]]:
-    """Updates per epoch, 1,000 where nobody knows without opening the data, and the rows about images and updates."""
-    known = [n for n in (recipe.max_train_samples, KNOWN_SIZES.get(recipe.dataset)) if n is not None]
+def images_in_words(recipe: Recipe, size: int | None = None) -> tuple[int, dict[str, str]]:
+    """Updates per epoch, 1,000 where nobody knows without opening the data, and the rows about images and updates.
+
+    ``size``: training images, where the data are open.
+    """
+    told = (recipe.max_train_samples, KNOWN_SIZES.get(recipe.dataset))
+    known = [n for n in told if n is not None] if size is None else [size]
     if not known:
         why = f"unknown before {recipe.dataset!r} is opened; pass --max_train_samples to assume one"
         return 1000, {"images": why}

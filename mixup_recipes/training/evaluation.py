@@ -19,6 +19,7 @@ from mixup_recipes.metrics.multi_label.formula import multi_label_scores
 from mixup_recipes.metrics.topk_accuracy.formula import topk_accuracy
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training.signals import Stop
+from mixup_recipes.words import many
 
 
 @torch.no_grad()
@@ -70,7 +71,7 @@ def predict(
     if rounds is None:  # a stream's index only says where an image stands among the others
         columns["index"] = np.unique(columns["index"], return_inverse=True)[1]
     if not np.array_equal(columns["index"], np.arange(total)):
-        raise RuntimeError(f"evaluation saw {len(columns['index'])} images instead of {total}, each once")
+        raise RuntimeError(f"evaluation saw {many(len(columns['index']), 'image')} instead of {total}, each once")
     kept = columns["bad"] == 0
     return {k: v[kept] for k, v in columns.items()}
 
@@ -145,6 +146,6 @@ def score(columns: dict[str, np.ndarray]) -> dict[str, float]:
     return {k: float(v) for k, v in scores.items()} | {"count": len(correct)}
 
 
-def in_words(scores: dict[str, float]) -> str:
+def scores_line(scores: dict[str, float]) -> str:
     """The scores of the main classifier, and the headline of each of the others, in one line."""
     return ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if "_" not in k or k.endswith(("_top1", "_map")))

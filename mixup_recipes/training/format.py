@@ -11,7 +11,8 @@ A run folder, at its root a model repository of timm's format (``export``, ``fol
   ``data/identity.py``; a run of version 0.1 has no fingerprint), ``classes``; ``changed`` where a run went on over
   other data: ``update`` and the words; ``holdout`` where the data have one split: which, ``share``, ``seed``.
 - ``holdout.txt``: the names of the files that were held out. ``skipped.txt``: the images that could not be read and
-  were passed over, and why. ``.dataset.json``: where local data lie. None of them is ever published.
+  were passed over, and why, on this machine while the run goes on and on all machines when it is done.
+  ``.dataset.json``: where local data lie. None of them is ever published.
 - ``env.json``: ``format``, command, versions, device, processes, commit of this program; ``teachers``: source ->
   SHA-256 of the weights; ``pretrained``: what the run started from -> SHA-256 of the file, where there is one.
 - ``log.jsonl``: one object a line. Rows of ``mode`` "train": ``epoch`` (from 1), ``update``, ``lr``, ``loss`` and its

@@ -21,7 +21,7 @@ class Job:
     output_dir: str | None = None
     """Run folder; default runs/NAME-seedN."""
     resume_from_checkpoint: str | None = None
-    """auto: the newest whole checkpoint of the run folder, or a fresh start if there is none; or a checkpoint path."""
+    """auto: the newest whole checkpoint of the run folder, a fresh start if it has no results; or a checkpoint path."""
     checkpointing_steps: str = "epoch"
     """Save a checkpoint every n updates, or at the end of each 'epoch'."""
     save_total_limit: Annotated[int, Between(1)] = 2
@@ -53,7 +53,7 @@ class Job:
     list: bool = False
     """List settings and mixers, then leave."""
     dry_run: bool = False
-    """Print images, updates, learning rates and memory, then leave without touching data."""
+    """Print images, updates, learning rates and memory, then leave; opens data of this machine, downloads none."""
 
     def __post_init__(self) -> None:
         every = self.checkpointing_steps

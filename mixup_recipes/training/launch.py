@@ -3,7 +3,6 @@
 import os
 import shutil
 import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +21,9 @@ from torch import nn
 from mixers import Mixer, Step, taps
 from mixup_recipes.data.order import cut
 from mixup_recipes.recipe import Recipe
+from mixup_recipes.training.signals import WAITING
 from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.words import many
 
 SHARED = Path("/dev/shm")
 PREFETCHED = 3  # batches of a loader process: two that wait, one that is being made
@@ -53,7 +54,7 @@ def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", determini
             # that dies is its launcher's business, which ends the others.
             kwargs_handlers=[
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=timedelta(days=1)),
+                InitProcessGroupKwargs(timeout=WAITING),
             ],
         )
     except (ValueError, ImportError) as e:
@@ -62,7 +63,7 @@ def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", determini
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if made.num_processes != asked:
-        raise UserError(f"the launcher started {asked} processes, but accelerate connected {made.num_processes}")
+        raise UserError(f"the launcher started {many(asked, 'process')}, but accelerate connected {made.num_processes}")
     refused = {
         "a sharded or otherwise wrapped model": made.distributed_type.value not in ("NO", "MULTI_GPU", "MULTI_CPU"),
         "gradient accumulation of its own": made.gradient_accumulation_steps != 1,
@@ -78,10 +79,10 @@ def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", determini
 
 
 def announce(recipe: Recipe, accelerator: Accelerator) -> None:
-    """The first line of a run: how many processes it really has, and how they share a batch; a precision to avoid."""
+    """The first line of a run: how many processes it really has, and how they share a batch; then what to avoid."""
     world, (_, accumulation) = accelerator.num_processes, cut(recipe, accelerator.num_processes)
     accelerator.print(
-        f"{recipe.name}: {world} process{'es' * (world > 1)} on {accelerator.device.type}, {recipe.mixed_precision} "
+        f"{recipe.name}: {many(world, 'process')} on {accelerator.device.type}, {recipe.mixed_precision} "
         f"mixed precision, global batch {recipe.batch_size} = {recipe.per_device_train_batch_size} per process x "
         f"{world} x {accumulation} accumulated",
         flush=True,
@@ -89,6 +90,12 @@ def announce(recipe: Recipe, accelerator: Accelerator) -> None:
     emulated = torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if accelerator.device.type == "cpu" and recipe.mixed_precision == "bf16" and emulated:
         accelerator.print("bf16 is emulated on this CPU, about ten times slower than --mixed_precision no", flush=True)
+    if recipe.warmup_epochs == recipe.epochs:
+        accelerator.print(
+            f"all of the run is warm-up, {many(recipe.epochs, 'epoch')}: its learning rate stays below {recipe.lr:g}; "
+            "--warmup_epochs 0 trains without one",
+            flush=True,
+        )
 
 
 def on_device(module: Net, recipe: Recipe, accelerator: Accelerator) -> Net:
@@ -143,15 +150,15 @@ def workers(asked: int | None, accelerator: Accelerator, recipe: Recipe, trainin
             fitting = min(gather_object([fitting]))
         if fitting < count:
             accelerator.print(
-                f"{SHARED} is small: {fitting} loader processes instead of {count}; give a container more "
+                f"{SHARED} is small: {many(fitting, 'loader process')} instead of {count}; give a container more "
                 "(docker run --shm-size 8g)"
             )
         return fitting
     if free is not None and count * each > free:
         raise UserError(
-            f"{SHARED} has {free / 1e6:.0f} MB free, batches of {count} loader processes need {count * each / 1e6:.0f} "
-            f"MB; pass --dataloader_num_workers {free // each} or fewer, or give a container more (docker run "
-            "--shm-size 8g)"
+            f"{SHARED} has {free / 1e6:.0f} MB free, batches of {many(count, 'loader process')} need "
+            f"{count * each / 1e6:.0f} MB; pass --dataloader_num_workers {free // each} or fewer, or give a container "
+            "more (docker run --shm-size 8g)"
         )
     return count
 

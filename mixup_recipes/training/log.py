@@ -1,6 +1,7 @@
 """``log.jsonl`` while it is written, and what is computed from its lines: ``summary.csv`` and the reported number.
 
-And ``skipped.txt``, the images that could not be read.
+And ``skipped.txt``, the images that could not be read. The processes of a machine add to one list while they train;
+those of several machines, which may not share a disk, are joined at the end.
 """
 
 import csv
@@ -11,11 +12,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixup_recipes.files import Notes, sync, writing
+from accelerate.utils import gather_object
+
+from mixup_recipes.files import Notes, sync, write, writing
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training import protocols
 from mixup_recipes.training.format import SKIPPED
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 Line = dict[str, Any]
 
@@ -70,15 +74,32 @@ def skipped(folder: Path, split: str) -> Notes:
     return Notes(folder / SKIPPED, split)
 
 
-def done(folder: Path) -> str:
-    """What is said at the end of a run."""
-    list_of_them = folder / SKIPPED
-    if not list_of_them.exists():
+def forget_skipped(folder: Path, accelerator: Any, found: Path | None) -> None:
+    """Remove the list of an earlier run from a machine without the main process, whose ``begin_folder`` does it there.
+
+    ``found``: the checkpoint from which this run goes on; then the list is its own.
+    """
+    if found is None and accelerator.is_local_main_process and not accelerator.is_main_process:
+        (folder / SKIPPED).unlink(missing_ok=True)
+
+
+def join_skipped(folder: Path, accelerator: Any) -> list[str]:
+    """The lists of all machines, which become that of the main process. All processes call it, after training."""
+    path = folder / SKIPPED
+    mine = path.read_text().splitlines() if accelerator.is_local_main_process and path.exists() else []
+    found = list(dict.fromkeys(gather_object(mine)))  # the main process comes first
+    if accelerator.is_main_process and len(found) > len(mine):
+        write(path, "".join(f"{line}\n" for line in found))
+    return found
+
+
+def done(folder: Path, accelerator: Any) -> str:
+    """What is said at the end of a run. All processes call it."""
+    number = len(join_skipped(folder, accelerator))
+    if not number:
         return f"done: {folder}"
-    number = len(list_of_them.read_text().splitlines())
-    return (
-        f"{number:,} image{'s' * (number > 1)} could not be read and were passed over: {list_of_them}\ndone: {folder}"
-    )
+    passed = "was passed over" if number == 1 else "were passed over"
+    return f"{many(number, 'image')} could not be read and {passed}: {folder / SKIPPED}\ndone: {folder}"
 
 
 def evaluations(lines: Iterable[Line]) -> dict[int, Line]:

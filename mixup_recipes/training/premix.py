@@ -41,6 +41,7 @@ from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import resolve
 from mixup_recipes.training import backbones
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 BATCHES = 16  # to a file: at most so much is lost when the command is killed
 ROWS = 1000  # originals that are copied at a time
@@ -128,7 +129,7 @@ def premix(
         if (out / SETTINGS).read_bytes() != text.encode():
             raise UserError(f"{out} was made with other arguments or data; delete it, or choose another --out")
         if (there := sum(map(rows_in, (out / "data").glob(f"{recipe.train_split}-0*.parquet")))) != count:
-            raise UserError(f"{out} is damaged: it holds {there:,} of {count:,} mixed images; delete it")
+            raise UserError(f"{out} is damaged: it holds {there:,} of {many(count, 'mixed image')}; delete it")
         print("made before, by the same command", file=sys.stderr)
         return count
     work = out.with_name(f"{out.name}.unfinished")
@@ -228,7 +229,7 @@ def mixed(maker: Maker, count: int, work: Path, schema: pa.Schema) -> None:
             write_table(path, pa.table(table, schema=schema))
         total += rows_in(path)
         tried += sum(map(len, part))
-        print(f"supermix: {total:,} of {count:,} images", file=sys.stderr, flush=True)
+        print(f"supermix: {total:,} of {many(count, 'image')}", file=sys.stderr, flush=True)
         if total == count:
             return
         if not total and tried >= len(maker.samples):

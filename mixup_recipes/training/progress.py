@@ -16,7 +16,7 @@ T = TypeVar("T")
 class Progress:
     """A bar with images/s and the time left on a terminal; a line per evaluation in a pipe; silence on other ranks."""
 
-    NOTICE = 20  # updates, at the most, after which the limiting stage is named
+    NOTICE, SOON = 20, 30.0  # updates or seconds, whichever pass first, after which the limiting stage is named
 
     def __init__(self, accelerator: Accelerator, recipe: Recipe, start: int, total: int):
         self.main, self.images, self.left = accelerator.is_main_process, recipe.batch_size, total - start
@@ -49,7 +49,7 @@ class Progress:
         self.updates += 1
         self.left -= 1
         self.bar.update(self.images)
-        if self.updates == self.NOTICE:
+        if not self.noticed and (self.updates >= self.NOTICE or time.perf_counter() - self.began > self.SOON):
             self.notice()
 
     def notice(self) -> None:
@@ -61,8 +61,9 @@ class Progress:
         stage = "loading images" if share > 1 / 3 else "the model"
         minutes = self.left * self.images / rate / 60
         left = f"{minutes / 60:.1f} h" if minutes > 90 else f"{minutes:.0f} min"
+        pace = f"{rate:.0f}" if rate > 10 else f"{rate:.2g}"
         self.say(
-            f"{rate:.0f} images/s, {share:.0%} of the time waiting for images: limited by {stage}; "
+            f"{pace} images/s, {share:.0%} of the time waiting for images: limited by {stage}; "
             f"about {left} of training left"
         )
 

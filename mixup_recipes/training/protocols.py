@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 
 class Reading(NamedTuple):
@@ -110,6 +111,11 @@ def tool(heads: dict[str, dict[int, float]], protocol: str, last: int, epochs: i
     return reading(name, value, len(inside), wanted, kept[-1], first, epochs)
 
 
+def plainly(rule: str) -> str:
+    """The words of a rule for people: files and records say "median of the last 1 epochs"."""
+    return rule.replace("median of the last 1 epochs", "last epoch")
+
+
 def rule_in_words(recipe: Recipe) -> str:
     """How the reported number of a recipe is taken."""
     text = "best epoch" if recipe.protocol == "best" else f"median of the last {recipe.protocol_epochs} epochs"
@@ -179,9 +185,8 @@ def newest(values: dict[int, float], epochs: int) -> int:
     if not values:
         raise UserError("no evaluated epoch yet")
     if max(values) > epochs:
-        raise UserError(
-            f"epoch {max(values)} was evaluated, but only {epochs} epochs are planned: wrong recipe or epochs?"
-        )
+        planned = many(epochs, "epoch is planned", "epochs are planned")
+        raise UserError(f"epoch {max(values)} was evaluated, but only {planned}: wrong recipe or epochs?")
     return max(values)
 
 

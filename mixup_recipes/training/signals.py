@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ import torch
 from mixup_recipes.training.job import STOPPED
 
 PATIENCE = 25.0  # seconds that a loader has for its next batch once a signal has asked to stop; torchrun kills after 30
+WAITING = timedelta(days=1)  # that a process waits for the others, such as for one that downloads the data
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 T = TypeVar("T")
 
@@ -82,7 +84,7 @@ class Stop:
         if accelerator.num_processes == 1:
             return self.requested is not None
         if self.group is None:  # gloo, so that the device is never waited for
-            self.group = torch.distributed.new_group(backend="gloo")
+            self.group = torch.distributed.new_group(backend="gloo", timeout=WAITING)
         flag = torch.tensor(int(self.requested is not None))
         try:
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=self.group)

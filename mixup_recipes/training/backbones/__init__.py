@@ -24,6 +24,7 @@ from mixup_recipes.training.backbones import moganet, pvt, resnet_cifar  # noqa:
 from mixup_recipes.training.known_weights import WEIGHTS, find_weights
 from mixup_recipes.training.weight_files import ENDINGS, Start, is_weight_file, load
 from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.words import many
 
 HEAD_STD = 0.01  # of the weights of a new head
 
@@ -58,7 +59,7 @@ def create_model(recipe: Recipe) -> nn.Module:
         reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
         raise UserError(f"model {recipe.model!r} with {args}: {reason}") from None
     if not hasattr(model, "get_classifier") or getattr(model, "num_classes", None) != classes:
-        raise UserError(f"model {recipe.model!r} with {args} is no classifier of {classes} classes")
+        raise UserError(f"model {recipe.model!r} with {args} is no classifier of {many(classes, 'class')}")
     if recipe.init == "mmcls_vit" and getattr(model, "cls_token", None) is None:
         raise UserError(f"init mmcls_vit needs a model with a class token, such as deit_small; got {recipe.model!r}")
     if recipe.init != "timm":
@@ -188,7 +189,7 @@ def start_from(model: nn.Module, source: nn.Module, classes: list[str]) -> str:
             for name, weight in model.named_parameters():
                 if any(name.startswith(f"{head}.") for head in heads):
                     weight.mul_(min(1.0, HEAD_STD / weight.std().item()) if weight.ndim > 1 else 0.0)
-    return "with its head" if same else f"with a new head for {model.num_classes} classes"
+    return "with its head" if same else f"with a new head for {many(len(classes), 'class')}"
 
 
 def check_classes(model: nn.Module, classes: list[str], name: str) -> None:
@@ -212,7 +213,7 @@ def check_input(model: nn.Module, batch: int, size: int | tuple[int, ...], name:
             logits = empty(torch.empty(batch, 3, height, width, device="meta"))
     except Exception as e:  # what a wrong size raises is up to the model
         raise UserError(
-            f"model {name!r} does not take {batch} image{'s' * (batch > 1)} of {height} x {width}"
+            f"model {name!r} does not take {many(batch, 'image')} of {height} x {width}"
             f"{' in training' * training}: {' '.join(str(e).split())[:160]}; choose another size or batch "
             f"(some models want --model_args.img_size {height})"
         ) from None

@@ -1,0 +1,73 @@
+"""Tars and archives of the Hub as ``datasets`` reads them, with the columns and by the rules of this project."""
+
+from typing import Any
+
+import datasets
+import pyarrow.compute as pc
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
+
+from mixup_recipes.data.identity import some
+from mixup_recipes.data.labels import whole_number
+from mixup_recipes.recipe import Recipe
+from mixup_recipes.typed import UserError
+
+PICTURES = ("jpg", "jpeg", "png", "webp")
+"""What a sample of a tar calls its image, see ``tars``."""
+
+
+class Tars(WebDataset):
+    """Takes ``cls`` for a number where it is one in digits, as ``tars`` does; Python's int would take 1_0 too."""
+
+    DECODERS = WebDataset.DECODERS | {"cls": whole_number}
+
+
+def mended(builder: Any) -> Any:
+    """A builder of ``datasets`` that reads tars by our rules, and image folders in archives at all.
+
+    Version 5.2 takes the folder of an archive for the class of all images in it, and fails. They go by their own.
+    """
+    if isinstance(builder, WebDataset):
+        builder._get_pipeline_from_tar = Tars._get_pipeline_from_tar
+    if isinstance(builder, ImageFolder):
+        examples = builder._generate_examples
+
+        def by_own_folder(files: Any, **rest: Any) -> Any:
+            return examples(files=[(None, *f[1:]) if len(f) == 3 and f[1] else f for f in files], **rest)
+
+        builder._generate_examples = by_own_folder
+    return builder
+
+
+def of_samples(table: Any, recipe: Recipe) -> Any:
+    """A table or stream that ``datasets`` made of tars, with the recipe's columns in place of ``jpg``, ``cls`` or a key
+    of ``json``, by the rules of ``tars``; any other as it is."""
+    image, label = recipe.image_column, recipe.label_column
+    if not {"__key__", "__url__"} <= {*table.column_names}:
+        return table
+    streamed = isinstance(table, datasets.IterableDataset)
+    if streamed:  # else an image would be decoded and saved anew when a column is renamed
+        table = encoded_only(table)
+    found = [name for name in PICTURES if name in table.column_names]
+    if image not in table.column_names and image == Recipe.image_column and found:
+        if len(found) > 1:
+            raise UserError(f"dataset {recipe.dataset!r} has images in {some(found)}; choose one by --image_column")
+        table = table.rename_column(found[0], image)
+    if label not in table.column_names and label == Recipe.label_column and "cls" in table.column_names:
+        table = table.rename_column("cls", label)
+    feature = table.features.get("json")
+    if label not in table.column_names and isinstance(feature, dict) and label in feature:
+        if streamed:
+            features = datasets.Features({**table.features, label: feature[label]})
+            return table.map(lambda row: {label: (row["json"] or {}).get(label)}, features=features)
+        values = pc.struct_field(table.data.column("json"), label).to_pylist()
+        table = table.add_column(label, values, feature=feature[label])
+    return table
+
+
+def encoded_only(table: datasets.IterableDataset) -> datasets.IterableDataset:
+    """A stream whose images are not decoded."""
+    for name, feature in (table.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+    return table
