@@ -14,7 +14,7 @@ lam_i cos(k(x_k), k(x_i))``.
 Published defaults: alpha = 1, margin 0.03; ImageNet: n = 2, beta = 0.1, a lambda channel, BatchNorm behind Q and K for
 ResNet-50; Tiny-ImageNet: n = 3, beta = 0.4, neither. m from 0.999 to 0.99999 (ImageNet).
 
-Sampling law: ``adautomix@qin-2024-2``: as AutoMix, lambda ~ Beta(alpha, alpha), twice; for n = 3 three draws of
+Sampling law: ``adautomix@qin-2024.2``: as AutoMix, lambda ~ Beta(alpha, alpha), twice; for n = 3 three draws of
 Beta(alpha, alpha), divided by their sum, once for both batches. Near the ends (lambda, or for n = 3 the first share, or
 one minus it at most the margin) the classifier's batch is plain Mixup of n samples. Partners: one uniformly random
 permutation for each. (``adautomix@qin-2024`` drew a second triple, and for n = 3 looked at one minus the first alone.)

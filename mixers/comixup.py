@@ -15,7 +15,7 @@ Published defaults: alpha = 2, beta = 0.32, gamma = 1, tau = 0.83, eta = 0.05, o
 4 iterations, clean_lam = 1 (CIFAR and Tiny-ImageNet). The reference code for ImageNet has parts of 16, 3 iterations and
 windows that do not overlap, ``stride=8``, and does not hand alpha on: it draws from Dirichlet(1), ``alpha=1``.
 
-Sampling law: ``comixup@kim-2021-2``: one Dirichlet draw per part, uniform random first labels; parts are consecutive
+Sampling law: ``comixup@kim-2021.2``: one Dirichlet draw per part, uniform random first labels; parts are consecutive
 images of the batch, the last one shorter where m does not divide the batch. (``comixup@kim-2021`` swept once, and
 stayed in fragments where the saliency is flat.)
 

@@ -10,7 +10,7 @@ farthest from the last, of those left; each is the partner of the one before it,
 Published defaults: half of the batches with spectral residual (GuidedMixup-SR), 0.8 of them with gradients
 (GuidedMixup-AP); the others are not mixed (``guidedmix``; this class mixes every batch).
 
-Sampling law: ``guidedmix@kang-2023-2``: nothing is drawn; a plan follows from the images (and the model).
+Sampling law: ``guidedmix@kang-2023.2``: nothing is drawn; a plan follows from the images (and the model).
 (``guidedmix@kang-2023`` squared the spectral saliency and smoothed it once.)
 
 Cost: "spectral" no pass; "gradient" one forward and the backward pass to the image, 1.67 plain steps.

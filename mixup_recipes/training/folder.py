@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mixers import taps
+from mixers.base import laws
 from mixup_recipes.data.splits import Splits
 from mixup_recipes.files import lock, write, write_json
 from mixup_recipes.recipe import Recipe, differences, to_yaml
@@ -60,9 +61,20 @@ def noted(folder: Path, name: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def check_teachers(folder: Path, step: nn.Module) -> None:
-    """Raise ``UserError`` when a run that goes on, or is looked at, would ask a teacher with other weights."""
-    before = noted(folder, "env.json").get("teachers") if trained(folder) else None
+def check_mixer(folder: Path, step: nn.Module) -> None:
+    """Raise ``UserError`` when a run that goes on, or is looked at, began with another law of its mixer or teacher.
+
+    Version 0.1 noted no laws: a run of it follows the first of each, whose name has no number behind it.
+    """
+    env = noted(folder, "env.json") if trained(folder) else {}
+    for law in laws(step) if env else ():
+        if law not in env.get("laws", [law.partition(".")[0]]):
+            program = f"commit {env['commit']}" if env.get("commit") else "0.1" if "laws" not in env else "another one"
+            raise UserError(
+                f"{folder} was begun by an earlier law of its mixer, which is {law} now; finish it with the version of "
+                f"this program that began it ({program}), or train anew into another folder"
+            )
+    before = env.get("teachers")
     if not isinstance(before, dict):
         return  # nothing was noted
     for source, now in taps.teachers(step).items():
@@ -147,6 +159,7 @@ def environment(accelerator: Any, recipe: Recipe, step: nn.Module, start: dict[s
         "threads": torch.get_num_threads(),
         "mixed_precision": recipe.mixed_precision,
         "commit": git_commit(),
+        "laws": laws(step),
         "teachers": taps.teachers(step),
         "pretrained": start,
     }
