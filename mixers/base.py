@@ -19,8 +19,6 @@ Conventions that hold in every file of this package:
 """
 
 import inspect
-import re
-import sys
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -201,12 +199,3 @@ def plan_alone(mixer: Mixer, x: Tensor, y: Tensor, rng: np.random.Generator) -> 
         if mixer.needs == "batch":
             raise
         return None
-
-
-def laws(module: nn.Module) -> list[str]:
-    """The sampling laws of the mixers inside a module, as their files name them: ``["cutmix@clova-2019"]``.
-
-    A number behind a point counts the versions of a law: what a run drew by one is not what it would draw by the next.
-    """
-    files = {sys.modules[type(part).__module__].__doc__ or "" for part in module.modules() if isinstance(part, Mixer)}
-    return sorted(name for text in files for name in re.findall(r"^Sampling law: ``([^`]+)``", text, re.M))

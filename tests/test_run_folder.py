@@ -19,13 +19,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mixers import build
-from mixers.base import laws
 from mixup_recipes.data import images
 from mixup_recipes.data.decoding import decode
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.training import backbones  # noqa: F401  timm learns the models that it lacks
-from mixup_recipes.training.folder import check_folder, check_mixer
+from mixup_recipes.training.folder import check_folder, check_mixer, laws
 from mixup_recipes.typed import UserError
 
 AUTO = ("--resume_from_checkpoint", "auto")
@@ -256,7 +255,7 @@ def test_a_run_that_was_begun_by_an_earlier_law_of_its_mixer_is_neither_continue
         ({}, None),  # no environment was noted at all
         ({"laws": laws(step)}, None),
         ({"python": "3.11"}, r"\(0\.1\)"),
-        ({"laws": ["guidedmix@kang-2023"], "commit": "abc"}, r"\(commit abc\)"),
+        ({"laws": [*{*laws(step)} - {"guidedmix@kang-2023.2"}], "commit": "abc"}, r"\(commit abc\)"),
     ):
         (folder / "env.json").write_text(json.dumps(noted))
         if program is None:

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mixers import taps
-from mixers.base import laws
+from mixers import Mixer, taps
 from mixup_recipes.data.splits import Splits
 from mixup_recipes.files import lock, write, write_json
 from mixup_recipes.recipe import Recipe, differences, to_yaml
@@ -59,6 +59,15 @@ def noted(folder: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def laws(module: nn.Module) -> list[str]:
+    """The sampling laws of the mixers inside a module, as their files name them: ``["cutmix@clova-2019"]``.
+
+    A number behind a point counts the versions of a law: what a run drew by one is not what it would draw by the next.
+    """
+    files = {sys.modules[type(part).__module__].__doc__ or "" for part in module.modules() if isinstance(part, Mixer)}
+    return sorted(name for text in files for name in re.findall(r"^Sampling law: ``([^`]+)``", text, re.M))
 
 
 def check_mixer(folder: Path, step: nn.Module) -> None:
