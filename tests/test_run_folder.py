@@ -263,4 +263,5 @@ def test_a_run_that_was_begun_by_an_earlier_law_of_its_mixer_is_neither_continue
         else:
             with pytest.raises(UserError, match=f"by an earlier law of its mixer, which is guided.*{program}"):
                 check_mixer(folder, step)
-    check_mixer(folder, nn.ModuleList([build("cutmix")]))
+    (folder / "env.json").write_text(json.dumps({"python": "3.11"}))
+    check_mixer(folder, nn.ModuleList([build("cutmix")]))  # whose law is still the first one
