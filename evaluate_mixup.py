@@ -158,12 +158,13 @@ def other_data(run: Any, recipe: Any, split: Any) -> list[str]:
     trained = recipe.eval_split == run.recipe.train_split
     if found:
         return [f"other images than those that the run was {'trained' if trained else 'evaluated'} on: {found}"]
-    if trained:
-        held_out = f"; {len(split.sides.held_out):,} that are held out are not among them" if split.sides else ""
-        return [f"these are the images that the run was trained on{held_out}"]
     if not run.data.splits[recipe.eval_split].get("fingerprint"):
         return ["the run has no fingerprint of its data: they were compared by their number and labels"]
-    return []
+    if not trained:
+        return []
+    held_out = many(len(split.sides.held_out), "image is", "images are") if split.sides else ""
+    apart = f"; {held_out} held out, and not among them" if held_out else ""
+    return [f"these are the images that the run was trained on{apart}"]
 
 
 def changes(args: Evaluation) -> dict[str, Any]:

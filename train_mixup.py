@@ -67,8 +67,8 @@ def main(argv: list[str] | None = None) -> int | None:
     resumed = None if job.dry_run else job.resume_from_checkpoint
     if not job.dry_run:  # open_data looks whether the same data lie elsewhere by now
         check_folder(folder, recipe, resumed is not None, ignore=("name", "dataset"))
-    found = checkpoint.choose(resumed, folder / "checkpoints", accelerator)
-    if resumed and found is None and (said := checkpoint.finished_before(folder, recipe, job.push_to_hub)):
+    found, said = checkpoint.choose(resumed, folder, recipe, job, accelerator)
+    if said:
         accelerator.print(said)
         return None
 

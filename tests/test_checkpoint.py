@@ -10,7 +10,9 @@ from torch import nn
 from mixers import Mixup, RecursiveMix
 from mixers.testing import batch, rng_of, tiny_step
 from mixup_recipes.recipe import Recipe
+from mixup_recipes.resolve import load_recipe
 from mixup_recipes.training import checkpoint
+from mixup_recipes.training.job import Job
 from mixup_recipes.typed import UserError
 
 
@@ -18,6 +20,20 @@ def alone(**changes):
     """What checkpoints need of accelerate, for one process."""
     plain = {"is_main_process": True, "num_processes": 1, "wait_for_everyone": lambda: None, "print": print}
     return SimpleNamespace(**plain | changes)
+
+
+def chosen(resume, folder, accelerator, **job):
+    """The checkpoint that is chosen of a run whose checkpoints lie in the folder; it has no other files."""
+    recipe = load_recipe("quickstart_cutmix", epochs=3)
+    found, said = checkpoint.choose(resume, folder.parent, recipe, Job(**job), accelerator)
+    assert said == ""
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where a run has its checkpoints."""
+    return tmp_path / "checkpoints"
 
 
 def save(folder, *updates, module=None, processes=1):
@@ -29,17 +45,17 @@ def save(folder, *updates, module=None, processes=1):
         )  # fmt: skip
 
 
-def test_the_newest_of_this_run_is_found_and_what_is_given_up_is_put_aside_and_not_lost(tmp_path):
-    assert checkpoint.choose("auto", tmp_path, alone()) is None
-    save(tmp_path, 3, 6, 12)
-    assert checkpoint.choose("auto", tmp_path, alone()).name == "step-00000012"
-    assert checkpoint.choose(None, tmp_path, alone()) is None
+def test_the_newest_of_this_run_is_found_and_what_is_given_up_is_put_aside_and_not_lost(folder):
+    assert chosen("auto", folder, alone()) is None
+    save(folder, 3, 6, 12)
+    assert chosen("auto", folder, alone()).name == "step-00000012"
+    assert chosen(None, folder, alone()) is None
     with pytest.raises(UserError, match="belongs to another run; expected 'auto' or one of"):
-        checkpoint.choose(str(tmp_path / "step-00000003"), tmp_path / "mine", alone())
-    (tmp_path / "step-old").mkdir()  # somebody's copy
-    checkpoint.forget(tmp_path, 3, print)
-    assert [p.name for p in checkpoint.existing(tmp_path)] == ["step-00000003"]
-    aside = sorted(tmp_path.glob("given-up-*"))
+        chosen(str(folder / "step-00000003"), folder / "mine", alone())
+    (folder / "step-old").mkdir()  # somebody's copy
+    checkpoint.forget(folder, 3, print)
+    assert [p.name for p in checkpoint.existing(folder)] == ["step-00000003"]
+    aside = sorted(folder.glob("given-up-*"))
     assert [p.name for p in aside] == ["given-up-step-00000006", "given-up-step-00000012"]
     assert checkpoint.damage(aside[0]) is None
 
@@ -61,50 +77,50 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_found_but_an_error_if_named(tmp_path, kind):
-    save(tmp_path, 4, 8)
-    (hurt, reason), (older, newer), said = DAMAGE[kind], checkpoint.existing(tmp_path), []
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_found_but_an_error_if_named(folder, kind):
+    save(folder, 4, 8)
+    (hurt, reason), (older, newer), said = DAMAGE[kind], checkpoint.existing(folder), []
     hurt(newer)
-    assert checkpoint.choose("auto", tmp_path, alone(print=said.append)) == older
+    assert chosen("auto", folder, alone(print=said.append)) == older
     assert len(said) == 1 and said[0].startswith("checkpoint step-00000008 is damaged (") and reason in said[0]
     with pytest.raises(UserError) as caught:
-        checkpoint.choose(str(newer), tmp_path, alone())
+        chosen(str(newer), folder, alone())
     if kind == "no manifest":
-        assert str(caught.value).endswith(f"or one of {tmp_path}: step-00000004, step-00000008")
+        assert str(caught.value).endswith(f"or one of {folder}: step-00000004, step-00000008")
     else:
         assert str(caught.value).startswith(f"checkpoint {newer} is damaged: ") and reason in str(caught.value)
         assert str(caught.value).endswith("; use --resume_from_checkpoint auto")
     hurt(older)
-    assert checkpoint.choose("auto", tmp_path, alone(print=said.append)) is None
+    assert chosen("auto", folder, alone(print=said.append)) is None
 
 
-def test_a_disk_that_fills_up_keeps_earlier_checkpoints_and_one_that_is_away_is_no_damage(tmp_path, monkeypatch):
-    save(tmp_path, 4)
+def test_a_disk_that_fills_up_keeps_earlier_checkpoints_and_one_that_is_away_is_no_damage(folder, monkeypatch):
+    save(folder, 4)
     full = OSError(28, "No space left on device")
     for place in ("save_file", "torch.save", "sync", "Path.rename"):
         with monkeypatch.context() as patch:
             patch.setattr(f"mixup_recipes.training.checkpoint.{place}", Mock(side_effect=full))
             with pytest.raises(UserError, match=r"cannot write checkpoint .*/step-00000008: .*No space left"):
-                save(tmp_path, 8)
-        assert [p.name for p in tmp_path.iterdir()] == ["step-00000004"], place
-        assert checkpoint.damage(tmp_path / "step-00000004") is None
+                save(folder, 8)
+        assert [p.name for p in folder.iterdir()] == ["step-00000004"], place
+        assert checkpoint.damage(folder / "step-00000004") is None
     monkeypatch.setattr(checkpoint, "file_hash", Mock(side_effect=PermissionError(13, "Permission denied")))
     with pytest.raises(UserError, match=r"cannot read .*step-00000004: .*Permission denied; try again"):
-        checkpoint.choose("auto", tmp_path, alone())
+        chosen("auto", folder, alone())
 
 
 def test_sums_of_the_log_are_neither_lost_nor_counted_twice_and_each_process_has_its_own_statistics(
-    tmp_path, monkeypatch
+    folder, monkeypatch
 ):
     """The second process holds twice the first one's values."""
     monkeypatch.setattr(checkpoint, "gather_object", lambda parts: [*parts, {k: 2 * v for k, v in parts[0].items()}])
     module, first = nn.BatchNorm1d(3), torch.tensor([1.0, 2.0, 3.0])
     module.running_mean.copy_(first)
-    save(tmp_path, 3, module=module, processes=2)
+    save(folder, 3, module=module, processes=2)
     cases = [(0, 2, 1.0, 1), (1, 2, 2.0, 2), (0, 1, 3.0, 1), (0, 4, 3.0, 1), (3, 4, 0.0, 1)]
     for rank, world, loss, times in cases:
         again, cpu = nn.BatchNorm1d(3), torch.device("cpu")
-        state, sums = checkpoint.restore(tmp_path / "step-00000003", {"model": again}, [None, None], rank, world, cpu)
+        state, sums = checkpoint.restore(folder / "step-00000003", {"model": again}, [None, None], rank, world, cpu)
         assert state["processes"] == 2 and {k: v.item() for k, v in sums.items()} == {"loss": loss}
         assert again.running_mean.equal(times * first)
 

@@ -91,7 +91,7 @@ def says_what_predict_says(console, photos, tmp_path, monkeypatch, capsys):
         for name in tiny.CLASSES:
             shutil.copy(photos / f"{name}.jpg", "photo.jpg")
             exec(shown[shown.index("import json") :], found := {})
-            (expected,) = (row for row in said if row["file"] == str(photos / f"{name}.jpg"))
+            (expected,) = (row for row in said if row["path"] == str(photos / f"{name}.jpg"))
             assert capsys.readouterr().out == expected["label"] + "\n"
             probabilities = torch.as_tensor(found["logits"])[0].softmax(0).sort(descending=True).values.tolist()
             assert probabilities == pytest.approx([float(expected[k]) for k in expected if "prob" in k], abs=0.01)

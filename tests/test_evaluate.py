@@ -147,13 +147,13 @@ def test_a_run_says_of_images_what_its_evaluation_says(console, run, photos, tmp
     expected, found = load_file(run / "predictions.safetensors"), rows(out)
     ranks = ("", "_2", "_3", "_4")  # as many as there are classes
     assert list(found[0]) == [
-        "file",
+        "path",
         *(f"{what}{rank}" for rank in ranks for what in ("label", "probability")),
         "error",
     ]
-    assert [row["file"] for row in found] == [str(p) for p in sorted(photos.rglob("[0-9z]*.[jp]*g"))]
+    assert [row["path"] for row in found] == [str(p) for p in sorted(photos.rglob("[0-9z]*.[jp]*g"))]
     bad = found.pop()
-    assert {k for k, v in bad.items() if v} == {"file", "error"} and "not an image" in bad["error"]
+    assert {k for k, v in bad.items() if v} == {"path", "error"} and "not an image" in bad["error"]
     classes = np.array([[tiny.CLASSES.index(row[f"label{rank}"]) for rank in ranks] for row in found])
     assert np.array_equal(classes, expected["top"]) and not any(row["error"] for row in found)
     probabilities = np.array([[float(row[f"probability{rank}"]) for rank in ranks] for row in found])

@@ -132,6 +132,10 @@ SIZES = card(
     "dataset_info:\n  features: [{name: jpg, dtype: image}, {name: cls, dtype: int64}]\n"
     "  splits: [{name: train, num_examples: 12, num_bytes: 1}, {name: test, num_examples: 12, num_bytes: 1}]"
 )
+NAMED = card(
+    "dataset_info:\n  features:\n  - {name: jpg, dtype: image}\n"
+    f"  - {{name: cls, dtype: {{class_label: {{names: {dict(enumerate(map(str, range(len(CLASSES), 0, -1))))}}}}}}}"
+)
 TAR = {"image_column": "jpg", "label_column": "cls"}
 STRANGE = [
     *("train/ant/0.jpg", "/etc/hostname", "../../secret.jpg", "file:///etc/hostname", "gone.jpg", ".", None),
@@ -144,6 +148,7 @@ KINDS = {  # files of the repository, columns of the recipe
     "names": (PHOTOS | two(lambda s: naming(s, [p for p, _ in of(s)])) | TABLES, {}),
     "tar": (two(packed, "tar") | SIZES, TAR),
     "unsized": (two(packed, "tar"), {}),
+    "named": (two(packed, "tar") | NAMED, TAR),  # whose names are numbers, but not the classes' own
     "words": (two(packed, "words"), {}),
     "numbers": (two(packed, "words"), {"label_column": "n"}),
     "parquet-words": (two(in_words), {}),
@@ -254,6 +259,6 @@ def test_classes_of_a_stream_are_those_of_training_wherever_labels_stand():
     """An evaluation split has some of the classes, in an order of its own."""
     rows = [{"label": "bee"}, {"label": "cow"}, {"label": "bee"}]
     stream = Dataset.from_list(rows).to_iterable_dataset()
-    moved = streams.relabelled(stream, "label", {"bee": 0, "cow": 1}, ["bee", "cow"])
+    moved = streams.relabelled_stream(stream, "label", {"bee": 0, "cow": 1}, ["bee", "cow"])
     again = splits.relabelled(moved, "label", among(CLASSES, ["bee", "cow"], "", ""), list(CLASSES))
     assert [row["label"] for row in again] == [1, 2, 1] and again.features["label"].names == list(CLASSES)

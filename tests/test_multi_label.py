@@ -156,6 +156,9 @@ def test_a_column_of_parquet_may_be_of_lists_words_or_numbers(tmp_path):
         (datasets.List(number), [[0], None], "'label': row 2 has a null; an image without labels has an empty list"),
         (datasets.List(names), [[0], [-1]], "has unlabelled images (label -1)"),
         (datasets.List(datasets.Value("float32")), [[0.5], [1.0]], "row 1: expected a word or a whole number, not 0.5"),
+        (datasets.List(datasets.Value("float32")), [[0.0, 1.0], [1.0, 1.0]], "is of zeros and ones"),
+        (datasets.List(datasets.Value("bool")), [[False, True], [True, True]], "is of zeros and ones"),
+        (datasets.Value("float32"), [1.0, float("nan"), 2.0], "'label': row 2 has a null"),
         (datasets.List(datasets.Value("string")), [["a", None], []], "'label': row 1 has a null"),
         (datasets.List(number), [[], []], "no image has a label in column 'label'"),
     ]

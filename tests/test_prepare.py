@@ -24,6 +24,7 @@ from timm.models import save_for_hf
 
 from mixers.testing import differences
 from mixup_recipes.data import prepare
+from mixup_recipes.pages.preview import teacher_there
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.training.update import new_step
 from mixup_recipes.typed import UserError
@@ -218,12 +219,14 @@ def test_a_failure_of_npm_is_one_line_and_leaves_nothing(npm, cache, monkeypatch
 def test_prepared_weights_are_a_teacher_by_their_name_and_are_asked_for_where_they_are_not_there(cache):
     recipe = load_recipe("quickstart_attentivemix", mixer_args={"teacher": "efficientnet_lite0"})
     model = timm.create_model("test_resnet", num_classes=14)
-    with pytest.raises(UserError, match="are not prepared on this machine; run: mixup-recipes prepare efficientnet_"):
+    with pytest.raises(ValueError, match="are not prepared on this machine; run: mixup-recipes prepare efficientnet_"):
         new_step(model, recipe)
+    assert not teacher_there(recipe)
     teacher = fill(timm.create_model("test_efficientnet"))
     save_for_hf(teacher, str(cache / "efficientnet_lite0"), safe_serialization=True)
     frozen = new_step(model, recipe).mixer.frozen
     assert not differences(frozen.model.state_dict(), teacher.state_dict())
+    assert frozen.source == "efficientnet_lite0" and teacher_there(recipe)  # and no path of this machine
 
 
 @pytest.mark.slow

@@ -235,10 +235,15 @@ def test_results_without_a_checkpoint_are_not_trained_over(case, reference, proc
     before = contents(done)
     statuses, output = c.start(*AUTO, "--output_dir", done)
     assert statuses == [0] * processes and contents(done) == before
-    said = "finished before, nothing is left to do and no checkpoint to go on from"
-    assert output.splitlines()[1:] == [f"{said}: {done}"]
+    assert output.splitlines()[1:] == [f"the run in {done} is finished, there is nothing left to do"]
     (done / "log.jsonl").unlink()
     assert c.start(*AUTO, "--output_dir", done)[0][0] == 2
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(case):
+    c = case("--checkpointing_steps", 6)
+    assert c.kill_at(RENAME, 1) == []  # within the second epoch, after an evaluation
+    assert c.finish() == []
 
 
 def test_a_run_that_goes_on_with_another_number_of_processes_says_so(case):

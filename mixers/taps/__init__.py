@@ -17,9 +17,10 @@ from .features import before_classifier, from_tokens, grid, last_feature, to_map
 from .gradient import as_is, clean_pass, evaluating, magnitude, saliency
 from .hooks import edit, record
 from .published import classifier, compile_stages, reductions, stages
-from .teacher import Frozen, asking_once, pretrained, teachers, why
+from .teacher import PLACES, Frozen, asking_once, pretrained, teachers, why
 
 __all__ = [
+    "PLACES",
     "Attention",
     "Frozen",
     "NoWeights",

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from .. import weights
 from ..weights import NoWeights
 
+PLACES: dict[str, Callable[[], Path]] = {}
+"""Names that stand for a folder of this machine, and what finds it: a program enters those that it has."""
+
 
 class Frozen(nn.Module):
     """A trained model that never changes: in evaluation mode whatever is called, without parameters to train.
 
-    ``source``: the name of timm weights (``resnet18.tv_in1k``), ``hf-hub:owner/name``, a run folder, or a module, which
-    is copied. Raises ``ValueError``, in one line, when its weights cannot be had.
+    ``source``: the name of timm weights (``resnet18.tv_in1k``), ``hf-hub:owner/name``, a run folder, a name of
+    ``PLACES``, or a module, which is copied. Raises ``ValueError``, in one line, when its weights cannot be had.
 
     The model inside is hidden from torch's registration: it moves with ``.to()``, but optimiser, checkpoint,
     DistributedDataParallel, SyncBatchNorm's conversion and whatever resets BatchNorm statistics do not see it. A run
@@ -76,6 +79,8 @@ def pretrained(name: str) -> nn.Module:
     """
     folder = Path(name.removeprefix("local-dir:"))
     try:
+        if name in PLACES:
+            folder = PLACES[name]()
         # initial weights are drawn before the trained ones are read
         with contextlib.nullcontext() if folder.is_dir() else asking_once(), torch.random.fork_rng(devices=[]):
             if weights.is_hub(name):

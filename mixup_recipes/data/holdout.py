@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mixup_recipes.data import zips
 from mixup_recipes.data.decoding import BadImage
 from mixup_recipes.data.identity import some
 from mixup_recipes.data.multi_label import Pairs
@@ -86,7 +87,7 @@ def draw(text: str) -> float:
 def file_names(images: pa.ChunkedArray, at: Origin | None = None) -> list[str]:
     """The name of each image's file, without folders; the hash of its content where it has none."""
     if not pa.types.is_struct(images.type):
-        return [os.path.basename(path) for path in images.to_pylist()]
+        return [os.path.basename(zips.name_of(path)) for path in images.to_pylist()]
     names = [path and os.path.basename(path) for path in pc.struct_field(images, "path").to_pylist()]
     for row in [i for i, name in enumerate(names) if not name]:
         names[row] = hashlib.sha256(content(images, row, at)).hexdigest()

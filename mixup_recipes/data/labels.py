@@ -11,6 +11,7 @@ from typing import Any
 
 from mixup_recipes.data.folder import encodable
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 EXPECTED = "expected a word or a whole number"
 LARGEST = 2**63
@@ -48,6 +49,14 @@ def checked(values: Iterable[Any], where: str) -> list[Any]:
         except ValueError as e:
             raise UserError(f"{where}, row {row}: {e}") from None
     return found
+
+
+def are_whole(values: list[Any], dataset: str, column: str) -> bool:
+    """Whether all labels of ``checked`` are whole numbers. Raises ``UserError`` where a row has none."""
+    if missing := [row for row, value in enumerate(values, 1) if value in (None, "")]:
+        rows = many(len(missing), "row has", "rows have")
+        raise UserError(f"dataset {dataset!r}: {rows} no label in column {column!r}, the first is row {missing[0]}")
+    return all(isinstance(value, int) for value in values)
 
 
 def text(cell: Any) -> Any:

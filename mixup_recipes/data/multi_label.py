@@ -54,12 +54,13 @@ def several(cell: Any) -> tuple[str, ...]:
 
 
 def check_cells(cells: Sequence[Any], where: str) -> None:
-    """Raise ``UserError`` for cells of lists or texts that give no answer, or that are rows of zeros and ones."""
+    """Raise ``UserError`` for cells of lists or texts that say nothing, or are rows of zeros and ones."""
     lists = [cell if isinstance(cell, list) else str(cell).split(BETWEEN) for cell in cells if cell is not None]
     if len(lists) < len(cells) or any(None in found for found in lists):
         row = next(i for i, cell in enumerate(cells) if cell is None or (isinstance(cell, list) and None in cell))
         raise UserError(f"{where}: row {row + 1} has a null; an image without labels has an empty list or text there")
-    if len({len(found) for found in lists}) == 1 < len(lists[0]) and {str(v) for f in lists for v in f} <= {"0", "1"}:
+    said = {str(value) for found in lists for value in found}
+    if len({len(found) for found in lists}) == 1 < len(lists[0]) and (said <= {"0", "1"} or said <= {"false", "true"}):
         raise UserError(f"{where} is of zeros and ones; expected the names or numbers of an image's classes")
 
 
@@ -97,11 +98,12 @@ def in_lists(table: datasets.Dataset, recipe: Recipe, split: str) -> datasets.Da
     column = recipe.label_column
     where = f"dataset {recipe.dataset!r}, split {split!r}"
     feature, values = table.features[column], table.data.column(column)
-    if is_many(feature) or "string" in str(getattr(feature, "dtype", "")) or values.null_count:
-        check_cells(values.to_pylist(), f"{where}: column {column!r}")
     kind: Any = feature.feature if is_many(feature) else feature
-    if "int" not in str(getattr(kind, "dtype", "")):
+    whole = "int" in str(getattr(kind, "dtype", ""))
+    if is_many(feature) or values.null_count or not whole:
         cells = labels.checked((value.as_py() for value in values), f"{where}: column {column!r}")
+        check_cells(cells, f"{where}: column {column!r}")
+    if not whole:
         found, names = named([several(cell) for cell in cells])
     else:
         lengths = pc.list_value_length(values).to_numpy() if is_many(feature) else np.ones(len(values), np.int64)

@@ -124,7 +124,7 @@ def is_large(recipe: Recipe) -> bool:
     if recipe.dataset in PREPARED or not is_local(recipe) or not folder.is_dir():
         return False
     shards = (p for depth in ("*", "*/*", "*/*/*") for end in ("parquet", "tar") for p in folder.glob(f"{depth}.{end}"))
-    return sum(path.stat().st_size for path in shards) > SMALL
+    return sum(path.stat().st_size for path in shards if path.is_file()) > SMALL  # a link may lead nowhere
 
 
 def is_here(recipe: Recipe) -> bool:

@@ -109,11 +109,11 @@ def image_files(builder: Any, recipe: Recipe, split: str, root: str) -> datasets
     for rows in found.select_columns([image, label]).cast_column(image, datasets.Image(decode=False)).iter(1000):
         addresses += [(row or {}).get("path") for row in rows[image]]
         labels += rows[label]
-    addresses = in_zips(addresses, root)
-    if strange := [a for a in addresses if a and not within(a, root) and not zips.ADDRESS.fullmatch(a)]:
+    moved = in_zips(addresses, root)
+    if strange := [a for a, b in zip(addresses, moved, strict=True) if a and a == b and not within(a, root)]:
         raise UserError(f"dataset {recipe.dataset!r}: rows name files outside of the repository: {some(strange)}")
     features = datasets.Features({image: datasets.Value("large_string"), label: found.features[label]})
-    return datasets.Dataset(pa.table({image: addresses, label: labels}, schema=features.arrow_schema))
+    return datasets.Dataset(pa.table({image: moved, label: labels}, schema=features.arrow_schema))
 
 
 def in_zips(addresses: Sequence[str | None], root: str) -> list[str | None]:

@@ -193,12 +193,7 @@ def in_numbers(table: Any, recipe: Recipe, split: str) -> Any:
         return table
     where = f"dataset {recipe.dataset!r}, split {split!r}: column {label!r}"
     values = label_rule.checked((value.as_py() for value in column), where)
-    if missing := [row for row, value in enumerate(values, 1) if value in (None, "")]:
-        rows = (
-            f"{many(len(missing), 'row has', 'rows have')} no label in column {label!r}, the first is row {missing[0]}"
-        )
-        raise UserError(f"dataset {recipe.dataset!r}: {rows}")
-    if all(isinstance(value, int) for value in values):
+    if label_rule.are_whole(values, recipe.dataset, label):
         return with_column(table, label, np.array(values, np.int64), datasets.Value("int64"))
     found, names = multi_label.named([(str(value),) for value in values])
     return with_column(table, label, found.place, datasets.ClassLabel(names=names))
@@ -231,7 +226,7 @@ def labels_of(table: datasets.Dataset, column: str) -> np.ndarray | multi_label.
     """A column of whole numbers, all at once: one by one it would take seconds; of lists each label of each image."""
     if multi_label.is_many(table.features[column]):
         return multi_label.pairs(table, column)
-    return np.asarray(table.select_columns([column]).with_format("numpy")[:][column])
+    return np.asarray(table.select_columns([column]).with_format("arrow")[:][column].to_numpy())
 
 
 def split_classes(recipe: Recipe, split: str, table: Any) -> list[str]:
@@ -259,7 +254,7 @@ def arranged(classes: list[str], like: list[str]) -> list[str] | None:
 def relabelled(table: Any, column: str, where: Sequence[int], names: list[str]) -> Any:
     """The table or stream with each label moved to its place, among classes of these names."""
     if isinstance(table, datasets.IterableDataset):
-        return streams.relabelled(table, column, {str(k): place for k, place in enumerate(where)}, names)
+        return streams.relabelled_stream(table, column, {str(k): place for k, place in enumerate(where)}, names)
     if isinstance(labels := labels_of(table, column), multi_label.Pairs):
         moved = labels._replace(place=np.asarray(where)[labels.place])
         return multi_label.with_labels(table, column, moved, names)

@@ -21,12 +21,13 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import HfFileSystem
 
 from mixup_recipes.data import multi_label
-from mixup_recipes.data.labels import checked, label
+from mixup_recipes.data.labels import are_whole, checked, label
 from mixup_recipes.data.prepare import cache_dir
 from mixup_recipes.data.samples import encoded_only, of_samples
 from mixup_recipes.files import write_into
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 FOOTER = 2**16  # bytes that are asked for at once of a file's end
 AT_ONCE = 16  # files that are read
@@ -46,8 +47,9 @@ def stream(builder: Any, recipe: Recipe, split: str, files: list[str]) -> datase
     feature = table.features.get(column)
     if feature is not None and not multi_label.is_many(feature) and not (images and says_classes(feature, recipe)):
         images, names = learnt(builder, table, recipe, split, files)
-        number = {name: k for k, name in enumerate(names)}
-        table = relabelled(table, column, number, names)
+        whole = "int" in str(getattr(feature, "dtype", ""))  # a class's place then, whatever its name is
+        number = {str(k) if whole else name: k for k, name in enumerate(names)}
+        table = relabelled_stream(table, column, number, names)
     table.info.splits = datasets.SplitDict({split: datasets.SplitInfo(split, num_examples=images)})
     return table
 
@@ -69,13 +71,11 @@ def learnt(
         noted = json.loads(place.read_text())
         return noted["images"], noted["classes"]
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"{split}: {len(files):,} files are read once for their labels; nothing is copied", flush=True)
+        what = many(len(files), "file is", "files are")
+        print(f"{split}: {what} read once for their labels; nothing is copied", flush=True)
     where = f"dataset {recipe.dataset!r}, split {split!r}"
     values = checked(read_labels(builder, table, column, files), f"{where}: column {column!r}")
-    if missing := [row for row, value in enumerate(values, 1) if value in (None, "")]:
-        rows = f"{len(missing):,} rows have no label in column {column!r}, the first is row {missing[0]}"
-        raise UserError(f"dataset {recipe.dataset!r}: {rows}")
-    if all(isinstance(value, int) for value in values):
+    if are_whole(values, recipe.dataset, column):
         names = multi_label.class_names(table.features[column], np.array(values, np.int64), recipe, where)
     else:
         _, names = multi_label.named([(str(value),) for value in values])
@@ -98,7 +98,7 @@ def read_labels(builder: Any, table: datasets.IterableDataset, column: str, file
     return [value for part in parts for value in part]
 
 
-def relabelled(
+def relabelled_stream(
     table: datasets.IterableDataset, column: str, place: Mapping[str, int], names: list[str]
 ) -> datasets.IterableDataset:
     """A stream with each label at its place among classes of these names; None for one that has none.

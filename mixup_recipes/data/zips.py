@@ -32,6 +32,12 @@ def addresses(archive: str, file: BinaryIO) -> dict[str, str]:
     }
 
 
+def name_of(path: str) -> str:
+    """The name of a member by its address; a path itself."""
+    member = ADDRESS.fullmatch(path)
+    return member["name"] if member else path
+
+
 def unpacked(part: bytes, size: int) -> bytes:
     """A member's content, of the bytes from its first to its end; ``size``: of its data. Raises ``BadImage``."""
     if len(part) < HEAD.size or part[:4] != b"PK\3\4":

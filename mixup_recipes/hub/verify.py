@@ -15,7 +15,7 @@ import yaml
 from mixup_recipes import fetch
 from mixup_recipes.data import images
 from mixup_recipes.data.loading import Samples
-from mixup_recipes.data.opening import is_local
+from mixup_recipes.data.opening import is_large, is_local
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.runs.run import Data, Run
@@ -36,7 +36,7 @@ Claim = tuple[str, bool | None]
 WORDS = {True: "agrees", False: "differs", None: "unknown"}
 
 
-class Claims(NamedTuple):
+class Reported(NamedTuple):
     """What the weights are held to: scores of the main classifier, and the identity of the data behind them."""
 
     number: float
@@ -54,7 +54,7 @@ def verify(run: Run, dataset: str | None = None, batch_size: int = 64) -> tuple[
         return f"differs  {run.name} lacks {', '.join(missing)}", False
     try:
         rows: list[Claim] = list(of_files(run))
-        claimed = Claims(
+        claimed = Reported(
             float(run.exported[run.prefix + headline(run.recipe)]),
             float(run.exported[f"{run.prefix}nll"]),
             run.data,
@@ -137,7 +137,7 @@ def of_training(data: Data, recipe: Recipe) -> Claim:
     return of_split(data, split, found.identity, found.classes)
 
 
-def of_weights(run: Run, claimed: Claims, dataset: str | None, batch_size: int) -> Iterator[Claim]:
+def of_weights(run: Run, claimed: Reported, dataset: str | None, batch_size: int) -> Iterator[Claim]:
     """The data on this machine, and the weights, evaluated again by the recipe's protocol on them."""
     changes: dict[str, Any] = {"batch_size": batch_size, "per_device_train_batch_size": batch_size}
     changes |= {"sync_bn": False, "torch_compile": False} | ({"dataset": dataset} if dataset else {})
@@ -149,7 +149,9 @@ def of_weights(run: Run, claimed: Claims, dataset: str | None, batch_size: int) 
     table, classes, identity = found.table, found.classes, found.identity
     backbones.check_classes(net, classes, run.name)
     yield of_split(claimed.data, recipe.eval_split, identity, classes)
-    if is_local(recipe):
+    if is_large(recipe):
+        yield f"data: {recipe.train_split} was not compared, as opening it may copy it", None
+    elif is_local(recipe):
         yield of_training(claimed.data, recipe)
     transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
     samples = Samples(table, recipe, transform, "skip")

@@ -119,7 +119,7 @@ def results_section(run: Run, repo_id: str | None) -> str:
 def cost_section(run: Run, made: list[Method]) -> str:
     """Hours and images per second, measured; what the method adds; what the cell was estimated at."""
     env, s = run.environment, run.summary
-    processes = f"{many(env['processes'], 'process')}"
+    processes = many(env["processes"], "process")
     text = [
         f"## Cost\n\n{s.seconds / 3600:.3g} hours on {processes}, device {prose(env['device'])}, "
         f"{prose(env['mixed_precision'])} mixed precision: {s.img_per_s:,.0f} images/s while training."

@@ -25,6 +25,7 @@ from mixup_recipes.fetch import is_hub
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import load_recipe, resolve
 from mixup_recipes.runs.run import RECIPE, Run
+from mixup_recipes.training import known_weights  # noqa: F401  names of teachers
 from mixup_recipes.training.update import criterion
 from mixup_recipes.typed import UserError, nearest
 from mixup_recipes.words import many
@@ -241,7 +242,7 @@ def mixed(recipe: Recipe, photos: Photos) -> Row:
     if recipe.mixer_args[recipe.mixer].get("teacher"):  # knows the classes of the recipe
         classes = max(classes, recipe.num_classes)
     y = torch.eye(classes)[: len(x)]
-    step, notes = new_step(recipe, classes), set()
+    step, notes = step_for(recipe, classes), set()
     results = []
     for update in range(len(x)):
         plan = plan_alone(step.mixer, x, y, np.random.default_rng((recipe.seed, update)))
@@ -257,7 +258,7 @@ def mixed(recipe: Recipe, photos: Photos) -> Row:
     return Row(to_uint8(made, recipe), shares, sorted(notes))
 
 
-def new_step(recipe: Recipe, classes: int) -> Step:
+def step_for(recipe: Recipe, classes: int) -> Step:
     """The mixer on the recipe's model; without a recipe on a tiny network, or a tiny ViT where it must be one."""
     mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
     refusal = None

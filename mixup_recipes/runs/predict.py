@@ -147,19 +147,19 @@ def line(prediction: Prediction) -> str:
 
 
 def as_csv(predictions: list[Prediction]) -> str:
-    """A row for each image: ``file``, ``label``, ``probability``, ``label_2``, ``probability_2``, ..., ``error``.
+    """A row for each image: ``path``, ``label``, ``probability``, ``label_2``, ``probability_2``, ..., ``error``.
 
     ``error`` says why an image cannot be read, and is empty else. Where images may have several labels, a column
-    ``labels`` behind ``file`` has those that are present, joined by ``|``.
+    ``labels`` behind ``path`` has those that are present, joined by ``|``.
     """
     text = io.StringIO()
     several = any(found.present is not None for found in predictions)
     ranks = max([1, *(len(found.labels) for found in predictions)])
     columns = [f"{what}_{rank}" if rank > 1 else what for rank in range(1, ranks + 1) for what in ANSWER]
-    rows = csv.DictWriter(text, ["file", *["labels"] * several, *columns, "error"], restval="", lineterminator="\n")
+    rows = csv.DictWriter(text, ["path", *["labels"] * several, *columns, "error"], restval="", lineterminator="\n")
     rows.writeheader()
     for found in predictions:
-        row: dict[str, Any] = {"file": shown(str(found.path)), "error": found.error}
+        row: dict[str, Any] = {"path": shown(str(found.path)), "error": found.error}
         row |= {"labels": BETWEEN.join(found.present or [])} if several else {}
         pairs = zip(found.labels, found.probabilities, strict=True)
         rows.writerow(row | dict(zip(columns, itertools.chain.from_iterable(pairs), strict=False)))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mixers import Mixer
 from mixup_recipes.files import file_hash, sync
 from mixup_recipes.recipe import Recipe
+from mixup_recipes.training.job import Job
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
 
@@ -124,34 +125,40 @@ def find(resume: str | None, folder: Path, say: Any) -> Path | None:
     return None
 
 
-def choose(resume: str | None, folder: Path, accelerator: Any) -> Path | None:
-    """``find`` on the main process alone, so that all processes take the same checkpoint."""
-    found: list[Any] = [None, None]
+def choose(resume: str | None, folder: Path, recipe: Recipe, job: Job, accelerator: Any) -> tuple[Path | None, str]:
+    """The checkpoint to resume from, None to start fresh, and what to say of a run that is done and has none.
+
+    The main process alone looks into the folder, so that all processes do the same. Raises ``UserError``.
+    """
+    found: list[Any] = [None, "", None]
     if accelerator.is_main_process:
         try:
-            found[0] = find(resume, folder, accelerator.print)
+            found[0] = find(resume, folder / "checkpoints", accelerator.print)
+            if resume is not None and found[0] is None:
+                found[1] = finished_before(folder, recipe, job)
         except UserError as e:
-            found[1] = str(e)
-    chosen, error = broadcast_object_list(found)
+            found[2] = str(e)
+    chosen, said, error = broadcast_object_list(found)
     if error:
         raise UserError(error)
-    return chosen
+    return chosen, said
 
 
-def finished_before(folder: Path, recipe: Recipe, push: bool = False) -> str | None:
-    """What to say of a finished run of this recipe that has no checkpoint to go on from; None where one may begin.
+def finished_before(folder: Path, recipe: Recipe, job: Job) -> str:
+    """What to say of a finished run of this recipe that has no checkpoint to go on from; nothing where one may begin.
 
-    A run that was stopped between its first evaluation and its first checkpoint begins again, and finds the same.
-    ``push``: whether it is to be published. Raises ``UserError`` for results that would be lost.
+    A run that was stopped before its first checkpoint begins again, and finds the same. Raises ``UserError`` for
+    results that would be lost.
     """
     rows = logged(folder)
     evaluated = [number for number, row in enumerate(rows) if row.get("mode") == "val"]
     epoch = rows[evaluated[-1]].get("epoch") if evaluated else 0
     if epoch == recipe.epochs and (folder / "eval_results.json").is_file():
-        publish = f"; publish it with: mixup-recipes push {folder}" if push else ""
-        return f"finished before, nothing is left to do and no checkpoint to go on from: {folder}{publish}"
-    if evaluated[:1] == [len(rows) - 1] or not (evaluated or (folder / "model.safetensors").exists()):
-        return None
+        publish = f"; publish it with: mixup-recipes push {folder}" if job.push_to_hub else ""
+        return f"the run in {folder} is finished, there is nothing left to do{publish}"
+    first = job.checkpointing_steps.isdigit() and rows and rows[-1].get("update", 0) <= int(job.checkpointing_steps)
+    if first or evaluated[:1] == [len(rows) - 1] or not (evaluated or (folder / "model.safetensors").exists()):
+        return ""
     done = f"of {epoch} of {many(recipe.epochs, 'epoch')}" if epoch else "without a log"
     raise UserError(
         f"{folder} has results {done}, but no whole checkpoint to go on from; put its checkpoints back, or train anew "

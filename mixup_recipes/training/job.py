@@ -53,7 +53,7 @@ class Job:
     list: bool = False
     """List settings and mixers, then leave."""
     dry_run: bool = False
-    """Print images, updates, learning rates and memory, then leave; opens data of this machine, downloads none."""
+    """Print images, updates, learning rates and memory, then leave; opens data of this machine, downloads no data."""
 
     def __post_init__(self) -> None:
         every = self.checkpointing_steps

@@ -4,6 +4,7 @@
 on ImageNet, whose synsets are their classes.
 """
 
+import functools
 import io
 import sys
 import zipfile
@@ -14,6 +15,7 @@ import torch
 from timm.data import ImageNetInfo
 from timm.models import save_for_hf
 
+from mixers import taps
 from mixup_recipes.data.prepare import Writer, cache_dir, check_sha256, download, whole, write_once
 from mixup_recipes.typed import UserError
 
@@ -58,6 +60,9 @@ def find_weights(name: str) -> Path:
     if found := whole(name, FILES):
         return found
     raise UserError(f"the weights {name!r} are not prepared on this machine; run: mixup-recipes prepare {name}")
+
+
+taps.PLACES.update({name: functools.partial(find_weights, name) for name in WEIGHTS})  # a mixer's teacher has names too
 
 
 def prepare_weights(name: str) -> Path:

@@ -21,7 +21,6 @@ from mixup_recipes.data import images, keys
 from mixup_recipes.data.loading import Loaded
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.recipe import Recipe
-from mixup_recipes.training.known_weights import WEIGHTS, find_weights
 
 
 class Batch(NamedTuple):
@@ -49,11 +48,8 @@ def prepared(loaded: Iterator[Loaded], order: TrainOrder, device: torch.device) 
 
 
 def new_step(model: nn.Module, recipe: Recipe) -> Step:
-    """The recipe's mixer on a model; its teacher may be prepared weights. Raises ``ValueError`` where none fits."""
-    args = recipe.mixer_args[recipe.mixer]
-    if args.get("teacher") in WEIGHTS:
-        args = args | {"teacher": str(find_weights(args["teacher"]))}
-    mixer = build(recipe.mixer, **args)
+    """The recipe's mixer on a model. Raises ``ValueError`` when they do not go together."""
+    mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
     if recipe.mix_prob < 1:
         mixer = Switch([mixer, Vanilla()], [recipe.mix_prob, 1 - recipe.mix_prob])
     return Step(model, mixer, criterion(recipe))
