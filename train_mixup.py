@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes.training import backbones, checkpoint, dryrun, evaluation, launch, optimisation, precise_bn
     from mixup_recipes.training.data import open_data
     from mixup_recipes.training.export import export_epoch
-    from mixup_recipes.training.folder import begin_folder, begun, check_disk, check_folder, check_teachers, environment
+    from mixup_recipes.training.folder import begin_folder, begun, check_disk, check_folder, check_mixer, environment
     from mixup_recipes.training.log import Log, NoLog, done, forget_skipped, skipped
     from mixup_recipes.training.preprocessing import of_weights
     from mixup_recipes.training.progress import Progress
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int | None:
     if job.dry_run:
         accelerator.print(dryrun.dry_run(recipe, step, world))
         return None
-    check_teachers(folder, step)
+    check_mixer(folder, step)
     origin = begun(folder, recipe, start.sha256 if start else None)
 
     # ----------------------------------------------------------------------------------------- data

@@ -6,7 +6,7 @@ Formula: the pipeline of AutoMix (q, its momentum encoder k, two classifiers eac
 adversarial generator for n = 2 or 3 samples, ``z_i`` being the maps of a sample and its partners, with lambda_i as one
 more channel: ``u_i = softmax(sum_{j != i} relu(Q(z_i))^T relu(K(z_j)) / sqrt(d)) V(z_i)`` and
 ``masks = softmax over i of upsample(u_i)``. The classifier's losses are those of AutoMix; with three samples the
-one-hot classifier also sees the plain three-way Mixup of the batch: ``(1-rho)*L_one_hot + rho*L_mixup``. The
+classifier for mixed images also sees the plain three-way Mixup of the batch: ``(1-rho)*L_one_hot + rho*L_mixup``. The
 generator has a batch of its own and is judged through the frozen k: in every second step by ``CE(k(x_k), y_k)``, in
 the others, the first among them, by ``-beta*CE(k(x_k), y_k) + (1-beta)*cos``; cos is the mean over samples of ``sum_i
 lam_i cos(k(x_k), k(x_i))``.
@@ -14,9 +14,10 @@ lam_i cos(k(x_k), k(x_i))``.
 Published defaults: alpha = 1, margin 0.03; ImageNet: n = 2, beta = 0.1, a lambda channel, BatchNorm behind Q and K for
 ResNet-50; Tiny-ImageNet: n = 3, beta = 0.4, neither. m from 0.999 to 0.99999 (ImageNet).
 
-Sampling law: ``adautomix@qin-2024``: as AutoMix, lambda ~ Beta(alpha, alpha); for n = 3 three draws of Beta(alpha,
-alpha), divided by their sum. Near the ends (lambda or one minus it at most the margin; n = 3: one minus the first) the
-classifier's batch is plain Mixup of n samples. Partners: one uniformly random permutation for each.
+Sampling law: ``adautomix@qin-2024.2``: as AutoMix, lambda ~ Beta(alpha, alpha), twice; for n = 3 three draws of
+Beta(alpha, alpha), divided by their sum, once for both batches. Near the ends (lambda, or for n = 3 the first share, or
+one minus it at most the margin) the classifier's batch is plain Mixup of n samples. Partners: one uniformly random
+permutation for each. (``adautomix@qin-2024`` drew a second triple, and for n = 3 looked at one minus the first alone.)
 
 Cost: 3.1 x a vanilla step in FLOPs, about 4 x with three samples.
 
@@ -146,11 +147,11 @@ class AdAutoMix(Mixer):
         """
         ops.check_look(look)
         z = look[0]
-        shares, shares_k = self.draw(rng), self.draw(rng)
+        shares = self.draw(rng)
+        shares_k = self.draw(rng) if self.pairs else shares
         index, index_k = (torch.stack([ops.partners(x, rng) for _ in range(self.samples - 1)]) for _ in range(2))
         lam, lam_k = (ops.send(np.tile(s, (len(x), 1)), x) for s in (shares, shares_k))
-        ends = 1 - shares[0] <= self.margin or (self.samples == 2 and shares[0] <= self.margin)
-        if ends:
+        if min(shares[0], 1 - shares[0]) <= self.margin:
             mask = lam[:, :, None, None]
         else:
             with torch.no_grad():
@@ -225,7 +226,7 @@ class AdAutoMix(Mixer):
         if self.samples == 3:
             plain, target = mix_many(x, y, plan["index"], plan["lam"][:, :, None, None], plan["lam"])
             parts["one_hot"] = (1 - self.mixup_share) * parts["one_hot"]
-            parts["mixup"] = self.mixup_share * criterion(one_hot(plain), target)
+            parts["mixup"] = self.mixup_share * criterion(model(plain), target)
         mixed, target = self.mix(x, y, **plan)
         logits = model(mixed)
         return Out.of(logits, target, plan, mix=criterion(logits, target), **parts)

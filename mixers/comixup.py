@@ -15,16 +15,18 @@ Published defaults: alpha = 2, beta = 0.32, gamma = 1, tau = 0.83, eta = 0.05, o
 4 iterations, clean_lam = 1 (CIFAR and Tiny-ImageNet). The reference code for ImageNet has parts of 16, 3 iterations and
 windows that do not overlap, ``stride=8``, and does not hand alpha on: it draws from Dirichlet(1), ``alpha=1``.
 
-Sampling law: ``comixup@kim-2021``: one Dirichlet draw per part, uniform random first labels; parts are consecutive
-images of the batch, the last one shorter where m does not divide the batch.
+Sampling law: ``comixup@kim-2021.2``: one Dirichlet draw per part, uniform random first labels; parts are consecutive
+images of the batch, the last one shorter where m does not divide the batch. (``comixup@kim-2021`` swept once, and
+stayed in fragments where the saliency is flat.)
 
 Cost: a forward and a backward pass of the clean batch, which are learned from: BatchNorm sees both batches.
 
-Deviations: labels of a mosaic by row and column sweeps instead of alpha-beta swaps, all parts at once: the same labels
-on most mosaics, and of less energy on most others. No early stop, which skipped pushing equal mosaics apart. ``sum(D) =
-0`` counts as no distance. An image without any gradient has saliency everywhere. The clean loss has the weight
-``clean_lam`` beside the mixed one, as in the reference code for ImageNet (for CIFAR: 2/K beside a binary loss averaged
-over K).
+Deviations: labels of a mosaic by row and column sweeps instead of alpha-beta swaps, all parts at once; from the second
+time on also from the one label that is best for all cells, and the labels of less energy are taken: the same labels as
+by swaps on most mosaics, and of less energy on most others. No early stop, which skipped pushing equal mosaics apart.
+``sum(D) = 0`` counts as no distance. An image without any gradient has saliency everywhere. The clean loss has the
+weight ``clean_lam`` beside the mixed one, as in the reference code for ImageNet (for CIFAR: 2/K beside a binary loss
+averaged over K).
 """
 
 from itertools import combinations
@@ -194,7 +196,7 @@ class CoMixup(Mixer):
                     unused = on.where(counts[which, i, other] == 0, torch.inf, 0.0)[:, :, None, None]
                     prices[:, m:] = (prices[which, one] + prices[which, other]) / 2 - BONUS + unused
                 price = prices[:, :known].swapaxes(1, 2).swapaxes(2, 3)
-                label = grids.swept(on, part, price, pairwise[:, :known, :known], (), ROUNDS)
+                label = grids.swept(on, part, price, pairwise[:, :known, :known], (), ROUNDS, twice=turn > 0)
                 two = ends[:, part, label]
                 chosen[:, :, i] = two
                 counts[:, i] = half[two.reshape(2, number, cells)].sum((0, 2))

@@ -13,8 +13,10 @@ is not clipped has an even height and width; lambda from the exact clipped area,
 alpha = 1 and 0.703 at alpha = 0.2 for 224 x 224; the partner is a uniformly random permutation of the
 batch, fixed points allowed.
 
-Deviations: applied to every batch, as in the paper's ImageNet runs; its CIFAR runs apply it to every second
-one (use ``Switch`` with ``Vanilla`` for that). timm 1.0.31 rounds the far corner up, which is another law.
+Deviations: applied to every batch, as in the paper's ImageNet runs; its CIFAR runs apply it to every second one (use
+``Switch`` with ``Vanilla`` for that). timm 1.0.31 rounds the far corner up, which is another law. OpenMixup redraws the
+partners up to ten times until no image is its own, since March 2025 (commit 9fc838b); its tables are older, and made
+with plain permutations, as here.
 """
 
 import numpy as np

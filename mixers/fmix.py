@@ -15,8 +15,10 @@ that what is transformed has W/2+1 rows and two columns: across the image only t
 the frequencies 0, 1 and 2. The partner is a uniformly random permutation of the batch, fixed points
 allowed.
 
-Deviations: the label share is the mask's mean, which is within 1/(H*W) of the published lam; the mask has the size
-of the batch's images; for an odd width the published code transforms one more row of the spectrum.
+Deviations: the label share is the mask's mean, which is within 1/(H*W) of the published lam; the mask has the size of
+the batch's images; for an odd width the published code transforms one more row of the spectrum. OpenMixup redraws the
+partners up to ten times until no image is its own, since March 2025 (commit 9fc838b); its tables are older, and made
+with plain permutations, as here.
 """
 
 import math

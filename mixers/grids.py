@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from . import ops, taps
 from .base import Criterion, Mixer, Out
 
+TIE = 1e-6  # sums that are nearer are equal
 BOUNDS = 8  # rounds of narrowing the labels: more close few gaps
 
 
@@ -207,11 +208,14 @@ def sweeps(
     return torch.as_tensor(swept(on, grid, costs, pairwise, weights, rounds))
 
 
-def swept(on: Any, grid: Any, costs: Any, pairwise: Any, weights: Sequence[Any], rounds: int) -> Any:
+def swept(
+    on: Any, grid: Any, costs: Any, pairwise: Any, weights: Sequence[Any], rounds: int, twice: bool = False
+) -> Any:
     """``sweeps`` in words of ``quick``: ``grid`` counts the grids, (B, 1, 1), ``weights`` are none or two.
 
-    numpy leaves out labels that cannot win anywhere, as others cost less by more than all boundaries of a cell could,
-    and stops when nothing changes.
+    ``twice``, without weights: also from the one label that is best for the whole grid, and of each grid the labels of
+    the smaller sum are taken. numpy leaves out labels that cannot win anywhere, as others cost less by more than all
+    boundaries of a cell could, and stops when nothing changes.
     """
     able = None
     if on is np and not weights:
@@ -220,6 +224,11 @@ def swept(on: Any, grid: Any, costs: Any, pairwise: Any, weights: Sequence[Any],
         costs = costs[grid[:, 0], :, :, able].transpose(0, 2, 3, 1).copy()
         pairwise = pairwise[grid, able[:, :, None], able[:, None]]
     labels = costs.argmin(3)
+    size = len(labels)
+    if twice:
+        one = labels * 0 + costs.sum((1, 2)).argmin(1)[:, None, None]
+        labels, costs, pairwise = (on.concatenate(pair) for pair in ((labels, one), (costs, costs), (pairwise,) * 2))
+        grid = on.concatenate((grid, grid + size))
     halves = []  # of a round: even rows, odd rows, even columns, odd columns
     for turn in (False, True):
         field, own, *between = (t.swapaxes(1, 2) if turn else t for t in (labels, costs, *weights))
@@ -240,7 +249,22 @@ def swept(on: Any, grid: Any, costs: Any, pairwise: Any, weights: Sequence[Any],
         lines[:] = found
         if settled == len(halves):
             break
+    if twice:
+        total = sums(grid, costs, pairwise, labels)
+        better = total[size:] + TIE < total[:size]
+        grid, labels = grid[:size], on.where(better[:, None, None], labels[size:], labels[:size])
     return labels if able is None else able[grid, labels]
+
+
+def sums(grid: Any, costs: Any, pairwise: Any, labels: Any) -> Any:
+    """What ``swept`` makes small, of each grid (B,), without weights."""
+    rows, columns = np.indices(labels.shape[1:])
+    down = pairwise[grid, labels[:, 1:], labels[:, :-1]].sum((1, 2))
+    return (
+        costs[grid, rows, columns, labels].sum((1, 2))
+        + down
+        + pairwise[grid, labels[:, :, 1:], labels[:, :, :-1]].sum((1, 2))
+    )
 
 
 @functools.cache

@@ -10,17 +10,20 @@ farthest from the last, of those left; each is the partner of the one before it,
 Published defaults: half of the batches with spectral residual (GuidedMixup-SR), 0.8 of them with gradients
 (GuidedMixup-AP); the others are not mixed (``guidedmix``; this class mixes every batch).
 
-Sampling law: ``guidedmix@kang-2023``: nothing is drawn; a plan follows from the images (and the model).
+Sampling law: ``guidedmix@kang-2023.2``: nothing is drawn; a plan follows from the images (and the model).
+(``guidedmix@kang-2023`` squared the spectral saliency and smoothed it once.)
 
 Cost: "spectral" no pass; "gradient" one forward and the backward pass to the image, 1.67 plain steps.
 
 Spectral residual (Hou and Zhang. Saliency Detection: A Spectral Residual Approach. CVPR 2007): of the grey image, no
 side above 128 pixels, the amplitude of each frequency is divided by the geometric mean of the 3 x 3 around it; saliency
-is the squared magnitude of the image that comes back.
+is the magnitude of the image that comes back, smoothed by the same Gaussian before it is resized.
 
-Deviations: pairs are searched on the device, in B short steps, and nothing is read back (OpenMixup's search comes after
-the images were paired at random, and has no effect). Saliency is looked at in evaluation mode and leaves no gradient.
-Grey is the luma of the normalised channels. An image without contrast, or without gradient, is salient everywhere.
+Deviations: pairs are searched on the device, in B short steps, and nothing is read back. The authors' main script asks
+for a search ("greedy_c") that its code does not know, so that it pairs by a random permutation; the paper and their
+code for fine-grained sets search (OpenMixup's search comes after the images were paired at random, and has no effect).
+Saliency is looked at in evaluation mode and leaves no gradient. Grey is the luma of the normalised channels. An image
+without contrast, or without gradient, is salient everywhere.
 """
 
 import math
@@ -121,10 +124,10 @@ def spectral_residual(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W"]:
         # exp(log a - mean(log a)) with the phase of the spectrum is the spectrum times exp(-mean(log a)).
         log_amplitude = spectrum.abs().clamp(min=1e-8).log()
         around = F.avg_pool2d(F.pad(log_amplitude[:, None], (1, 1, 1, 1), mode="replicate"), 3, stride=1)[:, 0]
-        found = torch.fft.ifft2(spectrum * (-around).exp()).abs().square()
+        found = torch.fft.ifft2(spectrum * (-around).exp()).abs()
         contrast = small.amax((1, 2), keepdim=True) - small.amin((1, 2), keepdim=True)
         found = torch.where(contrast > CONTRAST, found, 1.0).nan_to_num(0.0, 0.0, 0.0)
-        return F.interpolate(found[:, None], x.shape[2:], mode="bilinear")[:, 0]
+        return F.interpolate(blurred(found)[:, None], x.shape[2:], mode="bilinear")[:, 0]
 
 
 def farthest_partners(vectors: Float[Tensor, "B n"]) -> Int[Tensor, " B"]:

@@ -188,7 +188,10 @@ def test_masks_are_shares_near_one_half_at_first_need_a_pair_and_are_plain_mixup
 
 
 def test_the_margin_is_met_and_the_generator_switched_off_as_often_as_the_law_says(without_shape_checks):
-    """Beta(2, 2) lies outside 0.08 ... 0.92 in 3.6 % of the draws, Beta(1, 1) outside 0.03 ... 0.97 in 6 %."""
+    """Beta(2, 2) lies outside 0.08 ... 0.92 in 3.6 % of the draws, Beta(1, 1) outside 0.03 ... 0.97 in 6 %.
+
+    Of three uniform draws the first has a share u/(u+v+w) outside of it in 3.1 %.
+    """
     x, y = batch(2, 8, 8)
 
     def plans(number, name="automix", **args):
@@ -198,8 +201,14 @@ def test_the_margin_is_met_and_the_generator_switched_off_as_often_as_the_law_sa
         look = look if name == "adautomix" else mixer.block.project(look)
         return [mixer.plan(x, y, np.random.default_rng((1, i)), look) for i in range(number)]
 
-    for name, expected in (("automix", 0.036), ("adautomix", 0.06)):
-        plain = [plan["mask"].shape[2] == 1 for plan in plans(4000, name)]
+    draws = np.random.default_rng(0).random((10**6, 3))
+    share = draws[:, 0] / draws.sum(1)
+    three = np.mean((share <= 0.03) | (share >= 0.97))
+    assert three == pytest.approx(0.031, abs=0.001)
+    for name, args, expected in (
+        ("automix", {}, 0.036), ("adautomix", {}, 0.06), ("adautomix", {"samples": 3}, three)
+    ):  # fmt: skip
+        plain = [plan["mask"].shape[2] == 1 for plan in plans(4000, name, **args)]
         assert abs(np.mean(plain) - expected) < 4 * math.sqrt(expected / 4000)
     for switch_off, expected in ((0.8, 0.8), (0.0, 1.0), (1.0, 1.0)):
         runs = [plan["generator"]["run"] for plan in plans(1000, switch_off=switch_off)]
@@ -268,6 +277,12 @@ def test_the_schedules_are_monotone_and_end_where_they_should():
         step = make("automix", **args)
         step.mixer.after_step(step.model, progress)
         assert step.mixer.gamma.item() == pytest.approx(gamma, abs=1e-8)
+    for end in (0.0, 0.02):  # OpenMixup's hook, before each update, of the value that the last one left
+        step, value = make("samix", mask_loss_law="compounded", mask_loss_end=end), 0.1
+        for update in range(10):
+            value = end + (value - end) * (1 + math.cos(math.pi * update / 10)) / 2
+            assert step.mixer.gamma.item() == pytest.approx(value, rel=1e-5)
+            step.mixer.after_step(step.model, (update + 1) / 10)
 
 
 @pytest.mark.parametrize(("samples", "cos_sign"), [(2, 1), (2, -1), (3, 1)])
@@ -278,6 +293,7 @@ def test_every_second_step_of_adautomix_is_adversarial_and_three_samples_share_p
     for index in range(4):
         k, block = copy.deepcopy(step.mixer.encoder.model), copy.deepcopy(step.mixer.block)
         one_hot = copy.deepcopy(blocks.with_classifier(step.model, step.mixer.one_hot))
+        before = copy.deepcopy(step.model)
         out = step(x, y, rng_of(index))
         plan = out.plan["generator"]
         sources = [torch.arange(6), *plan["index"]]
@@ -299,7 +315,8 @@ def test_every_second_step_of_adautomix_is_adversarial_and_three_samples_share_p
             assert_close(plan["lam"].sum(1), torch.ones(6))
             images, targets = by_hand(x, y, sources, plan["lam"][:, :, None, None], plan["lam"])
             with torch.no_grad():
-                clean, plain = CRITERION(one_hot(x), y).mean(), CRITERION(one_hot(images), targets).mean()
+                clean, plain = CRITERION(one_hot(x), y).mean(), CRITERION(before(images), targets).mean()
+            assert torch.equal(plan["lam"], plan["generator"]["lam"])
             assert set(out.logs) == {"mix", "generator", "one_hot", "mixup"}
             assert out.logs["one_hot"].item() == pytest.approx(0.7 * clean.item(), rel=1e-4)
             assert out.logs["mixup"].item() == pytest.approx(0.3 * plain.item(), rel=1e-4)

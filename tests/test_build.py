@@ -15,7 +15,8 @@ from mixers import BLOCKS, MIXERS, CutMix, Mixup, Switch, Vanilla, build, deit, 
 from mixers.testing import tiny_step
 
 STEP = """alpha=2.0, margin=0.08, switch_off=1.0, momentum=0.999, momentum_end=0.99999, momentum_delay=0.1, \
-mask_loss=0.1, mask_loss_end=0.0, block_lr=None, block_min_lr=None, block_momentum=None"""
+mask_loss=0.1, mask_loss_end=0.0, mask_loss_law='cosine', block_lr=None, block_min_lr=None, \
+block_momentum=None"""
 SHOWN = f"""\
 vanilla: Vanilla()
 mixup: Mixup(alpha=1.0)

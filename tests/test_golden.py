@@ -1,13 +1,16 @@
 """The whole step of every mixer, pinned by the losses of four updates."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from mixers import MIXERS, Step
+from mixers import MIXERS, Step, build
 from mixers.testing import batch
 
+LEARNED = ("automix", "samix")
 # A number changes only with the method itself: say in the commit why it did. The test prints what to paste.
 GOLDEN: dict[str, list[float]] = {
     "vanilla": [1.668346, 1.672559, 1.657808, 1.488188],
@@ -22,7 +25,6 @@ GOLDEN: dict[str, list[float]] = {
     "tlalign": [1.784032, 1.845701, 2.128942, 1.833465],
     "tokenmix": [1.622218, 1.827545, 2.685446, 1.981433],
     "puzzlemix": [1.714469, 1.496409, 1.724843, 1.768292],
-    "comixup": [3.336691, 3.366974, 3.113549, 3.321219],
     "smmix": [1.622218, 3.604854, 4.469865, 2.051965],
     "smoothmix": [1.710037, 1.350188, 1.723239, 1.916192],
     "gridmix": [1.787175, 1.801045, 1.834684, 1.760347],
@@ -37,7 +39,7 @@ GOLDEN: dict[str, list[float]] = {
     "attentivemix": [2.061683, 1.620883, 1.628375, 1.672581],
     "supermix": [1.748290, 1.666036, 1.879526, 1.483771],
     "grafting": [1.864976, 1.345698, 1.773575, 1.700102],
-    "guidedmix": [1.993585, 1.568298, 1.845854, 1.408271],
+    "guidedmix": [1.889682, 1.738866, 1.588368, 1.771015],
     "snapmix": [0.856860, 1.645926, 0.837696, 1.425032],
 }
 
@@ -46,22 +48,29 @@ GOLDEN: dict[str, list[float]] = {
 WITHOUT_AVX512: dict[str, list[float]] = {
     "rsb": [1.668345, 1.627667, 1.637167, 1.652123],
     "gridmix": [1.787175, 1.801045, 1.834683, 1.763129],
-    "comixup": [3.336691, 3.366973, 2.986202, 3.168132],
+    "comixup": [3.336691, 2.853094, 2.883324, 2.844635],  # this one and the last two: on such a processor alone
     "supermix": [1.748292, 1.666034, 1.879623, 1.413793],
     "automix": [5.037654, 4.791677, 5.192102, 4.920572],
     "samix": [5.053565, 4.924285, 5.172322, 5.230607],
+    "automix, compounded": [5.037654, 4.791677, 5.192102, 4.919254],
+    "samix, compounded": [5.053565, 4.924285, 5.172326, 5.230247],
 }
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+# Mixers, and a law that the published numbers of two of them were made by.
+MADE = {name: functools.partial(build, name) for name in MIXERS}
+MADE |= {f"{name}, compounded": functools.partial(build, name, mask_loss_law="compounded") for name in LEARNED}
+
+
+@pytest.mark.parametrize("mixer", MADE)
 def test_four_updates_give_the_golden_losses(mixer, model, transformer):
     """Plain SGD, fixed weights, batches from numpy, the mixer's default arguments."""
     torch.manual_seed(0)  # for what a mixer makes in setup
     try:
-        step = Step(model, MIXERS[mixer](), nn.CrossEntropyLoss(reduction="none"))
+        step = Step(model, MADE[mixer](), nn.CrossEntropyLoss(reduction="none"))
     except ValueError:  # without attention the model will not do
         torch.manual_seed(0)
-        step = Step(transformer, MIXERS[mixer](), nn.CrossEntropyLoss(reduction="none"))
+        step = Step(transformer, MADE[mixer](), nn.CrossEntropyLoss(reduction="none"))
     groups = [{"params": list(step.model.parameters())}, *step.mixer.param_groups(0.05, 0.0)]
     optimizer = torch.optim.SGD(groups, lr=0.05)
     found = []
@@ -73,11 +82,13 @@ def test_four_updates_give_the_golden_losses(mixer, model, transformer):
         step.mixer.after_step(step.model, (index + 1) / 4)
         found.append(out.loss.item())
     paste = f'"{mixer}": [{", ".join(f"{loss:.6f}" for loss in found)}],'
-    assert mixer in GOLDEN, f"no golden losses for {mixer}; check them by reading its step, then add\n    {paste}"
     expected = GOLDEN if torch.backends.cpu.get_cpu_capability() == "AVX512" else GOLDEN | WITHOUT_AVX512
+    if mixer not in expected and mixer in WITHOUT_AVX512:
+        pytest.skip("not measured on a processor with AVX-512")
+    assert mixer in expected, f"no golden losses for {mixer}; check them by reading its step, then add\n    {paste}"
     assert found == pytest.approx(expected[mixer], rel=1e-4), f"found\n    {paste}"
 
 
 def test_golden_losses_belong_to_mixers_that_exist_and_differ():
-    assert set(GOLDEN) == set(MIXERS) >= set(WITHOUT_AVX512)
+    assert set(GOLDEN | WITHOUT_AVX512) == set(MADE)
     assert len({tuple(numbers) for numbers in GOLDEN.values()}) == len(GOLDEN)

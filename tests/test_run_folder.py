@@ -16,13 +16,15 @@ from marks import slow_unless
 from PIL import Image
 from resuming import LOG, checkpoints, differences, finish, log
 from safetensors.torch import load_file
+from torch import nn
 
+from mixers import build
 from mixup_recipes.data import images
 from mixup_recipes.data.decoding import decode
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.training import backbones  # noqa: F401  timm learns the models that it lacks
-from mixup_recipes.training.folder import check_folder
+from mixup_recipes.training.folder import check_folder, check_mixer, laws
 from mixup_recipes.typed import UserError
 
 AUTO = ("--resume_from_checkpoint", "auto")
@@ -243,3 +245,23 @@ def test_a_compiled_run_gives_nearly_the_same_losses(reference):
     expected, losses = ([x["loss"] for x in lines_of(f, "train")[0]] for f in (plain, compiled))
     assert losses == pytest.approx(expected, rel=1e-3)
     assert load_file(plain / "model.safetensors").keys() == load_file(compiled / "model.safetensors").keys()
+
+
+def test_a_run_that_was_begun_by_an_earlier_law_of_its_mixer_is_neither_continued_nor_replayed(tmp_path):
+    folder, step = tmp_path, nn.ModuleList([build("guidedmix"), build("decouplemix")])
+    assert laws(step) == ["decouplemix@liu-2023", "guidedmix@kang-2023.2", "mixup@zhang-2018", "vanilla@1"]
+    (folder / "model.safetensors").touch()
+    for noted, program in (
+        ({}, None),  # no environment was noted at all
+        ({"laws": laws(step)}, None),
+        ({"python": "3.11"}, r"\(0\.1\)"),
+        ({"laws": [*{*laws(step)} - {"guidedmix@kang-2023.2"}], "commit": "abc"}, r"\(commit abc\)"),
+    ):
+        (folder / "env.json").write_text(json.dumps(noted))
+        if program is None:
+            check_mixer(folder, step)
+        else:
+            with pytest.raises(UserError, match=f"by an earlier law of its mixer, which is guided.*{program}"):
+                check_mixer(folder, step)
+    (folder / "env.json").write_text(json.dumps({"python": "3.11"}))
+    check_mixer(folder, nn.ModuleList([build("cutmix")]))  # whose law is still the first one

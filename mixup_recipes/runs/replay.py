@@ -28,7 +28,7 @@ from mixup_recipes.data.splits import Splits, load_splits
 from mixup_recipes.recipe import Recipe, to_yaml
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones, checkpoint
-from mixup_recipes.training.folder import check_teachers
+from mixup_recipes.training.folder import check_mixer
 from mixup_recipes.training.update import class_weights, criterion, inputs, new_step
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
@@ -101,7 +101,7 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
     module = new_step(
         backbones.create_model(recipe), recipe
     )  # before any image, whose keys move the generator that initial weights come from
-    check_teachers(folder, module)
+    check_mixer(folder, module)
     module.criterion = criterion(recipe, class_weights(recipe, splits.per_class, device))
     module.to(device).to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     module.train()

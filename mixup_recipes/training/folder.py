@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mixers import taps
+from mixers import Mixer, taps
 from mixup_recipes.data.splits import Splits
 from mixup_recipes.files import lock, write, write_json
 from mixup_recipes.recipe import Recipe, differences, to_yaml
@@ -60,9 +61,29 @@ def noted(folder: Path, name: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def check_teachers(folder: Path, step: nn.Module) -> None:
-    """Raise ``UserError`` when a run that goes on, or is looked at, would ask a teacher with other weights."""
-    before = noted(folder, "env.json").get("teachers") if trained(folder) else None
+def laws(module: nn.Module) -> list[str]:
+    """The sampling laws of the mixers inside a module, as their files name them: ``["cutmix@clova-2019"]``.
+
+    A number behind a point counts the versions of a law: what a run drew by one is not what it would draw by the next.
+    """
+    files = {sys.modules[type(part).__module__].__doc__ or "" for part in module.modules() if isinstance(part, Mixer)}
+    return sorted(name for text in files for name in re.findall(r"^Sampling law: ``([^`]+)``", text, re.M))
+
+
+def check_mixer(folder: Path, step: nn.Module) -> None:
+    """Raise ``UserError`` when a run that goes on, or is looked at, began with another law of its mixer or teacher.
+
+    Version 0.1 noted no laws: a run of it follows the first of each, whose name has no number behind it.
+    """
+    env = noted(folder, "env.json") if trained(folder) else {}
+    for law in laws(step) if env else ():
+        if law not in env.get("laws", [law.partition(".")[0]]):
+            program = f"commit {env['commit']}" if env.get("commit") else "0.1" if "laws" not in env else "another one"
+            raise UserError(
+                f"{folder} was begun by an earlier law of its mixer, which is {law} now; finish it with the version of "
+                f"this program that began it ({program}), or train anew into another folder"
+            )
+    before = env.get("teachers")
     if not isinstance(before, dict):
         return  # nothing was noted
     for source, now in taps.teachers(step).items():
@@ -147,6 +168,7 @@ def environment(accelerator: Any, recipe: Recipe, step: nn.Module, start: dict[s
         "threads": torch.get_num_threads(),
         "mixed_precision": recipe.mixed_precision,
         "commit": git_commit(),
+        "laws": laws(step),
         "teachers": taps.teachers(step),
         "pretrained": start,
     }

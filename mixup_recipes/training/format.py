@@ -13,8 +13,9 @@ A run folder, at its root a model repository of timm's format (``export``, ``fol
 - ``holdout.txt``: the names of the files that were held out. ``skipped.txt``: the images that could not be read and
   were passed over, and why, on this machine while the run goes on and on all machines when it is done.
   ``.dataset.json``: where local data lie. None of them is ever published.
-- ``env.json``: ``format``, command, versions, device, processes, commit of this program; ``teachers``: source ->
-  SHA-256 of the weights; ``pretrained``: what the run started from -> SHA-256 of the file, where there is one.
+- ``env.json``: ``format``, command, versions, device, processes, commit of this program; ``laws``: the sampling laws of
+  its mixers; ``teachers``: source -> SHA-256 of the weights; ``pretrained``: what the run started from -> SHA-256 of
+  the file, where there is one.
 - ``log.jsonl``: one object a line. Rows of ``mode`` "train": ``epoch`` (from 1), ``update``, ``lr``, ``loss`` and its
   parts, ``images``, ``bad_images``. Rows of ``mode`` "val": ``epoch``, ``update``, and per classifier ``top1``,
   ``top5``, ``ece`` (percent), ``nll`` (nats), ``count``, those but for the main one with the classifier's name in
