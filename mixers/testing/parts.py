@@ -1,5 +1,7 @@
 """What the checks are made of: a tiny step, batches, updates, and comparisons bit for bit."""
 
+import copy
+import functools
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -30,14 +32,21 @@ def tiny_step(factory: Factory, seed: int = 0, classes: int = CLASSES) -> Step:
     refusals = []
     with torch.random.fork_rng(devices=[]):
         for name in ("test_resnet", "test_vit"):
-            options: dict[str, Any] = {"dynamic_img_size": True, "patch_size": 8} if name == "test_vit" else {}
-            torch.manual_seed(seed)
-            model = timm.create_model(name, num_classes=classes, **options)
+            model, drawn = tiny_model(name, seed, classes)
+            torch.set_rng_state(drawn)
             try:
-                return Step(model, factory(), nn.CrossEntropyLoss(reduction="none"))
+                return Step(copy.deepcopy(model), factory(), nn.CrossEntropyLoss(reduction="none"))
             except ValueError as error:
                 refusals.append(f"{name}: {error}")
     raise AssertionError(f"expected a mixer that can be set up on one of two tiny models; found {refusals}")
+
+
+@functools.cache
+def tiny_model(name: str, seed: int, classes: int) -> tuple[nn.Module, Tensor]:
+    """A network, which nobody may change, and the state of torch's generator once its weights were drawn."""
+    options: dict[str, Any] = {"dynamic_img_size": True, "patch_size": 8} if name == "test_vit" else {}
+    torch.manual_seed(seed)
+    return timm.create_model(name, num_classes=classes, **options), torch.get_rng_state()
 
 
 def batch(size: int = 4, height: int = 32, width: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
