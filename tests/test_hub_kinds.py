@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import sys
 import tarfile
@@ -20,6 +21,8 @@ from mixup_recipes.data import images, splits, streaming, streams, zips
 from mixup_recipes.data.classes import among
 from mixup_recipes.data.decoding import BadImage
 from mixup_recipes.data.order import TrainOrder
+from mixup_recipes.data.origin import encoded
+from mixup_recipes.data.repository import in_zips
 from mixup_recipes.data.samples import mended
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.recipe import Recipe
@@ -240,6 +243,22 @@ def test_a_member_of_a_zip_is_read_from_its_place_or_is_a_bad_image():
     ):  # fmt: skip
         with pytest.raises(BadImage, match=says):
             zips.unpacked(part, size)
+
+
+def test_a_member_of_a_zip_whose_name_looks_like_a_place_leads_to_no_other_file(tmp_path):
+    outside, archive = tmp_path / "private", tmp_path / "set/photos.zip"
+    archive.parent.mkdir()
+    os.mkfifo(outside)
+    odd = f"{str(outside)[1:]}::0-9-9::/q/ant/0.jpg"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("ant/0.jpg", odd):
+            file.writestr(name, PHOTOS["train/ant/0.jpg"])
+    good = in_zips([f"zip://ant/0.jpg::{archive}", None], str(archive.parent))
+    assert good[1] is None and encoded(good[0]) == PHOTOS["train/ant/0.jpg"]
+    with pytest.raises(UserError, match="rows name files that are in no zip of"):
+        in_zips([f"zip://{odd}::{archive}"], str(archive.parent))
+    with pytest.raises(BadImage, match="no regular file"):  # a pipe is not waited for
+        encoded(f"zip:/{odd}")
 
 
 def test_a_class_of_a_tar_is_digits_for_datasets_too(tmp_path):
