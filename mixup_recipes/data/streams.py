@@ -21,7 +21,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import HfFileSystem
 
 from mixup_recipes.data import multi_label
-from mixup_recipes.data.labels import are_whole, checked, label
+from mixup_recipes.data.labels import are_whole, cells_of, checked, label
 from mixup_recipes.data.prepare import cache_dir
 from mixup_recipes.data.samples import encoded_only, of_samples
 from mixup_recipes.files import write_into
@@ -74,7 +74,7 @@ def learnt(
         what = many(len(files), "file is", "files are")
         print(f"{split}: {what} read once for their labels; nothing is copied", flush=True)
     where = f"dataset {recipe.dataset!r}, split {split!r}"
-    values = checked(read_labels(builder, table, column, files), f"{where}: column {column!r}")
+    values = checked(read_labels(builder, table, column, files, where), f"{where}: column {column!r}")
     if are_whole(values, recipe.dataset, column):
         names = multi_label.class_names(table.features[column], np.array(values, np.int64), recipe, where)
     else:
@@ -83,14 +83,17 @@ def learnt(
     return len(values), names
 
 
-def read_labels(builder: Any, table: datasets.IterableDataset, column: str, files: list[str]) -> list[Any]:
-    """The labels of a stream in order. Of parquet files nothing else is asked for."""
+def read_labels(
+    builder: Any, table: datasets.IterableDataset, column: str, files: list[str], where: str
+) -> list[Any]:
+    """The labels of a stream in order. Of parquet files nothing else is asked for. ``where``: for errors."""
     labels, system = table.select_columns([column]), HfFileSystem()
 
     def of_file(number: int) -> list[Any]:
         if isinstance(builder, Parquet):
             with system.open(files[number], "rb", block_size=FOOTER) as opened:
-                return pq.read_table(opened, columns=[column])[column].to_pylist()
+                found = pq.read_table(opened, columns=[column])[column]
+            return cells_of(found, f"{where}: column {column!r}")
         return [value for rows in labels.shard(table.num_shards, number).iter(1000) for value in rows[column]]
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
