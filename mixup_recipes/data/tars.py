@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from mixup_recipes.data import parquet
 from mixup_recipes.data.decoding import LARGEST_FILE
-from mixup_recipes.data.folder import SPLITS, encodable, has_images
+from mixup_recipes.data.folder import LITTER, SPLITS, encodable, has_images
 from mixup_recipes.data.holdout import wanted
 from mixup_recipes.data.identity import some
 from mixup_recipes.data.labels import label, whole_number
@@ -69,8 +69,8 @@ def open_tars(recipe: Recipe, folder: Path, split: str, tables: bool) -> Opened 
     if has_images(folder):
         return None
     found = sorted(parquet.tables(folder, (".tar",)))
-    packed = [] if found or tables else [path for path in parquet.tables(folder, PACKED) if is_packed(path)]
-    if packed:
+    packed = [] if tables else sorted(path for path in parquet.tables(folder, PACKED) if is_packed(path))
+    if packed:  # also beside others, of whose split it may be a shard
         raise UserError(f"{packed[0]} is compressed, and its images cannot be reached one by one; unpack it to .tar")
     if not found:
         return None
@@ -95,7 +95,7 @@ def open_tars(recipe: Recipe, folder: Path, split: str, tables: bool) -> Opened 
 
 def is_packed(path: Path) -> bool:
     """Whether a file is called like a tar that is compressed."""
-    return path.suffix == ".tgz" or path.stem.endswith(".tar")
+    return path.suffix.lower() == ".tgz" or path.stem.lower().endswith(".tar")
 
 
 def one_split(
@@ -175,9 +175,12 @@ def members_of(path: Path, file: BinaryIO, left_out: dict[str, list[str]]) -> It
             if info.size < 0 or (regular and info.size > size - info.offset_data):
                 raise tarfile.ReadError(f"{info.name!a} says that it has {info.size:,} bytes, which are not there")
             name = MEMBER.fullmatch(info.name)
-            if info.isdir() or info.name.rsplit("/", 1)[-1].startswith((".", "__")):
+            last = info.name.rsplit("/", 1)[-1]
+            if info.isdir() or LITTER.fullmatch(last):
                 continue
-            if not encodable(info.name):
+            if last.startswith((".", "__")):
+                left_out.setdefault("names that begin with . or __", []).append(info.name)
+            elif not encodable(info.name):
                 left_out.setdefault("names that are not UTF-8", []).append(ascii(info.name))
             elif not regular:
                 left_out.setdefault("no regular file", []).append(info.name)
