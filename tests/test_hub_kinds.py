@@ -168,6 +168,11 @@ REFUSED = {  # and what is said
         {},
         "data/train-00001-of-00003.parquet has other class names than train-00000-of-00003.parquet",
     ),
+    "miscounted": (
+        two(shards) | card(f"dataset_info: {{splits: [{', '.join(f'{{name: {s}, num_examples: 9}}' for s in BOTH)}]}}"),
+        {},
+        "split 'train': the card says 9 images, the files have 12; mend its dataset_info",
+    ),
     "local": (two(shards), {}, "Data files don't belong to tester/local"),
     "typo": (PHOTOS, {"train_split": "trian"}, "has no split 'trian'; did you mean 'train'?"),
     "column": (PHOTOS, {"image_column": "picture"}, "no column 'picture'; valid names: image, label"),

@@ -1,8 +1,8 @@
 """Splits of the Hub that are read in order: what must be known of them before training, and where it is found.
 
-How many images there are, and of which classes, stands in the card's ``dataset_info``, or in the footers of parquet
-files. Where neither says it, as of tars with words for labels, the labels are read once beforehand, and noted for the
-next time under the commit's files.
+How many images there are, and of which classes, stands in the footers of parquet files, with which the card's
+``dataset_info`` must agree; of other files it stands in the card alone. Where neither says it, as of tars with words
+for labels, the labels are read once beforehand, and noted for the next time under the commit's files.
 """
 
 import hashlib
@@ -42,7 +42,13 @@ def stream(builder: Any, recipe: Recipe, split: str, files: list[str]) -> datase
     table = of_samples(table, recipe)
     images = told.num_examples if told else 0
     if isinstance(builder, Parquet):
-        images = images or count_rows(recipe, files, named)
+        rows = count_rows(recipe, files, named)
+        if images and images != rows:
+            raise UserError(
+                f"dataset {recipe.dataset!r}, split {split!r}: the card says {many(images, 'image')}, the files have "
+                f"{rows:,}; mend its dataset_info"
+            )
+        images = rows
     column = recipe.label_column
     feature = table.features.get(column)
     if feature is not None and not multi_label.is_many(feature) and not (images and says_classes(feature, recipe)):
