@@ -1,5 +1,6 @@
 """Promise: a data set of the Hub gives the same images and labels copied and streamed, whatever kind it is of."""
 
+import gzip
 import io
 import json
 import os
@@ -15,9 +16,10 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, load_dataset_builder
 from datasets import Image as ImageFeature
+from odd import END, JPEG, sample
 from tiny import jpeg
 
-from mixup_recipes.data import images, splits, streaming, streams, zips
+from mixup_recipes.data import images, samples, splits, streaming, streams, zips
 from mixup_recipes.data.classes import among
 from mixup_recipes.data.decoding import BadImage
 from mixup_recipes.data.order import TrainOrder
@@ -277,6 +279,19 @@ def test_a_class_of_a_tar_is_digits_for_datasets_too(tmp_path):
     assert classes("good.tar", tar) == LABELS
     with pytest.raises(ValueError, match=r"expected a whole number in digits, not '\+1'"):
         classes("bad.tar", tar.replace(b"1\n" + bytes(510), b"+1" + bytes(510)))
+
+
+def test_a_member_of_a_tar_that_is_too_large_is_no_image_and_pictures_are_not_read_for_labels(tmp_path, monkeypatch):
+    rows = [sample("a", 0, JPEG), sample("b", 1, JPEG + bytes(9000)), sample("c", 1, JPEG)]
+    (tmp_path / "train.tar.gz").write_bytes(gzip.compress(b"".join(rows) + END))
+    files = {"train": str(tmp_path / "train.tar.gz")}
+    builder = mended(load_dataset_builder("webdataset", data_files=files, cache_dir=str(tmp_path / "cache")))
+    table = samples.of_samples(builder.as_streaming_dataset("train"), Recipe())
+    monkeypatch.setattr(samples, "LARGEST_FILE", len(JPEG) + 8999)
+    read, value_of = [], samples.value_of
+    monkeypatch.setattr(samples, "value_of", lambda name, *rest: read.append(name) or value_of(name, *rest))
+    assert streams.read_labels(builder, table, "label", [], "") == [0, 1, 1] and read == ["a.cls", "b.cls", "c.cls"]
+    assert [(row["image"] or {}).get("bytes") for row in table] == [JPEG, None, JPEG]
 
 
 def test_classes_of_a_stream_are_those_of_training_wherever_labels_stand():

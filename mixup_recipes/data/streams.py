@@ -23,7 +23,7 @@ from huggingface_hub import HfFileSystem
 from mixup_recipes.data import multi_label
 from mixup_recipes.data.labels import are_whole, cells_of, checked, label
 from mixup_recipes.data.prepare import cache_dir
-from mixup_recipes.data.samples import encoded_only, of_samples
+from mixup_recipes.data.samples import encoded_only, labels_alone, of_samples
 from mixup_recipes.files import write_into
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError
@@ -92,7 +92,10 @@ def learnt(
 def read_labels(
     builder: Any, table: datasets.IterableDataset, column: str, files: list[str], where: str
 ) -> list[Any]:
-    """The labels of a stream in order. Of parquet files nothing else is asked for. ``where``: for errors."""
+    """The labels of a stream in order. Of parquet files nothing else is asked for, of tars nothing else is kept.
+
+    ``where``: for errors.
+    """
     labels, system = table.select_columns([column]), HfFileSystem()
 
     def of_file(number: int) -> list[Any]:
@@ -102,7 +105,7 @@ def read_labels(
             return cells_of(found, f"{where}: column {column!r}")
         return [value for rows in labels.shard(table.num_shards, number).iter(1000) for value in rows[column]]
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with labels_alone(builder, column), ThreadPoolExecutor(AT_ONCE) as pool:
         parts = list(pool.map(of_file, range(len(files) if isinstance(builder, Parquet) else table.num_shards)))
     return [value for part in parts for value in part]
 

@@ -32,14 +32,13 @@ from mixup_recipes.data.labels import label, whole_number
 from mixup_recipes.data.multi_label import BETWEEN
 from mixup_recipes.data.origin import Opened, note_files
 from mixup_recipes.data.repository import SMALL, announce_copy
-from mixup_recipes.data.samples import PICTURES
+from mixup_recipes.data.samples import LONGEST, PICTURES
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
 SHARD = re.compile(r"(?P<split>.+?)[-_]\d+(-of-\d+)?")
 MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
 PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
-LONGEST = 2**20  # bytes of a label
 EXTENDED = (b"x", b"g", b"X", b"L", b"K")  # kinds of headers that say more of the member behind them
 LARGEST_HEADER = 2**14
 BLOCK = 2**20  # bytes behind the end of a tar that are looked at at once
