@@ -105,7 +105,7 @@ TABLES: dict[str, tuple[Any, Any]] = {
     "labels below 0": (rows(labels=[0, -5]), "unlabelled images (label -5)"),
     "labels of 2^62": (rows(labels=[0, 2**62]), "is too large for a class"),
     "more labels than classes": (rows(labels=[0, 2], head=said()), "has label 2, but only 2 class names"),
-    "labels of 2^64": (rows(labels=of([0, 2**64 - 1], pa.uint64())), "unlabelled images"),
+    "labels of 2^64": (rows(labels=of([0, 2**64 - 1], pa.uint64())), "is too large for a class"),
     "labels of 8 bits": (rows(labels=of([0, 1], pa.int8())), (2, 0)),
     "days": (rows(labels=of([0, 1], pa.date32())), NO_LABEL + ", not 1970-01-01"),
     "labels in a dictionary": (rows(labels=of([0, 1], pa.int64()).dictionary_encode()), (2, 0)),
@@ -193,7 +193,7 @@ TABLES: dict[str, tuple[Any, Any]] = {
     "FIFO": (lambda folder: os.mkfifo(folder / "train.parquet"), NO_FOLDER),
     "device": (lambda folder: (folder / "train.parquet").symlink_to("/dev/zero"), NO_FOLDER),
     "dangling": (lambda folder: (folder / "train.parquet").symlink_to("gone"), NO_FOLDER),
-    "nothing": (lambda folder: None, NO_FOLDER), "upper case": (put("train.PARQUET", PARQUET), NO_FOLDER),
+    "nothing": (lambda folder: None, NO_FOLDER), "upper case": (put("train.PARQUET", PARQUET), (2, 0)),
     "hidden": (put(".train.parquet", PARQUET), NO_FOLDER),
     "name on two lines": (put("tr\nain.parquet", PARQUET), "has no split 'train'"),
     "two on three lines": (
@@ -315,11 +315,19 @@ TARS = {
         )
     },
     "compressed": (put("train.tar.gz", gzip.compress(A + END)), "is compressed, and its images cannot be reached"),
+    **{
+        f"beside {name}": (both(tar(A, B), put(name, gzip.compress(A + END))), f"{name} is compressed, and its images")
+        for name in ("train-1.tar.gz", "train-1.TGZ")
+    },
+    "upper case": (both(put("train-0.tar", A + END), put("train-1.TAR", B + END)), (2, 0)),
     "compressed under another name": (put("train.tar", gzip.compress(A + END)), DAMAGED),
     "pipe": (lambda folder: os.mkfifo(folder / "train.tar"), NO_FOLDER),
     "beside a table": (both(raw(PARQUET), tar(A, B)), "holds parquet files and tars, such as train.tar"),
     "of two splits by name": (put("in1k-train-0.tar", A + END), "called in1k-train; name those to train"),
-    "a shard that is missing": (put("train-00001-of-00002.tar", A + END), "shards 0 of 2 are missing"),
+    **{
+        f"a shard that is missing, {name}": (put(f"{name}.tar", A + END), "shards 0 of 2 are missing")
+        for name in ("train-00001-of-00002", "train-1-of-2", "train_000001-of-000002", "train/0001-of-0002")
+    },
 }  # fmt: skip
 TABLES |= {f"tar: {kind}": row for kind, row in TARS.items()}
 

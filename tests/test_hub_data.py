@@ -155,8 +155,8 @@ def test_a_streamed_run_stopped_within_an_epoch_says_that_the_rest_is_drawn_anew
 
 def test_a_stream_that_breaks_off_ends_the_run_in_one_line_and_it_can_go_on(runs, hub, given, tmp_path):
     arguments = (*given, "--streaming", "true", "--output_dir", tmp_path / "run")
-    # no fault yet: the first epoch reads its four files, and so does PreciseBN
-    hub.fault(r"GET .*/train-.*\.parquet", times=8)
+    # no fault yet: the footers are read, then the first epoch reads its four files, and so does PreciseBN
+    hub.fault(r"GET .*/train-.*\.parquet", times=12)
     hub.fault(r"GET .*/train-.*\.parquet", times=float("inf"), status=404)
     status, printed = runs.run(*arguments)
     hub.faults.clear()

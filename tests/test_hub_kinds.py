@@ -1,7 +1,9 @@
 """Promise: a data set of the Hub gives the same images and labels copied and streamed, whatever kind it is of."""
 
+import gzip
 import io
 import json
+import os
 import re
 import sys
 import tarfile
@@ -14,12 +16,15 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, load_dataset_builder
 from datasets import Image as ImageFeature
+from odd import END, JPEG, sample
 from tiny import jpeg
 
-from mixup_recipes.data import images, splits, streaming, streams, zips
+from mixup_recipes.data import images, samples, splits, streaming, streams, zips
 from mixup_recipes.data.classes import among
 from mixup_recipes.data.decoding import BadImage
 from mixup_recipes.data.order import TrainOrder
+from mixup_recipes.data.origin import encoded
+from mixup_recipes.data.repository import in_zips
 from mixup_recipes.data.samples import mended
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.recipe import Recipe
@@ -165,6 +170,11 @@ REFUSED = {  # and what is said
         {},
         "data/train-00001-of-00003.parquet has other class names than train-00000-of-00003.parquet",
     ),
+    "miscounted": (
+        two(shards) | card(f"dataset_info: {{splits: [{', '.join(f'{{name: {s}, num_examples: 9}}' for s in BOTH)}]}}"),
+        {},
+        "split 'train': the card says 9 images, the files have 12; mend its dataset_info",
+    ),
     "local": (two(shards), {}, "Data files don't belong to tester/local"),
     "typo": (PHOTOS, {"train_split": "trian"}, "has no split 'trian'; did you mean 'train'?"),
     "column": (PHOTOS, {"image_column": "picture"}, "no column 'picture'; valid names: image, label"),
@@ -242,6 +252,22 @@ def test_a_member_of_a_zip_is_read_from_its_place_or_is_a_bad_image():
             zips.unpacked(part, size)
 
 
+def test_a_member_of_a_zip_whose_name_looks_like_a_place_leads_to_no_other_file(tmp_path):
+    outside, archive = tmp_path / "private", tmp_path / "set/photos.zip"
+    archive.parent.mkdir()
+    os.mkfifo(outside)
+    odd = f"{str(outside)[1:]}::0-9-9::/q/ant/0.jpg"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("ant/0.jpg", odd):
+            file.writestr(name, PHOTOS["train/ant/0.jpg"])
+    good = in_zips([f"zip://ant/0.jpg::{archive}", None], str(archive.parent))
+    assert good[1] is None and encoded(good[0]) == PHOTOS["train/ant/0.jpg"]
+    with pytest.raises(UserError, match="rows name files that are in no zip of"):
+        in_zips([f"zip://{odd}::{archive}"], str(archive.parent))
+    with pytest.raises(BadImage, match="no regular file"):  # a pipe is not waited for
+        encoded(f"zip:/{odd}")
+
+
 def test_a_class_of_a_tar_is_digits_for_datasets_too(tmp_path):
     def classes(name, content):
         (tmp_path / name).write_bytes(content)
@@ -253,6 +279,19 @@ def test_a_class_of_a_tar_is_digits_for_datasets_too(tmp_path):
     assert classes("good.tar", tar) == LABELS
     with pytest.raises(ValueError, match=r"expected a whole number in digits, not '\+1'"):
         classes("bad.tar", tar.replace(b"1\n" + bytes(510), b"+1" + bytes(510)))
+
+
+def test_a_member_of_a_tar_that_is_too_large_is_no_image_and_pictures_are_not_read_for_labels(tmp_path, monkeypatch):
+    rows = [sample("a", 0, JPEG), sample("b", 1, JPEG + bytes(9000)), sample("c", 1, JPEG)]
+    (tmp_path / "train.tar.gz").write_bytes(gzip.compress(b"".join(rows) + END))
+    files = {"train": str(tmp_path / "train.tar.gz")}
+    builder = mended(load_dataset_builder("webdataset", data_files=files, cache_dir=str(tmp_path / "cache")))
+    table = samples.of_samples(builder.as_streaming_dataset("train"), Recipe())
+    monkeypatch.setattr(samples, "LARGEST_FILE", len(JPEG) + 8999)
+    read, value_of = [], samples.value_of
+    monkeypatch.setattr(samples, "value_of", lambda name, *rest: read.append(name) or value_of(name, *rest))
+    assert streams.read_labels(builder, table, "label", [], "") == [0, 1, 1] and read == ["a.cls", "b.cls", "c.cls"]
+    assert [(row["image"] or {}).get("bytes") for row in table] == [JPEG, None, JPEG]
 
 
 def test_classes_of_a_stream_are_those_of_training_wherever_labels_stand():

@@ -196,6 +196,19 @@ def test_labels_are_words_or_whole_numbers_in_tables_of_every_form(tmp_path, kin
     assert f"column 'label', {found}" in str(error.value)
 
 
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.duration("s"), pa.date64()])
+@pytest.mark.parametrize("several", [False, True])
+def test_labels_of_a_type_whose_values_python_lacks_are_refused(tmp_path, kind, several):
+    photo = {"bytes": jpeg(0, np.random.default_rng(0)), "path": None}
+    for name, images in (("table", ["0.jpg"] * 2), ("images", [photo] * 2)):
+        (tmp_path / name).mkdir()
+        table = tmp_path / name / "train.parquet"
+        pq.write_table(pa.table({"image": images, "label": pa.array([2**62, 5], kind)}), table)
+        with pytest.raises(UserError, match=r"column 'label': expected a word or a whole number, the column holds \w+\["):
+            own = recipe(table if name == "table" else table.parent, holdout=0, multi_label=several)
+            load_split(own, "train", None)
+
+
 def test_classes_are_counted_from_data_of_ones_own_and_only_there():
     assert load_recipe("quickstart_cutmix").num_classes == 14
     assert load_recipe("quickstart_cutmix", dataset="groceries").num_classes == 14

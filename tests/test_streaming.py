@@ -163,6 +163,15 @@ def test_evaluation_says_of_each_image_what_the_table_says_and_by_one_process_on
     assert [number for _, number in sorted(seen)] == list(range(40))
 
 
+@pytest.mark.parametrize("told", [39, 44])
+def test_a_card_that_miscounts_is_one_line(tmp_path, told):
+    stream, _ = open_stream(tmp_path)
+    stream.info.splits = datasets.SplitDict({"train": datasets.SplitInfo("train", num_examples=told)})
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4))
+    with pytest.raises(UserError, match=f"the card says {told} images, 40 were read; mend its dataset_info"):
+        evaluation.predict_all(model, streaming.Stream(stream, recipe(), EVALUATING), recipe(), Accelerator(cpu=True), 0)
+
+
 def test_a_bad_image_stops_or_is_counted(tmp_path):
     stream, _ = open_stream(tmp_path, {7: b"no image", 8: b""})
     with pytest.raises(RankError, match=r"an image \([78]\.png\) cannot be read: .*; mend it, or pass --on_bad_image"):

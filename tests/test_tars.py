@@ -137,11 +137,13 @@ def test_columns_are_what_samples_have_or_what_is_asked_for_and_what_they_lack_i
         for i in range(6)
     ]  # fmt: skip
     put(tmp_path / "set/train.tar", *both)
-    put(tmp_path / "set/val.tar", *both[:2], member("7.jpg"), member("8.cls", b"0"), member("nothing"))
+    put(tmp_path / "set/val.tar", *both[:2], member("7.jpg"), member("8.cls", b"0"), member("nothing"),
+        *map(member, ("__9.jpg", "x/.10.jpg", "x/._11.jpg", ".DS_Store")))  # fmt: skip
     found = load_splits(recipe(tmp_path / "set"))
     assert rows(found.train)[0] == (PHOTOS[0], 0) and found.classes == ["0", "1"]
     for words in ("samples without an image: 8", "samples without a label: 7", "members without a suffix: nothing"):
         assert f"validation: 1 left out, {words}" in found.notes
+    assert "validation: 2 left out, names that begin with . or __: __9.jpg, x/.10.jpg" in found.notes
     assert found.notes[0] == "validation: read from the files of val"
     masks = load_split(recipe(tmp_path / "set", image_column="mask.png"), "train", None).table
     assert masks[0]["mask.png"]["bytes"] == PNG

@@ -14,6 +14,7 @@ import io
 import os
 import stat
 import warnings
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -40,15 +41,22 @@ class BadImage(Exception):
 def read(path: str | os.PathLike[str]) -> bytes:
     """A regular file's content; it does not wait for a pipe or a device. Raises ``BadImage``."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise BadImage("no regular file")
-            if status.st_size > LARGEST_FILE:
-                raise BadImage(f"{status.st_size:,} bytes, more than {LARGEST_FILE:,}")
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > LARGEST_FILE:
+                raise BadImage(f"{size:,} bytes, more than {LARGEST_FILE:,}")
             return file.read()
     except OSError as e:
         raise BadImage(e.strerror or str(e)) from None
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file, open for reading; see ``read``. Raises ``BadImage``, and ``OSError`` where there is none."""
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise BadImage("no regular file")
+    return file
 
 
 def decode(data: bytes, limit: int = LIMIT, upright: bool = False) -> Tensor:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import pyarrow as pa
+
 from mixup_recipes.data.folder import encodable
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
@@ -57,6 +59,15 @@ def are_whole(values: list[Any], dataset: str, column: str) -> bool:
         rows = many(len(missing), "row has", "rows have")
         raise UserError(f"dataset {dataset!r}: {rows} no label in column {column!r}, the first is row {missing[0]}")
     return all(isinstance(value, int) for value in values)
+
+
+def cells_of(column: pa.ChunkedArray, where: str) -> list[Any]:
+    """The values of a column. Raises ``UserError`` for a type whose values Python lacks, such as dates far away."""
+    try:
+        return list(column.to_pylist())
+    except (ArithmeticError, ValueError, pa.ArrowException) as e:
+        reason = " ".join(str(e).split())[:200]
+        raise UserError(f"{where}: {EXPECTED}, the column holds {str(column.type)[:60]}: {reason}") from None
 
 
 def text(cell: Any) -> Any:

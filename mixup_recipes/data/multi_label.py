@@ -101,8 +101,9 @@ def in_lists(table: datasets.Dataset, recipe: Recipe, split: str) -> datasets.Da
     kind: Any = feature.feature if is_many(feature) else feature
     whole = "int" in str(getattr(kind, "dtype", ""))
     if is_many(feature) or values.null_count or not whole:
-        cells = labels.checked((value.as_py() for value in values), f"{where}: column {column!r}")
-        check_cells(cells, f"{where}: column {column!r}")
+        said = f"{where}: column {column!r}"
+        cells = labels.checked(labels.cells_of(values, said), said)
+        check_cells(cells, said)
     if not whole:
         found, names = named([several(cell) for cell in cells])
     else:

@@ -21,7 +21,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
 from mixup_recipes.data import zips
-from mixup_recipes.data.decoding import LARGEST_FILE, BadImage, read
+from mixup_recipes.data.decoding import LARGEST_FILE, BadImage, open_regular, read
 from mixup_recipes.hub_errors import reason
 from mixup_recipes.typed import RankError
 
@@ -162,7 +162,7 @@ def content_between(path: str, first: int, end: int) -> bytes:
     try:
         if REPOSITORY.match(path):
             return content_of(path, first, end - 1)
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(first)
             return file.read(end - first)
     except OSError as e:

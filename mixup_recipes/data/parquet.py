@@ -31,6 +31,8 @@ from mixup_recipes.typed import UserError, nearest
 from mixup_recipes.words import many
 
 SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?")
+PROMISE = re.compile(r"(?P<head>(?:.*[-_])?)(?P<number>\d{1,6})-of-(?P<count>\d{1,6})(-[0-9a-f]+)?", re.ASCII)
+"""What the name of a file says of shards, whatever its split is."""
 LONGEST = 2**20  # bytes of a README that are looked at
 SERIES = re.compile(r"(?P<head>.*?)(?P<number>\d+)", re.ASCII)
 CARD = re.compile(r"---\r?\n(.*?)\r?\n---", re.DOTALL)
@@ -99,7 +101,7 @@ def taken(
 
 
 def tables(folder: Path, suffixes: Sequence[str] = (".parquet",)) -> Iterator[Path]:
-    """The files of a kind below a folder but for hidden ones, also behind links.
+    """The files of a kind below a folder but for hidden ones, also behind links; ``suffixes`` in any case.
 
     No link is followed to a folder above it, and one that lies behind another link only to what was not read yet: a net
     of links comes to an end.
@@ -111,7 +113,7 @@ def tables(folder: Path, suffixes: Sequence[str] = (".parquet",)) -> Iterator[Pa
         with contextlib.suppress(PermissionError):  # such as lost+found
             for entry in (e for e in entries(folder) if not e.name.startswith(".")):
                 path = folder / entry.name
-                if entry.kind == "file" and path.suffix in suffixes:
+                if entry.kind == "file" and path.suffix.lower() in suffixes:
                     yield path
                 link = entry.kind == "folder" and path.is_symlink()
                 if entry.kind != "folder" or entry.place in above or (link and linked and entry.place in read_already):
@@ -219,11 +221,12 @@ def fits(names: Sequence[str], pattern: Sequence[str]) -> bool:
 
 def check_shards(paths: Iterable[Path]) -> None:
     """Raise ``UserError`` unless all shards are there that the files' names promise, each once."""
-    numbers: dict[Path, dict[int, list[int]]] = {}
+    numbers: dict[tuple[Path, str], dict[int, list[int]]] = {}
     for path in paths:
-        if stem := SHARD.fullmatch(path.stem):
-            numbers.setdefault(path.parent, {}).setdefault(int(stem["count"]), []).append(int(stem["number"]))
-    for parent, sets in numbers.items():
+        if stem := PROMISE.fullmatch(path.stem):
+            series = numbers.setdefault((path.parent, stem["head"]), {})
+            series.setdefault(int(stem["count"]), []).append(int(stem["number"]))
+    for (parent, _), sets in numbers.items():
         if len(sets) > 1:
             raise UserError(f"{parent}: shards of {many(len(sets), 'set')}, of {some([str(n) for n in sets])} files")
         ((count, there),) = sets.items()
@@ -241,7 +244,7 @@ def gaps(paths: Iterable[Path]) -> list[str]:
     series: dict[tuple[Path, str], dict[int, str]] = {}
     for path in paths:
         stem = SERIES.fullmatch(path.stem)
-        if stem and not SHARD.fullmatch(path.stem):
+        if stem and not PROMISE.fullmatch(path.stem):
             series.setdefault((path.parent, stem["head"]), {})[int(stem["number"])] = path.name
     notes = []
     for (parent, head), names in series.items():

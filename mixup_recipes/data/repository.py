@@ -117,7 +117,11 @@ def image_files(builder: Any, recipe: Recipe, split: str, root: str) -> datasets
 
 
 def in_zips(addresses: Sequence[str | None], root: str) -> list[str | None]:
-    """The addresses, where files in zips below ``root`` are called as in ``zips``. Raises ``UserError``."""
+    """The addresses, where files in zips below ``root`` are called as in ``zips``.
+
+    Raises ``UserError`` for a damaged zip, and for an address in a zip that is none of such a file: its name may be
+    made to look like the place of another one.
+    """
     parts = [MEMBER.fullmatch(address or "") for address in addresses]
     known: dict[str, dict[str, str]] = {}
     for archive in dict.fromkeys(part["zip"] for part in parts if part and within(part["zip"], root)):
@@ -127,10 +131,13 @@ def in_zips(addresses: Sequence[str | None], root: str) -> list[str | None]:
                 known[archive] = zips.addresses(archive, file)
         except zipfile.BadZipFile as e:
             raise UserError(f"{archive} is no whole zip: {e}") from None
-    return [
+    moved = [
         known.get(part["zip"], {}).get(part["name"], address) if part else address
         for address, part in zip(addresses, parts, strict=True)
     ]
+    if strange := [a for a, b in zip(addresses, moved, strict=True) if a == b and a and a.startswith("zip:")]:
+        raise UserError(f"rows name files that are in no zip of {root}: {some(strange)}")
+    return moved
 
 
 def announce_copy(size: int, kept: str) -> None:

@@ -1,12 +1,18 @@
 """Tars and archives of the Hub as ``datasets`` reads them, with the columns and by the rules of this project."""
 
+import contextlib
+import functools
+import itertools
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 import datasets
 import pyarrow.compute as pc
+from datasets.filesystems import EXTENSION_TO_COMPRESSION_FS_FILE_CLS
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from datasets.packaged_modules.webdataset.webdataset import WebDataset
+from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
 
+from mixup_recipes.data.decoding import LARGEST_FILE
 from mixup_recipes.data.identity import some
 from mixup_recipes.data.labels import whole_number
 from mixup_recipes.recipe import Recipe
@@ -16,10 +22,9 @@ PICTURES = ("jpg", "jpeg", "png", "webp")
 """What a sample of a tar calls its image, see ``tars``."""
 
 
-class Tars(WebDataset):
-    """Takes ``cls`` for a number where it is one in digits, as ``tars`` does; Python's int would take 1_0 too."""
-
-    DECODERS = WebDataset.DECODERS | {"cls": whole_number}
+LONGEST = 2**20  # bytes of a label
+DECODERS = WebDataset.DECODERS | {"cls": whole_number}
+"""What the members of a sample are read by. ``cls`` is a number in digits, as in ``tars``; int would take 1_0 too."""
 
 
 def mended(builder: Any) -> Any:
@@ -28,7 +33,7 @@ def mended(builder: Any) -> Any:
     Version 5.2 takes the folder of an archive for the class of all images in it, and fails. They go by their own.
     """
     if isinstance(builder, WebDataset):
-        builder._get_pipeline_from_tar = Tars._get_pipeline_from_tar
+        builder._get_pipeline_from_tar = samples_of
     if isinstance(builder, ImageFolder):
         examples = builder._generate_examples
 
@@ -37,6 +42,51 @@ def mended(builder: Any) -> Any:
 
         builder._generate_examples = by_own_folder
     return builder
+
+
+def samples_of(
+    path: str, members: Iterable[tuple[str, Any]], wanted: Container[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The samples of a tar, in place of ``WebDataset._get_pipeline_from_tar``, which reads members of any size.
+
+    ``members``: name and open file of each. ``wanted``: the members that are read, of labels; all where it is None.
+    What is not wanted or too large is None.
+    """
+    most = LARGEST_FILE if wanted is None else LONGEST
+    named = ((*base_plus_ext(name), name, file) for name, file in members)
+    for key, found in itertools.groupby((row for row in named if row[0] is not None), lambda row: row[0]):
+        sample: dict[str, Any] = {}
+        for _, field, name, file in found:
+            if field in sample:
+                raise ValueError(f"{path}: the sample {key!a} has two members .{field}; expected one")
+            sample[field] = value_of(name, file, most) if wanted is None or field in wanted else None
+        yield sample | {"__key__": key, "__url__": path}
+
+
+def value_of(name: str, file: Any, most: int) -> Any:
+    """What a member says; None for one of more than ``most`` bytes, which are not read further."""
+    *_, kind = parts = name.lower().split(".")
+    unpack = EXTENSION_TO_COMPRESSION_FS_FILE_CLS.get(f".{kind}")
+    if unpack is not None:
+        kind = parts[-2]
+        with unpack(file, mode="rb") as unpacked:
+            content = unpacked.read(most + 1)
+    else:
+        content = file.read(most + 1)
+    return None if len(content) > most else DECODERS.get(kind, bytes)(content)
+
+
+@contextlib.contextmanager
+def labels_alone(builder: Any, column: str) -> Iterator[None]:
+    """Within it, streams of a builder read no more of tars than their labels."""
+    if not isinstance(builder, WebDataset):
+        yield
+        return
+    builder._get_pipeline_from_tar = functools.partial(samples_of, wanted=("cls", "json", column))
+    try:
+        yield
+    finally:
+        builder._get_pipeline_from_tar = samples_of
 
 
 def of_samples(table: Any, recipe: Recipe) -> Any:

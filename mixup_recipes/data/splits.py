@@ -192,7 +192,7 @@ def in_numbers(table: Any, recipe: Recipe, split: str) -> Any:
     if "int" in str(getattr(table.features[label], "dtype", "")) and not column.null_count:
         return table
     where = f"dataset {recipe.dataset!r}, split {split!r}: column {label!r}"
-    values = label_rule.checked((value.as_py() for value in column), where)
+    values = label_rule.checked(label_rule.cells_of(column, where), where)
     if label_rule.are_whole(values, recipe.dataset, label):
         return with_column(table, label, np.array(values, np.int64), datasets.Value("int64"))
     found, names = multi_label.named([(str(value),) for value in values])

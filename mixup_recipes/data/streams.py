@@ -1,8 +1,8 @@
 """Splits of the Hub that are read in order: what must be known of them before training, and where it is found.
 
-How many images there are, and of which classes, stands in the card's ``dataset_info``, or in the footers of parquet
-files. Where neither says it, as of tars with words for labels, the labels are read once beforehand, and noted for the
-next time under the commit's files.
+How many images there are, and of which classes, stands in the footers of parquet files, with which the card's
+``dataset_info`` must agree; of other files it stands in the card alone. Where neither says it, as of tars with words
+for labels, the labels are read once beforehand, and noted for the next time under the commit's files.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import HfFileSystem
 
 from mixup_recipes.data import multi_label
-from mixup_recipes.data.labels import are_whole, checked, label
+from mixup_recipes.data.labels import are_whole, cells_of, checked, label
 from mixup_recipes.data.prepare import cache_dir
-from mixup_recipes.data.samples import encoded_only, of_samples
+from mixup_recipes.data.samples import encoded_only, labels_alone, of_samples
 from mixup_recipes.files import write_into
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError
@@ -42,7 +42,13 @@ def stream(builder: Any, recipe: Recipe, split: str, files: list[str]) -> datase
     table = of_samples(table, recipe)
     images = told.num_examples if told else 0
     if isinstance(builder, Parquet):
-        images = images or count_rows(recipe, files, named)
+        rows = count_rows(recipe, files, named)
+        if images and images != rows:
+            raise UserError(
+                f"dataset {recipe.dataset!r}, split {split!r}: the card says {many(images, 'image')}, the files have "
+                f"{rows:,}; mend its dataset_info"
+            )
+        images = rows
     column = recipe.label_column
     feature = table.features.get(column)
     if feature is not None and not multi_label.is_many(feature) and not (images and says_classes(feature, recipe)):
@@ -74,7 +80,7 @@ def learnt(
         what = many(len(files), "file is", "files are")
         print(f"{split}: {what} read once for their labels; nothing is copied", flush=True)
     where = f"dataset {recipe.dataset!r}, split {split!r}"
-    values = checked(read_labels(builder, table, column, files), f"{where}: column {column!r}")
+    values = checked(read_labels(builder, table, column, files, where), f"{where}: column {column!r}")
     if are_whole(values, recipe.dataset, column):
         names = multi_label.class_names(table.features[column], np.array(values, np.int64), recipe, where)
     else:
@@ -83,17 +89,23 @@ def learnt(
     return len(values), names
 
 
-def read_labels(builder: Any, table: datasets.IterableDataset, column: str, files: list[str]) -> list[Any]:
-    """The labels of a stream in order. Of parquet files nothing else is asked for."""
+def read_labels(
+    builder: Any, table: datasets.IterableDataset, column: str, files: list[str], where: str
+) -> list[Any]:
+    """The labels of a stream in order. Of parquet files nothing else is asked for, of tars nothing else is kept.
+
+    ``where``: for errors.
+    """
     labels, system = table.select_columns([column]), HfFileSystem()
 
     def of_file(number: int) -> list[Any]:
         if isinstance(builder, Parquet):
             with system.open(files[number], "rb", block_size=FOOTER) as opened:
-                return pq.read_table(opened, columns=[column])[column].to_pylist()
+                found = pq.read_table(opened, columns=[column])[column]
+            return cells_of(found, f"{where}: column {column!r}")
         return [value for rows in labels.shard(table.num_shards, number).iter(1000) for value in rows[column]]
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with labels_alone(builder, column), ThreadPoolExecutor(AT_ONCE) as pool:
         parts = list(pool.map(of_file, range(len(files) if isinstance(builder, Parquet) else table.num_shards)))
     return [value for part in parts for value in part]
 

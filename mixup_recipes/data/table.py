@@ -60,8 +60,9 @@ def columns(path: Path, wanted: tuple[str, ...]) -> dict[str, list[Any]]:
     for name in wanted[:2]:
         if name not in names:
             raise UserError(f"{path}: no column {name!r}; {nearest(name, names)} (set image_column or label_column)")
-    cells = {name: table[name].to_pylist() for name in wanted if name in names}
-    labels = label_rule.checked(cells.pop(wanted[1]), f"{path}: column {wanted[1]!r}")
+    said = {name: f"{path}: column {name!r}" for name in wanted}
+    cells = {name: label_rule.cells_of(table[name], said[name]) for name in wanted if name in names}
+    labels = label_rule.checked(cells.pop(wanted[1]), said[wanted[1]])
     texts = {name: [as_text(value) for value in found] for name, found in cells.items()}
     return texts | {wanted[1]: [label_rule.text(cell) for cell in labels]}
 

@@ -25,21 +25,20 @@ import pyarrow as pa
 
 from mixup_recipes.data import parquet
 from mixup_recipes.data.decoding import LARGEST_FILE
-from mixup_recipes.data.folder import SPLITS, encodable, has_images
+from mixup_recipes.data.folder import LITTER, SPLITS, encodable, has_images
 from mixup_recipes.data.holdout import wanted
 from mixup_recipes.data.identity import some
 from mixup_recipes.data.labels import label, whole_number
 from mixup_recipes.data.multi_label import BETWEEN
 from mixup_recipes.data.origin import Opened, note_files
 from mixup_recipes.data.repository import SMALL, announce_copy
-from mixup_recipes.data.samples import PICTURES
+from mixup_recipes.data.samples import LONGEST, PICTURES
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, nearest
 
 SHARD = re.compile(r"(?P<split>.+?)[-_]\d+(-of-\d+)?")
 MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
 PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
-LONGEST = 2**20  # bytes of a label
 EXTENDED = (b"x", b"g", b"X", b"L", b"K")  # kinds of headers that say more of the member behind them
 LARGEST_HEADER = 2**14
 BLOCK = 2**20  # bytes behind the end of a tar that are looked at at once
@@ -69,8 +68,8 @@ def open_tars(recipe: Recipe, folder: Path, split: str, tables: bool) -> Opened 
     if has_images(folder):
         return None
     found = sorted(parquet.tables(folder, (".tar",)))
-    packed = [] if found or tables else [path for path in parquet.tables(folder, PACKED) if is_packed(path)]
-    if packed:
+    packed = [] if tables else sorted(path for path in parquet.tables(folder, PACKED) if is_packed(path))
+    if packed:  # also beside others, of whose split it may be a shard
         raise UserError(f"{packed[0]} is compressed, and its images cannot be reached one by one; unpack it to .tar")
     if not found:
         return None
@@ -95,7 +94,7 @@ def open_tars(recipe: Recipe, folder: Path, split: str, tables: bool) -> Opened 
 
 def is_packed(path: Path) -> bool:
     """Whether a file is called like a tar that is compressed."""
-    return path.suffix == ".tgz" or path.stem.endswith(".tar")
+    return path.suffix.lower() == ".tgz" or path.stem.lower().endswith(".tar")
 
 
 def one_split(
@@ -175,9 +174,12 @@ def members_of(path: Path, file: BinaryIO, left_out: dict[str, list[str]]) -> It
             if info.size < 0 or (regular and info.size > size - info.offset_data):
                 raise tarfile.ReadError(f"{info.name!a} says that it has {info.size:,} bytes, which are not there")
             name = MEMBER.fullmatch(info.name)
-            if info.isdir() or info.name.rsplit("/", 1)[-1].startswith((".", "__")):
+            last = info.name.rsplit("/", 1)[-1]
+            if info.isdir() or LITTER.fullmatch(last):
                 continue
-            if not encodable(info.name):
+            if last.startswith((".", "__")):
+                left_out.setdefault("names that begin with . or __", []).append(info.name)
+            elif not encodable(info.name):
                 left_out.setdefault("names that are not UTF-8", []).append(ascii(info.name))
             elif not regular:
                 left_out.setdefault("no regular file", []).append(info.name)

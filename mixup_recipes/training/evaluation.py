@@ -19,6 +19,7 @@ from mixup_recipes.metrics.multi_label.formula import multi_label_scores
 from mixup_recipes.metrics.topk_accuracy.formula import topk_accuracy
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training.signals import Stop
+from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
 
 
@@ -38,7 +39,8 @@ def predict(
     agree when a signal asks to stop; then None comes back. None: as many as the process with the most batches has,
     which they find out as they go. ``total``: images that must have been seen, each once. Columns: index, label, top
     (up to 5 classes, best first), nll (nats), confidence, bad. Where an image may have several labels: index, label
-    (K,) of 0 and 1, score (K,), the probabilities, nll, the mean over classes, bad.
+    (K,) of 0 and 1, score (K,), the probabilities, nll, the mean over classes, bad. Raises ``UserError`` on every process
+    where a stream has not as many images as its card says.
     """
     was_training = model.training
     model.eval()
@@ -70,6 +72,11 @@ def predict(
     columns = {k: v[order] for k, v in columns.items()}
     if rounds is None:  # a stream's index only says where an image stands among the others
         columns["index"] = np.unique(columns["index"], return_inverse=True)[1]
+    if rounds is None and len(columns["index"]) != total:
+        raise UserError(
+            f"dataset {recipe.dataset!r}: the card says {many(total, 'image')}, {len(columns['index']):,} were read; "
+            "mend its dataset_info"
+        )
     if not np.array_equal(columns["index"], np.arange(total)):
         raise RuntimeError(f"evaluation saw {many(len(columns['index']), 'image')} instead of {total}, each once")
     kept = columns["bad"] == 0
