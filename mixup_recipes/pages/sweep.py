@@ -57,7 +57,9 @@ def sweep(
         script = slurm_script(left, out, slurm_options or [])
         files.write_into(out / "sweep.yaml", to_yaml(asked))
         files.write_into(slurm, script)
-        print(f"To be done: {len(left)} of {many(len(runs), 'run')}. Submit them, and make the table when all have ended:")
+        print(
+            f"To be done: {len(left)} of {many(len(runs), 'run')}. Submit them, and make the table when all have ended:"
+        )
         print(
             f"  sbatch {shlex.quote(str(slurm))}\n  mixup-recipes sweep {shlex.quote(str(out / 'sweep.yaml'))} --report"
         )
