@@ -6,7 +6,6 @@ resize, crop, interpolation, mean and standard deviation. Top-1, top-5, ECE (per
 where images may have several labels.
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,10 +69,10 @@ def main(argv: list[str] | None = None) -> int | None:
 
     from mixup_recipes import files, metrics
     from mixup_recipes.data.loading import Samples
-    from mixup_recipes.data.splits import load_split, placed
-    from mixup_recipes.recipe import changed
+    from mixup_recipes.data.splits import placed
     from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model
     from mixup_recipes.runs.per_class import per_class
+    from mixup_recipes.runs.scored import load_scored, other_data
     from mixup_recipes.training import backbones, evaluation, launch
     from mixup_recipes.training.export import write_predictions
 
@@ -93,13 +92,7 @@ def main(argv: list[str] | None = None) -> int | None:
     backbones.check_input(net, args.batch_size, tuple(transform.size), args.model, training=False)
     with accelerator.main_process_first():
         known = backbones.cfg_of(net).get("label_names") or ()
-        # one side of a run's own data; all images of others, of which no other split needs to be there
-        if run is not None and same_place(recipe.dataset, run.recipe_here.dataset):
-            trained_on = recipe.eval_split == recipe.train_split
-            place = changed(recipe, eval_split=run.recipe.eval_split) if trained_on else recipe
-        else:
-            place = changed(recipe, train_split=recipe.eval_split)
-        found = load_split(place, recipe.eval_split, recipe.max_eval_samples, like=known)
+        found = load_scored(run, recipe, known)
     split = placed(found, recipe, args.model, net)
     for note in (*split.notes, *other_data(run, recipe, found)):
         accelerator.print(note, flush=True)
@@ -137,34 +130,6 @@ def by_modules(load: Any, formulas: Path, columns: dict[str, Any]) -> dict[str, 
         predictions=top[:, 0], references=columns["label"], confidences=columns["confidence"], nlls=columns["nll"]
     )
     return scores | {"count": len(top)}
-
-
-def same_place(one: str, other: str) -> bool:
-    """Whether two names of a data set lead to the same folder or file, or are the same name."""
-    here, there = (os.path.realpath(os.path.expanduser(name)) for name in (one, other))
-    return here == there
-
-
-def other_data(run: Any, recipe: Any, split: Any) -> list[str]:
-    """Says when the images are those that the run was trained on, and when they are others than the run's own."""
-    if run is None or not (run.folder / "data.json").is_file():
-        return []
-    try:
-        if recipe.eval_split not in run.data.splits:
-            return []
-        found = run.data.difference(recipe.eval_split, split.identity, split.classes)
-    except UserError as e:
-        return [f"whether these are the images of the run is not known: {e}"]
-    trained = recipe.eval_split == run.recipe.train_split
-    if found:
-        return [f"other images than those that the run was {'trained' if trained else 'evaluated'} on: {found}"]
-    if not run.data.splits[recipe.eval_split].get("fingerprint"):
-        return ["the run has no fingerprint of its data: they were compared by their number and labels"]
-    if not trained:
-        return []
-    held_out = many(len(split.sides.held_out), "image is", "images are") if split.sides else ""
-    apart = f"; {held_out} held out, and not among them" if held_out else ""
-    return [f"these are the images that the run was trained on{apart}"]
 
 
 def changes(args: Evaluation) -> dict[str, Any]:

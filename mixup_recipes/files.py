@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -35,16 +36,27 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def aside(path: Path) -> Path:
-    """Where a file is written before it gets its name."""
-    return path.with_name(f".{path.name}.tmp")
+    """Where this process writes a file before it gets its name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path leads to what is written into and never replaced: a pipe, a device, anything in /dev."""
+    special = path.exists() and not path.is_file() and not path.is_dir()
+    return special or path.absolute().parent == Path("/dev")
 
 
 def write(path: Path, text: str | bytes) -> None:
-    """Write a file whole or not at all. Raises ``UserError``."""
-    first = aside(path)
+    """Write a file whole or not at all; into a pipe or device directly. Raises ``UserError``."""
+    first, content = aside(path), text.encode() if isinstance(text, str) else text
     try:
         with writing(path):
-            first.write_bytes(text.encode() if isinstance(text, str) else text)
+            if is_stream(path):
+                sys.stdout.flush()  # what was printed comes first
+                with path.open("ab") as stream:
+                    stream.write(content)
+                return
+            first.write_bytes(content)
             os.replace(first, path)
     finally:
         with contextlib.suppress(OSError):

@@ -1,17 +1,21 @@
 """Choosing and reading checkpoints, without whole runs."""
 
+import json
+import os
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
+from runs import make_run, quick
 from torch import nn
 
 from mixers import Mixup, RecursiveMix
 from mixers.testing import batch, rng_of, tiny_step
-from mixup_recipes.recipe import Recipe
+from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.training import checkpoint
+from mixup_recipes.training.format import PLACE
 from mixup_recipes.training.job import Job
 from mixup_recipes.typed import UserError
 
@@ -140,3 +144,16 @@ def test_the_history_of_a_mixer_counts_for_the_disk():
     after = size(step.state_dict().values())
     assert after > before and asked == 2 * (after + moments)
     assert checkpoint.needed_bytes({"model": tiny_step(Mixup)}, 1, recipe) < 2 * (before + moments)
+
+
+def test_a_finished_run_without_checkpoints_is_not_said_to_be_one_of_other_data(tmp_path):
+    folder, own = make_run(tmp_path / "run"), quick()
+    says = f"the run in {folder} is finished, there is nothing left to do"
+    assert checkpoint.finished_before(folder, own, Job()) == says
+    other = changed(own, dataset="elsewhere/photos")
+    with pytest.raises(
+        UserError, match="finished, on dataset 'groceries', not 'elsewhere/photos'; leave out --dataset"
+    ):
+        checkpoint.finished_before(folder, other, Job())
+    (folder / PLACE).write_text(json.dumps({"path": os.path.abspath("elsewhere/photos")}))  # where they lie by now
+    assert checkpoint.finished_before(folder, other, Job()) == says

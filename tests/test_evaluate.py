@@ -1,6 +1,7 @@
 """The evaluation job, predictions, and the commands that read a run's numbers."""
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,9 @@ from safetensors.torch import save_file
 
 from mixup_recipes.data import images
 from mixup_recipes.data.decoding import decode
-from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model
+from mixup_recipes.runs import predict
+from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model, output_names
+from mixup_recipes.typed import UserError
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +146,8 @@ def test_a_run_says_of_images_what_its_evaluation_says(console, run, photos, tmp
     out = tmp_path / "predictions.csv"
     (photos / "zzz.png").write_text("no image")
     done = console("predict", run, photos, "--top_k", 9, "--batch-size", 7, "--out", out)
-    assert done == (0, f"{out}: 31 images, of which 1 cannot be read\n", "")
+    left_out = f"1 left out, .txt files: {photos}/notes.txt\n1 left out, hidden: {photos}/.hidden.jpg\n"
+    assert done == (0, f"{out}: 31 images, of which 1 cannot be read\n", left_out)
     expected, found = load_file(run / "predictions.safetensors"), rows(out)
     ranks = ("", "_2", "_3", "_4")  # as many as there are classes
     assert list(found[0]) == [
@@ -178,6 +182,45 @@ def test_files_folders_and_globs_come_in_the_order_given_and_a_bad_image_is_a_ro
     assert status == 0 and first.startswith(f"{photos}/05.jpg: {label} {probability:.4f}, ") and first.count(",") == 1
     assert second == f"{bad}: cannot be read: not an image of a known format"
     assert console("predict", run, bad) == (1, second + "\n", "")
+
+
+def test_a_folder_is_read_by_the_rule_of_training_and_what_is_left_out_is_said(photos):
+    for name in ("l0", "l1"):
+        (photos / name).symlink_to(".")
+    shutil.copy(photos / "00.jpg", photos / "more/without_suffix")
+    (photos / "more/phone.HEIC").write_text("no image")
+    found, notes = predict.paths_of([str(photos)])
+    names = [f"{i:02}.jpg" for i in range(20)] + [f"more/{i}.jpg" for i in range(20, 30)] + ["more/without_suffix"]
+    assert found == [photos / name for name in names]  # each once
+    assert notes == [
+        f"1 left out, .heic files: {photos}/more/phone.HEIC",
+        f"1 left out, .txt files: {photos}/notes.txt",
+        f"1 left out, hidden: {photos}/.hidden.jpg",
+        f"2 left out, links to a folder that is read already: {photos}/l0, {photos}/l1",
+    ]
+
+
+def test_a_name_that_would_break_a_line_makes_no_row_and_no_line():
+    found = [predict.Prediction(Path(name), ["a\rb", "c"], [0.7, 0.3]) for name in ("1\r2.jpg", "3\n4.jpg", '5"6.jpg')]
+    read = list(csv.DictReader(io.StringIO(predict.as_csv(found), newline="")))
+    assert [row["path"] for row in read] == ["1\r2.jpg", "3\n4.jpg", '5"6.jpg'] and read[0]["label"] == "a\rb"
+    bare = [one._replace(path=Path("1.jpg"), labels=["a", "b"]) for one in found]
+    assert predict.as_csv(bare).splitlines()[1] == "1.jpg,a,0.7,b,0.3,"
+    assert predict.line(found[1]) == "3\\n4.jpg: a\\rb 0.7000, c 0.3000"
+    assert "\n" not in predict.line(predict.Prediction(Path("3\n4.jpg"), [], [], "no\nimage"))
+    with pytest.raises(UserError, match=r"class 'a\|b' holds '\|'.*write .jsonl"):
+        predict.check_between(["c", "a|b"])
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [(["\ud800", "b"], r"expected text, got '\\ud800'"), ([1, "b"], "expected text, got 1"), (["a"], "of 2 names")],
+)
+def test_names_of_classes_that_cannot_be_written_are_refused_before_work_starts(names, says):
+    net = timm.create_model("test_resnet", num_classes=2)
+    net.pretrained_cfg = {"label_names": names}
+    with pytest.raises(UserError, match=says):
+        output_names(net)
 
 
 def test_a_model_that_is_no_run_sees_images_as_its_configuration_says(console, run, photos, tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -173,6 +174,14 @@ def test_a_run_goes_on_over_the_same_rows_only_and_is_evaluated_on_its_hold_out_
     status, output, errors = console("evaluate", run)
     assert status == 0 and f"count {len(held)}" in " ".join(output.split()), errors
     assert "other images" not in output
+    shutil.copytree(root, tmp_path / "copy")
+    trained = data["splits"]["train"]["images"]
+    for split, count in (("validation", len(held)), ("train", trained)):
+        status, output, errors = console("evaluate", run, "--dataset", tmp_path / "copy", "--split", split)
+        assert status == 0 and f"count {count} " in " ".join(output.split()) and "other images" not in output, errors
+    for split in ("trian", "test"):  # the second one may be the name of a split
+        status, _, errors = console("evaluate", run, "--split", split)
+        assert status == 2 and f"no split '{split}'" in errors and "did you mean 'train'" * (split == "trian") in errors
     tar(root / "train.tar", photos(48))
     status, output = server.run(*args, "--resume_from_checkpoint", "auto")
     assert status == 2 and "is not what" in output and "images then" in output

@@ -106,6 +106,13 @@ def test_which_folders_are_classes_and_what_is_refused(tmp_path):
     assert f"pass one of them: --dataset {tmp_path}/split" in refused(tmp_path)
     assert "has one class, 'ant'" in refused(put(tmp_path / "one", classes=("ant",)))
     assert "has no folder for split 'train'" in refused(put(tmp_path / "flat"), holdout=0)
+    assert "flat has no split 'trian', and divides" in refused(tmp_path / "flat", eval_split="trian")
+    put(tmp_path / "one_split/train", 2)
+    assert "has no folder for split 'trian'; did you mean 'train'" in refused(
+        tmp_path / "one_split", eval_split="trian"
+    )
+    (tmp_path / "names.csv").write_text("image,label\n" + "".join(f"flat/{c}/0.jpg,{c}\n" for c in CLASSES))
+    assert "names.csv has no split 'trian', and divides" in refused(tmp_path / "names.csv", eval_split="trian")
 
 
 def test_a_table_of_paths_has_labels_in_words_and_what_it_lacks_is_counted(tmp_path):
@@ -204,7 +211,9 @@ def test_labels_of_a_type_whose_values_python_lacks_are_refused(tmp_path, kind, 
         (tmp_path / name).mkdir()
         table = tmp_path / name / "train.parquet"
         pq.write_table(pa.table({"image": images, "label": pa.array([2**62, 5], kind)}), table)
-        with pytest.raises(UserError, match=r"column 'label': expected a word or a whole number, the column holds \w+\["):
+        with pytest.raises(
+            UserError, match=r"column 'label': expected a word or a whole number, the column holds \w+\["
+        ):
             own = recipe(table if name == "table" else table.parent, holdout=0, multi_label=several)
             load_split(own, "train", None)
 

@@ -81,10 +81,15 @@ def leaving_at_once(half: Path) -> Iterator[None]:
     fd = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
 
     def listen() -> None:
-        numbers = listener.recv(1)
-        if numbers and numbers[0] in before:
-            half.unlink(missing_ok=True)
+        while (numbers := listener.recv(1)) and numbers[0] not in before:
+            pass  # a signal that others listen for
+        if not numbers:
+            return
+        try:
+            with contextlib.suppress(OSError):  # a folder of this name is none of ours
+                half.unlink(missing_ok=True)
             print(f"stopped: {flags.NOTHING_KEPT}", file=sys.stderr, flush=True)
+        finally:  # also where nobody reads it
             os._exit(128 + numbers[0])
 
     waiting = threading.Thread(target=listen, daemon=True)

@@ -146,7 +146,8 @@ def undivided(folder: Path, own: tuple[str, str]) -> Path | None:
     """The folder of classes of a data set with one split, from which a hold-out is made; None for any other.
 
     ``own``: the recipe's splits, for training and evaluation. A split for tests may lie beside, unless it is evaluated
-    on. Raises ``UserError`` for a folder whose data set lies one level deeper.
+    on. Raises ``UserError`` for a folder whose data set lies one level deeper, and for one of classes alone where the
+    evaluation split has a name of its own, which nothing there bears.
     """
     train, _ = own
     inside = [e for e in entries(folder) if e.kind == "folder"]
@@ -157,18 +158,25 @@ def undivided(folder: Path, own: tuple[str, str]) -> Path | None:
     if sets := [name for name, folders in below.items() if folders and {*folders} <= SPLITS]:
         place = folder / sets[0]
         raise UserError(f"{folder} holds data sets with splits of their own; pass one of them: --dataset {place}")
-    return folder if has_images(folder) else None
+    if not has_images(folder):
+        return None
+    check_name(folder, own[1])
+    return folder
 
 
 def alone(splits: set[str], own: tuple[str, str]) -> bool:
-    """Whether a data set has one split, for training, from which a hold-out is made; see ``undivided``."""
+    """Whether a data set has one split, for training, from which a hold-out is made; see ``undivided``.
+
+    An evaluation split of a name of its own must be there.
+    """
     train, evaluation = own
-    return train in splits and splits - {train} <= {"test"} - {evaluation}
+    return evaluation in SPLITS and train in splits and splits - {train} <= {"test"} - {evaluation}
 
 
-def alone_in_tables(splits: set[str], own: tuple[str, str]) -> bool:
-    """``alone``, of tables and sets of the Hub; an evaluation split of a name of its own must be there."""
-    return own[1] in SPLITS and alone(splits, own)
+def check_name(place: Path, split: str) -> None:
+    """Raise ``UserError`` unless a split that is made of data without splits is called like one."""
+    if split not in SPLITS:
+        raise UserError(f"{place} has no split {split!r}, and divides its images into none; {nearest(split, SPLITS)}")
 
 
 def folders_in(path: str) -> list[str]:

@@ -110,6 +110,12 @@ def is_path(dataset: str) -> bool:
     return dataset.startswith((".", "/", "~")) or dataset.count("/") != 1
 
 
+def same_place(one: str, other: str) -> bool:
+    """Whether two names of a data set lead to the same folder or file, or are the same name."""
+    here, there = (os.path.realpath(os.path.expanduser(name)) for name in (one, other))
+    return here == there
+
+
 def is_local(recipe: Recipe) -> bool:
     """Whether opening the recipe's dataset asks no Hub: it is a path, there or not, or a prepared set that is there."""
     name = recipe.dataset

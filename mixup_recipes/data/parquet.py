@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from mixup_recipes.data.decoding import BadImage, read
-from mixup_recipes.data.folder import SAME, SPLITS, alone_in_tables, entries
+from mixup_recipes.data.folder import SAME, SPLITS, alone, entries
 from mixup_recipes.data.identity import SHOWN, some
 from mixup_recipes.typed import UserError, nearest
 from mixup_recipes.words import many
@@ -83,7 +83,7 @@ def taken(
     folder: Path, split: str, splits: dict[str, list[Path]], found: list[Path], own: tuple[str, str], held_out: bool
 ) -> Files:
     """The files of a split, of ``splits``; ``found``: all of the kind that the folder has. See ``parquet_files``."""
-    whole = held_out and split in own and alone_in_tables({*splits}, own)
+    whole = held_out and split in own and alone({*splits}, own)
     name = own[0] if whole else next((s for s in (split, *SAME.get(split, ())) if s in splits), None)
     if name is None:
         raise UserError(f"{folder} has no split {split!r}; {nearest(split, splits)}")

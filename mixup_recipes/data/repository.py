@@ -22,7 +22,7 @@ from huggingface_hub import HfFileSystem
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from mixup_recipes.data import zips
-from mixup_recipes.data.folder import alone_in_tables
+from mixup_recipes.data.folder import alone
 from mixup_recipes.data.holdout import wanted
 from mixup_recipes.data.identity import some
 from mixup_recipes.data.origin import Opened, commit, note_files, within
@@ -44,7 +44,7 @@ def open_hub(recipe: Recipe, split: str, streaming: bool) -> Opened:
     files = {str(name): [str(file) for file in found] for name, found in (builder.config.data_files or {}).items()}
     known = builder.info.splits or files
     own = (recipe.train_split, recipe.eval_split)
-    whole = wanted(recipe) and split in own and alone_in_tables({str(name) for name in known}, own)
+    whole = wanted(recipe) and split in own and alone({str(name) for name in known}, own)
     if whole and streaming:
         raise UserError(
             f"dataset {recipe.dataset!r} has no split {recipe.eval_split!r}, and a part of {own[0]!r} can be held "

@@ -18,7 +18,7 @@ import pyarrow.json
 
 from mixup_recipes.data import labels as label_rule
 from mixup_recipes.data import multi_label
-from mixup_recipes.data.folder import SAME, Listing
+from mixup_recipes.data.folder import SAME, SPLITS, Listing, check_name
 from mixup_recipes.data.identity import some
 from mixup_recipes.data.parquet import read_table
 from mixup_recipes.recipe import Recipe
@@ -103,11 +103,14 @@ def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
         multi_label.check_cells(found[label], f"{path}: column {label!r}")
     rows = list(range(len(found[image])))
     divided = SPLIT in found and any(found[SPLIT])
+    if not divided:
+        check_name(path, recipe.eval_split)
     notes = []
     if divided:
         names = sorted({name for name in found[SPLIT] if name})
         taken = next((s for s in (split, *SAME.get(split, ())) if s in names), None)
-        if taken is None and not (split == recipe.eval_split and names == [recipe.train_split]):
+        own_name = recipe.eval_split not in SPLITS
+        if taken is None and (own_name or not (split == recipe.eval_split and names == [recipe.train_split])):
             raise UserError(f"{path}: its column {SPLIT!r} has no {split!r}; {nearest(split, names)}")
         divided = names != [recipe.train_split]
         notes += [f"read from the rows of {taken}"] * (divided and taken != split)

@@ -8,6 +8,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from mixup_recipes import fetch
+from mixup_recipes.data.folder import encodable
 from mixup_recipes.data.images import EvalTransform
 from mixup_recipes.recipe import MULTI_LABEL, Recipe, changed
 from mixup_recipes.resolve import resolve
@@ -15,6 +16,7 @@ from mixup_recipes.runs.run import FILES, RECIPE, Run
 from mixup_recipes.runs.shapes import read_object
 from mixup_recipes.training import backbones
 from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
 
 def open_model(name: str) -> tuple[nn.Module, Run | None]:
@@ -38,9 +40,17 @@ def is_multi_label(net: nn.Module) -> bool:
 
 
 def output_names(net: nn.Module) -> list[str]:
-    """What the outputs of a model are called: numbers where its configuration has no names."""
+    """What the outputs of a model are called: numbers where its configuration has no names.
+
+    Raises ``UserError`` for names that are no text, or not as many as outputs.
+    """
     outputs: Any = net.num_classes
-    return list(backbones.cfg_of(net).get("label_names") or map(str, range(outputs)))
+    names = backbones.cfg_of(net).get("label_names") or [str(number) for number in range(outputs)]
+    if not isinstance(names, list | tuple) or len(names) != outputs:
+        raise UserError(f"the model's label_names: expected a list of {many(outputs, 'name')}, got {names!r:.60}")
+    if wrong := [name for name in names if not isinstance(name, str) or not encodable(name)]:
+        raise UserError(f"the model's label_names: expected text, got {wrong[0]!a:.60}")
+    return list(names)
 
 
 def evaluation_recipe(

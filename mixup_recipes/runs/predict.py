@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,17 +15,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mixup_recipes import files
 from mixup_recipes.data import decoding, images
-from mixup_recipes.data.folder import shown
+from mixup_recipes.data.folder import Entry, images_below, shown
+from mixup_recipes.data.identity import some
 from mixup_recipes.data.multi_label import BETWEEN
 from mixup_recipes.metrics.multi_label.formula import THRESHOLD
-from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model, output_names
+from mixup_recipes.runs.models import (
+    eval_transform,
+    evaluation_recipe,
+    is_multi_label,
+    open_model,
+    output_names,
+)
+from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones, launch
-from mixup_recipes.typed import UserError
+from mixup_recipes.typed import UserError, printable
 from mixup_recipes.words import many
 
 FORMATS = (".csv", ".jsonl")
@@ -56,11 +64,17 @@ def predict(name: str, given: list[str], top_k: int, batch_size: int, out: Path 
     for what, number in (("top_k", top_k), ("batch_size", batch_size)):
         if number < 1:
             raise UserError(f"{what}: expected an integer at least 1, got {number}")
+    paths, notes = paths_of(given)
+    net, run = open_model(name)
+    if out is not None and out.suffix == ".csv" and is_multi_label(net):
+        check_between(output_names(net))
     found = []
-    for prediction in predictions(name, paths_of(given), top_k, batch_size):
+    for prediction in predictions(name, net, run, paths, top_k, batch_size):
         found.append(prediction)
         if out is None:
             print(line(prediction), flush=True)
+    for note in notes:
+        print(note, file=sys.stderr)
     bad = sum(bool(p.error) for p in found)
     if out is not None:
         files.write(out, as_csv(found) if out.suffix == ".csv" else as_jsonl(found))
@@ -68,38 +82,70 @@ def predict(name: str, given: list[str], top_k: int, batch_size: int, out: Path 
     return int(bad == len(found))
 
 
-def paths_of(given: list[str]) -> list[Path]:
-    """The images that files, folders and globs name, in the order given; folders whole and sorted."""
+def check_between(classes: list[str]) -> None:
+    """Raise ``UserError`` for a class whose name holds what stands between two labels of an image in a CSV file."""
+    if inside := [name for name in classes if BETWEEN in name]:
+        raise UserError(
+            f"class {inside[0]!r} holds {BETWEEN!r}, which stands between two labels in a .csv; write .jsonl"
+        )
+
+
+def paths_of(given: list[str]) -> tuple[list[Path], list[str]]:
+    """The images that files, folders and globs name, in the order given, folders whole and sorted; what is left out."""
     if not given:
         raise UserError("which images? pass files, folders or globs after the model")
     found: list[Path] = []
+    left_out: dict[str, list[str]] = {}
     for name in given:
         matches = [Path(name)] if os.path.exists(name) else [Path(p) for p in sorted(glob.glob(name, recursive=True))]
         if not matches:
             what = "no file or folder matches" if glob.has_magic(name) else "no file or folder"
             raise UserError(f"{what} {name!r}")
-        found += dict.fromkeys(file for match in matches for file in images_in(match))  # ** finds folder and files
-    return found
+        # ** finds folder and files
+        found += dict.fromkeys(file for match in matches for file in images_in(match, left_out))
+    return found, notes_of(left_out)
 
 
-def images_in(path: Path) -> list[Path]:
-    """A file itself; of a folder all files that are called like images, hidden ones left out."""
+def notes_of(left_out: dict[str, list[str]]) -> list[str]:
+    """A line for each reason for which files are left out."""
+    each = {why: list(dict.fromkeys(names)) for why, names in sorted(left_out.items())}
+    return [f"{len(names):,} left out, {why}: {some(names)}" for why, names in each.items()]
+
+
+def images_in(path: Path, left_out: dict[str, list[str]]) -> list[Path]:
+    """A file itself; of a folder all images that training finds in a class, see ``data.folder``, but for hidden ones.
+
+    What is none is noted in ``left_out`` by its reason. Raises ``UserError`` for a folder without an image, and for one
+    that cannot be read.
+    """
     if not path.is_dir():
         return [path]
-    known = Image.registered_extensions()
-    below = sorted(Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names)
-    inside = [p for p in below if p.suffix.lower() in known and p.is_file()]
-    inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+    status, others, inside = path.stat(), dict[str, list[str]](), []
+    root = Entry(path.name, str(path), "folder", 0, (status.st_dev, status.st_ino))
+    try:
+        for name, _ in images_below(root, "", {root.place}, others):
+            if "/." in name:
+                others.setdefault("hidden", []).append(name)
+            else:
+                inside.append(path / name[1:])
+    except OSError as e:
+        raise UserError(f"cannot read folder {str(e.filename)!r}: {e.strerror}") from None
+    others = {why: [shown(str(path / name.removeprefix("/"))) for name in names] for why, names in others.items()}
     if not inside:
-        raise UserError(f"no image in folder {str(path)!r}")
+        raise UserError("; ".join([f"no image in folder {str(path)!r}", *notes_of(others)]))
+    for why, names in others.items():
+        left_out.setdefault(why, []).extend(names)
     return inside
 
 
 @torch.no_grad()
-def predictions(name: str, paths: list[Path], top_k: int, batch_size: int) -> Iterator[Prediction]:
-    """A prediction for each path, in order, batch by batch; images are treated as in an evaluation of the model."""
-    net: Any
-    net, run = open_model(name)
+def predictions(
+    name: str, net: Any, run: Run | None, paths: list[Path], top_k: int, batch_size: int
+) -> Iterator[Prediction]:
+    """A prediction for each path, in order, batch by batch; images are treated as in an evaluation of the model.
+
+    ``name``, ``net``, ``run``: the model, see ``open_model``.
+    """
     recipe = evaluation_recipe(net, name, run, {})
     transform = eval_transform(net, recipe, own=run is None)
     backbones.check_input(net, min(batch_size, len(paths)), tuple(transform.size), name, training=False)
@@ -137,26 +183,31 @@ def predictions(name: str, paths: list[Path], top_k: int, batch_size: int) -> It
 
 
 def line(prediction: Prediction) -> str:
-    """One line for people."""
+    """One line for people, whatever names hold."""
     if prediction.error:
-        return f"{shown(str(prediction.path))}: cannot be read: {prediction.error}"
+        return printable(f"{shown(str(prediction.path))}: cannot be read: {prediction.error}")
     pairs = zip(prediction.labels, prediction.probabilities, strict=True)
     head = "" if prediction.present is None else f"{BETWEEN.join(prediction.present) or 'no label'}; "
     likely = ", ".join(f"{label} {probability:.4f}" for label, probability in pairs)
-    return f"{shown(str(prediction.path))}: {head}{likely}"
+    return printable(f"{shown(str(prediction.path))}: {head}{likely}")
 
 
 def as_csv(predictions: list[Prediction]) -> str:
     """A row for each image: ``path``, ``label``, ``probability``, ``label_2``, ``probability_2``, ..., ``error``.
 
     ``error`` says why an image cannot be read, and is empty else. Where images may have several labels, a column
-    ``labels`` behind ``path`` has those that are present, joined by ``|``.
+    ``labels`` behind ``path`` has those that are present, joined by ``|``. All cells are quoted where one has a
+    carriage return.
     """
     text = io.StringIO()
     several = any(found.present is not None for found in predictions)
     ranks = max([1, *(len(found.labels) for found in predictions)])
     columns = [f"{what}_{rank}" if rank > 1 else what for rank in range(1, ranks + 1) for what in ANSWER]
-    rows = csv.DictWriter(text, ["path", *["labels"] * several, *columns, "error"], restval="", lineterminator="\n")
+    names = ["path", *["labels"] * several, *columns, "error"]
+    # readers take a carriage return for the end of a row, unless it is quoted
+    words = (word for found in predictions for word in (str(found.path), *found.labels, found.error))
+    quoting = csv.QUOTE_ALL if any("\r" in word for word in words) else csv.QUOTE_MINIMAL
+    rows = csv.DictWriter(text, names, restval="", lineterminator="\n", quoting=quoting)
     rows.writeheader()
     for found in predictions:
         row: dict[str, Any] = {"path": shown(str(found.path)), "error": found.error}

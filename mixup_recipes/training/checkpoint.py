@@ -18,8 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mixers import Mixer
+from mixup_recipes.data.opening import same_place
 from mixup_recipes.files import file_hash, sync
 from mixup_recipes.recipe import Recipe
+from mixup_recipes.training.folder import noted
+from mixup_recipes.training.format import PLACE
 from mixup_recipes.training.job import Job
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
@@ -148,12 +151,19 @@ def finished_before(folder: Path, recipe: Recipe, job: Job) -> str:
     """What to say of a finished run of this recipe that has no checkpoint to go on from; nothing where one may begin.
 
     A run that was stopped before its first checkpoint begins again, and finds the same. Raises ``UserError`` for
-    results that would be lost.
+    results that would be lost, and for another dataset than that of the run, whose images nothing compares any more.
     """
     rows = logged(folder)
     evaluated = [number for number, row in enumerate(rows) if row.get("mode") == "val"]
     epoch = rows[evaluated[-1]].get("epoch") if evaluated else 0
     if epoch == recipe.epochs and (folder / "eval_results.json").is_file():
+        places = [noted(folder, "data.json").get("dataset"), noted(folder, PLACE).get("path")]
+        known = [place for place in places if isinstance(place, str)]
+        if known and not any(same_place(recipe.dataset, place) for place in known):
+            raise UserError(
+                f"the run in {folder} is finished, on dataset {known[0]!r}, not {recipe.dataset!r}; leave out "
+                "--dataset, or choose another --output_dir"
+            )
         publish = f"; publish it with: mixup-recipes push {folder}" if job.push_to_hub else ""
         return f"the run in {folder} is finished, there is nothing left to do{publish}"
     first = job.checkpointing_steps.isdigit() and rows and rows[-1].get("update", 0) <= int(job.checkpointing_steps)
