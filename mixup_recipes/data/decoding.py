@@ -52,11 +52,11 @@ def read(path: str | os.PathLike[str]) -> bytes:
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """A regular file, open for reading; see ``read``. Raises ``BadImage``, and ``OSError`` where there is none."""
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
         raise BadImage("no regular file")
-    return file
+    return os.fdopen(number, "rb")
 
 
 def decode(data: bytes, limit: int = LIMIT, upright: bool = False) -> Tensor:
