@@ -206,7 +206,7 @@ def as_csv(predictions: list[Prediction]) -> str:
     names = ["path", *["labels"] * several, *columns, "error"]
     # readers take a carriage return for the end of a row, unless it is quoted
     words = (word for found in predictions for word in (str(found.path), *found.labels, found.error))
-    quoting = csv.QUOTE_ALL if any("\r" in word for word in words) else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_ALL if any("\r" in word for word in words) else csv.QUOTE_MINIMAL
     rows = csv.DictWriter(text, names, restval="", lineterminator="\n", quoting=quoting)
     rows.writeheader()
     for found in predictions:
