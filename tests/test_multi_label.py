@@ -184,6 +184,9 @@ def test_tars_say_labels_in_a_list_or_a_text(tmp_path):
     assert words_in(found) == [{"a", "b"}, {"a", "c"}, set(), set(), {"c"}]
     (tmp_path / "train.tar").write_bytes(sample("0", b'{"label": [["a"]]}') + END)
     assert "expected a word or a whole number, not ['a']" in refused(tmp_path)
+    for label in (b"null", b'["a", null]', b"NaN"):
+        (tmp_path / "train.tar").write_bytes(sample("0", b'{"label": %s}' % label) + END)
+        assert "not a null; a sample without labels has an empty list" in refused(tmp_path)
 
 
 def test_a_hold_out_does_not_depend_on_labels_and_leaves_an_image_of_each_class(tmp_path):

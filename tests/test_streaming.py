@@ -169,7 +169,9 @@ def test_a_card_that_miscounts_is_one_line(tmp_path, told):
     stream.info.splits = datasets.SplitDict({"train": datasets.SplitInfo("train", num_examples=told)})
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4))
     with pytest.raises(UserError, match=f"the card says {told} images, 40 were read; mend its dataset_info"):
-        evaluation.predict_all(model, streaming.Stream(stream, recipe(), EVALUATING), recipe(), Accelerator(cpu=True), 0)
+        evaluation.predict_all(
+            model, streaming.Stream(stream, recipe(), EVALUATING), recipe(), Accelerator(cpu=True), 0
+        )
 
 
 def test_a_bad_image_stops_or_is_counted(tmp_path):

@@ -89,9 +89,7 @@ def learnt(
     return len(values), names
 
 
-def read_labels(
-    builder: Any, table: datasets.IterableDataset, column: str, files: list[str], where: str
-) -> list[Any]:
+def read_labels(builder: Any, table: datasets.IterableDataset, column: str, files: list[str], where: str) -> list[Any]:
     """The labels of a stream in order. Of parquet files nothing else is asked for, of tars nothing else is kept.
 
     ``where``: for errors.

@@ -39,8 +39,9 @@ def predict(
     agree when a signal asks to stop; then None comes back. None: as many as the process with the most batches has,
     which they find out as they go. ``total``: images that must have been seen, each once. Columns: index, label, top
     (up to 5 classes, best first), nll (nats), confidence, bad. Where an image may have several labels: index, label
-    (K,) of 0 and 1, score (K,), the probabilities, nll, the mean over classes, bad. Raises ``UserError`` on every process
-    where a stream has not as many images as its card says.
+    (K,) of 0 and 1, score (K,), the probabilities, nll, the mean over classes, bad.
+
+    Raises ``UserError`` on every process where a stream has not as many images as its card says.
     """
     was_training = model.training
     model.eval()
