@@ -307,6 +307,7 @@ TARS = {
         for text in (b"1_0", b"+1", b" 1", b"1 ", b"-0", b"", b"\n1", b"\xd9\xa1", b"1.0")
     },
     "a class and the end of a line": (tar(A, member("b.cls", b"01\r\n"), member("b.jpg")), (2, 0)),
+    "null and NaN": (tar(A, B, sample("c", b'{"label": null}'), sample("d", b'{"label": NaN}')), (2, 0)),
     "numbers in JSON": (tar(sample("a", b'{"label": 0}'), sample("b", b'{"label": 1.0}')), (2, 0)),
     **{
         f"JSON like {text[:18]!r}": (tar(sample("a", text)), "its json, cannot be read")

@@ -184,6 +184,9 @@ def test_tars_say_labels_in_a_list_or_a_text(tmp_path):
     assert words_in(found) == [{"a", "b"}, {"a", "c"}, set(), set(), {"c"}]
     (tmp_path / "train.tar").write_bytes(sample("0", b'{"label": [["a"]]}') + END)
     assert "expected a word or a whole number, not ['a']" in refused(tmp_path)
+    for label in (b"null", b'["a", null]', b"NaN"):
+        (tmp_path / "train.tar").write_bytes(sample("0", b'{"label": %s}' % label) + END)
+        assert "not a null; a sample without labels has an empty list" in refused(tmp_path)
 
 
 def test_a_hold_out_does_not_depend_on_labels_and_leaves_an_image_of_each_class(tmp_path):
@@ -359,7 +362,7 @@ def test_from_a_table_to_a_report_predictions_and_a_file_for_a_phone(server, con
             {*some} == {*row["labels"]} or len(row["labels"]) > 2 for some, row in zip(likely, said, strict=True)
         )
     assert console("predict", run, table.parent / "0.jpg", "--out", tmp_path / "said.csv")[0] == 0
-    assert (tmp_path / "said.csv").read_text().startswith("file,labels,label,probability,label_2,probability_2,")
+    assert (tmp_path / "said.csv").read_text().startswith("path,labels,label,probability,label_2,probability_2,")
     assert "; " in console("predict", run, table.parent / "3.jpg")[1]
 
     for ending in ("pt", "onnx"):

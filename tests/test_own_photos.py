@@ -145,6 +145,10 @@ def test_a_table_of_paths_has_labels_in_words_and_what_it_lacks_is_counted(tmp_p
     found = load_splits(recipe(root / "rows.jsonl"))
     assert found.classes == ["2", "10", "18"] and (len(found.train), len(found.eval)) == (18, 6)
     assert found.notes == ["validation: read from the rows of val"] and "holdout" not in found.identity
+    rows = [{"image": name, "label": k} for k, name in enumerate(("ant/0.jpg", "bee/0.jpg", "ant/\0.jpg"))]
+    (root / "null.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    notes = load_split(recipe(root / "null.jsonl", holdout=0), "train", None).notes
+    assert notes == ["1 left out, files that are not there: ant/\\x00.jpg"]
     (root / "twice.csv").write_text("image,label\nant/0.jpg,a\nant/0.jpg,b\n")
     assert "ant/0.jpg is there with two labels, 'a' and 'b'" in refused(root / "twice.csv")
     (root / "spaced.csv").write_text(
@@ -174,6 +178,7 @@ TEXT_DAY = "2020-01-02"
     [
         ([" ant", "bee "], ["ant", "bee"]), ([TEXT_DAY, "bee"], [TEXT_DAY, "bee"]), ([True, False], ["false", "true"]),
         ([1.0, 0.0], ["0", "1"]), ([1, 0.5], f"row 2: {NO_LABEL} 0.5"), ([DAY] * 2, f"row 1: {NO_LABEL} {TEXT_DAY}"),
+        ([2.0**53, 1.5], "row 1: expected a word or a whole number, and the float 9007199254740992.0 may stand for"),
         ([{"x": 1}] * 2, f"row 1: {NO_LABEL} {{'x': 1}}"), ([b"ant"] * 2, f"row 1: {NO_LABEL} b'ant'"),
     ],
 )  # fmt: skip

@@ -2,7 +2,8 @@
 
 Words and whole numbers are labels, also one that is written as 3.0; false and true are the words ``false`` and
 ``true``. A word is taken without the spaces around it. Nothing else is a label: a date, a table, bytes and any other
-number are refused. What a CSV or TSV file says is text, and so a word as it stands there.
+number are refused, also a float so large that it may have been another whole number. What a CSV or TSV file says is
+text, and so a word as it stands there.
 """
 
 import re
@@ -17,6 +18,7 @@ from mixup_recipes.words import many
 
 EXPECTED = "expected a word or a whole number"
 LARGEST = 2**63
+EXACT = 2.0**53  # from here on a float stands for several whole numbers
 CLASS = re.compile(r"[0-9]+|-[1-9][0-9]*")
 
 
@@ -30,6 +32,8 @@ def label(value: Any) -> str | int | None:
         return value.strip()
     if value is None or value != value:
         return None
+    if isinstance(value, float) and abs(value) >= EXACT:
+        raise ValueError(f"{EXPECTED}, and the float {value!r} may stand for several")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int):

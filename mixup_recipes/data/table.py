@@ -163,10 +163,11 @@ def row_file(root: str, name: str | None) -> tuple[str, str | None, int]:
     """The file that a row names, why it is not taken, and its size in bytes."""
     if not name:
         return "", None, 0
-    where = os.path.realpath(os.path.join(root, name))
-    if not where.startswith(root + os.sep):
-        return where, "files outside of the table's folder", 0
+    where = os.path.join(root, name)
     try:
+        where = os.path.realpath(where)
+        if not where.startswith(root + os.sep):
+            return where, "files outside of the table's folder", 0
         status = os.stat(where)
     except (OSError, ValueError):
         return where, "files that are not there", 0

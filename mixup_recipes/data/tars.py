@@ -237,14 +237,17 @@ def label_of(
         text = content(members[field], file, LONGEST).decode()
         value: Any = whole_number(text) if field == "cls" else text.strip()
         if field == "json":
-            value = json.loads(text).get(column)
-        if value is None:
-            return None
+            document = json.loads(text)
+            value = document.get(column)
+            if column not in document:
+                return None
         several = recipe.multi_label and isinstance(value, str | list)
         parts = [value] if not several else value.split(BETWEEN) if isinstance(value, str) else value
         values = [label(part) for part in parts]
+        if values == [None] and not recipe.multi_label:
+            return None
         if None in values:
-            raise ValueError("expected words or whole numbers, not a null among them")
+            raise ValueError("expected words or whole numbers, not a null; a sample without labels has an empty list")
     except (ValueError, AttributeError, RecursionError) as e:
         reason = " ".join(str(e).split())[:200]
         raise UserError(f"{path}: the label of the sample {key!a}, its {field}, cannot be read: {reason}") from None
