@@ -13,8 +13,9 @@ from test_own_photos import TINY, put, recipe
 
 from mixup_recipes.data import keys
 from mixup_recipes.data.order import TrainOrder
-from mixup_recipes.recipe import to_yaml
+from mixup_recipes.recipe import changed, to_yaml
 from mixup_recipes.training import log
+from mixup_recipes.training.data import check_rates
 from mixup_recipes.training.folder import begin_folder, check_folder
 from mixup_recipes.training.log import skipped
 from mixup_recipes.training.update import class_weights, criterion
@@ -181,3 +182,11 @@ def without(args, *flags):
         place = left.index(flag)
         del left[place : place + 2]
     return left
+
+
+def test_a_run_of_one_update_at_the_start_of_its_warm_up_would_learn_nothing_and_is_refused():
+    one = recipe("photos", epochs=1, batch_size=32, per_device_train_batch_size=32)
+    with pytest.raises(UserError, match="24 images make one update, whose learning rate is 0.*--warmup_epochs 0"):
+        check_rates(one, 24)
+    check_rates(one, 33)
+    check_rates(changed(one, warmup_epochs=0), 24)

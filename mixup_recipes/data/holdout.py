@@ -130,9 +130,12 @@ def notes_of(sides: Sides, labels: np.ndarray | Pairs, classes: Sequence[str]) -
     without = np.setdiff1d(places, places[np.isin(rows, sides.held_out)])
     verb = "is" if len(sides.held_out) == 1 else "are"
     notes = [f"{len(sides.held_out):,} of {many(len(sides.names), 'image')} {verb} held out to evaluate on"]
-    if len(alike := {*sides.names}) <= len(sides.names) // 2:
-        few = f"{many(len(sides.names), 'image')} have {many(len(alike), 'name of a file', 'names of files')}"
-        notes.append(f"{few}, and those of a class that have the same name are held out together")
+    several = isinstance(labels, Pairs)
+    alike = {*sides.names} if several else {*zip(places.tolist(), sides.names, strict=True)}
+    if len(alike) <= len(sides.names) // 2:
+        within = "" if several else " within their classes"
+        few = f"{many(len(sides.names), 'image')} have {many(len(alike), 'name of a file', 'names of files')}{within}"
+        notes.append(f"{few}, and those of one name are held out together")
     if len(sides.left_out):
         again = some([sides.names[row] for row in sides.left_out])
         notes.append(f"{len(sides.left_out):,} left out of training, their content is held out: {again}")

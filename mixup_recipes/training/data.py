@@ -10,6 +10,7 @@ from mixup_recipes.data.splits import Splits, count, load_splits
 from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.training.folder import noted, trained
 from mixup_recipes.training.format import PLACE
+from mixup_recipes.training.optimisation import learning_rate
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
 
@@ -79,9 +80,20 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
             )
     elif then and not traced:
         notes = [*notes, "the run has no fingerprint of its data: they were compared by their number and labels"]
+    check_rates(recipe, count(splits.train))
     for line in split_lines(splits) + notes:
         say(line)
     return splits
+
+
+def check_rates(recipe: Recipe, images: int) -> None:
+    """Raise ``UserError`` for a run that would learn nothing: its only update is the start of the warm-up."""
+    per_epoch = updates_per_epoch(images, recipe)
+    if per_epoch * recipe.epochs == 1 and learning_rate(recipe, 0, per_epoch) == 0:
+        raise UserError(
+            f"{many(images, 'image')} make one update, whose learning rate is 0, where the warm-up starts: nothing "
+            "would be learnt; pass --warmup_epochs 0, or more --epochs"
+        )
 
 
 def split_lines(splits: Splits) -> list[str]:

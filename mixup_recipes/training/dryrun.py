@@ -13,7 +13,7 @@ from mixup_recipes.data.splits import count, load_splits
 from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.training import optimisation
 from mixup_recipes.training.backbones import create_model, weight_bytes
-from mixup_recipes.training.data import split_lines
+from mixup_recipes.training.data import check_rates, split_lines
 from mixup_recipes.training.update import new_step
 
 
@@ -42,6 +42,7 @@ def dry_run(recipe: Recipe, step: Step, world: int) -> str:
     if not is_local(recipe) or is_large(recipe):
         return describe(recipe, step, world)
     splits = load_splits(recipe)
+    check_rates(recipe, count(splits.train))
     if recipe.num_classes == 0:
         recipe = changed(recipe, num_classes=len(splits.classes))
         step = new_step(create_model(recipe), recipe)
