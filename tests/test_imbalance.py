@@ -186,7 +186,7 @@ def without(args, *flags):
 
 def test_a_run_of_one_update_at_the_start_of_its_warm_up_would_learn_nothing_and_is_refused():
     one = recipe("photos", epochs=1, batch_size=32, per_device_train_batch_size=32)
-    with pytest.raises(UserError, match="24 images make one update, whose learning rate is 0.*--warmup_epochs 0"):
+    with pytest.raises(UserError, match=r"24 images make one update, whose learning rate is 0.*--warmup_epochs 0"):
         check_rates(one, 24)
     check_rates(one, 33)
     check_rates(changed(one, warmup_epochs=0), 24)
