@@ -66,7 +66,8 @@ def laws(module: nn.Module) -> list[str]:
 
     A number behind a point counts the versions of a law: what a run drew by one is not what it would draw by the next.
     """
-    files = {sys.modules[type(part).__module__].__doc__ or "" for part in module.modules() if isinstance(part, Mixer)}
+    parts = [type(part).__module__ for part in module.modules() if isinstance(part, Mixer)]
+    files = {getattr(sys.modules.get(name), "__doc__", "") or "" for name in parts}  # a script may be forgotten (runpy)
     return sorted(name for text in files for name in re.findall(r"^Sampling law: ``([^`]+)``", text, re.M))
 
 
