@@ -79,12 +79,13 @@ def test_a_model_that_is_no_run_is_scored_by_its_configuration(run, results, con
     assert str(eval_transform(net, evaluation_recipe(net, "", None, {"dataset": "x"}), True)) == "288 -> 288 px bicubic"
 
 
-def test_a_model_of_more_classes_is_scored_on_a_part_of_them_by_their_names(run, photos, console, tmp_path):
+@pytest.mark.parametrize("size", [(32, 32), (32, 64)])
+def test_a_model_is_scored_at_its_own_size_on_a_part_of_its_classes_by_name(run, photos, console, tmp_path, size):
     names = ["zebra", *tiny.CLASSES, "ant"]  # not in the order of the data
     torch.manual_seed(0)
     net = timm.create_model("test_resnet", num_classes=len(names)).eval()
     config = json.loads((run / "config.json").read_text()) | {"num_classes": len(names), "label_names": names}
-    config["pretrained_cfg"] |= {"num_classes": len(names)}
+    config["pretrained_cfg"] |= {"num_classes": len(names), "input_size": [3, *size], "crop_pct": 1.0}
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text(json.dumps(config))
     save_file(net.state_dict(), tmp_path / "model/model.safetensors")
@@ -100,6 +101,7 @@ def test_a_model_of_more_classes_is_scored_on_a_part_of_them_by_their_names(run,
     recipe = evaluation_recipe(opened, "", None, {})
     files = sorted((tmp_path / "set/val/green").rglob("*.jpg"))
     seen = torch.stack([eval_transform(opened, recipe, True)(decode(path.read_bytes())) for path in files])
+    assert seen.shape[2:] == size
     with torch.no_grad():
         top = net(images.normalise(seen, recipe, torch.device("cpu"))).argmax(1).tolist()
     assert found["top"][:, 0].tolist() == top * 2

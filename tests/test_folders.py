@@ -297,7 +297,8 @@ def test_links_lead_to_configurations_and_a_net_of_links_comes_to_an_end(tmp_pat
 
 NAMED = {  # and what is wrong with it
     "images/a.jpg": None, "beside.jpg": None, "images/./a.jpg": None, "images/inside.jpg": None,
-    "images/outside.jpg": "by a link", "away/secret.jpg": "by a link", "pipe": "no regular file", "images": "directory",
+    "images/outside.jpg": "by a link", "away/secret.jpg": "by a link", "pipe": "no regular file",
+    "images": "no regular file",
     "../../secret.jpg": "outside", "images/../images/a.jpg": "outside", "{set}/images/a.jpg": "outside",
     "file://{set}/images/a.jpg": "outside", "hf://datasets/a/b@main/c.jpg": "outside", "/dev/zero": "outside",
     "gone.jpg": "not there", "": "no image", "a\0": "outside", ".": "outside", "a/" * 3000: "outside",
