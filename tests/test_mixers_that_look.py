@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from forks import Forks
+from marks import slow_unless
 from small_models import traced
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -42,7 +43,7 @@ SLOW = {name for name in LOOKING if " " in name}  # options of a mixer that is t
 
 def some(names: Iterable[str]) -> list[Any]:
     """The names, those of options for the slow tests."""
-    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
+    return slow_unless(lambda name: name not in SLOW, names)
 
 
 every = pytest.mark.parametrize("name", some(LOOKING))

@@ -70,7 +70,7 @@ def decode(data: bytes, limit: int = LIMIT, upright: bool = False) -> Tensor:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 check(image, data, limit)
-                # before Pillow would turn it; of a PNG reading it loads the picture, whose errors must be seen
+                # of a TIFF before Pillow turns it; of others once they are loaded, as errors of that must be seen
                 seen = noted_orientation(image) if image.format == "TIFF" else None
                 if image.format in ("JPEG", "MPO"):
                     with contextlib.suppress(RuntimeError):  # Pillow has the last word
@@ -89,9 +89,10 @@ def decode(data: bytes, limit: int = LIMIT, upright: bool = False) -> Tensor:
 
 
 def noted_orientation(image: Image.Image) -> int:
-    """What EXIF says of an image that is not loaded yet, 1 to 8; 1, upright, where it says nothing or is damaged.
+    """What EXIF says of an image, 1 to 8; 1, upright, where it says nothing or is damaged.
 
-    The image says 1 from here on: by this note Pillow would turn a TIFF when it loads it.
+    The image says 1 from here on: by this note Pillow would turn a TIFF when it loads it. Of a PNG reading it loads the
+    picture.
     """
     try:
         exif = image.getexif()

@@ -57,6 +57,11 @@ def checked(values: Iterable[Any], where: str) -> list[Any]:
     return found
 
 
+def is_whole(feature: Any) -> bool:
+    """Whether a column is of whole numbers, those of named classes too."""
+    return "int" in str(getattr(feature, "dtype", ""))
+
+
 def are_whole(values: list[Any], dataset: str, column: str) -> bool:
     """Whether all labels of ``checked`` are whole numbers. Raises ``UserError`` where a row has none."""
     if missing := [row for row, value in enumerate(values, 1) if value in (None, "")]:

@@ -99,7 +99,7 @@ def in_lists(table: datasets.Dataset, recipe: Recipe, split: str) -> datasets.Da
     where = f"dataset {recipe.dataset!r}, split {split!r}"
     feature, values = table.features[column], table.data.column(column)
     kind: Any = feature.feature if is_many(feature) else feature
-    whole = "int" in str(getattr(kind, "dtype", ""))
+    whole = labels.is_whole(kind)
     if is_many(feature) or values.null_count or not whole:
         said = f"{where}: column {column!r}"
         cells = labels.checked(labels.cells_of(values, said), said)

@@ -189,7 +189,7 @@ def in_numbers(table: Any, recipe: Recipe, split: str) -> Any:
     if not isinstance(table, datasets.Dataset):
         return table
     column = table.data.column(label)
-    if "int" in str(getattr(table.features[label], "dtype", "")) and not column.null_count:
+    if label_rule.is_whole(table.features[label]) and not column.null_count:
         return table
     where = f"dataset {recipe.dataset!r}, split {split!r}: column {label!r}"
     values = label_rule.checked(label_rule.cells_of(column, where), where)
@@ -236,7 +236,7 @@ def split_classes(recipe: Recipe, split: str, table: Any) -> list[str]:
         return list(feature.feature.names)
     if isinstance(table, datasets.IterableDataset):
         return list(getattr(feature, "names", map(str, range(recipe.num_classes))))
-    whole = "int" in str(getattr(feature, "dtype", ""))
+    whole = label_rule.is_whole(feature)
     used = np.unique(np.asarray(labels_of(table, recipe.label_column))) if whole else np.empty(0)
     if used.dtype.kind not in "iu":  # an integer column with gaps becomes one of floats
         raise UserError(f"dataset {recipe.dataset!r}: label column {recipe.label_column!r} is not of whole numbers")

@@ -21,7 +21,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import HfFileSystem
 
 from mixup_recipes.data import multi_label
-from mixup_recipes.data.labels import are_whole, cells_of, checked, label
+from mixup_recipes.data.labels import are_whole, cells_of, checked, is_whole, label
 from mixup_recipes.data.prepare import cache_dir
 from mixup_recipes.data.samples import encoded_only, labels_alone, of_samples
 from mixup_recipes.files import write_into
@@ -53,7 +53,7 @@ def stream(builder: Any, recipe: Recipe, split: str, files: list[str]) -> datase
     feature = table.features.get(column)
     if feature is not None and not multi_label.is_many(feature) and not (images and says_classes(feature, recipe)):
         images, names = learnt(builder, table, recipe, split, files)
-        whole = "int" in str(getattr(feature, "dtype", ""))  # a class's place then, whatever its name is
+        whole = is_whole(feature)  # a class's place then, whatever its name is
         number = {str(k) if whole else name: k for k, name in enumerate(names)}
         table = relabelled_stream(table, column, number, names)
     table.info.splits = datasets.SplitDict({split: datasets.SplitInfo(split, num_examples=images)})
@@ -62,7 +62,7 @@ def stream(builder: Any, recipe: Recipe, split: str, files: list[str]) -> datase
 
 def says_classes(feature: Any, recipe: Recipe) -> bool:
     """Whether the classes of a stream are known: they have names, or are numbers below the recipe's."""
-    whole = "int" in str(getattr(feature, "dtype", ""))
+    whole = is_whole(feature)
     return hasattr(feature, "names") or (whole and recipe.num_classes > 0)
 
 
