@@ -38,7 +38,8 @@ SPLITS = {"train", "val", "valid", "validation", "test"}
 SAME = {"validation": ("val", "valid"), "val": ("validation", "valid"), "valid": ("validation", "val")}
 SAME |= {"test": ("val", "validation")}
 """Split -> folders that are taken where it has none of its own name; then the user is told."""
-LITTER = re.compile(r"\._.*|\.ipynb_checkpoints|__MACOSX|\.DS_Store|Thumbs\.db|desktop\.ini|\.git|\.cache")
+LITTER = {".ipynb_checkpoints", "__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini", ".git", ".cache"}
+"""Of operating systems and notebooks, beside ``._*``: neither taken nor counted."""
 SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff", ".jp2", ".ppm",
     ".pgm", ".pbm", ".pnm",
@@ -50,6 +51,7 @@ MAGIC = re.compile(
 
 
 DAY = 86400
+NOWHERE = (0, 0)
 
 
 class Listing(NamedTuple):
@@ -66,12 +68,19 @@ class Listing(NamedTuple):
 class Entry(NamedTuple):
     """Something in a folder. ``kind``: folder, file, or why it is neither."""
 
+    order: str
+    """Its name, of a folder with the slash that follows in the paths below it: entries sort as those whole paths."""
     name: str
     path: str
     kind: str
     size: int
     place: tuple[int, int]
-    """Device and inode: tells a link to a folder above."""
+    """Device and inode of a folder: tells a link to one above."""
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is there for an operating system or a notebook."""
+    return name in LITTER or name.startswith("._")
 
 
 def entries(folder: str | Path) -> list[Entry]:
@@ -79,18 +88,23 @@ def entries(folder: str | Path) -> list[Entry]:
     found = []
     with os.scandir(folder) as inside:
         for entry in inside:
-            if LITTER.fullmatch(entry.name):
+            name = entry.name
+            if is_litter(name):
                 continue
             try:
                 status = entry.stat()
             except OSError as e:
                 why = "a broken link" if entry.is_symlink() else str(e.strerror).lower()
-                found.append(Entry(entry.name, entry.path, why, 0, (0, 0)))
+                found.append(Entry(name, name, entry.path, why, 0, NOWHERE))
                 continue
-            mode = status.st_mode
-            kind = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "no regular file"
-            found.append(Entry(entry.name, entry.path, kind, status.st_size, (status.st_dev, status.st_ino)))
-    return sorted(found, key=lambda e: e.name + "/" * (e.kind == "folder"))
+            if stat.S_ISREG(status.st_mode):
+                found.append(Entry(name, name, entry.path, "file", status.st_size, NOWHERE))
+            elif stat.S_ISDIR(status.st_mode):
+                place = status.st_dev, status.st_ino
+                found.append(Entry(f"{name}/", name, entry.path, "folder", status.st_size, place))
+            else:
+                found.append(Entry(name, name, entry.path, "no regular file", status.st_size, NOWHERE))
+    return sorted(found)
 
 
 def listing(directory: Path) -> Listing:
@@ -182,7 +196,7 @@ def check_name(place: Path, split: str) -> None:
 def folders_in(path: str) -> list[str]:
     """The names of the folders in a folder, without a look at its files."""
     with os.scandir(path) as inside:
-        return sorted(entry.name for entry in inside if entry.is_dir() and not LITTER.fullmatch(entry.name))
+        return sorted(entry.name for entry in inside if entry.is_dir() and not is_litter(entry.name))
 
 
 def beside(folder: Path, own: tuple[str, ...]) -> list[str]:
@@ -227,34 +241,34 @@ def images_below(
     folder: Entry, name: str, seen: set[tuple[int, int]], left_out: dict[str, list[str]]
 ) -> Iterator[tuple[str, int]]:
     """Path, relative to the split, and bytes of each image; what is none is noted in ``left_out`` by its reason."""
-    waiting = within(folder, name)
-    while waiting:  # a stack of our own: folders may lie deeper than Python calls functions
-        entry, path = waiting.pop()
-        if not encodable(path):
-            left_out.setdefault("names that are not UTF-8", []).append(ascii(path))
-        elif entry.kind == "folder" and entry.place in seen:
-            left_out.setdefault("links to a folder that is read already", []).append(path)
-        elif entry.kind == "folder":
-            seen.add(entry.place)
-            waiting += within(entry, path)
-        elif entry.kind != "file":
-            left_out.setdefault(entry.kind, []).append(path)
-        elif (suffix := suffix_of(entry.name)) in SUFFIXES or (not suffix and is_image(entry.path)):
-            yield path, entry.size
+    levels = [(name, iter(entries(folder.path)))]  # of our own: folders may lie deeper than Python calls functions
+    while levels:
+        above, inside = levels[-1]
+        for entry in inside:
+            path = f"{above}/{entry.name}"
+            if not (path.isascii() or encodable(path)):
+                left_out.setdefault("names that are not UTF-8", []).append(ascii(path))
+            elif entry.kind == "folder" and entry.place in seen:
+                left_out.setdefault("links to a folder that is read already", []).append(path)
+            elif entry.kind == "folder":
+                seen.add(entry.place)
+                levels.append((path, iter(entries(entry.path))))
+                break
+            elif entry.kind != "file":
+                left_out.setdefault(entry.kind, []).append(path)
+            elif (suffix := suffix_of(entry.name)) in SUFFIXES or (not suffix and is_image(entry.path)):
+                yield path, entry.size
+            else:
+                why = f"{printable(suffix)} files" if suffix else "no images by their content"
+                left_out.setdefault(why, []).append(path)
         else:
-            why = f"{printable(suffix)} files" if suffix else "no images by their content"
-            left_out.setdefault(why, []).append(path)
+            levels.pop()
 
 
 def suffix_of(name: str) -> str:
     """``.jpg`` of ``1.JPG``, nothing of ``.jpg``: as ``os.path.splitext``, which takes five times as long."""
     head, dot, end = name.rpartition(".")
     return dot + end.lower() if head.strip(".") else ""
-
-
-def within(folder: Entry, name: str) -> list[tuple[Entry, str]]:
-    """What a folder of this path holds, with the path of each, the last one first."""
-    return [(entry, f"{name}/{entry.name}") for entry in reversed(entries(folder.path))]
 
 
 def has_images(directory: Path) -> bool:

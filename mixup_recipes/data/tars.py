@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from mixup_recipes.data import parquet
 from mixup_recipes.data.decoding import LARGEST_FILE
-from mixup_recipes.data.folder import LITTER, SPLITS, encodable, has_images
+from mixup_recipes.data.folder import SPLITS, encodable, has_images, is_litter
 from mixup_recipes.data.holdout import wanted
 from mixup_recipes.data.identity import some
 from mixup_recipes.data.labels import label, whole_number
@@ -175,7 +175,7 @@ def members_of(path: Path, file: BinaryIO, left_out: dict[str, list[str]]) -> It
                 raise tarfile.ReadError(f"{info.name!a} says that it has {info.size:,} bytes, which are not there")
             name = MEMBER.fullmatch(info.name)
             last = info.name.rsplit("/", 1)[-1]
-            if info.isdir() or LITTER.fullmatch(last):
+            if info.isdir() or is_litter(last):
                 continue
             if last.startswith((".", "__")):
                 left_out.setdefault("names that begin with . or __", []).append(info.name)
