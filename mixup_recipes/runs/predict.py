@@ -121,7 +121,7 @@ def images_in(path: Path, left_out: dict[str, list[str]]) -> list[Path]:
     if not path.is_dir():
         return [path]
     status, others, inside = path.stat(), dict[str, list[str]](), []
-    root = Entry(path.name, str(path), "folder", 0, (status.st_dev, status.st_ino))
+    root = Entry(f"{path.name}/", path.name, str(path), "folder", 0, (status.st_dev, status.st_ino))
     try:
         for name, _ in images_below(root, "", {root.place}, others):
             if "/." in name:
