@@ -159,12 +159,24 @@ def signature(name: str) -> Signature:
     return written(row) if isinstance(row, str) else inspect.signature(row)
 
 
+def docstring(name: str) -> str:
+    """What the file of an entry of ``MIXERS`` or ``BLOCKS`` says of its method, without torch."""
+    row = (MIXERS | BLOCKS).rows[name]
+    if not isinstance(row, str):
+        return inspect.getdoc(inspect.getmodule(row)) or ""
+    return ast.get_docstring(ast.parse(source_of(row))) or ""
+
+
+def source_of(address: str) -> str:
+    """The text of the file that an address lies in."""
+    return (Path(__file__).parent / f"{address.partition(':')[0]}.py").read_text(encoding="utf-8")
+
+
 @functools.cache
 def written(address: str) -> Signature:
     """The signature of a function or of a class, as its file has it; a class may have no constructor of its own."""
-    file, _, name = address.partition(":")
-    tree = ast.parse((Path(__file__).parent / f"{file}.py").read_text(encoding="utf-8"))
-    node = named(tree, name)
+    tree = ast.parse(source_of(address))
+    node = named(tree, address.partition(":")[2])
     if isinstance(node, ast.ClassDef):
         node = named(node, "__init__")
     if not isinstance(node, ast.FunctionDef):

@@ -7,13 +7,15 @@ from cyclopts import Parameter
 
 from mixers import MIXERS
 from mixup_recipes.benchmark import cells
-from mixup_recipes.cli.base import RecipeName, Results, group, put, said
+from mixup_recipes.cli.base import RecipeName, Results, group, put, said, text
 from mixup_recipes.recipe import differences, explain, to_yaml
 from mixup_recipes.resolve import load_recipe, resolve, settings
+from mixup_recipes.typed import UserError
 
 Text = Annotated[str | None, Parameter(metavar="TEXT")]
 Either = Annotated[str, Parameter(metavar="TEXT", help="SETTING_MIXER, or the path of a recipe file")]
 recipe_commands = group("recipes", "List, show, explain and compare recipes.")
+method_commands = group("methods", "The mixers: papers, laws, arguments, and how far each is from its original code.")
 cell_commands = group("cells", "The published numbers: list, show, explain, diff, export.")
 
 
@@ -43,6 +45,25 @@ def diff_recipes(first: Either, second: Either) -> None:
     (a, _), (b, _) = (resolve(name) for name in (first, second))
     for key, (x, y) in differences(a, b).items():
         print(f"{key:32} {x!s:36} {y}")
+
+
+@method_commands.command(name="list")
+def list_methods() -> None:
+    """All mixers, each with its paper."""
+    from mixup_recipes.pages.parity import methods_list
+
+    print(methods_list(), end="")
+
+
+@method_commands.command(name="show")
+def show_method(mixer: Annotated[str, text("name of a mixer", "--mixer", "--name")]) -> None:
+    """Formula, sampling law, arguments and deviations of a mixer, and the largest gaps to its original code."""
+    from mixup_recipes.pages.parity import method_text
+
+    try:
+        print(method_text(mixer), end="")
+    except ValueError as e:  # an unknown name, with the nearest one
+        raise UserError(str(e)) from None
 
 
 @cell_commands.command(name="list")

@@ -5,7 +5,8 @@ import re
 import sys
 from typing import Any, NamedTuple
 
-from mixers import MIXERS, Mixer, Switch, build
+import mixers  # its classes load torch when they are asked for, which the docstrings alone need not
+from mixers import MIXERS, build
 
 # A part of a docstring begins with its name: "Sampling law: ...". The first paragraph is the title.
 LABEL = re.compile(r"([A-Z][a-z]+(?: [a-z]+){0,3}):\s")
@@ -26,9 +27,9 @@ class Method(NamedTuple):
 
 def methods(name: str, args: dict[str, Any]) -> list[Method]:
     """What a mixer is made of: its own file first, then those of the mixers inside it."""
-    parts = [type(part).__module__ for part in build(name, **args).modules() if isinstance(part, Mixer)]
+    parts = [type(part).__module__ for part in build(name, **args).modules() if isinstance(part, mixers.Mixer)]
     modules = dict.fromkeys([MIXERS[name].__module__, *parts])
-    modules.pop(Switch.__module__, None)  # what holds mixers together is no method
+    modules.pop(mixers.Switch.__module__, None)  # what holds mixers together is no method
     found = [parse(inspect.getdoc(sys.modules.get(module)) or "") for module in modules]
     # A paper that trains with others' methods and defines none of its own (deit, rsb) goes by its name; so does a mixer
     # of a script that Python has forgotten (runpy) or that says nothing of itself.

@@ -4,9 +4,10 @@ import json
 from typing import Any
 
 from mixers import MIXERS
+from mixers.registry import docstring, signature
 from mixup_recipes.files import shipped
-from mixup_recipes.pages.markdown import escaped, markdown_table
-from mixup_recipes.pages.methods import methods
+from mixup_recipes.pages.markdown import escaped, markdown_table, shown
+from mixup_recipes.pages.methods import parse
 
 RECORD = shipped("model_cards") / "parity.json"
 HEAD = ["what", "original", "compared", "largest gap"]
@@ -39,10 +40,24 @@ def page(rows: list[dict[str, Any]]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def parity_rows(name: str) -> list[dict[str, Any]]:
-    """The rows of one mixer; none where its code is not public."""
-    rows = json.loads(RECORD.read_text())["rows"]
-    return [row for row in rows if row["subject"] == name]
+def methods_list() -> str:
+    """Every mixer with the title of its paper, a line each."""
+    return "".join(f"{name:14} {' '.join(docstring(name).split(chr(10) * 2)[0].split())}\n" for name in MIXERS)
+
+
+def method_text(name: str) -> str:
+    """What is known of a mixer, for a terminal: its file's docstring, its arguments, and its rows of the page."""
+    given = signature(name).parameters.values()
+    arguments = ", ".join(p.name if p.default is p.empty else f"{p.name}={shown(p.default)}" for p in given)
+    lines = [f"{name}: {docstring(name)}", "", f"Arguments: {arguments or 'none'}", "", "Beside the original code:"]
+    rows = [row for row in json.loads(RECORD.read_text())["rows"] if row["subject"] == name]
+    for row in rows:
+        lines.append(f"  {row['repository']} {row['commit'][:7]}, {', '.join(row['files'])}, {row['date']}")
+        for gap in row["gaps"]:
+            lines.append(f"    {gap['compared']}: {number(gap)}" + (f" ({gap['why']})" if gap["why"] else ""))
+        lines.append(f"    The test of the same formula without that code: tests/{row['held']}")
+    lines += [] if rows else ["  not compared: there is no original, or its code is not public"]
+    return "\n".join(lines).replace("``", "`") + "\n"
 
 
 def parity_table(rows: list[dict[str, Any]]) -> str:
@@ -77,4 +92,4 @@ def measured(rows: list[dict[str, Any]]) -> str:
 
 def differences(name: str) -> str:
     """The section of one method: what its file states."""
-    return f"### {name}\n\n{methods(name, {})[0].parts['Deviations']}\n"
+    return f"### {name}\n\n{parse(docstring(name)).parts['Deviations']}\n"
