@@ -8,6 +8,7 @@ import ast
 import difflib
 import functools
 import inspect
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import import_module
 from inspect import Parameter, Signature
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     import mixers.base
 
+LAW = r"^Sampling\slaw: ``([^`]+)``"  # as a mixer's file names it
 Made: TypeAlias = "mixers.base.Mixer"
 Make = Callable[..., Made]
 
@@ -165,6 +167,17 @@ def docstring(name: str) -> str:
     if not isinstance(row, str):
         return inspect.getdoc(inspect.getmodule(row)) or ""
     return ast.get_docstring(ast.parse(source_of(row))) or ""
+
+
+def sampling_law(name: str) -> str:
+    """``cutmix@clova-2019``: how the file of a mixer names its law; a number behind a point counts its versions.
+
+    Empty for a mixer from elsewhere that names none, and for a name that nothing here has.
+    """
+    if name not in MIXERS | BLOCKS:
+        return ""
+    found = re.search(LAW, docstring(name), re.M)
+    return found[1] if found else ""
 
 
 def source_of(address: str) -> str:

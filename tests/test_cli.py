@@ -165,13 +165,14 @@ COMMANDS = {
     "preview": "NAMES", "check": "TARGETS", "report": "RUNS", "record": "RUNS", "protocol": "LOGS", "table": "",
     "compare": "", "plot curves": "RUNS", "plot cost": "RUNS", "plot dots": "RUNS", "recipes list": "",
     "recipes show": "RECIPE", "recipes explain": "RECIPE", "recipes diff": "FIRST SECOND", "cells list": "",
-    "cells show": "RECIPE", "cells explain": "RECIPE", "cells diff": "FIRST SECOND", "cells export": "RECIPE",
+    "methods list": "", "methods show": "MIXER", "cells show": "RECIPE", "cells explain": "RECIPE", "cells diff": "FIRST SECOND",
+    "cells export": "RECIPE",
 }  # fmt: skip
 
 
 def test_each_command_says_what_it_is_its_first_arguments_and_types(console, monkeypatch):
     monkeypatch.setattr(app, "console", rich.console.Console(width=200))  # one that an earlier test made is narrow
-    groups = {"plot", "recipes", "cells"}
+    groups = {"plot", "recipes", "cells", "methods"}
     names = {name for name in app if not name.startswith("-")} - groups
     names |= {f"{group} {name}" for group in groups for name in app[group] if not name.startswith("-")}
     assert names == set(COMMANDS) and console("--version") == (0, f"{__version__}\n", "")

@@ -70,6 +70,22 @@ def test_runs_of_different_recipes_or_data_are_refused_and_a_run_from_before_a_f
             of_runs([first, second])
 
 
+def test_runs_by_another_version_of_a_mixer_s_law_are_recorded_apart_and_do_not_count(run):
+    first, now = run("a", mixer="guidedmix"), run("b", mixer="guidedmix", seed=1)
+    edit(now.folder / "env.json", laws=["guidedmix@kang-2023.2", "vanilla@1"])
+    earlier, later = of_run(first), of_run(Run.open(now.folder))
+    assert later["seeds"]["1"]["env"]["laws"] == ["guidedmix@kang-2023.2", "vanilla@1"]
+    says = r"laws of the mixer: \[\] and \['guidedmix@kang-2023\.2'\]; record them apart"
+    for one, other in ((earlier, later), (later, earlier)):
+        with pytest.raises(UserError, match=says if one is earlier else "laws of the mixer"):
+            records.merge(one, other, "here")
+    earlier["overrides"] = later["overrides"] = None  # as if of the published length
+    for content in (earlier, later):
+        content["fields"] |= records.fields_of(load_recipe("quickstart_guidedmix"))
+    assert records.excluded(earlier) == "runs of an earlier law than guidedmix@kang-2023.2 do not count"
+    assert not records.excluded(later) and not records.earlier_law(of_run(run("c")))  # CutMix has its first law
+
+
 def test_a_record_gains_seeds_goes_on_with_unfinished_ones_and_refuses_contradictions(run, tmp_path):
     out, b = tmp_path / "results", run("b", seed=1)
     path = save([run("young", TOP1[:3])], out)

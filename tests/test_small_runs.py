@@ -53,6 +53,13 @@ def test_an_argument_that_a_run_left_out_is_shown_too_and_the_folder_is_named():
     assert small_runs("cifar10_vit", FOUND, results=Path("my")).endswith("Reported: last epoch. " + made)
 
 
+def test_a_row_says_that_its_runs_followed_an_earlier_law_of_the_mixer():
+    content = record("guidedmix", {"0": 31.0})
+    assert "guidedmix (by an earlier law)" in cells(g=content)
+    content["seeds"]["0"]["env"] = content["seeds"]["0"]["env"] | {"laws": ["guidedmix@kang-2023.2"]}
+    assert "guidedmix" in cells(g=content)
+
+
 def test_a_seed_that_has_not_finished_is_not_shown():
     content = record("cutmix", {"0": 31.0, "1": 32.5})
     content["seeds"]["1"]["epochs"] = 3

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixup_recipes.resolve import settings, split_name
-from mixup_recipes.runs.records import finished_seeds
+from mixup_recipes.runs.records import earlier_law, finished_seeds
 from mixup_recipes.training.protocols import plainly
 from mixup_recipes.typed import UserError, nearest
 
@@ -60,6 +60,7 @@ def label(content: dict[str, Any]) -> str:
     old, new = (row.get(mixer, {}) for row in changed.pop("mixer_args", ({}, {})))
     words = [f"{key}={here}" for key, (_, here) in changed.items()]
     words += [f"{key}={new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
+    words += ["by an earlier law"] if earlier_law(content) else []
     return f"{mixer} ({', '.join(words)})" if words else mixer
 
 

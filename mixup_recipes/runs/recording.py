@@ -14,7 +14,7 @@ from mixup_recipes.training import protocols
 from mixup_recipes.training.format import FORMAT
 from mixup_recipes.typed import UserError
 
-NOTED = ("commit", "python", "packages", "platform", "device", "processes", "mixed_precision")
+NOTED = ("commit", "python", "packages", "platform", "device", "processes", "mixed_precision", "laws")
 """What a record keeps of ``env.json``."""
 
 

@@ -14,6 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from mixers.registry import sampling_law
 from mixup_recipes.data.identity import comparable
 from mixup_recipes.data.known import EVALUATED, KNOWN_SIZES
 from mixup_recipes.files import shipped
@@ -90,12 +91,26 @@ def other_images(content: dict[str, Any]) -> str:
     return "" if found == wanted else f"{found[0]:,} + {found[1]:,} images instead of {wanted[0]:,} + {wanted[1]:,}"
 
 
+def later_laws(content: dict[str, Any]) -> list[str]:
+    """The sampling laws of a record's runs that have replaced a first one: ``["guidedmix@kang-2023.2"]``."""
+    laws = {law for seed in content["seeds"].values() for law in seed["env"].get("laws") or ()}
+    return sorted(law for law in laws if "." in law)
+
+
+def earlier_law(content: dict[str, Any]) -> str:
+    """The law of a record's mixer today, where its runs followed an earlier one; else empty."""
+    law = sampling_law(content["fields"]["mixer"])
+    return law if "." in law and law not in later_laws(content) else ""
+
+
 def excluded(content: dict[str, Any]) -> str:
     """Why the runs of a published recipe's record do not count, whatever they found, in words; empty if they count."""
     # compared with the recipe of today, which may have changed since the record was made
     if pairs := changes(content["recipe"], content["fields"]) or content["overrides"]:
         changed = ", ".join(f"{k} {b} instead of {a}" for k, (a, b) in pairs.items())
         return f"runs with {changed} do not count"
+    if law := earlier_law(content):
+        return f"runs of an earlier law than {law} do not count"
     images = other_images(content)
     return f"runs on {images} do not count" if images else ""
 
@@ -135,6 +150,7 @@ def merge(record: dict[str, Any], other: dict[str, Any], where: str) -> dict[str
     pairs = different(defaults | record["fields"], defaults | other["fields"])
     datasets = comparable(record["dataset"], other["dataset"])
     pairs |= different(*({"images": r["images"], "dataset": d} for r, d in zip((record, other), datasets, strict=True)))
+    pairs |= different({"laws of the mixer": later_laws(record)}, {"laws of the mixer": later_laws(other)})
     if pairs:
         raise UserError(f"{where}: not the same recipe but for the seed: {pairs_in_words(pairs)}; {APART}")
     seeds = dict(record["seeds"])

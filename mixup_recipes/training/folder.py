@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mixers import Mixer, taps
+from mixers.registry import LAW
 from mixup_recipes.data.splits import Splits
 from mixup_recipes.files import lock, write, write_json
 from mixup_recipes.recipe import Recipe, differences, to_yaml
@@ -68,7 +69,7 @@ def laws(module: nn.Module) -> list[str]:
     """
     parts = [type(part).__module__ for part in module.modules() if isinstance(part, Mixer)]
     files = {getattr(sys.modules.get(name), "__doc__", "") or "" for name in parts}  # a script may be forgotten (runpy)
-    return sorted(name for text in files for name in re.findall(r"^Sampling law: ``([^`]+)``", text, re.M))
+    return sorted(name for text in files for name in re.findall(LAW, text, re.M))
 
 
 def check_mixer(folder: Path, step: nn.Module) -> None:
