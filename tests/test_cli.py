@@ -165,8 +165,8 @@ COMMANDS = {
     "preview": "NAMES", "check": "TARGETS", "report": "RUNS", "record": "RUNS", "protocol": "LOGS", "table": "",
     "compare": "", "plot curves": "RUNS", "plot cost": "RUNS", "plot dots": "RUNS", "recipes list": "",
     "recipes show": "RECIPE", "recipes explain": "RECIPE", "recipes diff": "FIRST SECOND", "cells list": "",
-    "methods list": "", "methods show": "MIXER", "cells show": "RECIPE", "cells explain": "RECIPE", "cells diff": "FIRST SECOND",
-    "cells export": "RECIPE",
+    "methods list": "", "methods show": "MIXER", "cells show": "RECIPE", "cells explain": "RECIPE",
+    "cells diff": "FIRST SECOND", "cells export": "RECIPE",
 }  # fmt: skip
 
 
