@@ -1,1 +1,290 @@
-"""tokens"""
+"""Methods that look at where a transformer looks: each beside the training loop of its authors, and OpenMixup's lines.
+
+The loops run whole, on small DeiTs with the weights of ours, for twenty updates; what they mix, aim at, lose and learn
+is compared. They pair a batch with its reverse or by a permutation; ours is handed the same partners.
+"""
+
+import contextlib
+import copy
+import datetime
+import math
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional
+
+import mixers.tokenmix
+from mixers import CutMix, Mixer, MixPro, SMMix, Step, TLAlign, TokenMix, TransMix, taps
+from originals import Checkout, Draws, Gap, Numpy, beside
+
+OPENMIXUP = "Westlake-AI/openmixup"
+AUGMENTS = "openmixup/models/augments"
+CLASSES, IMAGES, UPDATES = 10, 8, 20
+REVERSE = torch.arange(IMAGES).flip(0)
+CYCLE = torch.arange(IMAGES).roll(3)
+ROUNDING = "32 bits are rounded in another order"
+PARTS = {  # of timm and torch, as the originals import them
+    "torch": torch, "nn": nn, "F": functional, "math": math, "partial": partial, "OrderedDict": OrderedDict,
+    "to_2tuple": timm.layers.to_2tuple, "trunc_normal_": timm.layers.trunc_normal_, "Mlp": timm.layers.Mlp,
+    "DropPath": timm.layers.DropPath, "PatchEmbed": timm.layers.PatchEmbed,
+}  # fmt: skip
+
+
+class Trained(NamedTuple):
+    """What training left."""
+
+    images: Tensor
+    """The mixed images of all updates."""
+    targets: Tensor
+    losses: Tensor
+    gradients: list[Tensor]
+    """Of every parameter in the first update."""
+    weights: list[Tensor]
+    """After the last update."""
+
+
+def batches(size: int = 112) -> list[tuple[Tensor, Tensor]]:
+    """Smooth images, each with blobs of its own, and their classes."""
+    draw = torch.Generator().manual_seed(1)
+    coarse = torch.randn(UPDATES, IMAGES, 3, 8, 8, generator=draw)
+    rng = np.random.default_rng(2)
+    labels = [torch.from_numpy(rng.permutation(CLASSES)[:IMAGES]) for _ in range(UPDATES)]
+    images = [functional.interpolate(c, size=(size, size), mode="bicubic") for c in coarse]
+    return list(zip(images, labels, strict=True))
+
+
+def smoothed(labels: Tensor) -> Tensor:
+    """One-hot targets with the published smoothing of 0.1."""
+    return 0.9 * functional.one_hot(labels, CLASSES).float() + 0.1 / CLASSES
+
+
+def deit(size: int = 112) -> Any:
+    """A small one whose attention is far from even."""
+    torch.manual_seed(0)
+    model = timm.create_model("deit_tiny_patch16_224", img_size=size, depth=4, num_classes=CLASSES)
+    for block in model.blocks:
+        nn.init.normal_(block.attn.qkv.weight, std=0.1)
+    return model.train()
+
+
+def as_theirs(model: Any, kind: Any, **options: Any) -> Any:
+    """The same network with the same weights in their class."""
+    shape = {"img_size": 112, "patch_size": 16, "embed_dim": 192, "depth": 4, "num_heads": 3, "num_classes": CLASSES}
+    theirs = kind(**shape, **options)
+    lacking = theirs.load_state_dict(model.state_dict(), strict=False)
+    if lacking.unexpected_keys or not {n.split(".")[0] for n in lacking.missing_keys} <= {
+        "head1",
+        "mask_token",
+        "token_head",
+    }:
+        raise LookupError(f"their network has other weights: {lacking}")
+    return theirs.train()
+
+
+@contextlib.contextmanager
+def here() -> Iterator[None]:
+    """Code that asks for a GPU by name runs on the CPU, without a change of precision."""
+
+    def place(to: Callable[..., Any]) -> Callable[..., Any]:
+        def on_cpu(*args: Any, **options: Any) -> Any:
+            args = tuple("cpu" if isinstance(a, str) and a == "cuda" else a for a in args)
+            return to(*args, **{k: "cpu" if k == "device" else v for k, v in options.items()})
+
+        return on_cpu
+
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in (
+            (torch.Tensor, "cuda", lambda self, *_, **__: self),
+            (nn.Module, "cuda", lambda self, *_: self),
+            (torch.Tensor, "to", place(torch.Tensor.to)),
+            (torch, "full", place(torch.full)),
+            (torch.cuda, "synchronize", lambda: None),
+            (torch.cuda.amp, "autocast", plain),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, value))
+        yield
+
+
+def plain() -> torch.autocast:
+    """What stands for ``autocast``, around a block or a function."""
+    return torch.autocast("cpu", enabled=False)
+
+
+@contextlib.contextmanager
+def pairing(index: Tensor) -> Iterator[None]:
+    """Ours, and theirs where it draws a permutation, gets these partners."""
+    with (
+        mock.patch("mixers.ops.partners", lambda *_: index.clone()),
+        mock.patch("torch.randperm", lambda *_: index.clone()),
+    ):
+        yield
+
+
+class Diary:
+    """Stands for the loops' logger, gradient scaler, criterion and scheduler, and writes down what passes by."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.targets: list[Tensor] = []
+        self.gradients: list[Tensor | None] = []
+        self.inputs: list[Tensor] = []
+        self.meters: dict[str, Any] = {}
+
+    def log_every(self, loader: Iterable[Any], *_: Any) -> Iterable[Any]:
+        return loader
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else is asked for does nothing."""
+        return lambda *_, **__: None
+
+    def scale(self, loss: Tensor, optimizer: Any, parameters: Iterable[Tensor], **_: Any) -> None:
+        """What timm's scaler does without scaling."""
+        self.losses.append(loss.item())
+        loss.backward()
+        self.keep(parameters)
+        optimizer.step()
+
+    def keep(self, parameters: Iterable[Tensor]) -> float:
+        """Write down the first gradients."""
+        if not self.gradients:
+            self.gradients = [None if p.grad is None else p.grad.clone() for p in parameters]
+        return 0.0
+
+    def criterion(self, *args: Tensor) -> Tensor:
+        """Cross-entropy of ``(images, logits, target)`` or ``(logits, target)``."""
+        self.targets.append(args[-1].detach().clone())
+        return (-args[-1] * args[-2].log_softmax(-1)).sum(-1).mean()
+
+    def watch(self, model: nn.Module) -> None:
+        """Write down what the model is trained on."""
+
+        def note(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if torch.is_grad_enabled():
+                self.inputs.append(args[0].clone())
+
+        model.register_forward_pre_hook(note)
+
+    def trained(self, model: nn.Module, names: Iterable[str]) -> Trained:
+        """What was written down, and the weights as they are now, in the order of ``names``."""
+        position = {name: i for i, (name, _) in enumerate(model.named_parameters())}
+        gradients = [self.gradients[position[name]] for name in names]
+        weights = [model.get_parameter(name).detach() for name in names]
+        found = [g if g is not None else torch.zeros_like(w) for g, w in zip(gradients, weights, strict=True)]
+        return Trained(torch.stack(self.inputs), torch.stack(self.targets), torch.tensor(self.losses), found, weights)
+
+
+def optimizer_of(module: nn.Module) -> torch.optim.SGD:
+    """The optimiser of both."""
+    return torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+
+
+def train(mixer: Mixer, model: nn.Module) -> tuple[Trained, list[str], list[dict[str, Any]]]:
+    """Twenty updates of ours: what they left, the order of the parameters as theirs names them, the plans."""
+    step, diary = Step(model, mixer, lambda o, t: (-t * o.log_softmax(-1)).sum(-1)), Diary()
+    optimizer, plans = optimizer_of(step), []
+    diary.watch(step.model)
+    for seed, (x, labels) in enumerate(batches()):
+        out = step(x, smoothed(labels), np.random.default_rng(seed))
+        optimizer.zero_grad()
+        diary.scale(out.loss, optimizer, step.parameters())
+        diary.targets.append(out.target)
+        plans.append(out.plan)
+    names = [name for name, _ in step.named_parameters()]
+    theirs = [name.replace("mixer.head", "token_head").removeprefix("model.") for name in names]
+    return diary.trained(step, names), theirs, plans
+
+
+def relative(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:
+    """The largest difference, each tensor's relative to its own largest value."""
+    pairs = zip(ours, theirs, strict=True)
+    return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item() for a, b in pairs)
+
+
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    """The largest absolute difference."""
+    if ours.shape != theirs.shape:
+        raise ValueError(f"{tuple(ours.shape)} cannot be compared with {tuple(theirs.shape)}")
+    return (ours.double() - theirs.double()).abs().max().item()
+
+
+def learned(ours: Trained, theirs: Trained) -> Iterator[Gap]:
+    """What is compared of every training loop."""
+    on = f"{UPDATES} batches of {IMAGES}, DeiT of 4 blocks, 112 pixels"
+    for compared, gap, unit in (
+        (f"mixed images, {on}", apart(ours.images, theirs.images), "absolute"),
+        (f"targets, {on}", apart(ours.targets, theirs.targets), "absolute"),
+        (f"losses of {UPDATES} updates", relative([ours.losses], [theirs.losses]), "relative"),
+        ("gradients of all parameters, first update", relative(ours.gradients, theirs.gradients), "relative"),
+        (f"all weights after {UPDATES} updates", relative(ours.weights, theirs.weights), "relative"),
+    ):
+        yield Gap(compared, gap, unit, ROUNDING if gap else "")
+
+
+def box(mask: Tensor) -> tuple[int, int, int, int]:
+    """Rows and columns of the rectangle of zeros in a mask (H, W), ends left out; nothing where there is none."""
+    rows, columns = ((mask == 0).any(axis).nonzero().flatten().tolist() for axis in (1, 0))
+    return (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) if rows else (0, 0, 0, 0)
+
+
+def whole_attention(model: Any, x: Tensor) -> Tensor:
+    """The last layer's attention (B, heads, N, N), as timm computes it when it does not fuse it."""
+    layer, found = model.blocks[-1].attn, []
+    hook = layer.attn_drop.register_forward_pre_hook(lambda _, args: found.append(args[0].detach()))
+    with mock.patch.object(layer, "fused_attn", False), torch.no_grad():
+        model(x)
+    hook.remove()
+    return found[0]
+
+
+@beside(
+    "transmix",
+    "Beckschen/TransMix",
+    "transmix.py",
+    "train.py",
+    "timm/models/vision_transformer.py",
+    held="test_attention_mixers.py::test_transmix_averages_the_shares_of_area_and_attention",
+)
+def transmix_loop(original: Checkout) -> Iterator[Gap]:
+    """The published training loop, with the boxes that ours drew."""
+    model, diary = deit(), Diary()
+    kind = original.names(
+        "timm/models/vision_transformer.py", "VisionTransformer", "Block", "Attention", "_init_vit_weights", **PARTS
+    )[0]
+    theirs = as_theirs(model, kind, return_attn=True)
+    with pairing(REVERSE):
+        ours, names, plans = train(TransMix(CutMix()), model)
+    boxes = [box(plan["mask"][0, 0]) for plan in plans]
+    areas = [1 - (b - t) * (r - left) / 112**2 for t, b, left, r in boxes]
+    with here():
+        parts = PARTS | {
+            "Mixup": timm.data.Mixup,
+            "one_hot": lambda *args, device, **values: timm.data.mixup.one_hot(*args, **values),
+            "cutmix_bbox_and_lam": Draws(box=list(zip(boxes, areas, strict=True))).box,
+        }
+        method = original.names("transmix.py", "Mixup_transmix", "mixup_target", **parts)[0](
+            cutmix_alpha=1.0, num_classes=CLASSES
+        )
+        method._params_per_batch = lambda: (0.5, True)
+        loop = original.names(
+            "train.py", "train_one_epoch", suppress=contextlib.nullcontext, time=time, torch=torch,
+            OrderedDict=OrderedDict, AverageMeter=Diary, reduce_tensor=lambda loss, _: loss, model_parameters=lambda m, **_: m.parameters(),
+        )  # fmt: skip
+        asked = dict.fromkeys(("mixup_off_epoch", "prefetcher", "channels_last", "clip_grad"))
+        args = SimpleNamespace(
+            **asked, transmix=True, distributed=True, clip_mode="", log_interval=9**9, local_rank=1, world_size=1
+        )
+        diary.watch(theirs)
+        loop(0, theirs, [(x.clone(), y) for x, y in batches()], optimizer_of(theirs), diary.criterion, args,
+             loss_scaler=diary.scale, mixup_fn=method)  # fmt: skip
+    yield from learned(ours, diary.trained(theirs, names))
