@@ -164,7 +164,7 @@ class Diary:
     def criterion(self, *args: Tensor) -> Tensor:
         """Cross-entropy of ``(images, logits, target)`` or ``(logits, target)``."""
         self.targets.append(args[-1].detach().clone())
-        return (-args[-1] * args[-2].log_softmax(-1)).sum(-1).mean()
+        return cross_entropy(args[-2], args[-1]).mean()
 
     def watch(self, model: nn.Module) -> None:
         """Write down what the model is trained on."""
@@ -186,12 +186,12 @@ class Diary:
 
 def optimizer_of(module: nn.Module) -> torch.optim.SGD:
     """The optimiser of both."""
-    return torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+    return torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
 
 
 def train(mixer: Mixer, model: nn.Module) -> tuple[Trained, list[str], list[dict[str, Any]]]:
     """Twenty updates of ours: what they left, the order of the parameters as theirs names them, the plans."""
-    step, diary = Step(model, mixer, lambda o, t: (-t * o.log_softmax(-1)).sum(-1)), Diary()
+    step, diary = Step(model, mixer, cross_entropy), Diary()
     optimizer, plans = optimizer_of(step), []
     diary.watch(step.model)
     for seed, (x, labels) in enumerate(batches()):
@@ -223,7 +223,8 @@ def learned(ours: Trained, theirs: Trained) -> Iterator[Gap]:
     on = f"{UPDATES} batches of {IMAGES}, DeiT of 4 blocks, 112 pixels"
     for compared, gap, unit in (
         (f"mixed images, {on}", apart(ours.images, theirs.images), "absolute"),
-        (f"targets, {on}", apart(ours.targets, theirs.targets), "absolute"),
+        ("targets of the first batch", apart(ours.targets[0], theirs.targets[0]), "absolute"),
+        (f"targets of all {UPDATES} updates", apart(ours.targets, theirs.targets), "absolute"),
         (f"losses of {UPDATES} updates", relative([ours.losses], [theirs.losses]), "relative"),
         ("gradients of all parameters, first update", relative(ours.gradients, theirs.gradients), "relative"),
         (f"all weights after {UPDATES} updates", relative(ours.weights, theirs.weights), "relative"),
@@ -288,3 +289,138 @@ def transmix_loop(original: Checkout) -> Iterator[Gap]:
         loop(0, theirs, [(x.clone(), y) for x, y in batches()], optimizer_of(theirs), diary.criterion, args,
              loss_scaler=diary.scale, mixup_fn=method)  # fmt: skip
     yield from learned(ours, diary.trained(theirs, names))
+
+
+@beside(
+    "transmix",
+    OPENMIXUP,
+    f"{AUGMENTS}/transmix.py",
+    "openmixup/models/heads/cls_mixup_head.py",
+    "openmixup/models/losses/cross_entropy_loss.py",
+    held="test_attention_mixers.py::test_transmix_averages_the_shares_of_area_and_attention",
+)
+def transmix_openmixup(original: Checkout) -> Iterator[Gap]:
+    """Its labels and loss, for the boxes and the attention of ours."""
+    theirs = original.names(f"{AUGMENTS}/transmix.py", "transmix", np=np, torch=torch, nn=nn)
+    shares, losses, mean_losses = [], [], []
+    for seed, (x, labels) in enumerate(batches()):
+        model, y = deit(), functional.one_hot(labels, CLASSES).float()
+        with pairing(CYCLE), here():
+            out = Step(model, TransMix(CutMix()), cross_entropy)(x, y, np.random.default_rng(seed))
+            mask = out.plan["mask"]
+            mixed = torch.where(mask > 0, x, x[CYCLE])
+            area = mask[0].mean().item()
+            attention = whole_attention(model, mixed)
+            _, found = theirs(mixed, labels, lam=area, mask=1 - mask, attn=attention, patch_shape=(7, 7))
+        shares.append(apart(out.plan["lam"], found[2]))
+        loss = head_loss(original, out.logits, found)
+        losses.append(relative([out.loss.detach()], [loss]))
+        lam = out.plan["lam"].mean()
+        meant = cross_entropy(out.logits.detach(), lam * y + (1 - lam) * y[CYCLE]).mean()
+        mean_losses.append(relative([meant], [loss]))
+    yield Gap(f"the share of each sample, {UPDATES} batches of {IMAGES}", max(shares), "absolute", ROUNDING)
+    why = "its loss is averaged over the batch before it is weighted, which replaces every share by their mean"
+    yield Gap("loss", max(losses), "relative", why)
+    yield Gap("loss, with the mean share for every sample in ours", max(mean_losses), "relative", ROUNDING)
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """One loss per sample."""
+    return (-target * logits.log_softmax(-1)).sum(-1)
+
+
+def head_loss(original: Checkout, logits: Tensor, labels: tuple[Any, ...], **options: Any) -> Tensor:
+    """OpenMixup's loss of a mixed batch with its published criterion, averaged as its training loop does."""
+    weigh = original.names("openmixup/models/losses/utils.py", "weight_reduce_loss", torch=torch, F=functional)
+    criterion = original.names(
+        "openmixup/models/losses/cross_entropy_loss.py", "cross_entropy",
+        torch=torch, F=functional, weight_reduce_loss=weigh,
+    )  # fmt: skip
+    accuracies = {"accuracy": lambda *_: 0, "accuracy_mixup": lambda *_: 0}
+    loss = original.method(
+        "openmixup/models/heads/cls_mixup_head.py", "ClsMixupHead", "loss", torch=torch, F=functional, **accuracies
+    )
+    head = SimpleNamespace(multi_label=False, criterion=criterion)
+    return loss(head, [logits.detach()], labels, **options)["loss"].mean()
+
+
+@beside(
+    "tokenmix",
+    "Sense-X/TokenMix",
+    "tokenmix.py",
+    held="test_token_mixers.py::test_blocks_of_tokenmix_are_those_of_the_law_and_exactly_as_many_as_asked_for",
+)
+def tokenmix_published(original: Checkout) -> Iterator[Gap]:
+    """Blocks from the same draws, images, and labels from dense maps that hold the content that ours looked at."""
+    rng_of, count = np.random.default_rng, 112
+    names = ("generate_mask", "Mixup", "get_labelmaps_with_coords", "get_label", "get_featuremaps", "one_hot")
+    parts = {"torch": torch, "math": math, "roi_align": torchvision.ops.roi_align}
+    find, kind, *_ = original.names(
+        "tokenmix.py", *names, np=Numpy(Draws(rand=[0.0] * 200, beta=[0.3] * 100)), random=Same(), **parts
+    )
+    space = find.__globals__
+    yield from same_blocks(lambda: find(0.5, "cpu", 14)[0][0, 0].numpy() > 0, space, count)
+
+    model, mixer = deit(224), TokenMix(use_alpha=False)
+    mixer.setup(model)
+    shown, shares, whole = [], [], []
+    for seed, (x, labels) in enumerate(batches(224)[:5]):
+        y = functional.one_hot(labels, CLASSES).float()
+        with pairing(REVERSE), here():
+            plan = mixer.plan(x, y, rng_of(seed), model)
+            mixed, _ = mixer.mix(x, y, **plan)
+            _, target = mixer.mix(x, smoothed(labels), **plan)
+            maps = dense_labels(mixer.content(model, x), labels)
+            space["random"] = Same(rng_of(seed))
+            exact = kind(cutmix_alpha=1.0, switch_prob=1.0, label_smoothing=0.0, num_classes=CLASSES)
+            images, found = exact(x.clone(), maps.clone())
+            space["random"] = Same(rng_of(seed))
+            smooth = kind(cutmix_alpha=1.0, switch_prob=1.0, label_smoothing=0.1, num_classes=CLASSES)
+            raw = smooth(x.clone(), maps.clone())[1]
+        shown.append(apart(mixed, images))
+        own = found[torch.arange(IMAGES), labels]
+        shares.append(apart(plan["lam"], own / found.sum(1)))
+        whole.append(apart(target, raw))
+    yield Gap("mixed images, 5 batches of 8, 224 pixels", max(shown))
+    yield Gap("the share of each sample, theirs divided by the sum of both weights", max(shares), "absolute", ROUNDING)
+    why = "its two weights do not sum to 1, and it takes half of the smoothing from each, whatever it weighs"
+    yield Gap("targets with label smoothing 0.1", max(whole), "absolute", why)
+
+
+class Same:
+    """The module ``random`` of theirs, drawing what ours draws from ``rng``."""
+
+    def __init__(self, rng: np.random.Generator | None = None):
+        self.rng = rng or np.random.default_rng(0)
+
+    def uniform(self, low: float, high: float) -> float:
+        """A number."""
+        return self.rng.uniform(low, high)
+
+    def randint(self, low: int, high: int) -> int:
+        """A whole number, ``high`` included."""
+        return low + int(self.rng.integers(high - low + 1))
+
+
+def same_blocks(find: Callable[[], np.ndarray], space: dict[str, Any], count: int) -> Iterator[Gap]:
+    """Masks of ``count`` of 14 x 14 cells; ``space`` holds the ``random`` that ``find`` draws from."""
+    differing = short = outside = 0
+    for seed in range(2000):
+        space["random"] = Same(np.random.default_rng(seed))
+        theirs, ours = find(), mixers.tokenmix.blocks(14, 14, count, np.random.default_rng(seed))
+        full = theirs.sum() == count
+        short += not full
+        differing += full and not np.array_equal(theirs, ours)
+        outside += bool((theirs & ~ours).any())
+    yield Gap(f"blocks of {count} of 14 x 14 cells, 2,000 masks: a full one differs", differing / 2000, "share")
+    yield Gap("a cell of theirs that ours lacks", outside / 2000, "share")
+    why = "after ten refusals theirs stops with fewer cells than asked for, where ours draws the rest uniformly"
+    yield Gap("theirs has fewer cells", short / 2000, "share", why)
+
+
+def dense_labels(content: Tensor, labels: Tensor) -> Tensor:
+    """The dense labels that TokenMix loads: values, classes, and where the crop lies and what it shows."""
+    maps = torch.zeros(IMAGES, 3, 1, *content.shape[1:])
+    maps[:, 0, 0], maps[:, 1, 0] = content, labels[:, None, None]
+    maps[:, 2, 0, 0, 2:4], maps[:, 2, 0, 0, 5] = 1.0, labels.float()
+    return maps
