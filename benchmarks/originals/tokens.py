@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 from unittest import mock
 
 import numpy as np
@@ -46,7 +46,8 @@ class Trained(NamedTuple):
 
     images: Tensor
     """The mixed images of all updates."""
-    targets: Tensor
+    targets: Tensor | None
+    """Where the loop makes some."""
     losses: Tensor
     gradients: list[Tensor]
     """Of every parameter in the first update."""
@@ -78,16 +79,13 @@ def deit(size: int = 112) -> Any:
     return model.train()
 
 
-def as_theirs(model: Any, kind: Any, **options: Any) -> Any:
+def as_theirs(model: Any, kind: Any, size: int = 112, **options: Any) -> Any:
     """The same network with the same weights in their class."""
-    shape = {"img_size": 112, "patch_size": 16, "embed_dim": 192, "depth": 4, "num_heads": 3, "num_classes": CLASSES}
+    shape = {"img_size": size, "patch_size": 16, "embed_dim": 192, "depth": 4, "num_heads": 3, "num_classes": CLASSES}
     theirs = kind(**shape, **options)
     lacking = theirs.load_state_dict(model.state_dict(), strict=False)
-    if lacking.unexpected_keys or not {n.split(".")[0] for n in lacking.missing_keys} <= {
-        "head1",
-        "mask_token",
-        "token_head",
-    }:
+    new = {name.split(".")[0] for name in lacking.missing_keys}
+    if lacking.unexpected_keys or not new <= {"head1", "mask_token", "token_head"}:
         raise LookupError(f"their network has other weights: {lacking}")
     return theirs.train()
 
@@ -181,7 +179,8 @@ class Diary:
         gradients = [self.gradients[position[name]] for name in names]
         weights = [model.get_parameter(name).detach() for name in names]
         found = [g if g is not None else torch.zeros_like(w) for g, w in zip(gradients, weights, strict=True)]
-        return Trained(torch.stack(self.inputs), torch.stack(self.targets), torch.tensor(self.losses), found, weights)
+        targets = torch.stack(self.targets) if self.targets else None
+        return Trained(torch.stack(self.inputs), targets, torch.tensor(self.losses), found, weights)
 
 
 def optimizer_of(module: nn.Module) -> torch.optim.SGD:
@@ -189,12 +188,12 @@ def optimizer_of(module: nn.Module) -> torch.optim.SGD:
     return torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
 
 
-def train(mixer: Mixer, model: nn.Module) -> tuple[Trained, list[str], list[dict[str, Any]]]:
+def train(mixer: Mixer, model: nn.Module, size: int = 112) -> tuple[Trained, list[str], list[dict[str, Any]]]:
     """Twenty updates of ours: what they left, the order of the parameters as theirs names them, the plans."""
     step, diary = Step(model, mixer, cross_entropy), Diary()
     optimizer, plans = optimizer_of(step), []
     diary.watch(step.model)
-    for seed, (x, labels) in enumerate(batches()):
+    for seed, (x, labels) in enumerate(batches(size)):
         out = step(x, smoothed(labels), np.random.default_rng(seed))
         optimizer.zero_grad()
         diary.scale(out.loss, optimizer, step.parameters())
@@ -220,15 +219,17 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
 
 def learned(ours: Trained, theirs: Trained) -> Iterator[Gap]:
     """What is compared of every training loop."""
-    on = f"{UPDATES} batches of {IMAGES}, DeiT of 4 blocks, 112 pixels"
-    for compared, gap, unit in (
-        (f"mixed images, {on}", apart(ours.images, theirs.images), "absolute"),
-        ("targets of the first batch", apart(ours.targets[0], theirs.targets[0]), "absolute"),
-        (f"targets of all {UPDATES} updates", apart(ours.targets, theirs.targets), "absolute"),
+    on = f"{UPDATES} batches of {IMAGES}, DeiT of 4 blocks, {ours.images.shape[-1]} pixels"
+    rows = [(f"mixed images, {on}", apart(ours.images, theirs.images), "absolute")]
+    if ours.targets is not None and theirs.targets is not None:
+        rows.append(("targets of the first batch", apart(ours.targets[0], theirs.targets[0]), "absolute"))
+        rows.append((f"targets of all {UPDATES} updates", apart(ours.targets, theirs.targets), "absolute"))
+    rows += [
         (f"losses of {UPDATES} updates", relative([ours.losses], [theirs.losses]), "relative"),
         ("gradients of all parameters, first update", relative(ours.gradients, theirs.gradients), "relative"),
         (f"all weights after {UPDATES} updates", relative(ours.weights, theirs.weights), "relative"),
-    ):
+    ]
+    for compared, gap, unit in rows:
         yield Gap(compared, gap, unit, ROUNDING if gap else "")
 
 
@@ -413,9 +414,9 @@ def same_blocks(find: Callable[[], np.ndarray], space: dict[str, Any], count: in
         differing += full and not np.array_equal(theirs, ours)
         outside += bool((theirs & ~ours).any())
     yield Gap(f"blocks of {count} of 14 x 14 cells, 2,000 masks: a full one differs", differing / 2000, "share")
-    yield Gap("a cell of theirs that ours lacks", outside / 2000, "share")
+    yield Gap("the same masks: theirs has a cell that ours lacks", outside / 2000, "share")
     why = "after ten refusals theirs stops with fewer cells than asked for, where ours draws the rest uniformly"
-    yield Gap("theirs has fewer cells", short / 2000, "share", why)
+    yield Gap("the same masks: theirs has fewer cells", short / 2000, "share", why)
 
 
 def dense_labels(content: Tensor, labels: Tensor) -> Tensor:
@@ -424,3 +425,192 @@ def dense_labels(content: Tensor, labels: Tensor) -> Tensor:
     maps[:, 0, 0], maps[:, 1, 0] = content, labels[:, None, None]
     maps[:, 2, 0, 0, 2:4], maps[:, 2, 0, 0, 5] = 1.0, labels.float()
     return maps
+
+
+@beside(
+    "tokenmix",
+    OPENMIXUP,
+    f"{AUGMENTS}/tokenmix.py",
+    held="test_token_mixers.py::test_labels_are_the_content_that_shows_normalised_and_the_area_where_none_does_or_it_is_even",
+)
+def tokenmix_openmixup(original: Checkout) -> Iterator[Gap]:
+    """Blocks from the same draws, images, and labels by the attention of ours."""
+    theirs = original.names(f"{AUGMENTS}/tokenmix.py", "tokenmix", np=np, torch=torch, math=math, random=Same())
+    space, dots = theirs.__wrapped__.__globals__, torch.zeros(IMAGES, 3, 14, 14)
+
+    def cells(lam: float) -> np.ndarray:
+        nowhere = torch.zeros(IMAGES, 1, 197, 197)
+        return theirs(dots, torch.arange(IMAGES), nowhere, lam=lam, return_mask=True)[0][1][0, 0].numpy() > 0
+
+    model, mixer = deit(224), TokenMix()
+    mixer.setup(model)
+    with pairing(CYCLE), here():
+        yield from same_blocks(lambda: cells(0.5), space, 112)
+        counts = []
+        for lam in np.linspace(0, 1, 197):
+            space["random"] = Same()
+            counts.append(abs(int(cells(lam).sum()) - round((1 - lam) * 196)) / 196)
+        why = "it adds 14 cells to every count and rounds it down"
+        yield Gap("the share of cells from the partner, for the same lambda", max(counts), "absolute", why)
+
+        shown, shares, swapped = [], [], []
+        for seed, (x, labels) in enumerate(batches(224)[:5]):
+            attention = whole_attention(model.eval(), x)
+            lam = np.random.default_rng(seed).beta(1.0, 1.0)
+            space["random"] = Same(np.random.default_rng(seed))
+            (images, mask), found = theirs(x, labels, attention, lam=lam, return_mask=True)
+            pasted = mask[0, 0].numpy() > 0
+            plan, other = (
+                given_blocks(mixer, model, x, blocks, np.random.default_rng(seed)) for blocks in (pasted, ~pasted)
+            )
+            shown.append(apart(mixer.mix(x, smoothed(labels), **plan)[0], images))
+            shares.append(apart(plan["lam"], found[2] / (found[2] + found[3])))
+            even = attention / attention[:, :, :1, 1:].sum(3, keepdim=True).mean(1, keepdim=True)
+            space["random"] = Same(np.random.default_rng(seed))
+            _, found = theirs(x, labels, even, lam=lam)
+            swapped.append(apart(other["lam"], found[2] / (found[2] + found[3])))
+    yield Gap("mixed images with its cells, 5 batches of 8, 224 pixels", max(shown))
+    why = "it weighs each image by the cells where it is hidden, by attention that does not sum to 1"
+    yield Gap("the share of each sample, theirs divided by the sum of both weights", max(shares), "absolute", why)
+    compared = "the same, with attention that sums to 1 in both and hidden cells for shown ones in ours"
+    yield Gap(compared, max(swapped), "absolute", ROUNDING)
+
+
+def given_blocks(
+    mixer: TokenMix, model: nn.Module, x: Tensor, cells: np.ndarray, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Ours with the cells of the partner given."""
+    with mock.patch("mixers.tokenmix.blocks", lambda *_: cells):
+        return mixer.plan(x, x.new_zeros(len(x), CLASSES), rng, model)
+
+
+def epoch(original: Checkout, function: str, diary: Diary, model: nn.Module, method: Any) -> None:
+    """The loop of ``engine.py`` that DeiT's descendants share."""
+    loop = original.names(
+        "engine.py", function, torch=torch, math=math, F=functional, Iterable=Iterable, Optional=Optional,
+        DistillationLoss=object, ModelEma=object, Mixup=object, print=lambda *_: None,
+        utils=SimpleNamespace(MetricLogger=lambda **_: diary, SmoothedValue=lambda **_: None),
+    )  # fmt: skip
+    diary.watch(model)
+    loader = [(x.clone(), labels) for x, labels in batches()]
+    loop(model, diary.criterion, loader, optimizer_of(model), "cpu", 0, diary.scale, mixup_fn=method)
+
+
+@beside(
+    "tlalign",
+    "Euphoria16/TL-Align",
+    "tla.py",
+    "engine.py",
+    "timm/models/vision_transformer.py",
+    held="test_attention_mixers.py::test_tlalign_is_carrying_the_labels_of_all_tokens_through_all_layers",
+)
+def tlalign_loop(original: Checkout) -> Iterator[Gap]:
+    """The published boxes and training loop, with the same draws."""
+    draws = Draws(rand=[0.0] * UPDATES, beta=[], randint=[])
+    find, kind, *_ = original.names(
+        "tla.py", "rand_token_bbox", "TL_AlignMix", "mixup_target", "token_label", "one_hot",
+        np=Numpy(draws), torch=torch,
+    )  # fmt: skip
+    yield from token_boxes(find, draws)
+
+    model, diary = deit(), Diary()
+    network = original.names(
+        "timm/models/vision_transformer.py", "VisionTransformer", "Block", "Attention", "_init_vit_weights", **PARTS
+    )[0]
+    theirs = as_theirs(model, network)
+    with pairing(REVERSE):
+        ours, names, _ = train(TLAlign(), model)
+    for seed in range(UPDATES):
+        rng = np.random.default_rng(seed)
+        draws.values["beta"].append(rng.beta(1.0, 1.0))
+        draws.values["randint"] += [int(rng.integers(7)), int(rng.integers(7))]
+    with here():
+        method = kind(mixup_alpha=0.0, tokenmix_alpha=1.0, num_classes=CLASSES)
+        epoch(original, "train_one_epoch_tla", diary, theirs, method)
+    yield from learned(ours, diary.trained(theirs, names))
+
+
+def token_boxes(find: Callable[..., Any], draws: Draws) -> Iterator[Gap]:
+    """Boxes on a grid of tokens; ``find`` draws its centre from ``draws``."""
+    model, differing, lams = deit(), 0, []
+    x = torch.zeros(2, 3, 224, 160)
+    for seed in range(2000):
+        rng = np.random.default_rng(seed)
+        lam = rng.beta(1.0, 1.0)
+        draws.values["randint"] += [int(rng.integers(14)), int(rng.integers(10))]
+        (top, bottom, left, right), area = find((14, 10), lam)
+        plan = TLAlign().plan(x, torch.eye(2), np.random.default_rng(seed), model)
+        expected = torch.ones(14, 10)
+        expected[top:bottom, left:right] = 0
+        differing += not torch.equal(plan["mask"][0, 0, ::16, ::16], expected)
+        lams.append(abs(plan["lam"][0].item() - area))
+    yield Gap("the box, 2,000 draws of lambda and centre, 14 x 10 patches", differing / 2000, "share")
+    yield Gap("its lambda", max(lams), "absolute", ROUNDING if max(lams) else "")
+
+
+@beside(
+    "smmix",
+    "ChenMnZ/SMMix",
+    "smmix.py",
+    "engine.py",
+    "deit.py",
+    held="test_token_mixers.py::test_a_step_of_smmix_is_a_look_and_its_three_losses_and_their_gradients",
+)
+def smmix_loop(original: Checkout) -> Iterator[Gap]:
+    """The published training loop, with the sides of the squares that ours drew."""
+    model, diary, sides = deit(), Diary(), Draws(choice=[])
+    parts = PARTS | {"np": Numpy(Draws(rand=[0.0] * UPDATES)), "random": sides, "Mixup": timm.data.Mixup}
+    parts["one_hot"] = lambda *args, device, **values: timm.data.mixup.one_hot(*args, **values)
+    kind = original.names("smmix.py", "SMMix", "mixup_target", "batch_index_generate", **parts)[0]
+    differing = 0
+    for side in range(4, 33):
+        drawn = [1 + i for i in range(side) if max(1, side // 4) <= 1 + i <= max(1, 3 * side // 4)]
+        differing += kind(side=side).rectangle_size_list != [(s, s) for s in drawn]
+    yield Gap("the sides that a square may have, grids of 4 to 32 cells", differing / 29, "share")
+
+    network = original.names("deit.py", "VisionTransformer", "Block", "Attention", "Mlp", "PatchEmbed", **PARTS)[0]
+    theirs = as_theirs(model, network)
+    theirs.token_head.load_state_dict(model.head.state_dict())
+    with pairing(REVERSE):
+        ours, names, plans = train(SMMix(), model)
+    for plan in plans:
+        side = round(((plan["mask"][0] == 0).sum().item() / 16**2) ** 0.5)
+        sides.values["choice"].append((side, side))
+    with here():
+        epoch(original, "train_one_epoch", diary, theirs, kind(num_classes=CLASSES, side=7))
+    diary.targets = diary.targets[::3]  # of the mixed image, of its own tokens, of the partner's
+    yield from learned(ours, diary.trained(theirs, names))
+
+
+@beside(
+    "smmix",
+    OPENMIXUP,
+    f"{AUGMENTS}/smmix.py",
+    held="test_token_mixers.py::test_smmix_pastes_the_partners_most_attended_square_over_the_least_attended_one",
+)
+def smmix_openmixup(original: Checkout) -> Iterator[Gap]:
+    """Its squares, for the sides and the attention of ours."""
+    sides = Draws(choice=[])
+    theirs = original.names(
+        f"{AUGMENTS}/smmix.py", "smmix", np=np, torch=torch, nn=nn, F=functional, random=sides
+    )
+    model, mixer = deit(), SMMix()
+    model.eval()
+    shown: dict[str, list[float]] = {"class": [], "patches": []}
+    lams = []
+    for seed, (x, labels) in enumerate(batches()):
+        with torch.no_grad(), taps.attention(model) as look:
+            model(x)
+        for asked, attention in (("class", look.of_class_token()), ("patches", look.of_patches())):
+            with pairing(REVERSE), here():
+                plan = mixer.plan(x, smoothed(labels), np.random.default_rng(seed), attention)
+                side = round(((plan["mask"][0] == 0).sum().item() / 16**2) ** 0.5)
+                sides.values["choice"].append((side, side))
+                images, (_, _, lam) = theirs(x.clone(), labels, whole_attention(model, x), side=7)
+            mixed = mixer.mix(x, smoothed(labels), **plan)[0]
+            shown[asked].append((mixed != images).any(1).float().mean().item())
+            lams.append(abs(plan["lam"][0].item() - lam))
+    yield Gap(f"pixels, the class token's attention in both, {UPDATES} batches of {IMAGES}", max(shown["class"]), "share")
+    why = "it looks where the class token does, ours as the authors' code where the patches do"
+    yield Gap("pixels, ours with its own attention", float(np.mean(shown["patches"])), "share", why)
+    yield Gap("lambda", max(lams), "absolute", ROUNDING if max(lams) else "")
