@@ -1,21 +1,18 @@
-"""Methods that look at where a transformer looks: each beside the training loop of its authors, and OpenMixup's lines.
+"""Methods on transformers beside the code of their authors, whose training loops run whole for twenty updates.
 
-The loops run whole, on small DeiTs with the weights of ours, for twenty updates; what they mix, aim at, lose and learn
-is compared. They pair a batch with its reverse or by a permutation; ours is handed the same partners.
+The loops run on small DeiTs with the weights of ours; what they mix, aim at, lose and learn is compared. They pair a
+batch with its reverse or by a permutation; ours is handed the same partners.
 """
 
 import contextlib
 import copy
 import datetime
 import math
-import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Optional
-from unittest import mock
+from typing import Any, ClassVar, Optional
 
 import numpy as np
 import timm
@@ -24,229 +21,33 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-import mixers.tokenmix
-from mixers import CutMix, Mixer, MixPro, SMMix, Step, TLAlign, TokenMix, TransMix, taps
+from mixers import CutMix, MixPro, SMMix, TLAlign, TokenMix, TransMix
 from originals import Checkout, Draws, Gap, Numpy, beside
-
-OPENMIXUP = "Westlake-AI/openmixup"
-AUGMENTS = "openmixup/models/augments"
-CLASSES, IMAGES, UPDATES = 10, 8, 20
-REVERSE = torch.arange(IMAGES).flip(0)
-CYCLE = torch.arange(IMAGES).roll(3)
-ROUNDING = "32 bits are rounded in another order"
-PARTS = {  # of timm and torch, as the originals import them
-    "torch": torch, "nn": nn, "F": functional, "math": math, "partial": partial, "OrderedDict": OrderedDict,
-    "to_2tuple": timm.layers.to_2tuple, "trunc_normal_": timm.layers.trunc_normal_, "Mlp": timm.layers.Mlp,
-    "DropPath": timm.layers.DropPath, "PatchEmbed": timm.layers.PatchEmbed,
-}  # fmt: skip
-
-
-class Trained(NamedTuple):
-    """What training left."""
-
-    images: Tensor
-    """The mixed images of all updates."""
-    targets: Tensor | None
-    """Where the loop makes some."""
-    losses: Tensor
-    gradients: list[Tensor]
-    """Of every parameter in the first update."""
-    weights: list[Tensor]
-    """After the last update."""
-
-
-def batches(size: int = 112) -> list[tuple[Tensor, Tensor]]:
-    """Smooth images, each with blobs of its own, and their classes."""
-    draw = torch.Generator().manual_seed(1)
-    coarse = torch.randn(UPDATES, IMAGES, 3, 8, 8, generator=draw)
-    rng = np.random.default_rng(2)
-    labels = [torch.from_numpy(rng.permutation(CLASSES)[:IMAGES]) for _ in range(UPDATES)]
-    images = [functional.interpolate(c, size=(size, size), mode="bicubic") for c in coarse]
-    return list(zip(images, labels, strict=True))
-
-
-def smoothed(labels: Tensor) -> Tensor:
-    """One-hot targets with the published smoothing of 0.1."""
-    return 0.9 * functional.one_hot(labels, CLASSES).float() + 0.1 / CLASSES
-
-
-def deit(size: int = 112) -> Any:
-    """A small one whose attention is far from even."""
-    torch.manual_seed(0)
-    model = timm.create_model("deit_tiny_patch16_224", img_size=size, depth=4, num_classes=CLASSES)
-    for block in model.blocks:
-        nn.init.normal_(block.attn.qkv.weight, std=0.1)
-    return model.train()
-
-
-def as_theirs(model: Any, kind: Any, size: int = 112, **options: Any) -> Any:
-    """The same network with the same weights in their class."""
-    shape = {"img_size": size, "patch_size": 16, "embed_dim": 192, "depth": 4, "num_heads": 3, "num_classes": CLASSES}
-    theirs = kind(**shape, **options)
-    lacking = theirs.load_state_dict(model.state_dict(), strict=False)
-    new = {name.split(".")[0] for name in lacking.missing_keys}
-    if lacking.unexpected_keys or not new <= {"head1", "mask_token", "token_head"}:
-        raise LookupError(f"their network has other weights: {lacking}")
-    return theirs.train()
-
-
-@contextlib.contextmanager
-def here() -> Iterator[None]:
-    """Code that asks for a GPU by name runs on the CPU, without a change of precision."""
-
-    def place(to: Callable[..., Any]) -> Callable[..., Any]:
-        def on_cpu(*args: Any, **options: Any) -> Any:
-            args = tuple("cpu" if isinstance(a, str) and a == "cuda" else a for a in args)
-            return to(*args, **{k: "cpu" if k == "device" else v for k, v in options.items()})
-
-        return on_cpu
-
-    with contextlib.ExitStack() as stack:
-        for owner, name, value in (
-            (torch.Tensor, "cuda", lambda self, *_, **__: self),
-            (nn.Module, "cuda", lambda self, *_: self),
-            (torch.Tensor, "to", place(torch.Tensor.to)),
-            (torch, "full", place(torch.full)),
-            (torch.cuda, "synchronize", lambda: None),
-            (torch.cuda.amp, "autocast", plain),
-        ):
-            stack.enter_context(mock.patch.object(owner, name, value))
-        yield
-
-
-def plain() -> torch.autocast:
-    """What stands for ``autocast``, around a block or a function."""
-    return torch.autocast("cpu", enabled=False)
-
-
-@contextlib.contextmanager
-def pairing(index: Tensor) -> Iterator[None]:
-    """Ours, and theirs where it draws a permutation, gets these partners."""
-    with (
-        mock.patch("mixers.ops.partners", lambda *_: index.clone()),
-        mock.patch("torch.randperm", lambda *_: index.clone()),
-    ):
-        yield
-
-
-class Diary:
-    """Stands for the loops' logger, gradient scaler, criterion and scheduler, and writes down what passes by."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.targets: list[Tensor] = []
-        self.gradients: list[Tensor | None] = []
-        self.inputs: list[Tensor] = []
-        self.meters: dict[str, Any] = {}
-
-    def log_every(self, loader: Iterable[Any], *_: Any) -> Iterable[Any]:
-        return loader
-
-    def __getattr__(self, name: str) -> Any:
-        """Whatever else is asked for does nothing."""
-        return lambda *_, **__: None
-
-    def scale(self, loss: Tensor, optimizer: Any, parameters: Iterable[Tensor], **_: Any) -> None:
-        """What timm's scaler does without scaling."""
-        self.losses.append(loss.item())
-        loss.backward()
-        self.keep(parameters)
-        optimizer.step()
-
-    def keep(self, parameters: Iterable[Tensor]) -> float:
-        """Write down the first gradients."""
-        if not self.gradients:
-            self.gradients = [None if p.grad is None else p.grad.clone() for p in parameters]
-        return 0.0
-
-    def criterion(self, *args: Tensor) -> Tensor:
-        """Cross-entropy of ``(images, logits, target)`` or ``(logits, target)``."""
-        self.targets.append(args[-1].detach().clone())
-        return cross_entropy(args[-2], args[-1]).mean()
-
-    def watch(self, model: nn.Module) -> None:
-        """Write down what the model is trained on."""
-
-        def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-            if torch.is_grad_enabled():
-                self.inputs.append(args[0].clone())
-
-        model.register_forward_pre_hook(note)
-
-    def trained(self, model: nn.Module, names: Iterable[str]) -> Trained:
-        """What was written down, and the weights as they are now, in the order of ``names``."""
-        position = {name: i for i, (name, _) in enumerate(model.named_parameters())}
-        gradients = [self.gradients[position[name]] for name in names]
-        weights = [model.get_parameter(name).detach() for name in names]
-        found = [g if g is not None else torch.zeros_like(w) for g, w in zip(gradients, weights, strict=True)]
-        targets = torch.stack(self.targets) if self.targets else None
-        return Trained(torch.stack(self.inputs), targets, torch.tensor(self.losses), found, weights)
-
-
-def optimizer_of(module: nn.Module) -> torch.optim.SGD:
-    """The optimiser of both."""
-    return torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
-
-
-def train(mixer: Mixer, model: nn.Module, size: int = 112) -> tuple[Trained, list[str], list[dict[str, Any]]]:
-    """Twenty updates of ours: what they left, the order of the parameters as theirs names them, the plans."""
-    step, diary = Step(model, mixer, cross_entropy), Diary()
-    optimizer, plans = optimizer_of(step), []
-    diary.watch(step.model)
-    for seed, (x, labels) in enumerate(batches(size)):
-        out = step(x, smoothed(labels), np.random.default_rng(seed))
-        optimizer.zero_grad()
-        diary.scale(out.loss, optimizer, step.parameters())
-        diary.targets.append(out.target)
-        plans.append(out.plan)
-    names = [name for name, _ in step.named_parameters()]
-    theirs = [name.replace("mixer.head", "token_head").removeprefix("model.") for name in names]
-    return diary.trained(step, names), theirs, plans
-
-
-def relative(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:
-    """The largest difference, each tensor's relative to its own largest value."""
-    pairs = zip(ours, theirs, strict=True)
-    return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item() for a, b in pairs)
-
-
-def apart(ours: Tensor, theirs: Tensor) -> float:
-    """The largest absolute difference."""
-    if ours.shape != theirs.shape:
-        raise ValueError(f"{tuple(ours.shape)} cannot be compared with {tuple(theirs.shape)}")
-    return (ours.double() - theirs.double()).abs().max().item()
-
-
-def learned(ours: Trained, theirs: Trained) -> Iterator[Gap]:
-    """What is compared of every training loop."""
-    on = f"{UPDATES} batches of {IMAGES}, DeiT of 4 blocks, {ours.images.shape[-1]} pixels"
-    rows = [(f"mixed images, {on}", apart(ours.images, theirs.images), "absolute")]
-    if ours.targets is not None and theirs.targets is not None:
-        rows.append(("targets of the first batch", apart(ours.targets[0], theirs.targets[0]), "absolute"))
-        rows.append((f"targets of all {UPDATES} updates", apart(ours.targets, theirs.targets), "absolute"))
-    rows += [
-        (f"losses of {UPDATES} updates", relative([ours.losses], [theirs.losses]), "relative"),
-        ("gradients of all parameters, first update", relative(ours.gradients, theirs.gradients), "relative"),
-        (f"all weights after {UPDATES} updates", relative(ours.weights, theirs.weights), "relative"),
-    ]
-    for compared, gap, unit in rows:
-        yield Gap(compared, gap, unit, ROUNDING if gap else "")
-
-
-def box(mask: Tensor) -> tuple[int, int, int, int]:
-    """Rows and columns of the rectangle of zeros in a mask (H, W), ends left out; nothing where there is none."""
-    rows, columns = ((mask == 0).any(axis).nonzero().flatten().tolist() for axis in (1, 0))
-    return (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) if rows else (0, 0, 0, 0)
-
-
-def whole_attention(model: Any, x: Tensor) -> Tensor:
-    """The last layer's attention (B, heads, N, N), as timm computes it when it does not fuse it."""
-    layer, found = model.blocks[-1].attn, []
-    hook = layer.attn_drop.register_forward_pre_hook(lambda _, args: found.append(args[0].detach()))
-    with mock.patch.object(layer, "fused_attn", False), torch.no_grad():
-        model(x)
-    hook.remove()
-    return found[0]
+from originals.transformers import (
+    CLASSES,
+    CYCLE,
+    IMAGES,
+    PARTS,
+    REVERSE,
+    ROUNDING,
+    UPDATES,
+    Diary,
+    Same,
+    apart,
+    as_theirs,
+    batches,
+    box,
+    deit,
+    here,
+    learned,
+    optimizer_of,
+    pairing,
+    plain,
+    relative,
+    same_blocks,
+    smoothed,
+    train,
+)
 
 
 @beside(
@@ -280,7 +81,8 @@ def transmix_loop(original: Checkout) -> Iterator[Gap]:
         method._params_per_batch = lambda: (0.5, True)
         loop = original.names(
             "train.py", "train_one_epoch", suppress=contextlib.nullcontext, time=time, torch=torch,
-            OrderedDict=OrderedDict, AverageMeter=Diary, reduce_tensor=lambda loss, _: loss, model_parameters=lambda m, **_: m.parameters(),
+            OrderedDict=OrderedDict, AverageMeter=Diary, reduce_tensor=lambda loss, _: loss,
+            model_parameters=lambda model, **_: model.parameters(),
         )  # fmt: skip
         asked = dict.fromkeys(("mixup_off_epoch", "prefetcher", "channels_last", "clip_grad"))
         args = SimpleNamespace(
@@ -290,59 +92,6 @@ def transmix_loop(original: Checkout) -> Iterator[Gap]:
         loop(0, theirs, [(x.clone(), y) for x, y in batches()], optimizer_of(theirs), diary.criterion, args,
              loss_scaler=diary.scale, mixup_fn=method)  # fmt: skip
     yield from learned(ours, diary.trained(theirs, names))
-
-
-@beside(
-    "transmix",
-    OPENMIXUP,
-    f"{AUGMENTS}/transmix.py",
-    "openmixup/models/heads/cls_mixup_head.py",
-    "openmixup/models/losses/cross_entropy_loss.py",
-    held="test_attention_mixers.py::test_transmix_averages_the_shares_of_area_and_attention",
-)
-def transmix_openmixup(original: Checkout) -> Iterator[Gap]:
-    """Its labels and loss, for the boxes and the attention of ours."""
-    theirs = original.names(f"{AUGMENTS}/transmix.py", "transmix", np=np, torch=torch, nn=nn)
-    shares, losses, mean_losses = [], [], []
-    for seed, (x, labels) in enumerate(batches()):
-        model, y = deit(), functional.one_hot(labels, CLASSES).float()
-        with pairing(CYCLE), here():
-            out = Step(model, TransMix(CutMix()), cross_entropy)(x, y, np.random.default_rng(seed))
-            mask = out.plan["mask"]
-            mixed = torch.where(mask > 0, x, x[CYCLE])
-            area = mask[0].mean().item()
-            attention = whole_attention(model, mixed)
-            _, found = theirs(mixed, labels, lam=area, mask=1 - mask, attn=attention, patch_shape=(7, 7))
-        shares.append(apart(out.plan["lam"], found[2]))
-        loss = head_loss(original, out.logits, found)
-        losses.append(relative([out.loss.detach()], [loss]))
-        lam = out.plan["lam"].mean()
-        meant = cross_entropy(out.logits.detach(), lam * y + (1 - lam) * y[CYCLE]).mean()
-        mean_losses.append(relative([meant], [loss]))
-    yield Gap(f"the share of each sample, {UPDATES} batches of {IMAGES}", max(shares), "absolute", ROUNDING)
-    why = "its loss is averaged over the batch before it is weighted, which replaces every share by their mean"
-    yield Gap("loss", max(losses), "relative", why)
-    yield Gap("loss, with the mean share for every sample in ours", max(mean_losses), "relative", ROUNDING)
-
-
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """One loss per sample."""
-    return (-target * logits.log_softmax(-1)).sum(-1)
-
-
-def head_loss(original: Checkout, logits: Tensor, labels: tuple[Any, ...], **options: Any) -> Tensor:
-    """OpenMixup's loss of a mixed batch with its published criterion, averaged as its training loop does."""
-    weigh = original.names("openmixup/models/losses/utils.py", "weight_reduce_loss", torch=torch, F=functional)
-    criterion = original.names(
-        "openmixup/models/losses/cross_entropy_loss.py", "cross_entropy",
-        torch=torch, F=functional, weight_reduce_loss=weigh,
-    )  # fmt: skip
-    accuracies = {"accuracy": lambda *_: 0, "accuracy_mixup": lambda *_: 0}
-    loss = original.method(
-        "openmixup/models/heads/cls_mixup_head.py", "ClsMixupHead", "loss", torch=torch, F=functional, **accuracies
-    )
-    head = SimpleNamespace(multi_label=False, criterion=criterion)
-    return loss(head, [logits.detach()], labels, **options)["loss"].mean()
 
 
 @beside(
@@ -388,100 +137,12 @@ def tokenmix_published(original: Checkout) -> Iterator[Gap]:
     yield Gap("targets with label smoothing 0.1", max(whole), "absolute", why)
 
 
-class Same:
-    """The module ``random`` of theirs, drawing what ours draws from ``rng``."""
-
-    def __init__(self, rng: np.random.Generator | None = None):
-        self.rng = rng or np.random.default_rng(0)
-
-    def uniform(self, low: float, high: float) -> float:
-        """A number."""
-        return self.rng.uniform(low, high)
-
-    def randint(self, low: int, high: int) -> int:
-        """A whole number, ``high`` included."""
-        return low + int(self.rng.integers(high - low + 1))
-
-
-def same_blocks(find: Callable[[], np.ndarray], space: dict[str, Any], count: int) -> Iterator[Gap]:
-    """Masks of ``count`` of 14 x 14 cells; ``space`` holds the ``random`` that ``find`` draws from."""
-    differing = short = outside = 0
-    for seed in range(2000):
-        space["random"] = Same(np.random.default_rng(seed))
-        theirs, ours = find(), mixers.tokenmix.blocks(14, 14, count, np.random.default_rng(seed))
-        full = theirs.sum() == count
-        short += not full
-        differing += full and not np.array_equal(theirs, ours)
-        outside += bool((theirs & ~ours).any())
-    yield Gap(f"blocks of {count} of 14 x 14 cells, 2,000 masks: a full one differs", differing / 2000, "share")
-    yield Gap("the same masks: theirs has a cell that ours lacks", outside / 2000, "share")
-    why = "after ten refusals theirs stops with fewer cells than asked for, where ours draws the rest uniformly"
-    yield Gap("the same masks: theirs has fewer cells", short / 2000, "share", why)
-
-
 def dense_labels(content: Tensor, labels: Tensor) -> Tensor:
     """The dense labels that TokenMix loads: values, classes, and where the crop lies and what it shows."""
     maps = torch.zeros(IMAGES, 3, 1, *content.shape[1:])
     maps[:, 0, 0], maps[:, 1, 0] = content, labels[:, None, None]
     maps[:, 2, 0, 0, 2:4], maps[:, 2, 0, 0, 5] = 1.0, labels.float()
     return maps
-
-
-@beside(
-    "tokenmix",
-    OPENMIXUP,
-    f"{AUGMENTS}/tokenmix.py",
-    held="test_token_mixers.py::test_labels_are_the_content_that_shows_normalised_and_the_area_where_none_does_or_it_is_even",
-)
-def tokenmix_openmixup(original: Checkout) -> Iterator[Gap]:
-    """Blocks from the same draws, images, and labels by the attention of ours."""
-    theirs = original.names(f"{AUGMENTS}/tokenmix.py", "tokenmix", np=np, torch=torch, math=math, random=Same())
-    space, dots = theirs.__wrapped__.__globals__, torch.zeros(IMAGES, 3, 14, 14)
-
-    def cells(lam: float) -> np.ndarray:
-        nowhere = torch.zeros(IMAGES, 1, 197, 197)
-        return theirs(dots, torch.arange(IMAGES), nowhere, lam=lam, return_mask=True)[0][1][0, 0].numpy() > 0
-
-    model, mixer = deit(224), TokenMix()
-    mixer.setup(model)
-    with pairing(CYCLE), here():
-        yield from same_blocks(lambda: cells(0.5), space, 112)
-        counts = []
-        for lam in np.linspace(0, 1, 197):
-            space["random"] = Same()
-            counts.append(abs(int(cells(lam).sum()) - round((1 - lam) * 196)) / 196)
-        why = "it adds 14 cells to every count and rounds it down"
-        yield Gap("the share of cells from the partner, for the same lambda", max(counts), "absolute", why)
-
-        shown, shares, swapped = [], [], []
-        for seed, (x, labels) in enumerate(batches(224)[:5]):
-            attention = whole_attention(model.eval(), x)
-            lam = np.random.default_rng(seed).beta(1.0, 1.0)
-            space["random"] = Same(np.random.default_rng(seed))
-            (images, mask), found = theirs(x, labels, attention, lam=lam, return_mask=True)
-            pasted = mask[0, 0].numpy() > 0
-            plan, other = (
-                given_blocks(mixer, model, x, blocks, np.random.default_rng(seed)) for blocks in (pasted, ~pasted)
-            )
-            shown.append(apart(mixer.mix(x, smoothed(labels), **plan)[0], images))
-            shares.append(apart(plan["lam"], found[2] / (found[2] + found[3])))
-            even = attention / attention[:, :, :1, 1:].sum(3, keepdim=True).mean(1, keepdim=True)
-            space["random"] = Same(np.random.default_rng(seed))
-            _, found = theirs(x, labels, even, lam=lam)
-            swapped.append(apart(other["lam"], found[2] / (found[2] + found[3])))
-    yield Gap("mixed images with its cells, 5 batches of 8, 224 pixels", max(shown))
-    why = "it weighs each image by the cells where it is hidden, by attention that does not sum to 1"
-    yield Gap("the share of each sample, theirs divided by the sum of both weights", max(shares), "absolute", why)
-    compared = "the same, with attention that sums to 1 in both and hidden cells for shown ones in ours"
-    yield Gap(compared, max(swapped), "absolute", ROUNDING)
-
-
-def given_blocks(
-    mixer: TokenMix, model: nn.Module, x: Tensor, cells: np.ndarray, rng: np.random.Generator
-) -> dict[str, Any]:
-    """Ours with the cells of the partner given."""
-    with mock.patch("mixers.tokenmix.blocks", lambda *_: cells):
-        return mixer.plan(x, x.new_zeros(len(x), CLASSES), rng, model)
 
 
 def epoch(original: Checkout, function: str, diary: Diary, model: nn.Module, method: Any) -> None:
@@ -582,35 +243,84 @@ def smmix_loop(original: Checkout) -> Iterator[Gap]:
     yield from learned(ours, diary.trained(theirs, names))
 
 
+class Meter(timm.utils.AverageMeter):  # type: ignore[name-defined]
+    """An average that keeps its values."""
+
+    made: ClassVar[list["Meter"]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[float] = []
+        self.made.append(self)
+
+    def update(self, val: float, n: int = 1) -> None:
+        """One more."""
+        super().update(val, n)
+        self.values.append(val)
+
+
 @beside(
-    "smmix",
-    OPENMIXUP,
-    f"{AUGMENTS}/smmix.py",
-    held="test_token_mixers.py::test_smmix_pastes_the_partners_most_attended_square_over_the_least_attended_one",
+    "mixpro",
+    "fistyee/MixPro",
+    "utils.py",
+    "main.py",
+    "models/vit.py",
+    held="test_attention_mixers.py::test_mixpro_trusts_the_attention_as_far_as_the_model_is_right_with_a_gradient_only_when_asked",
 )
-def smmix_openmixup(original: Checkout) -> Iterator[Gap]:
-    """Its squares, for the sides and the attention of ours."""
-    sides = Draws(choice=[])
-    theirs = original.names(
-        f"{AUGMENTS}/smmix.py", "smmix", np=np, torch=torch, nn=nn, F=functional, random=sides
-    )
-    model, mixer = deit(), SMMix()
-    model.eval()
-    shown: dict[str, list[float]] = {"class": [], "patches": []}
-    lams = []
+def mixpro_loop(original: Checkout) -> Iterator[Gap]:
+    """The published training loop with attention labeling on, with the lambdas and cells that ours drew."""
+    network = original.names(
+        "models/vit.py", "VisionTransformer", "Block", "Attention", "_init_vit_weights", **PARTS, autocast=plain
+    )[0]
+    draws = Draws(beta=[], permutation=[])
+    mask_mix, *_ = original.names("utils.py", "MaskMix", "mixup_target", "one_hot", np=Numpy(draws), torch=torch)
+    model, diary = deit(128), Diary()
+    theirs = as_theirs(model, network, size=128, return_attn=True)
+    untouched = copy.deepcopy(model)
+    with pairing(CYCLE):
+        ours, names, plans = train(MixPro(cell=32, detach=False), model, 128)
+        detached, _, _ = train(MixPro(cell=32), untouched, 128)
+    for seed, plan in enumerate(plans):
+        draws.values["beta"].append(np.random.default_rng(seed).beta(1.0, 1.0))
+        draws.values["permutation"] += [
+            np.argsort(-cells.flatten().numpy()) for cells in plan["mask"][:, 0, ::32, ::32]
+        ]
+    config = SimpleNamespace(
+        DATA=SimpleNamespace(IMG_SIZE=128), TRAIN=SimpleNamespace(ACCUMULATION_STEPS=1, CLIP_GRAD=False, EPOCHS=1),
+        MODEL=SimpleNamespace(MASK_PATCH_SIZE=32, PATCH_SIZE=16, NUM_CLASSES=CLASSES, LABEL_SMOOTHING=0.1),
+        AUG=SimpleNamespace(MASKMIX_ALPHA=1.0, MASKMIX_PROB=0.5, PAL_ATTN=True), AMP_OPT_LEVEL="O0", PRINT_FREQ=9**9,
+    )  # fmt: skip
+    loop = original.names(
+        "main.py", "train_one_epoch", np=Numpy(Draws(rand=[0.0] * UPDATES)), torch=torch, math=math, time=time,
+        F=functional, datetime=datetime, autocast=plain, AverageMeter=Meter, MaskMix=mask_mix, logger=Diary(),
+        get_grad_norm=diary.keep,
+    )  # fmt: skip
+    Meter.made.clear()
+    diary.watch(theirs)
+    loader = [(x.clone(), labels) for x, labels in batches(128)]
+    with pairing(CYCLE), here():
+        loop(config, theirs, None, loader, optimizer_of(theirs), 0, None, Diary())
+    diary.losses = Meter.made[1].values
+    found = diary.trained(theirs, names)
+    for gap in learned(ours, found):
+        yield gap._replace(compared=f"{gap.compared}, detach=False") if gap.unit == "relative" else gap
+    why = "theirs has a gradient through the agreement of prediction and target; the loss itself is the same"
+    default = relative(detached.gradients, found.gradients)
+    yield Gap("gradients of all parameters, first update, as ours is by default", default, "relative", why)
+    yield from partial_cells(mask_mix, draws)
+
+
+def partial_cells(mask_mix: Callable[..., Any], draws: Draws) -> Iterator[Gap]:
+    """Images whose sides are no whole number of cells."""
+    shown, areas = [], []
     for seed, (x, labels) in enumerate(batches()):
-        with torch.no_grad(), taps.attention(model) as look:
-            model(x)
-        for asked, attention in (("class", look.of_class_token()), ("patches", look.of_patches())):
-            with pairing(REVERSE), here():
-                plan = mixer.plan(x, smoothed(labels), np.random.default_rng(seed), attention)
-                side = round(((plan["mask"][0] == 0).sum().item() / 16**2) ** 0.5)
-                sides.values["choice"].append((side, side))
-                images, (_, _, lam) = theirs(x.clone(), labels, whole_attention(model, x), side=7)
-            mixed = mixer.mix(x, smoothed(labels), **plan)[0]
-            shown[asked].append((mixed != images).any(1).float().mean().item())
-            lams.append(abs(plan["lam"][0].item() - lam))
-    yield Gap(f"pixels, the class token's attention in both, {UPDATES} batches of {IMAGES}", max(shown["class"]), "share")
-    why = "it looks where the class token does, ours as the authors' code where the patches do"
-    yield Gap("pixels, ours with its own attention", float(np.mean(shown["patches"])), "share", why)
-    yield Gap("lambda", max(lams), "absolute", ROUNDING if max(lams) else "")
+        with pairing(CYCLE), here():
+            plan = MixPro(cell=32).plan(x, smoothed(labels), np.random.default_rng(seed), None)
+            draws.values["beta"].append(np.random.default_rng(seed).beta(1.0, 1.0))
+            cells = plan["mask"][:, 0, ::32, ::32]
+            draws.values["permutation"] += [np.argsort(-c.flatten().numpy()) for c in cells]
+            images, _, _, ratio = mask_mix(x, x[CYCLE], 1.0, 4, 2, 32, labels, labels[CYCLE], 0.1, CLASSES)
+        shown.append(apart(MixPro().mix(x, smoothed(labels), **plan)[0], images))
+        areas.append(apart(plan["lam"], ratio))
+    yield Gap("mixed images of 112 pixels, no whole number of cells of 32", max(shown))
+    yield Gap("their share by area", max(areas), "absolute", "theirs counts cells, ours the pixels that they show")
