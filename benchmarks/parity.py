@@ -24,14 +24,14 @@ import numpy
 import scipy
 import timm
 import torch
-from originals import COMPARISONS, Checkout, Comparison, cutting, learned, saliency, tokens, training
+from originals import COMPARISONS, Checkout, Comparison, cutting, learned, saliency, tokens, tokens_openmixup, training
 
 from mixup_recipes.files import shipped
 from mixup_recipes.pages.parity import page
 
 RECORD = shipped("model_cards") / "parity.json"
 PAGE = ROOT / "docs/parity.md"
-KINDS = (cutting, saliency, tokens, learned, training)  # they fill COMPARISONS
+KINDS = (cutting, saliency, tokens, tokens_openmixup, learned, training)  # they fill COMPARISONS
 
 
 def main() -> None:
