@@ -25,11 +25,12 @@ of y. ``s`` compares with the targets as they come, smoothed. ``smoothed=True`` 
 Models: those of TransMix, Swin by the mean over all patches as queries. A cell must be a whole number of the model's
 coarsest patches (DeiT 16 pixels, PVT and Swin 32), so that each shows one image.
 
-Deviations: ``s`` carries no gradient; in the reference code it does (``detach=False``), and so does the attention,
-which never does here. The published numbers are of patches of 14, hence 1.3 times the compute of DeiT at 16; its
-shipped configurations switch the labeling off, which its README contradicts. Images whose sides are no whole number of
-cells have smaller ones at the far border, with ``area`` that of the pixels; OpenMixup counts cells, cuts them to 64
-pixels and looks at the unmixed images in another forward.
+Deviations: ``s`` carries no gradient; in the reference code it does (``detach=False``). The attention carries none in
+either. The published numbers are of patches of 14, hence 1.3 times the compute of DeiT at 16; its shipped
+configurations switch the labeling off, which its README contradicts. Images whose sides are no whole number of cells
+have smaller ones at the far border, with ``area`` that of the pixels, where the reference code and OpenMixup count
+cells. OpenMixup cuts the cells to 64 pixels, looks at the unmixed images in another forward, and replaces the shares of
+a batch by their mean, as with TransMix.
 """
 
 import numpy as np
