@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int | None:
     backbones.check_input(model, recipe.per_device_train_batch_size, recipe.image_size, recipe.model, training=True)
     backbones.check_input(model, 1, recipe.eval_size, recipe.model, training=False)
     train_transform = images.TrainTransform(recipe)
-    eval_transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
+    eval_transform = images.EvalTransform.of(recipe)
     with accelerator.main_process_first():
         start = backbones.load_start(recipe) if found is None else None
 

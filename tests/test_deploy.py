@@ -287,7 +287,7 @@ def test_a_mistake_is_one_line_with_status_2_before_work_starts(console, finishe
 def test_the_document_shows_the_example_of_the_quickstart() -> None:
     text = (tiny.ROOT / "docs/deploy.md").read_text()
     recipe = load_recipe("quickstart_cutmix")
-    transform = EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
+    transform = EvalTransform.of(recipe)
     shown = {kind: deploy.example(kind, Path(f"quickstart{FORMATS[kind].ending}"), transform) for kind in FORMATS}
     assert f"```python\n{shown['onnx']}\n```" in text
     assert not [line for example in shown.values() for line in example.splitlines() if line not in text]

@@ -115,16 +115,35 @@ def test_a_training_image_is_square_and_a_function_of_its_key():
         assert len({transformed(to_tensor(photo()), changes, 0, 0, 0, i).numpy().tobytes() for i in range(10)}) > 5
 
 
+METHODS = ("bilinear", "bicubic")
+
+
 def test_a_resized_crop_is_that_of_pillow_within_the_range_of_areas():
     image, boxes = photo(120, 90), (((0.08, 1.0), (3 / 4, 4 / 3)), ((0.2, 0.3), (1.0, 1.0)), ((1.0, 1.0), (1.2, 1.3)))
-    for (scale, ratio), method, index in itertools.product(boxes, ("bilinear", "bicubic"), range(20)):
-        ours = transformed(to_tensor(image), {"interpolation": method, "scale": scale, "ratio": ratio}, index)
+    for (scale, ratio), method, pixels, index in itertools.product(boxes, METHODS, ("v1", "v2"), range(20)):
+        given = {"interpolation": method, "scale": scale, "ratio": ratio, "pixels": pixels}
+        ours = transformed(to_tensor(image), given, index)
         keys.seed_everything(keys.SAMPLE, index)
         top, left, height, width = RandomResizedCrop.get_params(to_tensor(image), list(scale), list(ratio))
         assert 0.95 * scale[0] < height * width / (120 * 90) < 1.05 * scale[1]
         box = image.crop((left, top, left + width, top + height))
         theirs = to_tensor(box.resize((32, 32), Image.Resampling[method.upper()]))
         assert (ours.int() - theirs.int()).abs().max() <= 2
+
+
+def test_both_ways_to_scale_are_within_levels_of_each_other_and_one_that_is_not_said_is_v1():
+    image, farthest = to_tensor(photo(120, 90)), {}
+    for method, index in itertools.product(METHODS, range(50)):
+        v1, v2 = (transformed(image, {"interpolation": method, "pixels": p}, index) for p in ("v1", "v2"))
+        farthest[method] = max(farthest.get(method, 0), int((v1.int() - v2.int()).abs().max()))
+        assert torch.equal(v1, transformed(image, {"interpolation": method}, index))
+    assert 1 <= farthest["bilinear"] <= 2 and 1 <= farthest["bicubic"] <= 6
+    wide = decode(save(photo(90, 60), "JPEG"))
+    assert not wide.is_contiguous()  # the channels last, as libjpeg leaves it
+    for pixels in ("v1", "v2"):
+        transform = EvalTransform(40, 32, "bicubic", pixels)
+        assert torch.equal(transform(wide), transform(wide.contiguous()))
+    assert EvalTransform.of(recipe(pixels="v2")).pixels == "v2" and Recipe().pixels == "v1"
 
 
 def test_an_image_is_flipped_with_the_given_probability():
@@ -176,8 +195,8 @@ def test_randaugment_never_fails_and_is_that_of_timm_wherever_that_works():
 
 def test_an_evaluation_image_is_the_centre_of_the_resized_photo():
     sizes = ((120, 90), (90, 120), (100, 100), (300, 60), (20, 30))
-    for size, interpolation in itertools.product(sizes, ("bilinear", "bicubic")):
-        out = EvalTransform(40, 32, interpolation)(to_tensor(photo(*size)))
+    for size, interpolation, pixels in itertools.product(sizes, METHODS, ("v1", "v2")):
+        out = EvalTransform(40, 32, interpolation, pixels)(to_tensor(photo(*size)))
         width, height = (40, int(40 * size[1] / size[0])) if size[0] <= size[1] else (int(40 * size[0] / size[1]), 40)
         resized = photo(*size).resize((width, height), Image.Resampling[interpolation.upper()])
         left, top = round((width - 32) / 2), round((height - 32) / 2)

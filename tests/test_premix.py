@@ -53,7 +53,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_in_each_stored_image_the_teacher_finds_both_classes_of_its_sources_first(made, teacher, tiny_recipe):
     recipe, frozen, found = load_recipe(str(tiny_recipe)), Frozen(str(teacher)), rows(made, "train-0*")
     sources = load_splits(recipe).train
-    crop = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
+    crop = images.EvalTransform.of(recipe)
 
     def seen(stack: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -85,7 +85,7 @@ def test_the_folder_is_data_of_the_hub_and_of_a_recipe_with_originals_byte_for_b
         assert found["first_row"] == found["second_row"] == list(range(len(table))) and set(found["lam"]) == {1.0}
     recipe = dataclasses.replace(load_recipe(str(tiny_recipe)), dataset=str(made))
     splits = load_splits(recipe)
-    crop = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
+    crop = images.EvalTransform.of(recipe)
     samples = Samples(splits.train, recipe, crop)
     assert len(samples) == 122 and len(splits.eval) == 30
     assert {samples[Key(0, row, 0)][0].shape for row in range(122)} == {(3, 32, 32)}

@@ -40,7 +40,7 @@ def folder(reference):
 @pytest.fixture(scope="module")
 def pixels(tiny_recipe):
     recipe = load_recipe(str(tiny_recipe))
-    transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
+    transform = images.EvalTransform.of(recipe)
     batch = [transform(decode(row["image"]["bytes"])) for row in load_splits(recipe).eval]
     return images.normalise(torch.stack(batch), recipe, torch.device("cpu"))
 

@@ -15,12 +15,15 @@ from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomCrop, RandomResizedCrop
 from torchvision.transforms import functional as TF
+from torchvision.transforms.v2 import functional as TF2
 
 from mixup_recipes.data.decoding import LIMIT, BadImage, to_tensor
 from mixup_recipes.recipe import Recipe
 
 Transform = Callable[[Tensor], Tensor]
 """uint8 (3, H, W) to uint8 (3, S, S): ``TrainTransform`` or ``EvalTransform``."""
+KERNELS: dict[str, Any] = {"v1": TF, "v2": TF2}
+"""What scales a picture, by the recipe's ``pixels``."""
 
 
 class TrainTransform:
@@ -36,14 +39,15 @@ class TrainTransform:
         r, size = self.recipe, [self.recipe.image_size] * 2
         if r.train_crop == "rrc":
             box = RandomResizedCrop.get_params(image, list(r.scale), list(r.ratio))
-            image = TF.resized_crop(image, *box, size, self.interpolation, antialias=True)
+            scaled = KERNELS[r.pixels].resized_crop
+            image = scaled(image, *box, size, self.interpolation, antialias=True)
         elif r.train_crop == "pad":
             if list(image.shape[1:]) != size:
-                image = TF.center_crop(resize(image, r.image_size, self.interpolation), size)
+                image = TF.center_crop(resize(image, r.image_size, self.interpolation, r.pixels), size)
             image = TF.pad(image, [r.image_size // 8], padding_mode="reflect")
             image = TF.crop(image, *RandomCrop.get_params(image, tuple(size)))
         else:
-            image = TF.center_crop(resize(image, r.image_size, self.interpolation), size)
+            image = TF.center_crop(resize(image, r.image_size, self.interpolation, r.pixels), size)
         if torch.rand(()) < r.hflip:
             image = image.flip(-1)
         if self.rand_augment is not None:
@@ -57,10 +61,17 @@ class EvalTransform:
     A number means a square; for a square the shorter side becomes ``resize``.
     """
 
-    def __init__(self, resize: int | tuple[int, int], size: int | tuple[int, int], interpolation: str):
-        self.resize = resize
+    def __init__(
+        self, resize: int | tuple[int, int], size: int | tuple[int, int], interpolation: str, pixels: str = "v1"
+    ):
+        self.resize, self.pixels = resize, pixels
         self.size = [size, size] if isinstance(size, int) else list(size)
         self.interpolation = InterpolationMode(interpolation)
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "EvalTransform":
+        """As a recipe says."""
+        return cls(recipe.eval_resize, recipe.eval_size, recipe.interpolation, recipe.pixels)
 
     def __str__(self) -> str:
         height, width = self.size
@@ -68,11 +79,13 @@ class EvalTransform:
         return f"{wanted} -> {height if height == width else f'{height} x {width}'} px {self.interpolation.value}"
 
     def __call__(self, image: Tensor) -> Tensor:
-        return TF.center_crop(resize(image, self.resize, self.interpolation), self.size)
+        return TF.center_crop(resize(image, self.resize, self.interpolation, self.pixels), self.size)
 
 
-def resize(image: Tensor, size: int | tuple[int, int], interpolation: InterpolationMode) -> Tensor:
+def resize(image: Tensor, size: int | tuple[int, int], interpolation: InterpolationMode, pixels: str) -> Tensor:
     """Scale a picture, antialiased: its shorter side to ``size``, or so that it just covers (height, width).
+
+    ``pixels``: by which kernel, see ``Recipe``.
 
     Raises ``BadImage`` for one so thin that the result would be too large.
     """
@@ -81,7 +94,8 @@ def resize(image: Tensor, size: int | tuple[int, int], interpolation: Interpolat
     if height * scale * width * scale > LIMIT:
         raise BadImage(f"{width:,} x {height:,} pixels is too thin: its shorter side becomes {size}")
     wanted = size if isinstance(size, int) else [round(height * scale), round(width * scale)]
-    return TF.resize(image, wanted, interpolation, antialias=True)
+    scaled: Tensor = KERNELS[pixels].resize(image, wanted, interpolation, antialias=True)
+    return scaled
 
 
 def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:

@@ -153,7 +153,7 @@ def of_weights(run: Run, claimed: Reported, dataset: str | None, batch_size: int
         yield f"data: {recipe.train_split} was not compared, as opening it may copy it", None
     elif is_local(recipe):
         yield of_training(claimed.data, recipe)
-    transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
+    transform = images.EvalTransform.of(recipe)
     samples = Samples(table, recipe, transform, "skip")
     net = launch.on_device(net, recipe, accelerator)
     workers = launch.workers(None, accelerator, recipe)

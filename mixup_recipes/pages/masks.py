@@ -55,7 +55,7 @@ def masks(run: Run, pairs: int, path: Path) -> str:
     step.train()
 
     split = load_split(recipe, recipe.eval_split, None)
-    transform = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
+    transform = images.EvalTransform.of(recipe)
     samples = Samples(split.table, recipe, transform, on_bad_image="skip")
     rows = varied([int(label) for label in split.table[recipe.label_column]], min(64, len(samples)))
     seen = [samples[Key(0, row, 0)] for row in rows]

@@ -79,6 +79,7 @@ def evaluation_recipe(
         "eval_size": size,
         "eval_resize": math.floor(size / config["crop_pct"] + 1e-6),  # rounded down, as in timm
         "interpolation": config["interpolation"],
+        "pixels": "v2",
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
     }
@@ -91,6 +92,6 @@ def eval_transform(net: nn.Module, recipe: Recipe, own: bool) -> EvalTransform:
     config = resolve_model_data_config(net, use_test_size=True)
     _, height, width = config["input_size"]
     if not own or height == width:
-        return EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
+        return EvalTransform.of(recipe)
     cover = tuple(math.floor(side / config["crop_pct"] + 1e-6) for side in (height, width))
-    return EvalTransform((cover[0], cover[1]), (height, width), recipe.interpolation)
+    return EvalTransform((cover[0], cover[1]), (height, width), recipe.interpolation, recipe.pixels)

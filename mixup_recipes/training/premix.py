@@ -111,7 +111,7 @@ def premix(
     frozen = load_teacher(recipe)  # before any data is touched
     splits = load_splits(recipe)
     backbones.check_classes(frozen.model, splits.classes, frozen.source)
-    crop = images.EvalTransform(recipe.eval_resize, recipe.eval_size, recipe.interpolation)
+    crop = images.EvalTransform.of(recipe)
     maker = Maker(recipe, frozen, Samples(splits.train, recipe, crop), all_pairs)
     count = count or len(splits.train)
     settings = {
