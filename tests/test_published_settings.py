@@ -100,10 +100,11 @@ CIFAR10 = SHARED | {
     "epochs": 200, "batch_size": 100, "per_device_train_batch_size": 100, "drop_last": True, "opt": "momentum",
     "lr": 0.1, "opt_betas": None, "opt_eps": None, "weight_decay": 1e-4, "decay_bias_and_norm": True,
     "clip_grad": None, "sched_on_updates": False, "min_lr": 0.0, "warmup_epochs": 0.0, "warmup_lr": 0.0, "loss": "ce",
-    "smoothing": 0.0, "image_size": 32, "train_crop": "pad", "aa": None, "reprob": 0.0, "aug_repeats": 1,
-    "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010), "eval_size": 32, "eval_resize": 32,
-    "protocol": "median", "protocol_epochs": 10, "trials": 1, "ema_decay": None, "ema_warmup_epochs": 0.0,
-    "report_ema": False, "sync_bn": False, "precise_bn_samples": None, "mixed_precision": "no",
+    "smoothing": 0.0, "image_size": 32, "train_crop": "pad", "pixels": "v2", "aa": None,
+    "reprob": 0.0, "aug_repeats": 1, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010),
+    "eval_size": 32, "eval_resize": 32, "protocol": "median", "protocol_epochs": 10, "trials": 1, "ema_decay": None,
+    "ema_warmup_epochs": 0.0, "report_ema": False, "sync_bn": False, "precise_bn_samples": None,
+    "mixed_precision": "no",
 }  # fmt: skip
 
 

@@ -30,6 +30,12 @@ Each formula also has a slow reference of its own in `tests`, which `make test` 
 """
 
 
+def recorded() -> list[dict[str, Any]]:
+    """The rows of the record: subject, repository, commit, files, held, gaps, date, machine, versions."""
+    rows: list[dict[str, Any]] = json.loads(RECORD.read_text())["rows"]
+    return rows
+
+
 def page(rows: list[dict[str, Any]]) -> str:
     """The whole page, ``docs/parity.md``; ``rows`` as the record has them."""
     mixers = [r for r in rows if r["subject"] in MIXERS]
@@ -50,7 +56,7 @@ def method_text(name: str) -> str:
     given = signature(name).parameters.values()
     arguments = ", ".join(p.name if p.default is p.empty else f"{p.name}={shown(p.default)}" for p in given)
     lines = [f"{name}: {docstring(name)}", "", f"Arguments: {arguments or 'none'}", "", "Beside the original code:"]
-    rows = [row for row in json.loads(RECORD.read_text())["rows"] if row["subject"] == name]
+    rows = [row for row in recorded() if row["subject"] == name]
     for row in rows:
         lines.append(f"  {row['repository']} {row['commit'][:7]}, {', '.join(row['files'])}, {row['date']}")
         for gap in row["gaps"]:

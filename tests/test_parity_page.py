@@ -1,0 +1,90 @@
+"""Promise: what is said of a mixer and its original code is what was measured, and a test holds the same formula."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import ROOT
+
+from mixers import MIXERS
+from mixers.registry import docstring, sampling_law
+from mixup_recipes.pages.parity import method_text, number, page, recorded
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import originals
+from originals import cutting
+
+# Methods without a row, and why.
+ALONE = {"vanilla": "there is nothing to compare", "grafting": "no code is public"}
+
+
+def test_the_page_is_that_of_its_record_and_every_mixer_has_a_row_or_a_reason():
+    rows = recorded()
+    assert (ROOT / "docs/parity.md").read_text() == page(rows)
+    subjects = {row["subject"] for row in rows}
+    assert {*MIXERS} - subjects == {*ALONE} and len(subjects - {*MIXERS}) >= 3
+    for row in rows:
+        file, _, name = row["held"].partition("::")
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), row["held"]
+        assert row["gaps"] and all(gap["gap"] >= 0 for gap in row["gaps"])
+        assert re.fullmatch("[0-9a-f]{10}", row["commit"]) and row["subject"] in row["command"]
+        for gap in row["gaps"]:  # what is more than rounding says why
+            assert gap["gap"] < 1e-3 or gap["why"], (row["subject"], gap)
+
+
+def test_a_method_is_shown_with_its_arguments_its_law_and_its_gaps_and_a_misspelled_one_with_the_nearest(console):
+    status, shown, _ = console("methods", "show", "cutmix")
+    assert status == 0 and shown == method_text("cutmix")
+    for part in ("Arguments: alpha=1.0", "Sampling law: `cutmix@clova-2019`", "Deviations: ", "clovaai/CutMix-PyTorch"):
+        assert part in shown
+    assert "not compared: there is no original" in method_text("grafting")
+    assert console("methods", "show", "cutmx") == (2, "", "error: unknown mixer 'cutmx'; did you mean 'cutmix'?\n")
+    status, shown, _ = console("methods", "list")
+    assert status == 0 and [line.split()[0] for line in shown.splitlines()] == list(MIXERS)
+    assert sampling_law("samix") in docstring("samix") and not sampling_law("none of ours")
+
+
+def test_gaps_are_shown_with_their_unit():
+    gaps = [("absolute", 2.34e-7, "2.3e-07"), ("share", 0.0313, "3.13 % of all"), ("relative", 0.0, "0")]
+    assert [number({"gap": gap, "unit": unit}) for unit, gap, _ in gaps] == [words for *_, words in gaps]
+
+
+BOX = """
+import never_installed
+def rand_bbox(size, lam):
+    width, height = size[2], size[3]
+    half_width, half_height = (np.int(side * np.sqrt(1.0 - lam)) // 2 for side in (width, height))
+    x, y = np.random.randint(width), np.random.randint(height)
+    clip = lambda value, most: min(max(value, 0), most)
+    return (clip(x - half_width, width), clip(y - half_height, height),
+            clip(x + half_width + MORE, width), clip(y + half_height, height))
+MORE = {more}
+"""
+
+
+def checkout(folder: Path, more: int) -> originals.Checkout:
+    """A repository with a box of our own writing, whose far edge is ``more`` pixels off."""
+    (folder / "train.py").write_text(BOX.replace("MORE = {more}", "").replace("MORE", str(more)))
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "train.py"], ["commit", "-qm", "box"]):
+        subprocess.run([*git, *words], check=True)
+    return originals.Checkout(folder)
+
+
+@pytest.mark.parametrize(("more", "least"), [(0, 0.0), (1, 0.5)])
+def test_a_comparison_runs_the_lines_of_the_checkout_and_finds_a_mistake_in_them(tmp_path, more, least):
+    found = checkout(tmp_path, more)
+    assert len(found.commit) == 10
+    with pytest.raises(LookupError, match=r"defines no rand_box: is it another commit\?"):
+        found.names("train.py", "rand_box")
+    box = next(iter(cutting.clova_box(found)))
+    assert box.gap == 0 if not more else box.gap > least
+
+
+def test_draws_are_handed_out_in_turn_and_the_rest_is_asked_for_elsewhere():
+    draws = originals.Draws(rest=originals.Numpy(), beta=[0.25, 0.5])
+    assert [draws.beta(1, 1), draws.beta(1, 1)] == [0.25, 0.5] and draws.sqrt(4.0) == 2.0
+    with pytest.raises(IndexError):
+        draws.beta(1, 1)
