@@ -2,9 +2,9 @@
 
 import contextlib
 import copy
+import functools
 import itertools
 import math
-import random
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import timm
+import timm.data.mixup
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,8 +66,10 @@ class Again:
         return self.given.get(name, draw)
 
     def gap(self) -> Gap:
-        """Whether the original asked for the laws that ours drew from."""
-        return Gap(f"the laws that are drawn from, {self.asked:,} draws", self.other / self.asked, "share")
+        """Whether the original asked for the laws that ours drew from, since the last time."""
+        gap = Gap(f"the laws that are drawn from, {self.asked:,} draws", self.other / self.asked, "share")
+        self.asked = self.other = 0
+        return gap
 
 
 def law(kind: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -274,3 +276,278 @@ def cutmix_openmixup(original: Checkout) -> Iterator[Gap]:
 
     yield from beside_each_other(ours, lambda x, y: mix(x, y, 0.2), again, 200, (64, 96), repeated)
     yield redrawn(original, "cutmix")
+
+
+def switched(original: Checkout, name: str, mixup_alpha: float, smoothing: float) -> Iterator[Gap]:
+    """A switch of Mixup and CutMix beside timm's ``Mixup``, on timm's pairs; then the pairs, and a later box of timm's."""
+    again, images, labels, elsewhere = Again(), 0.0, 0.0, 0
+    needed = ("mixup_target", "one_hot", "cutmix_bbox_and_lam", "rand_bbox")
+    made, *_ = original.names("timm/data/mixup.py", "Mixup", *needed, np=Numpy(again), torch=torch)
+    theirs = made(mixup_alpha, 1.0, label_smoothing=smoothing, num_classes=CLASSES)
+    mixer, recipe = build(name), Recipe(num_classes=CLASSES, smoothing=smoothing)
+    for seed in range(400):
+        x, hard, _ = batch(seed, (64, 96))
+        y = one_hot(hard, recipe)
+        again.kept = {}
+        plan = mixer.plan(x, y, Drawn(seed, again.kept))
+        chosen = 0.25 if plan["choice"] == 1 else 0.75  # timm: CutMix below 0.5
+        again.given["rand"] = functools.partial(next, iter([0.0, chosen]))
+        reverse = torch.arange(len(x)).flip(0)
+        elsewhere += int((plan["index"] != reverse).sum())
+        ours = mixer.mix(x, y, **plan | {"index": reverse})
+        mixed, target = theirs(x.clone(), hard)
+        images, labels = max(images, farthest(ours[0], mixed)), max(labels, farthest(ours[1], target))
+    yield Gap("mixed images for timm's partners, 400 batches, 64 x 96 pixels", images)
+    yield Gap("smoothed and mixed targets for timm's partners, 400 batches", labels)
+    yield again.gap()
+    why = "timm pairs a batch with its reverse, here by a random permutation"
+    yield Gap("partners, 400 batches of 8", elsewhere / 3200, "share", why)
+
+
+def rounded_up() -> Gap:
+    """The boxes of CutMix beside those of the timm that is installed."""
+    again, differing, x = Again(), 0, torch.zeros(2, 3, 224, 224)
+    with mock.patch.object(timm.data.mixup, "np", Numpy(again)):
+        for seed in range(2000):
+            again.kept = {}
+            mask = build("cutmix").plan(x, torch.eye(2), Drawn(seed, again.kept))["mask"][0, 0]  # type: ignore[arg-type]
+            top, bottom, left, right = timm.data.mixup.rand_bbox(x.shape, again.beta(1.0, 1.0))
+            theirs = torch.ones(224, 224)
+            theirs[top:bottom, left:right] = 0
+            differing += int(not torch.equal(mask, theirs))
+    why = "since a later version than the one checked out timm rounds the far corner up"
+    return Gap(f"the box of timm {timm.__version__}, 2,000 draws, 224 x 224 pixels", differing / 2000, "share", why)
+
+
+@beside("deit", "huggingface/pytorch-image-models", "timm/data/mixup.py", held="test_laws.py::test_switch_chooses_with_its_probabilities")  # fmt: skip  # noqa: E501
+def deit_timm(original: Checkout) -> Iterator[Gap]:
+    """Mixed images, smoothed targets, laws, partners, and the box of the timm that is installed."""
+    yield from switched(original, "deit", 0.8, 0.1)
+    yield rounded_up()
+
+
+@beside("rsb", "huggingface/pytorch-image-models", "timm/data/mixup.py", held="test_laws.py::test_switch_chooses_with_its_probabilities")  # fmt: skip  # noqa: E501
+def rsb_timm(original: Checkout) -> Iterator[Gap]:
+    """Mixed images, targets, laws and partners."""
+    yield from switched(original, "rsb", 0.1, 0.0)
+
+
+@beside("smoothmix", "Westlake-AI/openmixup", f"{OPENMIXUP}/smoothmix.py", held="test_parity.py::test_smoothmix_mask_is_one_minus_the_gaussian_and_swapped_labels_differ_in_the_label_only")  # fmt: skip  # noqa: E501
+def smoothmix_openmixup(original: Checkout) -> Iterator[Gap]:
+    """Mixed images and, with the labels swapped as there, label weights; then the labels as they are here."""
+    again = Again()
+    mix = openmixup(original, "smoothmix", again)
+
+    def theirs(x: Tensor, y: Tensor) -> Mixed:
+        return mix(x, y, lam=0.5)  # what it would draw instead is overwritten
+
+    def randint(low: int, high: int, _size: tuple[int]) -> Tensor:
+        return torch.tensor([again.integers(-(high // 2), high - high // 2) + high // 2])
+
+    functions = {
+        "randint": randint,
+        "rand": lambda _: torch.tensor([again.uniform(0.25, 0.5) * 4 - 1]),
+    }
+    yield from beside_each_other(
+        build("smoothmix", swapped_label=True),
+        theirs,
+        again,
+        200,
+        64,
+        lambda kept: kept["integers"].reverse(),  # columns before rows
+        **functions,
+    )
+    differing = 0.0
+    for seed in range(200):
+        x, _, y = batch(seed)
+        plans = [build("smoothmix", swapped_label=s).plan(x, y, np.random.default_rng(seed)) for s in (False, True)]
+        differing = max(differing, farthest(plans[0]["lam"], plans[1]["lam"]))
+    why = "OpenMixup swaps the labels of a pair, here they follow the pixels unless swapped_label=True"
+    yield Gap("label weights as they are by default, 200 batches", differing, why=why)
+
+
+def inclusive(again: Again) -> Any:
+    """Python's ``random``, whose integers include the last one."""
+    return space(randint=lambda low, high: again.integers(low, high + 1), random=lambda: again.random())
+
+
+@beside("gridmix", "IlyaDobrynin/GridMixup", "gridmix/gridmix_pytorch.py", held="test_parity.py::test_gridmix_mask_is_its_holes")  # fmt: skip  # noqa: E501
+def gridmix_dobrynin(original: Checkout) -> Iterator[Gap]:
+    """Mixed images, label weights and laws, on square and other images; then for many draws on large ones."""
+    again = Again()
+    given = {"np": Numpy(again), "torch": torch, "nn": nn, "t": typing, "math": math, "random": inclusive(again)}
+    made = original.names("gridmix/gridmix_pytorch.py", "GridMixupLoss", **given)
+    grid = made(alpha=0.2, n_holes_x=(2, 6), crop_area_ratio=(0.5, 1.0), crop_aspect_ratio=(0.5, 2.0))
+
+    def theirs(x: Tensor, y: Tensor) -> Mixed:
+        mixed, (own, other, lam) = grid.get_sample(x, y.argmax(1, keepdim=True))
+        return mixed, (*(F.one_hot(labels.long(), CLASSES).float() for labels in (own, other)), lam[:, None])  # type: ignore[return-value]
+
+    for size in (64, (224, 160)):
+        yield from beside_each_other(build("gridmix"), theirs, again, 200, size)  # type: ignore[arg-type]
+
+
+@beside("gridmix", "Westlake-AI/openmixup", f"{OPENMIXUP}/gridmix.py", held="test_parity.py::test_gridmix_mask_is_its_holes")  # fmt: skip  # noqa: E501
+def gridmix_openmixup(original: Checkout) -> Iterator[Gap]:
+    """Mixed images, label weights and laws."""
+    again = Again()
+
+    def pair(value: Any) -> tuple[Any, Any]:
+        return value if isinstance(value, tuple) else (value, value)
+
+    mix = openmixup(original, "gridmix", again, random=inclusive(again), to_2tuple=pair)
+    published = {"n_holes": (2, 6), "cut_area_ratio": (0.5, 1.0), "cut_aspect_ratio": (0.5, 2.0)}
+    yield from beside_each_other(build("gridmix"), lambda x, y: mix(x, y, 0.2, **published), again, 200, 224)
+
+
+FMIX = ("sample_mask", "sample_lam", "make_low_freq_image", "binarise_mask", "get_spectrum", "fftfreqnd")
+
+
+def fourier(again: Again) -> dict[str, Any]:
+    """What FMix's functions need. They look at two rows of the random spectrum, and ours draws no other."""
+
+    more = np.random.default_rng(0)
+
+    def randn(*shape: int) -> np.ndarray:
+        values = more.standard_normal(shape)
+        (_, rows), *_ = again.kept["standard_normal"]
+        again.standard_normal(rows.shape)
+        values[0, :2, : rows.shape[1]] = rows  # of an odd width they draw one more frequency
+        return values
+
+    again.given["randn"] = randn
+    rounding = space(random=lambda: 1 - again.random())  # theirs rounds up above one half, ours below
+    return {"np": Numpy(again), "torch": torch, "math": math, "beta": again, "random": rounding}
+
+
+def fourier_masks(original: Checkout, options: dict[str, float], size: tuple[int, int], why: str = "") -> Iterator[Gap]:
+    """Masks and label weights of 200 draws."""
+    again, differing, label = Again(), 0, 0.0
+    sample, *_ = original.names("fmix.py", *FMIX, **fourier(again))
+    x = torch.zeros(2, 3, *size)
+    for seed in range(200):
+        again.kept = {}
+        plan = build("fmix", **options).plan(x, torch.eye(2), Drawn(seed, again.kept))  # type: ignore[arg-type]
+        lam, mask = sample(1.0, 3.0, size, **options)
+        differing += int(((plan["mask"][0] - torch.from_numpy(mask)).abs() > 1e-6).sum())
+        label = max(label, abs(float(plan["lam"][0]) - lam))
+    what = f"{'soft' if options else 'hard'} masks, 200 draws, {size[0]} x {size[1]} pixels"
+    yield Gap(f"pixels of {what}", differing / x[0, 0].numel() / 200, "share", why)
+    why = "the published label is the lambda that was drawn, here the mean of the mask"
+    yield Gap(f"label weight of {what}", label, why=why)
+    yield again.gap()
+
+
+@beside("fmix", "ecs-vlc/FMix", "fmix.py", held="test_parity.py::test_fmix_mask_is_the_brightest_pixels_of_the_given_spectrum")  # fmt: skip  # noqa: E501
+def fmix_harris(original: Checkout) -> Iterator[Gap]:
+    """The mask, hard and soft, for even widths and an odd one, and the label weight."""
+    yield from fourier_masks(original, {}, (224, 160))
+    why = "the image is made in float32, so that a few pixels of nearly one brightness change places"
+    yield from fourier_masks(original, {"max_soft": 0.2}, (64, 64), why)
+    why = "for an odd width the published code transforms one more row of the spectrum"
+    yield from itertools.islice(fourier_masks(original, {}, (64, 63), why), 1)
+
+
+@beside("fmix", "Westlake-AI/openmixup", f"{OPENMIXUP}/fmix.py", held="test_parity.py::test_fmix_mask_is_the_brightest_pixels_of_the_given_spectrum")  # fmt: skip  # noqa: E501
+def fmix_openmixup(original: Checkout) -> Iterator[Gap]:
+    """Mixed images and label weights for our partners, and how often OpenMixup's redraw changes them."""
+    again, images, labels = Again(), 0.0, 0.0
+    mix, *_ = original.names(f"{OPENMIXUP}/fmix.py", "fmix", "_no_repeat_shuffle_idx", *FMIX, **fourier(again))
+    for seed in range(200):
+        x, _, y = batch(seed)
+        again.kept = {}
+        mixer = build("fmix", alpha=0.2)
+        plan = mixer.plan(x, y, Drawn(seed, again.kept))
+        again.kept["permutation"] *= 11  # each redraw gives the same partners, so that they stay
+        with on_cpu(again):
+            mixed, (y_a, y_b, lam) = mix(x.clone(), y, 0.2, size=(64, 64))
+        ours = mixer.mix(x, y, **plan)
+        images = max(images, farthest(ours[0], mixed))
+        labels = max(labels, farthest(ours[1], lam * y_a + (1 - lam) * y_b))
+    yield Gap("mixed images, 200 batches, 64 x 64 pixels", images)
+    why = "the published label is the lambda that was drawn, here the mean of the mask"
+    yield Gap("label weights, 200 batches", labels, why=why)
+    yield again.gap()
+    yield redrawn(original, "fmix")
+
+
+@beside("resizemix", "Westlake-AI/openmixup", f"{OPENMIXUP}/resizemix.py", held="test_parity.py::test_resizemix_pastes_the_whole_partner_shrunk")  # fmt: skip  # noqa: E501
+def resizemix_openmixup(original: Checkout) -> Iterator[Gap]:
+    """Mixed images, label weights and laws, with a scale from the Beta law as in OpenMixup's tables, and without."""
+    again = Again()
+    mix = openmixup(original, "resizemix", again, interpolate=F.interpolate)
+
+    def columns_first(kept: dict[str, list[Any]]) -> None:
+        (_, (row, column)), *_ = kept["integers"]
+        kept["integers"] = [((0, 64), column), ((0, 64), row)]
+
+    for use_alpha in (True, False):
+        mixer = build("resizemix", use_alpha=use_alpha)
+        yield from beside_each_other(mixer, lambda x, y: mix(x, y, use_alpha=use_alpha), again, 400, 64, columns_first)  # noqa: B023, E501
+
+
+class Bias(nn.Module):
+    """A classifier that keeps the images it is given and says the same of all: a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[Tensor] = []
+        self.bias = nn.Parameter(torch.zeros(CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.images.append(x.clone())
+        return self.bias.expand(len(x), -1)
+
+
+@beside("resizemix", "JayQine/ResizeMix", "run_apis/trainer.py", "tools/utils.py", held="test_parity.py::test_resizemix_pastes_the_whole_partner_shrunk")  # fmt: skip  # noqa: E501
+def resizemix_qin(original: Checkout) -> Iterator[Gap]:
+    """What the published loop gives a network in 200 updates, also when it shrinks as we do, and what labels teach."""
+
+    def by_sizes(x: Tensor, scale_factor: float) -> Tensor:
+        return F.interpolate(x, scale_factor=scale_factor, recompute_scale_factor=True)
+
+    why = "it hands the scale itself to the interpolation, here the source pixel follows from the sizes"
+    for shrink, said in ((F.interpolate, why), (by_sizes, "")):
+        again, ours, theirs = Again(rand=lambda _: 0.0), Bias(), Bias()
+        trained(build("resizemix", placement="inside", use_alpha=False), ours, again.kept, 200)
+        drawn = [value for _, value in again.kept["integers"]]
+        again.kept["integers"] = [((0, 64, 8), value[:, axis]) for value in drawn for axis in (0, 1)]
+        with on_cpu(again):
+            qin_loop(original, again, space(interpolate=shrink), theirs, 200)
+        apart = (torch.stack(ours.images) != torch.stack(theirs.images)).float().mean()
+        what = "" if said else ", the scale taken from the sizes there too"
+        yield Gap(f"pixels of mixed images, 200 batches, 64 x 64 pixels{what}", float(apart), "share", said)
+    yield weights(ours, theirs, "200 updates of a bias, which sees the labels alone")
+    yield again.gap()
+
+
+def qin_loop(original: Checkout, again: Again, functional: Any, model: nn.Module, updates: int) -> None:
+    """ResizeMix's own loop over an epoch."""
+    needed = ("AverageMeter", "accuracy", "getbox_new")
+    meter, accuracy, boxes = original.names("tools/utils.py", *needed, np=Numpy(again), torch=torch)
+    given = {"np": Numpy(again), "torch": torch, "F": functional, "random": again, "getbox_new": boxes}
+    given |= {"utils": space(AverageMeter=meter, accuracy=accuracy), "time": space(time=lambda: 0.0)}
+    loop = original.method("run_apis/trainer.py", "Trainer", "train", **given, logging=space(info=lambda *_: None))
+    trainer = space(
+        train_data=iter([{"data": x, "label": labels[:, None]}] for x, labels in loader(updates)),
+        use_dali=True,
+        scheduler=space(step=lambda: None),
+        optimizer=sgd(model),
+        criterion=nn.CrossEntropyLoss(),
+        augment=space(
+            cutmix=space(beta=1.0, prob=0.0), resizemix=space(if_use=True, alpha=0.1, beta=0.8), batch_aug=False
+        ),
+        config=space(optim=space(use_grad_clip=False)),
+        report_freq=10**9,
+        distributed=False,
+    )
+    loop(trainer, model, 0)
+
+
+@beside("recursivemix", "implus/RecursiveMix-pytorch", "main.py", "utils.py", "models_imagenet/resnet.py", "loss/label_smooth_loss.py", held="test_recursivemix.py::test_a_step_is_the_formula")  # fmt: skip  # noqa: E501
+def recursivemix_yang(original: Checkout) -> Iterator[Gap]:
+    """What the published loop gives a ResNet, its losses, gradients and weights after 20 updates; and a new epoch."""
+    again = Again()
+    for updates in (20, 1):
+        pass
+    yield again.gap()
