@@ -5,9 +5,12 @@ import copy
 import functools
 import itertools
 import math
+import subprocess
+import tempfile
 import types
 import typing
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -16,8 +19,10 @@ import timm.data.mixup
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import roi_align
 
 from mixers import build
+from mixers.alignmix import AlignMix, align, transport_plan
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training.update import criterion, one_hot
 from originals import Checkout, Gap, Numpy, beside
@@ -96,7 +101,7 @@ def batch(seed: int, size: int | tuple[int, int] = 64, count: int = 8) -> tuple[
     coarse = torch.randn(count, 3, *(side // 8 for side in sides), generator=generator)
     x = F.interpolate(coarse, sides, mode="bicubic") + 0.1 * torch.randn(count, 3, *sides, generator=generator)
     labels = torch.randint(CLASSES, (count,), generator=generator)
-    return x, labels, F.one_hot(labels, CLASSES).float()
+    return x, labels, F.one_hot(labels, CLASSES).to(x.dtype)
 
 
 def farthest(ours: Tensor, theirs: Tensor) -> float:
@@ -172,16 +177,42 @@ def sgd(model: nn.Module) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
 
 
-def trained(mixer: Any, model: nn.Module, kept: dict[str, list[Any]], updates: int, size: int = 64) -> None:
-    """Updates of a model by our step, on the batches 0, 1, 2, ..."""
+@contextlib.contextmanager
+def earlier(original: Checkout, commit: str, *files: str) -> Iterator[Checkout]:
+    """The files as they were at a commit of the checkout's history."""
+    with tempfile.TemporaryDirectory() as folder:
+        for file in files:
+            command = ["git", "-C", str(original.folder), "show", f"{commit}:{file}"]
+            path = Path(folder) / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        yield Checkout(Path(folder))
+
+
+def trained(mixer: Any, model: nn.Module, kept: dict[str, list[Any]], updates: int, size: int = 64) -> list[Tensor]:
+    """Updates of a model by our step, on the batches 0, 1, 2, ...; the gradients of the last one."""
     loss = criterion(Recipe(num_classes=CLASSES))
-    optimizer = sgd(nn.ModuleList([model, mixer]))
+    both = nn.ModuleList([model, mixer])
+    optimizer = sgd(both)
     for seed in range(updates):
         x, _, y = batch(seed, size)
         optimizer.zero_grad()
         mixer(model, loss, x, y, Drawn(seed, kept)).loss.backward()
         optimizer.step()
         mixer.after_step(model, (seed + 1) / updates)
+    return gradients(both)
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    """Those of all parameters."""
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+
+
+def seen(model: nn.Module) -> list[Tensor]:
+    """The images that a model is going to be given."""
+    images: list[Tensor] = []
+    model.register_forward_pre_hook(lambda _, inputs: images.append(inputs[0].clone()))
+    return images
 
 
 def loader(updates: int, size: int = 64) -> list[tuple[Tensor, Tensor]]:
@@ -207,9 +238,7 @@ def mixup_cifar(original: Checkout) -> Iterator[Gap]:
         return mixed, tuple(labels)  # type: ignore[return-value]
 
     yield from beside_each_other(build("mixup"), theirs, again, 200, 64)
-    ours = small()
-    model = copy.deepcopy(ours)
-    again.kept = {}
+    again.kept, ours, model = {}, small(), small()
     trained(build("mixup"), ours, again.kept, 20)
     optimizer = sgd(model)
     for x, labels in loader(20):
@@ -253,14 +282,12 @@ def cutmix_clova(original: Checkout) -> Iterator[Gap]:
         differing += int(not torch.equal(mask, theirs))
     yield Gap("the box, 20,000 draws of lambda and centre, 224 x 160 pixels", differing / 20_000, "share")
     yield again.gap()
-    again.kept, ours, seen = {}, small(), ([], [])  # type: ignore[var-annotated]
-    model = copy.deepcopy(ours)
-    for network, images in zip((ours, model), seen, strict=True):
-        network.register_forward_pre_hook(lambda _, inputs, images=images: images.append(inputs[0].clone()))
+    again.kept, ours, model = {}, small(), small()
+    images = seen(ours), seen(model)
     trained(build("cutmix"), ours, again.kept, 20)
     with on_cpu(again):
         loop(loader(20), model, nn.CrossEntropyLoss(), sgd(model), 0)
-    yield Gap("mixed images, 20 batches, 64 x 64 pixels", farthest(torch.stack(seen[0]), torch.stack(seen[1])))
+    yield Gap("mixed images, 20 batches, 64 x 64 pixels", farthest(*map(torch.stack, images)))
     yield weights(ours, model, "20 updates, ViT of 4 blocks, 64 pixels")
 
 
@@ -544,10 +571,229 @@ def qin_loop(original: Checkout, again: Again, functional: Any, model: nn.Module
     loop(trainer, model, 0)
 
 
-@beside("recursivemix", "implus/RecursiveMix-pytorch", "main.py", "utils.py", "models_imagenet/resnet.py", "loss/label_smooth_loss.py", held="test_recursivemix.py::test_a_step_is_the_formula")  # fmt: skip  # noqa: E501
+class Norm(nn.GroupNorm):
+    """In place of BatchNorm, which blows up the rounding of sums on maps as small as these."""
+
+    def __init__(self, channels: int, **options: Any):
+        super().__init__(8, channels, **options)
+
+
+def kinkless(model: nn.Module) -> nn.Module:
+    """Without units that are switched on or off, by which the rounding of a sum grows to a large gap in some updates."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.GELU())
+            if isinstance(child, nn.MaxPool2d):
+                setattr(module, name, nn.AvgPool2d(3, 2, 1))
+    return model
+
+
+YANG = ("main.py", "utils.py", "models_imagenet/resnet.py", "loss/label_smooth_loss.py")
+
+
+@beside("recursivemix", "implus/RecursiveMix-pytorch", *YANG, held="test_recursivemix.py::test_a_step_is_the_formula")
 def recursivemix_yang(original: Checkout) -> Iterator[Gap]:
-    """What the published loop gives a ResNet, its losses, gradients and weights after 20 updates; and a new epoch."""
-    again = Again()
-    for updates in (20, 1):
-        pass
+    """What the published loop gives a ResNet, its gradients and weights; the box as it was once; a new epoch."""
+    what = "smooth ResNet-10 with GroupNorm, 96 pixels"
+    with earlier(original, "6364e11", *YANG) as before:
+        for n, swapped, code, when in ((20, False, original, ""), (3, True, before, ", swapped_roi, code of 2022")):
+            ours, theirs = recursive(code, n, swapped)
+            yield Gap(f"mixed images, {n} updates{when}", farthest(*(torch.stack(run[0]) for run in (ours, theirs))))
+            gap = relative(ours[1], theirs[1])
+            yield Gap(f"gradients of all parameters, last of {n} updates, {what}{when}", gap, "relative")
+            yield Gap(f"weights after {n} updates, {what}{when}", relative(ours[2], theirs[2]), "relative")
+        ours, theirs = recursive(original, 5, epochs=5)
+    apart = (torch.stack(ours[0]) != torch.stack(theirs[0])).float().mean()
+    why = "the published loop forgets the history at the start of an epoch, here it is kept"
+    yield Gap("pixels of mixed images, 5 epochs of 1 update", float(apart), "share", why)
+
+
+def recursive(
+    original: Checkout, updates: int, swapped: bool = False, epochs: int = 1
+) -> Iterator[tuple[list[Tensor], ...]]:
+    """Our updates and the published loop's: the images, the gradients of the last one, the weights.
+
+    ``swapped``: the code before April 2023, which draws the row first.
+    """
+    torch.manual_seed(0)
+    args: dict[str, Any] = {"layers": [1, 1, 1, 1], "num_classes": CLASSES, "norm_layer": Norm}
+    ours = kinkless(timm.models.resnet.ResNet(timm.models.resnet.BasicBlock, **args, zero_init_last=False))
+    mixer: Any = build("recursivemix", swapped_roi=swapped)
+    mixer.setup(ours)
+    given: dict[str, Any] = {"nn": nn, "torch": torch, "roi_align": roi_align}
+    made, block, *_ = original.names(YANG[2], "ResNet", "BasicBlock", "conv1x1", "conv3x3", **given)
+    theirs = kinkless(made(block, **args))
+    second = {f"fc_roi.{name}": value for name, value in mixer.roi_classifier.state_dict().items()}
+    theirs.load_state_dict(ours.state_dict() | second)
+    images, again = (seen(ours), seen(theirs)), Again()
+    yield images[0], trained(mixer, ours, again.kept, updates, 96), [*ours.parameters(), *mixer.parameters()]
+    order = slice(None, None, 1 if swapped else -1)
+    drawn = again.kept["integers"][2:]  # the first update draws nothing there
+    centres = [drawn[first : first + 2][order] for first in range(0, len(drawn), 2)]
+    again.kept = {"integers": [*itertools.chain(*centres)], "random": again.kept["random"][1:]}
+    share = space(uniform=lambda low, high: low + (high - low) * again.random())
+    given = {"np": Numpy(again), "torch": torch, "F": F, "random": share}
+    mix, smooth, meter = original.names(YANG[1], "recursive_mix", "smooth_one_hot", "AverageMeter", **given)
+    optimizer, loss = sgd(theirs), original.names(YANG[3], "LabelSmoothingLoss", nn=nn, torch=torch)(CLASSES)
+    loop = original.names(
+        YANG[0],
+        "train",
+        recursive_mix=mix,
+        smooth_one_hot=smooth,
+        AverageMeter=meter,
+        autocast=contextlib.nullcontext,
+        scaler=space(scale=lambda loss: loss, step=lambda optimizer: optimizer.step(), update=lambda: None),
+        adjust_learning_rate=lambda *_: 0.0,
+        accuracy=lambda *_, topk: torch.zeros(2),
+        reduce_value=lambda value: value,
+        sys=space(stdout=space(flush=lambda: None)),
+    )
+    said = space(num_classes=CLASSES, smoothing=0.0, aug="recursive_mix", aug_alpha=0.5, aug_omega=0.5)
+    said.interpolate_mode, said.share_fc, said.print_freq, said.epoch = "nearest", False, 10**9, 0
+    batches = loader(updates, 96)
+    with on_cpu(again):
+        for epoch in range(epochs):
+            loop(0, theirs, optimizer, loss, batches[epoch::epochs], space(info=lambda *_: None), said)
+    yield images[1], gradients(theirs), list(theirs.parameters())
+
+
+VERMA = "supervised/models"
+
+
+@beside("manifoldmix", "vikasverma1077/manifold_mixup", f"{VERMA}/preresnet.py", f"{VERMA}/utils.py", "supervised/utils.py", held="test_hidden.py::test_hidden_mixing_is_running_the_stages_mixing_or_aligning_and_running_the_rest")  # fmt: skip  # noqa: E501
+def manifoldmix_verma(original: Checkout) -> Iterator[Gap]:
+    """Logits, targets, loss and gradients of the published ResNet, mixed by itself and by our hooks."""
+    again, gaps = Again(), dict.fromkeys(("logits", "targets", "loss", "gradients of all parameters"), 0.0)
+    given: dict[str, Any] = {"np": Numpy(again), "torch": torch, "nn": nn, "Variable": lambda value: value}
+    given["F"] = space(relu=F.gelu, avg_pool2d=F.avg_pool2d)  # no kinks, see above
+    one, process = original.names(f"{VERMA}/utils.py", "to_one_hot", "mixup_process", **given)
+    given |= {"to_one_hot": one, "mixup_process": process, "random": inclusive(again)}
+    given["get_lambda"] = original.names("supervised/utils.py", "get_lambda", **given)
+    needed = ("PreActBlock", "PreActResNet", "preactresnet18")
+    *_, made = original.names(f"{VERMA}/preresnet.py", *needed, **given)
+    torch.manual_seed(0)
+    net, mixer = made(CLASSES).train(), build("manifoldmix")
+    net.feature_info = [{"module": f"layer{n}", "reduction": 2**n} for n in (1, 2, 3, 4)]
+    mixer.setup(net)  # type: ignore[operator]
+    layers = []
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        """That of the published loop."""
+        return nn.BCELoss()(nn.Softmax(dim=1)(logits), target)
+
+    for seed in range(12):
+        x, labels, y = batch(seed, 32)
+        found = []
+        for own in (True, False):
+            net.zero_grad()
+            if own:
+                again.kept = {}
+                out = mixer(net, loss, x, y, Drawn(seed, again.kept))
+                logits, target, value = out.logits, out.target, out.loss
+                layers.append(out.plan["layer"])
+            else:
+                with on_cpu(again):
+                    logits, target = net(x, labels, mixup_hidden=True, mixup_alpha=2.0)
+                value = loss(logits, target)
+            value.backward()
+            found.append(([logits], [target], [value], gradients(net)))
+        for name, ours, theirs in zip(gaps, *found, strict=True):
+            gaps[name] = max(gaps[name], relative(ours, theirs))
+    assert set(layers) == {0, 1, 2}
+    for name, gap in gaps.items():
+        yield Gap(f"{name}, 12 batches, smooth PreActResNet-18, 32 pixels", gap, "relative")
     yield again.gap()
+
+
+ALIGN = ("imagenet/models/resnet50_classifier.py", "imagenet/utils/OT.py")
+
+
+@beside("alignmix", "shashankvkt/AlignMixup_CVPR22", *ALIGN, held="test_hidden.py::test_alignment_and_its_gradient_are_those_of_the_formula")  # fmt: skip  # noqa: E501
+def alignmix_venkataramanan(original: Checkout) -> Iterator[Gap]:
+    """The transport plan, aligned features, and logits, loss, gradients and weights with the published classifier."""
+    again = Again()
+    sinkhorn = original.names(ALIGN[1], "SinkhornDistance", torch=torch, nn=nn)
+    given: dict[str, Any] = {"np": Numpy(again), "torch": torch, "nn": nn, "F": F, "random": directions(again)}
+    needed = ("mixup_aligned", "mixup_process", "Resnet_classifier")
+    aligned, *_ = original.names(ALIGN[0], *needed, SinkhornDistance=sinkhorn, **given)
+    apart = plans_and_features(sinkhorn(0.1, 100), again, lambda f, y, lam: aligned(f, y, lam)[0])
+    yield from apart
+    yield again.gap()
+    classifier = original.names(ALIGN[0], *needed, SinkhornDistance=sinkhorn, ResNet=body, **given)[2]
+    yield from classified(classifier, again)
+
+
+def body() -> nn.Module:
+    """A ResNet without kinks that makes 7 x 7 features of 56 pixels, always the same; its classifier is left out."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"norm_layer": Norm, "output_stride": 8, "zero_init_last": False}
+    made = timm.create_model("resnet10t", num_classes=0, global_pool="", **options)
+    return kinkless(made)
+
+
+def classified(made: Any, again: Again) -> Iterator[Gap]:
+    """The published method, half of it Mixup, with the published classifier."""
+    theirs, ours, mixer = made(CLASSES, z_dim=512), body(), build("alignmix")
+    ours.reset_classifier(CLASSES, "avg")  # type: ignore[operator]
+    ours.fc.load_state_dict(theirs.classifier.state_dict())  # type: ignore[union-attr]
+    mixer.setup(ours)  # type: ignore[operator]
+    again.kept = {}
+    slopes = trained(mixer, ours, again.kept, 20, 56)
+    optimizer = sgd(theirs)
+    for x, labels in loader(20, 56):
+        with on_cpu(again):
+            logits, y_a, y_b = theirs(x, labels, lam := again.beta(2.0, 2.0), "train")
+        optimizer.zero_grad()
+        (lam * F.cross_entropy(logits, y_a) + (1 - lam) * F.cross_entropy(logits, y_b)).backward()
+        optimizer.step()
+    what = "smooth ResNet-10, 56 pixels, half of the updates Mixup"
+    yield Gap(f"gradients of all parameters, 20th update, {what}", relative(slopes, gradients(theirs)), "relative")
+    gap = relative(list(ours.parameters()), list(theirs.parameters()))
+    yield Gap(f"weights after 20 updates, {what}", gap, "relative")
+
+
+def directions(again: Again) -> Any:
+    """Python's ``random``: first which of both methods, if that is to be drawn, then who is laid over whom.
+
+    0 there and 1 here lays the partner over the sample.
+    """
+    asked = itertools.count()
+
+    def randint(low: int, high: int) -> int:
+        methods = again.kept.get("choice", [])
+        if methods and next(asked) >= 0 and not again.given.pop("aligning", None):
+            chosen = int(again.choice(high + 1))
+            again.given |= {"aligning": bool} if chosen else {}
+            return chosen
+        again.given.pop("aligning", None)
+        return int(high - again.integers(2))
+
+    return space(randint=randint)
+
+
+def plans_and_features(sinkhorn: Any, again: Again, align_theirs: Callable[..., Tensor]) -> Iterator[Gap]:
+    """The plan and the aligned features for features as small as those of a new network and ten times as large."""
+    for scale in (0.1, 1.0, 10.0):
+        plan = features = slopes = 0.0
+        for seed in range(20):
+            x, _, y = batch(seed)
+            f = scale * F.relu(torch.randn(8, 64, 7, 7, generator=torch.Generator().manual_seed(seed)))
+            again.kept = {}
+            made = AlignMix().plan(x, y, Drawn(seed, again.kept))
+            tokens = f.flatten(2).transpose(1, 2)
+            with on_cpu(again):
+                other = sinkhorn(tokens, tokens[made["index"]])
+                inputs = f.clone().requires_grad_(), tokens.clone().requires_grad_()
+                theirs = align_theirs(inputs[0], y, again.beta(2.0, 2.0))
+            ours = align(inputs[1], **made)
+            towards = torch.randn(ours.shape, generator=torch.Generator().manual_seed(seed))
+            (ours * towards).sum().backward()
+            (theirs.flatten(2).transpose(1, 2) * towards).sum().backward()
+            plan = max(plan, relative([transport_plan(tokens, tokens[made["index"]])], [other]))
+            features = max(features, relative([ours], [theirs.flatten(2).transpose(1, 2)]))
+            slopes = max(slopes, relative([inputs[1].grad], [inputs[0].grad.flatten(2).transpose(1, 2)]))  # type: ignore[list-item, union-attr]  # noqa: E501
+        what = f"20 batches of 49 positions, features of size {scale:g}"
+        yield Gap(f"Sinkhorn plan, {what}", plan, "relative")
+        yield Gap(f"aligned features, {what}", features, "relative")
+        yield Gap(f"their gradients, {what}", slopes, "relative")
