@@ -1,7 +1,6 @@
 """Methods that cut and blend without looking: boxes, grids, masks, constants, features that are aligned."""
 
 import contextlib
-import copy
 import functools
 import itertools
 import math
@@ -33,7 +32,7 @@ Mixed = tuple[Tensor, tuple[Tensor, Tensor, Any]]
 space = types.SimpleNamespace
 
 
-class Drawn:
+class Keeping:
     """A generator that keeps what it gave, and of which law, so that the original can be given the same."""
 
     def __init__(self, seed: int, kept: dict[str, list[Any]]):
@@ -48,6 +47,11 @@ class Drawn:
         return draw
 
 
+def keeping(seed: int, kept: dict[str, list[Any]]) -> Any:
+    """A generator, as mixers take it, that keeps its draws in ``kept``."""
+    return Keeping(seed, kept)
+
+
 class Again:
     """The random functions of the originals: they give what ``kept`` holds, in turn, and count draws of other laws."""
 
@@ -57,6 +61,11 @@ class Again:
         self.given = given
         self.kept: dict[str, list[Any]] = {}
         self.asked = self.other = 0
+        self.answers: Iterator[int] = iter(())
+
+    def answering(self) -> Any:
+        """Python's ``random``, whose integers are the ``answers``."""
+        return space(randint=lambda *_: next(self.answers))
 
     def __getattr__(self, name: str) -> Any:
         def draw(*args: Any, size: int | None = None) -> Any:
@@ -132,12 +141,13 @@ def beside_each_other(
     for seed in range(batches):
         x, _, y = batch(seed, size)
         again.kept = {}
-        plan = mixer.plan(x, y, Drawn(seed, again.kept))
+        plan = mixer.plan(x, y, keeping(seed, again.kept))
         ours = mixer.mix(x, y, **plan)
         recount(again.kept)
         with on_cpu(again, **torch_functions):
             mixed, (y_a, y_b, lam) = theirs(x.clone(), y)
-        images, labels = max(images, farthest(ours[0], mixed)), max(labels, farthest(ours[1], lam * y_a + (1 - lam) * y_b))
+        images = max(images, farthest(ours[0], mixed))
+        labels = max(labels, farthest(ours[1], lam * y_a + (1 - lam) * y_b))
     sides = f"{size} x {size}" if isinstance(size, int) else "{} x {}".format(*size)
     yield Gap(f"mixed images, {batches:,} batches, {sides} pixels", images, why=why)
     yield Gap(f"label weights, {batches:,} batches", labels)
@@ -197,7 +207,7 @@ def trained(mixer: Any, model: nn.Module, kept: dict[str, list[Any]], updates: i
     for seed in range(updates):
         x, _, y = batch(seed, size)
         optimizer.zero_grad()
-        mixer(model, loss, x, y, Drawn(seed, kept)).loss.backward()
+        mixer(model, loss, x, y, keeping(seed, kept)).loss.backward()
         optimizer.step()
         mixer.after_step(model, (seed + 1) / updates)
     return gradients(both)
@@ -268,14 +278,15 @@ def cutmix_clova(original: Checkout) -> Iterator[Gap]:
     """The box, and, with the published loop, mixed images and the weights of a network after 20 updates."""
     again, differing = Again(rand=lambda *_: 0.0), 0
     args = space(beta=1.0, cutmix_prob=1.0, print_freq=10**9, verbose=False, epochs=1)
-    given = {"np": Numpy(again), "torch": torch, "args": args, "time": space(time=lambda: 0.0), "print": lambda *_: None}
+    given = {"np": Numpy(again), "torch": torch, "args": args, "time": space(time=lambda: 0.0)}
+    given["print"] = lambda *_: None
     given["accuracy"] = lambda *_, topk: torch.zeros(2)  # its own fails on the strides of today; it is only logged
     needed = ("AverageMeter", "get_learning_rate")
     loop, rand_bbox, *_ = original.names("train.py", "train", "rand_bbox", *needed, **given)
     x, y = torch.zeros(2, 3, 224, 160), torch.eye(2)
     for seed in range(20_000):
         again.kept = {}
-        mask = build("cutmix").plan(x, y, Drawn(seed, again.kept))["mask"][0, 0]  # type: ignore[arg-type]
+        mask = build("cutmix").plan(x, y, keeping(seed, again.kept))["mask"][0, 0]  # type: ignore[arg-type]
         top, left, bottom, right = rand_bbox(x.shape, again.beta(1.0, 1.0))
         theirs = torch.ones(224, 160)
         theirs[top:bottom, left:right] = 0
@@ -306,7 +317,7 @@ def cutmix_openmixup(original: Checkout) -> Iterator[Gap]:
 
 
 def switched(original: Checkout, name: str, mixup_alpha: float, smoothing: float) -> Iterator[Gap]:
-    """A switch of Mixup and CutMix beside timm's ``Mixup``, on timm's pairs; then the pairs, and a later box of timm's."""
+    """A switch of Mixup and CutMix beside timm's ``Mixup``, on timm's pairs; then the pairs."""
     again, images, labels, elsewhere = Again(), 0.0, 0.0, 0
     needed = ("mixup_target", "one_hot", "cutmix_bbox_and_lam", "rand_bbox")
     made, *_ = original.names("timm/data/mixup.py", "Mixup", *needed, np=Numpy(again), torch=torch)
@@ -316,7 +327,7 @@ def switched(original: Checkout, name: str, mixup_alpha: float, smoothing: float
         x, hard, _ = batch(seed, (64, 96))
         y = one_hot(hard, recipe)
         again.kept = {}
-        plan = mixer.plan(x, y, Drawn(seed, again.kept))
+        plan = mixer.plan(x, y, keeping(seed, again.kept))
         chosen = 0.25 if plan["choice"] == 1 else 0.75  # timm: CutMix below 0.5
         again.given["rand"] = functools.partial(next, iter([0.0, chosen]))
         reverse = torch.arange(len(x)).flip(0)
@@ -337,7 +348,7 @@ def rounded_up() -> Gap:
     with mock.patch.object(timm.data.mixup, "np", Numpy(again)):
         for seed in range(2000):
             again.kept = {}
-            mask = build("cutmix").plan(x, torch.eye(2), Drawn(seed, again.kept))["mask"][0, 0]  # type: ignore[arg-type]
+            mask = build("cutmix").plan(x, torch.eye(2), keeping(seed, again.kept))["mask"][0, 0]  # type: ignore[arg-type]
             top, bottom, left, right = timm.data.mixup.rand_bbox(x.shape, again.beta(1.0, 1.0))
             theirs = torch.ones(224, 224)
             theirs[top:bottom, left:right] = 0
@@ -371,7 +382,7 @@ def smoothmix_openmixup(original: Checkout) -> Iterator[Gap]:
     def randint(low: int, high: int, _size: tuple[int]) -> Tensor:
         return torch.tensor([again.integers(-(high // 2), high - high // 2) + high // 2])
 
-    functions = {
+    functions: dict[str, Any] = {
         "randint": randint,
         "rand": lambda _: torch.tensor([again.uniform(0.25, 0.5) * 4 - 1]),
     }
@@ -454,7 +465,7 @@ def fourier_masks(original: Checkout, options: dict[str, float], size: tuple[int
     x = torch.zeros(2, 3, *size)
     for seed in range(200):
         again.kept = {}
-        plan = build("fmix", **options).plan(x, torch.eye(2), Drawn(seed, again.kept))  # type: ignore[arg-type]
+        plan = build("fmix", **options).plan(x, torch.eye(2), keeping(seed, again.kept))  # type: ignore[arg-type]
         lam, mask = sample(1.0, 3.0, size, **options)
         differing += int(((plan["mask"][0] - torch.from_numpy(mask)).abs() > 1e-6).sum())
         label = max(label, abs(float(plan["lam"][0]) - lam))
@@ -484,7 +495,7 @@ def fmix_openmixup(original: Checkout) -> Iterator[Gap]:
         x, _, y = batch(seed)
         again.kept = {}
         mixer = build("fmix", alpha=0.2)
-        plan = mixer.plan(x, y, Drawn(seed, again.kept))
+        plan = mixer.plan(x, y, keeping(seed, again.kept))
         again.kept["permutation"] *= 11  # each redraw gives the same partners, so that they stay
         with on_cpu(again):
             mixed, (y_a, y_b, lam) = mix(x.clone(), y, 0.2, size=(64, 64))
@@ -509,8 +520,8 @@ def resizemix_openmixup(original: Checkout) -> Iterator[Gap]:
         kept["integers"] = [((0, 64), column), ((0, 64), row)]
 
     for use_alpha in (True, False):
-        mixer = build("resizemix", use_alpha=use_alpha)
-        yield from beside_each_other(mixer, lambda x, y: mix(x, y, use_alpha=use_alpha), again, 400, 64, columns_first)  # noqa: B023, E501
+        theirs = functools.partial(mix, use_alpha=use_alpha)
+        yield from beside_each_other(build("resizemix", use_alpha=use_alpha), theirs, again, 400, 64, columns_first)
 
 
 class Bias(nn.Module):
@@ -579,7 +590,7 @@ class Norm(nn.GroupNorm):
 
 
 def kinkless(model: nn.Module) -> nn.Module:
-    """Without units that are switched on or off, by which the rounding of a sum grows to a large gap in some updates."""
+    """Without units that are switched on or off, by which rounding grows to a large gap in some updates."""
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU):
@@ -618,7 +629,8 @@ def recursive(
     """
     torch.manual_seed(0)
     args: dict[str, Any] = {"layers": [1, 1, 1, 1], "num_classes": CLASSES, "norm_layer": Norm}
-    ours = kinkless(timm.models.resnet.ResNet(timm.models.resnet.BasicBlock, **args, zero_init_last=False))
+    basic: Any = timm.models.resnet.BasicBlock
+    ours = kinkless(timm.models.resnet.ResNet(basic, **args, zero_init_last=False))
     mixer: Any = build("recursivemix", swapped_roi=swapped)
     mixer.setup(ours)
     given: dict[str, Any] = {"nn": nn, "torch": torch, "roi_align": roi_align}
@@ -689,7 +701,7 @@ def manifoldmix_verma(original: Checkout) -> Iterator[Gap]:
             net.zero_grad()
             if own:
                 again.kept = {}
-                out = mixer(net, loss, x, y, Drawn(seed, again.kept))
+                out = mixer(net, loss, x, y, keeping(seed, again.kept))
                 logits, target, value = out.logits, out.target, out.loss
                 layers.append(out.plan["layer"])
             else:
@@ -714,7 +726,7 @@ def alignmix_venkataramanan(original: Checkout) -> Iterator[Gap]:
     """The transport plan, aligned features, and logits, loss, gradients and weights with the published classifier."""
     again = Again()
     sinkhorn = original.names(ALIGN[1], "SinkhornDistance", torch=torch, nn=nn)
-    given: dict[str, Any] = {"np": Numpy(again), "torch": torch, "nn": nn, "F": F, "random": space(randint=lambda *_: next(again.given["answers"]))}
+    given: dict[str, Any] = {"np": Numpy(again), "torch": torch, "nn": nn, "F": F, "random": again.answering()}
     needed = ("mixup_aligned", "mixup_process", "Resnet_classifier")
     aligned, *_ = original.names(ALIGN[0], *needed, SinkhornDistance=sinkhorn, **given)
     apart = plans_and_features(sinkhorn(0.1, 100), again, lambda f, y, lam: aligned(f, y, lam)[0])
@@ -740,7 +752,7 @@ def classified(made: Any, again: Again) -> Iterator[Gap]:
     mixer.setup(ours)  # type: ignore[operator]
     again.kept = {}
     slopes = trained(mixer, ours, again.kept, 20, 56)
-    again.given["answers"] = answers(again.kept)  # type: ignore[assignment]
+    again.answers = answers(again.kept)
     optimizer = sgd(theirs)
     for x, labels in loader(20, 56):
         with on_cpu(again):
@@ -774,8 +786,8 @@ def plans_and_features(sinkhorn: Any, again: Again, align_theirs: Callable[..., 
             f = f.double() if wide else f
             towards = torch.randn(8, 49, 64, generator=generator)
             again.kept = {}
-            made = AlignMix().plan(x, y, Drawn(seed, again.kept))
-            again.given["answers"] = answers(again.kept)  # type: ignore[assignment]
+            made = AlignMix().plan(x, y, keeping(seed, again.kept))
+            again.answers = answers(again.kept)
             map_, tokens = f.clone().requires_grad_(), f.flatten(2).transpose(1, 2).clone().requires_grad_()
             with on_cpu(again):
                 other = sinkhorn(tokens.detach(), tokens.detach()[made["index"]])
@@ -795,8 +807,7 @@ def plans_and_features(sinkhorn: Any, again: Again, align_theirs: Callable[..., 
 def alignmix_openmixup(original: Checkout) -> Iterator[Gap]:
     """The transport plan and aligned features."""
     again = Again()
-    given: dict[str, Any] = {"torch": torch, "nn": nn}
-    given["random"] = space(randint=lambda *_: next(again.given["answers"]))  # type: ignore[call-overload]
+    given: dict[str, Any] = {"torch": torch, "nn": nn, "random": again.answering()}
     file = f"{OPENMIXUP}/alignmix.py"
     sinkhorn, mix, _ = original.names(file, "SinkhornDistance", "alignmix", "mixup_aligned", np=Numpy(again), **given)
     yield from plans_and_features(sinkhorn(0.1, 100), again, lambda f, y, lam: mix(f, y, lam=lam)[0])

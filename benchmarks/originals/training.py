@@ -1,6 +1,7 @@
 """What else a published run is made of: losses, samplers, averages, learning rates, erasing."""
 
 import abc
+import ast
 import copy
 import math
 import types
@@ -11,6 +12,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ from mixup_recipes.resolve import load_recipe
 from mixup_recipes.training.optimisation import learning_rate
 from mixup_recipes.training.update import criterion, ema_decay, one_hot
 from originals import Checkout, Gap, beside
-from originals.cutting import Drawn
+from originals.cutting import keeping
 
 TIMM = "huggingface/pytorch-image-models"
 OPENMIXUP = "Westlake-AI/openmixup"
@@ -38,7 +40,7 @@ def binary(original: Checkout) -> Iterator[Gap]:
     given = {"torch": torch, "nn": nn, "F": nn.functional, "Optional": typing.Optional, "Union": typing.Union}
     made = original.names(file, "BinaryCrossEntropy", **given)
     for loss, threshold, smoothing in (("bce_mean", 0.2, 0.0), ("bce_mean", 0.2, 0.1), ("bce_sum", None, 0.1)):
-        recipe = Recipe(num_classes=1000, loss=loss, bce_target_thresh=threshold, smoothing=smoothing)  # type: ignore[arg-type]  # noqa: E501
+        recipe = Recipe(num_classes=1000, loss=loss, bce_target_thresh=threshold, smoothing=smoothing)  # type: ignore[arg-type]
         ours = criterion(recipe)
         theirs = made(smoothing=0.0, target_threshold=threshold, sum_classes=loss == "bce_sum")
         values = slopes = 0.0
@@ -90,8 +92,7 @@ def repeated(original: Checkout) -> Iterator[Gap]:
                 differing += sum(a != b for a, b in zip(mine, theirs, strict=False))
                 total += len(mine)
         yield Gap(f"images by rank and place, 3 epochs of {size:,} images, 4 ranks", differing / total, "share")
-        longer = abs(longer)
-        yield Gap(f"samples of an epoch, {size:,} images, batches of 128", longer / total, "share", why if longer else "")
+        yield Gap(f"samples of an epoch, {size:,} images, batches of 128", abs(longer) / total, "share", why)
 
 
 @beside("random erasing", TIMM, "timm/data/random_erasing.py", held="test_images.py::test_erased_boxes_follow_the_law_of_timm")  # fmt: skip  # noqa: E501
@@ -121,7 +122,7 @@ def erasing(original: Checkout) -> Iterator[Gap]:
     for seed in range(50):
         kept: dict[str, list[Any]] = {}
         x = torch.full((64, 3, 32, 48), 9.0)
-        ours = erase(x.clone(), 0.25, "const", Drawn(seed, kept))  # type: ignore[arg-type]
+        ours = erase(x.clone(), 0.25, "const", keeping(seed, kept))
         (area, aspect), (hit, top, left) = ([value for _, value in kept[kind]] for kind in ("uniform", "random"))
         images, hits = iter(list(zip(*pair, strict=True)) for pair in zip(area, aspect, strict=True)), iter(hit)
         places = [value for i in range(64) if hit[i] < 0.25 for value in (top[i], left[i])]
@@ -167,7 +168,8 @@ def average_timm(original: Checkout) -> Iterator[Gap]:
             ours.decay = ema_decay(own, update + 1, UPDATES)
             ours.update(model)
             theirs.update(model)
-        yield Gap(f"average after 50 updates, decay {decay:g}", apart(ours.module.state_dict(), theirs.ema.state_dict()), "relative")  # noqa: E501
+        gap = apart(ours.module.state_dict(), theirs.ema.state_dict())
+        yield Gap(f"average after 50 updates, decay {decay:g}", gap, "relative")
 
 
 @beside("moving average of weights", OPENMIXUP, "openmixup/core/hooks/ema_hook.py", held="test_update.py::test_an_update_is_the_one_written_down")  # fmt: skip  # noqa: E501
@@ -194,8 +196,8 @@ def average_openmixup(original: Checkout) -> Iterator[Gap]:
             hook.after_train_iter(runner)
         buffers = dict(runner.model.named_buffers())
         theirs = {name: buffers[f"ema_{name.replace('.', '_')}"] for name, _ in model.named_parameters()}
-        what = ", counted as here" if later else ""
-        yield Gap(f"averaged parameters after 50 updates, decay 0.81 to 0.9{what}", apart(ours.module.state_dict(), theirs), "relative", said)  # noqa: E501
+        what = "parameters after 50 updates, decay 0.81 to 0.9" + (", counted as here" if later else "")
+        yield Gap(f"average of {what}", apart(ours.module.state_dict(), theirs), "relative", said)
 
 
 def timm_rates(original: Checkout, recipe: Recipe, updates: int) -> list[float]:
@@ -224,6 +226,35 @@ def timm_rates(original: Checkout, recipe: Recipe, updates: int) -> list[float]:
     return rates
 
 
+def deit_rates(original: Checkout, recipe: Recipe) -> list[float]:
+    """The rate of each epoch in DeiT's own loop, with timm's scheduler."""
+    tree = ast.parse((original.folder / "main.py").read_text())
+    main = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    loop = [node for node in main.body if isinstance(node, ast.For)]
+    optimizer, found = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=recipe.lr), []
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        num_epochs=recipe.epochs,
+        min_lr=recipe.min_lr,
+        warmup_lr=recipe.warmup_lr,
+        warmup_epochs=int(recipe.warmup_epochs),
+    )
+
+    def train_one_epoch(*_: Any, **__: Any) -> dict[str, float]:
+        found.append(float(optimizer.param_groups[0]["lr"]))
+        return {}
+
+    given = {"lr_scheduler": scheduler, "train_one_epoch": train_one_epoch, "max_accuracy": 0.0, "n_parameters": 0}
+    given |= {"evaluate": lambda *_: {"acc1": 0.0}, "print": lambda *_: None, "output_dir": None}
+    given |= dict.fromkeys(("data_loader_train", "data_loader_val", "dataset_val", "model", "criterion"), "")
+    given |= dict.fromkeys(("optimizer", "device", "loss_scaler", "model_ema", "mixup_fn"))
+    given["args"] = space(
+        start_epoch=0, epochs=recipe.epochs, distributed=False, clip_grad=None, train_mode=True, output_dir=""
+    )
+    exec(compile(ast.Module([*loop], []), "main.py", "exec"), given)
+    return found
+
+
 def rates(setting: str, original: Checkout) -> Iterator[Gap]:
     """Our rates beside timm's, during the warm-up and after it, relative to the largest."""
     recipe = load_recipe(setting)
@@ -245,6 +276,19 @@ RATES = "test_optimisation.py::test_the_learning_rate_is_that_of_timm_after_a_wa
 def rates_of_deit(original: Checkout) -> Iterator[Gap]:
     """The rate of every update of the official DeiT."""
     yield from rates("deit_s_official_deit", original)
+
+
+@beside("learning rate of DeiT", "facebookresearch/deit", "main.py", held=RATES)
+def epochs_of_deit(original: Checkout) -> Iterator[Gap]:
+    """The rate of every epoch after the warm-up in DeiT's own loop."""
+    recipe = load_recipe("deit_s_official_deit")
+    ours = [learning_rate(recipe, epoch * UPDATES, UPDATES) for epoch in range(recipe.epochs)]
+    theirs, warm = deit_rates(original, recipe), int(recipe.warmup_epochs)
+    why = "the loop tells the scheduler the epoch that ended, so that all its rates come one epoch later than here"
+    for later, said in ((0, why), (1, "")):
+        pairs = list(zip(ours[warm:], theirs[warm + later :], strict=False))
+        what = "rate of every epoch after the warm-up" + (", its next epoch" if later else "")
+        yield Gap(f"{what}, 300 epochs", max(abs(a - b) for a, b in pairs) / max(theirs), "relative", said)
 
 
 @beside("learning rate of RSB", TIMM, *SCHEDULER, held=RATES)
