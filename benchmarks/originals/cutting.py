@@ -245,7 +245,7 @@ def mixup_cifar(original: Checkout) -> Iterator[Gap]:
 
     def theirs(x: Tensor, y: Tensor) -> Mixed:
         mixed, *labels = mix(x, y, 1.0, use_cuda=False)
-        return mixed, tuple(labels)  # type: ignore[return-value]
+        return mixed, tuple(labels)
 
     yield from beside_each_other(build("mixup"), theirs, again, 200, 64)
     again.kept, ours, model = {}, small(), small()
@@ -286,7 +286,7 @@ def cutmix_clova(original: Checkout) -> Iterator[Gap]:
     x, y = torch.zeros(2, 3, 224, 160), torch.eye(2)
     for seed in range(20_000):
         again.kept = {}
-        mask = build("cutmix").plan(x, y, keeping(seed, again.kept))["mask"][0, 0]  # type: ignore[arg-type]
+        mask = build("cutmix").plan(x, y, keeping(seed, again.kept))["mask"][0, 0]
         top, left, bottom, right = rand_bbox(x.shape, again.beta(1.0, 1.0))
         theirs = torch.ones(224, 160)
         theirs[top:bottom, left:right] = 0
@@ -348,12 +348,12 @@ def rounded_up() -> Gap:
     with mock.patch.object(timm.data.mixup, "np", Numpy(again)):
         for seed in range(2000):
             again.kept = {}
-            mask = build("cutmix").plan(x, torch.eye(2), keeping(seed, again.kept))["mask"][0, 0]  # type: ignore[arg-type]
+            mask = build("cutmix").plan(x, torch.eye(2), keeping(seed, again.kept))["mask"][0, 0]
             top, bottom, left, right = timm.data.mixup.rand_bbox(x.shape, again.beta(1.0, 1.0))
             theirs = torch.ones(224, 224)
             theirs[top:bottom, left:right] = 0
             differing += int(not torch.equal(mask, theirs))
-    why = "since a later version than the one checked out timm rounds the far corner up"
+    why = "this release rounds the far corner up, the code that is checked out does not"
     return Gap(f"the box of timm {timm.__version__}, 2,000 draws, 224 x 224 pixels", differing / 2000, "share", why)
 
 
@@ -411,7 +411,7 @@ def inclusive(again: Again) -> Any:
 
 @beside("gridmix", "IlyaDobrynin/GridMixup", "gridmix/gridmix_pytorch.py", held="test_parity.py::test_gridmix_mask_is_its_holes")  # fmt: skip  # noqa: E501
 def gridmix_dobrynin(original: Checkout) -> Iterator[Gap]:
-    """Mixed images, label weights and laws, on square and other images; then for many draws on large ones."""
+    """Mixed images, label weights and laws, on square images and on others."""
     again = Again()
     given = {"np": Numpy(again), "torch": torch, "nn": nn, "t": typing, "math": math, "random": inclusive(again)}
     made = original.names("gridmix/gridmix_pytorch.py", "GridMixupLoss", **given)
@@ -419,10 +419,10 @@ def gridmix_dobrynin(original: Checkout) -> Iterator[Gap]:
 
     def theirs(x: Tensor, y: Tensor) -> Mixed:
         mixed, (own, other, lam) = grid.get_sample(x, y.argmax(1, keepdim=True))
-        return mixed, (*(F.one_hot(labels.long(), CLASSES).float() for labels in (own, other)), lam[:, None])  # type: ignore[return-value]
+        return mixed, (*(F.one_hot(labels.long(), CLASSES).float() for labels in (own, other)), lam[:, None])
 
     for size in (64, (224, 160)):
-        yield from beside_each_other(build("gridmix"), theirs, again, 200, size)  # type: ignore[arg-type]
+        yield from beside_each_other(build("gridmix"), theirs, again, 200, size)
 
 
 @beside("gridmix", "Westlake-AI/openmixup", f"{OPENMIXUP}/gridmix.py", held="test_parity.py::test_gridmix_mask_is_its_holes")  # fmt: skip  # noqa: E501
@@ -465,7 +465,7 @@ def fourier_masks(original: Checkout, options: dict[str, float], size: tuple[int
     x = torch.zeros(2, 3, *size)
     for seed in range(200):
         again.kept = {}
-        plan = build("fmix", **options).plan(x, torch.eye(2), keeping(seed, again.kept))  # type: ignore[arg-type]
+        plan = build("fmix", **options).plan(x, torch.eye(2), keeping(seed, again.kept))
         lam, mask = sample(1.0, 3.0, size, **options)
         differing += int(((plan["mask"][0] - torch.from_numpy(mask)).abs() > 1e-6).sum())
         label = max(label, abs(float(plan["lam"][0]) - lam))
@@ -687,7 +687,7 @@ def manifoldmix_verma(original: Checkout) -> Iterator[Gap]:
     torch.manual_seed(0)
     net, mixer = made(CLASSES).train(), build("manifoldmix")
     net.feature_info = [{"module": f"layer{n}", "reduction": 2**n} for n in (1, 2, 3, 4)]
-    mixer.setup(net)  # type: ignore[operator]
+    mixer.setup(net)
     layers = []
 
     def loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -749,7 +749,7 @@ def classified(made: Any, again: Again) -> Iterator[Gap]:
     theirs, ours, mixer = made(CLASSES, z_dim=512), body(), build("alignmix")
     ours.reset_classifier(CLASSES, "avg")  # type: ignore[operator]
     ours.fc.load_state_dict(theirs.classifier.state_dict())  # type: ignore[union-attr]
-    mixer.setup(ours)  # type: ignore[operator]
+    mixer.setup(ours)
     again.kept = {}
     slopes = trained(mixer, ours, again.kept, 20, 56)
     again.answers = answers(again.kept)

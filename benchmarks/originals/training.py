@@ -52,7 +52,7 @@ def binary(original: Checkout) -> Iterator[Gap]:
             logits = (4 * torch.randn(32, 1000, generator=generator)).requires_grad_()
             pair = [ours(logits, target).mean(), theirs(logits, target)]
             grads = [torch.autograd.grad(value, logits)[0] for value in pair]
-            values = max(values, float((pair[0] - pair[1]).abs() / pair[1]))
+            values = max(values, float(((pair[0] - pair[1]).abs() / pair[1]).detach()))
             slopes = max(slopes, float((grads[0] - grads[1]).abs().max() / grads[1].abs().max()))
         what = f"{loss}, threshold {threshold}, smoothing {smoothing:g}, 50 mixed batches of 32, 1,000 classes"
         yield Gap(f"loss: {what}", values, "relative")
