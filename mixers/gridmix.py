@@ -17,9 +17,9 @@ which python's slices count backwards: what of a hole lies before the border com
 vanishes. That happens in 56 % of the draws at 224 x 224; there E[lam] = 0.69 at alpha = 0.2. The
 partner is a uniformly random permutation of the batch, fixed points allowed.
 
-Deviations: the codes take square images only; OpenMixup draws the holes' aspect from a range and refuses images
-narrower than 2n, here it is one number and any size works; a patch of one pixel has no hole. With ``clip=True`` the
-crop is cut to the image instead, and E[lam] is 0.66.
+Deviations: OpenMixup takes square images only, draws the holes' aspect from a range and refuses images narrower than
+2n, here it is one number and any size works; a patch of one pixel has no hole. With ``clip=True`` the crop is cut to
+the image instead, and E[lam] is 0.66.
 """
 
 import math

@@ -20,10 +20,12 @@ Row i of a batch that has no row i in the history stays as it is. A forward in e
 
 Cost: no extra pass; the second classifier, and one batch of memory per micro-batch.
 
-Deviations: the reference code hands rows to RoIAlign as columns, so that its box is mirrored at the diagonal;
-``swapped_roi=True`` is that. A box without area, of which it fails to catch some, leaves the batch as it is. The second
-classifier starts as a copy of the first (reference code: drawn anew). Placement ours: of token networks (DeiT, PVT) the
-patches are the last feature, and the head's own norm, where there is one, comes before the second classifier.
+Deviations: until April 2023 (commit ed381bf) the reference code handed rows to RoIAlign as columns, so that its box was
+mirrored at the diagonal; ``swapped_roi=True`` is that, and probably what made the published numbers. It forgets the
+history at the start of an epoch; here it is kept. A box without area, of which it fails to catch some, leaves the batch
+as it is. The second classifier starts as a copy of the first (reference code: drawn anew). Placement ours: of token
+networks (DeiT, PVT) the patches are the last feature, and the head's own norm, where there is one, comes before the
+second classifier.
 """
 
 import copy
@@ -47,7 +49,7 @@ class RecursiveMix(Mixer):
     """Paste the previous update's mixed images, shrunk, and learn what was said of them.
 
     ``alpha`` in [0, 1] is the largest share of the box, ``omega`` >= 0 the weight of the box's loss. ``swapped_roi``:
-    look at the box mirrored at the diagonal, as published.
+    look at the box mirrored at the diagonal, as the code did until 2023.
     """
 
     one_label = True  # what the box is compared with is a softmax
