@@ -6,15 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import ROOT
 
-from mixers import MIXERS
+from mixers import MIXERS, build
 from mixers.registry import docstring, sampling_law
 from mixup_recipes.pages.parity import method_text, number, page, recorded
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import originals
-from originals import cutting
+from originals import same_draws
 
 # Methods without a row, and why.
 ALONE = {"vanilla": "there is nothing to compare", "grafting": "no code is public"}
@@ -73,14 +74,25 @@ def checkout(folder: Path, more: int) -> originals.Checkout:
     return originals.Checkout(folder)
 
 
-@pytest.mark.parametrize(("more", "least"), [(0, 0.0), (1, 0.5)])
-def test_a_comparison_runs_the_lines_of_the_checkout_and_finds_a_mistake_in_them(tmp_path, more, least):
-    found = checkout(tmp_path, more)
+@pytest.mark.usefixtures("without_shape_checks")  # what keeps the draws is no generator by its type
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_comparison_runs_the_lines_of_the_checkout_on_our_draws_and_finds_a_mistake_in_them(tmp_path, more):
+    found, differing = checkout(tmp_path, more), 0
     assert len(found.commit) == 10
+    again = same_draws.Again()
+    rand_bbox = found.names("train.py", "rand_bbox", np=originals.Numpy(again))
     with pytest.raises(LookupError, match=r"defines no rand_box: is it another commit\?"):
         found.names("train.py", "rand_box")
-    box = next(iter(cutting.clova_box(found)))
-    assert box.gap == 0 if not more else box.gap > least
+    for seed in range(100):
+        again.kept = {}
+        plan = build("cutmix").plan(torch.zeros(2, 3, 40, 30), torch.eye(2), same_draws.keeping(seed, again.kept))
+        top, left, bottom, right = rand_bbox((2, 3, 40, 30), again.beta(1.0, 1.0))
+        theirs = torch.ones(40, 30)
+        theirs[top:bottom, left:right] = 0
+        differing += int(not torch.equal(plan["mask"][0, 0], theirs))
+    assert (differing > 20 if more else differing == 0) and again.gap().gap == 0
+    again.kept = {"beta": [((1.0, 1.0), 0.5)]}
+    assert again.beta(0.2, 0.2) == 0.5 and again.gap().gap == 1  # another law than ours
 
 
 def test_draws_are_handed_out_in_turn_and_the_rest_is_asked_for_elsewhere():

@@ -26,6 +26,7 @@ from originals.same_draws import (
     batch,
     beside_each_other,
     farthest,
+    inclusive,
     keeping,
     loader,
     on_cpu,
@@ -40,7 +41,12 @@ from originals.same_draws import (
 )
 
 
-@beside("mixup", "facebookresearch/mixup-cifar10", "train.py", held="test_parity.py::test_mixup_equals_timm_for_the_same_lambda_and_partner")  # fmt: skip  # noqa: E501
+@beside(
+    "mixup",
+    "facebookresearch/mixup-cifar10",
+    "train.py",
+    held="test_parity.py::test_mixup_equals_timm_for_the_same_lambda_and_partner",
+)
 def mixup_cifar(original: Checkout) -> Iterator[Gap]:
     """Mixed images, label weights, and the weights of a network after 20 updates."""
     again = Again()
@@ -63,7 +69,12 @@ def mixup_cifar(original: Checkout) -> Iterator[Gap]:
     yield weights(ours, model, "20 updates, ViT of 4 blocks, 64 pixels")
 
 
-@beside("mixup", "Westlake-AI/openmixup", f"{OPENMIXUP}/mixup.py", held="test_parity.py::test_mixup_equals_timm_for_the_same_lambda_and_partner")  # fmt: skip  # noqa: E501
+@beside(
+    "mixup",
+    "Westlake-AI/openmixup",
+    f"{OPENMIXUP}/mixup.py",
+    held="test_parity.py::test_mixup_equals_timm_for_the_same_lambda_and_partner",
+)
 def mixup_openmixup(original: Checkout) -> Iterator[Gap]:
     """Mixed images and label weights."""
     again = Again()
@@ -105,7 +116,12 @@ def cutmix_clova(original: Checkout) -> Iterator[Gap]:
     yield weights(ours, model, "20 updates, ViT of 4 blocks, 64 pixels")
 
 
-@beside("cutmix", "Westlake-AI/openmixup", f"{OPENMIXUP}/cutmix.py", held="test_parity.py::test_cutmix_mask_is_the_box_of_the_paper")  # fmt: skip  # noqa: E501
+@beside(
+    "cutmix",
+    "Westlake-AI/openmixup",
+    f"{OPENMIXUP}/cutmix.py",
+    held="test_parity.py::test_cutmix_mask_is_the_box_of_the_paper",
+)
 def cutmix_openmixup(original: Checkout) -> Iterator[Gap]:
     """Mixed images and label weights for our partners, and how often OpenMixup's redraw changes them."""
     again = Again()
@@ -160,20 +176,35 @@ def rounded_up() -> Gap:
     return Gap(f"the box of timm {timm.__version__}, 2,000 draws, 224 x 224 pixels", differing / 2000, "share", why)
 
 
-@beside("deit", "huggingface/pytorch-image-models", "timm/data/mixup.py", held="test_laws.py::test_switch_chooses_with_its_probabilities")  # fmt: skip  # noqa: E501
+@beside(
+    "deit",
+    "huggingface/pytorch-image-models",
+    "timm/data/mixup.py",
+    held="test_laws.py::test_switch_chooses_with_its_probabilities",
+)
 def deit_timm(original: Checkout) -> Iterator[Gap]:
     """Mixed images, smoothed targets, laws, partners, and the box of the timm that is installed."""
     yield from switched(original, "deit", 0.8, 0.1)
     yield rounded_up()
 
 
-@beside("rsb", "huggingface/pytorch-image-models", "timm/data/mixup.py", held="test_laws.py::test_switch_chooses_with_its_probabilities")  # fmt: skip  # noqa: E501
+@beside(
+    "rsb",
+    "huggingface/pytorch-image-models",
+    "timm/data/mixup.py",
+    held="test_laws.py::test_switch_chooses_with_its_probabilities",
+)
 def rsb_timm(original: Checkout) -> Iterator[Gap]:
     """Mixed images, targets, laws and partners."""
     yield from switched(original, "rsb", 0.1, 0.0)
 
 
-@beside("smoothmix", "Westlake-AI/openmixup", f"{OPENMIXUP}/smoothmix.py", held="test_parity.py::test_smoothmix_mask_is_one_minus_the_gaussian_and_swapped_labels_differ_in_the_label_only")  # fmt: skip  # noqa: E501
+@beside(
+    "smoothmix",
+    "Westlake-AI/openmixup",
+    f"{OPENMIXUP}/smoothmix.py",
+    held="test_parity.py::test_smoothmix_mask_is_one_minus_the_gaussian_and_swapped_labels_differ_in_the_label_only",
+)
 def smoothmix_openmixup(original: Checkout) -> Iterator[Gap]:
     """Mixed images and, with the labels swapped as there, label weights; then the labels as they are here."""
     again = Again()
@@ -207,12 +238,12 @@ def smoothmix_openmixup(original: Checkout) -> Iterator[Gap]:
     yield Gap("label weights as they are by default, 200 batches", differing, why=why)
 
 
-def inclusive(again: Again) -> Any:
-    """Python's ``random``, whose integers include the last one."""
-    return space(randint=lambda low, high: again.integers(low, high + 1), random=lambda: again.random())
-
-
-@beside("gridmix", "IlyaDobrynin/GridMixup", "gridmix/gridmix_pytorch.py", held="test_parity.py::test_gridmix_mask_is_its_holes")  # fmt: skip  # noqa: E501
+@beside(
+    "gridmix",
+    "IlyaDobrynin/GridMixup",
+    "gridmix/gridmix_pytorch.py",
+    held="test_parity.py::test_gridmix_mask_is_its_holes",
+)
 def gridmix_dobrynin(original: Checkout) -> Iterator[Gap]:
     """Mixed images, label weights and laws, on square images and on others."""
     again = Again()
@@ -228,7 +259,9 @@ def gridmix_dobrynin(original: Checkout) -> Iterator[Gap]:
         yield from beside_each_other(build("gridmix"), theirs, again, 200, size)
 
 
-@beside("gridmix", "Westlake-AI/openmixup", f"{OPENMIXUP}/gridmix.py", held="test_parity.py::test_gridmix_mask_is_its_holes")  # fmt: skip  # noqa: E501
+@beside(
+    "gridmix", "Westlake-AI/openmixup", f"{OPENMIXUP}/gridmix.py", held="test_parity.py::test_gridmix_mask_is_its_holes"
+)
 def gridmix_openmixup(original: Checkout) -> Iterator[Gap]:
     """Mixed images, label weights and laws."""
     again = Again()
@@ -279,7 +312,12 @@ def fourier_masks(original: Checkout, options: dict[str, float], size: tuple[int
     yield again.gap()
 
 
-@beside("fmix", "ecs-vlc/FMix", "fmix.py", held="test_parity.py::test_fmix_mask_is_the_brightest_pixels_of_the_given_spectrum")  # fmt: skip  # noqa: E501
+@beside(
+    "fmix",
+    "ecs-vlc/FMix",
+    "fmix.py",
+    held="test_parity.py::test_fmix_mask_is_the_brightest_pixels_of_the_given_spectrum",
+)
 def fmix_harris(original: Checkout) -> Iterator[Gap]:
     """The mask, hard and soft, for even widths and an odd one, and the label weight."""
     yield from fourier_masks(original, {}, (224, 160))
@@ -289,7 +327,12 @@ def fmix_harris(original: Checkout) -> Iterator[Gap]:
     yield from itertools.islice(fourier_masks(original, {}, (64, 63), why), 1)
 
 
-@beside("fmix", "Westlake-AI/openmixup", f"{OPENMIXUP}/fmix.py", held="test_parity.py::test_fmix_mask_is_the_brightest_pixels_of_the_given_spectrum")  # fmt: skip  # noqa: E501
+@beside(
+    "fmix",
+    "Westlake-AI/openmixup",
+    f"{OPENMIXUP}/fmix.py",
+    held="test_parity.py::test_fmix_mask_is_the_brightest_pixels_of_the_given_spectrum",
+)
 def fmix_openmixup(original: Checkout) -> Iterator[Gap]:
     """Mixed images and label weights for our partners, and how often OpenMixup's redraw changes them."""
     again, images, labels = Again(), 0.0, 0.0
@@ -312,7 +355,12 @@ def fmix_openmixup(original: Checkout) -> Iterator[Gap]:
     yield redrawn(original, "fmix")
 
 
-@beside("resizemix", "Westlake-AI/openmixup", f"{OPENMIXUP}/resizemix.py", held="test_parity.py::test_resizemix_pastes_the_whole_partner_shrunk")  # fmt: skip  # noqa: E501
+@beside(
+    "resizemix",
+    "Westlake-AI/openmixup",
+    f"{OPENMIXUP}/resizemix.py",
+    held="test_parity.py::test_resizemix_pastes_the_whole_partner_shrunk",
+)
 def resizemix_openmixup(original: Checkout) -> Iterator[Gap]:
     """Mixed images, label weights and laws, with a scale from the Beta law as in OpenMixup's tables, and without."""
     again = Again()
@@ -340,7 +388,13 @@ class Bias(nn.Module):
         return self.bias.expand(len(x), -1)
 
 
-@beside("resizemix", "JayQine/ResizeMix", "run_apis/trainer.py", "tools/utils.py", held="test_parity.py::test_resizemix_pastes_the_whole_partner_shrunk")  # fmt: skip  # noqa: E501
+@beside(
+    "resizemix",
+    "JayQine/ResizeMix",
+    "run_apis/trainer.py",
+    "tools/utils.py",
+    held="test_parity.py::test_resizemix_pastes_the_whole_partner_shrunk",
+)
 def resizemix_qin(original: Checkout) -> Iterator[Gap]:
     """What the published loop gives a network in 200 updates, also when it shrinks as we do, and what labels teach."""
 

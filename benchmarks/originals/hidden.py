@@ -22,6 +22,7 @@ from originals.same_draws import (
     earlier,
     farthest,
     gradients,
+    inclusive,
     keeping,
     loader,
     on_cpu,
@@ -124,7 +125,14 @@ def recursive(
 VERMA = "supervised/models"
 
 
-@beside("manifoldmix", "vikasverma1077/manifold_mixup", f"{VERMA}/preresnet.py", f"{VERMA}/utils.py", "supervised/utils.py", held="test_hidden.py::test_hidden_mixing_is_running_the_stages_mixing_or_aligning_and_running_the_rest")  # fmt: skip  # noqa: E501
+@beside(
+    "manifoldmix",
+    "vikasverma1077/manifold_mixup",
+    f"{VERMA}/preresnet.py",
+    f"{VERMA}/utils.py",
+    "supervised/utils.py",
+    held="test_hidden.py::test_hidden_mixing_is_running_the_stages_mixing_or_aligning_and_running_the_rest",
+)
 def manifoldmix_verma(original: Checkout) -> Iterator[Gap]:
     """Logits, targets, loss and gradients of the published ResNet, mixed by itself and by our hooks."""
     again, gaps = Again(), dict.fromkeys(("logits", "targets", "loss", "gradients of all parameters"), 0.0)
@@ -172,7 +180,12 @@ def manifoldmix_verma(original: Checkout) -> Iterator[Gap]:
 ALIGN = ("imagenet/models/resnet50_classifier.py", "imagenet/utils/OT.py")
 
 
-@beside("alignmix", "shashankvkt/AlignMixup_CVPR22", *ALIGN, held="test_hidden.py::test_alignment_and_its_gradient_are_those_of_the_formula")  # fmt: skip  # noqa: E501
+@beside(
+    "alignmix",
+    "shashankvkt/AlignMixup_CVPR22",
+    *ALIGN,
+    held="test_hidden.py::test_alignment_and_its_gradient_are_those_of_the_formula",
+)
 def alignmix_venkataramanan(original: Checkout) -> Iterator[Gap]:
     """The transport plan, aligned features, and logits, loss, gradients and weights with the published classifier."""
     again = Again()
@@ -254,7 +267,12 @@ def plans_and_features(sinkhorn: Any, again: Again, align_theirs: Callable[..., 
         yield Gap(f"their gradients, {what}", slopes, "relative", why)
 
 
-@beside("alignmix", "Westlake-AI/openmixup", f"{OPENMIXUP}/alignmix.py", held="test_hidden.py::test_alignment_and_its_gradient_are_those_of_the_formula")  # fmt: skip  # noqa: E501
+@beside(
+    "alignmix",
+    "Westlake-AI/openmixup",
+    f"{OPENMIXUP}/alignmix.py",
+    held="test_hidden.py::test_alignment_and_its_gradient_are_those_of_the_formula",
+)
 def alignmix_openmixup(original: Checkout) -> Iterator[Gap]:
     """The transport plan and aligned features."""
     again = Again()

@@ -76,7 +76,9 @@ class Again:
 
     def gap(self) -> Gap:
         """Whether the original asked for the laws that ours drew from, since the last time."""
-        gap = Gap(f"the laws that are drawn from, {self.asked:,} draws", self.other / self.asked, "share")
+        gap = Gap(
+            f"random draws that are asked for by another law, {self.asked:,} draws", self.other / self.asked, "share"
+        )
         self.asked = self.other = 0
         return gap
 
@@ -230,3 +232,8 @@ def weights(ours: nn.Module, theirs: nn.Module, what: str, why: str = "") -> Gap
     mine, other = dict(ours.named_parameters()), dict(theirs.named_parameters())
     gap = relative([mine[name] for name in other], list(other.values()))
     return Gap(f"weights after {what}", gap, "relative", why)
+
+
+def inclusive(again: Again) -> Any:
+    """Python's ``random``, whose integers include the last one."""
+    return space(randint=lambda low, high: again.integers(low, high + 1), random=lambda: again.random())

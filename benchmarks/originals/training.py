@@ -33,7 +33,12 @@ UPDATES = 7
 space = types.SimpleNamespace
 
 
-@beside("binary cross-entropy of RSB", TIMM, "timm/loss/binary_cross_entropy.py", held="test_optimisation.py::test_a_loss_is_its_formula_one_number_per_sample")  # fmt: skip  # noqa: E501
+@beside(
+    "binary cross-entropy of RSB",
+    TIMM,
+    "timm/loss/binary_cross_entropy.py",
+    held="test_optimisation.py::test_a_loss_is_its_formula_one_number_per_sample",
+)
 def binary(original: Checkout) -> Iterator[Gap]:
     """The loss of mixed and smoothed targets and its gradient, with and without threshold and sum."""
     file = "timm/loss/binary_cross_entropy.py"
@@ -69,7 +74,12 @@ def shuffled(order: TrainOrder, epoch: int) -> Callable[..., Tensor]:
     return lambda *_, **__: torch.cat([first, rest])
 
 
-@beside("repeated augmentation", "facebookresearch/deit", "samplers.py", held="test_data.py::test_repeated_images_differ_in_their_draw_and_meet_in_no_micro_batch")  # fmt: skip  # noqa: E501
+@beside(
+    "repeated augmentation",
+    "facebookresearch/deit",
+    "samplers.py",
+    held="test_data.py::test_repeated_images_differ_in_their_draw_and_meet_in_no_micro_batch",
+)
 def repeated(original: Checkout) -> Iterator[Gap]:
     """The images that each of four ranks meets in three epochs, for the same permutation."""
     stub = space(utils=space(data=space(Sampler=object)), Generator=torch.Generator, repeat_interleave=None)
@@ -95,7 +105,12 @@ def repeated(original: Checkout) -> Iterator[Gap]:
         yield Gap(f"samples of an epoch, {size:,} images, batches of 128", abs(longer) / total, "share", why)
 
 
-@beside("random erasing", TIMM, "timm/data/random_erasing.py", held="test_images.py::test_erased_boxes_follow_the_law_of_timm")  # fmt: skip  # noqa: E501
+@beside(
+    "random erasing",
+    TIMM,
+    "timm/data/random_erasing.py",
+    held="test_images.py::test_erased_boxes_follow_the_law_of_timm",
+)
 def erasing(original: Checkout) -> Iterator[Gap]:
     """What is left of 3,200 images, for the same draws; boxes are filled with zeros."""
     attempts: list[Iterator[tuple[float, float]]] = []
@@ -155,7 +170,12 @@ def apart(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     )
 
 
-@beside("moving average of weights", TIMM, "timm/utils/model_ema.py", held="test_update.py::test_an_update_is_the_one_written_down")  # fmt: skip  # noqa: E501
+@beside(
+    "moving average of weights",
+    TIMM,
+    "timm/utils/model_ema.py",
+    held="test_update.py::test_an_update_is_the_one_written_down",
+)
 def average_timm(original: Checkout) -> Iterator[Gap]:
     """The average that DeiT keeps, of weights and statistics, over 50 updates; it has no warm-up."""
     made = original.names("timm/utils/model_ema.py", "ModelEma", torch=torch, deepcopy=copy.deepcopy)
@@ -172,7 +192,12 @@ def average_timm(original: Checkout) -> Iterator[Gap]:
         yield Gap(f"average after 50 updates, decay {decay:g}", gap, "relative")
 
 
-@beside("moving average of weights", OPENMIXUP, "openmixup/core/hooks/ema_hook.py", held="test_update.py::test_an_update_is_the_one_written_down")  # fmt: skip  # noqa: E501
+@beside(
+    "moving average of weights",
+    OPENMIXUP,
+    "openmixup/core/hooks/ema_hook.py",
+    held="test_update.py::test_an_update_is_the_one_written_down",
+)
 def average_openmixup(original: Checkout) -> Iterator[Gap]:
     """The average of OpenMixup with its warm-up of the decay, over 50 updates, half of them warming up."""
     hooks = space(register_module=lambda: lambda made: made)
@@ -297,7 +322,12 @@ def rates_of_rsb(original: Checkout) -> Iterator[Gap]:
     yield from rates("r50_rsb_a2_original_rsb", original)
 
 
-@beside("learning rate of OpenMixup", OPENMIXUP, "openmixup/core/hooks/addtional_scheduler.py", held="test_optimisation.py::test_the_learning_rate_and_the_decay_of_the_average_are_those_of_the_published_runs")  # fmt: skip  # noqa: E501
+@beside(
+    "learning rate of OpenMixup",
+    OPENMIXUP,
+    "openmixup/core/hooks/addtional_scheduler.py",
+    held="test_optimisation.py::test_the_learning_rate_and_the_decay_of_the_average_are_those_of_the_published_runs",
+)
 def rates_of_openmixup(original: Checkout) -> Iterator[Gap]:
     """The rate of every update, by OpenMixup's own copy of the hooks that it takes from mmcv."""
     file = "openmixup/core/hooks/addtional_scheduler.py"
