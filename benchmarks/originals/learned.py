@@ -4,11 +4,11 @@ OpenMixup is built on mmcv, which is not installed: what its networks take of it
 Networks are timm's on both sides; mix blocks, heads, losses, steps and schedules are the original's.
 """
 
+import contextlib
 import math
 import random
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from numbers import Number
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixers import DecoupleMix, Mixup, Step, base, build
+from mixers import DecoupleMix, Mixup, Step, base, blocks, build, ops
 from mixers.testing import tiny_step
 from originals import Checkout, Draws, Gap, Numpy, beside
 
@@ -175,6 +175,16 @@ def absolute(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.detach() - theirs.detach()).abs().max())
 
 
+def send64(values: np.ndarray, like: Tensor) -> Tensor:
+    """``ops.send`` for a step in float64."""
+    return torch.from_numpy(values).to(torch.float64 if values.dtype.kind == "f" else torch.int64)
+
+
+def per_sample64(lam: float, x: Tensor) -> Tensor:
+    """``ops.per_sample`` for a step in float64."""
+    return torch.full((len(x),), lam, dtype=torch.float64)
+
+
 def watch(owner: Any, name: str) -> list[Any]:
     """What calls of a method return, from now on."""
     seen, inner = [], getattr(owner, name)
@@ -190,13 +200,14 @@ def watch(owner: Any, name: str) -> list[Any]:
 class Pair:
     """Our step and the original's on the same weights.
 
-    ``layers``: what the layers of our mix block are called there. ``feed`` hands over what ours drew.
+    ``layers``: what the layers of our mix block are called there. ``feed`` hands over what ours drew. ``double``: in
+    float64, with the original's casts to float32 made to float64 too.
     """
 
     def __init__(
         self, original: Original, file: str, kind: str, mixer: Any, layers: dict[str, str],
         feed: Callable[["Pair", Recorded], None], block: dict[str, Any], soft: dict[str, Any] | None = None,
-        model: str = "resnet10t", size: dict[str, int] | None = None, **args: Any,
+        model: str = "resnet10t", size: dict[str, int] | None = None, double: bool = True, **args: Any,
     ):  # fmt: skip
         torch.manual_seed(0)
         self.original, self.feed, self.mixer = original, feed, mixer
@@ -220,6 +231,12 @@ class Pair:
             f"mixer.encoder.model.{classifier}.": "head_mix_k.fc.", "mixer.encoder.model.": "backbone_k.net.",
             "mixer.encoder.one_hot.": "head_one_k.fc.",
         } | {f"mixer.block.{ours}.": f"mix_block.{name}." for ours, name in layers.items()}  # fmt: skip
+        self.double = double
+        if double:
+            self.step.double(), self.theirs.double()
+            original.torch.float32 = torch.float64
+            if hasattr(mixer, "gamma"):
+                mixer.gamma.fill_(mixer.mask_loss)
         self.wake()
 
     def wake(self) -> None:
@@ -250,8 +267,13 @@ class Pair:
 
     def run(self, x: Tensor, labels: Tensor, seed: int) -> tuple[Any, dict[str, Any]]:
         """One step of both: what ours and what theirs returns."""
-        rng = Recorded(seed)
-        out = self.step(x, F.one_hot(labels, CLASSES).float(), rng)
+        rng, y = Recorded(seed), F.one_hot(labels, CLASSES).float()
+        with contextlib.ExitStack() as stack:
+            if self.double:
+                x, y = x.double(), y.double()
+                stack.enter_context(mock.patch.object(ops, "send", send64))
+                stack.enter_context(mock.patch.object(ops, "per_sample", per_sample64))
+            out = self.step(x, y, rng)
         self.feed(self, rng)
         with mock.patch.object(Tensor, "cuda", lambda tensor: tensor):
             theirs = self.theirs.forward_train(x, labels)
@@ -306,7 +328,7 @@ def feed_automix(pair: Pair, rng: Recorded) -> None:
 
 def automix_pair(original: Checkout, **args: Any) -> Pair:
     """AutoMix as it is set for ImageNet; ``args`` of the mixer, or ``model`` and ``size``."""
-    network = {key: args.pop(key) for key in ("model", "size") if key in args}
+    network = {key: args.pop(key) for key in ("model", "size", "double") if key in args}
     mixer = build("automix", **{"mask_loss_law": "compounded", "momentum": 0.9, "momentum_end": 0.9} | args)
     code = Original(original)
     code.read(f"{HEADS}/pmix_block.py", "PixelMixBlock")
@@ -348,13 +370,14 @@ def samix_pair(original: Checkout, neg_weight: float = 1, **args: Any) -> Pair:
 
 def automix_step(pair: Pair, of: str, seed: int = 3) -> Iterator[Gap]:
     """Masks, images, losses and gradients of one step."""
-    x, labels = batch()
+    (x, labels), precision = batch(), "float64" if pair.double else "float32"
+    of = f"{of}, {precision}"
     masks, images, k, q = (watch(*at) for at in (
         (pair.mixer, "mask"), (pair.theirs, "pixel_mixup"), (pair.theirs, "forward_k"), (pair.theirs, "forward_q")
     ))  # fmt: skip
     blocks = watch(pair.theirs.mix_block, "forward")
     out, theirs = pair.run(x, labels, seed)
-    y, plan = F.one_hot(labels, CLASSES).float(), out.plan
+    x, y, plan = x.to(out.loss.dtype), F.one_hot(labels, CLASSES).to(out.loss.dtype), out.plan
     their_masks = [result["mask"][:, :1] for result in blocks[::-1]][-len(masks) :]
     yield Gap(f"masks, {of}", max(map(absolute, masks, their_masks)))
     given = {key: plan["generator"][key] for key in ("index", "lam")}
@@ -382,15 +405,15 @@ def run_gaps(pair: Pair, of: str, code: Original, why: str = "") -> Iterator[Gap
         settings = {"attr_name": "mask_loss", "attr_base": 0.1, "min_attr": 0.0, "by_epoch": False}
         hooks.append(code.given["CustomCosineAnnealingHook"](**settings))
     pair.train(hooks)
-    yield Gap(f"weights after {UPDATES} updates with SGD, the momentum encoder's included, {of}", pair.weights(), "relative")
-    yield Gap(f"BatchNorm statistics of the momentum encoder after {UPDATES} updates, {of}", pair.statistics(), "relative", why)
+    yield Gap(f"weights after {UPDATES} updates with SGD, the momentum encoder's included, {of}, float64", pair.weights(), "relative")
+    yield Gap(f"BatchNorm statistics of the momentum encoder after {UPDATES} updates, {of}, float64", pair.statistics(), "relative", why)
 
 
 @beside("automix", OPENMIXUP, *STEP, *SCHEDULES, held="test_automix.py::test_the_step_is_the_sum_of_its_four_losses")
 def automix_steps(original: Checkout) -> Iterator[Gap]:
     """One step on a residual network and on a transformer, near an end of lambda too, and a run."""
     yield from automix_step(automix_pair(original), "ResNet-10, 96 pixels")
-    transformer = {"model": "vit_tiny_patch16_224", "size": {"img_size": 96}}
+    transformer = {"model": "vit_tiny_patch16_224", "size": {"img_size": 96}, "double": False}
     yield from automix_step(automix_pair(original, **transformer), "ViT-Ti/16, 96 pixels")
     yield from automix_step(automix_pair(original, margin=0.5), "ResNet-10, where the margin makes plain Mixup")
     yield from automix_step(automix_pair(original, lam_concat=False), "ResNet-10, without a channel of lambda")
