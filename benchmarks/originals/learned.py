@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixers import DecoupleMix, Mixup, Step, base, blocks, build, ops
+from mixers.adautomix import mix_many
 from mixers.testing import tiny_step
 from originals import Checkout, Draws, Gap, Numpy, beside
 
@@ -157,7 +158,7 @@ class Hook:
         return n > 0 and (runner.iter + 1) % n == 0
 
 
-def batch(seed: int = 0, count: int = 8, size: int = 96) -> tuple[Tensor, Tensor]:
+def batch(seed: int = 0, count: int = 5, size: int = 80) -> tuple[Tensor, Tensor]:
     """Smooth random images, and labels."""
     rng = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 3, size // 16, size // 16, generator=rng)
@@ -183,6 +184,15 @@ def send64(values: np.ndarray, like: Tensor) -> Tensor:
 def per_sample64(lam: float, x: Tensor) -> Tensor:
     """``ops.per_sample`` for a step in float64."""
     return torch.full((len(x),), lam, dtype=torch.float64)
+
+
+@contextlib.contextmanager
+def float64(wanted: bool = True) -> Iterator[None]:
+    """A share times a whole number is float64 inside, as the original's targets are made."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64 if wanted else before)
+    yield
+    torch.set_default_dtype(before)
 
 
 def watch(owner: Any, name: str) -> list[Any]:
@@ -275,7 +285,7 @@ class Pair:
                 stack.enter_context(mock.patch.object(ops, "per_sample", per_sample64))
             out = self.step(x, y, rng)
         self.feed(self, rng)
-        with mock.patch.object(Tensor, "cuda", lambda tensor: tensor):
+        with mock.patch.object(Tensor, "cuda", lambda tensor: tensor), float64(self.double):
             theirs = self.theirs.forward_train(x, labels)
         return out, theirs
 
@@ -412,10 +422,265 @@ def run_gaps(pair: Pair, of: str, code: Original, why: str = "") -> Iterator[Gap
 @beside("automix", OPENMIXUP, *STEP, *SCHEDULES, held="test_automix.py::test_the_step_is_the_sum_of_its_four_losses")
 def automix_steps(original: Checkout) -> Iterator[Gap]:
     """One step on a residual network and on a transformer, near an end of lambda too, and a run."""
-    yield from automix_step(automix_pair(original), "ResNet-10, 96 pixels")
-    transformer = {"model": "vit_tiny_patch16_224", "size": {"img_size": 96}, "double": False}
-    yield from automix_step(automix_pair(original, **transformer), "ViT-Ti/16, 96 pixels")
+    yield from automix_step(automix_pair(original), "ResNet-10, 80 pixels")
+    transformer = {"model": "vit_tiny_patch16_224", "size": {"img_size": 80}, "double": False}
+    yield from automix_step(automix_pair(original, **transformer), "ViT-Ti/16, 80 pixels")
     yield from automix_step(automix_pair(original, margin=0.5), "ResNet-10, where the margin makes plain Mixup")
     yield from automix_step(automix_pair(original, lam_concat=False), "ResNet-10, without a channel of lambda")
     pair = automix_pair(original, switch_off=0.8)
     yield from run_gaps(pair, "ResNet-10, switch_off 0.8, mask_loss_law compounded", pair.original)
+
+
+def schedule_gaps(code: Original, name: str) -> Iterator[Gap]:
+    """The momentum of the encoder over 1,000 updates, and of AutoMix the weight of the mask's loss."""
+    total = 1000
+    code.read(f"{HOOKS}/momentum_hook.py", "CosineScheduleHook")
+    code.read(f"{HOOKS}/addtional_scheduler.py", "annealing_cos", "CustomSchedulerHook", "CustomCosineAnnealingHook")
+    settings = {"attr_name": "mask_loss", "attr_base": 0.1, "min_attr": 0.0, "by_epoch": False}
+    hook = code.given["CosineScheduleHook"](0.99999, [0.25, 1.0], "constant")
+    weight = code.given["CustomCosineAnnealingHook"](**settings)
+    module = SimpleNamespace(momentum=0.999, base_momentum=0.999, mask_loss=0.1)
+    runner = SimpleNamespace(iter=0, max_iters=total, model=SimpleNamespace(module=module))
+    theirs, cosine = [], []
+    for runner.iter in range(total):
+        hook.before_train_iter(runner)
+        weight.before_train_iter(runner)
+        theirs.append((module.momentum, module.mask_loss))
+        cosine.append(weight.get_attr(runner, 0.1))
+
+    def ours(shift: int, **args: Any) -> tuple[list[float], list[float]]:
+        mixer = build(name, momentum_delay=0.25, **args)
+        model = timm.create_model("test_resnet", num_classes=CLASSES)
+        mixer.setup(model.double())
+        momenta, weights = list[float](), list[float]()
+        mixer.encoder.follow = lambda model, one_hot, momentum: momenta.append(momentum)
+        if hasattr(mixer, "gamma"):
+            mixer.double().gamma.fill_(0.1)
+        for update in range(total):
+            weights.append(float(getattr(mixer, "gamma", torch.zeros(()))))
+            mixer.after_step(model, (update + shift) / total)
+        return momenta, weights
+
+    def gap(a: Any, b: Any) -> float:
+        return float(np.abs(np.array(a) - np.array(b)).max())
+
+    momenta, weights = zip(*theirs, strict=True)
+    of = f"over {total:,} updates, delay 0.25"
+    yield Gap(f"momentum of the encoder {of}, of the same progress", gap(ours(0)[0], momenta))
+    late = "ours takes the progress behind an update, OpenMixup that before it"
+    yield Gap(f"momentum of the encoder {of}, update by update", gap(ours(1)[0], momenta), why=late)
+    if name == "adautomix":
+        return
+    yield Gap(f"weight of the mask's loss {of}, compounded", gap(ours(1, mask_loss_law="compounded")[1], weights))
+    yield Gap(f"weight of the mask's loss {of}, cosine, beside the hook's formula of its start", gap(ours(1)[1], cosine))
+    why = "the hook multiplies its factor onto what the last update left; mask_loss_law compounded is that"
+    yield Gap(f"weight of the mask's loss {of}, cosine, beside the hook as it runs", gap(ours(1)[1], weights), why=why)
+
+
+@beside(
+    "automix", OPENMIXUP, *SCHEDULES,
+    held="test_automix.py::test_the_schedules_are_monotone_and_end_where_they_should",
+)  # fmt: skip
+def automix_schedules(original: Checkout) -> Iterator[Gap]:
+    """The momentum of k and the weight of the mask's loss over a run."""
+    yield from schedule_gaps(Original(original), "automix")
+
+
+class RanError(Exception):
+    """The mix block is trained."""
+
+
+def drawn_plan(mixer: Any, x: Tensor, seed: int, look: Any) -> tuple[dict[str, Any], Recorded]:
+    """A plan, and what was drawn for it, where masks are 0.5."""
+    rng = Recorded(seed)
+    return mixer.plan(x, torch.eye(len(x)), rng, look), rng
+
+
+@beside(
+    "automix", OPENMIXUP, f"{CLASSIFIERS}/automix.py",
+    held="test_automix.py::test_the_margin_is_met_and_the_generator_switched_off_as_often_as_the_law_says",
+)  # fmt: skip
+def automix_laws(original: Checkout) -> Iterator[Gap]:
+    """For which draws the margin makes plain Mixup, and for which the mix block is switched off."""
+    code, file = Original(original), f"{CLASSIFIERS}/automix.py"
+    methods = (original.method(file, "AutoMixup", name, **code.given) for name in ("pixel_mixup", "forward_k"))
+    pixel_mixup, forward_k = methods
+
+    def runs(*args: Any) -> None:
+        raise RanError
+
+    x, half, draws = torch.zeros(3, 1, 1, 1), {"mask": torch.full((3, 2, 1, 1), 0.25)}, 10000
+    for switch_off in (0.8, 0.0):
+        mixer = build("automix", switch_off=switch_off)
+        mixer.setup(timm.create_model("test_resnet"))
+        mixer.mask = lambda *args: torch.full((3, 1, 1, 1), 0.25)
+        look = mixer.block.project(torch.zeros(3, mixer.encoder.channels, 1, 1))
+        this = SimpleNamespace(
+            mask_layer=0, mix_block=lambda *args, **kwargs: half, debug=False, mask_up_override=None, pre_one_loss=0,
+            mask_adjust=0.0, lam_margin=0.08, mask_loss=0, switch_off=switch_off, cos_annealing=1.0, weight_mix_k=1,
+            backbone_k=runs,
+        )  # fmt: skip
+        constant, run = 0, 0
+        for seed in range(draws):
+            plan, rng = drawn_plan(mixer, x, seed, look)
+            lams, index = rng.drawn["beta"][::-1], torch.zeros(2, 3, dtype=torch.int64)
+            code.numpy.values["rand"] = [0.5, *rng.drawn.get("random", [])]
+            mixed = pixel_mixup(this, torch.tensor([1.0, 0, 0])[:, None, None, None], None, lams, 2 * [[1, 1, 1]], None)
+            theirs = float(mixed["img_mix_bb"][0]) != 0.25
+            constant += theirs != (float(plan["mask"][0]) != 0.25)
+            try:
+                forward_k(this, x, None, index, lams[0])
+                trains = False
+            except RanError:
+                trains = True
+            run += trains != plan["generator"]["run"]
+        if switch_off:
+            yield Gap(f"steps of plain Mixup by the margin, {draws:,} draws", constant / draws, "share")
+        yield Gap(f"steps that train the mix block, switch_off {switch_off}, {draws:,} draws", run / draws, "share")
+
+
+@beside(
+    "samix", OPENMIXUP, *STEP, "openmixup/models/necks/conv_necks.py", *SCHEDULES,
+    held="test_automix.py::test_the_block_of_samix_is_its_formula",
+)  # fmt: skip
+def samix_steps(original: Checkout) -> Iterator[Gap]:
+    """One step with the straight line and the curve of lambda, with dropout and a neg_weight, and a run."""
+    yield from automix_step(samix_pair(original), "ResNet-10, dropout 0.1")
+    curve = samix_pair(original, 0.5, lam_mul_k=0.25, dropout=0.2, upsample="nearest")
+    yield from automix_step(curve, "ResNet-10, lam_mul_k 0.25, OpenMixup's neg_weight 0.5")
+    pair = samix_pair(original)
+    yield from run_gaps(pair, "ResNet-10, dropout 0.1, mask_loss_law compounded", pair.original)
+    theirs, ours = pair.theirs.state_dict(), pair.step.state_dict()
+    kept = [n for n in ours if n.startswith("mixer.block") and "running" in n]
+    why = "OpenMixup makes the mask block's mask first, and one that the margin discards; training does not read them"
+    gap = relative([ours[n] for n in kept], [theirs[pair.name(n)] for n in kept])
+    yield Gap(f"BatchNorm statistics of the mix block after {UPDATES} updates, ResNet-10, float64", gap, "relative", why)
+
+
+ADAUTOMIX = "JinXins/Adversarial-AutoMixup"
+
+
+def feed_adautomix(pair: Pair, rng: Recorded) -> None:
+    """Lambdas and partners; of three samples the first is the image itself, which there is a partner too."""
+    partners = [torch.from_numpy(p) for p in rng.drawn["permutation"]]
+    if pair.mixer.samples == 2:
+        pair.original.numpy.values["beta"].append(np.array(rng.drawn["beta"][::-1]))
+        pair.original.torch.values["randperm"] += partners
+        return
+    own, (first, second, first_k, second_k) = torch.arange(len(partners[0])), partners
+    pair.original.numpy.values["beta"].append(np.array(rng.drawn["beta"]))
+    pair.original.torch.values["randperm"] += [first_k, own, second_k, own, first, second]
+
+
+def adautomix_pair(original: Checkout, **args: Any) -> Pair:
+    """AdAutoMix of the reference code, laid over OpenMixup, or of OpenMixup; ``args`` of the mixer."""
+    mixer = build("adautomix", **{"momentum": 0.9, "momentum_end": 0.9} | args)
+    own = (original.folder / f"{CLASSIFIERS}/AdAutoMix.py").is_file()
+    code = Original(original, Checkout(original.folder.parent / OPENMIXUP.split("/")[1]))
+    code.read(f"{HEADS}/{'Ada_mix_pine' if own else 'adaptive_mask'}.py", "AdaptiveMask")
+    block = {
+        "type": "AdaptiveMask", "in_channel": 256, "lam_concat": mixer.lam_concat, "unsampling_mode": mixer.upsample,
+        "scale_factor": 16, "att_norm_cfg": {"type": "BN"} if mixer.norm else None,
+    }  # fmt: skip
+    layers = {f"{ours}.0": f"conv_{ours[0]}.conv" for ours in ("query", "key")} | {"value": "conv_v"}
+    layers |= {f"{ours}.1": f"conv_{ours[0]}.bn" for ours in ("query", "key")}
+    settings = {"mix_samples": mixer.samples, "beta_radio": mixer.beta, "mixup_radio": mixer.mixup_share, "save": False}
+    file = f"{CLASSIFIERS}/{'AdAutoMix' if own else 'adautomix'}.py"
+    return Pair(code, file, "AdAutoMix", mixer, layers, feed_adautomix, block, **settings)
+
+
+def adautomix_gaps(pair: Pair, of: str, why: str = "") -> Iterator[Gap]:
+    """Masks, images, losses and gradients of an adversarial step and of the one that follows it."""
+    x, labels = batch()
+    mixing = "mixup" if pair.mixer.samples == 2 else "co_mixup"
+    masks, images, k, q, blocks_ = (watch(*at) for at in (
+        (pair.mixer, "masks"), (pair.theirs, mixing), (pair.theirs, "forward_k"), (pair.theirs, "forward_q"),
+        (pair.theirs.mix_block, "forward"),
+    ))  # fmt: skip
+    gaps = {"masks": 0.0, "mixed images": 0.0, "losses": 0.0, "gradients of all weights": 0.0}
+    for seed in (3, 4):
+        out, theirs = pair.run(x, labels, seed)
+        if len(masks) != 2:
+            raise LookupError("this draw is within the margin")
+        gaps["masks"] = max(gaps["masks"], *map(absolute, masks, [result["mask"] for result in blocks_[::-1]]))
+        plan, y = out.plan, F.one_hot(labels, CLASSES).double()
+        generator, last = plan["generator"], masks[-1]
+        generated = mix_many(x.double(), y, generator["index"], last, generator["lam"])[0]
+        found = pair.mixer.mix(x.double(), y, **plan)[0], generated
+        theirs_found = images[-1]["img_mix_bb"], images[-1]["img_mix_mb"]
+        gaps["mixed images"] = max(gaps["mixed images"], *map(absolute, found, theirs_found))
+        clean = out.logs["one_hot"] + out.logs.get("mixup", 0)
+        losses = (clean, q[-1][0]), (out.logs["mix"], q[-1][1]), (out.logs["generator"], k[-1][1])
+        gaps["losses"] = max(gaps["losses"], *(absolute(ours, there["loss"]) for ours, there in losses))
+        pair.step.zero_grad()
+        pair.theirs.zero_grad()
+        out.loss.backward()
+        theirs["loss"].sum().backward()
+        gaps["gradients of all weights"] = max(gaps["gradients of all weights"], pair.gradients())
+        pair.mixer.after_step(pair.step.model, 0.0)
+        pair.theirs.momentum_update()
+        masks.clear(), blocks_.clear()
+    for what, gap in gaps.items():
+        unit = "relative" if what.startswith("gradients") else "absolute"
+        yield Gap(f"{what}, an adversarial step and the next, {of}, float64", gap, unit, why if gap > 1e-9 else "")
+
+
+STATISTICS = (
+    "ours runs the momentum encoder once on the clean batch, the original {} times: in its running means mixed images "
+    "weigh less"
+)
+
+
+@beside(
+    "adautomix", ADAUTOMIX, f"{CLASSIFIERS}/AdAutoMix.py", f"{HEADS}/Ada_mix_pine.py", f"{HEADS}/cls_mixup_head.py",
+    held="test_automix.py::"
+    "test_every_second_step_of_adautomix_is_adversarial_and_three_samples_share_pixels_and_labels",
+)  # fmt: skip
+def adautomix_steps(original: Checkout) -> Iterator[Gap]:
+    """Steps and runs of two samples and of three, the settings of ImageNet and of Tiny-ImageNet."""
+    two = {"norm": True}
+    three = {"samples": 3, "beta": 0.4, "lam_concat": False}
+    for args, of, times in (
+        (two, "ResNet-10, 2 samples", "three"), (three, "ResNet-10, 3 samples", "four"),
+    ):  # fmt: skip
+        yield from adautomix_gaps(adautomix_pair(original, **args), of)
+        pair = adautomix_pair(original, **args)
+        code = Original(pair.original.beneath)
+        yield from run_gaps(pair, of, code, STATISTICS.format(times))
+
+
+@beside(
+    "adautomix", OPENMIXUP, f"{CLASSIFIERS}/adautomix.py", f"{HEADS}/adaptive_mask.py", f"{HOOKS}/momentum_hook.py",
+    held="test_automix.py::test_the_generator_of_adautomix_is_its_formula",
+)  # fmt: skip
+def adautomix_openmixup(original: Checkout) -> Iterator[Gap]:
+    """OpenMixup's own version of the step, and the momentum of k."""
+    yield from adautomix_gaps(adautomix_pair(original), "ResNet-10, 2 samples")
+    three = adautomix_pair(original, samples=3, beta=0.4, lam_concat=False)
+    why = "its condition on the margin is turned round: it mixes by constants where the reference code mixes by masks"
+    yield from adautomix_gaps(three, "ResNet-10, 3 samples", why)
+    yield from schedule_gaps(Original(original), "adautomix")
+
+
+@beside(
+    "adautomix", ADAUTOMIX, f"{CLASSIFIERS}/AdAutoMix.py",
+    held="test_automix.py::test_the_margin_is_met_and_the_generator_switched_off_as_often_as_the_law_says",
+)  # fmt: skip
+def adautomix_laws(original: Checkout) -> Iterator[Gap]:
+    """For which draws the margin makes plain Mixup."""
+    code, draws, x = Original(original), 10000, torch.zeros(3, 1, 1, 1)
+    for samples, name in ((2, "mixup"), (3, "co_mixup")):
+        mix = original.method(f"{CLASSIFIERS}/AdAutoMix.py", "AdAutoMix", name, **code.given)
+        mixer = build("adautomix", samples=samples)
+        mixer.masks = lambda *args, n=samples: torch.full((3, n, 1, 1), -1.0)
+        made = {"mask": torch.full((3, samples, 1, 1), -1.0)}
+        this = SimpleNamespace(mix_block=lambda *args, made=made: made, debug=False, lam_margin=0.03, co_mix=samples)
+        differ = 0
+        for seed in range(draws):
+            plan, rng = drawn_plan(mixer, x, seed, torch.zeros(3, 1, 1, 1))
+            lam, index = np.array(rng.drawn["beta"]), torch.arange(3)
+            same = [[index] * samples] * 2
+            given = (lam[::-1], [index] * 2) if samples == 2 else ([*(lam / lam.sum())], *same)
+            mixed = mix(this, x + 1, *given, torch.zeros(3, 1, 1, 1))["img_mix_bb"]
+            differ += (float(mixed[0]) < 0) != (float(plan["mask"][0].flatten()[0]) < 0)
+        yield Gap(f"steps of plain Mixup by the margin, {samples} samples, {draws:,} draws", differ / draws, "share")
