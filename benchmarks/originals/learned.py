@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from numbers import Number
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -20,9 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixers import DecoupleMix, Mixup, Step, base, blocks, build, ops
+from mixers import DecoupleMix, Mixup, Step, base, build, ops
 from mixers.adautomix import mix_many
-from mixers.testing import tiny_step
 from originals import Checkout, Draws, Gap, Numpy, beside
 
 OPENMIXUP = "Westlake-AI/openmixup"
@@ -36,6 +35,7 @@ STEP = (
 SCHEDULES = (f"{HOOKS}/momentum_hook.py", f"{HOOKS}/addtional_scheduler.py")
 CRITERION = nn.CrossEntropyLoss(reduction="none")
 CLASSES, UPDATES = 5, 20
+CHANNELS = 192  # of the map that masks are made from, in both networks here
 
 
 class BaseModule(nn.Module):
@@ -187,6 +187,18 @@ def per_sample64(lam: float, x: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
+def ours64(wanted: bool = True) -> Iterator[None]:
+    """Shares that ours sends to a device, and what it casts to float32, are float64 inside."""
+    with contextlib.ExitStack() as stack:
+        for owner, name, double in (
+            (ops, "send", send64), (ops, "per_sample", per_sample64), (Tensor, "float", Tensor.double)
+        ):  # fmt: skip
+            if wanted:
+                stack.enter_context(mock.patch.object(owner, name, double))
+        yield
+
+
+@contextlib.contextmanager
 def float64(wanted: bool = True) -> Iterator[None]:
     """A share times a whole number is float64 inside, as the original's targets are made."""
     before = torch.get_default_dtype()
@@ -217,7 +229,7 @@ class Pair:
     def __init__(
         self, original: Original, file: str, kind: str, mixer: Any, layers: dict[str, str],
         feed: Callable[["Pair", Recorded], None], block: dict[str, Any], soft: dict[str, Any] | None = None,
-        model: str = "resnet10t", size: dict[str, int] | None = None, double: bool = True, **args: Any,
+        model: str = "test_resnet", size: dict[str, int] | None = None, double: bool = True, **args: Any,
     ):  # fmt: skip
         torch.manual_seed(0)
         self.original, self.feed, self.mixer = original, feed, mixer
@@ -278,11 +290,9 @@ class Pair:
     def run(self, x: Tensor, labels: Tensor, seed: int) -> tuple[Any, dict[str, Any]]:
         """One step of both: what ours and what theirs returns."""
         rng, y = Recorded(seed), F.one_hot(labels, CLASSES).float()
-        with contextlib.ExitStack() as stack:
-            if self.double:
-                x, y = x.double(), y.double()
-                stack.enter_context(mock.patch.object(ops, "send", send64))
-                stack.enter_context(mock.patch.object(ops, "per_sample", per_sample64))
+        if self.double:
+            x, y = x.double(), y.double()
+        with ours64(self.double):
             out = self.step(x, y, rng)
         self.feed(self, rng)
         with mock.patch.object(Tensor, "cuda", lambda tensor: tensor), float64(self.double):
@@ -330,7 +340,10 @@ class Pair:
 def feed_automix(pair: Pair, rng: Recorded) -> None:
     """Lambdas, partners, the draw of switching off and what dropout leaves."""
     pair.original.numpy.values["beta"].append(np.array(rng.drawn["beta"][::-1]))
-    pair.original.numpy.values["rand"] = [0.5, *rng.drawn.get("random", [])]  # the first is of mask_adjust, which is off
+    pair.original.numpy.values["rand"] = [
+        0.5,
+        *rng.drawn.get("random", []),
+    ]  # the first is of mask_adjust, which is off
     pair.original.torch.values["randperm"] += map(torch.from_numpy, rng.drawn["permutation"])
     if isinstance(dropout := getattr(pair.theirs.mix_block.value, "dropout", None), Scripted):
         dropout.factors = pair.noise[-2:][::-1]
@@ -342,9 +355,8 @@ def automix_pair(original: Checkout, **args: Any) -> Pair:
     mixer = build("automix", **{"mask_loss_law": "compounded", "momentum": 0.9, "momentum_end": 0.9} | args)
     code = Original(original)
     code.read(f"{HEADS}/pmix_block.py", "PixelMixBlock")
-    channels = {"resnet10t": 256, "vit_tiny_patch16_224": 192}[network.get("model", "resnet10t")]
     block = {
-        "type": "PixelMixBlock", "in_channels": channels, "unsampling_mode": [mixer.block.upsample],
+        "type": "PixelMixBlock", "in_channels": CHANNELS, "unsampling_mode": [mixer.block.upsample],
         "lam_concat": mixer.block.lam_concat, "mask_loss_margin": 0.1,
     }  # fmt: skip
     layers = {"query_key": "query.conv", "value": "value"}
@@ -358,10 +370,16 @@ def samix_pair(original: Checkout, neg_weight: float = 1, **args: Any) -> Pair:
     code = Original(original)
     code.read("openmixup/models/necks/conv_necks.py", "ConvNeck")
     code.read(f"{HEADS}/pmix_block.py", "PixelMixBlock")
-    neck = {"type": "ConvNeck", "in_channels": 256, "hid_channels": 128, "out_channels": 1, "num_layers": 2}
+    neck = {
+        "type": "ConvNeck",
+        "in_channels": CHANNELS,
+        "hid_channels": CHANNELS // 2,
+        "out_channels": 1,
+        "num_layers": 2,
+    }
     neck["with_last_dropout"] = mixer.block.dropout
     block = {
-        "type": "PixelMixBlock", "in_channels": 256, "unsampling_mode": [mixer.block.upsample], "lam_mul": True,
+        "type": "PixelMixBlock", "in_channels": CHANNELS, "unsampling_mode": [mixer.block.upsample], "lam_mul": True,
         "lam_residual": True, "lam_mul_k": mixer.block.lam_mul_k, "value_neck_cfg": neck, "x_qk_concat": True,
         "mask_loss_mode": "L1+Variance", "mask_loss_margin": 0.1,
     }  # fmt: skip
@@ -369,9 +387,7 @@ def samix_pair(original: Checkout, neg_weight: float = 1, **args: Any) -> Pair:
     layers = {"query": "query.conv", "key": "key.conv", "value.0": "value.conv.0.conv", "value.1": "value.conv.0.bn"}
     layers["value.3"] = "value.conv.1.conv"
     own = {"mask_loss": mixer.mask_loss, "switch_off": mixer.switch_off}
-    pair = Pair(
-        code, f"{CLASSIFIERS}/automix.py", "AutoMixup", mixer, layers, feed_automix, block, soft, **own
-    )
+    pair = Pair(code, f"{CLASSIFIERS}/automix.py", "AutoMixup", mixer, layers, feed_automix, block, soft, **own)
     if pair.theirs.mix_block.value.dropout.p != mixer.block.dropout:
         raise LookupError("another rate of dropout")
     pair.theirs.mix_block.value.dropout, pair.noise = Scripted(), watch(mixer.block, "noise")
@@ -415,20 +431,29 @@ def run_gaps(pair: Pair, of: str, code: Original, why: str = "") -> Iterator[Gap
         settings = {"attr_name": "mask_loss", "attr_base": 0.1, "min_attr": 0.0, "by_epoch": False}
         hooks.append(code.given["CustomCosineAnnealingHook"](**settings))
     pair.train(hooks)
-    yield Gap(f"weights after {UPDATES} updates with SGD, the momentum encoder's included, {of}, float64", pair.weights(), "relative")
-    yield Gap(f"BatchNorm statistics of the momentum encoder after {UPDATES} updates, {of}, float64", pair.statistics(), "relative", why)
+    yield Gap(
+        f"weights after {UPDATES} updates with SGD, the momentum encoder's included, {of}, float64",
+        pair.weights(),
+        "relative",
+    )
+    yield Gap(
+        f"BatchNorm statistics of the momentum encoder after {UPDATES} updates, {of}, float64",
+        pair.statistics(),
+        "relative",
+        why,
+    )
 
 
 @beside("automix", OPENMIXUP, *STEP, *SCHEDULES, held="test_automix.py::test_the_step_is_the_sum_of_its_four_losses")
 def automix_steps(original: Checkout) -> Iterator[Gap]:
     """One step on a residual network and on a transformer, near an end of lambda too, and a run."""
-    yield from automix_step(automix_pair(original), "ResNet-10, 80 pixels")
+    yield from automix_step(automix_pair(original), "small ResNet, 80 pixels")
     transformer = {"model": "vit_tiny_patch16_224", "size": {"img_size": 80}, "double": False}
     yield from automix_step(automix_pair(original, **transformer), "ViT-Ti/16, 80 pixels")
-    yield from automix_step(automix_pair(original, margin=0.5), "ResNet-10, where the margin makes plain Mixup")
-    yield from automix_step(automix_pair(original, lam_concat=False), "ResNet-10, without a channel of lambda")
+    yield from automix_step(automix_pair(original, margin=0.5), "small ResNet, where the margin makes plain Mixup")
+    yield from automix_step(automix_pair(original, lam_concat=False), "small ResNet, without a channel of lambda")
     pair = automix_pair(original, switch_off=0.8)
-    yield from run_gaps(pair, "ResNet-10, switch_off 0.8, mask_loss_law compounded", pair.original)
+    yield from run_gaps(pair, "small ResNet, switch_off 0.8, mask_loss_law compounded", pair.original)
 
 
 def schedule_gaps(code: Original, name: str) -> Iterator[Gap]:
@@ -472,7 +497,9 @@ def schedule_gaps(code: Original, name: str) -> Iterator[Gap]:
     if name == "adautomix":
         return
     yield Gap(f"weight of the mask's loss {of}, compounded", gap(ours(1, mask_loss_law="compounded")[1], weights))
-    yield Gap(f"weight of the mask's loss {of}, cosine, beside the hook's formula of its start", gap(ours(1)[1], cosine))
+    yield Gap(
+        f"weight of the mask's loss {of}, cosine, beside the hook's formula of its start", gap(ours(1)[1], cosine)
+    )
     why = "the hook multiplies its factor onto what the last update left; mask_loss_law compounded is that"
     yield Gap(f"weight of the mask's loss {of}, cosine, beside the hook as it runs", gap(ours(1)[1], weights), why=why)
 
@@ -545,16 +572,18 @@ def automix_laws(original: Checkout) -> Iterator[Gap]:
 )  # fmt: skip
 def samix_steps(original: Checkout) -> Iterator[Gap]:
     """One step with the straight line and the curve of lambda, with dropout and a neg_weight, and a run."""
-    yield from automix_step(samix_pair(original), "ResNet-10, dropout 0.1")
+    yield from automix_step(samix_pair(original), "small ResNet, dropout 0.1")
     curve = samix_pair(original, 0.5, lam_mul_k=0.25, dropout=0.2, upsample="nearest")
-    yield from automix_step(curve, "ResNet-10, lam_mul_k 0.25, OpenMixup's neg_weight 0.5")
+    yield from automix_step(curve, "small ResNet, lam_mul_k 0.25, OpenMixup's neg_weight 0.5")
     pair = samix_pair(original)
-    yield from run_gaps(pair, "ResNet-10, dropout 0.1, mask_loss_law compounded", pair.original)
+    yield from run_gaps(pair, "small ResNet, dropout 0.1, mask_loss_law compounded", pair.original)
     theirs, ours = pair.theirs.state_dict(), pair.step.state_dict()
     kept = [n for n in ours if n.startswith("mixer.block") and "running" in n]
     why = "OpenMixup makes the mask block's mask first, and one that the margin discards; training does not read them"
     gap = relative([ours[n] for n in kept], [theirs[pair.name(n)] for n in kept])
-    yield Gap(f"BatchNorm statistics of the mix block after {UPDATES} updates, ResNet-10, float64", gap, "relative", why)
+    yield Gap(
+        f"BatchNorm statistics of the mix block after {UPDATES} updates, small ResNet, float64", gap, "relative", why
+    )
 
 
 ADAUTOMIX = "JinXins/Adversarial-AutoMixup"
@@ -579,7 +608,7 @@ def adautomix_pair(original: Checkout, **args: Any) -> Pair:
     code = Original(original, Checkout(original.folder.parent / OPENMIXUP.split("/")[1]))
     code.read(f"{HEADS}/{'Ada_mix_pine' if own else 'adaptive_mask'}.py", "AdaptiveMask")
     block = {
-        "type": "AdaptiveMask", "in_channel": 256, "lam_concat": mixer.lam_concat, "unsampling_mode": mixer.upsample,
+        "type": "AdaptiveMask", "in_channel": CHANNELS, "lam_concat": mixer.lam_concat, "unsampling_mode": mixer.upsample,
         "scale_factor": 16, "att_norm_cfg": {"type": "BN"} if mixer.norm else None,
     }  # fmt: skip
     layers = {f"{ours}.0": f"conv_{ours[0]}.conv" for ours in ("query", "key")} | {"value": "conv_v"}
@@ -641,7 +670,7 @@ def adautomix_steps(original: Checkout) -> Iterator[Gap]:
     two = {"norm": True}
     three = {"samples": 3, "beta": 0.4, "lam_concat": False}
     for args, of, times in (
-        (two, "ResNet-10, 2 samples", "three"), (three, "ResNet-10, 3 samples", "four"),
+        (two, "small ResNet, 2 samples", "three"), (three, "small ResNet, 3 samples", "four"),
     ):  # fmt: skip
         yield from adautomix_gaps(adautomix_pair(original, **args), of)
         pair = adautomix_pair(original, **args)
@@ -655,10 +684,10 @@ def adautomix_steps(original: Checkout) -> Iterator[Gap]:
 )  # fmt: skip
 def adautomix_openmixup(original: Checkout) -> Iterator[Gap]:
     """OpenMixup's own version of the step, and the momentum of k."""
-    yield from adautomix_gaps(adautomix_pair(original), "ResNet-10, 2 samples")
+    yield from adautomix_gaps(adautomix_pair(original), "small ResNet, 2 samples")
     three = adautomix_pair(original, samples=3, beta=0.4, lam_concat=False)
     why = "its condition on the margin is turned round: it mixes by constants where the reference code mixes by masks"
-    yield from adautomix_gaps(three, "ResNet-10, 3 samples", why)
+    yield from adautomix_gaps(three, "small ResNet, 3 samples", why)
     yield from schedule_gaps(Original(original), "adautomix")
 
 
@@ -684,3 +713,103 @@ def adautomix_laws(original: Checkout) -> Iterator[Gap]:
             mixed = mix(this, x + 1, *given, torch.zeros(3, 1, 1, 1))["img_mix_bb"]
             differ += (float(mixed[0]) < 0) != (float(plan["mask"][0].flatten()[0]) < 0)
         yield Gap(f"steps of plain Mixup by the margin, {samples} samples, {draws:,} draws", differ / draws, "share")
+
+
+class Decoupled(NamedTuple):
+    """One batch of random logits."""
+
+    ordered: bool
+    """Whether the first pair of two classes has the lower one first."""
+    alike: bool
+    """Whether a pair is of one class."""
+    loss: float
+    gradient: float
+
+
+def decoupled(original: Original, rng: Any, mixer: DecoupleMix, seed: int, **head: Any) -> Decoupled:
+    """The gaps of one batch of random logits."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(16, 10, generator=generator, dtype=torch.float64).mul_(3).requires_grad_()
+    labels = torch.randint(10, (16,), generator=generator)
+    soft = mixer.two_hot is None
+
+    def criterion(logits: Tensor, target: Tensor) -> Tensor:
+        if soft:
+            return F.cross_entropy(logits, target, reduction="none")
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
+
+    x, y = torch.zeros(16, 1, 1, 1, dtype=torch.float64), F.one_hot(labels, 10).double()
+    with ours64():
+        out = mixer(lambda images: z, criterion, x, y, rng)  # type: ignore[arg-type]
+    partners = labels[out.plan["index"]]
+    lam = float(rng.drawn["beta"][0])
+    loss = {"type": "CrossEntropyLoss", "use_soft": soft, "use_sigmoid": not soft, "use_mix_decouple": soft}
+    judge = original.given["ClsMixupHead"](loss=loss, in_channels=1, num_classes=10, multi_label=True, **head)
+    with float64(), ours64():
+        theirs = judge.loss([z], (labels, partners, lam))["loss"]
+    (ours_grad,), (their_grad,) = (torch.autograd.grad(value, z) for value in (out.loss, theirs))
+    differ = labels != partners
+    ordered = bool((labels < partners)[differ][0])
+    return Decoupled(ordered, not differ.all(), absolute(out.loss, theirs), relative([ours_grad], [their_grad]))
+
+
+def worst(found: list[Decoupled], of: str, why: str = "") -> Iterator[Gap]:
+    """The largest gaps of many batches."""
+    yield Gap(f"loss, {of}, float64", max(one.loss for one in found), why=why)
+    yield Gap(f"gradient of the logits, {of}, float64", max(one.gradient for one in found), "relative", why)
+
+
+class Fixed(Recorded):
+    """A generator whose lambda is given."""
+
+    def __init__(self, lam: float):
+        super().__init__(0)
+        self.lam = lam
+
+    def beta(self, a: float, b: float) -> float:
+        """The lambda."""
+        self.drawn["beta"] = [self.lam]
+        return self.lam
+
+
+@beside(
+    "decouplemix", OPENMIXUP, f"{HEADS}/cls_mixup_head.py", f"{LOSSES}/cross_entropy_loss.py",
+    held="test_decouplemix.py::test_the_terms_are_softmax_without_the_partner_s_class",
+)  # fmt: skip
+def decouplemix_losses(original: Checkout) -> Iterator[Gap]:
+    """Loss and gradient of the logits, over Mixup: soft cross entropy, and binary cross entropy of two-hot targets."""
+    code, draws = Original(original).heads(), 300
+    eta = {"eta_weight": {"eta": 0.1, "mode": "both", "thr": 0.5}}
+    by_share = eta | {"lam_scale_mode": "pow", "lam_thr": 1, "lam_idx": 1}
+    plain, shared = DecoupleMix(Mixup(1.0), 0.1), DecoupleMix(Mixup(1.0), 0.1, power=1.0)
+
+    found = [decoupled(code, Recorded(seed), plain, seed, **eta) for seed in range(draws)]
+    yield from worst(found, f"both terms alike, {draws} batches")
+    found = [decoupled(code, Recorded(seed), shared, seed, **by_share) for seed in range(draws)]
+    order = [one for one in found if one.ordered]
+    yield from worst(order, f"terms by their shares, the {len(order)} of {draws} batches whose first pair is in order")
+    other = [one for one in found if not one.ordered]
+    why = "OpenMixup orders both weights by the class numbers of the first pair, so that each gets the other's"
+    yield from worst(other, f"terms by their shares, the other {len(other)} batches", why)
+    for lam, why in (
+        (0.5, "OpenMixup leaves the regulariser out where lambda is 0.5"),
+        (0.0008, "OpenMixup leaves the regulariser out where a share is at most 0.001"),
+    ):
+        yield from worst([decoupled(code, Fixed(lam), plain, 0, **eta)], f"both terms alike, lambda {lam}", why)
+
+
+@beside(
+    "decouplemix", OPENMIXUP, f"{HEADS}/cls_mixup_head.py", f"{LOSSES}/cross_entropy_loss.py",
+    held="test_decouplemix.py::test_two_hot_lifts_the_shares_of_both_classes_for_a_binary_cross_entropy",
+)  # fmt: skip
+def decouplemix_binary(original: Checkout) -> Iterator[Gap]:
+    """Two-hot targets of the binary cross entropy: batches without a pair of one class, and all."""
+    code, draws = Original(original).heads(), 300
+    for xi in (1.0, 2.0):
+        head = {"two_hot": True, "lam_scale_mode": "pow", "lam_thr": 0.8, "lam_idx": xi}
+        mixer = DecoupleMix(Mixup(1.0), 0.0, two_hot=0.8, xi=xi)
+        found = [decoupled(code, Recorded(seed), mixer, seed, **head) for seed in range(draws)]
+        two = [one for one in found if not one.alike]
+        yield from worst(two, f"two_hot 0.8, xi {xi:g}, the {len(two)} of {draws} batches without a pair of one class")
+        why = "where both are of one class OpenMixup's target is the sum of both lifted shares, up to 1.25; here at most 1"
+        yield from worst([one for one in found if one.alike], f"two_hot 0.8, xi {xi:g}, the other batches", why)
