@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixers import DecoupleMix, Mixup, Step, base, build, ops
+from mixers import DecoupleMix, Mixup, Step, base, build, ops, taps
 from mixers.adautomix import mix_many
 from originals import Checkout, Draws, Gap, Numpy, beside
 
@@ -72,7 +72,8 @@ class Backbone(BaseModule):
 
     def __init__(self, model: str, index: int, **args: Any):
         super().__init__()
-        self.net, self.index = timm.create_model(model, num_classes=0, **args), index
+        self.net: Any = timm.create_model(model, num_classes=0, **args)
+        self.index = index
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features, (hidden,) = self.net.forward_intermediates(x, indices=[self.index])
@@ -112,11 +113,12 @@ class Original:
     def __init__(self, checkout: Checkout, beneath: Checkout | None = None):
         self.checkout, self.beneath = checkout, beneath or checkout
         self.numpy = Draws(np.random, beta=[], rand=[])
-        self.torch = Draws(torch, randperm=[])
+        self.torch: Any = Draws(torch, randperm=[])
         register = SimpleNamespace(register_module=lambda cls=None, **kwargs: cls or (lambda later: later))
         nothing = lambda *args, **kwargs: None  # noqa: E731
         self.given: dict[str, Any] = {
-            "Number": Number, "math": math, "random": random, "nn": nn, "F": F, "torch": self.torch, "np": Numpy(self.numpy),
+            "Number": Number, "math": math, "random": random, "nn": nn, "F": F,
+            "torch": self.torch, "np": Numpy(self.numpy),
             "ABCMeta": type(BaseModule), "abstractmethod": lambda method: method,
             "BaseModule": BaseModule, "ConvModule": ConvModule, "Hook": Hook, "cos": math.cos, "pi": math.pi,
             "builder": SimpleNamespace(build_head=self.build, build_backbone=self.build, build_neck=self.build),
@@ -229,7 +231,7 @@ class Pair:
     def __init__(
         self, original: Original, file: str, kind: str, mixer: Any, layers: dict[str, str],
         feed: Callable[["Pair", Recorded], None], block: dict[str, Any], soft: dict[str, Any] | None = None,
-        model: str = "test_resnet", size: dict[str, int] | None = None, double: bool = True, **args: Any,
+        model: str = "test_resnet", size: dict[str, Any] | None = None, double: bool = True, **args: Any,
     ):  # fmt: skip
         torch.manual_seed(0)
         self.original, self.feed, self.mixer = original, feed, mixer
@@ -247,13 +249,13 @@ class Pair:
                 "lam_margin": mixer.margin, "momentum": mixer.momentum, "save_name": "none.png", **args,
             }
         )  # fmt: skip
-        (classifier,) = (n for n, m in self.step.model.named_modules() if m is self.step.model.get_classifier())
+        (classifier,) = (n for n, m in self.step.model.named_modules() if m is taps.classifier(self.step.model))
         self.places = {
             f"model.{classifier}.": "head_mix_q.fc.", "model.": "backbone_q.net.", "mixer.one_hot.": "head_one_q.fc.",
             f"mixer.encoder.model.{classifier}.": "head_mix_k.fc.", "mixer.encoder.model.": "backbone_k.net.",
             "mixer.encoder.one_hot.": "head_one_k.fc.",
         } | {f"mixer.block.{ours}.": f"mix_block.{name}." for ours, name in layers.items()}  # fmt: skip
-        self.double = double
+        self.double, self.noise = double, list[Any]()
         if double:
             self.step.double(), self.theirs.double()
             original.torch.float32 = torch.float64
@@ -310,8 +312,11 @@ class Pair:
                 gaps.append(relative(*zip(*grads, strict=True)))
         return max(gaps)
 
-    def train(self, hooks: list[Any]) -> None:
-        """Updates with SGD, on new images and draws each; the original's schedules by its own hooks."""
+    def train(self, hooks: list[Any], again: int = 0) -> None:
+        """Updates with SGD, on new images and draws each; the original's schedules by its own hooks.
+
+        So many times ``again`` our momentum encoder sees the clean batch, for its statistics alone.
+        """
         both = self.step, self.theirs
         sgds = [torch.optim.SGD([p for p in m.parameters() if p.requires_grad], 0.02, 0.9) for m in both]
         runner = SimpleNamespace(iter=0, max_iters=UPDATES, model=SimpleNamespace(module=self.theirs))
@@ -323,6 +328,9 @@ class Pair:
                 sgd.zero_grad()
                 loss.backward()
                 sgd.step()
+            for _ in range(again):
+                with torch.no_grad():
+                    self.mixer.encoder.model(batch(runner.iter)[0].to(out.loss.dtype))
             self.theirs.momentum_update()
             self.mixer.after_step(self.step.model, (runner.iter + 1) / UPDATES)
 
@@ -352,7 +360,7 @@ def feed_automix(pair: Pair, rng: Recorded) -> None:
 def automix_pair(original: Checkout, **args: Any) -> Pair:
     """AutoMix as it is set for ImageNet; ``args`` of the mixer, or ``model`` and ``size``."""
     network = {key: args.pop(key) for key in ("model", "size", "double") if key in args}
-    mixer = build("automix", **{"mask_loss_law": "compounded", "momentum": 0.9, "momentum_end": 0.9} | args)
+    mixer: Any = build("automix", **{"mask_loss_law": "compounded", "momentum": 0.9, "momentum_end": 0.9} | args)
     code = Original(original)
     code.read(f"{HEADS}/pmix_block.py", "PixelMixBlock")
     block = {
@@ -366,7 +374,7 @@ def automix_pair(original: Checkout, **args: Any) -> Pair:
 
 def samix_pair(original: Checkout, neg_weight: float = 1, **args: Any) -> Pair:
     """SAMix as it is set for ImageNet; ``args`` of the mixer."""
-    mixer = build("samix", **{"mask_loss_law": "compounded", "momentum": 0.9, "momentum_end": 0.9} | args)
+    mixer: Any = build("samix", **{"mask_loss_law": "compounded", "momentum": 0.9, "momentum_end": 0.9} | args)
     code = Original(original)
     code.read("openmixup/models/necks/conv_necks.py", "ConvNeck")
     code.read(f"{HEADS}/pmix_block.py", "PixelMixBlock")
@@ -422,7 +430,7 @@ def automix_step(pair: Pair, of: str, seed: int = 3) -> Iterator[Gap]:
     yield Gap(f"gradients of all weights, {of}", pair.gradients(), "relative")
 
 
-def run_gaps(pair: Pair, of: str, code: Original, why: str = "") -> Iterator[Gap]:
+def run_gaps(pair: Pair, of: str, code: Original, why: str = "", again: int = 0) -> Iterator[Gap]:
     """Weights and statistics after a run, the original's schedules by its hooks."""
     code.read(f"{HOOKS}/momentum_hook.py", "CosineScheduleHook")
     code.read(f"{HOOKS}/addtional_scheduler.py", "annealing_cos", "CustomSchedulerHook", "CustomCosineAnnealingHook")
@@ -430,18 +438,11 @@ def run_gaps(pair: Pair, of: str, code: Original, why: str = "") -> Iterator[Gap
     if hasattr(pair.theirs, "mask_loss"):
         settings = {"attr_name": "mask_loss", "attr_base": 0.1, "min_attr": 0.0, "by_epoch": False}
         hooks.append(code.given["CustomCosineAnnealingHook"](**settings))
-    pair.train(hooks)
-    yield Gap(
-        f"weights after {UPDATES} updates with SGD, the momentum encoder's included, {of}, float64",
-        pair.weights(),
-        "relative",
-    )
-    yield Gap(
-        f"BatchNorm statistics of the momentum encoder after {UPDATES} updates, {of}, float64",
-        pair.statistics(),
-        "relative",
-        why,
-    )
+    pair.train(hooks, again)
+    weights = f"weights after {UPDATES} updates with SGD, the momentum encoder's included, {of}, float64"
+    statistics = f"BatchNorm statistics of the momentum encoder after {UPDATES} updates, {of}, float64"
+    yield Gap(weights, pair.weights(), "relative")
+    yield Gap(statistics, pair.statistics(), "relative", why)
 
 
 @beside("automix", OPENMIXUP, *STEP, *SCHEDULES, held="test_automix.py::test_the_step_is_the_sum_of_its_four_losses")
@@ -474,7 +475,7 @@ def schedule_gaps(code: Original, name: str) -> Iterator[Gap]:
         cosine.append(weight.get_attr(runner, 0.1))
 
     def ours(shift: int, **args: Any) -> tuple[list[float], list[float]]:
-        mixer = build(name, momentum_delay=0.25, **args)
+        mixer: Any = build(name, momentum_delay=0.25, **args)
         model = timm.create_model("test_resnet", num_classes=CLASSES)
         mixer.setup(model.double())
         momenta, weights = list[float](), list[float]()
@@ -538,7 +539,7 @@ def automix_laws(original: Checkout) -> Iterator[Gap]:
 
     x, half, draws = torch.zeros(3, 1, 1, 1), {"mask": torch.full((3, 2, 1, 1), 0.25)}, 10000
     for switch_off in (0.8, 0.0):
-        mixer = build("automix", switch_off=switch_off)
+        mixer: Any = build("automix", switch_off=switch_off)
         mixer.setup(timm.create_model("test_resnet"))
         mixer.mask = lambda *args: torch.full((3, 1, 1, 1), 0.25)
         look = mixer.block.project(torch.zeros(3, mixer.encoder.channels, 1, 1))
@@ -579,7 +580,7 @@ def samix_steps(original: Checkout) -> Iterator[Gap]:
     yield from run_gaps(pair, "small ResNet, dropout 0.1, mask_loss_law compounded", pair.original)
     theirs, ours = pair.theirs.state_dict(), pair.step.state_dict()
     kept = [n for n in ours if n.startswith("mixer.block") and "running" in n]
-    why = "OpenMixup makes the mask block's mask first, and one that the margin discards; training does not read them"
+    why = "OpenMixup makes the mask of the mix block's batch first, and one that the margin discards; training does not read them"
     gap = relative([ours[n] for n in kept], [theirs[pair.name(n)] for n in kept])
     yield Gap(
         f"BatchNorm statistics of the mix block after {UPDATES} updates, small ResNet, float64", gap, "relative", why
@@ -603,13 +604,13 @@ def feed_adautomix(pair: Pair, rng: Recorded) -> None:
 
 def adautomix_pair(original: Checkout, **args: Any) -> Pair:
     """AdAutoMix of the reference code, laid over OpenMixup, or of OpenMixup; ``args`` of the mixer."""
-    mixer = build("adautomix", **{"momentum": 0.9, "momentum_end": 0.9} | args)
+    mixer: Any = build("adautomix", **{"momentum": 0.9, "momentum_end": 0.9} | args)
     own = (original.folder / f"{CLASSIFIERS}/AdAutoMix.py").is_file()
     code = Original(original, Checkout(original.folder.parent / OPENMIXUP.split("/")[1]))
     code.read(f"{HEADS}/{'Ada_mix_pine' if own else 'adaptive_mask'}.py", "AdaptiveMask")
     block = {
-        "type": "AdaptiveMask", "in_channel": CHANNELS, "lam_concat": mixer.lam_concat, "unsampling_mode": mixer.upsample,
-        "scale_factor": 16, "att_norm_cfg": {"type": "BN"} if mixer.norm else None,
+        "type": "AdaptiveMask", "in_channel": CHANNELS, "lam_concat": mixer.lam_concat,
+        "unsampling_mode": mixer.upsample, "scale_factor": 16, "att_norm_cfg": {"type": "BN"} if mixer.norm else None,
     }  # fmt: skip
     layers = {f"{ours}.0": f"conv_{ours[0]}.conv" for ours in ("query", "key")} | {"value": "conv_v"}
     layers |= {f"{ours}.1": f"conv_{ours[0]}.bn" for ours in ("query", "key")}
@@ -648,16 +649,14 @@ def adautomix_gaps(pair: Pair, of: str, why: str = "") -> Iterator[Gap]:
         gaps["gradients of all weights"] = max(gaps["gradients of all weights"], pair.gradients())
         pair.mixer.after_step(pair.step.model, 0.0)
         pair.theirs.momentum_update()
-        masks.clear(), blocks_.clear()
+        masks.clear()
+        blocks_.clear()
     for what, gap in gaps.items():
         unit = "relative" if what.startswith("gradients") else "absolute"
         yield Gap(f"{what}, an adversarial step and the next, {of}, float64", gap, unit, why if gap > 1e-9 else "")
 
 
-STATISTICS = (
-    "ours runs the momentum encoder once on the clean batch, the original {} times: in its running means mixed images "
-    "weigh less"
-)
+STATISTICS = "ours runs the momentum encoder once on the clean batch, the original {} times: mixed images weigh less in its means"
 
 
 @beside(
@@ -669,13 +668,13 @@ def adautomix_steps(original: Checkout) -> Iterator[Gap]:
     """Steps and runs of two samples and of three, the settings of ImageNet and of Tiny-ImageNet."""
     two = {"norm": True}
     three = {"samples": 3, "beta": 0.4, "lam_concat": False}
-    for args, of, times in (
-        (two, "small ResNet, 2 samples", "three"), (three, "small ResNet, 3 samples", "four"),
-    ):  # fmt: skip
+    for args, of, times in ((two, "small ResNet, 2 samples", 3), (three, "small ResNet, 3 samples", 4)):
         yield from adautomix_gaps(adautomix_pair(original, **args), of)
-        pair = adautomix_pair(original, **args)
-        code = Original(pair.original.beneath)
-        yield from run_gaps(pair, of, code, STATISTICS.format(times))
+        for again in (0, times - 1):
+            pair = adautomix_pair(original, **args)
+            seen = f", where ours saw the clean batch {times} times too" if again else ""
+            why = "" if again else STATISTICS.format(times)
+            yield from run_gaps(pair, of + seen, Original(pair.original.beneath), why, again)
 
 
 @beside(
@@ -700,7 +699,7 @@ def adautomix_laws(original: Checkout) -> Iterator[Gap]:
     code, draws, x = Original(original), 10000, torch.zeros(3, 1, 1, 1)
     for samples, name in ((2, "mixup"), (3, "co_mixup")):
         mix = original.method(f"{CLASSIFIERS}/AdAutoMix.py", "AdAutoMix", name, **code.given)
-        mixer = build("adautomix", samples=samples)
+        mixer: Any = build("adautomix", samples=samples)
         mixer.masks = lambda *args, n=samples: torch.full((3, n, 1, 1), -1.0)
         made = {"mask": torch.full((3, samples, 1, 1), -1.0)}
         this = SimpleNamespace(mix_block=lambda *args, made=made: made, debug=False, lam_margin=0.03, co_mix=samples)
@@ -740,7 +739,7 @@ def decoupled(original: Original, rng: Any, mixer: DecoupleMix, seed: int, **hea
 
     x, y = torch.zeros(16, 1, 1, 1, dtype=torch.float64), F.one_hot(labels, 10).double()
     with ours64():
-        out = mixer(lambda images: z, criterion, x, y, rng)  # type: ignore[arg-type]
+        out = mixer(lambda images: z, criterion, x, y, rng)
     partners = labels[out.plan["index"]]
     lam = float(rng.drawn["beta"][0])
     loss = {"type": "CrossEntropyLoss", "use_soft": soft, "use_sigmoid": not soft, "use_mix_decouple": soft}
@@ -811,5 +810,5 @@ def decouplemix_binary(original: Checkout) -> Iterator[Gap]:
         found = [decoupled(code, Recorded(seed), mixer, seed, **head) for seed in range(draws)]
         two = [one for one in found if not one.alike]
         yield from worst(two, f"two_hot 0.8, xi {xi:g}, the {len(two)} of {draws} batches without a pair of one class")
-        why = "where both are of one class OpenMixup's target is the sum of both lifted shares, up to 1.25; here at most 1"
+        why = "where both are of one class the original's target is the sum of both lifted shares, 1.25 at most, here 1"
         yield from worst([one for one in found if one.alike], f"two_hot 0.8, xi {xi:g}, the other batches", why)
