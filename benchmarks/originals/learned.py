@@ -580,7 +580,7 @@ def samix_steps(original: Checkout) -> Iterator[Gap]:
     yield from run_gaps(pair, "small ResNet, dropout 0.1, mask_loss_law compounded", pair.original)
     theirs, ours = pair.theirs.state_dict(), pair.step.state_dict()
     kept = [n for n in ours if n.startswith("mixer.block") and "running" in n]
-    why = "OpenMixup makes the mask of the mix block's batch first, and one that the margin discards; training does not read them"
+    why = "OpenMixup makes both masks in another order, and one that the margin discards; training does not read them"
     gap = relative([ours[n] for n in kept], [theirs[pair.name(n)] for n in kept])
     yield Gap(
         f"BatchNorm statistics of the mix block after {UPDATES} updates, small ResNet, float64", gap, "relative", why
@@ -656,7 +656,7 @@ def adautomix_gaps(pair: Pair, of: str, why: str = "") -> Iterator[Gap]:
         yield Gap(f"{what}, an adversarial step and the next, {of}, float64", gap, unit, why if gap > 1e-9 else "")
 
 
-STATISTICS = "ours runs the momentum encoder once on the clean batch, the original {} times: mixed images weigh less in its means"
+STATISTICS = "ours runs the momentum encoder once on the clean batch, the original {} times: mixed images weigh less"
 
 
 @beside(
