@@ -23,8 +23,9 @@ Cost: 3.1 x a vanilla step in FLOPs, about 4 x with three samples.
 
 What is reported: as with AutoMix, the momentum encoder for mixed images; the other three classifiers beside it.
 
-Deviations: one forward of k on the clean batch serves masks and logits, which both reference codes compute up to three
-times. The stated purpose of cos is to keep the mixed image near its sources, but minimised with this sign, as both
+Deviations: one forward of k on the clean batch serves masks and logits, for which both reference codes run it three
+times, four with three samples; so half of the batches in the BatchNorm statistics of k are mixed, in theirs a quarter
+or a fifth. The stated purpose of cos is to keep the mixed image near its sources, but minimised with this sign, as both
 reference codes do, it drives them apart; ``cos_sign = -1`` is the stated purpose. OpenMixup's condition on the margin
 for three samples is turned round, so that it hardly ever mixes by masks; here it is the reference code's.
 """
