@@ -11,7 +11,7 @@ from tiny import ROOT
 
 from mixers import MIXERS, build
 from mixers.registry import docstring, sampling_law
-from mixup_recipes.pages.parity import method_text, number, page, recorded
+from mixup_recipes.pages.parity import differs, method_text, number, page, recorded
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import originals
@@ -32,7 +32,7 @@ def test_the_page_is_that_of_its_record_and_every_mixer_has_a_row_or_a_reason():
         assert row["gaps"] and all(gap["gap"] >= 0 for gap in row["gaps"])
         assert re.fullmatch("[0-9a-f]{10}", row["commit"]) and row["subject"] in row["command"]
         for gap in row["gaps"]:  # what is more than rounding says why
-            assert gap["gap"] < 1e-3 or gap["why"], (row["subject"], gap)
+            assert gap["why"] or not differs(gap), (row["subject"], gap)
 
 
 def test_a_method_is_shown_with_its_arguments_its_law_and_its_gaps_and_a_misspelled_one_with_the_nearest(console):

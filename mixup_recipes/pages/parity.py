@@ -10,18 +10,19 @@ from mixup_recipes.pages.markdown import escaped, markdown_table, shown
 from mixup_recipes.pages.methods import parse
 
 RECORD = shipped("model_cards") / "parity.json"
-HEAD = ["what", "original", "compared", "largest gap"]
+ROUNDING = 1e-3  # what sums in another order come to at most, after 20 updates
 UNITS = {"absolute": "", "relative": " of the largest value", "share": " of all"}
 INTRODUCTION = """# Held against the original code
 
 Every method runs here beside the code of its authors, or of OpenMixup where the published numbers come from it: on the
 same images, the same weights and the same draws. A gap is the largest difference between both, of all values that were
-compared; 1e-7 is the rounding of a sum in 32 bits. Where a gap is large, its row says why, and the section of the
-method below says all that differs. The authors' lines run as they stand, from a checkout; nothing of them is kept here.
+compared; 1e-7 is the rounding of a sum in 32 bits, which grows over updates. The first table has the largest gap of
+those below 1e-3, and how many figures differ by more, for a reason; the section of a method has every figure, the
+reasons, and all that its file states. The authors' lines run as they stand, from a checkout; nothing of them is kept here.
 
 ```bash
 python benchmarks/parity.py --list                           # the repositories to check out
-python benchmarks/parity.py --originals FOLDER               # all rows of this page
+python benchmarks/parity.py --originals FOLDER               # all figures of this page
 python benchmarks/parity.py --originals FOLDER --only cutmix # those of one method
 mixup-recipes methods show cutmix                            # what this page says of one method
 ```
@@ -38,44 +39,58 @@ def recorded() -> list[dict[str, Any]]:
 
 def page(rows: list[dict[str, Any]]) -> str:
     """The whole page, ``docs/parity.md``; ``rows`` as the record has them."""
-    mixers = [r for r in rows if r["subject"] in MIXERS]
-    others = [r for r in rows if r["subject"] not in MIXERS]
-    parts = [INTRODUCTION, "## Methods\n", parity_table(mixers)]
-    parts += ["\n## What else a published run is made of\n", parity_table(others)] if others else []
-    parts += ["\n" + measured(rows), "\n## What differs, method by method\n", *map(differences, MIXERS)]
-    return "\n".join(parts) + "\n"
+    others = list(dict.fromkeys(row["subject"] for row in rows if row["subject"] not in MIXERS))
+    parts = [INTRODUCTION, overview(list(MIXERS), rows), "", measured(rows)]
+    parts += ["\n## What else a published run is made of\n", overview(others, rows)]
+    return "\n".join([*parts, *(section(subject, rows) for subject in (*MIXERS, *others))]) + "\n"
 
 
-def methods_list() -> str:
-    """Every mixer with the title of its paper, a line each."""
-    return "".join(f"{name:14} {' '.join(docstring(name).split(chr(10) * 2)[0].split())}\n" for name in MIXERS)
-
-
-def method_text(name: str) -> str:
-    """What is known of a mixer, for a terminal: its file's docstring, its arguments, and its rows of the page."""
-    given = signature(name).parameters.values()
-    arguments = ", ".join(p.name if p.default is p.empty else f"{p.name}={shown(p.default)}" for p in given)
-    lines = [f"{name}: {docstring(name)}", "", f"Arguments: {arguments or 'none'}", "", "Beside the original code:"]
-    rows = [row for row in recorded() if row["subject"] == name]
-    for row in rows:
-        lines.append(f"  {row['repository']} {row['commit'][:7]}, {', '.join(row['files'])}, {row['date']}")
-        for gap in row["gaps"]:
-            lines.append(f"    {gap['compared']}: {number(gap)}" + (f" ({gap['why']})" if gap["why"] else ""))
-        lines.append(f"    The test of the same formula without that code: tests/{row['held']}")
-    lines += [] if rows else ["  not compared: there is no original, or its code is not public"]
-    return "\n".join(lines).replace("``", "`") + "\n"
-
-
-def parity_table(rows: list[dict[str, Any]]) -> str:
-    """One line per comparison."""
+def overview(subjects: list[str], rows: list[dict[str, Any]]) -> str:
+    """One line per subject."""
     lines = []
-    for row in rows:
-        files = ", ".join(file.rsplit("/", 1)[-1] for file in row["files"])
-        original = f"[{row['repository']}](https://github.com/{row['repository']}) {row['commit'][:7]}, {files}"
-        for gap in row["gaps"]:
-            found = number(gap) + (f": {gap['why']}" if gap["why"] else "")
-            lines.append([row["subject"], original, escaped(gap["compared"]), escaped(found)])
-    return markdown_table(HEAD, lines)
+    for subject in subjects:
+        own = [row for row in rows if row["subject"] == subject]
+        gaps = [gap for row in own for gap in row["gaps"]]
+        plain = [gap for gap in gaps if not differs(gap)]
+        worst = number(max(plain, key=lambda gap: gap["gap"])) if plain else "-"
+        link = f"[{subject}](#{subject.lower().replace(' ', '-')})"
+        others = len(gaps) - len(plain)
+        lines.append(
+            [
+                link,
+                ", ".join(dict.fromkeys(map(original, own))) or "-",
+                str(len(plain)),
+                worst,
+                str(others) if others else "",
+            ]
+        )
+    return markdown_table(
+        ["what", "original", "figures that agree", "largest gap", "differ for a reason"], lines, right=2
+    )
+
+
+def differs(gap: dict[str, Any]) -> bool:
+    """Whether a gap is more than rounding."""
+    return bool(gap["gap"] >= ROUNDING or (gap["unit"] == "share" and gap["gap"] > 0))
+
+
+def original(row: dict[str, Any]) -> str:
+    """A repository and its commit, as a link."""
+    address = f"https://github.com/{row['repository']}"
+    return f"[{row['repository']}]({address}/tree/{row['commit']}) {row['commit'][:7]}"
+
+
+def section(subject: str, rows: list[dict[str, Any]]) -> str:
+    """Every figure of a subject, and what the file of a method states."""
+    parts = [f"\n## {subject}\n"]
+    for row in (row for row in rows if row["subject"] == subject):
+        files = ", ".join(f"`{file}`" for file in row["files"])
+        parts.append(f"Beside {original(row)}, {files}; without it: `tests/{row['held']}`.\n")
+        lines = [[escaped(gap["compared"]), number(gap), escaped(gap["why"])] for gap in row["gaps"]]
+        parts.append(markdown_table(["compared", "gap", "why"], lines) + "\n")
+    if subject in MIXERS:
+        parts.append(f"Stated: {parse(docstring(subject)).parts['Deviations']}")
+    return "\n".join(parts).rstrip()
 
 
 def number(gap: dict[str, Any]) -> str:
@@ -96,6 +111,21 @@ def measured(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def differences(name: str) -> str:
-    """The section of one method: what its file states."""
-    return f"### {name}\n\n{parse(docstring(name)).parts['Deviations']}\n"
+def methods_list() -> str:
+    """Every mixer with the title of its paper, a line each."""
+    return "".join(f"{name:14} {' '.join(docstring(name).split(chr(10) * 2)[0].split())}\n" for name in MIXERS)
+
+
+def method_text(name: str) -> str:
+    """What is known of a mixer, for a terminal: its file's docstring, its arguments, and its rows of the page."""
+    given = signature(name).parameters.values()
+    arguments = ", ".join(p.name if p.default is p.empty else f"{p.name}={shown(p.default)}" for p in given)
+    lines = [f"{name}: {docstring(name)}", "", f"Arguments: {arguments or 'none'}", "", "Beside the original code:"]
+    rows = [row for row in recorded() if row["subject"] == name]
+    for row in rows:
+        lines.append(f"  {row['repository']} {row['commit'][:7]}, {', '.join(row['files'])}, {row['date']}")
+        for gap in row["gaps"]:
+            lines.append(f"    {gap['compared']}: {number(gap)}" + (f" ({gap['why']})" if gap["why"] else ""))
+        lines.append(f"    The test of the same formula without that code: tests/{row['held']}")
+    lines += [] if rows else ["  not compared: there is no original, or its code is not public"]
+    return "\n".join(lines).replace("``", "`") + "\n"
