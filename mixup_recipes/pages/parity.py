@@ -18,7 +18,8 @@ Every method runs here beside the code of its authors, or of OpenMixup where the
 same images, the same weights and the same draws. A gap is the largest difference between both, of all values that were
 compared; 1e-7 is the rounding of a sum in 32 bits, which grows over updates. The first table has the largest gap of
 those below 1e-3, and how many figures differ by more, for a reason; the section of a method has every figure, the
-reasons, and all that its file states. The authors' lines run as they stand, from a checkout; nothing of them is kept here.
+reasons, and all that its file states. The authors' lines run as they stand, from a checkout; nothing of them is kept
+here.
 
 ```bash
 python benchmarks/parity.py --list                           # the repositories to check out
