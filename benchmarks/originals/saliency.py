@@ -4,6 +4,7 @@ import contextlib
 import copy
 import importlib
 import math
+import random
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import transforms
 
-from mixers import Step, build, taps
-from mixers.guidedmix import spectral_residual
+from mixers import Step, build, grids, taps
+from mixers.guidedmix import LUMA, spectral_residual
 from mixers.snapmix import semantic_map
 from mixers.supermix import finds_both
 from originals import Checkout, Gap, Numpy, beside
@@ -80,6 +81,7 @@ class Sgd(torch.optim.SGD):
         super().__init__(model.parameters(), lr=0.01, momentum=0.9)
         self.weights = list(model.parameters())
         self.first: list[Tensor] = []
+        self.losses: list[float] = []
 
     def step(self, closure: Any = None) -> Any:
         """One update."""
@@ -123,8 +125,8 @@ def network(name: str, classes: int = CLASSES, **options: Any) -> Any:
 
 
 def farthest(ours: Tensor, theirs: Tensor) -> float:
-    """The largest absolute difference."""
-    return float((ours.detach().double() - theirs.detach().double()).abs().max())
+    """The largest absolute difference; infinite where one is not a number."""
+    return float((ours.detach().double() - theirs.detach().double()).abs().nan_to_num(math.inf).max())
 
 
 def relative(ours: list[Tensor], theirs: list[Tensor]) -> float:
@@ -138,7 +140,9 @@ def updated(mixer: Any, model: nn.Module, batches: list[Any], kept: dict[str, li
     optimizer = Sgd(model)
     for seed, (x, _, y) in enumerate(batches):
         optimizer.zero_grad()
-        step(x.clone(), y, Drawn(seed, kept)).loss.backward()  # type: ignore[arg-type]
+        loss = step(x.clone(), y, Drawn(seed, kept)).loss
+        loss.backward()
+        optimizer.losses.append(float(loss.detach()))
         optimizer.step()
     return optimizer
 
@@ -491,27 +495,31 @@ def guidedmix_loop(original: Checkout) -> Iterator[Gap]:
             self.model = Plain(model)
         return self
 
-    for size in (64, 224):
-        x, _, _ = batch(0, size)
-        theirs = spectral.transform_spectral_residual(x)
-        what = f"{size} x {size} pixels"
-        yield Gap(f"spectral saliency, {what}", relative([spectral_residual(x)], [theirs]), "relative")
-    differing = masks = 0.0
+    why = "torchvision's grey has 0.2989 parts of red, ours 0.299."
     mixer = build("guidedmix", source="spectral", share=1.0).mixers[1]
-    for seed in range(50):
-        x, _, y = batch(seed, count=16)
-        plan = mixer.plan(x, y, np.random.default_rng(0))
-        saliency = normalization(None, blur(spectral.transform_spectral_residual(x)))
-        index = pairing(learner("sr"), saliency.clone())
-        differing += float((plan["index"] != torch.as_tensor(index)).float().mean()) / 50
-        masks = max(masks, farthest(plan["mask"][:, 0], saliency / (saliency + saliency[plan["index"]])))
-    yield Gap("partners by the greedy search, 50 batches of 16, spectral", differing, "share")
-    yield Gap("masks for the same partners, 50 batches of 16, spectral", masks)
-    why = "The published code looks in training mode; ours in evaluation mode."
+    for luma, reason in (((0.2989, 0.587, 0.114), ""), (LUMA, why)):
+        grey = f"red weighs {luma[0]} in ours"
+        with mock.patch("mixers.guidedmix.LUMA", luma):
+            for size in (64, 224):
+                x, _, _ = batch(0, size)
+                theirs = spectral.transform_spectral_residual(x)
+                gap = relative([spectral_residual(x)], [theirs])
+                yield Gap(f"spectral saliency, {size} x {size} pixels, {grey}", gap, "relative", reason)
+            differing = masks = 0.0
+            for seed in range(30):
+                x, _, y = batch(seed, count=16)
+                plan = mixer.plan(x, y, np.random.default_rng(0))
+                saliency = normalization(None, blur(spectral.transform_spectral_residual(x)))
+                index = pairing(learner("sr"), saliency.clone())
+                differing += float((plan["index"] != torch.as_tensor(index)).float().mean()) / 30
+                masks = max(masks, farthest(plan["mask"][:, 0], saliency / (saliency + saliency[plan["index"]])))
+        yield Gap(f"partners by the greedy search, 30 batches of 16, spectral, {grey}", differing, "share", reason)
+        yield Gap(f"masks for the same partners, 30 batches of 16, spectral, {grey}", masks, why=reason)
+    mode = "The published code looks in training mode; ours in evaluation mode."
     for source, name, reason in (
-        ("sr", "resnet18", ""),
+        ("sr", "resnet18", why),
         ("ap", "vit_tiny_patch16_224", ""),
-        ("ap", "resnet18", why),
+        ("ap", "resnet18", mode),
     ):
         model, batches = network(name), [batch(seed) for seed in range(UPDATES)]
         theirs_model = copy.deepcopy(model)
@@ -583,9 +591,9 @@ def guidedmix_openmixup(original: Checkout) -> Iterator[Gap]:
 class Head(nn.Module):
     """OpenMixup's head as its classifier calls it, of a network that gives logits itself."""
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Any) -> list[Tensor]:
         """The logits, in a list."""
-        return [x]
+        return x if isinstance(x, list) else [x]
 
     def loss(self, logits: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
         """The mean cross entropy."""
@@ -759,3 +767,188 @@ RGB = {
     "mean": torch.tensor([0.485, 0.456, 0.406])[:, None, None],
     "std": torch.tensor([0.229, 0.224, 0.225])[:, None, None],
 }
+
+
+class Listed(nn.Module):
+    """A network as OpenMixup's classifier has it: a list of features, here of the logits."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The logits, in a list."""
+        return [self.inner(x)]
+
+
+@beside(
+    "puzzlemix",
+    "Westlake-AI/openmixup",
+    "openmixup/models/augments/puzzlemix.py",
+    "openmixup/models/classifiers/mixup_classification.py",
+    "openmixup/models/heads/cls_head.py",
+    held="test_puzzlemix.py::test_costs_are_those_of_the_definition",
+)
+def puzzlemix_openmixup(original: Checkout) -> Iterator[Gap]:
+    """OpenMixup's whole step on our masks: saliency, transport, images, loss, gradients, weights."""
+    file = "openmixup/models/classifiers/mixup_classification.py"
+    given = {"F": F, "torch": torch, "np": np, "random": random, "Variable": torch.autograd.Variable}
+    look, forward = (original.method(file, "MixUpClassification", n, **given) for n in ("_features", "forward_mix"))
+    loss = original.method(
+        "openmixup/models/heads/cls_head.py",
+        "BaseClsHead",
+        "loss",
+        torch=torch,
+        F=F,
+        accuracy=lambda *args: None,
+        accuracy_mixup=lambda *args: None,
+    )
+    why = "OpenMixup's loss of whole labels takes the batch's mean of the label's shares; ours those of each sample."
+    for name, soft in (("resnet18", True), ("vit_tiny_patch16_224", True), ("resnet18", False)):
+        kept: dict[str, list[Any]] = {}
+        again = block_draws(kept)
+        mixer = build("puzzlemix")
+        solved = Solved(mixer)
+        names = ("cost_matrix", "neigh_penalty", "mask_transport", "transport_image")
+        augment = original.names(
+            "openmixup/models/augments/puzzlemix.py",
+            "puzzlemix",
+            *names,
+            np=Numpy(again),
+            torch=torch,
+            F=F,
+            gco=True,
+            graphcut_multi=solved,
+        )[0]
+        head = Head()
+        head.processor, head.multi_label, head.num_classes = None, soft, CLASSES  # type: ignore[assignment]
+        head.criterion = lambda logits, target, **options: F.cross_entropy(  # type: ignore[assignment]
+            logits, target.float() if target.ndim == 2 else target
+        )
+        head.loss = types.MethodType(loss, head)  # type: ignore[method-assign]
+        model, batches = network(name), [batch(seed) for seed in range(UPDATES)]
+        theirs_model = copy.deepcopy(model).train()
+        optimizer, losses = Sgd(theirs_model), []
+        settings = {"transport": True, "t_batch_size": 32, "block_num": 4, "beta": 1.2, "gamma": 0.5, "eta": 0.2}
+        settings |= {"neigh_size": 4, "n_labels": 3, "t_eps": 0.8, "t_size": -1}
+        theirs = space(mix_prob=None, idx_list=[0], mix_mode=["puzzlemix"], alpha=[1.0], mix_repeat=1, save=False)
+        vars(theirs).update(mix_args={"puzzlemix": settings}, dynamic_mode={"puzzlemix": augment}, debug_mode=False)
+        vars(theirs).update(backbone=Listed(theirs_model), head=head, _features=types.MethodType(look, theirs))
+        ours = updated(mixer, model, batches, kept, CROSS_ENTROPY)
+        with on_cpu(again):
+            for x, labels, _ in batches:
+                optimizer.zero_grad()
+                losses.append(forward(theirs, x.clone(), labels)[0]["loss"].mean())
+                losses[-1].backward()
+                optimizer.step()
+        what = f"{name}, loss of {'mixed' if soft else 'whole'} labels, our masks in both"
+        yield Gap(f"loss of the first update, {what}", abs(ours.losses[0] - float(losses[0])), why="" if soft else why)
+        yield from both_updated(ours, optimizer, what, "" if soft else why)
+        yield again.gap()
+
+
+class Sweeps:
+    """In place of gco, for Co-Mixup: labels by the sweeps of ours, of one mosaic at a time."""
+
+    def __init__(self, part: int):
+        self.part, self.calls, self.turns = part, 0, 3
+
+    def cut_grid_graph(self, unary: Any, pairwise: Any, down: Any, right: Any, algorithm: str) -> np.ndarray:
+        """The labels (h w,), as ours finds them; from the second round on from two starts."""
+        turn = self.calls // self.part % self.turns
+        self.calls += 1
+        prices = (float(down[0, 0]) * pairwise)[None]
+        found = grids.swept(np, np.zeros((1, 1, 1), int), unary[None].copy(), prices, (), 2, twice=turn > 0)
+        return np.asarray(found).ravel()
+
+
+@beside(
+    "comixup",
+    "snu-mllab/Co-Mixup",
+    "comix-imagenet/main_fast_ddp.py",
+    "comix-imagenet/lib/utils.py",
+    "match.py",
+    held="test_comixup.py::test_all_parts_at_once_give_what_the_loop_gives_part_by_part_also_unread",
+)
+def comixup_loop(original: Checkout) -> Iterator[Gap]:
+    """The published loop for ImageNet with our solver in place of its graph cuts, then with the graph cuts."""
+    file, part = "comix-imagenet/lib/utils.py", 16
+    settings = {"alpha": 1.0, "part": part, "niter": 3, "stride": 8}
+    names = ("to_onehot", "random_initialize", "distance", "mix_input", "graphcut_multi", "mixup_match")
+    names += ("get_onehot_matrix", "graphcut_wrapper", "obj_fn", "resolve_label")
+    kept: dict[str, list[Any]] = {}
+
+    def matcher(gco: Any, again: Again) -> Any:
+        mixing = {"np": Numpy(again), "torch": OnCpu(), "F": F, "gco": gco}
+        mixing |= {"time": mock.MagicMock()}
+        return dict(zip(names, original.names(file, *names, **mixing), strict=True))
+
+    def randint(low: int, high: int, shape: tuple[int, ...]) -> Any:
+        return kept["integers"].pop(0)[1][0]
+
+    dirichlet = lambda alphas: space(sample=lambda: torch.as_tensor(kept["dirichlet"].pop(0)[1][0]).float())  # noqa: E731
+    laws = mock.patch("torch.distributions.dirichlet.Dirichlet", dirichlet)
+    again = Again(kept, randint=randint)
+    configs = {"alpha": 1.0, "set_resolve": True, "thres": 0.83, "block_num": 4, "lam_dist": 0.001, "m_beta": 0.32}
+    configs |= {"clean_lam": 1.0, "mean": [0.0] * 3, "std": [1.0] * 3, "print_freq": 1000}
+    for name in ("resnet18", "vit_tiny_patch16_224"):
+        functions = matcher(Sweeps(part), again)
+        train = original.names(
+            "comix-imagenet/main_fast_ddp.py",
+            "train",
+            np=np,
+            torch=torch,
+            F=F,
+            nn=nn,
+            time=mock.MagicMock(),
+            AverageMeter=Meter,
+            Variable=torch.autograd.Variable,
+            amp=space(scale_loss=lambda loss, optimizer: contextlib.nullcontext(loss)),
+            to_onehot=lambda target, classes: F.one_hot(target, CLASSES).float(),
+            distance=functions["distance"],
+            accuracy=lambda *args, **options: (torch.zeros(1),) * 2,
+            MixupProcessParallel=None,
+            sys=mock.MagicMock(),
+        )
+
+        def matched(x: Tensor, y: Tensor, params: Any, saliency: Tensor, distances: Tensor, match: Any = functions) -> Any:
+            return match["mixup_match"](x, y, params, saliency, distances, "cpu")
+
+        mixer, model = build("comixup", **settings), network(name)
+        batches = [batch(seed, count=part) for seed in range(UPDATES)]
+        optimizer = Sgd(theirs_model := copy.deepcopy(model))
+        ours = updated(mixer, model, batches, kept, CROSS_ENTROPY)
+        loader = [(x.clone(), labels) for x, labels, _ in batches]
+        conf = space(TRAIN=space(**configs), DATA=space(crop_size=64, batch_size=part))
+        with on_cpu(again), laws:
+            train(0, matched, lambda *args: None, conf, nn.CrossEntropyLoss(), CROSS_ENTROPY, loader, theirs_model, optimizer, 0, lambda epoch: 0.01)
+        yield from both_updated(ours, optimizer, f"{name}, parts of {part}, our solver in both")
+    yield from mosaics(matcher, again, kept, laws)
+
+
+def mosaics(matcher: Any, again: Again, kept: dict[str, list[Any]], laws: Any) -> Iterator[Gap]:
+    """Mosaics and labels of parts with the same saliency, first by our solver in both, then by graph cuts in theirs."""
+    why = "Graph cuts are swaps on integers, ours sweeps; where both differ each may have found less energy."
+    for gco, how, reason in ((Sweeps(16), "our solver in both", ""), (importlib.import_module("gco"), "by graph cuts", why)):
+        functions, differing, images, weights = matcher(gco, again), 0.0, 0.0, 0.0
+        mixer = build("comixup", alpha=1.0, part=16, niter=3, stride=8)
+        for seed in range(8):
+            x, _, y = batch(seed, count=16)
+            y = torch.eye(16)
+            saliency = x - x.mean((2, 3), keepdim=True)
+            plan = mixer.plan(x, y, Drawn(seed, kept), lambda images, saliency=saliency: saliency)
+            mixed, target = mixer.mix(x, y, **plan)
+            found = saliency.square().mean(1).sqrt()
+            z = F.avg_pool2d(found, 8)
+            place = z.flatten(1).argmax(1)
+            place = torch.stack([place // z.shape[2], place % z.shape[2]], 1).float()
+            params = {"mixup_alpha": 1.0, "set_resolve": True, "thres": 0.83, "m_block_num": 4, "lam_dist": 0.001}
+            params |= {"m_beta": 0.32}
+            with on_cpu(again), laws:
+                theirs, shares = functions["mixup_match"](x, y, params, found, functions["distance"](place, "l1"), "cpu")
+            cells = F.avg_pool2d((mixed - theirs).abs().amax(1, keepdim=True), 16)
+            differing += float((cells > 1e-3).float().mean()) / 8
+            images, weights = max(images, farthest(mixed, theirs)), max(weights, farthest(target, shares))
+        yield Gap(f"cells that show another image, 8 parts of 16, {how}", differing, "share", reason)
+        yield Gap(f"mosaics, 64 x 64 pixels, 8 parts of 16, {how}", images, why=reason)
+        yield Gap(f"labels of the mosaics, 8 parts of 16, {how}", weights, why=reason)
