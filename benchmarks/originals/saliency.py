@@ -115,8 +115,7 @@ def batch(seed: int, size: int = 64, count: int = 8, classes: int = CLASSES) -> 
 def network(name: str, classes: int = CLASSES, **options: Any) -> Any:
     """A timm model of seed 0, whose BatchNorm has seen some images: else it would blow up in evaluation mode."""
     torch.manual_seed(0)
-    if name.startswith("vit"):
-        options["img_size"] = 64
+    options |= {"img_size": 64} if name.startswith("vit") else {"zero_init_last": False, **options}
     model = timm.create_model(name, num_classes=classes, **options).train()
     with torch.no_grad():
         for seed in range(20):
@@ -851,11 +850,11 @@ class Sweeps:
     """In place of gco, for Co-Mixup: labels by the sweeps of ours, of one mosaic at a time."""
 
     def __init__(self, part: int):
-        self.part, self.calls, self.turns = part, 0, 3
+        self.part, self.calls = part, 0
 
     def cut_grid_graph(self, unary: Any, pairwise: Any, down: Any, right: Any, algorithm: str) -> np.ndarray:
         """The labels (h w,), as ours finds them; from the second round on from two starts."""
-        turn = self.calls // self.part % self.turns
+        turn = self.calls // self.part
         self.calls += 1
         prices = (float(down[0, 0]) * pairwise)[None]
         found = grids.swept(np, np.zeros((1, 1, 1), int), unary[None].copy(), prices, (), 2, twice=turn > 0)
@@ -883,7 +882,10 @@ def comixup_loop(original: Checkout) -> Iterator[Gap]:
         mixing |= {"time": mock.MagicMock()}
         return dict(zip(names, original.names(file, *names, **mixing), strict=True))
 
+    sweeps = Sweeps(part)
+
     def randint(low: int, high: int, shape: tuple[int, ...]) -> Any:
+        sweeps.calls = 0  # the first labels of a part
         return kept["integers"].pop(0)[1][0]
 
     dirichlet = lambda alphas: space(sample=lambda: torch.as_tensor(kept["dirichlet"].pop(0)[1][0]).float())  # noqa: E731
@@ -892,7 +894,7 @@ def comixup_loop(original: Checkout) -> Iterator[Gap]:
     configs = {"alpha": 1.0, "set_resolve": True, "thres": 0.83, "block_num": 4, "lam_dist": 0.001, "m_beta": 0.32}
     configs |= {"clean_lam": 1.0, "mean": [0.0] * 3, "std": [1.0] * 3, "print_freq": 1000}
     for name in ("resnet18", "vit_tiny_patch16_224"):
-        functions = matcher(Sweeps(part), again)
+        functions = matcher(sweeps, again)
         train = original.names(
             "comix-imagenet/main_fast_ddp.py",
             "train",
@@ -923,13 +925,13 @@ def comixup_loop(original: Checkout) -> Iterator[Gap]:
         with on_cpu(again), laws:
             train(0, matched, lambda *args: None, conf, nn.CrossEntropyLoss(), CROSS_ENTROPY, loader, theirs_model, optimizer, 0, lambda epoch: 0.01)
         yield from both_updated(ours, optimizer, f"{name}, parts of {part}, our solver in both")
-    yield from mosaics(matcher, again, kept, laws)
+    yield from mosaics(matcher, sweeps, again, kept, laws)
 
 
-def mosaics(matcher: Any, again: Again, kept: dict[str, list[Any]], laws: Any) -> Iterator[Gap]:
+def mosaics(matcher: Any, sweeps: Sweeps, again: Again, kept: dict[str, list[Any]], laws: Any) -> Iterator[Gap]:
     """Mosaics and labels of parts with the same saliency, first by our solver in both, then by graph cuts in theirs."""
     why = "Graph cuts are swaps on integers, ours sweeps; where both differ each may have found less energy."
-    for gco, how, reason in ((Sweeps(16), "our solver in both", ""), (importlib.import_module("gco"), "by graph cuts", why)):
+    for gco, how, reason in ((sweeps, "our solver in both", ""), (importlib.import_module("gco"), "by graph cuts", why)):
         functions, differing, images, weights = matcher(gco, again), 0.0, 0.0, 0.0
         mixer = build("comixup", alpha=1.0, part=16, niter=3, stride=8)
         for seed in range(8):
