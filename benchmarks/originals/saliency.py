@@ -600,7 +600,13 @@ class Head(nn.Module):
 
 
 class OnCpu:
-    """torch for code that names a device: its new tensors are on the CPU."""
+    """torch for code that names a device: its new tensors are on the CPU. Of equal values ``topk`` takes the first."""
+
+    @staticmethod
+    def topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """torch leaves open which of equal values it takes."""
+        found, order = values.sort(descending=True, stable=True)
+        return found[:k], order[:k]
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(torch, name)
