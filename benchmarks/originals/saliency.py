@@ -1,1 +1,481 @@
-"""saliency"""
+"""Methods that look at where images are salient before they mix them."""
+
+import contextlib
+import copy
+import math
+import types
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import transforms
+
+from mixers import build, taps
+from mixers.guidedmix import LUMA, spectral_residual
+from mixers.snapmix import semantic_map
+from mixers.supermix import finds_both
+from originals import Checkout, Gap, Numpy, beside, puzzles
+from originals.looking import (
+    CLASSES,
+    CROSS_ENTROPY,
+    LABEL,
+    UPDATES,
+    Again,
+    Drawn,
+    Head,
+    Meter,
+    Sgd,
+    batch,
+    both_updated,
+    farthest,
+    network,
+    on_cpu,
+    relative,
+    space,
+    updated,
+)
+
+MORE = (puzzles,)  # it fills COMPARISONS too
+TORCHVISION = (0.2989, 0.587, 0.114)
+
+
+def peak(x: Any) -> Any:
+    """A detector for the originals: a map that is 1 at the pixel that ours finds, of an image (H, W, 3)."""
+    image = torch.from_numpy(np.ascontiguousarray(x)).permute(2, 0, 1)[None]
+    row, column = build("saliencymix").salient_pixel(image)[0]
+    found = np.zeros(x.shape[:2], dtype=np.float32)
+    found[row, column] = 1
+    return True, found
+
+
+DETECTOR = space(computeSaliency=peak)
+
+
+@beside(
+    "saliencymix",
+    "SaliencyMix/SaliencyMix",
+    "SaliencyMix-ImageNet/train.py",
+    held="test_parity.py::test_saliencymix_pastes_a_box_around_the_salient_pixel_of_the_partner",
+)
+def saliencymix_loop(original: Checkout) -> Iterator[Gap]:
+    """The published loop for ImageNet, with our detector in place of OpenCV's, on the box of the first partner."""
+    kept: dict[str, list[Any]] = {}
+    again = Again(kept, rand=np.zeros)
+    bbox, train = original.names(
+        "SaliencyMix-ImageNet/train.py",
+        "saliency_bbox",
+        "train",
+        np=Numpy(again),
+        torch=torch,
+        time=mock.MagicMock(),
+        AverageMeter=Meter,
+        accuracy=lambda *args, **options: (torch.zeros(1),) * 2,
+        get_learning_rate=lambda optimizer: [0],
+        print=lambda *args: None,
+        cv2=space(saliency=space(StaticSaliencyFineGrained_create=lambda: DETECTOR)),
+        args=space(beta=1.0, salmix_prob=1.0, print_freq=1, verbose=False, epochs=1),
+    )
+    mixer, boxes = build("saliencymix", box_from="first"), 0
+    for seed in range(500):
+        x, _, y = batch(seed, count=2)
+        plan = mixer.plan(x, y, Drawn(seed, kept))
+        theirs = torch.ones(64, 64)
+        lam = again.beta(1.0, 1.0)
+        top, left, bottom, right = bbox(x[again.permutation(2)[0]], lam)
+        theirs[top:bottom, left:right] = 0
+        boxes += int(not torch.equal(plan["mask"][0, 0], theirs))
+    yield Gap("the box around the pixel that our detector finds, 500 draws, 64 x 64 pixels", boxes / 500, "share")
+    batches, model = [batch(seed) for seed in range(UPDATES)], network("resnet18")
+    theirs_model = copy.deepcopy(model).train()
+    optimizer = Sgd(theirs_model)
+    ours = updated(mixer, model, batches, kept, CROSS_ENTROPY)
+    with on_cpu(again):
+        train([(x.clone(), labels) for x, labels, _ in batches], theirs_model, nn.CrossEntropyLoss(), optimizer, 0)
+    yield from both_updated(ours, optimizer, f"{LABEL['resnet18']}, 64 x 64 pixels, our detector in both")
+    yield again.gap()
+
+
+@beside(
+    "saliencymix",
+    "Westlake-AI/openmixup",
+    "openmixup/models/augments/saliencymix.py",
+    held="test_parity.py::test_saliencymix_pastes_a_box_around_the_salient_pixel_of_the_partner",
+)
+def saliencymix_openmixup(original: Checkout) -> Iterator[Gap]:
+    """Mixed images and label weights of OpenMixup's function, with our detector in place of OpenCV's."""
+    kept: dict[str, list[Any]] = {}
+    again = Again(kept)
+    given = {"np": Numpy(again), "torch": torch, "StaticSaliencyFineGrained_create": lambda: DETECTOR}
+    function = original.names("openmixup/models/augments/saliencymix.py", "saliencymix", **given)
+    for first, why in ((True, ""), (False, "Every sample has its own box, around the peak of its own partner.")):
+        images = weights = 0.0
+        mixer = build("saliencymix", box_from="first" if first else "each")
+        for seed in range(200):
+            x, _, y = batch(seed)
+            mixed, target = mixer.mix(x, y, **mixer.plan(x, y, Drawn(seed, kept)))
+            with on_cpu(again):
+                theirs, (y_a, y_b, lam) = function(x.clone(), y)
+            images = max(images, farthest(mixed, theirs))
+            weights = max(weights, farthest(target, y_a * lam + y_b * (1 - lam)))
+        how = f'box_from="{mixer.box_from}", 200 batches of 8, our detector in both'
+        yield Gap(f"mixed images, 64 x 64 pixels, {how}", images, why=why)
+        yield Gap(f"label weights, {how}", weights, why=why)
+    yield again.gap()
+
+
+@beside(
+    "attentivemix",
+    "Westlake-AI/openmixup",
+    "openmixup/models/augments/attentivemix.py",
+    "openmixup/models/classifiers/mixup_classification.py",
+    held="test_attentivemix.py::test_a_sample_keeps_the_cells_that_the_teacher_attends_to_most",
+)
+def attentivemix_openmixup(original: Checkout) -> Iterator[Gap]:
+    """Attention, cells, images and label weights of OpenMixup, by a teacher with the same weights."""
+    kept: dict[str, list[Any]] = {}
+    again = Again(kept)
+    augment = original.names(
+        "openmixup/models/augments/attentivemix.py", "attentivemix", np=Numpy(again), torch=torch, F=F
+    )
+    look = original.method(
+        "openmixup/models/classifiers/mixup_classification.py", "MixUpClassification", "_features", F=F, torch=torch
+    )
+    teacher, mixer = network("resnet18").eval(), build("attentivemix")
+    mixer.frozen = taps.Frozen(teacher)
+    theirs = space(backbone_k=lambda images: [teacher.forward_features(images)])
+    for size in (224, 160, 64):
+        attention = cells = images = weights = 0.0
+        for seed in range(3):
+            x, _, y = batch(seed, size)
+            plan = mixer.plan(x, y, Drawn(seed, kept))
+            mixed, target = mixer.mix(x, y, **plan)
+            with on_cpu(again), torch.no_grad():
+                features = look(theirs, x, cur_mode="attentivemix")
+                (found, mask), (y_a, y_b, lam) = augment(x, y, 2.0, features=features, top_k=None, return_mask=True)
+            attention = max(attention, relative([mixer.attention(x)], [features.mean(1)]))
+            cells = max(cells, float((plan["mask"] != mask).float().mean()))
+            images = max(images, farthest(mixed, found))
+            weights = max(weights, farthest(target, lam * y_a + (1 - lam) * y_b))
+        what = f"{size} x {size} pixels, ResNet-18 as teacher, in evaluation mode in both"
+        yield Gap(f"attention of the teacher, {what}", attention, "relative")
+        yield Gap(f"the cells that are kept, {what}", cells, "share")
+        yield Gap(f"mixed images, {what}", images)
+        why = (
+            ""
+            if size % 7 == 0
+            else "OpenMixup gives every sample the first one's share; ours counts the pixels of each."
+        )
+        yield Gap(f"label weights, {what}", weights, why=why)
+    teacher = copy.deepcopy(teacher).train()
+    x, _, y = batch(0, 64, count=32)
+    plan = mixer.plan(x, y, Drawn(0, kept))
+    with on_cpu(again), torch.no_grad():
+        features = look(theirs, x, cur_mode="attentivemix")
+        (_, mask), _ = augment(x, y, 2.0, features=features, top_k=None, return_mask=True)
+    why = "OpenMixup leaves its teacher in training mode, which takes the statistics of the batch."
+    share = float((plan["mask"] != mask).float().mean())
+    yield Gap("the cells that are kept, their teacher in training mode, 32 images", share, "share", why)
+    yield again.gap()
+
+
+class TwoOutputs(nn.Module):
+    """A timm ResNet as SnapMix's code has its networks: logits, last feature, and nothing."""
+
+    def __init__(self, model: Any, evaluating: bool = False):
+        super().__init__()
+        self.inner, self.evaluating, self.module = model, evaluating, space(classifier=model.fc)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, None]:
+        """One pass, in evaluation mode where it is asked for."""
+        with taps.evaluating(self.inner) if self.evaluating else contextlib.nullcontext():
+            feature = self.inner.forward_features(x)
+            return self.inner.forward_head(feature), feature.detach(), None
+
+
+class Settings(dict):  # type: ignore[type-arg]
+    """Settings as SnapMix's code reads them: entries that are attributes too."""
+
+    __getattr__ = dict.__getitem__
+
+
+@beside(
+    "snapmix",
+    "Shaoli-Huang/SnapMix",
+    "utils/mixmethod.py",
+    "utils/custom_ops.py",
+    "trainer/comm_train.py",
+    held="test_saliency_mixers.py::test_a_step_of_snapmix_is_the_formula",
+)
+def snapmix_loop(original: Checkout) -> Iterator[Gap]:
+    """Maps, images, weights of the labels and the published loop, whose look at the clean batch trains BatchNorm."""
+    kept: dict[str, list[Any]] = {}
+    again = Again(kept, rand=np.zeros)
+    box = original.names("utils/custom_ops.py", "rand_bbox", np=Numpy(again))
+    given = {"np": Numpy(again), "torch": torch, "F": F, "utils": space(rand_bbox=box)}
+    get_spm, function = original.names("utils/mixmethod.py", "get_spm", "snapmix", **given)
+    train = original.names(
+        "trainer/comm_train.py",
+        "train",
+        torch=torch,
+        time=mock.MagicMock(),
+        AverageMeter=Meter,
+        AverageAccMeter=Meter,
+        tqdm=lambda loader, **options: Loader(loader),
+        snapmix=function,
+    )
+    conf = Settings(cropsize=64, netname="resnet18", prob=1.0, beta=5.0, mixmethod="snapmix")
+    model, mixer = network("resnet18", act_layer=nn.ReLU), build("snapmix", same_label_twice=True)
+    maps = images = weights = 0.0
+    for seed in range(30):
+        x, labels, y = batch(seed)
+        plan = mixer.plan(x, y, Drawn(seed, kept), model)
+        mixed, target = mixer.mix(x, y, **plan)
+        with on_cpu(again):
+            wrapped = TwoOutputs(model, evaluating=True)
+            found = get_spm(x, labels, conf, wrapped)[0]
+            theirs, _, labels_b, lam_a, lam_b = function(x.clone(), labels, conf, wrapped)
+        maps, images = max(maps, relative([semantic_map(model, x, y)], [found])), max(images, farthest(mixed, theirs))
+        both = lam_a[:, None] * y + lam_b[:, None] * F.one_hot(labels_b, CLASSES)
+        weights = max(weights, farthest(plan["weight"][:, None] * target, both))
+    yield Gap("semantic maps, ResNet-18 in evaluation mode in both, 64 x 64 pixels, 30 batches", maps, "relative")
+    yield Gap("mixed images, 30 batches of 8", images)
+    yield Gap("weights of the classes, 30 batches of 8, same_label_twice=True", weights)
+    why = "The published code looks in training mode, and so moves the running statistics twice."
+    for evaluating in (True, False):
+        batches, ours_model = [batch(seed) for seed in range(UPDATES)], copy.deepcopy(model)
+        theirs_model = copy.deepcopy(model)
+        optimizer = Sgd(theirs_model)
+        ours = updated(mixer, ours_model, batches, kept, CROSS_ENTROPY)
+        loader = [(x.clone(), labels) for x, labels, _ in batches]
+        looked = TwoOutputs(theirs_model, evaluating)
+        with on_cpu(again):
+            train(loader, TwoOutputs(theirs_model), CROSS_ENTROPY, optimizer, conf, looked)
+        mode = "evaluation mode in both" if evaluating else "training mode in theirs"
+        yield from both_updated(ours, optimizer, f"ResNet-18, looked at in {mode}", "" if evaluating else why)
+    yield again.gap()
+
+
+class Loader(list):  # type: ignore[type-arg]
+    """Batches with the progress bar of tqdm, which shows nothing."""
+
+    def set_postfix(self, **shown: Any) -> None:
+        """Nothing."""
+
+
+@beside(
+    "snapmix",
+    "Westlake-AI/openmixup",
+    "openmixup/models/augments/snapmix.py",
+    held="test_saliency_mixers.py::test_a_step_of_snapmix_is_the_formula",
+)
+def snapmix_openmixup(original: Checkout) -> Iterator[Gap]:
+    """OpenMixup's function on our maps: its own classifier hands it a tuple that it cannot use."""
+    kept: dict[str, list[Any]] = {}
+    again = Again(kept)
+    function = original.names("openmixup/models/augments/snapmix.py", "snapmix", np=Numpy(again), torch=torch, F=F)
+    model, mixer = network("resnet18", act_layer=nn.ReLU), build("snapmix", same_label_twice=True)
+    images = weights = 0.0
+    for seed in range(30):
+        x, labels, y = batch(seed)
+        plan = mixer.plan(x, y, Drawn(seed, kept), model)
+        mixed, target = mixer.mix(x, y, **plan)
+        with on_cpu(again):
+            theirs, (_, labels_b, lam_a, lam_b) = function(x.clone(), labels, 5.0, features=semantic_map(model, x, y))
+        both = lam_a[:, None] * y + lam_b[:, None] * F.one_hot(labels_b, CLASSES)
+        weights = max(weights, farthest(plan["weight"][:, None] * target, both))
+        images = max(images, farthest(mixed, theirs))
+    yield Gap("mixed images, 30 batches of 8, 64 x 64 pixels, our maps in both", images)
+    yield Gap("weights of the classes, 30 batches of 8, our maps in both, same_label_twice=True", weights)
+    yield again.gap()
+
+
+@beside(
+    "supermix",
+    "alldbi/SuperMix",
+    "supermix.py",
+    held="test_supermix.py::test_the_masks_are_those_of_the_search_of_each_sample_alone",
+)
+def supermix_search(original: Checkout) -> Iterator[Gap]:
+    """The masks of the published search, step by step, towards the classes that the teacher sees."""
+    kept: dict[str, list[Any]] = {}
+    teacher, seen = network("resnet18").eval(), []
+    process = original.names("supermix.py", "mask_process", torch=torch, F=F)
+
+    def recorded(*args: Any, **options: Any) -> Tensor:
+        seen.append(process(*args, **options))
+        return seen[-1]
+
+    given = {"np": Numpy(Again(kept)), "torch": torch, "nn": nn, "F": F, "math": math, "copy": copy}
+    given |= {"Variable": torch.autograd.Variable, "mask_process": recorded}
+    names = ("Smoothing", "smoother", "onehot", "kldiv2", "mix_batch")
+    with on_cpu(None):
+        *_, search = original.names("supermix.py", *names, opt=space(n_classes=CLASSES, lambda_s=25.0), **given)
+    even = "Their smoothing kernel has 10 taps for a sigma of 2, and shifts by half a cell; ours has 11."
+    once = "Where half and half already shows both classes ours keeps that; the published search takes one step first."
+    for sigma, steps, why in ((1.0, 1, ""), (1.0, 3, ""), (2.0, 1, even)):
+        mixer, apart, found = build("supermix", grid=8 * int(sigma), sigma=sigma, steps=steps), [0.0], [0.0]
+        for seed in range(6):
+            x, _, _ = batch(seed)
+            label = teacher(x).argmax(1)
+            index, lam = torch.arange(8).roll(-1), np.random.default_rng(seed).beta(3.0, 3.0, 8)
+            kept["dirichlet"] = [(([3.0, 3.0], 1), np.array([[share, 1 - share]])) for share in lam]
+            with on_cpu(None):
+                search(teacher, x, 2, 3.0, mixer.grid, sigma, steps, toler=-1)
+            rng: Any = space(beta=lambda *args, lam=lam: lam)
+            plan = mixer.plan(x, F.one_hot(label, CLASSES).float(), rng, teacher)
+            gap = (plan["mask"] - seen[-1][:, 0]).abs().amax((1, 2, 3))
+            both = finds_both(teacher((x + x[index]) / 2), torch.stack([label, label[index]], 1))
+            apart += gap[(label != label[index]) & ~both].tolist()
+            found += gap[(label != label[index]) & both].tolist()
+        what = f"sigma {sigma:g}, ResNet-18 as teacher, 64 x 64 pixels"
+        yield Gap(f"masks after {steps} steps, {len(apart) - 1} pairs of two classes, {what}", max(apart), why=why)
+        if not why:
+            yield Gap(f"masks after {steps} steps, {len(found) - 1} pairs found at once, {what}", max(found), why=once)
+
+
+@beside(
+    "guidedmix",
+    "3neutronstar/GuidedMixup",
+    "FGVC/Implementor/guidedmixup.py",
+    "FGVC/Implementor/baseline.py",
+    "FGVC/Utils/spectral_residual.py",
+    "FGVC/Utils/distance.py",
+    held="test_saliency_mixers.py::test_guidedmix_mixes_pixels_by_the_saliency_of_both",
+)
+def guidedmix_loop(original: Checkout) -> Iterator[Gap]:
+    """Spectral saliency, partners and the published training loop, which looks in training mode."""
+    with on_cpu(None):
+        spectral = original.names(
+            "FGVC/Utils/spectral_residual.py",
+            "SpectralResidual",
+            torch=torch,
+            nn=nn,
+            transforms=transforms,
+            TF=transforms.functional,
+        )(device="cpu")
+    distance = original.names("FGVC/Utils/distance.py", "distance_function", torch=torch)
+    file, given = "FGVC/Implementor/guidedmixup.py", {"np": np, "torch": torch, "copy": copy}
+    given |= {"distance_function": distance, "time": mock.MagicMock(), "AverageMeter": Meter, "ProgressMeter": Meter}
+    loop, pairing, normalization = (
+        original.method(file, "GuidedMixupLearner", name, **given)
+        for name in ("_train", "pairing", "_saliency_normalization")
+    )
+    names = ("_forward_all", "_just_backward", "_update_model")
+    autocast = {"autocast": lambda **options: contextlib.nullcontext(), "torch": torch}
+    parts = {n: original.method("FGVC/Implementor/baseline.py", "Baseline", n, **autocast) for n in names}
+    blur = transforms.GaussianBlur((7, 7), sigma=(3, 3))
+    configs = {"condition": "greedy", "m_part": 100, "batch_size": 100, "distance_metric": "l2", "apex": False}
+    configs |= {"mix_prob": 2.0, "mixup_epochs": -1, "clean_lam": 0, "saliency_normalization": "sumto1"}
+    configs |= {"label_mixing": "saliency_label", "training_verbose": False, "use_fp16": False, "local_rank": 1}
+    configs |= {"criterion": "crossentropy"}
+
+    def learner(mode: str, model: nn.Module | None = None) -> Any:
+        self = space(configs=configs | {"train_mode": f"guided-{mode}"}, device="cpu", use_amp=False, model=model)
+        bound = parts | {"pairing": pairing, "_saliency_normalization": normalization}
+        vars(self).update({name: types.MethodType(function, self) for name, function in bound.items()})
+        self.blur, self.saliency, self.none_reduction_criterion = blur, spectral, CROSS_ENTROPY
+        self.criterion, self.optimizer = nn.CrossEntropyLoss(), Sgd(model) if model else None
+        self._show_training_log = self.step_lr_scheduler = lambda *args: None
+        if model:  # their loop calls the network with an option of their own
+            self.model = Plain(model)
+        return self
+
+    why = "torchvision's grey has 0.2989 parts of red, ours 0.299."
+    mixer = build("guidedmix", source="spectral", share=1.0).mixers[1]
+    for luma, reason in ((TORCHVISION, ""), (LUMA, why)):
+        grey = f"red weighs {luma[0]} in ours"
+        with mock.patch("mixers.guidedmix.LUMA", luma):
+            for size in (64, 224):
+                x, _, _ = batch(0, size)
+                theirs = spectral.transform_spectral_residual(x)
+                gap = relative([spectral_residual(x)], [theirs])
+                yield Gap(f"spectral saliency, {size} x {size} pixels, {grey}", gap, "relative", reason)
+            differing = masks = 0.0
+            for seed in range(30):
+                x, _, y = batch(seed, count=16)
+                plan = mixer.plan(x, y, np.random.default_rng(0))
+                saliency = normalization(None, blur(spectral.transform_spectral_residual(x)))
+                index = pairing(learner("sr"), saliency.clone())
+                differing += float((plan["index"] != torch.as_tensor(index)).float().mean()) / 30
+                masks = max(masks, farthest(plan["mask"][:, 0], saliency / (saliency + saliency[plan["index"]])))
+        yield Gap(f"partners by the greedy search, 30 batches of 16, spectral, {grey}", differing, "share", reason)
+        yield Gap(f"masks for the same partners, 30 batches of 16, spectral, {grey}", masks, why=reason)
+    mode = "The published code looks in training mode; ours in evaluation mode."
+    for source, name, reason in (
+        ("sr", "resnet18", ""),
+        ("ap", "vit_tiny_patch16_224", ""),
+        ("ap", "resnet18", mode),
+    ):
+        model, batches = network(name), [batch(seed) for seed in range(UPDATES)]
+        theirs_model = copy.deepcopy(model)
+        switch = build("guidedmix", source={"sr": "spectral", "ap": "gradient"}[source], share=1.0)
+        with mock.patch("mixers.guidedmix.LUMA", TORCHVISION):
+            ours = updated(switch, model, batches, {}, CROSS_ENTROPY)
+        grey = f"red weighs {TORCHVISION[0]}, " if source == "sr" else ""
+        self = learner(source, theirs_model)
+        with on_cpu(None):
+            loop(self, [(x.clone(), labels) for x, labels, _ in batches], 1)
+        yield from both_updated(
+            ours, self.optimizer, f"{LABEL[name]}, {grey}{switch.mixers[1].source} saliency", reason
+        )
+
+
+class Plain(nn.Module):
+    """A network that takes, and leaves alone, the option of GuidedMixup's networks."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.inner = model
+
+    def forward(self, x: Tensor, extract_feature: bool = False) -> Tensor:
+        """The logits."""
+        logits: Tensor = self.inner(x)
+        return logits
+
+
+@beside(
+    "guidedmix",
+    "Westlake-AI/openmixup",
+    "openmixup/models/augments/guidedmix.py",
+    "openmixup/models/classifiers/mixup_classification.py",
+    held="test_saliency_mixers.py::test_guidedmix_mixes_pixels_by_the_saliency_of_both",
+)
+def guidedmix_openmixup(original: Checkout) -> Iterator[Gap]:
+    """OpenMixup's saliency in evaluation mode, its search, and its images with the partners that ours found."""
+    file = "openmixup/models/augments/guidedmix.py"
+    cover = original.names(file, "onecycle_cover", np=np, deepcopy=copy.deepcopy, INF=np.inf)
+    function = original.names(
+        file, "guidedmix", np=np, torch=torch, F=transforms.functional, onecycle_cover=lambda distance: None
+    )
+    look = original.method(
+        "openmixup/models/classifiers/mixup_classification.py",
+        "MixUpClassification",
+        "_features",
+        F=F,
+        torch=torch,
+        Variable=torch.autograd.Variable,
+    )
+    mixer = build("guidedmix", source="gradient", share=1.0).mixers[1]
+    for name in ("resnet18", "vit_tiny_patch16_224"):
+        model, partners, images, weights = network(name).train(), 0.0, 0.0, 0.0
+        theirs = space(backbone=model, head=Head())
+        for seed in range(20):
+            x, labels, y = batch(seed)
+            plan = mixer.plan(x, y, np.random.default_rng(0), model, CROSS_ENTROPY)
+            mixed, target = mixer.mix(x, y, **plan)
+            features = look(theirs, x, labels, "guidedmix", guided_type="ap")
+            flat = transforms.functional.gaussian_blur(features, (7, 7), (3, 3)).flatten(1)
+            flat = flat / flat.sum(1, keepdim=True)
+            index = torch.as_tensor(cover((flat[:, None] - flat).norm(dim=2).numpy()))
+            partners += float((plan["index"] != index).float().mean()) / 20
+            with on_cpu(space(permutation=lambda n, plan=plan: plan["index"])):
+                found, (y_a, y_b, own, other) = function(x, y, features=features)
+            images = max(images, farthest(mixed, found))
+            weights = max(weights, farthest(target, own * y_a + other * y_b))
+        yield Gap(f"partners by its greedy search on its saliency, 20 batches of 8, {LABEL[name]}", partners, "share")
+        yield Gap(f"mixed images with those partners, gradient saliency, 20 batches of 8, {LABEL[name]}", images)
+        yield Gap(f"label weights with those partners, 20 batches of 8, {LABEL[name]}", weights)

@@ -1,0 +1,162 @@
+"""What the comparisons of methods that look at images share: images, draws, networks, updates."""
+
+import contextlib
+import math
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixers import Step
+from originals import Gap
+
+CLASSES = 10
+UPDATES = 20
+RATE = 1e-3
+# A ReLU turns a rounding into a jump of the gradient, and blocks that start at 0 leave pixels without any.
+SMOOTH = {"act_layer": nn.SiLU, "zero_init_last": False}
+CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none")
+LABEL = {"resnet18": "ResNet-18 with SiLU", "vit_tiny_patch16_224": "ViT-Ti/16"}
+space = types.SimpleNamespace
+
+
+class Drawn:
+    """A generator that keeps what it gave, and with which arguments, so that the original can be given the same."""
+
+    def __init__(self, seed: int, kept: dict[str, list[Any]]):
+        self.rng, self.kept = np.random.default_rng(seed), kept
+
+    def __getattr__(self, kind: str) -> Any:
+        def draw(*args: Any, **options: Any) -> Any:
+            value = getattr(self.rng, kind)(*args, **options)
+            self.kept.setdefault(kind, []).append((tuple(np.asarray(a).tolist() for a in args), value))
+            return value
+
+        return draw
+
+
+class Again:
+    """The random functions of the originals: what ``kept`` holds, in turn; ``other`` counts draws of other laws."""
+
+    def __init__(self, kept: dict[str, list[Any]], **given: Callable[..., Any]):
+        self.kept, self.given = kept, given
+        self.asked = self.other = 0
+
+    def __getattr__(self, name: str) -> Any:
+        def draw(*args: Any, **options: Any) -> Any:
+            expected, found = self.kept["integers" if name == "randint" else name].pop(0)
+            self.asked += 1
+            self.other += int(expected != tuple(np.asarray(value).tolist() for value in args))
+            return found
+
+        return self.given.get(name, draw)
+
+    def gap(self) -> Gap:
+        """Whether the original asked for the laws that ours drew from."""
+        return Gap(f"the laws that are drawn from, {self.asked:,} draws", self.other / self.asked, "share")
+
+
+class Meter:
+    """What the originals' loops count with."""
+
+    val = avg = sum = 0.0
+
+    def __init__(self, *args: Any, **options: Any):
+        self.update = self.add = self.display = self.value = lambda *args: 0.0
+
+
+class Sgd(torch.optim.SGD):
+    """Plain steps, which keep the gradients of the first."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model.parameters(), lr=RATE, momentum=0.9)
+        self.weights = list(model.parameters())
+        self.first: list[Tensor] = []
+        self.losses: list[float] = []
+
+    def step(self, closure: Any = None) -> Any:
+        """One update."""
+        self.first = self.first or [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.weights]
+        return super().step(closure)
+
+
+@contextlib.contextmanager
+def on_cpu(draws: Any, **also: Callable[..., Any]) -> Iterator[None]:
+    """Originals stay on the CPU, and pair a batch as ours did; ``also`` replaces other functions of torch."""
+    permuted = {"randperm": lambda n, **options: torch.as_tensor(draws.permutation(n))} | also
+    with contextlib.ExitStack() as stack:
+        for kind in (Tensor, nn.Module):
+            stack.enter_context(mock.patch.object(kind, "cuda", lambda self, *args, **options: self))
+        for name, function in permuted.items():
+            stack.enter_context(mock.patch.object(torch, name, function))
+        yield
+
+
+def batch(seed: int, size: int = 64, count: int = 8, classes: int = CLASSES) -> tuple[Tensor, Tensor, Tensor]:
+    """Images with bright or dark blobs on a smooth ground, without equal pixels, labels, and the labels as targets."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 3, size // 16, size // 16, generator=generator)
+    blobs = F.interpolate(torch.randn(count, 1, size // 8, size // 8, generator=generator) ** 3 / 3, (size, size))
+    x = 0.5 * F.interpolate(coarse, (size, size), mode="bicubic") + 0.4 * blobs
+    x += 0.05 * torch.randn(count, 3, size, size, generator=generator)
+    labels = torch.randint(classes, (count,), generator=generator)
+    return 2 * (x / 2).tanh(), labels, F.one_hot(labels, classes).float()
+
+
+def network(name: str, classes: int = CLASSES, **options: Any) -> Any:
+    """A timm model of seed 0, whose BatchNorm has seen some images: else it would blow up in evaluation mode."""
+    torch.manual_seed(0)
+    options |= {"img_size": 64} if name.startswith("vit") else SMOOTH | options
+    model = timm.create_model(name, num_classes=classes, **options).train()
+    with torch.no_grad():
+        for seed in range(20):
+            model(batch(1000 + seed)[0])
+    return model
+
+
+def farthest(ours: Tensor, theirs: Tensor) -> float:
+    """The largest absolute difference; infinite where one is not a number."""
+    return float((ours.detach().double() - theirs.detach().double()).abs().nan_to_num(math.inf).max())
+
+
+def relative(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """The largest difference of all tensors, relative to the largest value of the original's."""
+    return max(map(farthest, ours, theirs)) / max(float(t.detach().abs().max()) for t in theirs)
+
+
+def updated(mixer: Any, model: nn.Module, batches: list[Any], kept: dict[str, list[Any]], criterion: Any) -> Sgd:
+    """The optimiser of a model that ours trained, a step for each of the batches."""
+    step = Step(model.train(), mixer, criterion)
+    optimizer = Sgd(model)
+    for seed, (x, _, y) in enumerate(batches):
+        optimizer.zero_grad()
+        loss = step(x.clone(), y, Drawn(seed, kept)).loss
+        loss.backward()
+        optimizer.losses.append(float(loss.detach()))
+        optimizer.step()
+    return optimizer
+
+
+def both_updated(ours: Sgd, theirs: Sgd, what: str, why: str = "") -> Iterator[Gap]:
+    """The gradients of the first update, and the weights after the last."""
+    yield Gap(f"gradients of all parameters, first update, {what}", relative(ours.first, theirs.first), "relative", why)
+    gap = relative(ours.weights, theirs.weights)  # type: ignore[arg-type]
+    yield Gap(f"weights after {UPDATES} updates, {what}", gap, "relative", why)
+
+
+class Head(nn.Module):
+    """OpenMixup's head as its classifier calls it, of a network that gives logits itself."""
+
+    def forward(self, x: Any) -> list[Tensor]:
+        """The logits, in a list."""
+        return x if isinstance(x, list) else [x]
+
+    def loss(self, logits: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """The mean cross entropy."""
+        return {"loss": F.cross_entropy(logits[0], labels)}
