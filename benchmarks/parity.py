@@ -24,7 +24,7 @@ import numpy
 import scipy
 import timm
 import torch
-from originals import COMPARISONS, Checkout, Comparison, cutting, hidden, learned, saliency, tokens, training
+from originals import COMPARISONS, Checkout, Comparison, cutting, hidden, learned, puzzles, saliency, tokens, training
 from originals import tokens_openmixup as more_tokens
 
 from mixup_recipes.files import shipped
@@ -32,7 +32,7 @@ from mixup_recipes.pages.parity import page
 
 RECORD = shipped("model_cards") / "parity.json"
 PAGE = ROOT / "docs/parity.md"
-KINDS = (cutting, hidden, saliency, tokens, more_tokens, learned, training)  # they fill COMPARISONS
+KINDS = (cutting, hidden, saliency, puzzles, tokens, more_tokens, learned, training)  # they fill COMPARISONS
 
 
 def main() -> None:

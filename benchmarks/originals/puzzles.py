@@ -23,12 +23,12 @@ from originals.looking import (
     RATE,
     UPDATES,
     Again,
-    Drawn,
     Head,
     Meter,
     Sgd,
     batch,
     both_updated,
+    drawn,
     farthest,
     network,
     on_cpu,
@@ -174,7 +174,14 @@ def puzzlemix_loop(original: Checkout) -> Iterator[Gap]:
         names = ("get_lambda", "cost_matrix", "cost_matrix_dict", "neigh_penalty", "mask_transport", "transport_image")
         given = {"np": Numpy(again), "torch": OnCpu(), "F": F, "graphcut_multi": solved, "device": "cpu"}
         process = original.names("mixup.py", "mixup_process", "mixup_graph", *names, **given)[0]
-        args = {"adv_p": 0.0, "adv_eps": 10.0, "clean_lam": 0.0, "num_classes": CLASSES, **RGB, **theirs}
+        args: dict[str, Any] = {
+            "adv_p": 0.0,
+            "adv_eps": 10.0,
+            "clean_lam": 0.0,
+            "num_classes": CLASSES,
+            **RGB,
+            **theirs,
+        }
         args |= {"train": "mixup", "graph": True, "mixup_alpha": 1.0, "in_batch": False, "box": False, "beta": 1.2}
         args |= {
             "gamma": 0.5,
@@ -353,8 +360,15 @@ class Sweeps:
 def comixup_loop(original: Checkout) -> Iterator[Gap]:
     """The published loop for ImageNet with our solver in place of its graph cuts, then with the graph cuts."""
     file, part = "comix-imagenet/lib/utils.py", 16
-    settings = {"alpha": 1.0, "part": part, "niter": 3, "stride": 8, "omega": 0.0}
-    names = ("to_onehot", "random_initialize", "distance", "mix_input", "graphcut_multi", "mixup_match")
+    settings: dict[str, Any] = {"alpha": 1.0, "part": part, "niter": 3, "stride": 8, "omega": 0.0}
+    names: tuple[str, ...] = (
+        "to_onehot",
+        "random_initialize",
+        "distance",
+        "mix_input",
+        "graphcut_multi",
+        "mixup_match",
+    )
     names += ("get_onehot_matrix", "graphcut_wrapper", "obj_fn", "resolve_label")
     kept: dict[str, list[Any]] = {}
 
@@ -372,7 +386,14 @@ def comixup_loop(original: Checkout) -> Iterator[Gap]:
     dirichlet = lambda alphas: space(sample=lambda: torch.as_tensor(kept["dirichlet"].pop(0)[1][0]).float())  # noqa: E731
     laws = mock.patch("torch.distributions.dirichlet.Dirichlet", dirichlet)
     again = Again(kept, randint=randint)
-    configs = {"alpha": 1.0, "set_resolve": True, "thres": 0.83, "block_num": 4, "lam_dist": 0.0, "m_beta": 0.32}
+    configs: dict[str, Any] = {
+        "alpha": 1.0,
+        "set_resolve": True,
+        "thres": 0.83,
+        "block_num": 4,
+        "lam_dist": 0.0,
+        "m_beta": 0.32,
+    }
     configs |= {"clean_lam": 1.0, "mean": [0.0] * 3, "std": [1.0] * 3, "print_freq": 1000}
     for name in ("resnet18", "vit_tiny_patch16_224"):
         functions = matcher(sweeps, again)
@@ -440,7 +461,7 @@ def mosaics(matcher: Any, sweeps: Sweeps, again: Again, kept: dict[str, list[Any
             x, _, y = batch(seed, count=16)
             y = torch.eye(16)
             saliency = x - x.mean((2, 3), keepdim=True)
-            plan = mixer.plan(x, y, Drawn(seed, kept), lambda images, saliency=saliency: saliency)
+            plan = mixer.plan(x, y, drawn(seed, kept), lambda images, saliency=saliency: saliency)
             mixed, target = mixer.mix(x, y, **plan)
             found = saliency.square().mean(1).sqrt()
             z = F.avg_pool2d(found, 8)

@@ -18,19 +18,19 @@ from mixers import build, taps
 from mixers.guidedmix import LUMA, spectral_residual
 from mixers.snapmix import semantic_map
 from mixers.supermix import finds_both
-from originals import Checkout, Gap, Numpy, beside, puzzles
+from originals import Checkout, Gap, Numpy, beside
 from originals.looking import (
     CLASSES,
     CROSS_ENTROPY,
     LABEL,
     UPDATES,
     Again,
-    Drawn,
     Head,
     Meter,
     Sgd,
     batch,
     both_updated,
+    drawn,
     farthest,
     network,
     on_cpu,
@@ -39,14 +39,14 @@ from originals.looking import (
     updated,
 )
 
-MORE = (puzzles,)  # it fills COMPARISONS too
 TORCHVISION = (0.2989, 0.587, 0.114)
 
 
 def peak(x: Any) -> Any:
     """A detector for the originals: a map that is 1 at the pixel that ours finds, of an image (H, W, 3)."""
     image = torch.from_numpy(np.ascontiguousarray(x)).permute(2, 0, 1)[None]
-    row, column = build("saliencymix").salient_pixel(image)[0]
+    mixer: Any = build("saliencymix")
+    row, column = mixer.salient_pixel(image)[0]
     found = np.zeros(x.shape[:2], dtype=np.float32)
     found[row, column] = 1
     return True, found
@@ -82,7 +82,7 @@ def saliencymix_loop(original: Checkout) -> Iterator[Gap]:
     mixer, boxes = build("saliencymix", box_from="first"), 0
     for seed in range(500):
         x, _, y = batch(seed, count=2)
-        plan = mixer.plan(x, y, Drawn(seed, kept))
+        plan = mixer.plan(x, y, drawn(seed, kept))
         theirs = torch.ones(64, 64)
         lam = again.beta(1.0, 1.0)
         top, left, bottom, right = bbox(x[again.permutation(2)[0]], lam)
@@ -116,7 +116,7 @@ def saliencymix_openmixup(original: Checkout) -> Iterator[Gap]:
         mixer = build("saliencymix", box_from="first" if first else "each")
         for seed in range(200):
             x, _, y = batch(seed)
-            mixed, target = mixer.mix(x, y, **mixer.plan(x, y, Drawn(seed, kept)))
+            mixed, target = mixer.mix(x, y, **mixer.plan(x, y, drawn(seed, kept)))
             with on_cpu(again):
                 theirs, (y_a, y_b, lam) = function(x.clone(), y)
             images = max(images, farthest(mixed, theirs))
@@ -144,14 +144,15 @@ def attentivemix_openmixup(original: Checkout) -> Iterator[Gap]:
     look = original.method(
         "openmixup/models/classifiers/mixup_classification.py", "MixUpClassification", "_features", F=F, torch=torch
     )
-    teacher, mixer = network("resnet18").eval(), build("attentivemix")
+    teacher: Any = network("resnet18").eval()
+    mixer: Any = build("attentivemix")
     mixer.frozen = taps.Frozen(teacher)
     theirs = space(backbone_k=lambda images: [teacher.forward_features(images)])
     for size in (224, 160, 64):
         attention = cells = images = weights = 0.0
         for seed in range(3):
             x, _, y = batch(seed, size)
-            plan = mixer.plan(x, y, Drawn(seed, kept))
+            plan = mixer.plan(x, y, drawn(seed, kept))
             mixed, target = mixer.mix(x, y, **plan)
             with on_cpu(again), torch.no_grad():
                 features = look(theirs, x, cur_mode="attentivemix")
@@ -172,7 +173,7 @@ def attentivemix_openmixup(original: Checkout) -> Iterator[Gap]:
         yield Gap(f"label weights, {what}", weights, why=why)
     teacher = copy.deepcopy(teacher).train()
     x, _, y = batch(0, 64, count=32)
-    plan = mixer.plan(x, y, Drawn(0, kept))
+    plan = mixer.plan(x, y, drawn(0, kept))
     with on_cpu(again), torch.no_grad():
         features = look(theirs, x, cur_mode="attentivemix")
         (_, mask), _ = augment(x, y, 2.0, features=features, top_k=None, return_mask=True)
@@ -196,7 +197,7 @@ class TwoOutputs(nn.Module):
             return self.inner.forward_head(feature), feature.detach(), None
 
 
-class Settings(dict):  # type: ignore[type-arg]
+class Settings(dict):
     """Settings as SnapMix's code reads them: entries that are attributes too."""
 
     __getattr__ = dict.__getitem__
@@ -232,7 +233,7 @@ def snapmix_loop(original: Checkout) -> Iterator[Gap]:
     maps = images = weights = 0.0
     for seed in range(30):
         x, labels, y = batch(seed)
-        plan = mixer.plan(x, y, Drawn(seed, kept), model)
+        plan = mixer.plan(x, y, drawn(seed, kept), model)
         mixed, target = mixer.mix(x, y, **plan)
         with on_cpu(again):
             wrapped = TwoOutputs(model, evaluating=True)
@@ -259,7 +260,7 @@ def snapmix_loop(original: Checkout) -> Iterator[Gap]:
     yield again.gap()
 
 
-class Loader(list):  # type: ignore[type-arg]
+class Loader(list):
     """Batches with the progress bar of tqdm, which shows nothing."""
 
     def set_postfix(self, **shown: Any) -> None:
@@ -281,7 +282,7 @@ def snapmix_openmixup(original: Checkout) -> Iterator[Gap]:
     images = weights = 0.0
     for seed in range(30):
         x, labels, y = batch(seed)
-        plan = mixer.plan(x, y, Drawn(seed, kept), model)
+        plan = mixer.plan(x, y, drawn(seed, kept), model)
         mixed, target = mixer.mix(x, y, **plan)
         with on_cpu(again):
             theirs, (_, labels_b, lam_a, lam_b) = function(x.clone(), labels, 5.0, features=semantic_map(model, x, y))
@@ -358,7 +359,8 @@ def guidedmix_loop(original: Checkout) -> Iterator[Gap]:
             TF=transforms.functional,
         )(device="cpu")
     distance = original.names("FGVC/Utils/distance.py", "distance_function", torch=torch)
-    file, given = "FGVC/Implementor/guidedmixup.py", {"np": np, "torch": torch, "copy": copy}
+    file = "FGVC/Implementor/guidedmixup.py"
+    given: dict[str, Any] = {"np": np, "torch": torch, "copy": copy}
     given |= {"distance_function": distance, "time": mock.MagicMock(), "AverageMeter": Meter, "ProgressMeter": Meter}
     loop, pairing, normalization = (
         original.method(file, "GuidedMixupLearner", name, **given)
@@ -385,7 +387,8 @@ def guidedmix_loop(original: Checkout) -> Iterator[Gap]:
         return self
 
     why = "torchvision's grey has 0.2989 parts of red, ours 0.299."
-    mixer = build("guidedmix", source="spectral", share=1.0).mixers[1]
+    switch: Any = build("guidedmix", source="spectral", share=1.0)
+    mixer = switch.mixers[1]
     for luma, reason in ((TORCHVISION, ""), (LUMA, why)):
         grey = f"red weighs {luma[0]} in ours"
         with mock.patch("mixers.guidedmix.LUMA", luma):
@@ -459,7 +462,8 @@ def guidedmix_openmixup(original: Checkout) -> Iterator[Gap]:
         torch=torch,
         Variable=torch.autograd.Variable,
     )
-    mixer = build("guidedmix", source="gradient", share=1.0).mixers[1]
+    switch: Any = build("guidedmix", source="gradient", share=1.0)
+    mixer = switch.mixers[1]
     for name in ("resnet18", "vit_tiny_patch16_224"):
         model, partners, images, weights = network(name).train(), 0.0, 0.0, 0.0
         theirs = space(backbone=model, head=Head())
