@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixers import build, grids, taps
+from mixers import grids, taps
 from originals import Checkout, Gap, Numpy, beside
 from originals.looking import (
     CLASSES,
@@ -30,6 +30,7 @@ from originals.looking import (
     batch,
     both_updated,
     farthest,
+    made,
     network,
     on_cpu,
     relative,
@@ -169,12 +170,25 @@ def puzzlemix_loop(original: Checkout) -> Iterator[Gap]:
             binomial=lambda n, p, kept=kept: int(kept["random"].pop(0)[1] < p),
             uniform=lambda low, high, kept=kept: kept["random"].pop(0)[1],
         )
-        mixer = build("puzzlemix", blocks=[2, 4, 8, 16], **options)
+        mixer = made("puzzlemix", blocks=[2, 4, 8, 16], **options)
         solved = Solved(mixer)
         names = ("get_lambda", "cost_matrix", "cost_matrix_dict", "neigh_penalty", "mask_transport", "transport_image")
-        given = {"np": Numpy(again), "torch": OnCpu(), "F": F, "graphcut_multi": solved, "device": "cpu"}
+        given: dict[str, Any] = {
+            "np": Numpy(again),
+            "torch": OnCpu(),
+            "F": F,
+            "graphcut_multi": solved,
+            "device": "cpu",
+        }
         process = original.names("mixup.py", "mixup_process", "mixup_graph", *names, **given)[0]
-        args = {"adv_p": 0.0, "adv_eps": 10.0, "clean_lam": 0.0, "num_classes": CLASSES, **RGB, **theirs}
+        args: dict[str, Any] = {
+            "adv_p": 0.0,
+            "adv_eps": 10.0,
+            "clean_lam": 0.0,
+            "num_classes": CLASSES,
+            **RGB,
+            **theirs,
+        }
         args |= {"train": "mixup", "graph": True, "mixup_alpha": 1.0, "in_batch": False, "box": False, "beta": 1.2}
         args |= {
             "gamma": 0.5,
@@ -226,7 +240,7 @@ def empty_places(original: Checkout) -> Gap:
     transport = original.names("mixup.py", *names, np=np, torch=torch, device="cpu")[0]
     model, mixer, empty, places = (
         network("resnet18", zero_init_last=True, act_layer=nn.ReLU),
-        build("puzzlemix", blocks=[4]),
+        made("puzzlemix", blocks=[4]),
         0,
         0,
     )
@@ -287,7 +301,7 @@ def puzzlemix_openmixup(original: Checkout) -> Iterator[Gap]:
     for name, soft in (("resnet18", True), ("vit_tiny_patch16_224", True), ("resnet18", False)):
         kept: dict[str, list[Any]] = {}
         again = block_draws(kept)
-        mixer = build("puzzlemix")
+        mixer = made("puzzlemix")
         solved = Solved(mixer)
         names = ("cost_matrix", "neigh_penalty", "mask_transport", "transport_image")
         augment = original.names(
@@ -354,7 +368,14 @@ def comixup_loop(original: Checkout) -> Iterator[Gap]:
     """The published loop for ImageNet with our solver in place of its graph cuts, then with the graph cuts."""
     file, part = "comix-imagenet/lib/utils.py", 16
     settings = {"alpha": 1.0, "part": part, "niter": 3, "stride": 8, "omega": 0.0}
-    names = ("to_onehot", "random_initialize", "distance", "mix_input", "graphcut_multi", "mixup_match")
+    names: tuple[str, ...] = (
+        "to_onehot",
+        "random_initialize",
+        "distance",
+        "mix_input",
+        "graphcut_multi",
+        "mixup_match",
+    )
     names += ("get_onehot_matrix", "graphcut_wrapper", "obj_fn", "resolve_label")
     kept: dict[str, list[Any]] = {}
 
@@ -372,7 +393,14 @@ def comixup_loop(original: Checkout) -> Iterator[Gap]:
     dirichlet = lambda alphas: space(sample=lambda: torch.as_tensor(kept["dirichlet"].pop(0)[1][0]).float())  # noqa: E731
     laws = mock.patch("torch.distributions.dirichlet.Dirichlet", dirichlet)
     again = Again(kept, randint=randint)
-    configs = {"alpha": 1.0, "set_resolve": True, "thres": 0.83, "block_num": 4, "lam_dist": 0.0, "m_beta": 0.32}
+    configs: dict[str, Any] = {
+        "alpha": 1.0,
+        "set_resolve": True,
+        "thres": 0.83,
+        "block_num": 4,
+        "lam_dist": 0.0,
+        "m_beta": 0.32,
+    }
     configs |= {"clean_lam": 1.0, "mean": [0.0] * 3, "std": [1.0] * 3, "print_freq": 1000}
     for name in ("resnet18", "vit_tiny_patch16_224"):
         functions = matcher(sweeps, again)
@@ -399,7 +427,7 @@ def comixup_loop(original: Checkout) -> Iterator[Gap]:
         ) -> Any:
             return match["mixup_match"](x, y, params, saliency, distances, "cpu")
 
-        mixer, model = build("comixup", **settings), network(name)
+        mixer, model = made("comixup", **settings), network(name)
         batches = [batch(seed, count=part) for seed in range(UPDATES)]
         optimizer = Sgd(theirs_model := copy.deepcopy(model))
         ours = updated(mixer, model, batches, kept, CROSS_ENTROPY)
@@ -435,7 +463,7 @@ def mosaics(matcher: Any, sweeps: Sweeps, again: Again, kept: dict[str, list[Any
     ):
         how = f"omega={omega:g}, {solved_by}"
         functions, differing, images, weights = matcher(gco, again), 0.0, 0.0, 0.0
-        mixer = build("comixup", alpha=1.0, part=16, niter=3, stride=8, omega=omega)
+        mixer = made("comixup", alpha=1.0, part=16, niter=3, stride=8, omega=omega)
         for seed in range(8):
             x, _, y = batch(seed, count=16)
             y = torch.eye(16)
