@@ -22,7 +22,7 @@ RATE = 1e-3
 # A ReLU or a maximum turns a rounding into a jump of the gradient; blocks that start at 0 leave pixels without any.
 SMOOTH = {"act_layer": nn.SiLU, "zero_init_last": False}
 CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none")
-LABEL = {"resnet18": "smooth ResNet-18", "vit_tiny_patch16_224": "ViT-Ti/16"}
+LABEL = {"resnet18": "ResNet-18 of SiLU and mean pooling", "vit_tiny_patch16_224": "ViT-Ti/16"}
 space = types.SimpleNamespace
 
 

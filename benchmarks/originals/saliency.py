@@ -161,7 +161,7 @@ def attentivemix_openmixup(original: Checkout) -> Iterator[Gap]:
             cells = max(cells, float((plan["mask"] != mask).float().mean()))
             images = max(images, farthest(mixed, found))
             weights = max(weights, farthest(target, lam * y_a + (1 - lam) * y_b))
-        what = f"{size} x {size} pixels, smooth ResNet-18 as teacher, in evaluation mode in both"
+        what = f"{size} x {size} pixels, {LABEL['resnet18']} as teacher, in evaluation mode in both"
         yield Gap(f"attention of the teacher, {what}", attention, "relative")
         yield Gap(f"the cells that are kept, {what}", cells, "share")
         yield Gap(f"mixed images, {what}", images)
@@ -244,7 +244,7 @@ def snapmix_loop(original: Checkout) -> Iterator[Gap]:
         both = lam_a[:, None] * y + lam_b[:, None] * F.one_hot(labels_b, CLASSES)
         weights = max(weights, farthest(plan["weight"][:, None] * target, both))
     yield Gap(
-        "semantic maps, smooth ResNet-18 in evaluation mode in both, 64 x 64 pixels, 30 batches", maps, "relative"
+        f"semantic maps, {LABEL['resnet18']} in evaluation mode in both, 64 x 64 pixels, 30 batches", maps, "relative"
     )
     yield Gap("mixed images, 30 batches of 8", images)
     yield Gap("weights of the classes, 30 batches of 8, same_label_twice=True", weights)
@@ -259,7 +259,7 @@ def snapmix_loop(original: Checkout) -> Iterator[Gap]:
         with on_cpu(again):
             train(loader, TwoOutputs(theirs_model), CROSS_ENTROPY, optimizer, conf, looked)
         mode = "evaluation mode in both" if evaluating else "training mode in theirs"
-        yield from both_updated(ours, optimizer, f"smooth ResNet-18, looked at in {mode}", "" if evaluating else why)
+        yield from both_updated(ours, optimizer, f"{LABEL['resnet18']}, looked at in {mode}", "" if evaluating else why)
     yield again.gap()
 
 
@@ -339,7 +339,7 @@ def supermix_search(original: Checkout) -> Iterator[Gap]:
             both = finds_both(teacher((x + x[index]) / 2), torch.stack([label, label[index]], 1))
             apart += gap[(label != label[index]) & ~both].tolist()
             found += gap[(label != label[index]) & both].tolist()
-        what = f"sigma {sigma:g}, smooth ResNet-18 as teacher, 64 x 64 pixels"
+        what = f"sigma {sigma:g}, {LABEL['resnet18']} as teacher, 64 x 64 pixels"
         yield Gap(f"masks after {steps} steps, {len(apart) - 1} pairs of two classes, {what}", max(apart), why=why)
         if not why:
             yield Gap(f"masks after {steps} steps, {len(found) - 1} pairs found at once, {what}", max(found), why=once)
