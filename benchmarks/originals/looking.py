@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixers import Step
+from mixers import Step, build
 from originals import Gap
 
 CLASSES = 10
 UPDATES = 20
 RATE = 1e-3
-# A ReLU turns a rounding into a jump of the gradient, and blocks that start at 0 leave pixels without any.
+# A ReLU or a maximum turns a rounding into a jump of the gradient; blocks that start at 0 leave pixels without any.
 SMOOTH = {"act_layer": nn.SiLU, "zero_init_last": False}
 CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none")
-LABEL = {"resnet18": "ResNet-18 with SiLU", "vit_tiny_patch16_224": "ViT-Ti/16"}
+LABEL = {"resnet18": "ResNet-18 of SiLU and mean pooling", "vit_tiny_patch16_224": "ViT-Ti/16"}
 space = types.SimpleNamespace
 
 
@@ -119,10 +119,17 @@ def network(name: str, classes: int = CLASSES, **options: Any) -> Any:
     torch.manual_seed(0)
     options |= {"img_size": 64} if name.startswith("vit") else SMOOTH | options
     model = timm.create_model(name, num_classes=classes, **options).train()
+    if options.get("act_layer") is nn.SiLU:
+        model.maxpool = nn.AvgPool2d(3, 2, 1)
     with torch.no_grad():
         for seed in range(20):
             model(batch(1000 + seed)[0])
     return model
+
+
+def made(name: str, **options: Any) -> Any:
+    """A mixer of ours."""
+    return build(name, **options)
 
 
 def farthest(ours: Tensor, theirs: Tensor) -> float:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import transforms
 
-from mixers import build, taps
+from mixers import taps
 from mixers.guidedmix import LUMA, spectral_residual
 from mixers.snapmix import semantic_map
 from mixers.supermix import finds_both
@@ -32,6 +32,7 @@ from originals.looking import (
     both_updated,
     drawn,
     farthest,
+    made,
     network,
     on_cpu,
     relative,
@@ -45,8 +46,7 @@ TORCHVISION = (0.2989, 0.587, 0.114)
 def peak(x: Any) -> Any:
     """A detector for the originals: a map that is 1 at the pixel that ours finds, of an image (H, W, 3)."""
     image = torch.from_numpy(np.ascontiguousarray(x)).permute(2, 0, 1)[None]
-    mixer: Any = build("saliencymix")
-    row, column = mixer.salient_pixel(image)[0]
+    row, column = made("saliencymix").salient_pixel(image)[0]
     found = np.zeros(x.shape[:2], dtype=np.float32)
     found[row, column] = 1
     return True, found
@@ -79,7 +79,7 @@ def saliencymix_loop(original: Checkout) -> Iterator[Gap]:
         cv2=space(saliency=space(StaticSaliencyFineGrained_create=lambda: DETECTOR)),
         args=space(beta=1.0, salmix_prob=1.0, print_freq=1, verbose=False, epochs=1),
     )
-    mixer, boxes = build("saliencymix", box_from="first"), 0
+    mixer, boxes = made("saliencymix", box_from="first"), 0
     for seed in range(500):
         x, _, y = batch(seed, count=2)
         plan = mixer.plan(x, y, drawn(seed, kept))
@@ -109,11 +109,11 @@ def saliencymix_openmixup(original: Checkout) -> Iterator[Gap]:
     """Mixed images and label weights of OpenMixup's function, with our detector in place of OpenCV's."""
     kept: dict[str, list[Any]] = {}
     again = Again(kept)
-    given = {"np": Numpy(again), "torch": torch, "StaticSaliencyFineGrained_create": lambda: DETECTOR}
+    given: dict[str, Any] = {"np": Numpy(again), "torch": torch, "StaticSaliencyFineGrained_create": lambda: DETECTOR}
     function = original.names("openmixup/models/augments/saliencymix.py", "saliencymix", **given)
     for first, why in ((True, ""), (False, "Every sample has its own box, around the peak of its own partner.")):
         images = weights = 0.0
-        mixer = build("saliencymix", box_from="first" if first else "each")
+        mixer = made("saliencymix", box_from="first" if first else "each")
         for seed in range(200):
             x, _, y = batch(seed)
             mixed, target = mixer.mix(x, y, **mixer.plan(x, y, drawn(seed, kept)))
@@ -144,8 +144,7 @@ def attentivemix_openmixup(original: Checkout) -> Iterator[Gap]:
     look = original.method(
         "openmixup/models/classifiers/mixup_classification.py", "MixUpClassification", "_features", F=F, torch=torch
     )
-    teacher: Any = network("resnet18").eval()
-    mixer: Any = build("attentivemix")
+    teacher, mixer = network("resnet18").eval(), made("attentivemix")
     mixer.frozen = taps.Frozen(teacher)
     theirs = space(backbone_k=lambda images: [teacher.forward_features(images)])
     for size in (224, 160, 64):
@@ -161,7 +160,7 @@ def attentivemix_openmixup(original: Checkout) -> Iterator[Gap]:
             cells = max(cells, float((plan["mask"] != mask).float().mean()))
             images = max(images, farthest(mixed, found))
             weights = max(weights, farthest(target, lam * y_a + (1 - lam) * y_b))
-        what = f"{size} x {size} pixels, ResNet-18 as teacher, in evaluation mode in both"
+        what = f"{size} x {size} pixels, {LABEL['resnet18']} as teacher, in evaluation mode in both"
         yield Gap(f"attention of the teacher, {what}", attention, "relative")
         yield Gap(f"the cells that are kept, {what}", cells, "share")
         yield Gap(f"mixed images, {what}", images)
@@ -197,7 +196,7 @@ class TwoOutputs(nn.Module):
             return self.inner.forward_head(feature), feature.detach(), None
 
 
-class Settings(dict):
+class Settings(dict[str, Any]):
     """Settings as SnapMix's code reads them: entries that are attributes too."""
 
     __getattr__ = dict.__getitem__
@@ -216,7 +215,7 @@ def snapmix_loop(original: Checkout) -> Iterator[Gap]:
     kept: dict[str, list[Any]] = {}
     again = Again(kept, rand=np.zeros)
     box = original.names("utils/custom_ops.py", "rand_bbox", np=Numpy(again))
-    given = {"np": Numpy(again), "torch": torch, "F": F, "utils": space(rand_bbox=box)}
+    given: dict[str, Any] = {"np": Numpy(again), "torch": torch, "F": F, "utils": space(rand_bbox=box)}
     get_spm, function = original.names("utils/mixmethod.py", "get_spm", "snapmix", **given)
     train = original.names(
         "trainer/comm_train.py",
@@ -229,7 +228,8 @@ def snapmix_loop(original: Checkout) -> Iterator[Gap]:
         snapmix=function,
     )
     conf = Settings(cropsize=64, netname="resnet18", prob=1.0, beta=5.0, mixmethod="snapmix")
-    model, mixer = network("resnet18", act_layer=nn.ReLU), build("snapmix", same_label_twice=True)
+    model, mixer = network("resnet18"), made("snapmix", same_label_twice=True)
+    model.layer4[-1].act2 = nn.ReLU()  # their maps are of what a ReLU leaves
     maps = images = weights = 0.0
     for seed in range(30):
         x, labels, y = batch(seed)
@@ -242,7 +242,9 @@ def snapmix_loop(original: Checkout) -> Iterator[Gap]:
         maps, images = max(maps, relative([semantic_map(model, x, y)], [found])), max(images, farthest(mixed, theirs))
         both = lam_a[:, None] * y + lam_b[:, None] * F.one_hot(labels_b, CLASSES)
         weights = max(weights, farthest(plan["weight"][:, None] * target, both))
-    yield Gap("semantic maps, ResNet-18 in evaluation mode in both, 64 x 64 pixels, 30 batches", maps, "relative")
+    yield Gap(
+        f"semantic maps, {LABEL['resnet18']} in evaluation mode in both, 64 x 64 pixels, 30 batches", maps, "relative"
+    )
     yield Gap("mixed images, 30 batches of 8", images)
     yield Gap("weights of the classes, 30 batches of 8, same_label_twice=True", weights)
     why = "The published code looks in training mode, and so moves the running statistics twice."
@@ -256,11 +258,11 @@ def snapmix_loop(original: Checkout) -> Iterator[Gap]:
         with on_cpu(again):
             train(loader, TwoOutputs(theirs_model), CROSS_ENTROPY, optimizer, conf, looked)
         mode = "evaluation mode in both" if evaluating else "training mode in theirs"
-        yield from both_updated(ours, optimizer, f"ResNet-18, looked at in {mode}", "" if evaluating else why)
+        yield from both_updated(ours, optimizer, f"{LABEL['resnet18']}, looked at in {mode}", "" if evaluating else why)
     yield again.gap()
 
 
-class Loader(list):
+class Loader(list[Any]):
     """Batches with the progress bar of tqdm, which shows nothing."""
 
     def set_postfix(self, **shown: Any) -> None:
@@ -278,7 +280,8 @@ def snapmix_openmixup(original: Checkout) -> Iterator[Gap]:
     kept: dict[str, list[Any]] = {}
     again = Again(kept)
     function = original.names("openmixup/models/augments/snapmix.py", "snapmix", np=Numpy(again), torch=torch, F=F)
-    model, mixer = network("resnet18", act_layer=nn.ReLU), build("snapmix", same_label_twice=True)
+    model, mixer = network("resnet18"), made("snapmix", same_label_twice=True)
+    model.layer4[-1].act2 = nn.ReLU()  # their maps are of what a ReLU leaves
     images = weights = 0.0
     for seed in range(30):
         x, labels, y = batch(seed)
@@ -304,13 +307,16 @@ def supermix_search(original: Checkout) -> Iterator[Gap]:
     """The masks of the published search, step by step, towards the classes that the teacher sees."""
     kept: dict[str, list[Any]] = {}
     teacher, seen = network("resnet18").eval(), []
+    with torch.no_grad():  # so that it sees several classes
+        teacher.fc.weight *= 10
+        teacher.fc.bias -= teacher(batch(0, count=64)[0]).mean(0)
     process = original.names("supermix.py", "mask_process", torch=torch, F=F)
 
     def recorded(*args: Any, **options: Any) -> Tensor:
         seen.append(process(*args, **options))
         return seen[-1]
 
-    given = {"np": Numpy(Again(kept)), "torch": torch, "nn": nn, "F": F, "math": math, "copy": copy}
+    given: dict[str, Any] = {"np": Numpy(Again(kept)), "torch": torch, "nn": nn, "F": F, "math": math, "copy": copy}
     given |= {"Variable": torch.autograd.Variable, "mask_process": recorded}
     names = ("Smoothing", "smoother", "onehot", "kldiv2", "mix_batch")
     with on_cpu(None):
@@ -318,7 +324,7 @@ def supermix_search(original: Checkout) -> Iterator[Gap]:
     even = "Their smoothing kernel has 10 taps for a sigma of 2, and shifts by half a cell; ours has 11."
     once = "Where half and half already shows both classes ours keeps that; the published search takes one step first."
     for sigma, steps, why in ((1.0, 1, ""), (1.0, 3, ""), (2.0, 1, even)):
-        mixer, apart, found = build("supermix", grid=8 * int(sigma), sigma=sigma, steps=steps), [0.0], [0.0]
+        mixer, apart, found = made("supermix", grid=8 * int(sigma), sigma=sigma, steps=steps), [0.0], [0.0]
         for seed in range(6):
             x, _, _ = batch(seed)
             label = teacher(x).argmax(1)
@@ -332,7 +338,7 @@ def supermix_search(original: Checkout) -> Iterator[Gap]:
             both = finds_both(teacher((x + x[index]) / 2), torch.stack([label, label[index]], 1))
             apart += gap[(label != label[index]) & ~both].tolist()
             found += gap[(label != label[index]) & both].tolist()
-        what = f"sigma {sigma:g}, ResNet-18 as teacher, 64 x 64 pixels"
+        what = f"sigma {sigma:g}, {LABEL['resnet18']} as teacher, 64 x 64 pixels"
         yield Gap(f"masks after {steps} steps, {len(apart) - 1} pairs of two classes, {what}", max(apart), why=why)
         if not why:
             yield Gap(f"masks after {steps} steps, {len(found) - 1} pairs found at once, {what}", max(found), why=once)
@@ -387,8 +393,7 @@ def guidedmix_loop(original: Checkout) -> Iterator[Gap]:
         return self
 
     why = "torchvision's grey has 0.2989 parts of red, ours 0.299."
-    switch: Any = build("guidedmix", source="spectral", share=1.0)
-    mixer = switch.mixers[1]
+    mixer = made("guidedmix", source="spectral", share=1.0).mixers[1]
     for luma, reason in ((TORCHVISION, ""), (LUMA, why)):
         grey = f"red weighs {luma[0]} in ours"
         with mock.patch("mixers.guidedmix.LUMA", luma):
@@ -415,7 +420,7 @@ def guidedmix_loop(original: Checkout) -> Iterator[Gap]:
     ):
         model, batches = network(name), [batch(seed) for seed in range(UPDATES)]
         theirs_model = copy.deepcopy(model)
-        switch = build("guidedmix", source={"sr": "spectral", "ap": "gradient"}[source], share=1.0)
+        switch = made("guidedmix", source={"sr": "spectral", "ap": "gradient"}[source], share=1.0)
         with mock.patch("mixers.guidedmix.LUMA", TORCHVISION):
             ours = updated(switch, model, batches, {}, CROSS_ENTROPY)
         grey = f"red weighs {TORCHVISION[0]}, " if source == "sr" else ""
@@ -462,8 +467,7 @@ def guidedmix_openmixup(original: Checkout) -> Iterator[Gap]:
         torch=torch,
         Variable=torch.autograd.Variable,
     )
-    switch: Any = build("guidedmix", source="gradient", share=1.0)
-    mixer = switch.mixers[1]
+    mixer = made("guidedmix", source="gradient", share=1.0).mixers[1]
     for name in ("resnet18", "vit_tiny_patch16_224"):
         model, partners, images, weights = network(name).train(), 0.0, 0.0, 0.0
         theirs = space(backbone=model, head=Head())
