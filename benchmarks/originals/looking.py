@@ -41,11 +41,6 @@ class Drawn:
         return draw
 
 
-def drawn(seed: int, kept: dict[str, list[Any]]) -> Any:
-    """A generator, as mixers take it, that keeps its draws in ``kept``."""
-    return Drawn(seed, kept)
-
-
 class Again:
     """The random functions of the originals: what ``kept`` holds, in turn; ``other`` counts draws of other laws."""
 
@@ -148,7 +143,7 @@ def updated(mixer: Any, model: nn.Module, batches: list[Any], kept: dict[str, li
     optimizer = Sgd(model)
     for seed, (x, _, y) in enumerate(batches):
         optimizer.zero_grad()
-        loss = step(x.clone(), y, drawn(seed, kept)).loss
+        loss = step(x.clone(), y, Drawn(seed, kept)).loss
         loss.backward()
         optimizer.losses.append(float(loss.detach()))
         optimizer.step()

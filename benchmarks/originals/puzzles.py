@@ -23,12 +23,12 @@ from originals.looking import (
     RATE,
     UPDATES,
     Again,
+    Drawn,
     Head,
     Meter,
     Sgd,
     batch,
     both_updated,
-    drawn,
     farthest,
     made,
     network,
@@ -476,7 +476,7 @@ def mosaics(matcher: Any, sweeps: Sweeps, again: Again, kept: dict[str, list[Any
             x, _, y = batch(seed, count=16)
             y = torch.eye(16)
             saliency = x - x.mean((2, 3), keepdim=True)
-            plan = mixer.plan(x, y, drawn(seed, kept), lambda images, saliency=saliency: saliency)
+            plan = mixer.plan(x, y, Drawn(seed, kept), lambda images, saliency=saliency: saliency)
             mixed, target = mixer.mix(x, y, **plan)
             found = saliency.square().mean(1).sqrt()
             z = F.avg_pool2d(found, 8)

@@ -25,12 +25,12 @@ from originals.looking import (
     LABEL,
     UPDATES,
     Again,
+    Drawn,
     Head,
     Meter,
     Sgd,
     batch,
     both_updated,
-    drawn,
     farthest,
     made,
     network,
@@ -82,7 +82,7 @@ def saliencymix_loop(original: Checkout) -> Iterator[Gap]:
     mixer, boxes = made("saliencymix", box_from="first"), 0
     for seed in range(500):
         x, _, y = batch(seed, count=2)
-        plan = mixer.plan(x, y, drawn(seed, kept))
+        plan = mixer.plan(x, y, Drawn(seed, kept))
         theirs = torch.ones(64, 64)
         lam = again.beta(1.0, 1.0)
         top, left, bottom, right = bbox(x[again.permutation(2)[0]], lam)
@@ -116,7 +116,7 @@ def saliencymix_openmixup(original: Checkout) -> Iterator[Gap]:
         mixer = made("saliencymix", box_from="first" if first else "each")
         for seed in range(200):
             x, _, y = batch(seed)
-            mixed, target = mixer.mix(x, y, **mixer.plan(x, y, drawn(seed, kept)))
+            mixed, target = mixer.mix(x, y, **mixer.plan(x, y, Drawn(seed, kept)))
             with on_cpu(again):
                 theirs, (y_a, y_b, lam) = function(x.clone(), y)
             images = max(images, farthest(mixed, theirs))
@@ -151,7 +151,7 @@ def attentivemix_openmixup(original: Checkout) -> Iterator[Gap]:
         attention = cells = images = weights = 0.0
         for seed in range(3):
             x, _, y = batch(seed, size)
-            plan = mixer.plan(x, y, drawn(seed, kept))
+            plan = mixer.plan(x, y, Drawn(seed, kept))
             mixed, target = mixer.mix(x, y, **plan)
             with on_cpu(again), torch.no_grad():
                 features = look(theirs, x, cur_mode="attentivemix")
@@ -172,7 +172,7 @@ def attentivemix_openmixup(original: Checkout) -> Iterator[Gap]:
         yield Gap(f"label weights, {what}", weights, why=why)
     teacher = copy.deepcopy(teacher).train()
     x, _, y = batch(0, 64, count=32)
-    plan = mixer.plan(x, y, drawn(0, kept))
+    plan = mixer.plan(x, y, Drawn(0, kept))
     with on_cpu(again), torch.no_grad():
         features = look(theirs, x, cur_mode="attentivemix")
         (_, mask), _ = augment(x, y, 2.0, features=features, top_k=None, return_mask=True)
@@ -233,7 +233,7 @@ def snapmix_loop(original: Checkout) -> Iterator[Gap]:
     maps = images = weights = 0.0
     for seed in range(30):
         x, labels, y = batch(seed)
-        plan = mixer.plan(x, y, drawn(seed, kept), model)
+        plan = mixer.plan(x, y, Drawn(seed, kept), model)
         mixed, target = mixer.mix(x, y, **plan)
         with on_cpu(again):
             wrapped = TwoOutputs(model, evaluating=True)
@@ -285,7 +285,7 @@ def snapmix_openmixup(original: Checkout) -> Iterator[Gap]:
     images = weights = 0.0
     for seed in range(30):
         x, labels, y = batch(seed)
-        plan = mixer.plan(x, y, drawn(seed, kept), model)
+        plan = mixer.plan(x, y, Drawn(seed, kept), model)
         mixed, target = mixer.mix(x, y, **plan)
         with on_cpu(again):
             theirs, (_, labels_b, lam_a, lam_b) = function(x.clone(), labels, 5.0, features=semantic_map(model, x, y))
