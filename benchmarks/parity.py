@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="render the page from the record that is there")
     args = parser.parse_args()
     if args.list:
-        print(*sorted({f"https://github.com/{c.repository}" for c in COMPARISONS}), sep="\n")
+        last = {r["repository"]: r["commit"] for r in json.loads(RECORD.read_text())["rows"]} if RECORD.exists() else {}
+        for name in sorted({c.repository for c in COMPARISONS}):
+            print(f"https://github.com/{name} {last.get(name, '')}")
         return
     if not args.page:
         if not args.originals:
@@ -66,6 +68,7 @@ def main() -> None:
 def row(comparison: Comparison, originals: Path) -> dict[str, Any]:
     """What one comparison found, and when, with what."""
     checkout = Checkout(originals / comparison.repository.split("/")[1])
+    checkout.check(*comparison.files)
     gaps = [gap._asdict() for gap in comparison.run(checkout)]
     for gap in gaps:
         print(f"{comparison.subject:14} {gap['gap']:<10.3g} {gap['unit']:9} {gap['compared']}", flush=True)

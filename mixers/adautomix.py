@@ -14,10 +14,11 @@ lam_i cos(k(x_k), k(x_i))``.
 Published defaults: alpha = 1, margin 0.03; ImageNet: n = 2, beta = 0.1, a lambda channel, BatchNorm behind Q and K for
 ResNet-50; Tiny-ImageNet: n = 3, beta = 0.4, neither. m from 0.999 to 0.99999 (ImageNet).
 
-Sampling law: ``adautomix@qin-2024.2``: as AutoMix, lambda ~ Beta(alpha, alpha), twice; for n = 3 three draws of
+Sampling law: ``adautomix@qin-2024``: as AutoMix, lambda ~ Beta(alpha, alpha), twice; for n = 3 three draws of
 Beta(alpha, alpha), divided by their sum, once for both batches. Near the ends (lambda, or for n = 3 the first share, or
 one minus it at most the margin) the classifier's batch is plain Mixup of n samples. Partners: one uniformly random
-permutation for each. (``adautomix@qin-2024`` drew a second triple, and for n = 3 looked at one minus the first alone.)
+permutation for each. With n = 3 this is ``adautomix@qin-2024.2``: the first version drew a second triple, looked at one
+minus the first share alone, and passed the plain mixture through the classifier for mixed images.
 
 Cost: 3.1 x a vanilla step in FLOPs, about 4 x with three samples.
 
@@ -27,7 +28,8 @@ Deviations: one forward of k on the clean batch serves masks and logits, for whi
 times, four with three samples; so half of the batches in the BatchNorm statistics of k are mixed, in theirs a quarter
 or a fifth. The stated purpose of cos is to keep the mixed image near its sources, but minimised with this sign, as both
 reference codes do, it drives them apart; ``cos_sign = -1`` is the stated purpose. OpenMixup's condition on the margin
-for three samples is turned round, so that it hardly ever mixes by masks; here it is the reference code's.
+for three samples is turned round (margin < 1 - lambda for margin > 1 - lambda), so that it hardly ever mixes by masks;
+here it is the reference code's.
 """
 
 import copy
@@ -116,6 +118,7 @@ class AdAutoMix(Mixer):
         ops.check_count("adv_interval", adv_interval)
         self.alpha = alpha
         self.samples = samples
+        self.law = "adautomix@qin-2024" + ".2" * (samples == 3)
         self.pairs = samples == 2
         self.beta = beta
         self.adv_interval = adv_interval

@@ -30,12 +30,12 @@ three are evaluated and exported beside it: ``k_one``, ``q`` and ``q_one``.
 Deviations: where later layers keep no statistics (DeiT, Swin, PVT, ConvNeXt), k stops behind the stage that masks are
 made from; the result is the same. Both masks of a step share one projection of the map. The classifier for clean images
 starts from the numbers of the other one. OpenMixup makes the mask of the classifier's batch also where the margin
-discards it; here it is not made. Its ViT configurations keep this behaviour of ``switch_off``; the paper trains the mix
-block in every step. Its hook multiplies gamma's cosine factor onto the value of the last update: gamma is below a tenth
-of its start after 2 % of the ImageNet runs, and 0 in effect for the rest. That is ``mask_loss_law = "compounded"``,
-which the settings of its tables take; the default goes from start to end over the whole training. Its encoder takes the
-momentum of the progress before an update, here it is that behind it: a gap of at most 0.000145, in the update at which
-the delay ends.
+discards it; here it is not made. OpenMixup's ViT configurations keep this behaviour of ``switch_off``; the paper trains
+the mix block in every step. Its hook multiplies gamma's cosine factor onto the value of the last update: gamma is below
+a tenth of its start after 2 % of the ImageNet runs, and 0 in effect for the rest. That is ``mask_loss_law =
+"compounded"``, which the settings of its tables take; the default goes from start to end over the whole training. Its
+encoder takes the momentum of the progress before an update, here it is that behind it: a gap of at most 0.000145, in
+the update at which the delay ends.
 """
 
 import copy

@@ -23,10 +23,10 @@ Cost: a forward and a backward pass of the clean batch, which are learned from: 
 
 Deviations: labels of a mosaic by row and column sweeps instead of alpha-beta swaps, all parts at once; from the second
 time on also from the one label that is best for all cells, and the labels of less energy are taken: the same labels as
-by swaps on most mosaics, and of less energy on most others. No early stop, which skipped pushing equal mosaics apart.
-``sum(D) = 0`` counts as no distance. An image without any gradient has saliency everywhere. The clean loss has the
-weight ``clean_lam`` beside the mixed one, as in the reference code for ImageNet (for CIFAR: 2/K beside a binary loss
-averaged over K).
+by swaps on most mosaics, of more energy on 2 to 11 percent and of less on 5 to 45 percent (80 mosaics of random
+saliency, from peaked to flat). No early stop, which skipped pushing equal mosaics apart. ``sum(D) = 0`` counts as no
+distance. An image without any gradient has saliency everywhere. The clean loss has the weight ``clean_lam`` beside the
+mixed one, as in the reference code for ImageNet (for CIFAR: 2/K beside a binary loss averaged over K).
 """
 
 from itertools import combinations

@@ -26,8 +26,8 @@ Models: those of TransMix, Swin by the mean over all patches as queries. A cell 
 coarsest patches (DeiT 16 pixels, PVT and Swin 32), so that each shows one image.
 
 Deviations: ``s`` carries no gradient; in the reference code it does (``detach=False``). The attention carries none in
-either. The published numbers are of patches of 14, hence 1.3 times the compute of DeiT at 16; its shipped
-configurations switch the labeling off, which its README contradicts. Images whose sides are no whole number of cells
+either. The published numbers are of patches of 14, hence 1.3 times the compute of DeiT at 16; the shipped
+configurations have the labeling off, and the README describes it as on. Images whose sides are no whole number of cells
 have smaller ones at the far border, with ``area`` that of the pixels, where the reference code and OpenMixup count
 cells. OpenMixup cuts the cells to 64 pixels, looks at the unmixed images in another forward, and replaces the shares of
 a batch by their mean, as with TransMix.

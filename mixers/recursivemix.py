@@ -21,11 +21,11 @@ Row i of a batch that has no row i in the history stays as it is. A forward in e
 Cost: no extra pass; the second classifier, and one batch of memory per micro-batch.
 
 Deviations: until April 2023 (commit ed381bf) the reference code handed rows to RoIAlign as columns, so that its box was
-mirrored at the diagonal; ``swapped_roi=True`` is that, and probably what made the published numbers. It forgets the
-history at the start of an epoch; here it is kept. A box without area, of which it fails to catch some, leaves the batch
-as it is. The second classifier starts as a copy of the first (reference code: drawn anew). Placement ours: of token
-networks (DeiT, PVT) the patches are the last feature, and the head's own norm, where there is one, comes before the
-second classifier.
+mirrored at the diagonal; ``swapped_roi=True`` is that; the paper is of March 2022. It forgets the history at the start
+of an epoch; here it is kept. A box without area leaves the batch as it is; the reference code skips most such boxes.
+The second classifier starts as a copy of the first (reference code: drawn anew). Placement ours: of token networks
+(DeiT, PVT) the patches are the last feature, and the head's own norm, where there is one, comes before the second
+classifier.
 """
 
 import copy

@@ -19,10 +19,10 @@ The target is ``(w_a*y + w_b*y[index]) / (w_a + w_b)``, a distribution, and a sa
 Cost: one forward without gradient, a third of a plain step more.
 
 Deviations: the map is made in evaluation mode (reference code: in training mode, which moves the running statistics
-twice). ``same_label_twice=True`` doubles the loss of pairs of one class, as the reference code does without a word in
-the paper. A map without contrast counts as uniform. No ReLU before the map: nothing to do for a ResNet. Placement ours:
-the map is of what the classifier would see at each position, after the head's norm where it has one; of token networks
-(DeiT, PVT) these are the patches, which the classifier of the class token was not trained on.
+twice). ``same_label_twice=True`` doubles the loss of pairs of one class, as the reference code does, which the paper
+does not mention. A map without contrast counts as uniform. No ReLU before the map: nothing to do for a ResNet.
+Placement ours: the map is of what the classifier would see at each position, after the head's norm where it has one; of
+token networks (DeiT, PVT) these are the patches, which the classifier of the class token was not trained on.
 """
 
 from typing import Any

@@ -22,12 +22,12 @@ Cost: one more forward, 1.33 steps of the model itself (half of the steps in ``t
 
 Deviations: the reference code ignores Beta: 112 of 196 cells show the partner, 4/7 of any grid with
 ``use_alpha=False``; after ten refusals it stops short of that. Its A are dense labels that a large network made
-offline, or none for a class that they miss, and its w + w' is not 1, of which it takes half of the label smoothing
-each; here it is in proportion. Here A is the model's own attention, as in OpenMixup, or with ``teacher`` that of a
-trained transformer. OpenMixup looks with drop path on, weighs each image by the cells where it is hidden, by weights
-that do not sum to 1, and averages them over the batch; it adds 14 of 196 cells to every count, rounds it down, and
-stops short as the reference code does. The reference code pairs a batch with its reverse and takes the binary
-cross-entropy; here the loss is the recipe's.
+offline, or none for a class that they miss, and its two label weights do not sum to 1; it takes half of the label
+smoothing from each of them, here it is in proportion. Here A is the model's own attention, as in OpenMixup, or with
+``teacher`` that of a trained transformer. OpenMixup looks with drop path on, weighs each image by the cells where it is
+hidden, by weights that do not sum to 1, and averages them over the batch; it adds 14 of 196 cells to every count,
+rounds it down, and stops short as the reference code does. The reference code pairs a batch with its reverse and takes
+the binary cross-entropy; here the loss is the recipe's.
 """
 
 import math

@@ -70,7 +70,18 @@ class Checkout:
     @property
     def commit(self) -> str:
         """The commit that is checked out, shortened to ten letters."""
-        command = ["git", "-C", str(self.folder), "rev-parse", "--short=10", "HEAD"]
+        return self.git("rev-parse", "--short=10", "HEAD")
+
+    def check(self, *files: str) -> None:
+        """Raise ``LookupError`` unless the folder is a checkout of its own, with these files as they were committed."""
+        if Path(self.git("rev-parse", "--show-toplevel")) != self.folder.resolve():
+            raise LookupError(f"{self.folder} is no checkout of its own")
+        if changed := self.git("status", "--porcelain", "--", *files):
+            raise LookupError(f"{self.folder} was changed: {changed}")
+
+    def git(self, *words: str) -> str:
+        """What git says of the checkout."""
+        command = ["git", "-C", str(self.folder), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     def names(self, file: str, *wanted: str, **given: Any) -> Any:

@@ -59,7 +59,11 @@ class Again:
 
     def gap(self) -> Gap:
         """Whether the original asked for the laws that ours drew from."""
-        return Gap(f"the laws that are drawn from, {self.asked:,} draws", self.other / self.asked, "share")
+        return Gap(
+            f"draws that the original makes from another distribution, of {self.asked:,}",
+            self.other / self.asked,
+            "share",
+        )
 
 
 class Meter:

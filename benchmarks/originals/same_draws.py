@@ -76,9 +76,8 @@ class Again:
 
     def gap(self) -> Gap:
         """Whether the original asked for the laws that ours drew from, since the last time."""
-        gap = Gap(
-            f"random draws that are asked for by another law, {self.asked:,} draws", self.other / self.asked, "share"
-        )
+        what = f"draws that the original makes from another distribution, of {self.asked:,}"
+        gap = Gap(what, self.other / self.asked, "share")
         self.asked = self.other = 0
         return gap
 

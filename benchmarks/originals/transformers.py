@@ -21,7 +21,7 @@ from originals import Gap
 CLASSES, IMAGES, UPDATES = 10, 8, 20
 REVERSE = torch.arange(IMAGES).flip(0)
 CYCLE = torch.arange(IMAGES).roll(3)
-ROUNDING = "32 bits are rounded in another order"
+ROUNDING = ""  # sums in another order need no reason
 PARTS = {  # of timm and torch, as the originals import them
     "torch": torch, "nn": nn, "F": functional, "math": math, "partial": partial, "OrderedDict": OrderedDict,
     "to_2tuple": timm.layers.to_2tuple, "trunc_normal_": timm.layers.trunc_normal_, "Mlp": timm.layers.Mlp,

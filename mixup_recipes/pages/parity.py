@@ -4,25 +4,32 @@ import json
 from typing import Any
 
 from mixers import MIXERS
-from mixers.registry import docstring, signature
+from mixers.registry import docstring, nearest, signature
 from mixup_recipes.files import shipped
 from mixup_recipes.pages.markdown import escaped, markdown_table, shown
 from mixup_recipes.pages.methods import parse
 
 RECORD = shipped("model_cards") / "parity.json"
-ROUNDING = 1e-3  # what sums in another order come to at most, after 20 updates
+ALONE = {"vanilla": "there is nothing to compare", "grafting": "its code is not public"}
+"""Methods without a row, and why."""
 UNITS = {"absolute": "", "relative": " of the largest value", "share": " of all"}
 INTRODUCTION = """# Held against the original code
 
-Every method runs here beside the code of its authors, or of OpenMixup where the published numbers come from it: on the
-same images, the same weights and the same draws. A gap is the largest difference between both, of all values that were
-compared; 1e-7 is the rounding of a sum in 32 bits, which grows over updates. The first table has the largest gap of
-those below 1e-3, and how many figures differ by more, for a reason; the section of a method has every figure, the
-reasons, and all that its file states. The authors' lines run as they stand, from a checkout; nothing of them is kept
-here.
+Every method whose code is public runs here beside the code of its authors, or of OpenMixup, where the published numbers
+come from: on the same images, the same weights and the same draws. A gap is the largest difference between both, of all
+values that were compared; 1e-7 is the rounding of a sum in 32 bits, which grows over updates. The first table has the
+largest gap of the figures that agree, and how many differ for a reason. The section of a method has every figure, the
+reasons, and all differences that its file states.
+
+The lines that compute a method are the authors', read from a checkout; nothing of them is kept here. What is around
+them is replaced where it is not installed or not the matter: mmcv's base classes by stand-ins, networks by timm's or by
+small ones, random functions by those that give our draws, in some rows a solver or a detector by ours. Rows that say
+float64 run both sides in 64 bits. OpenMixup's tables are of its commit 1fb74ee (August 2023), older than the checkout;
+cutmix, fmix, puzzlemix and the hook of averaged weights have changed since, and the hook that compounds AutoMix's
+mask loss has not, as the ImageNet configurations call it.
 
 ```bash
-python benchmarks/parity.py --list                           # the repositories to check out
+python benchmarks/parity.py --list                           # the repositories to check out, and their commits
 python benchmarks/parity.py --originals FOLDER               # all figures of this page
 python benchmarks/parity.py --originals FOLDER --only cutmix # those of one method
 mixup-recipes methods show cutmix                            # what this page says of one method
@@ -52,8 +59,8 @@ def overview(subjects: list[str], rows: list[dict[str, Any]]) -> str:
     for subject in subjects:
         own = [row for row in rows if row["subject"] == subject]
         gaps = [gap for row in own for gap in row["gaps"]]
-        plain = [gap for gap in gaps if not differs(gap)]
-        worst = number(max(plain, key=lambda gap: gap["gap"])) if plain else "-"
+        plain = [gap for gap in gaps if not gap["why"]]
+        worst = number(max(plain, key=lambda gap: gap["gap"])) if plain else ALONE.get(subject, "-")
         link = f"[{subject}](#{subject.lower().replace(' ', '-')})"
         others = len(gaps) - len(plain)
         lines.append(
@@ -70,11 +77,6 @@ def overview(subjects: list[str], rows: list[dict[str, Any]]) -> str:
     )
 
 
-def differs(gap: dict[str, Any]) -> bool:
-    """Whether a gap is more than rounding."""
-    return bool(gap["gap"] >= ROUNDING or (gap["unit"] == "share" and gap["gap"] > 0))
-
-
 def original(row: dict[str, Any]) -> str:
     """A repository and its commit, as a link."""
     address = f"https://github.com/{row['repository']}"
@@ -86,11 +88,14 @@ def section(subject: str, rows: list[dict[str, Any]]) -> str:
     parts = [f"\n## {subject}\n"]
     for row in (row for row in rows if row["subject"] == subject):
         files = ", ".join(f"`{file}`" for file in row["files"])
-        parts.append(f"Beside {original(row)}, {files}; without it: `tests/{row['held']}`.\n")
+        parts.append(f"{original(row)}, {files}. The same formula without the checkout: `tests/{row['held']}`.\n")
         lines = [[escaped(gap["compared"]), number(gap), escaped(gap["why"])] for gap in row["gaps"]]
         parts.append(markdown_table(["compared", "gap", "why"], lines) + "\n")
+    if subject not in ALONE:
+        name = subject if subject.isidentifier() else f"'{subject}'"
+        parts.append(f"Made by `python benchmarks/parity.py --originals FOLDER --only {name}`.\n")
     if subject in MIXERS:
-        parts.append(f"Stated: {parse(docstring(subject)).parts['Deviations']}")
+        parts.append(f"What its file states as deviations: {parse(docstring(subject)).parts['Deviations']}")
     return "\n".join(parts).rstrip()
 
 
@@ -119,14 +124,19 @@ def methods_list() -> str:
 
 def method_text(name: str) -> str:
     """What is known of a mixer, for a terminal: its file's docstring, its arguments, and its rows of the page."""
+    if name not in MIXERS:
+        raise ValueError(f"unknown mixer {name!r}; {nearest(name, MIXERS)}")
     given = signature(name).parameters.values()
     arguments = ", ".join(p.name if p.default is p.empty else f"{p.name}={shown(p.default)}" for p in given)
     lines = [f"{name}: {docstring(name)}", "", f"Arguments: {arguments or 'none'}", "", "Beside the original code:"]
     rows = [row for row in recorded() if row["subject"] == name]
     for row in rows:
-        lines.append(f"  {row['repository']} {row['commit'][:7]}, {', '.join(row['files'])}, {row['date']}")
-        for gap in row["gaps"]:
-            lines.append(f"    {gap['compared']}: {number(gap)}" + (f" ({gap['why']})" if gap["why"] else ""))
-        lines.append(f"    The test of the same formula without that code: tests/{row['held']}")
-    lines += [] if rows else ["  not compared: there is no original, or its code is not public"]
+        plain = [gap for gap in row["gaps"] if not gap["why"]]
+        worst = number(max(plain, key=lambda gap: gap["gap"])) if plain else "-"
+        lines.append(
+            f"  {row['repository']} {row['commit'][:7]}, {row['date']}: {len(plain)} figures agree, up to {worst}"
+        )
+        for gap in (gap for gap in row["gaps"] if gap["why"]):
+            lines.append(f"    differs: {gap['compared']}: {number(gap)}; {gap['why']}")
+    lines += ["  every figure: docs/parity.md"] if rows else [f"  {ALONE[name]}"]
     return "\n".join(lines).replace("``", "`") + "\n"

@@ -98,9 +98,20 @@ def later_laws(content: dict[str, Any]) -> list[str]:
 
 
 def earlier_law(content: dict[str, Any]) -> str:
-    """The law of a record's mixer today, where its runs followed an earlier one; else empty."""
-    law = sampling_law(content["fields"]["mixer"])
-    return law if "." in law and law not in later_laws(content) else ""
+    """The law today of a mixer of a record, or of one inside it, where its runs followed an earlier one; else empty."""
+    mixer = content["fields"]["mixer"]
+    names = {mixer, *named_in(content["fields"].get("mixer_args", {}).get(mixer))}
+    laws = sorted(law for name in names if "." in (law := sampling_law(name)))
+    return next((law for law in laws if law not in later_laws(content)), "")
+
+
+def named_in(args: Any) -> set[str]:
+    """Every word in a mixer's arguments, among them the mixers that are its parts."""
+    if isinstance(args, dict):
+        return set(args).union(*map(named_in, args.values()))
+    if isinstance(args, list):
+        return set().union(*map(named_in, args))
+    return {args} if isinstance(args, str) else set()
 
 
 def excluded(content: dict[str, Any]) -> str:

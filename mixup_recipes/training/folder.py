@@ -63,13 +63,15 @@ def noted(folder: Path, name: str) -> dict[str, Any]:
 
 
 def laws(module: nn.Module) -> list[str]:
-    """The sampling laws of the mixers inside a module, as their files name them: ``["cutmix@clova-2019"]``.
+    """The sampling laws of the mixers inside a module, as they or their files name them: ``["cutmix@clova-2019"]``.
 
     A number behind a point counts the versions of a law: what a run drew by one is not what it would draw by the next.
     """
-    parts = [type(part).__module__ for part in module.modules() if isinstance(part, Mixer)]
-    files = {getattr(sys.modules.get(name), "__doc__", "") or "" for name in parts}  # a script may be forgotten (runpy)
-    return sorted(name for text in files for name in re.findall(LAW, text, re.M))
+    parts = [part for part in module.modules() if isinstance(part, Mixer)]
+    named = {str(part.law) for part in parts if hasattr(part, "law")}  # where it depends on the arguments
+    files = {type(part).__module__ for part in parts if not hasattr(part, "law")}
+    texts = [getattr(sys.modules.get(file), "__doc__", "") or "" for file in files]  # a script may be forgotten (runpy)
+    return sorted(named | {name for text in texts for name in re.findall(LAW, text, re.M)})
 
 
 def check_mixer(folder: Path, step: nn.Module) -> None:
