@@ -10,7 +10,7 @@ import pytest
 from timm.data.auto_augment import rand_augment_transform
 from tiny import ROOT
 
-from mixers import MIXERS
+from mixers import MIXERS, build
 from mixup_recipes import flags, names, resolve
 from mixup_recipes.recipe import Recipe, differences, explain, schema, to_yaml
 from mixup_recipes.resolve import load_recipe, settings, split_name
@@ -38,6 +38,16 @@ def complaint(name, **overrides):
         load_recipe(str(name), **overrides)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_a_saved_recipe_without_the_later_arguments_means_what_it_meant_then(tmp_path):
+    saved = tmp_path / "recipe.yaml"
+    lines = to_yaml(load_recipe("deit_s_automix")).splitlines()
+    saved.write_text("\n".join(line for line in lines if "pixels" not in line).replace("mask_loss_law: compounded", ""))
+    recipe = load_recipe(str(saved))
+    assert recipe.pixels == "v1" and recipe.mixer_args["automix"]["mask_loss_law"] == "cosine"
+    assert build(recipe.mixer, **recipe.mixer_args["automix"]).mask_loss_law == "cosine"
+    assert load_recipe("deit_s_automix").pixels == "v2"
 
 
 @pytest.mark.parametrize("name", settings())

@@ -84,6 +84,8 @@ def test_runs_by_another_version_of_a_mixer_s_law_are_recorded_apart_and_do_not_
         content["fields"] |= records.fields_of(load_recipe("quickstart_guidedmix"))
     assert records.excluded(earlier) == "runs of an earlier law than guidedmix@kang-2023.2 do not count"
     assert not records.excluded(later) and not records.earlier_law(of_run(run("c")))  # CutMix has its first law
+    nested = of_run(run("d", mixer="decouplemix", mixer_args={"base": {"guidedmix": {}}}))
+    assert records.earlier_law(nested) == "guidedmix@kang-2023.2"
 
 
 def test_a_record_gains_seeds_goes_on_with_unfinished_ones_and_refuses_contradictions(run, tmp_path):

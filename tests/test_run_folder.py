@@ -265,3 +265,6 @@ def test_a_run_that_was_begun_by_an_earlier_law_of_its_mixer_is_neither_continue
                 check_mixer(folder, step)
     (folder / "env.json").write_text(json.dumps({"python": "3.11"}))
     check_mixer(folder, nn.ModuleList([build("cutmix")]))  # whose law is still the first one
+    check_mixer(folder, nn.ModuleList([build("adautomix")]))  # of two samples, where it is the first one too
+    with pytest.raises(UserError, match=r"by an earlier law of its mixer, which is adautomix@qin-2024\.2 now"):
+        check_mixer(folder, nn.ModuleList([build("adautomix", samples=3)]))
