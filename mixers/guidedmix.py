@@ -22,8 +22,10 @@ is the magnitude of the image that comes back, smoothed by the same Gaussian bef
 Deviations: pairs are searched on the device, in B short steps, and nothing is read back. The authors' main script asks
 for a search ("greedy_c") that its code does not know, so that it pairs by a random permutation; the paper and their
 code for fine-grained sets search (OpenMixup's search comes after the images were paired at random, and has no effect).
-Saliency is looked at in evaluation mode and leaves no gradient. Grey is the luma of the normalised channels. An image
-without contrast, or without gradient, is salient everywhere.
+Saliency is looked at in evaluation mode (reference code: in training mode) and leaves no gradient. Grey is the luma of
+the normalised channels, with 0.299 parts of red (reference code: 0.2989, by which masks differ by up to 0.013). A pixel
+where neither image is salient is half of each (reference code: not a number). An image without contrast, or without
+gradient, is salient everywhere.
 """
 
 import math

@@ -23,8 +23,9 @@ Deviations: the minimum is exact up to 8 x 8 blocks (reference code: alpha-beta 
 a block holds a third of the saliency), by descent on convex labels, for which lam0 is kept 1e-4 from 0 and 1 inside the
 logarithm; finer grids get row and column sweeps. Labels follow each sample's own lam, also with label smoothing
 (OpenMixup: the batch's mean). Images of any size: blocks differ by a pixel where the grid does not divide it. Where an
-image is not shown, a block that nothing moved to stays. An image without any gradient has saliency everywhere. The
-clean loss has the weight ``clean_lam`` beside the mixed one (reference code: 2/K beside a binary loss averaged over K).
+image is not shown, a block that nothing moved to stays; a block without saliency keeps its place (reference code: the
+place is left black). An image without any gradient has saliency everywhere. The clean loss has the weight ``clean_lam``
+beside the mixed one (reference code: 2/K beside a binary loss averaged over K).
 """
 
 import math

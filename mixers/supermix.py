@@ -24,7 +24,7 @@ during training, in ``steps`` steps, kept whether done or not, towards the class
 learns ``lam``. The tables' row is of the reference code, which lacks its classification part. Smoothing kernels have an
 odd size, so that they shift nothing. Without a ``teacher`` the model itself, in evaluation mode and as far as it has
 come, is asked: ours, for datasets without a trained network. A pair in which both classes are found at once, at half
-and half, stays that plain blend, in the reference code too.
+and half, stays that plain blend; the reference code takes one step before it looks.
 """
 
 from collections.abc import Iterator

@@ -368,7 +368,6 @@ class Sweeps:
     "snu-mllab/Co-Mixup",
     "comix-imagenet/main_fast_ddp.py",
     "comix-imagenet/lib/utils.py",
-    "match.py",
     held="test_comixup.py::test_all_parts_at_once_give_what_the_loop_gives_part_by_part_also_unread",
 )
 def comixup_loop(original: Checkout) -> Iterator[Gap]:
