@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mixers.registry import sampling_law
 from mixup_recipes import cli
 from mixup_recipes.recipe import Recipe, to_yaml
 from mixup_recipes.resolve import load_recipe
@@ -142,7 +143,8 @@ def cell_record(name: str, tops: Iterable[float], epochs: int | None = None, **c
     """A record of a published cell's recipe with finished seeds of the given top-1, or seeds at epoch ``epochs``."""
     recipe = load_recipe(name)
     reading = {"name": "best epoch", "value": 50.0, "used": 5, "wanted": 5, "epoch": 5, "missing": ""}
-    same = {"tool": reading, "top5": 90.0, "nll": 1.0, "ece": 2.0, "seconds": 9.0, "img_per_s": 300.0, "env": {}}
+    same = {"tool": reading, "top5": 90.0, "nll": 1.0, "ece": 2.0, "seconds": 9.0, "img_per_s": 300.0}
+    same |= {"env": {"laws": [sampling_law(recipe.mixer)]}}
     same |= {"epochs": epochs or recipe.epochs, "epochs_planned": recipe.epochs}
     seeds = {str(seed): {"top1": top1, "reading": dict(reading), **same} for seed, top1 in enumerate(tops)}
     content: dict[str, Any] = {"recipe": name, "fields": fields_of(recipe), "overrides": {}, "protocol": ""}
