@@ -24,15 +24,26 @@ import numpy
 import scipy
 import timm
 import torch
-from originals import COMPARISONS, Checkout, Comparison, cutting, hidden, learned, puzzles, saliency, tokens, training
-from originals import tokens_openmixup as more_tokens
+from originals import (
+    COMPARISONS,
+    Checkout,
+    Comparison,
+    cutting,
+    decoupling,
+    hidden,
+    learned,
+    puzzles,
+    saliency,
+    tokens,
+    tokens_openmixup,
+    training,
+)
 
-from mixup_recipes.files import shipped
-from mixup_recipes.pages.parity import page
+from mixup_recipes.pages.parity import RECORD, page, recorded
 
-RECORD = shipped("model_cards") / "parity.json"
 PAGE = ROOT / "docs/parity.md"
-KINDS = (cutting, hidden, saliency, puzzles, tokens, more_tokens, learned, training)  # they fill COMPARISONS
+FILES = (cutting, decoupling, hidden, learned, puzzles, saliency, tokens, tokens_openmixup, training)
+"""They fill ``COMPARISONS``."""
 
 
 def main() -> None:
@@ -44,7 +55,7 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="render the page from the record that is there")
     args = parser.parse_args()
     if args.list:
-        last = {r["repository"]: r["commit"] for r in json.loads(RECORD.read_text())["rows"]} if RECORD.exists() else {}
+        last = {r["repository"]: r["commit"] for r in recorded()}
         for name in sorted({c.repository for c in COMPARISONS}):
             print(f"https://github.com/{name} {last.get(name, '')}")
         return
@@ -57,12 +68,12 @@ def main() -> None:
             parser.error(f"{args.originals} lacks a checkout of {', '.join(sorted(lacking))}")
         torch.set_num_threads(1)
         rows = [row(comparison, args.originals) for comparison in chosen]
-        kept = json.loads(RECORD.read_text())["rows"] if args.only and RECORD.exists() else []
+        kept = recorded() if args.only else []
         order = [c.subject for c in COMPARISONS]
         rows += [r for r in kept if r["subject"] in {*order} - {*args.only}]
         rows.sort(key=lambda r: (order.index(r["subject"]), r["repository"]))
         RECORD.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-    PAGE.write_text(page(json.loads(RECORD.read_text())["rows"]))
+    PAGE.write_text(page(recorded()))
 
 
 def row(comparison: Comparison, originals: Path) -> dict[str, Any]:
@@ -80,7 +91,6 @@ def row(comparison: Comparison, originals: Path) -> dict[str, Any]:
         "held": comparison.held,
         "gaps": gaps,
         "date": datetime.date.today().isoformat(),
-        "command": f"python benchmarks/parity.py --originals FOLDER --only '{comparison.subject}'",
         "machine": f"{platform.machine()} CPU, 1 thread" + ("" if avx512() else ", no AVX-512"),
         "versions": {m.__name__: m.__version__ for m in (torch, numpy, scipy, timm)},
     }

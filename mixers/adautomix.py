@@ -118,7 +118,6 @@ class AdAutoMix(Mixer):
         ops.check_count("adv_interval", adv_interval)
         self.alpha = alpha
         self.samples = samples
-        self.law = "adautomix@qin-2024" + ".2" * (samples == 3)
         self.pairs = samples == 2
         self.beta = beta
         self.adv_interval = adv_interval
@@ -134,6 +133,11 @@ class AdAutoMix(Mixer):
         self.block_lr = block_lr
         self.block_min_lr = block_min_lr
         self.block_momentum = block_momentum
+
+    @property
+    def law(self) -> str:
+        """The second version of its own with three samples."""
+        return f"{super().law}.2" if self.samples == 3 else super().law
 
     def setup(self, model: nn.Module) -> None:
         """Classifier for clean images, momentum encoder, generator. ``ValueError`` for a model without stages."""

@@ -19,6 +19,7 @@ Conventions that hold in every file of this package:
 """
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from . import ops
+from .laws import law_in
 
 Plan = dict[str, Any]
 Needs = Literal["batch", "model", "step"]
@@ -67,6 +69,15 @@ class Mixer(nn.Module):
     A mixer without it gives, of any targets, the shares that ``mix`` gives of one-hot ones: ``y' = W y``, where the
     rows of W are at least 0 and sum to 1.
     """
+
+    @property
+    def law(self) -> str:
+        """Its sampling law with a version, ``"cutmix@clova-2019"``, as its file names it; empty where it names none.
+
+        A mixer whose law depends on its arguments overrides this.
+        """
+        text = getattr(sys.modules.get(type(self).__module__), "__doc__", "")  # a script may be forgotten (runpy)
+        return law_in(text or "")
 
     def __init__(self) -> None:
         # Without this the signature of a mixer without hyperparameters is that of nn.Module: (*args, **kwargs).

@@ -8,17 +8,17 @@ import ast
 import difflib
 import functools
 import inspect
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import import_module
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .laws import law_in
+
 if TYPE_CHECKING:
     import mixers.base
 
-LAW = r"^Sampling\slaw: ``([^`]+)``"  # as a mixer's file names it
 Made: TypeAlias = "mixers.base.Mixer"
 Make = Callable[..., Made]
 
@@ -174,10 +174,7 @@ def sampling_law(name: str) -> str:
 
     Empty for a mixer from elsewhere that names none, and for a name that nothing here has.
     """
-    if name not in MIXERS | BLOCKS:
-        return ""
-    found = re.search(LAW, docstring(name), re.M)
-    return found[1] if found else ""
+    return law_in(docstring(name)) if name in MIXERS | BLOCKS else ""
 
 
 def source_of(address: str) -> str:

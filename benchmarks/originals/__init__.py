@@ -6,15 +6,10 @@ and the draws that ours had; nothing of them is kept in this project.
 """
 
 import ast
-import contextlib
-import importlib
 import subprocess
-import sys
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import numpy as np
 
@@ -110,20 +105,6 @@ class Checkout:
         exec(compile(ast.Module([*found], []), str(self.folder / file), "exec"), space)
         function: Callable[..., Any] = space[name]
         return function
-
-    @contextlib.contextmanager
-    def importable(self, *folders: str, **stubs: types.ModuleType) -> Iterator[Callable[[str], types.ModuleType]]:
-        """Import whole modules of the checkout, from its root or ``folders``; afterwards none of them is left.
-
-        ``stubs`` stand in for packages that are not installed. Gives ``import_module``.
-        """
-        paths = [str(self.folder / folder) for folder in folders or (".",)]
-        before = dict(sys.modules)
-        with mock.patch.object(sys, "path", [*paths, *sys.path]), mock.patch.dict(sys.modules, stubs):
-            yield importlib.import_module
-        for name in sys.modules.keys() - before.keys():
-            if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(self.folder)):
-                del sys.modules[name]
 
 
 def defined(node: ast.stmt) -> list[str]:

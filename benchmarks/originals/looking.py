@@ -1,13 +1,8 @@
 """What the comparisons of methods that look at images share: images, draws, networks, updates."""
 
-import contextlib
-import math
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
-import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -15,55 +10,14 @@ from torch import Tensor, nn
 
 from mixers import Step, build
 from originals import Gap
+from originals.same_draws import CLASSES, keeping, relative
 
-CLASSES = 10
 UPDATES = 20
 RATE = 1e-3
 # A ReLU or a maximum turns a rounding into a jump of the gradient; blocks that start at 0 leave pixels without any.
 SMOOTH = {"act_layer": nn.SiLU, "zero_init_last": False}
 CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none")
 LABEL = {"resnet18": "ResNet-18 of SiLU and mean pooling", "vit_tiny_patch16_224": "ViT-Ti/16"}
-space = types.SimpleNamespace
-
-
-class Drawn:
-    """A generator that keeps what it gave, and with which arguments, so that the original can be given the same."""
-
-    def __init__(self, seed: int, kept: dict[str, list[Any]]):
-        self.rng, self.kept = np.random.default_rng(seed), kept
-
-    def __getattr__(self, kind: str) -> Any:
-        def draw(*args: Any, **options: Any) -> Any:
-            value = getattr(self.rng, kind)(*args, **options)
-            self.kept.setdefault(kind, []).append((tuple(np.asarray(a).tolist() for a in args), value))
-            return value
-
-        return draw
-
-
-class Again:
-    """The random functions of the originals: what ``kept`` holds, in turn; ``other`` counts draws of other laws."""
-
-    def __init__(self, kept: dict[str, list[Any]], **given: Callable[..., Any]):
-        self.kept, self.given = kept, given
-        self.asked = self.other = 0
-
-    def __getattr__(self, name: str) -> Any:
-        def draw(*args: Any, **options: Any) -> Any:
-            expected, found = self.kept["integers" if name == "randint" else name].pop(0)
-            self.asked += 1
-            self.other += int(expected != tuple(np.asarray(value).tolist() for value in args))
-            return found
-
-        return self.given.get(name, draw)
-
-    def gap(self) -> Gap:
-        """Whether the original asked for the laws that ours drew from."""
-        return Gap(
-            f"draws that the original makes from another distribution, of {self.asked:,}",
-            self.other / self.asked,
-            "share",
-        )
 
 
 class Meter:
@@ -88,18 +42,6 @@ class Sgd(torch.optim.SGD):
         """One update."""
         self.first = self.first or [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.weights]
         return super().step(closure)
-
-
-@contextlib.contextmanager
-def on_cpu(draws: Any, **also: Callable[..., Any]) -> Iterator[None]:
-    """Originals stay on the CPU, and pair a batch as ours did; ``also`` replaces other functions of torch."""
-    permuted = {"randperm": lambda n, **options: torch.as_tensor(draws.permutation(n))} | also
-    with contextlib.ExitStack() as stack:
-        for kind in (Tensor, nn.Module):
-            stack.enter_context(mock.patch.object(kind, "cuda", lambda self, *args, **options: self))
-        for name, function in permuted.items():
-            stack.enter_context(mock.patch.object(torch, name, function))
-        yield
 
 
 def batch(seed: int, size: int = 64, count: int = 8, classes: int = CLASSES) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,23 +73,13 @@ def made(name: str, **options: Any) -> Any:
     return build(name, **options)
 
 
-def farthest(ours: Tensor, theirs: Tensor) -> float:
-    """The largest absolute difference; infinite where one is not a number."""
-    return float((ours.detach().double() - theirs.detach().double()).abs().nan_to_num(math.inf).max())
-
-
-def relative(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """The largest difference of all tensors, relative to the largest value of the original's."""
-    return max(map(farthest, ours, theirs)) / max(float(t.detach().abs().max()) for t in theirs)
-
-
 def updated(mixer: Any, model: nn.Module, batches: list[Any], kept: dict[str, list[Any]], criterion: Any) -> Sgd:
     """The optimiser of a model that ours trained, a step for each of the batches."""
     step = Step(model.train(), mixer, criterion)
     optimizer = Sgd(model)
     for seed, (x, _, y) in enumerate(batches):
         optimizer.zero_grad()
-        loss = step(x.clone(), y, Drawn(seed, kept)).loss
+        loss = step(x.clone(), y, keeping(seed, kept)).loss
         loss.backward()
         optimizer.losses.append(float(loss.detach()))
         optimizer.step()

@@ -17,26 +17,20 @@ from torch import Tensor, nn
 from mixers import grids, taps
 from originals import Checkout, Gap, Numpy, beside
 from originals.looking import (
-    CLASSES,
     CROSS_ENTROPY,
     LABEL,
     RATE,
     UPDATES,
-    Again,
-    Drawn,
     Head,
     Meter,
     Sgd,
     batch,
     both_updated,
-    farthest,
     made,
     network,
-    on_cpu,
-    relative,
-    space,
     updated,
 )
+from originals.same_draws import CLASSES, Again, farthest, keeping, on_cpu, relative, space
 
 
 class OnCpu:
@@ -475,7 +469,7 @@ def mosaics(matcher: Any, sweeps: Sweeps, again: Again, kept: dict[str, list[Any
             x, _, y = batch(seed, count=16)
             y = torch.eye(16)
             saliency = x - x.mean((2, 3), keepdim=True)
-            plan = mixer.plan(x, y, Drawn(seed, kept), lambda images, saliency=saliency: saliency)
+            plan = mixer.plan(x, y, keeping(seed, kept), lambda images, saliency=saliency: saliency)
             mixed, target = mixer.mix(x, y, **plan)
             found = saliency.square().mean(1).sqrt()
             z = F.avg_pool2d(found, 8)

@@ -20,25 +20,19 @@ from mixers.snapmix import semantic_map
 from mixers.supermix import finds_both
 from originals import Checkout, Gap, Numpy, beside
 from originals.looking import (
-    CLASSES,
     CROSS_ENTROPY,
     LABEL,
     UPDATES,
-    Again,
-    Drawn,
     Head,
     Meter,
     Sgd,
     batch,
     both_updated,
-    farthest,
     made,
     network,
-    on_cpu,
-    relative,
-    space,
     updated,
 )
+from originals.same_draws import CLASSES, Again, farthest, keeping, on_cpu, relative, space
 
 TORCHVISION = (0.2989, 0.587, 0.114)
 
@@ -82,7 +76,7 @@ def saliencymix_loop(original: Checkout) -> Iterator[Gap]:
     mixer, boxes = made("saliencymix", box_from="first"), 0
     for seed in range(500):
         x, _, y = batch(seed, count=2)
-        plan = mixer.plan(x, y, Drawn(seed, kept))
+        plan = mixer.plan(x, y, keeping(seed, kept))
         theirs = torch.ones(64, 64)
         lam = again.beta(1.0, 1.0)
         top, left, bottom, right = bbox(x[again.permutation(2)[0]], lam)
@@ -116,7 +110,7 @@ def saliencymix_openmixup(original: Checkout) -> Iterator[Gap]:
         mixer = made("saliencymix", box_from="first" if first else "each")
         for seed in range(200):
             x, _, y = batch(seed)
-            mixed, target = mixer.mix(x, y, **mixer.plan(x, y, Drawn(seed, kept)))
+            mixed, target = mixer.mix(x, y, **mixer.plan(x, y, keeping(seed, kept)))
             with on_cpu(again):
                 theirs, (y_a, y_b, lam) = function(x.clone(), y)
             images = max(images, farthest(mixed, theirs))
@@ -151,7 +145,7 @@ def attentivemix_openmixup(original: Checkout) -> Iterator[Gap]:
         attention = cells = images = weights = 0.0
         for seed in range(3):
             x, _, y = batch(seed, size)
-            plan = mixer.plan(x, y, Drawn(seed, kept))
+            plan = mixer.plan(x, y, keeping(seed, kept))
             mixed, target = mixer.mix(x, y, **plan)
             with on_cpu(again), torch.no_grad():
                 features = look(theirs, x, cur_mode="attentivemix")
@@ -172,7 +166,7 @@ def attentivemix_openmixup(original: Checkout) -> Iterator[Gap]:
         yield Gap(f"label weights, {what}", weights, why=why)
     teacher = copy.deepcopy(teacher).train()
     x, _, y = batch(0, 64, count=32)
-    plan = mixer.plan(x, y, Drawn(0, kept))
+    plan = mixer.plan(x, y, keeping(0, kept))
     with on_cpu(again), torch.no_grad():
         features = look(theirs, x, cur_mode="attentivemix")
         (_, mask), _ = augment(x, y, 2.0, features=features, top_k=None, return_mask=True)
@@ -233,7 +227,7 @@ def snapmix_loop(original: Checkout) -> Iterator[Gap]:
     maps = images = weights = 0.0
     for seed in range(30):
         x, labels, y = batch(seed)
-        plan = mixer.plan(x, y, Drawn(seed, kept), model)
+        plan = mixer.plan(x, y, keeping(seed, kept), model)
         mixed, target = mixer.mix(x, y, **plan)
         with on_cpu(again):
             wrapped = TwoOutputs(model, evaluating=True)
@@ -285,7 +279,7 @@ def snapmix_openmixup(original: Checkout) -> Iterator[Gap]:
     images = weights = 0.0
     for seed in range(30):
         x, labels, y = batch(seed)
-        plan = mixer.plan(x, y, Drawn(seed, kept), model)
+        plan = mixer.plan(x, y, keeping(seed, kept), model)
         mixed, target = mixer.mix(x, y, **plan)
         with on_cpu(again):
             theirs, (_, labels_b, lam_a, lam_b) = function(x.clone(), labels, 5.0, features=semantic_map(model, x, y))

@@ -52,9 +52,9 @@ class Again:
 
     kinds: typing.ClassVar = {"randint": "integers", "rvs": "beta"}
 
-    def __init__(self, **given: Callable[..., Any]):
+    def __init__(self, kept: dict[str, list[Any]] | None = None, **given: Callable[..., Any]):
         self.given = given
-        self.kept: dict[str, list[Any]] = {}
+        self.kept: dict[str, list[Any]] = {} if kept is None else kept
         self.asked = self.other = 0
         self.answers: Iterator[int] = iter(())
 
@@ -63,7 +63,7 @@ class Again:
         return space(randint=lambda *_: next(self.answers))
 
     def __getattr__(self, name: str) -> Any:
-        def draw(*args: Any, size: int | None = None) -> Any:
+        def draw(*args: Any, **options: Any) -> Any:
             kind = self.kinds.get(name, name)
             if kind == "uniform" and args[0] == args[1]:  # a range of one number, which ours does not draw
                 return args[0]
@@ -83,14 +83,15 @@ class Again:
 
 
 def law(kind: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments of a draw, a range of integers always from 0."""
-    return (0, *args) if kind == "integers" and len(args) == 1 else args
+    """The arguments of a draw as they can be compared, a range of integers always from 0."""
+    plain = tuple(np.asarray(value).tolist() for value in args)
+    return (0, *plain) if kind == "integers" and len(plain) == 1 else plain
 
 
 @contextlib.contextmanager
 def on_cpu(draws: Any, **also: Callable[..., Any]) -> Iterator[None]:
     """Originals stay on the CPU, and pair a batch as ours did; ``also`` replaces other functions of torch."""
-    permuted = {"randperm": lambda n: torch.from_numpy(draws.permutation(n))} | also
+    permuted = {"randperm": lambda n, **options: torch.as_tensor(draws.permutation(n))} | also
     with contextlib.ExitStack() as stack:
         for kind in (Tensor, nn.Module):
             stack.enter_context(mock.patch.object(kind, "cuda", lambda self, *args, **options: self))
@@ -110,8 +111,8 @@ def batch(seed: int, size: int | tuple[int, int] = 64, count: int = 8) -> tuple[
 
 
 def farthest(ours: Tensor, theirs: Tensor) -> float:
-    """The largest absolute difference."""
-    return float((ours.detach().double() - theirs.detach().double()).abs().max())
+    """The largest absolute difference; infinite where one is not a number."""
+    return float((ours.detach().double() - theirs.detach().double()).abs().nan_to_num(math.inf).max())
 
 
 def relative(ours: list[Tensor], theirs: list[Tensor]) -> float:

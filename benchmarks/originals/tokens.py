@@ -29,7 +29,6 @@ from originals.transformers import (
     IMAGES,
     PARTS,
     REVERSE,
-    ROUNDING,
     UPDATES,
     Diary,
     Same,
@@ -132,7 +131,7 @@ def tokenmix_published(original: Checkout) -> Iterator[Gap]:
         shares.append(apart(plan["lam"], own / found.sum(1)))
         whole.append(apart(target, raw))
     yield Gap("mixed images, 5 batches of 8, 224 pixels", max(shown))
-    yield Gap("the share of each sample, theirs divided by the sum of both weights", max(shares), "absolute", ROUNDING)
+    yield Gap("the share of each sample, theirs divided by the sum of both weights", max(shares))
     why = "its two weights do not sum to 1, and it takes half of the smoothing from each, whatever it weighs"
     yield Gap("targets with label smoothing 0.1", max(whole), "absolute", why)
 
@@ -206,7 +205,7 @@ def token_boxes(find: Callable[..., Any], draws: Draws) -> Iterator[Gap]:
         differing += not torch.equal(plan["mask"][0, 0, ::16, ::16], expected)
         lams.append(abs(plan["lam"][0].item() - area))
     yield Gap("the box, 2,000 draws of lambda and centre, 14 x 10 patches", differing / 2000, "share")
-    yield Gap("its lambda", max(lams), "absolute", ROUNDING if max(lams) else "")
+    yield Gap("its lambda", max(lams))
 
 
 @beside(

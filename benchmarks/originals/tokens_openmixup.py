@@ -18,7 +18,6 @@ from originals.transformers import (
     CYCLE,
     IMAGES,
     REVERSE,
-    ROUNDING,
     UPDATES,
     Same,
     apart,
@@ -60,7 +59,7 @@ def transmix_openmixup(original: Checkout) -> Iterator[Gap]:
             _, found = theirs(mixed, labels, lam=area, mask=1 - mask, attn=attention, patch_shape=(7, 7))
         shares.append(apart(out.plan["lam"], found[2]))
         losses.append(two_losses(original, out, y, CYCLE, found))
-    yield Gap(f"the share of each sample, {UPDATES} batches of {IMAGES}", max(shares), "absolute", ROUNDING)
+    yield Gap(f"the share of each sample, {UPDATES} batches of {IMAGES}", max(shares))
     yield from loss_gaps(losses)
 
 
@@ -76,7 +75,7 @@ def loss_gaps(losses: list[tuple[float, float]]) -> Iterator[Gap]:
     own, by_mean = (max(values) for values in zip(*losses, strict=True))
     why = "its loss is averaged over the batch before it is weighted, which replaces every share by their mean"
     yield Gap("loss", own, "relative", why)
-    yield Gap("loss, with the mean share for every sample in ours", by_mean, "relative", ROUNDING)
+    yield Gap("loss, with the mean share for every sample in ours", by_mean, "relative")
 
 
 def head_loss(original: Checkout, logits: Tensor, labels: tuple[Any, ...], **options: Any) -> Tensor:
@@ -141,7 +140,7 @@ def tokenmix_openmixup(original: Checkout) -> Iterator[Gap]:
     why = "it weighs each image by the cells where it is hidden, by attention that does not sum to 1"
     yield Gap("the share of each sample, theirs divided by the sum of both weights", max(shares), "absolute", why)
     compared = "the same, with attention that sums to 1 in both and hidden cells for shown ones in ours"
-    yield Gap(compared, max(swapped), "absolute", ROUNDING)
+    yield Gap(compared, max(swapped))
 
 
 def given_blocks(
@@ -175,7 +174,7 @@ def tlalign_openmixup(original: Checkout) -> Iterator[Gap]:
         areas.append((plan["lam"] - area).abs().max().item())
         aligned.append((out.plan["lam"] - area).abs().max().item())
     yield Gap(f"mixed images, {UPDATES} batches of {IMAGES}", max(shown))
-    yield Gap("the share of the area", max(areas), "absolute", ROUNDING if max(areas) else "")
+    yield Gap("the share of the area", max(areas))
     why = "it aligns nothing: its shares are those of the area, and only its images are those of this method"
     yield Gap("the share of each sample in the target", max(aligned), "absolute", why)
 
@@ -225,7 +224,7 @@ def mixpro_openmixup(original: Checkout) -> Iterator[Gap]:
         areas.append(apart(area, given[2]))
     yield Gap(f"mixed images, {UPDATES} batches of 10, 128 pixels, cells of 32", max(shown))
     yield Gap("the share of the area", max(areas))
-    yield Gap("the share of each sample, its attention from the mixed images", max(shares), "absolute", ROUNDING)
+    yield Gap("the share of each sample, its attention from the mixed images", max(shares))
     yield from loss_gaps(losses)
     why = "it looks at the unmixed images, in another forward"
     yield Gap("the share of each sample, as it is", max(raw), "absolute", why)
@@ -262,4 +261,4 @@ def smmix_openmixup(original: Checkout) -> Iterator[Gap]:
     )
     why = "it looks where the class token does, ours as the authors' code where the patches do"
     yield Gap("pixels, ours with its own attention", float(np.mean(shown["patches"])), "share", why)
-    yield Gap("lambda", max(lams), "absolute", ROUNDING if max(lams) else "")
+    yield Gap("lambda", max(lams))

@@ -21,7 +21,6 @@ from originals import Gap
 CLASSES, IMAGES, UPDATES = 10, 8, 20
 REVERSE = torch.arange(IMAGES).flip(0)
 CYCLE = torch.arange(IMAGES).roll(3)
-ROUNDING = ""  # sums in another order need no reason
 PARTS = {  # of timm and torch, as the originals import them
     "torch": torch, "nn": nn, "F": functional, "math": math, "partial": partial, "OrderedDict": OrderedDict,
     "to_2tuple": timm.layers.to_2tuple, "trunc_normal_": timm.layers.trunc_normal_, "Mlp": timm.layers.Mlp,
@@ -220,17 +219,13 @@ def finite(gap: Tensor) -> float:
 def learned(ours: Trained, theirs: Trained) -> Iterator[Gap]:
     """What is compared of every training loop."""
     on = f"{UPDATES} batches of {IMAGES}, DeiT of 4 blocks, {ours.images.shape[-1]} pixels"
-    rows = [(f"mixed images, {on}", apart(ours.images, theirs.images), "absolute")]
+    yield Gap(f"mixed images, {on}", apart(ours.images, theirs.images))
     if ours.targets is not None and theirs.targets is not None:
-        rows.append(("targets of the first batch", apart(ours.targets[0], theirs.targets[0]), "absolute"))
-        rows.append((f"targets of all {UPDATES} updates", apart(ours.targets, theirs.targets), "absolute"))
-    rows += [
-        (f"losses of {UPDATES} updates", relative([ours.losses], [theirs.losses]), "relative"),
-        ("gradients of all parameters, first update", relative(ours.gradients, theirs.gradients), "relative"),
-        (f"all weights after {UPDATES} updates", relative(ours.weights, theirs.weights), "relative"),
-    ]
-    for compared, gap, unit in rows:
-        yield Gap(compared, gap, unit, ROUNDING if gap else "")
+        yield Gap("targets of the first batch", apart(ours.targets[0], theirs.targets[0]))
+        yield Gap(f"targets of all {UPDATES} updates", apart(ours.targets, theirs.targets))
+    yield Gap(f"losses of {UPDATES} updates", relative([ours.losses], [theirs.losses]), "relative")
+    yield Gap("gradients of all parameters, first update", relative(ours.gradients, theirs.gradients), "relative")
+    yield Gap(f"all weights after {UPDATES} updates", relative(ours.weights, theirs.weights), "relative")
 
 
 def box(mask: Tensor) -> tuple[int, int, int, int]:

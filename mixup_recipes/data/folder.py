@@ -97,13 +97,12 @@ def entries(folder: str | Path) -> list[Entry]:
                 why = "a broken link" if entry.is_symlink() else str(e.strerror).lower()
                 found.append(Entry(name, name, entry.path, why, 0, NOWHERE))
                 continue
+            order, kind, place = name, "no regular file", NOWHERE
             if stat.S_ISREG(status.st_mode):
-                found.append(Entry(name, name, entry.path, "file", status.st_size, NOWHERE))
+                kind = "file"
             elif stat.S_ISDIR(status.st_mode):
-                place = status.st_dev, status.st_ino
-                found.append(Entry(f"{name}/", name, entry.path, "folder", status.st_size, place))
-            else:
-                found.append(Entry(name, name, entry.path, "no regular file", status.st_size, NOWHERE))
+                order, kind, place = f"{name}/", "folder", (status.st_dev, status.st_ino)
+            found.append(Entry(order, name, entry.path, kind, status.st_size, place))
     return sorted(found)
 
 

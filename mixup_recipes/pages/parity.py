@@ -24,9 +24,11 @@ reasons, and all differences that its file states.
 The lines that compute a method are the authors', read from a checkout; nothing of them is kept here. What is around
 them is replaced where it is not installed or not the matter: mmcv's base classes by stand-ins, networks by timm's or by
 small ones, random functions by those that give our draws, in some rows a solver or a detector by ours. Rows that say
-float64 run both sides in 64 bits. OpenMixup's tables are of its commit 1fb74ee (August 2023), older than the checkout;
-cutmix, fmix, puzzlemix and the hook of averaged weights have changed since, and the hook that compounds AutoMix's
-mask loss has not, as the ImageNet configurations call it.
+float64 run both sides in 64 bits. OpenMixup's tables are of its commit 1fb74ee (August 2023), older than the checkout.
+Since then the partners of CutMix and FMix, defaults of PuzzleMix and the hook of averaged weights have changed,
+AutoMix, momentum, heads and losses have got options, and AdAutoMix, TokenMix, SMMix, MixPro, TL-Align, SnapMix and
+GuidedMixup have come. The hook that compounds AutoMix's mask loss is the same for runs that count updates, as those for
+ImageNet do.
 
 ```bash
 python benchmarks/parity.py --list                           # the repositories to check out, and their commits

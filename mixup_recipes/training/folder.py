@@ -2,7 +2,6 @@
 
 import json
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import torch
 from torch import nn
 
 from mixers import Mixer, taps
-from mixers.registry import LAW
 from mixup_recipes.data.splits import Splits
 from mixup_recipes.files import lock, write, write_json
 from mixup_recipes.recipe import Recipe, differences, to_yaml
@@ -63,15 +61,11 @@ def noted(folder: Path, name: str) -> dict[str, Any]:
 
 
 def laws(module: nn.Module) -> list[str]:
-    """The sampling laws of the mixers inside a module, as they or their files name them: ``["cutmix@clova-2019"]``.
+    """The sampling laws of the mixers inside a module, as they name them: ``["cutmix@clova-2019"]``.
 
     A number behind a point counts the versions of a law: what a run drew by one is not what it would draw by the next.
     """
-    parts = [part for part in module.modules() if isinstance(part, Mixer)]
-    named = {str(part.law) for part in parts if hasattr(part, "law")}  # where it depends on the arguments
-    files = {type(part).__module__ for part in parts if not hasattr(part, "law")}
-    texts = [getattr(sys.modules.get(file), "__doc__", "") or "" for file in files]  # a script may be forgotten (runpy)
-    return sorted(named | {name for text in texts for name in re.findall(LAW, text, re.M)})
+    return sorted({part.law for part in module.modules() if isinstance(part, Mixer) and part.law})
 
 
 def check_mixer(folder: Path, step: nn.Module) -> None:
