@@ -30,7 +30,7 @@ from originals.looking import (
     network,
     updated,
 )
-from originals.same_draws import CLASSES, Again, farthest, keeping, on_cpu, relative, space
+from originals.same_draws import CLASSES, Again, farthest, keeping, law, on_cpu, relative, space
 
 
 class OnCpu:
@@ -135,7 +135,7 @@ def block_draws(kept: dict[str, list[Any]], **given: Callable[..., Any]) -> Agai
     def randint(low: int, high: int) -> Any:
         expected, value = kept["integers"].pop(0)
         again.asked += 1
-        again.other += int(expected != (high - low,))
+        again.other += int(expected != law("integers", (high - low,)))
         return low + value
 
     again = Again(kept, randint=randint, **given)
