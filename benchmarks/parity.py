@@ -4,7 +4,7 @@
 
 ``FOLDER`` holds checkouts of the repositories that ``--list`` names, each under the repository's own name; nothing of
 them is kept here. With ``--only NAME...`` the rows of these are made anew and the others stay. ``--page`` only renders
-the page from the record.
+the page from the record. The graph cuts of puzzlemix and comixup need the extra ``oracle``.
 """
 
 # ruff: noqa: E402
