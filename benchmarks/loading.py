@@ -100,7 +100,8 @@ def ours(folder: str, kind: str, pixels: str) -> Callable[[], Iterator[Tensor]]:
         order = TrainOrder(len(samples), recipe, 0, 1)
         for number, batch in enumerate(samples.train_batches(order, WORKERS, CPU)):
             x = images.normalise(batch[0], recipe, CPU)
-            yield images.erase(x, recipe.reprob, recipe.remode, keys.rng(0, number)) if recipe.reprob else x
+            rng = keys.rng(0, number)
+            yield images.erase(x, recipe.reprob, recipe.remode, rng, recipe.pixels) if recipe.reprob else x
 
     def evaluation() -> Iterator[Tensor]:
         samples = Samples(splits.eval, recipe, images.EvalTransform.of(recipe))

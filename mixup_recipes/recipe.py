@@ -151,9 +151,10 @@ class Recipe:
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Interpolation of training and evaluation images, antialiased."""
     pixels: Literal["v1", "v2"] = "v1"
-    """What scales them: torchvision's transforms v1, through floats, or v2, on bytes, which is several times as fast.
+    """What draws crops and scales images: torchvision's transforms (v1), or the same laws, drawn and scaled in a
+    fraction of the time (v2).
 
-    Pixels of both differ by at most one of 255 levels (bilinear), or a few at edges (bicubic)."""
+    Scaled pixels of both differ by at most one of 255 levels (bilinear), or a few at edges (bicubic)."""
     hflip: Share = 0.5
     """Probability of a horizontal flip."""
     aa: str | None = None

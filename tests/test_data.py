@@ -187,6 +187,13 @@ def test_augmentation_depends_on_the_key_alone(photos):
     assert (image.dtype, image.shape, rest) == (torch.uint8, (3, 16, 16), [6 % 4, 6, 0])
 
 
+def test_batches_that_loader_processes_hand_out_stay_as_they_were(photos):
+    samples, order = make_samples(photos), [[Key(e, i, 0) for i in range(e, 70, 7)][: 9 - e % 3] for e in range(24)]
+    alone, shared = (list(samples.batches(order, 9, workers, CPU)) for workers in (0, 2))
+    for batch, expected in zip(shared, alone, strict=True):
+        assert all(torch.equal(*parts) for parts in zip(batch, expected, strict=True))
+
+
 def test_evaluation_sees_each_image_once_and_knows_which_to_leave_out(tmp_path):
     folder = write_table(tmp_path, NAMES, GOOD, GOOD * 7 + [0, 1], bad_test={0: b"", 7: b"no image"})
     samples = make_samples(folder, "skip", train=False)
@@ -203,7 +210,7 @@ def test_a_bad_image_stops_with_its_index_and_path_in_one_line(tmp_path):
     says = r"^image 3 \(train-3.jpg\) cannot be read: [^\n]*; mend it, or pass --on_bad_image skip\Z"
     for workers in (0, 1):
         with pytest.raises(RankError, match=says):  # printed by whichever process meets it
-            list(samples.train_batches([[Key(0, 2, 0)], [Key(0, 3, 0)]], workers, CPU))
+            list(samples.batches([[Key(0, 2, 0)], [Key(0, 3, 0)]], 1, workers, CPU))
 
 
 def test_a_skipped_image_is_replaced_by_the_next_good_one_and_counted(tmp_path):

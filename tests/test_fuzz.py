@@ -69,6 +69,7 @@ GOOD_PICTURES = {
     "garbage after": JPEG + b"\xff\xd8garbage" * 99, "two JPEGs": JPEG + JPEG, "zip after": JPEG + b"PK\3\4",
     "huge segments": segment(0xE5, b"x" * 65533, 50), "many comments": segment(0xFE, b"hi", 9999),
     "padding": JPEG[:2] + b"\xff" * 9999 + JPEG[2:],
+    "short Adobe": segment(0xEE, b"Adobe"),
     "EXIF in a circle": segment(0xE1, EXIF + struct.pack("<HHHII", 1, 0x8769, 4, 1, 8)),
     "EXIF bomb": segment(0xE1, EXIF + b"\xff\xff" + struct.pack("<HHII", 0x11A, 5, 2**32 - 1, 8) * 2000),
     "EXIF of garbage": segment(0xE1, b"Exif\0\0garbage"), "empty EXIF": segment(0xE1, b"Exif\0\0"),
@@ -114,7 +115,7 @@ BAD_PICTURES = {
     "huge JPEG": frame(JPEG, 5, big(65000, 65000, bits=16)),
     **{f"JPEG cut at {at}": JPEG[:at] for at in (1, 2, 100, SCAN, SCAN + 50, len(JPEG) - 30, len(JPEG) - 1)},
     "empty JPEG": b"\xff\xd8\xff\xd9", "garbage before": b"\n" + JPEG,
-    "past the end": JPEG[:2] + b"\xff\xe5\xff\xff" + JPEG[2:], "short Adobe": segment(0xEE, b"Adobe"),
+    "past the end": JPEG[:2] + b"\xff\xe5\xff\xff" + JPEG[2:],
     "400 scans": frame(PROGRESSIVE, 5, big(12000, 12000, bits=16))[:-2] + SCANS, "cut PNG": PNG[:500],
     "wrong header sum": patched(PNG, 29, bytes(4)), "few pixels": png(48, 40, 8, 2, bytes(100)),
     "PNG without pixels": PNG[:33] + chunk(b"IEND"), "empty pixels": PNG[:33] + chunk(b"IDAT") + chunk(b"IEND"),
@@ -250,6 +251,6 @@ def test_a_bad_image_is_told_in_one_line_whatever_it_is_called(tmp_path):
     samples = Samples(load_split(recipe(tmp_path), "train", None).table, recipe(), EvalTransform(4, 4, "bilinear"))
     for workers in (0, 1):
         with pytest.raises(RankError) as caught:
-            list(samples.train_batches([[Key(0, 0, 0)]], workers, torch.device("cpu")))
+            list(samples.batches([[Key(0, 0, 0)]], 1, workers, torch.device("cpu")))
         assert str(caught.value).startswith("image 0 (/") and str(caught.value).isprintable()
         assert r"ant/a\nRankError: \x1b[2J.jpg) cannot be read: not an image" in str(caught.value)

@@ -6,6 +6,8 @@ import io
 import itertools
 import math
 import pickle
+import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,15 +15,17 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from scipy import stats
+from timm.data import auto_augment
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
-from mixup_recipes.data import images, keys
+from mixup_recipes.data import images, keys, policy
 from mixup_recipes.data.decoding import BadImage, decode, to_tensor
-from mixup_recipes.data.images import EvalTransform, TrainTransform, erase, rand_augment
+from mixup_recipes.data.images import EvalTransform, TrainTransform, erase
+from mixup_recipes.data.policy import rand_augment, tensor
 from mixup_recipes.recipe import Recipe
 
 POLICY = "rand-m9-mstd0.5-inc1"
@@ -96,23 +100,38 @@ def test_damaged_bytes_give_an_image_or_a_bad_image_and_nothing_else():
 
 
 def transformed(image: Tensor, changes: dict[str, Any], *key: int) -> Tensor:
-    keys.seed_everything(keys.SAMPLE, *key)
-    return TrainTransform(recipe(**changes))(image)
+    return TrainTransform(recipe(**changes))(image, key)
 
 
 def test_a_training_image_is_square_and_a_function_of_its_key():
-    for crop, aa in itertools.product(("rrc", "pad", "resize"), (None, POLICY)):
-        changes = {"train_crop": crop, "aa": aa, "hflip": 0.5}
+    for crop, aa, pixels in itertools.product(("rrc", "pad", "resize"), (None, POLICY), ("v1", "v2")):
+        changes = {"train_crop": crop, "aa": aa, "hflip": 0.5, "pixels": pixels}
         for size in ((61, 47), (47, 61), (32, 32), (5, 90), (1, 1)):
             image = to_tensor(photo(*size))
             before = image.clone()
             first = transformed(image, changes, 0, 1, 2, 3)
             assert (first.shape, first.dtype) == ((3, 32, 32), torch.uint8)
-            keys.seed_everything(keys.SAMPLE, 0, 1, 2, 3)
+            torch.rand(1), random.random(), np.random.rand()
             copy = pickle.loads(pickle.dumps(TrainTransform(recipe(**changes))))  # for loaders that are not forked
-            assert torch.equal(first, copy(image)) and torch.equal(image, before)
+            assert torch.equal(first, copy(image, (0, 1, 2, 3))) and torch.equal(image, before)
     for changes in ({}, {"train_crop": "pad"}, {"train_crop": "resize", "aa": POLICY}):  # another key, another draw
         assert len({transformed(to_tensor(photo()), changes, 0, 0, 0, i).numpy().tobytes() for i in range(10)}) > 5
+
+
+def test_a_crop_has_the_law_of_torchvision_and_where_none_fits_its_place():
+    image, scale, ratio = torch.zeros(3, 90, 120, dtype=torch.uint8), (0.08, 1.0), (3 / 4, 4 / 3)
+    measured = []
+    for draw in (None, np.random.default_rng(0)):
+        torch.manual_seed(0)
+        boxes = np.array([images.box(image, scale, ratio, draw) for _ in range(4000)])
+        top, left, height, width = boxes.T
+        assert (boxes >= 0).all() and (top + height <= 90).all() and (left + width <= 120).all()
+        measured.append((height * width, width / height, top / (91 - height), left / (121 - width)))
+    for theirs, ours in zip(*measured, strict=True):
+        assert stats.ks_2samp(theirs, ours).pvalue > 1e-3
+    for size in ((9, 200), (200, 9), (1, 1)):  # nothing fits: the centre
+        thin = torch.zeros(3, *size, dtype=torch.uint8)
+        assert images.box(thin, (1.0, 1.0), ratio, np.random.default_rng(0)) == images.box(thin, (1, 1), ratio, None)
 
 
 METHODS = ("bilinear", "bicubic")
@@ -123,8 +142,11 @@ def test_a_resized_crop_is_that_of_pillow_within_the_range_of_areas():
     for (scale, ratio), method, pixels, index in itertools.product(boxes, METHODS, ("v1", "v2"), range(20)):
         given = {"interpolation": method, "scale": scale, "ratio": ratio, "pixels": pixels}
         ours = transformed(to_tensor(image), given, index)
-        keys.seed_everything(keys.SAMPLE, index)
-        top, left, height, width = RandomResizedCrop.get_params(to_tensor(image), list(scale), list(ratio))
+        if pixels == "v1":
+            keys.seed_everything(keys.SAMPLE, index)
+            top, left, height, width = RandomResizedCrop.get_params(to_tensor(image), list(scale), list(ratio))
+        else:
+            top, left, height, width = images.box(to_tensor(image), scale, ratio, keys.rng(keys.SAMPLE, index))
         assert 0.95 * scale[0] < height * width / (120 * 90) < 1.05 * scale[1]
         box = image.crop((left, top, left + width, top + height))
         theirs = to_tensor(box.resize((32, 32), Image.Resampling[method.upper()]))
@@ -134,9 +156,10 @@ def test_a_resized_crop_is_that_of_pillow_within_the_range_of_areas():
 def test_both_ways_to_scale_are_within_levels_of_each_other_and_one_that_is_not_said_is_v1():
     image, farthest = to_tensor(photo(120, 90)), {}
     for method, index in itertools.product(METHODS, range(50)):
-        v1, v2 = (transformed(image, {"interpolation": method, "pixels": p}, index) for p in ("v1", "v2"))
+        top, left, height, width = images.box(image, (0.08, 1.0), (3 / 4, 4 / 3), keys.rng(keys.SAMPLE, index))
+        part = image[:, top : top + height, left : left + width]
+        v1, v2 = (images.scaled(part, (32, 32), method, pixels) for pixels in ("v1", "v2"))
         farthest[method] = max(farthest.get(method, 0), int((v1.int() - v2.int()).abs().max()))
-        assert torch.equal(v1, transformed(image, {"interpolation": method}, index))
     assert 1 <= farthest["bilinear"] <= 2 and 1 <= farthest["bicubic"] <= 6
     wide = decode(save(photo(90, 60), "JPEG"))
     assert not wide.is_contiguous()  # the channels last, as libjpeg leaves it
@@ -148,8 +171,9 @@ def test_both_ways_to_scale_are_within_levels_of_each_other_and_one_that_is_not_
 
 def test_an_image_is_flipped_with_the_given_probability():
     image = to_tensor(photo(32, 32))
-    for probability in (0.0, 0.3, 1.0):
-        outs = [transformed(image, {"train_crop": "resize", "hflip": probability}, index) for index in range(400)]
+    for probability, pixels in itertools.product((0.0, 0.3, 1.0), ("v1", "v2")):
+        changes = {"train_crop": "resize", "hflip": probability, "pixels": pixels}
+        outs = [transformed(image, changes, index) for index in range(400)]
         flips = sum(torch.equal(out, image.flip(-1)) for out in outs)
         assert flips + sum(torch.equal(out, image) for out in outs) == 400
         assert stats.binomtest(flips, 400, probability).pvalue > 1e-3
@@ -163,10 +187,12 @@ def padded_crops(image: Tensor) -> dict[bytes, tuple[int, int]]:
 
 def test_the_padded_crop_is_uniform_and_reflects_after_bringing_an_image_to_the_training_size():
     image, larger = to_tensor(photo(32, 32)), to_tensor(photo(64, 48))
-    crops, seen = padded_crops(image), np.zeros((9, 9), dtype=int)
-    for index in range(1620):
-        seen[crops[transformed(image, {"train_crop": "pad"}, index).numpy().tobytes()]] += 1
-    assert stats.chisquare(seen.ravel()).pvalue > 1e-3
+    crops = padded_crops(image)
+    for pixels in ("v1", "v2"):
+        seen = np.zeros((9, 9), dtype=int)
+        for index in range(1620):
+            seen[crops[transformed(image, {"train_crop": "pad", "pixels": pixels}, index).numpy().tobytes()]] += 1
+        assert stats.chisquare(seen.ravel()).pvalue > 1e-3
     crops = padded_crops(EvalTransform(32, 32, "bicubic")(larger))
     assert all(transformed(larger, {"train_crop": "pad"}, i).numpy().tobytes() in crops for i in range(20))
 
@@ -174,23 +200,49 @@ def test_the_padded_crop_is_uniform_and_reflects_after_bringing_an_image_to_the_
 def test_randaugment_never_fails_and_is_that_of_timm_wherever_that_works():
     mean = tuple(min(255, round(255 * m)) for m in Recipe.mean)
     extra = {"translate_const": int(32 * 0.45), "img_mean": mean, "interpolation": str_to_pil_interp("bicubic")}
-    ours, theirs, image = rand_augment(recipe(), POLICY), rand_augment_transform(POLICY, extra), photo(32, 32)
+    ours, theirs, image = rand_augment(recipe(aa=POLICY)), rand_augment_transform(POLICY, extra), photo(32, 32)
+    assert rand_augment(recipe()) is None
     compared = 0
     for index in range(2500):
         keys.seed_everything(keys.SAMPLE, index)
-        out = ours(image)
-        assert (out.size, out.mode) == ((32, 32), "RGB")
+        out = ours(to_tensor(image))
+        assert tensor(out).shape == (3, 32, 32)
         keys.seed_everything(keys.SAMPLE, index)
         with contextlib.suppress(ValueError):  # timm asks this Pillow for 0 bits
             expected = theirs(image)
             compared += 1
-            assert out.tobytes() == expected.tobytes()
+            assert torch.equal(tensor(out), to_tensor(expected))
     assert compared > 2400
-    (posterise,) = [op.aug_fn for op in ours.ops if op.name.startswith("Posterize")]
+    posterise = policy.posterize
     assert posterise(image, 8).tobytes() == posterise(image, 9).tobytes() == image.tobytes()
     assert posterise(image, 7).tobytes() == ImageOps.posterize(image, 7).tobytes()
     for black in (posterise(image, 0), posterise(image, -1)):  # none of the bits is kept
         assert (black.size, black.mode, black.getextrema()) == ((32, 32), "RGB", ((0, 0),) * 3)
+
+
+MOVES: dict[str, Callable[..., Image.Image]] = {
+    "ShearX": auto_augment.shear_x,
+    "ShearY": auto_augment.shear_y,
+    "TranslateXRel": auto_augment.translate_x_rel,
+    "TranslateYRel": auto_augment.translate_y_rel,
+}
+
+
+def test_shears_and_translations_are_those_of_pillow_to_the_level():
+    rng, given = np.random.default_rng(0), {"fillcolor": (124, 116, 104)}
+    functions = {op.name: op.aug_fn for op in rand_augment(recipe(aa=POLICY, pixels="v2")).ops}
+    assert {name for name, function in functions.items() if function.func is policy.move} == set(MOVES)
+    apart = []
+    for (name, theirs), turn in itertools.product(MOVES.items(), range(30)):
+        height, width = rng.integers(1, 90, 2).tolist()
+        noise = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        image = noise if turn % 2 else noise.resize((7, 5)).resize((width, height), Image.Resampling.BICUBIC)
+        amount = (0.0, 0.25, -0.5, 1.5, -3.0)[turn] if turn < 5 else rng.uniform(-0.6, 0.6)
+        expected = to_tensor(theirs(image, amount, resample=Image.Resampling.BICUBIC, **given)).int()
+        found = functions[name](to_tensor(image), amount, resample=Image.Resampling.BICUBIC, **given).int()
+        assert (found - expected).abs().max() <= 1, (name, amount)
+        apart.append((found != expected).float().mean().item())
+    assert np.mean(apart) < 1e-3 and np.median(apart) == 0
 
 
 def test_an_evaluation_image_is_the_centre_of_the_resized_photo():
@@ -205,7 +257,9 @@ def test_an_evaluation_image_is_the_centre_of_the_resized_photo():
         assert (out.int() - expected.int()).abs().max() <= 2, (size, interpolation)
     fits, image, transform = to_tensor(photo(32, 32)), to_tensor(photo()), EvalTransform(32, 32, "bicubic")
     assert torch.equal(transform(fits), fits)
-    assert torch.equal(transform(image), transformed(image, {"train_crop": "resize"}, 0))  # as training without a crop
+    for pixels in ("v1", "v2"):  # as training without a crop
+        transform = EvalTransform(32, 32, "bicubic", pixels)
+        assert torch.equal(transform(image), transformed(image, {"train_crop": "resize", "pixels": pixels}, 0))
 
 
 def test_normalising_is_the_formula_in_the_asked_layout():
@@ -223,9 +277,15 @@ def test_normalising_is_the_formula_in_the_asked_layout():
 NINES = torch.full((64, 3, 32, 48), 9.0)
 
 
-def erased(probability: float, mode: str = "pixel", seed: int = 0, x: Tensor = NINES) -> Tensor:
+@pytest.fixture(params=["v1", "v2"])
+def erased(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
     """What is left of a batch whose every pixel is 9."""
-    return erase(x.clone(), probability, mode, np.random.default_rng(seed))
+
+    def erased(probability: float, mode: str = "pixel", seed: int = 0, x: Tensor = NINES) -> Tensor:
+        return erase(x.clone(), probability, mode, np.random.default_rng(seed), request.param)
+
+    erased.pixels = request.param  # type: ignore[attr-defined]
+    return erased
 
 
 def holes(x: Tensor) -> np.ndarray:
@@ -240,7 +300,7 @@ def holes(x: Tensor) -> np.ndarray:
     return found
 
 
-def test_erasing_never_at_probability_0_always_at_1_and_not_where_no_box_fits_as_its_generator_says():
+def test_erasing_never_at_probability_0_always_at_1_and_not_where_no_box_fits_as_its_generator_says(erased):
     assert torch.equal(erased(0.0), NINES)
     assert holes(erased(1.0))[:, 1].all()
     assert torch.equal(erased(1.0, x=NINES[..., :1, :1]), NINES[..., :1, :1])
@@ -251,12 +311,12 @@ def test_erasing_never_at_probability_0_always_at_1_and_not_where_no_box_fits_as
     assert out.is_contiguous(memory_format=torch.channels_last) and torch.equal(out, erased(1.0))
 
 
-def test_erasing_in_place_leaves_all_other_pixels_and_fills_boxes_with_zeros_or_one_colour_or_noise():
+def test_erasing_in_place_leaves_all_other_pixels_and_fills_boxes_with_zeros_or_one_colour_or_noise(erased):
     before = torch.randn(128, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     boxes, filled = holes(erased(0.6, x=torch.full_like(before, 9.0))), {"const": [], "rand": [], "pixel": []}
     for mode, found in filled.items():
         x = before.clone()
-        assert erase(x, 0.6, mode, np.random.default_rng(0)) is x
+        assert erase(x, 0.6, mode, np.random.default_rng(0), erased.pixels) is x
         for image, old, (top, bottom, left, right) in zip(x, before, boxes, strict=True):
             found += [image[:, top:bottom, left:right].flatten(1).clone()] if bottom else []
             image[:, top:bottom, left:right] = old[:, top:bottom, left:right]
@@ -268,7 +328,7 @@ def test_erasing_in_place_leaves_all_other_pixels_and_fills_boxes_with_zeros_or_
         assert len(values.unique()) > 0.99 * len(values)
 
 
-def test_erased_boxes_follow_the_law_of_timm():
+def test_erased_boxes_follow_the_law_of_timm(erased):
     count, measured = 6000, []
     nines = torch.full((count, 3, 32, 48), 9.0)
     ours = holes(erased(0.4, "const", x=nines))

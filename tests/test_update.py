@@ -87,7 +87,7 @@ def test_a_batch_is_a_function_of_seed_update_and_micro_batch_and_made_when_it_i
     for update, micro in itertools.product(range(4, 15), range(2)):
         batch, drawn = next(batches[micro % world]), torch.rand(3)
         pixels, labels, _, bad = next(images)
-        x = erase(normalise(pixels, r, CPU), 0.5, r.remode, keys.rng(keys.ERASE, 3, update, micro))
+        x = erase(normalise(pixels, r, CPU), 0.5, r.remode, keys.rng(keys.ERASE, 3, update, micro), r.pixels)
         assert torch.equal(batch.x, x) and torch.equal(batch.y, one_hot(labels, r)) and torch.equal(batch.bad, bad)
         keys.seed_everything(keys.STEP, 3, update, micro)
         assert torch.equal(drawn, torch.rand(3))

@@ -4,55 +4,95 @@ Images are uint8 tensors (3, H, W), RGB.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+import math
+from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from timm.data.auto_augment import rand_augment_transform
-from timm.data.transforms import str_to_pil_interp
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomCrop, RandomResizedCrop
 from torchvision.transforms import functional as TF
-from torchvision.transforms.v2 import functional as TF2
 
-from mixup_recipes.data.decoding import LIMIT, BadImage, to_tensor
+from mixup_recipes.data import keys
+from mixup_recipes.data.decoding import LIMIT, BadImage
+from mixup_recipes.data.policy import rand_augment, tensor
 from mixup_recipes.recipe import Recipe
 
-Transform = Callable[[Tensor], Tensor]
-"""uint8 (3, H, W) to uint8 (3, S, S): ``TrainTransform`` or ``EvalTransform``."""
-KERNELS: dict[str, Any] = {"v1": TF, "v2": TF2}
-"""What scales a picture, by the recipe's ``pixels``."""
+
+class Transform(Protocol):
+    """``TrainTransform`` or ``EvalTransform``."""
+
+    size: list[int]
+    """Height and width of what comes out."""
+
+    def __call__(self, image: Tensor, key: tuple[int, ...], /) -> Tensor:
+        """uint8 (3, H, W), and what random numbers are a function of, to uint8 (3, *size)."""
 
 
 class TrainTransform:
-    """Crop, flip and RandAugment of one image; draws from the global generators, which the loader has keyed."""
+    """Crop, flip and RandAugment of one image.
+
+    A recipe's ``pixels`` say by what: torchvision's transforms, which draw from torch's global generator and scale
+    floats (v1); or the same laws drawn from a generator of numpy, a tenth of the time, and torch's scaling of bytes, a
+    third (v2). timm's RandAugment draws from the global generators of Python and numpy.
+    """
 
     def __init__(self, recipe: Recipe):
-        self.recipe = recipe
-        self.interpolation = InterpolationMode(recipe.interpolation)
-        self.rand_augment = rand_augment(recipe, recipe.aa) if recipe.aa else None
+        self.recipe, self.size = recipe, [recipe.image_size] * 2
+        self.rand_augment = rand_augment(recipe)
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """uint8 (3, H, W) to uint8 (3, image_size, image_size)."""
-        r, size = self.recipe, [self.recipe.image_size] * 2
-        if r.train_crop == "rrc":
-            box = RandomResizedCrop.get_params(image, list(r.scale), list(r.ratio))
-            scaled = KERNELS[r.pixels].resized_crop
-            image = scaled(image, *box, size, self.interpolation, antialias=True)
-        elif r.train_crop == "pad":
-            if list(image.shape[1:]) != size:
-                image = TF.center_crop(resize(image, r.image_size, self.interpolation, r.pixels), size)
-            image = TF.pad(image, [r.image_size // 8], padding_mode="reflect")
-            image = TF.crop(image, *RandomCrop.get_params(image, tuple(size)))
+    def __call__(self, image: Tensor, key: tuple[int, ...]) -> Tensor:
+        """uint8 (3, H, W) to uint8 (3, image_size, image_size), a function of the image and the key."""
+        r, draw = self.recipe, None
+        if r.pixels == "v1":
+            keys.seed_everything(keys.SAMPLE, *key)
         else:
-            image = TF.center_crop(resize(image, r.image_size, self.interpolation, r.pixels), size)
-        if torch.rand(()) < r.hflip:
+            draw = keys.rng(keys.SAMPLE, *key)
+            if self.rand_augment:
+                keys.seed_policy(draw)
+        if r.train_crop == "rrc":
+            top, left, height, width = box(image, r.scale, r.ratio, draw)
+            image = image[:, top : top + height, left : left + width]
+            image = scaled(image, (r.image_size, r.image_size), r.interpolation, r.pixels)
+        else:
+            if r.train_crop == "resize" or image.shape[1:] != (r.image_size, r.image_size):
+                image = TF.center_crop(resize(image, r.image_size, r.interpolation, r.pixels), [r.image_size] * 2)
+            if r.train_crop == "pad":
+                padded = TF.pad(image, [r.image_size // 8], padding_mode="reflect")
+                image = TF.crop(padded, *corner(padded, r.image_size, draw), r.image_size, r.image_size)
+        if (torch.rand(()) if draw is None else draw.random()) < r.hflip:
             image = image.flip(-1)
-        if self.rand_augment is not None:
-            image = to_tensor(self.rand_augment(TF.to_pil_image(image)))
-        return image
+        return tensor(self.rand_augment(image)) if self.rand_augment else image
+
+
+def box(
+    image: Tensor, scale: tuple[float, float], ratio: tuple[float, float], draw: np.random.Generator | None
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random part, by the law of torchvision's RandomResizedCrop.
+
+    ``scale``: range of its share of the area; ``ratio``: of width by height, log-uniform. The first of ten draws that
+    fits; else the largest part at the centre that is within ``ratio``. Without ``draw``: torchvision's own.
+    """
+    if draw is None:
+        return RandomResizedCrop.get_params(image, list(scale), list(ratio))
+    rows, columns = image.shape[1:]
+    for _ in range(10):
+        area = rows * columns * draw.uniform(*scale)
+        aspect = math.exp(draw.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < width <= columns and 0 < height <= rows:
+            return int(draw.integers(rows - height + 1)), int(draw.integers(columns - width + 1)), height, width
+    width, height = min(columns, round(rows * ratio[1])), min(rows, round(columns / ratio[0]))
+    return (rows - height) // 2, (columns - width) // 2, height, width
+
+
+def corner(image: Tensor, size: int, draw: np.random.Generator | None) -> tuple[int, int]:
+    """Top and left of a random square of ``size``; without ``draw`` torchvision's own, for its RandomCrop."""
+    if draw is None:
+        return RandomCrop.get_params(image, (size, size))[:2]
+    rows, columns = image.shape[1:]
+    return int(draw.integers(rows - size + 1)), int(draw.integers(columns - size + 1))
 
 
 class EvalTransform:
@@ -66,7 +106,7 @@ class EvalTransform:
     ):
         self.resize, self.pixels = resize, pixels
         self.size = [size, size] if isinstance(size, int) else list(size)
-        self.interpolation = InterpolationMode(interpolation)
+        self.interpolation = interpolation
 
     @classmethod
     def of(cls, recipe: Recipe) -> "EvalTransform":
@@ -76,51 +116,37 @@ class EvalTransform:
     def __str__(self) -> str:
         height, width = self.size
         wanted = self.resize if isinstance(self.resize, int) else " x ".join(map(str, self.resize))
-        return f"{wanted} -> {height if height == width else f'{height} x {width}'} px {self.interpolation.value}"
+        return f"{wanted} -> {height if height == width else f'{height} x {width}'} px {self.interpolation}"
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, _key: tuple[int, ...] = ()) -> Tensor:
         return TF.center_crop(resize(image, self.resize, self.interpolation, self.pixels), self.size)
 
 
-def resize(image: Tensor, size: int | tuple[int, int], interpolation: InterpolationMode, pixels: str) -> Tensor:
+def resize(image: Tensor, size: int | tuple[int, int], interpolation: str, pixels: str) -> Tensor:
     """Scale a picture, antialiased: its shorter side to ``size``, or so that it just covers (height, width).
 
-    ``pixels``: by which kernel, see ``Recipe``.
-
-    Raises ``BadImage`` for one so thin that the result would be too large.
+    ``pixels``: by which kernel, see ``Recipe``. Raises ``BadImage`` for one so thin that the result would be too large.
     """
     height, width = image.shape[1:]
     scale = size / min(height, width) if isinstance(size, int) else max(size[0] / height, size[1] / width)
     if height * scale * width * scale > LIMIT:
         raise BadImage(f"{width:,} x {height:,} pixels is too thin: its shorter side becomes {size}")
-    wanted = size if isinstance(size, int) else [round(height * scale), round(width * scale)]
-    scaled: Tensor = KERNELS[pixels].resize(image, wanted, interpolation, antialias=True)
-    return scaled
+    shorter = min(height, width)
+    wanted = (
+        (int(size * height / shorter), int(size * width / shorter))  # as torchvision rounds
+        if isinstance(size, int)
+        else (round(height * scale), round(width * scale))
+    )
+    return scaled(image, wanted, interpolation, pixels)
 
 
-def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """timm's operation, with a black image for fewer than one bit."""
-    if bits >= 8:
+def scaled(image: Tensor, size: tuple[int, int], interpolation: str, pixels: str) -> Tensor:
+    """uint8 (3, H, W) to (3, *size), antialiased."""
+    if image.shape[1:] == size:
         return image
-    return ImageOps.posterize(image, bits) if bits >= 1 else Image.new(image.mode, image.size)
-
-
-def rand_augment(recipe: Recipe, policy: str) -> Any:
-    """timm's RandAugment by its policy string, with one operation mended.
-
-    The "increasing" posterise can ask for 0 bits, which Pillow before 13 answered with a black image and
-    Pillow 13 refuses; here it is the black image again.
-    """
-    hparams = {
-        "translate_const": int(recipe.image_size * 0.45),
-        "img_mean": tuple(min(255, round(255 * m)) for m in recipe.mean),
-        "interpolation": str_to_pil_interp(recipe.interpolation),
-    }
-    augment = rand_augment_transform(policy, hparams)
-    for op in augment.ops:
-        if op.name.startswith("Posterize"):
-            op.aug_fn = posterize
-    return augment
+    if pixels == "v1":
+        return TF.resize(image, list(size), InterpolationMode(interpolation), antialias=True)
+    return F.interpolate(image[None], size, mode=interpolation, antialias=True)[0]
 
 
 def normalise(images: Tensor, recipe: Recipe, device: torch.device) -> Tensor:
@@ -136,12 +162,13 @@ def per_channel(values: tuple[float, float, float], device: torch.device) -> Ten
     return torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1) * 255
 
 
-def erase(x: Tensor, probability: float, mode: str, rng: np.random.Generator) -> Tensor:
-    """Random erasing of a normalised batch, in place, without a loop over samples.
+def erase(x: Tensor, probability: float, mode: str, rng: np.random.Generator, pixels: str = "v1") -> Tensor:
+    """Random erasing of a normalised batch, in place; on a device without a loop over samples.
 
     Random Erasing Data Augmentation, Zhong et al., https://arxiv.org/abs/1708.04896, with timm's law: area
     uniform in [0.02, 1/3] of the image, log-uniform aspect in [0.3, 1/0.3], the first of ten draws that fits.
-    ``mode``: "const" fills with 0, "rand" with one normal colour, "pixel" with normal noise.
+    ``mode``: "const" fills with 0, "rand" with one normal colour, "pixel" with normal noise. ``pixels``: with "v2"
+    a CPU, which is better at loops than at noise, draws it for the boxes alone.
     """
     b, c, h, w = x.shape
     area = rng.uniform(0.02, 1 / 3, (b, 10)) * h * w
@@ -156,6 +183,13 @@ def erase(x: Tensor, probability: float, mode: str, rng: np.random.Generator) ->
     bottom = np.where(hit, top + box_h, top)  # an empty box where nothing is erased
     corners = torch.from_numpy(np.stack([top, bottom, left, left + box_w])).view(4, b, 1)
     noise_seed = int(rng.integers(2**63))
+    if pixels == "v2" and x.device.type == "cpu":
+        noise = torch.Generator().manual_seed(noise_seed)
+        for i in np.flatnonzero(hit).tolist():
+            box = x[i, :, top[i] : bottom[i], left[i] : left[i] + box_w[i]]
+            shape = {"pixel": box.shape, "rand": (c, 1, 1), "const": (1, 1, 1)}[mode]
+            box.copy_(torch.zeros(shape) if mode == "const" else torch.randn(shape, generator=noise))
+        return x
 
     if x.device.type == "cuda":
         corners = corners.pin_memory()

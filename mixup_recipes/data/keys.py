@@ -24,7 +24,12 @@ def seed_everything(purpose: int, *key: int) -> None:
     stack for each device that is not in use, which takes longer than to augment a small image.
     """
     draw = rng(purpose, *key)
-    random.seed(int(draw.integers(2**63)))
-    np.random.seed(int(draw.integers(2**32)))
+    seed_policy(draw)
     seed = torch.manual_seed if purpose == STEP else torch.default_generator.manual_seed
     seed(int(draw.integers(2**63)))
+
+
+def seed_policy(draw: np.random.Generator) -> None:
+    """Seed the global generators that timm's augmentation draws from."""
+    random.seed(int(draw.integers(2**63)))
+    np.random.seed(int(draw.integers(2**32)))

@@ -150,10 +150,11 @@ class Stream:
         """The transformed image; None for a bad one that may be skipped. ``draw``: epoch and turn, for training."""
         try:
             content = encoded(row[self.recipe.image_column], self.origin)
+            key: tuple[int, ...] = ()
             if draw is not None:
                 digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
-                keys.seed_everything(keys.SAMPLE, self.recipe.seed, draw[0], digest, draw[1])
-            return self.transform(decode(content, self.limit, self.recipe.exif_orientation))
+                key = self.recipe.seed, draw[0], digest, draw[1]
+            return self.transform(decode(content, self.limit, self.recipe.exif_orientation), key)
         except BadImage as e:
             line = f"an image ({(row[self.recipe.image_column] or {}).get('path') or 'no path'}) cannot be read: {e}"
             if self.on_bad_image == "stop":

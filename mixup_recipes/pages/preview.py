@@ -17,7 +17,7 @@ from mixers import MIXERS, Step, build, signature, taps
 from mixers.base import plan_alone
 from mixup_recipes import files
 from mixup_recipes.data import images, prepare
-from mixup_recipes.data.decoding import BadImage, decode, read
+from mixup_recipes.data.decoding import BadImage, decode, read, to_tensor
 from mixup_recipes.data.origin import encoded, origin
 from mixup_recipes.data.pictures import check_png, to_uint8
 from mixup_recipes.data.splits import load_split
@@ -216,7 +216,7 @@ def shapes(count: int, side: int = 224) -> Photos:
             pen.ellipse(box, fill=ink)
         else:
             pen.ellipse(box, outline=ink, width=big // 9)
-        made.append(images.to_tensor(image.resize((side, side), Image.Resampling.LANCZOS)))
+        made.append(to_tensor(image.resize((side, side), Image.Resampling.LANCZOS)))
         names.append(name)
     return Photos(made, names, "drawn shapes")
 

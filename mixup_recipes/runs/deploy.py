@@ -118,7 +118,7 @@ def metadata_of(name: str, run: Run | None, net: nn.Module, recipe: Recipe, tran
         else f"logits: float32 (N, {len(classes)}), before the softmax",
         **({"multi_label": True} if recipe.multi_label else {}),
         "resize": transform.resize,
-        "interpolation": transform.interpolation.value,
+        "interpolation": transform.interpolation,
         "crop": "center",
         "input_size": [height, width],
         "mean": recipe.mean,
@@ -228,7 +228,7 @@ def example(format: str, out: Path, transform: EvalTransform, upright: bool = Fa
     photo = 'ImageOps.exif_transpose(Image.open("photo.jpg"))' if upright else 'Image.open("photo.jpg")'
     use, (height, width) = FORMATS[format].use, transform.size
     cover = transform.resize if isinstance(transform.resize, tuple) else (transform.resize,) * 2
-    method = f"Image.Resampling.{transform.interpolation.name}"
+    method = f"Image.Resampling.{transform.interpolation.upper()}"
     ask, answer = use.ask, f"{use.names}[logits[0].argmax()]"
     if several:
         ask = ask.replace("logits", "probabilities")

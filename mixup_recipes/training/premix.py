@@ -32,7 +32,7 @@ from mixers.supermix import finds_both, masks, trained
 from mixup_recipes import files
 from mixup_recipes.data import images, keys
 from mixup_recipes.data.decoding import BadImage
-from mixup_recipes.data.loading import Samples, loader, readable
+from mixup_recipes.data.loading import Samples
 from mixup_recipes.data.order import Key
 from mixup_recipes.data.origin import Origin, encoded, origin
 from mixup_recipes.data.pictures import to_uint8
@@ -220,7 +220,8 @@ def mixed(maker: Maker, count: int, work: Path, schema: pa.Schema) -> None:
         path = work / f"data/{maker.recipe.train_split}-{number:05d}.parquet"
         if not path.exists():
             made: list[Made] = []
-            loaded = readable(loader(maker.samples, part, workers, maker.device))
+            size = maker.recipe.per_device_train_batch_size
+            loaded = maker.samples.batches(part, size, workers, maker.device)
             for i, (pixels, _, rows, _) in enumerate(loaded):
                 made += maker.make(pixels, rows, number * BATCHES + i)
                 if total + len(made) >= count:

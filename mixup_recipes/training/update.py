@@ -65,7 +65,8 @@ def inputs(
     """
     x = images.normalise(pixels, recipe, device)
     if recipe.reprob:
-        x = images.erase(x, recipe.reprob, recipe.remode, keys.rng(keys.ERASE, recipe.seed, update, micro))
+        rng = keys.rng(keys.ERASE, recipe.seed, update, micro)
+        x = images.erase(x, recipe.reprob, recipe.remode, rng, recipe.pixels)
     y = one_hot(labels.to(device, non_blocking=True), recipe)
     keys.seed_everything(keys.STEP, recipe.seed, update, micro)
     return x, y, np.random.default_rng((recipe.seed, update))
