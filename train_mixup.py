@@ -85,6 +85,7 @@ def main(argv: list[str] | None = None) -> int | None:
         step = new_step(model, recipe)
     except ValueError as e:
         raise UserError(f"mixer {recipe.mixer!r} with model {recipe.model!r}: {e}") from None
+    dryrun.try_checkpointed(step, recipe)
     if job.dry_run:
         accelerator.print(dryrun.dry_run(recipe, step, world))
         return None
@@ -123,8 +124,7 @@ def main(argv: list[str] | None = None) -> int | None:
         state, sums = checkpoint.restore(found, learner.modules, [optimizer, accelerator.scaler], rank, world, device)
         accelerator.print(checkpoint.resumed(found, state["processes"], world))
     order = TrainOrder(len(samples), recipe, rank, world, state["update"], samples.labels)
-    update, evaluated = order.start, state["evaluated"]
-    total, per_epoch = order.updates, order.updates_per_epoch
+    update, evaluated, total, per_epoch = order.start, state["evaluated"], order.updates, order.updates_per_epoch
     if isinstance(samples, streaming.Stream) and update % per_epoch:
         accelerator.print("streaming: the rest of this epoch is drawn anew, so some images come twice or not at all")
 

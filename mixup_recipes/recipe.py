@@ -199,6 +199,10 @@ class Recipe:
     """NHWC memory layout: faster for convolutions."""
     torch_compile: bool = False
     """Compile the model stage by stage."""
+    grad_checkpointing: bool = False
+    """Keep no activations inside of the model's blocks: compute them again in the backward pass, for less memory.
+
+    The numbers are the same. Mixers that change or read what lies in there are refused."""
     seed: Annotated[int, Between(0)] = 0
     """Seed of initial weights, order, augmentation and mixing."""
 

@@ -23,7 +23,7 @@ SHARED = {
     "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "hflip": 0.5, "interpolation": "bicubic", "train_crop": "rrc",
     "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "sched": "cosine", "remode": "pixel", "seed": 0,
     "eval_epochs": 1, "bce_target_thresh": None, "warmup_prefix": False, "channels_last": False,
-    "torch_compile": False, "momentum": 0.9, "max_train_samples": None, "max_eval_samples": None,
+    "torch_compile": False, "grad_checkpointing": False, "momentum": 0.9, "max_train_samples": None, "max_eval_samples": None,
     "dataset_config": None, "dataset_revision": None, "train_split": "train", "label_column": "label",
     "image_column": "image", "holdout": 0.2, "holdout_seed": 0, "exif_orientation": False, "data_config": "recipe",
     "freeze": None, "head_lr": None, "layer_decay": None, "mix_prob": 1.0, "multi_label": False,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t
+from scipy.special import stdtrit
 
 REPRODUCED, OFF, EARLY = "reproduced within the band", "off", "too early to say"
 PRIOR = 8  # degrees of freedom that the expected spread over seeds is worth
@@ -54,7 +54,7 @@ def verdict(values: list[float], published: float, trials: int, images: int) -> 
     std = statistics.stdev(values) if len(values) > 1 else None
     freedom = PRIOR + n - 1
     sigma = math.sqrt((PRIOR * expected**2 + (n - 1) * (std or 0) ** 2) / freedom)
-    band = float(t.ppf(0.975, freedom)) * sigma * math.sqrt(1 / n + 1 / trials)
+    band = float(stdtrit(freedom, 0.975)) * sigma * math.sqrt(1 / n + 1 / trials)
     if not values:
         return Verdict(EARLY, None, None, None, band)
     mean = statistics.fmean(values)

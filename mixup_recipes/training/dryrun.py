@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,7 +15,8 @@ from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.training import optimisation
 from mixup_recipes.training.backbones import create_model, weight_bytes
 from mixup_recipes.training.data import check_rates, split_lines
-from mixup_recipes.training.update import new_step
+from mixup_recipes.training.update import new_step, one_hot
+from mixup_recipes.typed import UserError
 
 
 def activation_bytes(model: nn.Module, batch: int, size: int) -> int:
@@ -22,15 +24,38 @@ def activation_bytes(model: nn.Module, batch: int, size: int) -> int:
     seen: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        seen[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        seen[storage._cdata] = storage.nbytes()
         return tensor
 
     model = copy.deepcopy(model).to("meta").train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         kept = model(torch.empty(batch, 3, size, size, device="meta"))
     del kept
-    weights = {id(p.untyped_storage()) for p in model.parameters()}
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
     return sum(n for storage, n in seen.items() if storage not in weights)
+
+
+def try_checkpointed(step: Step, recipe: Recipe) -> None:
+    """Raise ``UserError`` where a mixer reads or changes activations that ``grad_checkpointing`` does not keep.
+
+    Six steps of a copy on two random images: where a mixer looks may be drawn.
+    """
+    if not recipe.grad_checkpointing:
+        return
+    step = copy.deepcopy(step).train()
+    classes = recipe.num_classes or 1000
+    x = torch.randn(2, 3, recipe.image_size, recipe.image_size, generator=torch.Generator().manual_seed(0))
+    y = one_hot(torch.arange(2) % classes, changed(recipe, num_classes=classes))
+    for number in range(6):
+        try:
+            step(x, y, np.random.default_rng((number, recipe.seed))).loss.backward()
+        except RuntimeError as e:
+            reason = " ".join(str(e).split())[:200]
+            raise UserError(
+                f"mixer {recipe.mixer!r} looks into {recipe.model!r} where grad_checkpointing keeps nothing: leave it "
+                f"out, or take another mixer ({reason})"
+            ) from None
 
 
 def dry_run(recipe: Recipe, step: Step, world: int) -> str:

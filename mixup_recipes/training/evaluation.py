@@ -48,7 +48,7 @@ def predict(
     iterator = iter(batches) if stop is None else stop.watched(iter(batches))
     try:
         for _ in itertools.count() if rounds is None else range(rounds):
-            if stop is not None and stop.agreed(accelerator):
+            if stop is not None and stop.agreed(accelerator, "evaluation"):
                 return None
             batch = next(iterator, None)
             if rounds is None and not accelerator.reduce(

@@ -64,6 +64,8 @@ def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", determini
         raise UserError(f"cannot start with {recipe.mixed_precision} precision and trackers {trackers}: {e}") from None
     # its successor cannot leave buffers alone when the model is wrapped
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    if made.device.type == "cpu":
+        keep_freed_memory()
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if made.num_processes != asked:
         raise UserError(f"the launcher started {many(asked, 'process')}, but accelerate connected {made.num_processes}")

@@ -60,7 +60,7 @@ def refresh(
     step.train()
     try:
         for _ in range(updates):
-            if stop is not None and stop.agreed(accelerator):
+            if stop is not None and stop.agreed(accelerator, "precise_bn"):
                 return False
             for batch in itertools.islice(batches, order.accumulation):
                 step(batch.x, batch.y, batch.rng)

@@ -6,6 +6,7 @@ since Python runs a signal handler only between two of its own steps: not while 
 """
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -22,8 +24,21 @@ from mixup_recipes.training.job import STOPPED
 
 PATIENCE = 25.0  # seconds that a loader has for its next batch once a signal has asked to stop; torchrun kills after 30
 WAITING = timedelta(days=1)  # that a process waits for the others, such as for one that downloads the data
+BETWEEN, MOST_CALLS = 1.0, 100  # seconds, and calls, between two times that the processes ask each other
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 T = TypeVar("T")
+
+
+@dataclass
+class Pace:
+    """When the processes ask each other next whether to leave."""
+
+    since: float = -math.inf
+    """When they did last."""
+    calls: int = 0
+    """Of ``Stop.agreed`` since then."""
+    due: int = 1
+    """How many calls after the last time they ask again."""
 
 
 class Stop:
@@ -32,6 +47,7 @@ class Stop:
     def __init__(self) -> None:
         self.requested: str | None = None
         self.group: Any = None
+        self.paces: dict[str, Pace] = {}
         self.begun = False  # the updates, which are worth saving
         self.waiting: float | None = None  # since when a batch is waited for
         for number in NUMBERS:
@@ -79,20 +95,31 @@ class Stop:
             if (since := self.waiting) is not None and time.monotonic() - max(since, asked) > PATIENCE:
                 leave(f"{self.requested}: no images for {PATIENCE:.0f} s, left without a new checkpoint")
 
-    def agreed(self, accelerator: Any) -> bool:
-        """Whether all processes leave now: a host-side all-reduce of one number. Every process must call it."""
+    def agreed(self, accelerator: Any, what: str = "update") -> bool:
+        """Whether all processes leave now. Each must call it after every update, or round of ``what`` else.
+
+        They ask each other about once a second, by a host-side all-reduce: it also tells all of them how long the
+        slowest one takes between two calls, and so after how many calls they ask again.
+        """
         if accelerator.num_processes == 1:
             return self.requested is not None
+        pace = self.paces.setdefault(what, Pace())
+        pace.calls += 1
+        if pace.calls < pace.due:
+            return False
+        now = time.monotonic()
         if self.group is None:  # gloo, so that the device is never waited for
             self.group = torch.distributed.new_group(backend="gloo", timeout=WAITING)
-        flag = torch.tensor(int(self.requested is not None))
+        said = torch.tensor([self.requested is not None, (now - pace.since) / pace.calls], dtype=torch.float64)
         try:
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX, group=self.group)
+            torch.distributed.all_reduce(said, op=torch.distributed.ReduceOp.MAX, group=self.group)
         except RuntimeError:
             if self.requested is None:
                 raise
             leave(f"{self.requested}: another process has left, so this one did without a new checkpoint")
-        return bool(flag)
+        leaving, slowest = said.tolist()
+        self.paces[what] = Pace(since=now, due=max(1, min(MOST_CALLS, int(BETWEEN / slowest))) if slowest else 1)
+        return bool(leaving)
 
 
 def leave(reason: str) -> None:

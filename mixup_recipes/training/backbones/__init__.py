@@ -15,6 +15,7 @@ import timm
 import torch
 from timm.models import group_parameters
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixers import taps
 from mixup_recipes import fetch
@@ -66,7 +67,38 @@ def create_model(recipe: Recipe) -> nn.Module:
         init_published(model, recipe.init)
     if recipe.freeze is not None:
         freeze(model, recipe.freeze)
+    if recipe.grad_checkpointing:
+        checkpoint_activations(model, recipe.model)
     return model
+
+
+def checkpoint_activations(model: nn.Module, name: str) -> None:
+    """Have the backward pass compute anew what lies inside of the model's blocks, without counting images twice.
+
+    BatchNorm's running statistics move once for a batch, as without it. Raises ``UserError`` for a model that cannot.
+    """
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):
+        raise UserError(f"model {name!r} cannot compute its activations anew; leave out grad_checkpointing") from None
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            module.register_forward_pre_hook(hold_statistics)
+            module.register_forward_hook(release_statistics)
+
+
+def hold_statistics(layer: _BatchNorm, _args: Any) -> None:
+    """Before a forward pass of BatchNorm within a backward pass: let it see the batch, but not count it."""
+    if torch._C._current_graph_task_id() != -1 and layer.training:
+        layer.held, layer.momentum = layer.momentum, 0.0  # type: ignore[assignment]
+
+
+def release_statistics(layer: _BatchNorm, _args: Any, _output: Any) -> None:
+    """After it."""
+    if torch._C._current_graph_task_id() != -1 and layer.training:
+        layer.momentum = layer.held  # type: ignore[assignment]
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.sub_(1)
 
 
 def layers(model: nn.Module) -> dict[str, int]:
