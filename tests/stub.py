@@ -25,8 +25,16 @@ what = json.loads((here / "what.json").read_text()).get(folder.name, "finish")
 print("first line\\n\\n" + "\\n".join(f"{folder.name} line {i}" for i in range(9)), flush=True)
 folder.mkdir(parents=True, exist_ok=True)
 shutil.copy(here / f"{folder.name}.yaml", folder / "recipe.yaml")
+(here / f"env-{folder.name}").write_text(json.dumps(dict(os.environ)))
+if what == "meet":  # goes on when another one is there, too
+    (here / f"met-{folder.name}").touch()
+    deadline = time.monotonic() + 30
+    while len(list(here.glob("met-*"))) < 2:
+        time.sleep(0.02)
+        if time.monotonic() > deadline:
+            sys.exit(3)
 if what in ("wait", "stubborn"):
-    save = lambda *_: ((here / "saved").touch(), sys.exit(75))
+    save = lambda *_: ((here / "saved").touch(), (here / f"saved-{folder.name}").touch(), sys.exit(75))
     signal.signal(signal.SIGTERM, save if what == "wait" else lambda *_: (here / "asked").touch())
     (here / "pid").write_text(str(os.getpid()))
     (here / "waiting").touch()
@@ -72,12 +80,12 @@ class Stub:
             (self.folder / f"{run.name}.yaml").write_text(to_yaml(run.recipe))
         return runs
 
-    def __call__(self, what=None, tables=False, **given):
+    def __call__(self, what=None, tables=False, jobs=1, **given):
         """Run the sweep, with the tables and plots at its end or without; ``what`` the stub is to do, by run."""
         runs = self.runs(**given)
         self.tell(what or {})
         self.out.mkdir(exist_ok=True)
-        return sweep(None, self.base | given) if tables else sweep_runs.run_all(runs)
+        return sweep(None, self.base | given, jobs=jobs) if tables else sweep_runs.run_all(runs, jobs=jobs)
 
     def tell(self, what):
         (self.folder / "what.json").write_text(json.dumps(what))

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -141,3 +142,46 @@ def test_a_signal_under_torchrun_saves_and_leaves(args, tmp_path, to):
     output = (tmp_path / "output").read_text()
     assert f"{sent.name} at update" in output and checkpoints(tmp_path / "run")
     assert ("SignalException" if to == "launcher" else f"exitcode  : {STOPPED}") in output
+
+
+def node(number: int, port: int, output: Path, args: list[object]) -> subprocess.Popen[bytes]:
+    """One of two machines that torchrun connects, each with one process; here both are this one."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    command += ["--node_rank", str(number), "--master_addr", "127.0.0.1", "--master_port", str(port)]
+    command += ["--max_restarts", "0", tiny.ROOT / "train_mixup.py", *args]
+    with output.open("ab") as file:
+        return subprocess.Popen(
+            [*map(str, command)], env=tiny.environment(), stdout=file, stderr=file, start_new_session=True
+        )
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_two_nodes_train_as_two_processes_and_go_on_after_one_of_them_died(reference, args, tmp_path):
+    long = (*ONE, "--epochs", 30)
+    args += ["--epochs", 30, "--checkpointing_steps", 1, "--resume_from_checkpoint", "auto"]
+    outputs = [tmp_path / f"node-{number}" for number in (0, 1)]
+
+    def start() -> list[subprocess.Popen[bytes]]:
+        port = free_port()
+        return [node(number, port, outputs[number], args) for number in (0, 1)]
+
+    nodes, deadline = start(), time.monotonic() + 100
+    while not list(tmp_path.glob("run/checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    worker = Path(f"/proc/{nodes[1].pid}/task/{nodes[1].pid}/children").read_text().split()
+    for pid in (nodes[1].pid, *map(int, worker)):  # its power is cut
+        os.kill(pid, signal.SIGKILL)
+    assert nodes[0].wait(90) != 0 and nodes[1].wait(10) == -signal.SIGKILL
+    assert checkpoints(tmp_path / "run") and not (tmp_path / "run/model.safetensors").exists()
+    assert [each.wait(200) for each in start()] == [0, 0], outputs[0].read_text()[-3000:]
+    text, expected = outputs[0].read_text(), reference(*long, processes=2)
+    assert "tiny: 2 processes on cpu" in text and "resumed from step-" in text
+    assert log(tmp_path / "run") == log(expected)
+    assert (tmp_path / "run/model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()

@@ -1,6 +1,7 @@
 """Promise: a sweep checks everything first, runs what is not finished, survives failures and signals, and sums up."""
 
 import fcntl
+import json
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,8 @@ MISTAKES = (
 def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path):
     file, given = tmp_path / "s.yaml", {"recipes": ["quickstart_mixup"], "output_dir": str(tmp_path / "out")}
     cases = [(content, {"output_dir": given["output_dir"]}, says) for content, says in MISTAKES]
+    with pytest.raises(UserError, match="jobs: expected an integer of at least 1, got 0"):
+        sweep(None, given, jobs=0)
     for value in ("2020-13-45", "9" * 5000, "&a [*a]", "{a: 1, a: 2}", "[" * 3000, "[a", "\0"):
         cases.append(("", given | {"set": [f"lr={value}"]}, r"command line: (lr|.*lr): "))
     for content, asked, says in cases:
@@ -210,6 +214,46 @@ def test_a_signal_reaches_the_run_which_saves_and_the_sweep_leaves_with_75(stub,
     assert signal.getsignal(number) == handler
     assert stub() == 0
     assert stub.called() == [first, first, second]
+
+
+def test_several_runs_go_on_at_a_time_and_what_is_left_comes_next_in_order(stub, capsys, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    names = [run.name for run in stub.runs(seeds=[0, 1, 2])]
+    assert stub({names[0]: "meet", names[1]: "meet", names[3]: "2"}, seeds=[0, 1, 2], jobs=2) == 1
+    assert sorted(stub.called()[:2]) == sorted(names[:2]) and sorted(stub.called()) == sorted(names)
+    text = capsys.readouterr().out
+    assert f"{names[3]} failed: exit status 2" in text and "1 of 6 runs failed" in text
+    environments = [json.loads((stub.folder / f"env-{name}").read_text()) for name in names]
+    share = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert {e["OMP_NUM_THREADS"] for e in environments} == {share}
+    assert stub(seeds=[0, 1, 2], jobs=9, tables=True) == 0 and stub.called() == [*stub.called()[:6], names[3]]
+    assert "finished: 6 of 6 runs" in capsys.readouterr().out
+
+
+def test_each_run_has_a_gpu_of_its_own_as_far_as_there_are_some(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(sweep_runs.torch.cuda, "device_count", lambda: 3)
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in sweep_runs.environments(4)] == ["0", "1", "2", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-ab")
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in sweep_runs.environments(2)] == ["5", "GPU-ab"]
+    assert sweep_runs.environments(1) == [{}]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert sweep_runs.environments(2) == [{"OMP_NUM_THREADS": "3"}] * 2
+
+
+def test_a_signal_reaches_all_runs_that_go_on(stub, capsys):
+    names, main = [run.name for run in stub.runs(seeds=[0, 1])], threading.main_thread().ident
+    both = soon(
+        lambda: all((stub.folder / f"env-{name}").exists() for name in names[:2]) and stub.waits(),
+        lambda: (time.sleep(0.3), signal.pthread_kill(main, signal.SIGTERM)),
+    )
+    assert stub(dict.fromkeys(names, "wait"), seeds=[0, 1], jobs=2) == 75
+    both.join()
+    assert sorted(p.name for p in stub.folder.glob("saved-*")) == sorted(f"saved-{name}" for name in names[:2])
+    assert len(stub.called()) == 2 and "SIGTERM: stopped; the same command goes on" in capsys.readouterr().out
+    assert stub(seeds=[0, 1], jobs=3) == 0
 
 
 def test_a_signal_while_a_run_is_being_started_reaches_it(stub, monkeypatch):

@@ -70,16 +70,17 @@ def sweep(
     grid: Annotated[list[str] | None, listed("fields to vary, lr=0.1,0.2 ...: every combination")] = None,
     launcher: Annotated[str | None, text("what starts train_mixup.py, 'accelerate launch'")] = None,
     output_dir: Annotated[str | None, text("folder of all runs and results [default: runs/sweep]")] = None,
+    jobs: Annotated[Whole, said("runs at a time, each on a GPU or a share of the cores of its own")] = 1,
     dry_run: Annotated[bool, said("print commands and states only")] = False,
     report: Annotated[bool, said("tables and plots of what is finished, no runs")] = False,
     slurm: Annotated[Path | None, said("write an sbatch script instead of running")] = None,
     slurm_options: Annotated[list[str] | None, listed("of sbatch, gres=gpu:1 time=12:00:00")] = None,
 ) -> int:
-    """Recipes x grid x seeds, one run after another; what is finished is skipped. Then tables and plots."""
+    """Recipes x grid x seeds, --jobs runs at a time; what is finished is skipped. Then tables and plots."""
     from mixup_recipes.pages.sweep import sweep
 
     parts = {"recipes": recipes, "seeds": seeds, "launcher": launcher, "output_dir": output_dir}
-    return sweep(file, parts | {"set": set_, "grid": grid}, dry_run, report, slurm, slurm_options)
+    return sweep(file, parts | {"set": set_, "grid": grid}, dry_run, report, slurm, slurm_options, jobs)
 
 
 @app.command

@@ -12,6 +12,7 @@ from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.slurm import slurm_script
 from mixup_recipes.runs.sweep import Planned, plan, read_sweep, to_yaml
 from mixup_recipes.runs.sweep_runs import run_all, state
+from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
 
 
@@ -37,8 +38,11 @@ def sweep(
     report_only: bool = False,
     slurm: Path | None = None,
     slurm_options: list[str] | None = None,
+    jobs: int = 1,
 ) -> int:
     """``mixup-recipes sweep``; returns its exit status. Everything is checked before anything is written or started."""
+    if jobs < 1:
+        raise UserError(f"jobs: expected an integer of at least 1, got {jobs}")
     asked = read_sweep(file, given)
     runs, out = plan(asked), Path(asked.output_dir)
     states = [state(run) for run in runs]
@@ -63,6 +67,6 @@ def sweep(
         )
         return 0
     files.write_into(out / "sweep.yaml", to_yaml(asked))
-    status = run_all(runs, lambda line: print(line, flush=True))
+    status = run_all(runs, lambda line: print(line, flush=True), jobs)
     print(f"\n{results(runs, out)}")
     return status

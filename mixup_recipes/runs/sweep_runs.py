@@ -1,4 +1,4 @@
-"""The runs of a sweep, one after another, each a process of its own.
+"""The runs of a sweep, one after another or several at a time, each a process of its own.
 
 What is finished is skipped, what was interrupted goes on, what fails does not stop the others. The same command
 started again continues.
@@ -12,10 +12,14 @@ import shlex
 import signal
 import statistics
 import subprocess
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, Any
+
+import torch
 
 from mixup_recipes.recipe import differences
 from mixup_recipes.runs.run import RECIPE, Run, Summary
@@ -68,11 +72,11 @@ def held(path: Path, lock: Callable[[IO[bytes], int], object]) -> bool:
 
 
 class Relay:
-    """Signals to the sweep go to the running process group as SIGTERM, which all launchers pass on; a second kills."""
+    """Signals to the sweep go to the running process groups as SIGTERM, which all launchers pass on; a second kills."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-        self.child: subprocess.Popen[bytes] | None = None
+        self.children: set[int] = set()  # their groups
         self.before = {n: signal.getsignal(n) for n in SIGNALS}
         for number, handler in self.before.items():
             if number != signal.SIGHUP or handler is not signal.SIG_IGN:  # nohup ignores it
@@ -85,8 +89,8 @@ class Relay:
 
     def send(self) -> None:
         """Pass on what was asked for."""
-        if self.child is not None and self.asked:
-            kill_group(self.child.pid, signal.SIGTERM if len(self.asked) == 1 else signal.SIGKILL)
+        for group in [*self.children] if self.asked else []:
+            kill_group(group, signal.SIGTERM if len(self.asked) == 1 else signal.SIGKILL)
 
     def restore(self) -> None:
         """Signals mean again what they meant before."""
@@ -100,7 +104,7 @@ def kill_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
 
 
-def launch(run: Planned, stop: Relay) -> int | None:
+def launch(run: Planned, stop: Relay, environment: dict[str, str]) -> int | None:
     """Run to the end; its exit status, negative for the signal that killed it, or None if another process is at it.
 
     The child has a process group of its own, so that a Ctrl-C reaches it as SIGTERM only. It shares the lock on its
@@ -113,23 +117,25 @@ def launch(run: Planned, stop: Relay) -> int | None:
             return None
         file.write(f"$ {shlex.join(run.command)}\n".encode())
         file.flush()
-        stop.child = subprocess.Popen(
+        child = subprocess.Popen(
             run.command,
+            env=os.environ | environment,
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
         )
+        stop.children.add(child.pid)
         stop.send()  # a signal may have come meanwhile
-        status = stop.child.wait()
+        status = child.wait()
     # A launcher may leave before its processes: accelerate does on SIGTERM. They save; the next run needs their memory.
     deadline, asked = time.monotonic() + GRACE, False
     while status and held(run.output, fcntl.flock) and time.monotonic() < deadline + 5:
         if not asked or time.monotonic() > deadline:
-            kill_group(stop.child.pid, signal.SIGKILL if asked else signal.SIGTERM)
+            kill_group(child.pid, signal.SIGKILL if asked else signal.SIGTERM)
         asked = True
         time.sleep(0.1)
-    stop.child = None
+    stop.children.discard(child.pid)
     return status
 
 
@@ -152,51 +158,85 @@ def short(row: Summary) -> str:
     return f": {used} of {wanted} epochs" if used < wanted else ""
 
 
-def time_left(done: list[Planned], left: list[Planned]) -> str:
+def time_left(done: list[Planned], left: list[Planned], jobs: int = 1) -> str:
     """The time that the rest takes if it goes on as before: a run takes as long as its other seeds did, or as all."""
     took = [(run.recipe, Run.open(run.folder).summary.seconds) for run in done]
     total = 0.0
     for run in left:
         alike = [s for other, s in took if not differences(other, run.recipe, ignore=("name", "seed"))]
         total += statistics.fmean(alike or [s for _, s in took])
-    return f"; about {duration(total)} left" if left else ""
+    return f"; about {duration(total / jobs)} left" if left else ""
 
 
-def run_all(runs: list[Planned], say: Callable[[str], object] = print) -> int:
-    """Run what isn't finished; returns the exit status of the sweep: 0, 1 (a run failed) or 75 (start it again)."""
-    stop, failures, unfinished = Relay(), [], 0
+def environments(jobs: int) -> list[dict[str, str]]:
+    """What sets apart the runs that go on at a time: a GPU each in turn, or an equal share of the cores."""
+    if jobs == 1:
+        return [{}]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = [*map(str, range(torch.cuda.device_count()))] if visible is None else [d for d in visible.split(",") if d]
+    if devices:
+        return [{"CUDA_VISIBLE_DEVICES": devices[place % len(devices)]} for place in range(jobs)]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    return [{"OMP_NUM_THREADS": threads}] * jobs
+
+
+def run_all(runs: list[Planned], say: Callable[[str], object] = print, jobs: int = 1) -> int:
+    """Run what isn't finished, ``jobs`` at a time.
+
+    Returns the exit status of the sweep: 0, 1 (a run failed) or 75 (start it again).
+    """
+    stop, failures, unfinished = Relay(), list[tuple[Planned, str, list[str]]](), list[Planned]()
     done = [run for run in runs if state(run) == "finished"]
-    try:
-        for number, run in enumerate(runs, 1):
-            head = f"[{number}/{len(runs)}] {run.name}"
-            now = state(run)  # anew: another sweep may have been here
+    waiting, taking = iter(enumerate(runs, 1)), threading.Lock()
+
+    def attend(environment: dict[str, str]) -> None:
+        """Run what comes next, until there is nothing left or a signal asks to stop."""
+        while True:
+            with taking:
+                number, run = next(waiting, (0, None))
+                if run is None:
+                    return
+                now = state(run)  # anew: another sweep may have been here
             if now == "finished":
-                say(f"{head}: finished before")
-                continue
-            if stop.asked:
-                break
-            start, began = run.output.stat().st_size if run.output.exists() else 0, time.monotonic()
-            if now != "running":
-                say(f"{head}: {'resumed' if now == 'resumable' else 'started'}")
-            status = None if now == "running" else launch(run, stop)
-            took = duration(time.monotonic() - began)
-            if status is None:
-                say(f"{head}: another process is running it; skipped")
-                unfinished += 1
-            elif status == 0 and finished(run):
-                done.append(run)
-                row = Run.open(run.folder).summary
-                rest = time_left(done, [r for r in runs[number:] if r not in done])
-                say(f"{head}: {took}, {NAMES[row.metric]} {row.reading.value:.2f} ({row.protocol}{short(row)}){rest}")
-            elif status == STOPPED or stop.asked:
-                say(f"{head}: {took}, stopped")
-                unfinished += 1
+                say(f"[{number}/{len(runs)}] {run.name}: finished before")
+            elif stop.asked:
+                return
             else:
-                what = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-                if status == 0:
-                    what = f"exit status 0, but epoch {run.recipe.epochs} was not evaluated"
-                say(f"{head}: {took}, failed: {what}")
-                failures.append((run, what, last_lines(run.output, start)))
+                run_one(number, run, now, environment)
+
+    def run_one(number: int, run: Planned, now: str, environment: dict[str, str]) -> None:
+        """Run it and say what became of it."""
+        head, began = f"[{number}/{len(runs)}] {run.name}", time.monotonic()
+        start = run.output.stat().st_size if run.output.exists() else 0
+        if now != "running":
+            say(f"{head}: {'resumed' if now == 'resumable' else 'started'}")
+        status = None if now == "running" else launch(run, stop, environment)
+        took = duration(time.monotonic() - began)
+        if status is None:
+            say(f"{head}: another process is running it; skipped")
+            unfinished.append(run)
+        elif status == 0 and finished(run):
+            done.append(run)
+            row = Run.open(run.folder).summary
+            rest = time_left(done, [r for r in runs[number:] if r not in done], jobs)
+            say(f"{head}: {took}, {NAMES[row.metric]} {row.reading.value:.2f} ({row.protocol}{short(row)}){rest}")
+        elif status == STOPPED or stop.asked:
+            say(f"{head}: {took}, stopped")
+            unfinished.append(run)
+        else:
+            what = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+            if status == 0:
+                what = f"exit status 0, but epoch {run.recipe.epochs} was not evaluated"
+            say(f"{head}: {took}, failed: {what}")
+            failures.append((run, what, last_lines(run.output, start)))
+
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            left = {pool.submit(attend, environment) for environment in environments(jobs)}
+            while left:  # Python handles a signal in this thread, so it must not sleep for long
+                ended, left = wait(left, timeout=0.2)
+                for attended in ended:
+                    attended.result()
     finally:
         stop.restore()
     for run, what, lines in failures:
