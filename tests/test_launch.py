@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -144,9 +145,9 @@ def test_a_signal_under_torchrun_saves_and_leaves(args, tmp_path, to):
     assert ("SignalException" if to == "launcher" else f"exitcode  : {STOPPED}") in output
 
 
-def node(number: int, port: int, output: Path, args: list[object]) -> subprocess.Popen[bytes]:
+def node(number: int, port: int, output: Path, args: list[Any]) -> subprocess.Popen[bytes]:
     """One of two machines that torchrun connects, each with one process; here both are this one."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    command: list[Any] = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
     command += ["--node_rank", str(number), "--master_addr", "127.0.0.1", "--master_port", str(port)]
     command += ["--max_restarts", "0", tiny.ROOT / "train_mixup.py", *args]
     with output.open("ab") as file:
