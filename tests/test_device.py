@@ -1,0 +1,128 @@
+"""On a GPU: each mixer gives the CPU's numbers, in every precision and layout, the same twice, and waits for nothing.
+
+`pytest -m gpu`, or `benchmarks/gpu.sh`; MIXUP_RECIPES_TEST_DEVICE=cpu tries the tests themselves elsewhere.
+"""
+
+import contextlib
+import os
+
+import numpy as np
+import pytest
+import torch
+from small_models import ATTENTIVE, CRITERION, DEIT, backbone, photos
+from torch import nn
+
+from mixers import MIXERS, Step, build, taps
+
+DEVICE = torch.device(os.environ.get("MIXUP_RECIPES_TEST_DEVICE", "cuda"))
+GPU = DEVICE.type == "cuda"
+ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign"}
+CASES = [
+    (model, mixer) for model in ("resnet18", DEIT) for mixer in MIXERS if model in ATTENTIVE or mixer not in ATTENTION
+]
+SOLVED_ON_THE_HOST = {"comixup", "puzzlemix"}  # their solvers may run there
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(GPU and not torch.cuda.is_available(), reason="there is no GPU"),
+]
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    """Convolutions and products in 32 bits, by algorithms that give the same numbers twice."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def stepped(model, mixer, device, dtype=None, last=False, compiled=False):
+    """Losses of two updates, and the gradients of the second, in float64 on the host."""
+    step = Step(backbone(model), build(mixer), CRITERION)
+    step = step.to(device, memory_format=torch.channels_last if last else torch.contiguous_format).train()
+    if compiled:
+        taps.compile_stages(step.model, dynamic=False)
+    x, y = (part.to(device) for part in photos())
+    x, losses = x.contiguous(memory_format=torch.channels_last) if last else x, []
+    for number in range(2):
+        torch.manual_seed(number)
+        step.zero_grad()
+        with torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext():
+            loss = step(x, y, np.random.default_rng((3, number))).loss
+        loss.backward()
+        losses.append(loss.item())
+    return losses, {name: p.grad.double().cpu() for name, p in step.named_parameters() if p.grad is not None}
+
+
+def without_drop(model):
+    """Drop path draws from the device's own generator, which is not the CPU's."""
+    for module in model.modules():
+        if hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
+
+
+@pytest.mark.parametrize(("model", "mixer"), CASES)
+def test_a_step_on_the_device_is_that_of_the_cpu(model, mixer, monkeypatch):
+    made = backbone
+
+    def still(name):
+        net = made(name)
+        without_drop(net)
+        return net
+
+    monkeypatch.setitem(globals(), "backbone", still)
+    (losses, grads), (expected, others) = stepped(model, mixer, DEVICE), stepped(model, mixer, torch.device("cpu"))
+    assert losses == pytest.approx(expected, rel=2e-4)
+    assert grads.keys() == others.keys()
+    for name, grad in grads.items():
+        assert (grad - others[name]).norm() <= 5e-3 * others[name].norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16] if GPU else [torch.bfloat16])
+@pytest.mark.parametrize(("model", "mixer"), CASES)
+def test_half_precision_is_near_and_finite(model, mixer, dtype):
+    (losses, grads), (expected, _) = stepped(model, mixer, DEVICE, dtype), stepped(model, mixer, DEVICE)
+    assert losses == pytest.approx(expected, rel=0.1)
+    assert all(grad.isfinite().all() for grad in grads.values())
+
+
+@pytest.mark.parametrize("mixer", [mixer for mixer in MIXERS if mixer not in ATTENTION])
+def test_channels_last_gives_the_same_losses(mixer):
+    assert stepped("resnet18", mixer, DEVICE, last=True)[0] == pytest.approx(
+        stepped("resnet18", mixer, DEVICE)[0], rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(("model", "mixer"), CASES)
+def test_the_same_twice(model, mixer):
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        (losses, grads), (again, others) = stepped(model, mixer, DEVICE), stepped(model, mixer, DEVICE)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert losses == again and all(torch.equal(grads[name], others[name]) for name in grads)
+
+
+@pytest.mark.skipif(not GPU, reason="a CPU is never waited for")
+@pytest.mark.parametrize(("model", "mixer"), [case for case in CASES if case[1] not in SOLVED_ON_THE_HOST])
+def test_a_step_does_not_wait_for_the_device(model, mixer):
+    step, (x, y) = Step(backbone(model), build(mixer), CRITERION).to(DEVICE).train(), photos()
+    x, y = x.to(DEVICE), y.to(DEVICE)
+    step(x, y, np.random.default_rng(0)).loss.backward()  # what is kept for later is made now
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(x, y, np.random.default_rng(1)).loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("mixer", ["vanilla", "cutmix", "puzzlemix", "automix"])
+def test_a_compiled_step_gives_nearly_the_same_losses(mixer):
+    found, expected = stepped("resnet18", mixer, DEVICE, compiled=True)[0], stepped("resnet18", mixer, DEVICE)[0]
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.skipif(not GPU or torch.cuda.device_count() < 2, reason="BatchNorm is shared between GPUs")
+def test_shared_batchnorm_needs_the_program():
+    assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(backbone("resnet18")), nn.Module)
