@@ -5,7 +5,8 @@
 ``--timm``: a checkout of timm, of the version that is installed. Both train ResNet-10-T at 64 pixels for a few epochs
 on JPEGs of 500 x 375 pixels in class folders, evaluate after each epoch and write checkpoints; without mixing, and with
 Mixup and CutMix in turn. Each pair of commands is run several times in turns; ours with the loader processes that it
-takes by itself, timm's with each number of ``--workers``, of which the fastest counts. Prints Markdown.
+takes by itself, timm's with each number of ``--workers``, of which the fastest counts. Both run with PYTHONSAFEPATH, so
+that timm's script takes the timm that is installed; so this project must be installed too. Prints Markdown.
 """
 
 import argparse

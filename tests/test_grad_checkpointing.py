@@ -1,6 +1,7 @@
 """Activations that are computed anew in the backward pass: the same numbers, or a refusal, with every mixer."""
 
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,22 +12,25 @@ from torch import nn
 
 from mixers import MIXERS
 from mixup_recipes.recipe import Recipe, changed
-from mixup_recipes.training.backbones import checkpoint_activations, create_model
+from mixup_recipes.training import launch
+from mixup_recipes.training.backbones import checkpoint_activations, create_model, hold_statistics
 from mixup_recipes.training.dryrun import activation_bytes, try_checkpointed
 from mixup_recipes.training.update import new_step, one_hot
 from mixup_recipes.typed import UserError
 
 MODELS = {
     "resnet10t": {},
+    "mobilenetv3_small_050": {},  # its blocks end in BatchNorm
     "deit_tiny_patch16_224": {"img_size": 64, "depth": 3, "drop_path_rate": 0.3},
 }
 REFUSED = {
+    "mobilenetv3_small_050": {"manifoldmix", "alignmix", "automix", "samix", "adautomix"},
     "resnet10t": {"manifoldmix", "alignmix", "automix", "samix", "adautomix"},
     "deit_tiny_patch16_224": {"manifoldmix", "alignmix"},
 }
-ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign"}  # of which a ResNet has none
+ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign"}  # of which the others have none
 QUICK = {"mixup", "manifoldmix", "alignmix", "automix", "puzzlemix", "transmix"}
-CASES = [(model, mixer) for model in MODELS for mixer in MIXERS if model != "resnet10t" or mixer not in ATTENTION]
+CASES = [(model, mixer) for model in MODELS for mixer in MIXERS if "deit" in model or mixer not in ATTENTION]
 
 
 def recipe(model: str, mixer: str, **changes) -> Recipe:
@@ -74,6 +78,14 @@ def test_fewer_activations_are_kept_and_a_trial_leaves_the_step_as_it_was():
     try_checkpointed(step, r)
     assert all(torch.equal(before[name], value) for name, value in step.state_dict().items())
     assert all(p.grad is None for p in step.parameters())
+
+
+def test_layers_that_are_shared_between_gpus_count_once_too(monkeypatch):
+    r = recipe("resnet10t", "mixup", grad_checkpointing=True, sync_bn=True)
+    monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)
+    net = launch.on_device(create_model(r), r, Mock(num_processes=2, device=Mock(type="cuda")))
+    layers = [m for m in net.modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert layers and all(hold_statistics in layer._forward_pre_hooks.values() for layer in layers)
 
 
 def test_a_model_that_cannot_is_refused():

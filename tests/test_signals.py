@@ -1,12 +1,14 @@
-"""How processes agree to leave: all after the same call, asking each other about once a second."""
+"""How processes agree to leave, all after the same call, and what a process keeps of its memory."""
 
+import os
 import threading
 from unittest.mock import Mock
+from unittest.mock import call as called
 
 import pytest
 import torch
 
-from mixup_recipes.training import signals
+from mixup_recipes.training import launch, signals
 
 WORLD = 3
 
@@ -68,8 +70,8 @@ def test_all_processes_leave_after_the_same_call_within_seconds_of_the_signal(ra
 
 
 def test_processes_ask_each_other_about_once_a_second_of_the_slowest_and_not_at_every_update(ranks):
-    _, counts = ranks(lambda *_: 0.01, None, 1000)  # 10 s
-    assert len(set(counts)) == 1 and 10 <= counts[0] <= 14
+    _, counts = ranks(lambda *_: 0.01, None, 1000)  # 0.2 s: not more than 20 updates go by unasked
+    assert len(set(counts)) == 1 and 50 <= counts[0] <= 54
     _, counts = ranks(lambda rank, _: 0.1 * (1 + rank), None, 300)  # 90 s for the slowest
     assert 90 <= counts[0] <= 110
     _, counts = ranks(lambda *_: 2.0, None, 50)
@@ -89,3 +91,19 @@ def test_one_process_asks_nobody(ranks):
     assert not stop.agreed(alone)
     stop.requested = "SIGTERM"
     assert stop.agreed(alone)
+
+
+def test_a_cpu_keeps_freed_memory_unless_the_environment_speaks_of_it(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD"))]:
+        monkeypatch.delenv(name)
+    library = Mock()
+    monkeypatch.setattr(launch.ctypes, "CDLL", lambda _: library)
+    launch.keep_freed_memory()
+    assert library.mallopt.call_args_list == [called(-4, 0), called(-1, 2**31 - 1)]  # M_MMAP_MAX, M_TRIM_THRESHOLD
+    monkeypatch.setattr(launch.ctypes, "CDLL", lambda _: Mock(spec=()))  # no glibc
+    launch.keep_freed_memory()
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    library.mallopt.reset_mock()
+    monkeypatch.setattr(launch.ctypes, "CDLL", lambda _: library)
+    launch.keep_freed_memory()
+    assert not library.mallopt.called

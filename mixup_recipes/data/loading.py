@@ -137,6 +137,7 @@ def loader(
         samples,
         batch_sampler=order,
         num_workers=workers,
+        prefetch_factor=PREFETCHED - 1 if workers else None,
         pin_memory=device.type == "cuda",
         collate_fn=Slots(workers, (size, 3, *samples.transform.size)) if workers else None,
         worker_init_fn=start_worker if workers else None,
@@ -146,9 +147,9 @@ def loader(
 class Slots:
     """Memory that loader processes share with the one that trains, three batches each, which they fill in turn.
 
-    A fresh piece for each batch, as torch has it, costs more in page faults than the batch takes to copy. A loader
-    process has two batches under way at most, so that one which was handed out is whole until the next is asked for:
-    who takes it makes a copy (``readable``, or DataLoader where it pins).
+    A fresh piece for each batch, as torch has it, costs more in page faults than the batch takes to copy. DataLoader's
+    ``prefetch_factor`` lets a loader process have two batches under way, so that one which was handed out is whole
+    until the next is asked for: who takes it makes a copy (``readable``, or DataLoader where it pins).
     """
 
     def __init__(self, workers: int, shape: tuple[int, ...]):

@@ -126,7 +126,8 @@ def launch(run: Planned, stop: Relay, environment: dict[str, str]) -> int | None
             stderr=subprocess.STDOUT,
         )
         stop.children.add(child.pid)
-        stop.send()  # a signal may have come meanwhile
+        if stop.asked:  # meanwhile
+            kill_group(child.pid, signal.SIGTERM)
         status = child.wait()
     # A launcher may leave before its processes: accelerate does on SIGTERM. They save; the next run needs their memory.
     deadline, asked = time.monotonic() + GRACE, False
@@ -169,15 +170,22 @@ def time_left(done: list[Planned], left: list[Planned], jobs: int = 1) -> str:
 
 
 def environments(jobs: int) -> list[dict[str, str]]:
-    """What sets apart the runs that go on at a time: a GPU each in turn, or an equal share of the cores."""
+    """The environment of each of ``jobs`` places: a GPU in turn, or an equal share of the cores as threads."""
     if jobs == 1:
         return [{}]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = [*map(str, range(torch.cuda.device_count()))] if visible is None else [d for d in visible.split(",") if d]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
+    devices = [name for name in visible.split(",") if name and not name.startswith("-")]  # -1 means none
     if devices:
         return [{"CUDA_VISIBLE_DEVICES": devices[place % len(devices)]} for place in range(jobs)]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // jobs))
     return [{"OMP_NUM_THREADS": threads}] * jobs
+
+
+def keep_to_share(place: int, jobs: int) -> None:
+    """Keep this thread, and the runs that it starts, to a share of the cores: by these they count their loaders."""
+    if hasattr(os, "sched_setaffinity") and jobs > 1:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[place::jobs] or cores)
 
 
 def run_all(runs: list[Planned], say: Callable[[str], object] = print, jobs: int = 1) -> int:
@@ -187,11 +195,21 @@ def run_all(runs: list[Planned], say: Callable[[str], object] = print, jobs: int
     """
     stop, failures, unfinished = Relay(), list[tuple[Planned, str, list[str]]](), list[Planned]()
     done = [run for run in runs if state(run) == "finished"]
-    waiting, taking = iter(enumerate(runs, 1)), threading.Lock()
+    jobs = max(1, min(jobs, len(runs) - len(done)))
+    waiting, taking, broken = iter(enumerate(runs, 1)), threading.Lock(), threading.Event()
 
-    def attend(environment: dict[str, str]) -> None:
-        """Run what comes next, until there is nothing left or a signal asks to stop."""
-        while True:
+    def attend(place: int, environment: dict[str, str]) -> None:
+        """Run what comes next, until there is nothing left, a signal asks to stop, or another place met an error."""
+        keep_to_share(place, jobs)
+        try:
+            take_turns(environment)
+        except BaseException:
+            broken.set()
+            raise
+
+    def take_turns(environment: dict[str, str]) -> None:
+        """The runs of one place."""
+        while not broken.is_set():
             with taking:
                 number, run = next(waiting, (0, None))
                 if run is None:
@@ -232,7 +250,7 @@ def run_all(runs: list[Planned], say: Callable[[str], object] = print, jobs: int
 
     try:
         with ThreadPoolExecutor(jobs) as pool:
-            left = {pool.submit(attend, environment) for environment in environments(jobs)}
+            left = {pool.submit(attend, *each) for each in enumerate(environments(jobs))}
             while left:  # Python handles a signal in this thread, so it must not sleep for long
                 ended, left = wait(left, timeout=0.2)
                 for attended in ended:

@@ -24,6 +24,7 @@ from mixers import Mixer, Step, taps
 from mixup_recipes.data.loading import PREFETCHED
 from mixup_recipes.data.order import cut
 from mixup_recipes.recipe import Recipe
+from mixup_recipes.training.backbones import count_once
 from mixup_recipes.training.signals import WAITING
 from mixup_recipes.typed import UserError, nearest
 from mixup_recipes.words import many
@@ -85,7 +86,7 @@ def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", determini
 
 def keep_freed_memory() -> None:
     """On a CPU: memory that a step frees is for the next one. Else glibc gives large pieces back to the system, which
-    fills each of them with zeros when it is asked again, for a tenth of a step or more.
+    fills each of them with zeros when it is asked again, for about a tenth of a small step.
 
     What the environment says of malloc stays as it is; where there is no glibc nothing happens.
     """
@@ -124,6 +125,8 @@ def on_device(module: Net, recipe: Recipe, accelerator: Accelerator) -> Net:
         if accelerator.device.type != "cuda":
             raise UserError("sync_bn works between GPUs only; pass --sync_bn false, or start one process")
         moved = convert_sync_batchnorm(moved)  # timm's keeps the activation of its fused layers
+        if recipe.grad_checkpointing:  # the layers are new
+            count_once(moved)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     return moved.to(accelerator.device, memory_format=layout)
 

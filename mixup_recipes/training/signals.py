@@ -24,7 +24,7 @@ from mixup_recipes.training.job import STOPPED
 
 PATIENCE = 25.0  # seconds that a loader has for its next batch once a signal has asked to stop; torchrun kills after 30
 WAITING = timedelta(days=1)  # that a process waits for the others, such as for one that downloads the data
-BETWEEN, MOST_CALLS = 1.0, 100  # seconds, and calls, between two times that the processes ask each other
+BETWEEN, MOST_CALLS = 1.0, 20  # seconds, and calls, between two times that the processes ask each other
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1)
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ class Stop:
                 leave(f"{self.requested}: no images for {PATIENCE:.0f} s, left without a new checkpoint")
 
     def agreed(self, accelerator: Any, what: str = "update") -> bool:
-        """Whether all processes leave now. Each must call it after every update, or round of ``what`` else.
+        """Whether all processes leave now. Each must call it equally often for each ``what``.
 
         They ask each other about once a second, by a host-side all-reduce: it also tells all of them how long the
         slowest one takes between two calls, and so after how many calls they ask again.

@@ -81,10 +81,16 @@ def checkpoint_activations(model: nn.Module, name: str) -> None:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError):
         raise UserError(f"model {name!r} cannot compute its activations anew; leave out grad_checkpointing") from None
+    count_once(model)
+
+
+def count_once(model: nn.Module) -> None:
+    """Have BatchNorm count a batch in the forward pass alone, not again where a backward pass repeats that."""
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             module.register_forward_pre_hook(hold_statistics)
-            module.register_forward_hook(release_statistics)
+            # a repetition ends by an exception, as soon as it has all that it needs: maybe within this layer
+            module.register_forward_hook(release_statistics, always_call=True)
 
 
 def hold_statistics(layer: _BatchNorm, _args: Any) -> None:
