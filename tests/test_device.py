@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from small_models import ATTENTIVE, CRITERION, DEIT, backbone, photos
-from torch import nn
 
 from mixers import MIXERS, Step, build, taps
 
@@ -35,9 +34,9 @@ def exact(monkeypatch):
         yield
 
 
-def stepped(model, mixer, device, dtype=None, last=False, compiled=False):
+def stepped(model, mixer, device, dtype=None, last=False, compiled=False, **args):
     """Losses of two updates, and the gradients of the second, in float64 on the host."""
-    step = Step(backbone(model), build(mixer), CRITERION)
+    step = Step(backbone(model, **args), build(mixer), CRITERION)
     step = step.to(device, memory_format=torch.channels_last if last else torch.contiguous_format).train()
     if compiled:
         taps.compile_stages(step.model, dynamic=False)
@@ -53,24 +52,11 @@ def stepped(model, mixer, device, dtype=None, last=False, compiled=False):
     return losses, {name: p.grad.double().cpu() for name, p in step.named_parameters() if p.grad is not None}
 
 
-def without_drop(model):
-    """Drop path draws from the device's own generator, which is not the CPU's."""
-    for module in model.modules():
-        if hasattr(module, "drop_prob"):
-            module.drop_prob = 0.0
-
-
 @pytest.mark.parametrize(("model", "mixer"), CASES)
-def test_a_step_on_the_device_is_that_of_the_cpu(model, mixer, monkeypatch):
-    made = backbone
-
-    def still(name):
-        net = made(name)
-        without_drop(net)
-        return net
-
-    monkeypatch.setitem(globals(), "backbone", still)
-    (losses, grads), (expected, others) = stepped(model, mixer, DEVICE), stepped(model, mixer, torch.device("cpu"))
+def test_a_step_on_the_device_is_that_of_the_cpu(model, mixer):
+    """Without drop path, which draws from the device's own generator."""
+    host = torch.device("cpu")
+    (losses, grads), (expected, others) = (stepped(model, mixer, where, drop_path_rate=0.0) for where in (DEVICE, host))
     assert losses == pytest.approx(expected, rel=2e-4)
     assert grads.keys() == others.keys()
     for name, grad in grads.items():
@@ -121,8 +107,3 @@ def test_a_step_does_not_wait_for_the_device(model, mixer):
 def test_a_compiled_step_gives_nearly_the_same_losses(mixer):
     found, expected = stepped("resnet18", mixer, DEVICE, compiled=True)[0], stepped("resnet18", mixer, DEVICE)[0]
     assert found == pytest.approx(expected, rel=1e-3)
-
-
-@pytest.mark.skipif(not GPU or torch.cuda.device_count() < 2, reason="BatchNorm is shared between GPUs")
-def test_shared_batchnorm_needs_the_program():
-    assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(backbone("resnet18")), nn.Module)

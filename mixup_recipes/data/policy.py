@@ -14,6 +14,7 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
 
+from mixup_recipes.data.decoding import to_tensor
 from mixup_recipes.recipe import Recipe
 
 Either = Tensor | Image.Image
@@ -26,12 +27,7 @@ def pillow(image: Either) -> Image.Image:
 
 def tensor(image: Either) -> Tensor:
     """As a tensor."""
-    if isinstance(image, Tensor):
-        return image
-    bands = np.empty((3, image.height, image.width), np.uint8)
-    for number, band in enumerate(image.split()):
-        bands[number] = np.asarray(band)
-    return torch.from_numpy(bands)
+    return image if isinstance(image, Tensor) else to_tensor(image)
 
 
 def rand_augment(recipe: Recipe) -> Callable[[Either], Either] | None:

@@ -26,6 +26,7 @@ from mixup_recipes.runs.run import RECIPE, Run, Summary
 from mixup_recipes.runs.sweep import Planned
 from mixup_recipes.training.folder import check_folder
 from mixup_recipes.training.job import STOPPED
+from mixup_recipes.training.launch import cores
 from mixup_recipes.training.protocols import NAMES
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
@@ -177,15 +178,15 @@ def environments(jobs: int) -> list[dict[str, str]]:
     devices = [name for name in visible.split(",") if name and not name.startswith("-")]  # -1 means none
     if devices:
         return [{"CUDA_VISIBLE_DEVICES": devices[place % len(devices)]} for place in range(jobs)]
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // jobs))
     return [{"OMP_NUM_THREADS": threads}] * jobs
 
 
 def keep_to_share(place: int, jobs: int) -> None:
     """Keep this thread, and the runs that it starts, to a share of the cores: by these they count their loaders."""
     if hasattr(os, "sched_setaffinity") and jobs > 1:
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[place::jobs] or cores)
+        mine = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, mine[place::jobs] or mine)
 
 
 def run_all(runs: list[Planned], say: Callable[[str], object] = print, jobs: int = 1) -> int:

@@ -150,6 +150,11 @@ def compile_step(step: Step) -> None:
         raise UserError(f"torch_compile: {e}") from None
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def workers(asked: int | None, accelerator: Accelerator, recipe: Recipe, training: bool = False) -> int:
     """Loader processes per training process: as asked, or a share of this machine's cores that its memory has room for.
 
@@ -158,8 +163,7 @@ def workers(asked: int | None, accelerator: Accelerator, recipe: Recipe, trainin
     process must call this. Raises ``UserError`` where there is no room for as many as asked.
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    default = 0 if accelerator.device.type == "cpu" else min(16, cores // local)  # on a CPU the model needs the cores
+    default = 0 if accelerator.device.type == "cpu" else min(16, cores() // local)  # on a CPU the model needs the cores
     count = default if asked is None else asked
     train, evaluation = recipe.image_size**2, recipe.eval_size**2
     second = max(evaluation, train if recipe.precise_bn_samples is not None else 0)
