@@ -161,9 +161,8 @@ def main(argv: list[str] | None = None) -> int | None:
         epoch, within = divmod(update, per_epoch)
 
         # evaluate at the end of an epoch
-        due = epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs
         leaving = False
-        if within == 0 and epoch > evaluated and due:
+        if within == 0 and epoch > evaluated and (epoch % recipe.eval_epochs == 0 or epoch == recipe.epochs):
             nets, scored, refreshed = learner.classifiers, None, True
             if recipe.precise_bn_samples is not None:
                 refreshed = precise_bn.refresh(step, samples, recipe, epoch, workers, accelerator, stop)
@@ -184,11 +183,12 @@ def main(argv: list[str] | None = None) -> int | None:
         # save, and leave when asked to
         finished = update == total and not leaving
         leaving = leaving or (not finished and stop.agreed(accelerator))
-        if update != last_saved and (finished or leaving or (update and update % save_every == 0)):
+        unsaved = update != last_saved or (finished and evaluated > state["evaluated"])  # stopped while it evaluated
+        if unsaved and (finished or leaving or (update and update % save_every == 0)):
             state = {"evaluated": evaluated, "log_length": log.length(), "seconds": time.perf_counter() - began}
             state |= {"data": {"splits": splits.identity["splits"], "classes": splits.classes}}
-            kept = learner.modules, [optimizer, accelerator.scaler], sums
-            checkpoint.save(folder / "checkpoints", update, *kept, state, accelerator, job.save_total_limit)
+            kept = learner.modules, [optimizer, accelerator.scaler], sums, state
+            checkpoint.save(folder / "checkpoints", update, *kept, accelerator, job.save_total_limit)
             last_saved = update
             if hub and not finished and not leaving:
                 hub.saved()

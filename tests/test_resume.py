@@ -257,8 +257,9 @@ SIGNALS = {  # processes -> rank, moment, signal and the update at which all lea
     1: [
         *((0, SAVE, 1, USR1, 5), (0, UPDATE, 1, TERM, 6), (0, UPDATE, 1, USR1, 7)),
         *((0, BATCH, 4, TERM, 8), (0, EVALUATION, 6, TERM, 8)),
+        (0, EVALUATION, 11, TERM, 12),
     ],
-    2: [(0, BATCH, 5, TERM, 4), (1, UPDATE, 2, TERM, 6), (0, UPDATE, 3, TERM, 9)],
+    2: [(0, BATCH, 5, TERM, 4), (1, UPDATE, 2, TERM, 6), (0, UPDATE, 3, TERM, 9), (1, EVALUATION, 2, TERM, 12)],
 }
 
 
