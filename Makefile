@@ -1,17 +1,20 @@
 # Three commands do everything on a machine with Python, pip and make: `make quickstart`, `make finetune`, `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+# the versions to install, and more for pip
+CONSTRAINTS ?= constraints.txt
+PIP ?=
 BIN = $(VENV)/bin
 # bf16 where the CPU knows it: without AVX-512 it is emulated, ten times slower
 PRECISION ?= $(shell grep -q avx512 /proc/cpuinfo 2>/dev/null && echo bf16 || echo no)
 
-.PHONY: quickstart finetune test lint slow clean
+.PHONY: quickstart finetune test test-lowest test-tomorrow pytest lint slow clean
 
 # The virtual environment, installed from the package index under the tested versions of constraints.txt.
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@echo 'Installing into $(VENV): about 6 GB, several minutes.'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) $(PIP) --editable '.[test]'
 	touch $@
 
 # Two classifiers from scratch on real photos, compared: minutes on two CPU cores. Run it again to continue.
@@ -36,8 +39,17 @@ runs/groceries: | $(VENV)/installed
 
 # Style, types, and every test that takes no more than seconds. A test has one thread, so each core gets a process (four
 # at most: each holds torch and starts runs of its own); who is done first takes over tests from the end of the others.
-test: lint
+test: lint pytest
+
+pytest: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n auto --maxprocesses 4 --dist worksteal
+
+# The same tests with the lowest versions that pyproject.toml allows, and with pre-releases of all that has some.
+test-lowest:
+	$(MAKE) pytest VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+
+test-tomorrow:
+	$(MAKE) pytest VENV=.venv-tomorrow CONSTRAINTS=/dev/null PIP=--pre
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -49,4 +61,4 @@ slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m slow
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-tomorrow build *.egg-info

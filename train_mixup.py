@@ -4,9 +4,8 @@ Runs the same under accelerate launch, torchrun and plain python.
 """
 
 # Read it top to bottom: recipe, processes, model and mixer, data, state, folder, loop, end. One update of the loop is
-# `train_update`: micro-batches through `Step`, in which a mixer of mixers/ performs the training step; backward; clip;
-# optimiser; after_step. Everything random is a function of the seed and the update, so that a run which was killed
-# goes on as if nothing had happened.
+# `train_update`: micro-batches through `Step`, in which a mixer of mixers/ trains; backward; clip; optimiser;
+# after_step. All chance is a function of seed and update, so a run that was killed goes on as if nothing had happened.
 
 import math
 import sys
@@ -47,8 +46,9 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes.hub.publisher import Publisher
     from mixup_recipes.pages import card
     from mixup_recipes.runs.run import Run
-    from mixup_recipes.training import backbones, checkpoint, dryrun, evaluation, launch, optimisation, precise_bn
+    from mixup_recipes.training import backbones, checkpoint, evaluation, launch, optimisation, precise_bn, trackers
     from mixup_recipes.training.data import open_data
+    from mixup_recipes.training.dryrun import dry_run, try_checkpointed
     from mixup_recipes.training.export import export_epoch
     from mixup_recipes.training.folder import begin_folder, begun, check_disk, check_folder, check_mixer, environment
     from mixup_recipes.training.log import Log, NoLog, done, forget_skipped, skipped
@@ -85,9 +85,9 @@ def main(argv: list[str] | None = None) -> int | None:
         step = new_step(model, recipe)
     except ValueError as e:
         raise UserError(f"mixer {recipe.mixer!r} with model {recipe.model!r}: {e}") from None
-    dryrun.try_checkpointed(step, recipe)
+    try_checkpointed(step, recipe)
     if job.dry_run:
-        accelerator.print(dryrun.dry_run(recipe, step, world))
+        accelerator.print(dry_run(recipe, step, world))
         return None
     check_mixer(folder, step)
     origin = begun(folder, recipe, start.sha256 if start else None)
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> int | None:
     for change in splits.identity["changed"]:
         if change["update"] == update:
             log.write(mode="data", epoch=update // per_epoch + 1, **change)
-    launch.init_trackers(accelerator, recipe, start=update)
+    trackers.start(accelerator, recipe, folder, job.project, update)
     progress = Progress(accelerator, recipe, update, total)
     began = time.perf_counter() - state["seconds"]
     save_every = per_epoch if job.checkpointing_steps == "epoch" else int(job.checkpointing_steps)
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> int | None:
     def write(mode: str, perf: dict[str, float], **values: float) -> None:
         perf = {"seconds": round(time.perf_counter() - began, 3)} | perf
         log.write(mode=mode, epoch=math.ceil(update / per_epoch), update=update, **values, perf=perf)
-        accelerator.log({f"{mode}/{k}": v for k, v in (values | perf).items()}, step=update)
+        trackers.log(accelerator, {f"{mode}/{k}": v for k, v in (values | perf).items()}, update)
 
     # ----------------------------------------------------------------------------------------- loop
     stop.begin(accelerator)
@@ -201,7 +201,8 @@ def main(argv: list[str] | None = None) -> int | None:
         batch, out = train_update(learner, batches, order, update, sums, accelerator)
         if accelerator.is_main_process and within == 0 and epoch in pictured:
             mixed, _ = step.mixer.mix(batch.x, batch.y, **out.plan)
-            sample_sheet(mixed, out.target, recipe, splits.classes, folder / f"samples/epoch_{epoch:03d}.png")
+            sheet = sample_sheet(mixed, out.target, recipe, splits.classes, folder / f"samples/epoch_{epoch:03d}.png")
+            trackers.picture(accelerator, sheet, update)
         del batch, out  # the device's memory is for the next ones
         update += 1
         if update % per_epoch == 0 and world > 1:
@@ -217,9 +218,8 @@ def main(argv: list[str] | None = None) -> int | None:
             means = {k: v / steps for k, v in means.items()}
             rate, waiting = progress.speed()
             lr = optimisation.learning_rate(recipe, update - 1, per_epoch)
-            counts = {"images": int(seen_images), "bad_images": int(bad_images)}
             perf = {"img_per_s": round(rate, 1), "waiting": round(waiting, 3)}
-            write("train", perf, lr=lr, **means, **counts)
+            write("train", perf, lr=lr, **means, images=int(seen_images), bad_images=int(bad_images))
             if not math.isfinite(means["loss"]):
                 raise RuntimeError(f"loss {means['loss']} at update {update}: lower lr, or use bf16, not fp16")
             sums = {}
@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> int | None:
                 card.write_card(Run.open(folder))
             except UserError as e:  # the run is whole without it
                 print(f"no model card: {e}; mend it, then run: mixup-recipes card {folder}")
-    accelerator.end_training()
+    trackers.finish(accelerator, folder)
     if hub and not leaving:
         hub.finish(lambda: stop.requested)
     return STOPPED if leaving else None

@@ -14,6 +14,7 @@ import io
 import os
 import stat
 import warnings
+from importlib.util import find_spec
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -24,7 +25,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000", "PPM")
+AVIF = ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()  # since Pillow 11.3
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", *AVIF, "TIFF", "JPEG2000", "PPM")
 LIMIT = 178_956_970
 """Pixels of a picture."""
 LARGEST_FILE = 2**30  # bytes

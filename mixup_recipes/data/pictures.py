@@ -24,8 +24,11 @@ def to_uint8(images: Tensor, recipe: Recipe) -> Tensor:
     return ((images.float().cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def sample_sheet(images: Tensor, targets: Tensor, recipe: Recipe, classes: list[str], path: Path) -> None:
-    """Up to 8 mixed training images with their labels as a PNG. images normalised (B, 3, H, W), targets (B, K)."""
+def sample_sheet(images: Tensor, targets: Tensor, recipe: Recipe, classes: list[str], path: Path) -> Path:
+    """Up to 8 mixed training images with their labels as a PNG. images normalised (B, 3, H, W), targets (B, K).
+
+    Returns ``path``.
+    """
     pixels, targets = to_uint8(images[:8], recipe), targets[:8].float().cpu()
     side, line = max(160, images.shape[-1]), 13
     sheet = Image.new("RGB", (4 * side, (len(pixels) + 3) // 4 * (side + 2 * line + 4)), "white")
@@ -42,3 +45,4 @@ def sample_sheet(images: Tensor, targets: Tensor, recipe: Recipe, classes: list[
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     write(path, buffer.getvalue())
+    return path

@@ -8,9 +8,9 @@ from typing import Any
 
 import datasets
 import pyarrow.compute as pc
-from datasets.filesystems import EXTENSION_TO_COMPRESSION_FS_FILE_CLS
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
+from fsspec.compression import compr
 
 from mixup_recipes.data.decoding import LARGEST_FILE
 from mixup_recipes.data.identity import some
@@ -23,6 +23,10 @@ PICTURES = ("jpg", "jpeg", "png", "webp")
 
 
 LONGEST = 2**20  # bytes of a label
+PACKED = {
+    "bz2": "bz2", "gz": "gzip", "gzip": "gzip", "lz4": "lz4", "xz": "xz", "zst": "zstd", "zstd": "zstd"
+}  # fmt: skip
+"""Endings of packed members, and what fsspec calls them; it lacks those whose library is not installed."""
 DECODERS = WebDataset.DECODERS | {"cls": whole_number}
 """What the members of a sample are read by. ``cls`` is a number in digits, as in ``tars``; int would take 1_0 too."""
 
@@ -66,7 +70,7 @@ def samples_of(
 def value_of(name: str, file: Any, most: int) -> Any:
     """What a member says; None for one of more than ``most`` bytes, which are not read further."""
     *_, kind = parts = name.lower().split(".")
-    unpack = EXTENSION_TO_COMPRESSION_FS_FILE_CLS.get(f".{kind}")
+    unpack = compr.get(PACKED.get(kind, ""))
     if unpack is not None:
         kind = parts[-2]
         with unpack(file, mode="rb") as unpacked:

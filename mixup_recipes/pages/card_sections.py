@@ -237,6 +237,9 @@ def files_section(run: Run, repo_id: str | None) -> str:
     if (run.folder / "runs").is_dir():
         tab = f", [TensorBoard]({constants.ENDPOINT}/{repo_id}/tensorboard)" if repo_id else ""
         rows.append(f"* {tree('runs', repo_id)}: curves for TensorBoard{tab}")
+    for name, url in run.tracked.items():
+        if re.fullmatch(r"https?://[\w.:/?=&%~-]+", str(url)):
+            rows.append(f"* [{prose(name)}]({url}): curves")
     sheet = run.last_sheet
     if sheet and re.fullmatch(r"[\w-]+\.png", sheet.name):
         rows.append(

@@ -37,7 +37,7 @@ from mixup_recipes.runs.shapes import (
     read_text,
 )
 from mixup_recipes.training import checkpoint, protocols
-from mixup_recipes.training.format import OF_SEVERAL, PLACE, PREDICTIONS, check_format
+from mixup_recipes.training.format import OF_SEVERAL, PLACE, PREDICTIONS, TRACKERS, check_format
 from mixup_recipes.typed import UserError
 
 RECIPE = "recipe.yaml"
@@ -275,6 +275,15 @@ class Run:
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
+
+    @cached_property
+    def tracked(self) -> dict[str, str]:
+        """Where trackers show the run: name -> address, of those that have one."""
+        try:
+            content = json.loads((self.folder / TRACKERS).read_text())
+            return {name: said["url"] for name, said in content.items() if said["url"]}
+        except (OSError, ValueError, AttributeError, TypeError, KeyError):
+            return {}
 
     # ------------------------------------------------------------------------------------- what follows from them
 

@@ -27,7 +27,9 @@ class Job:
     save_total_limit: Annotated[int, Between(1)] = 2
     """How many checkpoints to keep; 2 leave one to fall back on when the newest is damaged."""
     report_to: str = "tensorboard"
-    """Trackers of accelerate, comma-separated: tensorboard, wandb, trackio, ...; none for none."""
+    """Trackers of accelerate, comma-separated: tensorboard, trackio, wandb, mlflow, ...; none for none."""
+    project: str = "mixup-recipes"
+    """Project of the run in a tracker; its name there is RECIPE-seedN, its group the recipe."""
     logging_steps: Annotated[int, Between(1)] = 50
     """Write a training line to the log every n updates; the device is read only then."""
     dataloader_num_workers: Annotated[int, Between(0)] | None = None

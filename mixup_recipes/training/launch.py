@@ -1,4 +1,4 @@
-"""What depends on how the job was started: processes, precision, devices, trackers."""
+"""What depends on how the job was started: processes, precision, devices."""
 
 import contextlib
 import ctypes
@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
@@ -26,7 +25,8 @@ from mixup_recipes.data.order import cut
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training.backbones import count_once
 from mixup_recipes.training.signals import WAITING
-from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.training.trackers import chosen
+from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
 
 SHARED = Path("/dev/shm")
@@ -36,12 +36,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", deterministic: bool = False) -> Accelerator:
     """accelerate's view of the processes that a launcher started; one process without a launcher."""
-    trackers = [] if report_to == "none" else report_to.split(",")
-    for name in trackers:
-        if name not in LOGGER_TYPE_TO_CLASS:
-            raise UserError(f"report_to: unknown tracker {name!r}; {nearest(name, LOGGER_TYPE_TO_CLASS)}")
-        if name not in map(str, get_available_trackers()):  # accelerate would leave it out without a word
-            raise UserError(f"report_to: the tracker {name!r} is not installed; pip install {name}, or leave it out")
+    trackers = chosen(report_to)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -187,9 +182,3 @@ def workers(asked: int | None, accelerator: Accelerator, recipe: Recipe, trainin
             "more (docker run --shm-size 8g)"
         )
     return count
-
-
-def init_trackers(accelerator: Accelerator, recipe: Recipe, start: int) -> None:
-    """Start the trackers; TensorBoard forgets what a killed run wrote after its last checkpoint."""
-    if accelerator.log_with:
-        accelerator.init_trackers(recipe.name, init_kwargs={"tensorboard": {"purge_step": start}})

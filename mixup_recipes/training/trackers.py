@@ -1,0 +1,166 @@
+"""Trackers of experiments, through accelerate: TensorBoard, trackio, wandb, MLflow, Aim, ClearML and whatever it knows.
+
+Each gets the project, the run's name, group and tags, the whole resolved recipe, the numbers of ``log.jsonl``, the
+sheets of mixed images and at the end the card. What a tracker calls the run is kept in ``.trackers.json``, so that a
+run which goes on is the same one there. TensorBoard writes into the run folder. A tracker that fails is given up with
+a line: no run ends because of it, and ``log.jsonl`` has every number.
+"""
+
+import contextlib
+import importlib
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker, get_available_trackers
+from PIL import Image
+
+from mixup_recipes.files import write_json
+from mixup_recipes.recipe import Recipe, schema
+from mixup_recipes.training.folder import noted
+from mixup_recipes.training.format import TRACKERS
+from mixup_recipes.typed import UserError, nearest
+
+
+def chosen(report_to: str) -> list[str]:
+    """The trackers that a flag names. Raises ``UserError`` for an unknown one and for one that is not installed."""
+    names = [] if report_to == "none" else report_to.split(",")
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise UserError(f"report_to: unknown tracker {name!r}; {nearest(name, LOGGER_TYPE_TO_CLASS)}")
+        if name not in map(str, get_available_trackers()):  # accelerate would leave it out without a word
+            raise UserError(f"report_to: the tracker {name!r} is not installed; pip install {name}, or leave it out")
+    return names
+
+
+def start(accelerator: Any, recipe: Recipe, folder: Path, project: str, update: int) -> None:
+    """Start the trackers on the main process. TensorBoard forgets what a killed run wrote after ``update``.
+
+    Raises ``UserError`` for a tracker that cannot start, such as one that wants a login.
+    """
+    if not accelerator.is_main_process or not accelerator.log_with:
+        return
+    known = noted(folder, TRACKERS)
+    for tracker in [made(str(name), recipe, folder, project, update, known) for name in accelerator.log_with]:
+        try:
+            tracker.start()
+            if tracker.name == "tensorboard":  # accelerate's way adds a run at each start
+                metric = "val/map" if recipe.multi_label else "val/top1"
+                summary = importlib.import_module("torch.utils.tensorboard.summary")
+                for part in summary.hparams(configuration(recipe), {metric: 0.0}):
+                    tracker.writer.file_writer.add_summary(part)
+            else:
+                tracker.store_init_configuration(configuration(recipe))
+        except Exception as e:
+            raise UserError(f"report_to: the tracker {tracker.name!r} cannot start: {words(e)}") from None
+        accelerator.trackers.append(tracker)
+        if tracker.name in IDENTITY:
+            known[tracker.name] = IDENTITY[tracker.name](tracker)
+    if known:
+        write_json(folder / TRACKERS, known)
+
+
+def made(name: str, recipe: Recipe, folder: Path, project: str, update: int, known: dict[str, Any]) -> Any:
+    """A tracker that has not started. ``known``: what the trackers call this run, empty for one that begins."""
+    run, before = f"{recipe.name}-seed{recipe.seed}", known.get(name, {}).get("id")
+    setting = recipe.name.removesuffix(f"_{recipe.mixer}")
+    fresh = before or secrets.token_hex(4)
+    if name == "tensorboard":
+        return TensorBoardTracker(recipe.name, folder / "runs", purge_step=update)
+    if name == "aim":
+        return LOGGER_TYPE_TO_CLASS[name](run, ".", experiment=project, **({"run_hash": before} if before else {}))
+    options: dict[str, dict[str, Any]] = {
+        "wandb": {"name": run, "group": recipe.name, "tags": [setting, recipe.mixer], "id": fresh, "resume": "allow"},
+        # a name is what it finds a run by, so two runs of one recipe need two
+        "trackio": {"name": before or f"{run}-{fresh}", "group": recipe.name, "resume": "allow", "embed": False},
+        "mlflow": {"run_name": run, "run_id": before} | {"tags": {"setting": setting, "mixer": recipe.mixer}},
+        "clearml": {"task_name": run, "tags": [setting, recipe.mixer], "continue_last_task": before or False}
+        | {"auto_connect_arg_parser": False, "auto_connect_frameworks": False},
+        "swanlab": {"experiment_name": run, "tags": [setting, recipe.mixer]},
+    }
+    return LOGGER_TYPE_TO_CLASS[name](project, **options.get(name, {}))
+
+
+IDENTITY: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "wandb": lambda t: {"id": t.run.id, "url": t.run.url},
+    "trackio": lambda t: {"id": t.run.name, "url": t.run.url},
+    "mlflow": lambda t: {"id": t.active_run.info.run_id, "url": None},
+    "aim": lambda t: {"id": t.writer.hash, "url": None},
+    "clearml": lambda t: {"id": t.task.id, "url": t.task.get_output_log_web_page()},
+}
+"""What a tracker that has started calls the run, and where the run can be seen, if anywhere."""
+
+
+def configuration(recipe: Recipe) -> dict[str, str | bool | int | float]:
+    """The resolved recipe as trackers take it: every field and argument of the mixer, lists and tables as JSON."""
+    fields = {k: getattr(recipe, k) for k in schema(Recipe) if k != "mixer_args"}
+    fields |= {f"mixer.{k}": v for k, v in recipe.mixer_args.get(recipe.mixer, {}).items()}
+    return {k: v if isinstance(v, str | bool | int | float) else json.dumps(v) for k, v in fields.items()}
+
+
+def log(accelerator: Any, values: dict[str, float], update: int) -> None:
+    """Numbers of an update, to every tracker."""
+    for tracker in list(accelerator.trackers):
+        with alive(accelerator, tracker):
+            tracker.log(values, step=update)
+
+
+def picture(accelerator: Any, path: Path, update: int) -> None:
+    """A sheet of mixed images, to every tracker that takes pictures."""
+    for tracker in list(accelerator.trackers):
+        with alive(accelerator, tracker), Image.open(path) as image:
+            image.load()
+            if tracker.name == "tensorboard":
+                tracker.writer.add_image("mixed", np.asarray(image), update, dataformats="HWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({"mixed": [image]}, step=update)
+            elif tracker.name == "trackio":
+                tracker.run.log({"mixed": importlib.import_module("trackio").Image(image)}, step=update)
+            elif tracker.name == "mlflow":
+                tracker.log_artifact(str(path), "samples")
+            elif tracker.name == "aim":
+                tracker.log_images({"mixed": image}, step=update)
+            elif tracker.name == "clearml":
+                tracker.log_images({"mixed": np.asarray(image)}, step=update)
+
+
+def finish(accelerator: Any, folder: Path) -> None:
+    """Hand the card over, if there is one, then end everything that accelerate holds."""
+    card = folder / "README.md"
+    for tracker in list(accelerator.trackers):
+        with alive(accelerator, tracker):
+            if card.is_file():
+                if tracker.name == "tensorboard":
+                    tracker.writer.add_text("card", card.read_text(encoding="utf-8"))
+                elif tracker.name == "wandb":
+                    tracker.run.save(str(card), base_path=str(folder), policy="now")
+                elif tracker.name == "trackio":
+                    tracker.run.log_artifact(str(card), name=f"card-{tracker.run.name}", type="card", overwrite=True)
+                elif tracker.name == "mlflow":
+                    tracker.log_artifact(str(card))
+                elif tracker.name == "aim":
+                    text = importlib.import_module("aim").Text(card.read_text(encoding="utf-8"))
+                    tracker.writer.track(text, name="card")
+                elif tracker.name == "clearml":
+                    tracker.task.upload_artifact("card", artifact_object=str(card))
+            tracker.finish()
+    accelerator.trackers.clear()
+    accelerator.end_training()
+
+
+@contextlib.contextmanager
+def alive(accelerator: Any, tracker: Any) -> Iterator[None]:
+    """Give a tracker up when it fails."""
+    try:
+        yield
+    except Exception as e:
+        accelerator.trackers.remove(tracker)
+        print(f"the tracker {tracker.name!r} is given up: {words(e)}; log.jsonl has every number", flush=True)
+
+
+def words(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
