@@ -32,7 +32,8 @@ A run folder, at its root a model repository of timm's format (``export``, ``fol
 - ``samples/epoch_NNN.png``: mixed batches; ``runs/``: TensorBoard.
 - ``checkpoints/step-NNNNNNNN/``: ``model.safetensors`` (model and mixer), ``ema.safetensors``, ``process.safetensors``,
   ``optimizer.pt``, ``state.json``, ``manifest.json`` (SHA-256 of each). Never published unless asked for.
-- ``.lock``: held by whoever writes; ``.hub.json``: where the run was pushed to.
+- ``.lock``: held by whoever writes; ``.hub.json``: where the run was pushed to; ``.job.json``: the job of a queue that
+  has the run (``runs/queued.py``).
 
 A run record, ``model_cards/results/RECIPE.json`` (``runs/records.py``): ``format``, ``recipe`` (name), ``fields`` (the
 resolved recipe without name and seed), ``overrides`` (field -> [published, here], null without a published recipe),
