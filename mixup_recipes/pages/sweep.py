@@ -65,7 +65,7 @@ def say_failures(runs: list[Planned], found: list[Standing]) -> None:
     for run, now in zip(runs, found, strict=True):
         if now.state == "failed":
             head = f"{run.name} failed: {now.why}; its output is in {run.output}"
-            print("\n".join((head, *(f"    {line}" for line in now.lines))))
+            print("\n".join((head, *(f"    {line}" for line in now.lines), "")))
 
 
 def sweep(

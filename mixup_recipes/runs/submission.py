@@ -34,7 +34,7 @@ OURS = {
     ),
 }
 """Options of sbatch that cannot be given here, and why."""
-STARTED: list[Any] = []  # jobs of ``local``: Python complains of processes that nobody holds
+STARTED: list[Any] = []  # submitit's jobs: Python complains of processes, those of ``local``, that nobody holds
 
 
 class Standing(NamedTuple):
@@ -144,7 +144,13 @@ def read_options(options: list[str], queue: str) -> Options:
         )
     if not (before := re.fullmatch(r"(?:B:)?(?:SIG)?USR1@(\d+)", str(warning))):
         raise UserError(f"slurm_options: signal: expected USR1@SECONDS, as in signal=USR1@300, got {warning!r}")
-    return Options(None if time is None else minutes(str(time)), int(before[1]), given)
+    limit = None if time is None else minutes(str(time))
+    if limit is not None and limit * 60 <= int(before[1]):
+        raise UserError(
+            f"slurm_options: time={time} is no longer than the {before[1]} seconds before its end in which it saves; "
+            "expected more, or a shorter signal=USR1@SECONDS"
+        )
+    return Options(limit, int(before[1]), given)
 
 
 def minutes(text: str) -> float:
