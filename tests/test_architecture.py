@@ -21,6 +21,7 @@ MAY_WAIT = {
     ("evaluate_mixup", "main"): "help needs no torch",
     ("mixup_recipes.training.backbones.pvt", "PVT"): "transformers takes seconds, and one model needs it",
     ("mixup_recipes.runs.portable", "open_onnx"): "an extra, which may not be installed",
+    ("mixup_recipes.runs.queued", "submitit"): "an extra, which may not be installed",
     ("mixup_recipes.metrics.calibration.app", "demo"): "gradio is there on a Space only",
     ("mixup_recipes.metrics.topk_accuracy.app", "demo"): "gradio is there on a Space only",
 }

@@ -33,7 +33,7 @@ def test_the_slurm_script_holds_one_task_per_unfinished_run(stub, capsys, monkey
     stub(recipes=["quickstart_vanilla"])
     runs, script, asked = stub.runs(seeds=[0, 1]), stub.folder / "job.sh", stub.base | {"seeds": [0, 1]}
     capsys.readouterr()
-    assert sweep(None, asked, slurm=script, slurm_options=["gres=gpu:1", "--time=1:00:00"]) == 0
+    assert sweep(None, asked | {"slurm_options": ["gres=gpu:1", "--time=1:00:00"]}, slurm=script) == 0
     says = f"  mixup-recipes sweep {shlex.quote(f'{stub.out}/sweep.yaml')} --report"
     assert capsys.readouterr().out.splitlines()[1:] == [f"  sbatch {script}", says]
     head = [line.removeprefix("#SBATCH --") for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
@@ -52,7 +52,7 @@ def test_a_slurm_task_saves_before_its_time_is_up_and_is_queued_again_and_no_tas
     script = stub.folder / "job.sh"
     for option in ("gres gpu", "time=1\nrm -rf x", "-", ""):
         with pytest.raises(UserError, match="slurm_options: expected options of sbatch"):
-            sweep(None, stub.base, slurm=script, slurm_options=[option])
+            sweep(None, stub.base | {"slurm_options": [option]}, slurm=script)
     assert not stub.out.exists() and not script.exists()
     sweep(None, stub.base, slurm=script)
     stub.tell({stub.runs()[0].name: "wait"})

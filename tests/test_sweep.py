@@ -22,8 +22,8 @@ from mixup_recipes.pages import report, seeds
 from mixup_recipes.pages.sweep import sweep
 from mixup_recipes.recipe import Recipe, schema
 from mixup_recipes.resolve import load_recipe, resolve
+from mixup_recipes.runs import processes, sweep_runs
 from mixup_recipes.runs import sweep as runs_sweep
-from mixup_recipes.runs import sweep_runs
 from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.sweep import Sweep, plan, read_sweep
 from mixup_recipes.training.job import Job
@@ -62,7 +62,7 @@ def test_each_command_line_says_what_was_asked_for_and_flags_replace_and_extend_
     file.write_text("recipes: [quickstart_mixup]\nseeds: [0, 1]\noverrides: {epochs: 20, lr: 0.1}\noutput_dir: a b\n")
     asked = read_sweep(file, {"seeds": ["5"], "set": ["epochs=3", "clip-grad=none"], "grid": ["mixer.alpha=0.2,1"]})
     overrides, grid = {"epochs": 3, "lr": 0.1, "clip_grad": "none"}, {"mixer.alpha": [0.2, 1]}
-    assert asked == Sweep(["quickstart_mixup"], [5], overrides, grid, launcher=None, output_dir="a b")
+    assert asked == Sweep(["quickstart_mixup"], [5], overrides, grid, None, slurm_options=[], output_dir="a b")
     file.write_text(runs_sweep.to_yaml(asked))  # the record of a sweep is a sweep file
     assert read_sweep(file, {}) == asked
 
@@ -265,7 +265,7 @@ def test_a_signal_while_a_run_is_being_started_reaches_it(stub, monkeypatch):
         signal.raise_signal(signal.SIGTERM)  # nobody knows the child yet
         return child
 
-    monkeypatch.setattr(sweep_runs.subprocess, "Popen", popen)
+    monkeypatch.setattr(processes.subprocess, "Popen", popen)
     assert stub({stub.runs()[0].name: "wait"}) == 75
     assert (stub.folder / "saved").exists()
 

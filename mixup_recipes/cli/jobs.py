@@ -68,19 +68,23 @@ def sweep(
     seeds: Annotated[list[str] | None, listed("seeds of each recipe", metavar="INT...")] = None,
     set_: Annotated[list[str] | None, listed("flags of train_mixup.py for all runs, epochs=20 ...", "--set")] = None,
     grid: Annotated[list[str] | None, listed("fields to vary, lr=0.1,0.2 ...: every combination")] = None,
-    launcher: Annotated[str | None, text("what starts train_mixup.py, 'accelerate launch'")] = None,
+    launcher: Annotated[str | None, text("what starts train_mixup.py, 'accelerate launch'; slurm: jobs of it")] = None,
     output_dir: Annotated[str | None, text("folder of all runs and results [default: runs/sweep]")] = None,
-    jobs: Annotated[Whole, said("runs at a time, each on a GPU or a share of the cores of its own")] = 1,
+    jobs: Annotated[Whole | None, said("runs at a time, each on a GPU or a share of the cores [default: 1]")] = None,
     dry_run: Annotated[bool, said("print commands and states only")] = False,
     report: Annotated[bool, said("tables and plots of what is finished, no runs")] = False,
     slurm: Annotated[Path | None, said("write an sbatch script instead of running")] = None,
     slurm_options: Annotated[list[str] | None, listed("of sbatch, gres=gpu:1 time=12:00:00")] = None,
 ) -> int:
-    """Recipes x grid x seeds, --jobs runs at a time; what is finished is skipped. Then tables and plots."""
+    """Recipes x grid x seeds, --jobs runs at a time; what is finished is skipped. Then tables and plots.
+
+    --launcher slurm submits each run as a job of a Slurm cluster, and says what became of those submitted before.
+    """
     from mixup_recipes.pages.sweep import sweep
 
     parts = {"recipes": recipes, "seeds": seeds, "launcher": launcher, "output_dir": output_dir}
-    return sweep(file, parts | {"set": set_, "grid": grid}, dry_run, report, slurm, slurm_options, jobs)
+    parts |= {"slurm_options": slurm_options}
+    return sweep(file, parts | {"set": set_, "grid": grid}, dry_run, report, slurm, jobs)
 
 
 @app.command

@@ -1,4 +1,4 @@
-"""``mixup-recipes sweep``: plan the runs, run them, and write tables and plots of what is finished."""
+"""``mixup-recipes sweep``: plan the runs, run or submit them, and write tables and plots of what is finished."""
 
 import shlex
 from pathlib import Path
@@ -10,8 +10,10 @@ from mixup_recipes.pages.report import overview
 from mixup_recipes.pages.seeds import seeds_table
 from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.slurm import slurm_script
-from mixup_recipes.runs.sweep import Planned, plan, read_sweep, to_yaml
+from mixup_recipes.runs.submission import Standing, executor, read_options, standings, submit
+from mixup_recipes.runs.sweep import Planned, Sweep, launcher_of, plan, read_sweep, to_yaml
 from mixup_recipes.runs.sweep_runs import run_all, state
+from mixup_recipes.training.job import STOPPED
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
 
@@ -31,20 +33,60 @@ def results(runs: list[Planned], out: Path) -> str:
     return f"{text}\nfinished: {len(done)} of {many(len(runs), 'run')}; written to {out}: {names}{rest}"
 
 
+def on_queue(asked: Sweep, runs: list[Planned], queue: str, jobs: int | None, dry_run: bool) -> int:
+    """Submit the runs that nobody is at, and say what each one is. Returns the exit status of the sweep."""
+    out, options = Path(asked.output_dir), read_options(asked.slurm_options, queue)
+    if queue == "local" and jobs:
+        raise UserError("jobs: the launcher local starts all runs at once; leave out --jobs or the launcher")
+    before = standings(runs, out)
+    if dry_run:
+        for run, now in zip(runs, before, strict=True):
+            print(f"{now.state:10} {now.job:8} {shlex.join(run.command)}")
+    else:
+        made = executor(queue, out, options, jobs)
+    say_failures(runs, before)
+    if dry_run:
+        return 0
+    left = [run for run, now in zip(runs, before, strict=True) if now.state in ("new", "resumable", "failed")]
+    files.write_into(out / "sweep.yaml", to_yaml(asked))
+    if left:
+        submit(left, queue, made)
+    after = standings(runs, out)
+    for run, now in zip(runs, after, strict=True):
+        print(f"{now.state:10} {now.job:8} {run.name}")
+    print(f"\nsubmitted: {len(left)} of {many(len(runs), 'run')}\n{results(runs, out)}")
+    if any(now.state == "failed" for now in before):
+        return 1
+    return 0 if all(now.state == "finished" for now in after) else STOPPED
+
+
+def say_failures(runs: list[Planned], found: list[Standing]) -> None:
+    """Each run that failed, with the last lines of its output."""
+    for run, now in zip(runs, found, strict=True):
+        if now.state == "failed":
+            head = f"{run.name} failed: {now.why}; its output is in {run.output}"
+            print("\n".join((head, *(f"    {line}" for line in now.lines), "")))
+
+
 def sweep(
     file: Path | None,
     given: dict[str, Any],
     dry_run: bool = False,
     report_only: bool = False,
     slurm: Path | None = None,
-    slurm_options: list[str] | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
 ) -> int:
-    """``mixup-recipes sweep``; returns its exit status. Everything is checked before anything is written or started."""
-    if jobs < 1:
+    """``mixup-recipes sweep``; returns its exit status. Everything is checked before anything is written or started.
+
+    ``jobs``: runs at a time; None: one, or as many as a queue will take.
+    """
+    if jobs is not None and jobs < 1:
         raise UserError(f"jobs: expected an integer of at least 1, got {jobs}")
     asked = read_sweep(file, given)
     runs, out = plan(asked), Path(asked.output_dir)
+    queue, _ = launcher_of(asked)
+    if queue and slurm is None and not report_only:
+        return on_queue(asked, runs, queue, jobs, dry_run)
     states = [state(run) for run in runs]
     if dry_run:
         for run, now in zip(runs, states, strict=True):
@@ -58,7 +100,7 @@ def sweep(
         if not left:
             print("nothing to submit: no run is new or resumable")
             return 0
-        script = slurm_script(left, out, slurm_options or [])
+        script = slurm_script(left, out, asked.slurm_options)
         files.write_into(out / "sweep.yaml", to_yaml(asked))
         files.write_into(slurm, script)
         print(f"To be done: {len(left)} of {many(len(runs), 'run')}. Submit them; when they have ended:")
@@ -67,6 +109,6 @@ def sweep(
         )
         return 0
     files.write_into(out / "sweep.yaml", to_yaml(asked))
-    status = run_all(runs, lambda line: print(line, flush=True), jobs)
+    status = run_all(runs, lambda line: print(line, flush=True), jobs or 1)
     print(f"\n{results(runs, out)}")
     return status

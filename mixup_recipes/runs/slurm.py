@@ -28,20 +28,30 @@ exit "$status"
 """
 
 
-def slurm_script(runs: list[Planned], out: Path, options: list[str]) -> str:
-    """An sbatch array script with one task per run. ``options``: sbatch's, ``gres=gpu:1``, one line each."""
+def check_options(options: list[str]) -> None:
+    """Raise ``UserError`` unless they look like options of sbatch, with or without their dashes."""
     for option in options:
         if not re.fullmatch(r"-{0,2}[a-zA-Z][\w-]*(=[^\n]*)?", option):
             raise UserError(
                 f"slurm_options: expected options of sbatch, as in gres=gpu:1 time=12:00:00, got {option!r}"
             )
+
+
+def job_name(out: Path) -> str:
+    """The name of a sweep's jobs: that of its output folder."""
+    return re.sub(r"[^a-zA-Z0-9_.-]+", "_", out.resolve().name)
+
+
+def slurm_script(runs: list[Planned], out: Path, options: list[str]) -> str:
+    """An sbatch array script with one task per run. ``options``: sbatch's, ``gres=gpu:1``, one line each."""
+    check_options(options)
     tasks = []
     for number, run in enumerate(runs):
         tasks.append(f"{number})\n  out={shlex.quote(str(run.output))}\n  run=({shlex.join(run.command)}) ;;")
     return "\n".join((
         "#!/usr/bin/env bash",
         f"#SBATCH --array=0-{len(runs) - 1}",
-        f"#SBATCH --job-name={re.sub(r'[^a-zA-Z0-9_.-]+', '_', out.resolve().name)}",
+        f"#SBATCH --job-name={job_name(out)}",
         f'#SBATCH --output="{out.resolve()}/slurm-%A_%a.out"',
         "#SBATCH --open-mode=append",
         "#SBATCH --requeue",

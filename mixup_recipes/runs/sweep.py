@@ -22,6 +22,7 @@ from mixup_recipes.training import backbones, optimisation
 from mixup_recipes.training.job import Job
 from mixup_recipes.typed import UserError, convert, from_yaml, nearest
 
+QUEUES = ("slurm", "local")  # first words of a launcher that make each run a job of its own, see submission.py
 LONGEST = 244  # letters of a folder's name: with output- and .txt it is still a file name
 
 FIXED = {
@@ -45,7 +46,9 @@ class Sweep(NamedTuple):
     grid: dict[str, list[Any]]
     """Recipe field -> values; every combination is run."""
     launcher: str | None
-    """What stands before train_mixup.py; default: this Python."""
+    """What stands before train_mixup.py; default: this Python. ``slurm`` in front of it: each run is a job of Slurm."""
+    slurm_options: list[str]
+    """Options of sbatch: ``gres=gpu:1``, ``time=12:00:00``."""
     output_dir: str
     """Folder for the run folders, what they print, and the results; default runs/sweep."""
 
@@ -67,8 +70,8 @@ class Planned(NamedTuple):
 def read_sweep(file: Path | None, given: dict[str, Any]) -> Sweep:
     """A sweep from a YAML file, flags, or both; flags replace what the file says, ``set`` and ``grid`` add to it.
 
-    ``given``: flag -> value or None; ``recipes seeds launcher output_dir`` as in the file, ``set`` and ``grid`` as
-    lists of ``KEY=VALUE``. Raises ``UserError`` with the nearest valid key.
+    ``given``: flag -> value or None; ``recipes seeds launcher slurm_options output_dir`` as in the file, ``set`` and
+    ``grid`` as lists of ``KEY=VALUE``. Raises ``UserError`` with the nearest valid key.
     """
     where, content = str(file or "command line"), read_yaml(file, "sweep file") if file else {}
     for key in content:
@@ -80,11 +83,11 @@ def read_sweep(file: Path | None, given: dict[str, Any]) -> Sweep:
             raise UserError(f"{where}: {key}: expected a table, got {table!r}")
         added = map(assignment, given.get(flag) or [])
         content[key] = {str(k): v for k, v in table.items()} | {k: yaml_value(k, form.format(v)) for k, v in added}
-    simple = ("recipes", "seeds", "launcher", "output_dir")
+    simple = ("recipes", "seeds", "launcher", "slurm_options", "output_dir")
     content |= {k: given[k] for k in simple if given.get(k) is not None}
     if not content.get("recipes"):
         raise UserError("which recipes? write them under recipes: in a file, or pass --recipes")
-    lists = {k: content[k] for k in ("recipes", "seeds") if k in content}
+    lists = {k: content[k] for k in ("recipes", "seeds", "slurm_options") if k in content}
     for key, values in (lists | {f"grid: {k}": v for k, v in content["grid"].items()}).items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{where}: {key}: expected a list, got {values!r}")
@@ -95,6 +98,7 @@ def read_sweep(file: Path | None, given: dict[str, Any]) -> Sweep:
         overrides=content["overrides"],
         grid=content["grid"],
         launcher=convert(content.get("launcher"), str | None, f"{where}: launcher"),
+        slurm_options=[convert(text, str, f"{where}: slurm_options") for text in content.get("slurm_options", [])],
         output_dir=convert(content.get("output_dir", "runs/sweep"), str, f"{where}: output_dir"),
     )
 
@@ -117,20 +121,29 @@ def yaml_value(key: str, text: str) -> Any:
 
 def to_yaml(sweep: Sweep) -> str:
     """The sweep as a file that ``read_sweep`` accepts."""
-    return yaml.safe_dump({k: v for k, v in sweep._asdict().items() if v not in (None, {})}, sort_keys=False)
+    return yaml.safe_dump({k: v for k, v in sweep._asdict().items() if v not in (None, {}, [])}, sort_keys=False)
 
 
 # --------------------------------------------------------------------------------------------- runs
 
 
-def plan(sweep: Sweep) -> list[Planned]:
-    """The runs of a sweep, one seed of everything before the next. Raises ``UserError``; writes nothing."""
+def launcher_of(sweep: Sweep) -> tuple[str | None, list[str]]:
+    """The queue that the runs wait in, if there is one, and what stands before train_mixup.py. Raises ``UserError``."""
     try:
-        launcher = shlex.split(sweep.launcher or shlex.quote(sys.executable))
+        words = shlex.split(sweep.launcher or "")
     except ValueError as e:
         raise UserError(f"launcher {sweep.launcher!r}: {e}") from None
-    if not launcher or shutil.which(launcher[0]) is None:
-        raise UserError(f"launcher {sweep.launcher!r}: no such executable in PATH: {launcher[0] if launcher else ''!r}")
+    queue = words.pop(0) if words and words[0] in QUEUES else None
+    if not words and (queue or not sweep.launcher):
+        words = [sys.executable]
+    if not words or shutil.which(words[0]) is None:
+        raise UserError(f"launcher {sweep.launcher!r}: no such executable in PATH: {words[0] if words else ''!r}")
+    return queue, words
+
+
+def plan(sweep: Sweep) -> list[Planned]:
+    """The runs of a sweep, one seed of everything before the next. Raises ``UserError``; writes nothing."""
+    _, launcher = launcher_of(sweep)
     for key in sweep.overrides:
         check_key(key, "overrides", {*schema(Recipe), *schema(Job)})
     for key in sweep.grid:

@@ -4,24 +4,19 @@ What is finished is skipped, what was interrupted goes on, what fails does not s
 started again continues.
 """
 
-import contextlib
 import fcntl
 import os
-import re
-import shlex
 import signal
 import statistics
-import subprocess
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from pathlib import Path
-from typing import IO, Any
 
 import torch
 
 from mixup_recipes.recipe import differences
+from mixup_recipes.runs.processes import Relay, held, last_lines, launch
 from mixup_recipes.runs.run import RECIPE, Run, Summary
 from mixup_recipes.runs.sweep import Planned
 from mixup_recipes.training.folder import check_folder
@@ -30,9 +25,6 @@ from mixup_recipes.training.launch import cores
 from mixup_recipes.training.protocols import NAMES
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-GRACE = 60  # seconds that processes have which outlive their launcher, once they are asked to leave
 
 
 def state(run: Planned) -> str:
@@ -58,95 +50,6 @@ def finished(run: Planned) -> bool:
     there, last = Run.open(run.folder), run.recipe.epochs
     rows = (there.summary_csv or "").splitlines()
     return bool(rows) and rows[-1].startswith(f"{last},") and last in [row.epoch for row in there.log.val]
-
-
-def held(path: Path, lock: Callable[[IO[bytes], int], object]) -> bool:
-    """Whether another process holds a lock on the file. A shared lock tells, for which it need not be writable."""
-    if not path.exists():
-        return False
-    with path.open("rb") as file:
-        try:
-            lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
-
-
-class Relay:
-    """Signals to the sweep go to the running process groups as SIGTERM, which all launchers pass on; a second kills."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.children: set[int] = set()  # their groups
-        self.before = {n: signal.getsignal(n) for n in SIGNALS}
-        for number, handler in self.before.items():
-            if number != signal.SIGHUP or handler is not signal.SIG_IGN:  # nohup ignores it
-                signal.signal(number, self.request)
-
-    def request(self, number: int, _frame: Any) -> None:
-        """The signal handler."""
-        self.asked.append(signal.Signals(number).name)
-        self.send()
-
-    def send(self) -> None:
-        """Pass on what was asked for."""
-        for group in [*self.children] if self.asked else []:
-            kill_group(group, signal.SIGTERM if len(self.asked) == 1 else signal.SIGKILL)
-
-    def restore(self) -> None:
-        """Signals mean again what they meant before."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
-def kill_group(pid: int, number: int) -> None:
-    """Send a signal to a process group, if there still is one."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, number)
-
-
-def launch(run: Planned, stop: Relay, environment: dict[str, str]) -> int | None:
-    """Run to the end; its exit status, negative for the signal that killed it, or None if another process is at it.
-
-    The child has a process group of its own, so that a Ctrl-C reaches it as SIGTERM only. It shares the lock on its
-    output: who starts the sweep a second time sees that it still runs, even if this process was killed.
-    """
-    with run.output.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return None
-        file.write(f"$ {shlex.join(run.command)}\n".encode())
-        file.flush()
-        child = subprocess.Popen(
-            run.command,
-            env=os.environ | environment,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-        stop.children.add(child.pid)
-        if stop.asked:  # meanwhile
-            kill_group(child.pid, signal.SIGTERM)
-        status = child.wait()
-    # A launcher may leave before its processes: accelerate does on SIGTERM. They save; the next run needs their memory.
-    deadline, asked = time.monotonic() + GRACE, False
-    while status and held(run.output, fcntl.flock) and time.monotonic() < deadline + 5:
-        if not asked or time.monotonic() > deadline:
-            kill_group(child.pid, signal.SIGKILL if asked else signal.SIGTERM)
-        asked = True
-        time.sleep(0.1)
-    stop.children.discard(child.pid)
-    return status
-
-
-def last_lines(path: Path, start: int) -> list[str]:
-    """The last lines of a file that aren't empty, at most five, from byte ``start`` on."""
-    with path.open("rb") as file:
-        file.seek(max(start, path.stat().st_size - 20_000))
-        lines = re.split(r"[\r\n]+", file.read().decode(errors="replace"))
-    return [line for line in lines if line.strip() and not line.startswith("$ ")][-5:]
 
 
 def duration(seconds: float) -> str:
@@ -229,7 +132,7 @@ def run_all(runs: list[Planned], say: Callable[[str], object] = print, jobs: int
         start = run.output.stat().st_size if run.output.exists() else 0
         if now != "running":
             say(f"{head}: {'resumed' if now == 'resumable' else 'started'}")
-        status = None if now == "running" else launch(run, stop, environment)
+        status = None if now == "running" else launch(run.command, run.output, stop, environment)
         took = duration(time.monotonic() - began)
         if status is None:
             say(f"{head}: another process is running it; skipped")

@@ -33,7 +33,8 @@ A run folder, at its root a model repository of timm's format (``export``, ``fol
 - ``checkpoints/step-NNNNNNNN/``: ``model.safetensors`` (model and mixer), ``ema.safetensors``, ``process.safetensors``,
   ``optimizer.pt``, ``state.json``, ``manifest.json`` (SHA-256 of each). Never published unless asked for.
 - ``.lock``: held by whoever writes; ``.hub.json``: where the run was pushed to; ``.trackers.json``: tracker -> ``id``
-  and ``url`` of the run there. None of them is published.
+  and ``url`` of the run there; ``.job.json``: the job of a queue that has the run (``runs/queued.py``). None of them is
+  published.
 
 A run record, ``model_cards/results/RECIPE.json`` (``runs/records.py``): ``format``, ``recipe`` (name), ``fields`` (the
 resolved recipe without name and seed), ``overrides`` (field -> [published, here], null without a published recipe),
