@@ -14,7 +14,7 @@ from mixup_recipes.data.decoding import BadImage, decode
 from mixup_recipes.data.images import EvalTransform, TrainTransform
 from mixup_recipes.data.picture import Picture, aligned, factor, lying
 
-WIDE, HIGH = 643, 485  # no multiples of 8
+WIDE, HIGH = 803, 605  # no multiples of 8
 SMOOTH = photo(160, 120).resize((WIDE, HIGH), Image.Resampling.BICUBIC)
 
 
@@ -55,6 +55,7 @@ def test_a_reduced_part_is_that_of_the_whole_decode_within_levels_however_the_ca
 def test_it_is_decoded_whole_where_the_part_is_small_and_by_the_least_that_keeps_twice_the_size():
     assert [factor((0, 0, side, 900), (56, 56)) for side in (223, 224, 447, 448, 895, 896)] == [1, 2, 2, 4, 4, 8]
     assert Picture(jpeg()).reduced((0, 0, 300, 400), (80, 80), "bicubic") is None
+    assert Picture(save(photo(640, 480), "JPEG")).reduced((0, 0, 480, 640), (30, 40), "bicubic") is None  # not large
     assert Picture(save(SMOOTH, "PNG")).reduced((0, 0, HIGH, WIDE), (30, 40), "bicubic") is None
 
 

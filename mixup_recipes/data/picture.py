@@ -19,6 +19,8 @@ With 2 the result is 0.3 to 0.5 levels of 255 from that of the whole decode on a
 was one value in a thousand more than 11 levels away, or any more than 23. With 1 these are 0.7 to 1.9, 41 and 71, for
 little more speed. ``benchmarks/reduced.py`` measures it, docs/speed.md has the table.
 """
+LARGE = 400_000
+"""Pixels of a picture from which on this is faster."""
 Part = tuple[int, int, int, int]
 """Top, left, height and width, in pixels of the whole picture."""
 
@@ -61,11 +63,12 @@ class Picture:
         """A part scaled to ``size``, uint8 (3, *size), of a JPEG decoded at 1/2, 1/4 or 1/8; None to decode it whole.
 
         It is decoded at the smallest size at which the part keeps ``SPARE`` times ``size`` in both directions, and
-        whole where no factor does, or where Pillow has anything to say against the file. The corner of the part is
-        moved to the nearest pixel of the reduced picture, by less than 1 / SPARE pixels of the result.
+        whole where no factor does, where the picture is not ``LARGE``, or where Pillow has anything to say against the
+        file. The corner of the part is moved to the nearest pixel of the reduced picture, by less than 1 / ``SPARE``
+        pixels of the result.
         """
         by, (_, *sides) = factor(part, size), self.shape
-        if by == 1 or self.head is None or self.orientation is None:
+        if by == 1 or math.prod(sides) < LARGE or self.head is None or self.orientation is None:
             return None
         rows, columns = sides[::-1] if self.orientation >= 5 else sides
         try:
