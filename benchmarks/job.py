@@ -63,8 +63,8 @@ def main() -> None:
 
 def photos(folder: Path, number: int) -> None:
     """Pictures of ``loading.make`` in two classes, a quarter of them to evaluate on."""
-    make(folder, number)
-    for path in sorted(folder.glob("*/one/*.jpg")):
+    make(folder, number, "jpeg", (500, 375))
+    for path in sorted(folder.glob("*/one/*.jpeg")):
         place = int(path.stem)
         split = path.parents[1]
         if split.name == "validation" and place % 4:

@@ -16,6 +16,7 @@ from torchvision.transforms import functional as TF
 
 from mixup_recipes.data import keys
 from mixup_recipes.data.decoding import LIMIT, BadImage
+from mixup_recipes.data.picture import Part, Picture
 from mixup_recipes.data.policy import rand_augment, tensor
 from mixup_recipes.recipe import Recipe
 
@@ -26,8 +27,8 @@ class Transform(Protocol):
     size: list[int]
     """Height and width of what comes out."""
 
-    def __call__(self, image: Tensor, key: tuple[int, ...], /) -> Tensor:
-        """uint8 (3, H, W), and what random numbers are a function of, to uint8 (3, *size)."""
+    def __call__(self, image: Tensor | Picture, key: tuple[int, ...], /) -> Tensor:
+        """uint8 (3, H, W), decoded or not, and what random numbers are a function of, to uint8 (3, *size)."""
 
 
 class TrainTransform:
@@ -35,14 +36,15 @@ class TrainTransform:
 
     A recipe's ``pixels`` say by what: torchvision's transforms, which draw from torch's global generator and scale
     floats (v1); or the same laws drawn from a generator of numpy, a tenth of the time, and torch's scaling of bytes, a
-    third (v2). timm's RandAugment draws from the global generators of Python and numpy.
+    third, of no more of a large JPEG than ``Picture.reduced`` decodes (v2). timm's RandAugment draws from the global
+    generators of Python and numpy.
     """
 
     def __init__(self, recipe: Recipe):
         self.recipe, self.size = recipe, [recipe.image_size] * 2
         self.rand_augment = rand_augment(recipe)
 
-    def __call__(self, image: Tensor, key: tuple[int, ...]) -> Tensor:
+    def __call__(self, image: Tensor | Picture, key: tuple[int, ...]) -> Tensor:
         """uint8 (3, H, W) to uint8 (3, image_size, image_size), a function of the image and the key."""
         r, draw = self.recipe, None
         if r.pixels == "v1":
@@ -52,30 +54,30 @@ class TrainTransform:
             if self.rand_augment:
                 keys.seed_policy(draw)
         if r.train_crop == "rrc":
-            top, left, height, width = box(image, r.scale, r.ratio, draw)
-            image = image[:, top : top + height, left : left + width]
-            image = scaled(image, (r.image_size, r.image_size), r.interpolation, r.pixels)
+            part = box(image, r.scale, r.ratio, draw)
+            out = cut(image, part, (r.image_size, r.image_size), r.interpolation, r.pixels)
+        elif r.train_crop == "resize" or image.shape[1:] != (r.image_size, r.image_size):
+            out = TF.center_crop(resize(image, r.image_size, r.interpolation, r.pixels), [r.image_size] * 2)
         else:
-            if r.train_crop == "resize" or image.shape[1:] != (r.image_size, r.image_size):
-                image = TF.center_crop(resize(image, r.image_size, r.interpolation, r.pixels), [r.image_size] * 2)
-            if r.train_crop == "pad":
-                padded = TF.pad(image, [r.image_size // 8], padding_mode="reflect")
-                image = TF.crop(padded, *corner(padded, r.image_size, draw), r.image_size, r.image_size)
+            out = whole(image)
+        if r.train_crop == "pad":
+            padded = TF.pad(out, [r.image_size // 8], padding_mode="reflect")
+            out = TF.crop(padded, *corner(padded, r.image_size, draw), r.image_size, r.image_size)
         if (torch.rand(()) if draw is None else draw.random()) < r.hflip:
-            image = image.flip(-1)
-        return tensor(self.rand_augment(image)) if self.rand_augment else image
+            out = out.flip(-1)
+        return tensor(self.rand_augment(out)) if self.rand_augment else out
 
 
 def box(
-    image: Tensor, scale: tuple[float, float], ratio: tuple[float, float], draw: np.random.Generator | None
-) -> tuple[int, int, int, int]:
+    image: Tensor | Picture, scale: tuple[float, float], ratio: tuple[float, float], draw: np.random.Generator | None
+) -> Part:
     """Top, left, height and width of a random part, by the law of torchvision's RandomResizedCrop.
 
     ``scale``: range of its share of the area; ``ratio``: of width by height, log-uniform. The first of ten draws that
     fits; else the largest part at the centre that is within ``ratio``. Without ``draw``: torchvision's own.
     """
     if draw is None:
-        return RandomResizedCrop.get_params(image, list(scale), list(ratio))
+        return RandomResizedCrop.get_params(whole(image), list(scale), list(ratio))
     rows, columns = image.shape[1:]
     for _ in range(10):
         area = rows * columns * draw.uniform(*scale)
@@ -118,11 +120,28 @@ class EvalTransform:
         wanted = self.resize if isinstance(self.resize, int) else " x ".join(map(str, self.resize))
         return f"{wanted} -> {height if height == width else f'{height} x {width}'} px {self.interpolation}"
 
-    def __call__(self, image: Tensor, _key: tuple[int, ...] = ()) -> Tensor:
+    def __call__(self, image: Tensor | Picture, _key: tuple[int, ...] = ()) -> Tensor:
         return TF.center_crop(resize(image, self.resize, self.interpolation, self.pixels), self.size)
 
 
-def resize(image: Tensor, size: int | tuple[int, int], interpolation: str, pixels: str) -> Tensor:
+def whole(image: Tensor | Picture) -> Tensor:
+    """All pixels, uint8 (3, H, W)."""
+    return image.pixels if isinstance(image, Picture) else image
+
+
+def cut(image: Tensor | Picture, part: Part, size: tuple[int, int], interpolation: str, pixels: str) -> Tensor:
+    """A part of a picture, scaled to uint8 (3, *size); with pixels "v2" of no more than has to be decoded."""
+    if (
+        pixels == "v2"
+        and isinstance(image, Picture)
+        and (ready := image.reduced(part, size, interpolation)) is not None
+    ):
+        return ready
+    top, left, height, width = part
+    return scaled(whole(image)[:, top : top + height, left : left + width], size, interpolation, pixels)
+
+
+def resize(image: Tensor | Picture, size: int | tuple[int, int], interpolation: str, pixels: str) -> Tensor:
     """Scale a picture, antialiased: its shorter side to ``size``, or so that it just covers (height, width).
 
     ``pixels``: by which kernel, see ``Recipe``. Raises ``BadImage`` for one so thin that the result would be too large.
@@ -137,7 +156,7 @@ def resize(image: Tensor, size: int | tuple[int, int], interpolation: str, pixel
         if isinstance(size, int)
         else (round(height * scale), round(width * scale))
     )
-    return scaled(image, wanted, interpolation, pixels)
+    return cut(image, (0, 0, height, width), wanted, interpolation, pixels)
 
 
 def scaled(image: Tensor, size: tuple[int, int], interpolation: str, pixels: str) -> Tensor:

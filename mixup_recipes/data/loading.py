@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 
-from mixup_recipes.data.decoding import LIMIT, BadImage, decode
+from mixup_recipes.data.decoding import LIMIT, BadImage
 from mixup_recipes.data.images import Transform
 from mixup_recipes.data.multi_label import is_many, multi_hot
 from mixup_recipes.data.order import Key, TrainOrder
 from mixup_recipes.data.origin import encoded, origin
+from mixup_recipes.data.picture import Picture
 from mixup_recipes.data.splits import labels_of
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import RankError
@@ -103,9 +104,9 @@ class Samples(torch.utils.data.Dataset[Sample]):
             if bad:
                 image, label = self.row(index)
             try:
-                pixels = decode(encoded(image, self.origin), self.limit, self.upright)
+                picture = Picture(encoded(image, self.origin), self.limit, self.upright)
                 label = label if self.several is None else multi_hot(label, self.several)
-                return self.transform(pixels, (self.seed, *key)), label, key.index, bad
+                return self.transform(picture, (self.seed, *key)), label, key.index, bad
             except BadImage as e:
                 where = image if isinstance(image, str) else (image or {}).get("path") or "no path"
                 line = f"image {index} ({where}) cannot be read: {e}"

@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from mixup_recipes.data import keys
-from mixup_recipes.data.decoding import LIMIT, BadImage, decode
+from mixup_recipes.data.decoding import LIMIT, BadImage
 from mixup_recipes.data.images import Transform
 from mixup_recipes.data.loading import Loaded, Sample, Samples, Source, readable, start_worker
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.data.origin import encoded, origin
+from mixup_recipes.data.picture import Picture
 from mixup_recipes.data.splits import count
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import RankError, UserError
@@ -154,7 +155,7 @@ class Stream:
             if draw is not None:
                 digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
                 key = self.recipe.seed, draw[0], digest, draw[1]
-            return self.transform(decode(content, self.limit, self.recipe.exif_orientation), key)
+            return self.transform(Picture(content, self.limit, self.recipe.exif_orientation), key)
         except BadImage as e:
             line = f"an image ({(row[self.recipe.image_column] or {}).get('path') or 'no path'}) cannot be read: {e}"
             if self.on_bad_image == "stop":

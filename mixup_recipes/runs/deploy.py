@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mixup_recipes import __version__, fetch
-from mixup_recipes.data.decoding import BadImage, decode
+from mixup_recipes.data.decoding import BadImage
 from mixup_recipes.data.images import EvalTransform
 from mixup_recipes.data.origin import encoded, origin
+from mixup_recipes.data.picture import Picture
 from mixup_recipes.data.prepare import PREPARED
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.files import file_hash, write
@@ -176,7 +177,7 @@ def evaluated(run: Run | None, transform: EvalTransform) -> Evaluated | str:
         at = origin(found.table)
         rows = [found.table[index] for index in some["index"].tolist()]
         images = [
-            transform(decode(encoded(row[recipe.image_column], at), upright=recipe.exif_orientation)) for row in rows
+            transform(Picture(encoded(row[recipe.image_column], at), upright=recipe.exif_orientation)) for row in rows
         ]
     except (UserError, BadImage) as e:
         return str(e)

@@ -22,6 +22,7 @@ from mixup_recipes.data import decoding, images
 from mixup_recipes.data.folder import Entry, images_below, shown
 from mixup_recipes.data.identity import some
 from mixup_recipes.data.multi_label import BETWEEN
+from mixup_recipes.data.picture import Picture
 from mixup_recipes.metrics.multi_label.formula import THRESHOLD
 from mixup_recipes.runs.models import (
     eval_transform,
@@ -155,7 +156,7 @@ def predictions(
 
     def read(path: Path) -> Tensor | str:
         try:
-            return transform(decoding.decode(decoding.read(path), upright=recipe.exif_orientation))
+            return transform(Picture(decoding.read(path), upright=recipe.exif_orientation))
         except decoding.BadImage as e:
             return str(e)
 
