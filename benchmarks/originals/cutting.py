@@ -1,16 +1,23 @@
 """Methods that blend or cut a box without looking, and the switches between both."""
 
+import collections
+import contextlib
+import dataclasses
 import functools
+import time
+import typing
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import timm.data.mixup
+import timm.utils
 import torch
 from torch import Tensor, nn
 
 from mixers import build
 from mixup_recipes.recipe import Recipe
+from mixup_recipes.resolve import load_recipe
 from mixup_recipes.training.update import one_hot
 from originals import Checkout, Gap, Numpy, beside
 from originals.same_draws import (
@@ -31,6 +38,7 @@ from originals.same_draws import (
     small,
     space,
     trained,
+    twenty_updates,
     weights,
 )
 
@@ -191,3 +199,73 @@ def deit_timm(original: Checkout) -> Iterator[Gap]:
 def rsb_timm(original: Checkout) -> Iterator[Gap]:
     """Mixed images, targets, laws and partners."""
     yield from switched(original, "rsb", 0.1, 0.0)
+
+
+class Task:
+    """timm's task of classification, as its training loop asks for it."""
+
+    def __init__(self, original: Checkout, model: nn.Module, loss: nn.Module):
+        given = {"torch": torch, "Dict": dict}
+        self.run = original.method("timm/task/classification.py", "ClassificationTask", "forward", **given)
+        self.trainable_module, self.criterion = model, loss
+        self.get_trainable_module = lambda: model
+        self.update_ema = lambda step: None
+
+    def __call__(self, x: Tensor, target: Tensor) -> Any:
+        return self.run(self, x, target)
+
+
+def switched_updates(original: Checkout, name: str, mixup_alpha: float, setting: str, loss: nn.Module) -> Iterator[Gap]:
+    """timm's training loop, its ``Mixup`` and ``loss`` beside our step, with the loss and smoothing of a setting."""
+    again, reverse = Again(), torch.arange(8).flip(0)
+    recipe = dataclasses.replace(load_recipe(f"{setting}_{name}"), num_classes=CLASSES)
+    needed = ("mixup_target", "one_hot", "cutmix_bbox_and_lam", "rand_bbox")
+    made, *_ = original.names("timm/data/mixup.py", "Mixup", *needed, np=Numpy(again), torch=torch)
+    mixed = made(mixup_alpha, 1.0, label_smoothing=recipe.smoothing, num_classes=CLASSES)
+    given = {"torch": torch, "suppress": contextlib.nullcontext, "utils": timm.utils, "time": time}
+    loop = original.names("train.py", "train_one_epoch", **given, OrderedDict=collections.OrderedDict)
+    off = dict.fromkeys(("mixup_off_epoch", "prefetcher", "channels_last", "distributed", "synchronize_step"), False)
+    args = space(**off, grad_accum_steps=1, clip_grad=None, clip_mode="", log_interval=10**9, rank=1)
+
+    def chosen(kept: dict[str, list[Any]]) -> None:  # timm mixes below 1, by CutMix below 0.5
+        values = [share for _, choice in kept["choice"] for share in (0.0, 0.25 if choice == 1 else 0.75)]
+        again.given["rand"] = functools.partial(next, iter(values))
+
+    def theirs(model: nn.Module) -> None:
+        cpu = torch.device("cpu")
+        loop(0, model, loader(20), sgd(model), args, Task(original, model, loss), cpu, mixup_fn=mixed)
+
+    with mock.patch("mixers.ops.partners", lambda *_: reverse):
+        how = f", timm's partners, the loss of {setting}"
+        yield from twenty_updates(build(name), theirs, again, how, recount=chosen, recipe=recipe)
+    yield again.gap()
+
+
+LOOP = ("train.py", "timm/task/classification.py", "timm/data/mixup.py")
+
+
+@beside(
+    "deit",
+    "huggingface/pytorch-image-models",
+    *LOOP,
+    "timm/loss/cross_entropy.py",
+    held="test_laws.py::test_switch_chooses_with_its_probabilities",
+)
+def deit_updates(original: Checkout) -> Iterator[Gap]:
+    """Images and weights of timm's loop with its cross entropy of soft targets, which are smoothed."""
+    kind = original.names("timm/loss/cross_entropy.py", "SoftTargetCrossEntropy", torch=torch, nn=nn, F=nn.functional)
+    yield from switched_updates(original, "deit", 0.8, "deit_s_official", kind())
+
+
+@beside(
+    "rsb",
+    "huggingface/pytorch-image-models",
+    *LOOP,
+    "timm/loss/binary_cross_entropy.py",
+    held="test_laws.py::test_switch_chooses_with_its_probabilities",
+)
+def rsb_updates(original: Checkout) -> Iterator[Gap]:
+    """Images and weights of timm's loop with its binary cross entropy of targets above a threshold."""
+    given = {"torch": torch, "nn": nn, "F": nn.functional, "Optional": typing.Optional, "Union": typing.Union}
+    kind = original.names("timm/loss/binary_cross_entropy.py", "BinaryCrossEntropy", **given)
+    yield from switched_updates(original, "rsb", 0.1, "r50_rsb_a3_original", kind(0.0, 0.2))

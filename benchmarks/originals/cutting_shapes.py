@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixers import build
+from mixers import FMix, build
 from originals import Checkout, Gap, Numpy, beside
+from originals.openmixup_step import HARD, STEP, Listed, classifier, head, run
 from originals.same_draws import (
     CLASSES,
     OPENMIXUP,
@@ -31,8 +32,18 @@ from originals.same_draws import (
     sgd,
     space,
     trained,
+    twenty_updates,
     weights,
 )
+
+
+def gaussian(again: Again) -> dict[str, Any]:
+    """torch's random functions that give the centre and the spread of our Gaussian."""
+
+    def randint(low: int, high: int, _size: tuple[int]) -> Tensor:
+        return torch.tensor([again.integers(-(high // 2), high - high // 2) + high // 2])
+
+    return {"randint": randint, "rand": lambda _: torch.tensor([again.uniform(0.25, 0.5) * 4 - 1])}
 
 
 @beside(
@@ -49,13 +60,6 @@ def smoothmix_openmixup(original: Checkout) -> Iterator[Gap]:
     def theirs(x: Tensor, y: Tensor) -> Mixed:
         return mix(x, y, lam=0.5)  # what it would draw instead is overwritten
 
-    def randint(low: int, high: int, _size: tuple[int]) -> Tensor:
-        return torch.tensor([again.integers(-(high // 2), high - high // 2) + high // 2])
-
-    functions: dict[str, Any] = {
-        "randint": randint,
-        "rand": lambda _: torch.tensor([again.uniform(0.25, 0.5) * 4 - 1]),
-    }
     yield from beside_each_other(
         build("smoothmix", swapped_label=True),
         theirs,
@@ -63,7 +67,7 @@ def smoothmix_openmixup(original: Checkout) -> Iterator[Gap]:
         200,
         64,
         lambda kept: kept["integers"].reverse(),  # columns before rows
-        **functions,
+        **gaussian(again),
     )
     differing = 0.0
     for seed in range(200):
@@ -72,6 +76,35 @@ def smoothmix_openmixup(original: Checkout) -> Iterator[Gap]:
         differing = max(differing, farthest(plans[0]["lam"], plans[1]["lam"]))
     why = "OpenMixup swaps the labels of a pair, here they follow the pixels unless swapped_label=True"
     yield Gap("label weights as they are by default, 200 batches", differing, why=why)
+
+
+@beside(
+    "smoothmix",
+    "Westlake-AI/openmixup",
+    f"{OPENMIXUP}/smoothmix.py",
+    *STEP,
+    HARD,
+    held="test_parity.py::test_smoothmix_mask_is_one_minus_the_gaussian_and_swapped_labels_differ_in_the_label_only",
+)
+def smoothmix_updates(original: Checkout) -> Iterator[Gap]:
+    """OpenMixup's whole step beside ours, with the labels swapped as there and as they are here."""
+    again = Again(beta=lambda *_: 0.5)  # what it would draw is overwritten
+    mix = openmixup(original, "smoothmix", again)
+    functions = gaussian(again)
+
+    def theirs(model: nn.Module) -> None:
+        step = classifier(original, "smoothmix", 0.2, Listed(model), head(original), function=mix)
+        run(step, again, **functions)
+
+    def columns_first(kept: dict[str, list[Any]]) -> None:
+        drawn = kept["integers"]
+        kept["integers"] = [*itertools.chain(*zip(drawn[1::2], drawn[::2], strict=True))]
+
+    why = "OpenMixup swaps the labels of a pair, here they follow the pixels unless swapped_label=True"
+    for swapped, said in ((True, ""), (False, why)):
+        mixer, how = build("smoothmix", swapped_label=swapped), f", swapped_label={swapped}"
+        yield from twenty_updates(mixer, theirs, again, how, said, columns_first)
+    yield again.gap()
 
 
 @beside(
@@ -87,16 +120,31 @@ def gridmix_dobrynin(original: Checkout) -> Iterator[Gap]:
     made = original.names("gridmix/gridmix_pytorch.py", "GridMixupLoss", **given)
     grid = made(alpha=0.2, n_holes_x=(2, 6), crop_area_ratio=(0.5, 1.0), crop_aspect_ratio=(0.5, 2.0))
 
+    def learn(model: nn.Module) -> None:
+        optimizer = sgd(model)
+        for x, labels in loader(20):
+            with on_cpu(again):
+                mixed, targets = grid.get_sample(x, labels[:, None])
+            optimizer.zero_grad()
+            grid(model(mixed), targets).backward()
+            optimizer.step()
+
     def theirs(x: Tensor, y: Tensor) -> Mixed:
         mixed, (own, other, lam) = grid.get_sample(x, y.argmax(1, keepdim=True))
         return mixed, (*(F.one_hot(labels.long(), CLASSES).float() for labels in (own, other)), lam[:, None])
 
     for size in (64, (224, 160)):
         yield from beside_each_other(build("gridmix"), theirs, again, 200, size)
+    yield from twenty_updates(build("gridmix"), learn, again)
 
 
 @beside(
-    "gridmix", "Westlake-AI/openmixup", f"{OPENMIXUP}/gridmix.py", held="test_parity.py::test_gridmix_mask_is_its_holes"
+    "gridmix",
+    "Westlake-AI/openmixup",
+    f"{OPENMIXUP}/gridmix.py",
+    *STEP,
+    HARD,
+    held="test_parity.py::test_gridmix_mask_is_its_holes",
 )
 def gridmix_openmixup(original: Checkout) -> Iterator[Gap]:
     """Mixed images, label weights and laws."""
@@ -108,6 +156,11 @@ def gridmix_openmixup(original: Checkout) -> Iterator[Gap]:
     mix = openmixup(original, "gridmix", again, random=inclusive(again), to_2tuple=pair)
     published = {"n_holes": (2, 6), "cut_area_ratio": (0.5, 1.0), "cut_aspect_ratio": (0.5, 2.0)}
     yield from beside_each_other(build("gridmix"), lambda x, y: mix(x, y, 0.2, **published), again, 200, 224)
+
+    def theirs(model: nn.Module) -> None:
+        run(classifier(original, "gridmix", 0.2, Listed(model), head(original), function=mix, **published), again)
+
+    yield from twenty_updates(build("gridmix"), theirs, again)
 
 
 FMIX = ("sample_mask", "sample_lam", "make_low_freq_image", "binarise_mask", "get_spectrum", "fftfreqnd")
@@ -161,6 +214,69 @@ def fmix_harris(original: Checkout) -> Iterator[Gap]:
     yield from fourier_masks(original, {"max_soft": 0.2}, (64, 64), why)
     why = "for an odd width the published code transforms one more row of the spectrum"
     yield from itertools.islice(fourier_masks(original, {}, (64, 63), why), 1)
+
+
+class DrawnLabel(FMix):
+    """Ours, labelled by the lambda that was drawn, as the published code does."""
+
+    def plan(self, x: Tensor, y: Tensor, rng: Any, *look: Any) -> dict[str, Any]:
+        """The plan with another ``lam``."""
+        plan = super().plan(x, y, rng, *look)
+        return plan | {"lam": torch.full((len(x),), rng.kept["beta"][-1][1])}
+
+
+def fmix_twenty(theirs: Callable[[nn.Module], None], again: Again, alpha: float) -> Iterator[Gap]:
+    """Updates labelled by the lambda that was drawn in both, then by the mask in ours."""
+    why = "the published label is the lambda that was drawn, here the mean of the mask"
+    own = (DrawnLabel(alpha), ", labels by lambda in both", ""), (build("fmix", alpha=alpha), "", why)
+    for mixer, how, said in own:
+        yield from twenty_updates(mixer, theirs, again, how, said)
+    yield again.gap()
+
+
+@beside(
+    "fmix",
+    "ecs-vlc/FMix",
+    "implementations/lightning.py",
+    "fmix.py",
+    held="test_parity.py::test_fmix_mask_is_the_brightest_pixels_of_the_given_spectrum",
+)
+def fmix_updates(original: Checkout) -> Iterator[Gap]:
+    """Images and weights with the authors' class for Lightning and its loss."""
+    again = Again()
+    parts = dict(zip(("FMixBase", *FMIX), original.names("fmix.py", "FMixBase", *FMIX, **fourier(again)), strict=True))
+    kind, _ = original.names("implementations/lightning.py", "FMix", "fmix_loss", torch=torch, F=F, **parts)
+
+    def theirs(model: nn.Module) -> None:
+        mix, optimizer = kind(size=(64, 64)), sgd(model)
+        for x, labels in loader(20):
+            with on_cpu(again):
+                logits = model(mix(x))
+            optimizer.zero_grad()
+            mix.loss(logits, labels).backward()
+            optimizer.step()
+
+    yield from fmix_twenty(theirs, again, 1.0)
+
+
+@beside(
+    "fmix",
+    "Westlake-AI/openmixup",
+    f"{OPENMIXUP}/fmix.py",
+    *STEP,
+    HARD,
+    held="test_parity.py::test_fmix_mask_is_the_brightest_pixels_of_the_given_spectrum",
+)
+def fmix_openmixup_updates(original: Checkout) -> Iterator[Gap]:
+    """Images and weights of OpenMixup's whole step, for our partners."""
+    again = Again()
+    mix, *_ = original.names(f"{OPENMIXUP}/fmix.py", "fmix", "_no_repeat_shuffle_idx", *FMIX, **fourier(again))
+
+    def theirs(model: nn.Module) -> None:
+        own = {"decay_power": 3, "size": (64, 64), "max_soft": 0.0, "reformulate": False}
+        run(classifier(original, "fmix", 0.2, Listed(model), head(original), function=mix, **own), again)
+
+    yield from fmix_twenty(theirs, again, 0.2)
 
 
 @beside(
