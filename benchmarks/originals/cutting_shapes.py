@@ -228,7 +228,7 @@ class DrawnLabel(FMix):
 def fmix_twenty(theirs: Callable[[nn.Module], None], again: Again, alpha: float) -> Iterator[Gap]:
     """Updates labelled by the lambda that was drawn in both, then by the mask in ours."""
     why = "the published label is the lambda that was drawn, here the mean of the mask"
-    own = (DrawnLabel(alpha), ", labels by lambda in both", ""), (build("fmix", alpha=alpha), "", why)
+    own = (DrawnLabel(alpha), ", labels by the drawn lambda in both", ""), (build("fmix", alpha=alpha), "", why)
     for mixer, how, said in own:
         yield from twenty_updates(mixer, theirs, again, how, said)
     yield again.gap()

@@ -29,6 +29,7 @@ from originals.looking import (
     network,
     updated,
 )
+from originals.openmixup_step import Listed
 from originals.same_draws import CLASSES, Again, law, on_cpu, relative, space
 
 
@@ -238,18 +239,6 @@ RGB = {
     "mean": torch.tensor([0.485, 0.456, 0.406])[:, None, None],
     "std": torch.tensor([0.229, 0.224, 0.225])[:, None, None],
 }
-
-
-class Listed(nn.Module):
-    """A network as OpenMixup's classifier has it: a list of features, here of the logits."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.inner = model
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """The logits, in a list."""
-        return [self.inner(x)]
 
 
 @beside(
