@@ -185,6 +185,7 @@ def manifoldmix_verma(original: Checkout) -> Iterator[Gap]:
     assert set(layers) == {0, 1, 2}
     for name, gap in gaps.items():
         yield Gap(f"{name}, 12 batches, smooth PreActResNet-18, 32 pixels", gap, "relative")
+    yield again.gap()
     other, optimizer = copy.deepcopy(net), sgd(net)
     mixer.setup(other)
     again.kept = {}

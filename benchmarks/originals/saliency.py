@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import math
+import types
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -28,7 +29,8 @@ from originals.looking import (
     network,
     updated,
 )
-from originals.same_draws import CLASSES, Again, farthest, keeping, on_cpu, relative, space
+from originals.openmixup_step import HARD, STEP, Listed, classifier, head, run
+from originals.same_draws import CLASSES, Again, farthest, keeping, on_cpu, relative, space, twenty_updates
 
 
 def peak(x: Any) -> Any:
@@ -167,6 +169,32 @@ def attentivemix_openmixup(original: Checkout) -> Iterator[Gap]:
     why = "OpenMixup leaves its teacher in training mode, which takes the statistics of the batch."
     share = float((plan["mask"] != mask).float().mean())
     yield Gap("the cells that are kept, their teacher in training mode, 32 images", share, "share", why)
+    yield again.gap()
+
+
+@beside(
+    "attentivemix",
+    "Westlake-AI/openmixup",
+    "openmixup/models/augments/attentivemix.py",
+    *STEP,
+    HARD,
+    held="test_attentivemix.py::test_a_sample_keeps_the_cells_that_the_teacher_attends_to_most",
+)
+def attentivemix_updates(original: Checkout) -> Iterator[Gap]:
+    """OpenMixup's whole step beside ours, by a teacher with the same weights, in evaluation mode in both."""
+    again, mixer, teacher = Again(), made("attentivemix"), network("resnet18").eval()
+    mixer.frozen = taps.Frozen(teacher)
+    file = "openmixup/models/augments/attentivemix.py"
+    augment = original.names(file, "attentivemix", np=Numpy(again), torch=torch, F=F)
+    look = original.method(STEP[0], "MixUpClassification", "_features", F=F, torch=torch)
+
+    def theirs(model: nn.Module) -> None:
+        step = classifier(original, "attentivemix", 2.0, Listed(model), head(original), top_k=None)
+        step.dynamic_mode, step._features = {"attentivemix": augment}, types.MethodType(look, step)
+        step.backbone_k = lambda images: [teacher.forward_features(images).detach()]
+        run(step, again, 112)
+
+    yield from twenty_updates(mixer, theirs, again, ", ResNet-18 of SiLU and mean pooling as teacher", size=112)
     yield again.gap()
 
 

@@ -172,10 +172,10 @@ def redrawn(original: Checkout, file: str) -> Gap:
     return Gap("permutations of 64 that the redraw changes, 2,000 draws", differing / 2000, "share", why)
 
 
-def small() -> nn.Module:
-    """A transformer of four blocks for 64 pixels, always the same."""
+def small(size: int = 64) -> nn.Module:
+    """A transformer of four blocks, always the same."""
     torch.manual_seed(0)
-    made: nn.Module = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=4, num_classes=CLASSES)
+    made: nn.Module = timm.create_model("vit_tiny_patch16_224", img_size=size, depth=4, num_classes=CLASSES)
     return made.train()
 
 
@@ -229,19 +229,20 @@ def twenty_updates(
     why: str = "",
     recount: Callable[[dict[str, list[Any]]], Any] = lambda kept: None,
     recipe: Recipe | None = None,
+    size: int = 64,
 ) -> Iterator[Gap]:
     """What 20 updates show a small transformer, and what they make of its weights, by ours and by ``theirs``.
 
     ``theirs`` trains the model that it is given, on the batches of ``loader``. ``how`` is of both gaps, ``why`` of the
     second; ``recount`` brings what ours drew into the original's order.
     """
-    again.kept, ours, model = {}, small(), small()
+    again.kept, ours, model = {}, small(size), small(size)
     images = seen(ours), seen(model)
-    trained(mixer, ours, again.kept, 20, recipe=recipe)
+    trained(mixer, ours, again.kept, 20, size, recipe)
     recount(again.kept)
     theirs(model)
-    yield Gap(f"mixed images of 20 updates, 64 x 64 pixels{how}", farthest(*map(torch.stack, images)))
-    yield weights(ours, model, f"20 updates, ViT of 4 blocks, 64 pixels{how}", why)
+    yield Gap(f"mixed images of 20 updates, {size} x {size} pixels{how}", farthest(*map(torch.stack, images)))
+    yield weights(ours, model, f"20 updates, ViT of 4 blocks, {size} pixels{how}", why)
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
