@@ -29,11 +29,15 @@ from originals import (
     Checkout,
     Comparison,
     cutting,
+    cutting_shapes,
     decoupling,
     hidden,
     learned,
+    learned_adversary,
     puzzles,
+    puzzles_mosaics,
     saliency,
+    saliency_guided,
     tokens,
     tokens_openmixup,
     training,
@@ -42,7 +46,21 @@ from originals import (
 from mixup_recipes.pages.parity import RECORD, page, recorded
 
 PAGE = ROOT / "docs/parity.md"
-FILES = (cutting, decoupling, hidden, learned, puzzles, saliency, tokens, tokens_openmixup, training)
+FILES = (
+    cutting,
+    cutting_shapes,
+    decoupling,
+    hidden,
+    learned,
+    learned_adversary,
+    puzzles,
+    puzzles_mosaics,
+    saliency,
+    saliency_guided,
+    tokens,
+    tokens_openmixup,
+    training,
+)
 """They fill ``COMPARISONS``."""
 
 

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixers import DecoupleMix, Mixup
 from originals import Checkout, Gap, beside
+from originals.openmixup_step import SOFT, STEP, Listed, classifier, head, run
 from originals.pairs import HEADS, LOSSES, OPENMIXUP, Original, Recorded, absolute, float64, ours64, relative
+from originals.same_draws import Again, openmixup, twenty_updates
 
 
 class Decoupled(NamedTuple):
@@ -110,3 +112,42 @@ def decouplemix_binary(original: Checkout) -> Iterator[Gap]:
         yield from worst(two, f"two_hot 0.8, xi {xi:g}, the {len(two)} of {draws} batches without a pair of one class")
         why = "where both are of one class the original's target is the sum of both lifted shares, 1.25 at most, here 1"
         yield from worst([one for one in found if one.alike], f"two_hot 0.8, xi {xi:g}, the other batches", why)
+
+
+class Ordered(DecoupleMix):
+    """Ours in OpenMixup's order: the shares change places where the first pair of two classes has the higher first."""
+
+    def regulariser(
+        self, logits: Tensor, y: Tensor, target: Tensor, index: Tensor, lam: Tensor | None = None
+    ) -> Tensor:
+        """The two terms of each sample, of one-hot labels."""
+        a = y.argmax(1)
+        lam, first = target.gather(1, a[:, None])[:, 0], (a != a[index]).int().argmax()
+        swapped = a[first] > a[index][first]
+        return super().regulariser(logits, y, target, index, torch.where(swapped, 1 - lam, lam))
+
+
+@beside(
+    "decouplemix", OPENMIXUP, "openmixup/models/augments/mixup.py", *STEP, SOFT,
+    held="test_decouplemix.py::test_the_terms_are_softmax_without_the_partner_s_class",
+)  # fmt: skip
+def decouplemix_updates(original: Checkout) -> Iterator[Gap]:
+    """Images and weights of OpenMixup's whole step over Mixup, with the terms alike and by their shares."""
+    again = Again()
+    mix = openmixup(original, "mixup", again)
+    loss = {"type": "CrossEntropyLoss", "use_soft": True, "use_mix_decouple": True}
+    eta = {"loss": loss, "multi_label": True, "eta_weight": {"eta": 0.1, "mode": "both", "thr": 0.5}}
+    by_share = eta | {"lam_scale_mode": "pow", "lam_thr": 1, "lam_idx": 1}
+    why = "OpenMixup orders both weights by the class numbers of the first pair, so that each gets the other's"
+    for mixer, options, how, said in (
+        (DecoupleMix(Mixup(1.0), 0.1), eta, ", both terms alike", ""),
+        (DecoupleMix(Mixup(1.0), 0.1, power=1.0), by_share, ", terms by their shares", why),
+        (Ordered(Mixup(1.0), 0.1, power=1.0), by_share, ", terms by their shares, in its order in ours too", ""),
+    ):
+
+        def theirs(model: nn.Module, options: dict[str, Any] = options) -> None:
+            judge = head(original, "ClsMixupHead", **options)
+            run(classifier(original, "mixup", 1.0, Listed(model), judge, function=mix), again)
+
+        yield from twenty_updates(mixer, theirs, again, how, said)
+    yield again.gap()

@@ -1,7 +1,9 @@
 """Methods inside the network or with a memory: RecursiveMix, Manifold Mixup, AlignMixup."""
 
 import contextlib
+import copy
 import itertools
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ from torchvision.ops import roi_align
 from mixers import build
 from mixers.alignmix import AlignMix, align, transport_plan
 from originals import Checkout, Gap, Numpy, beside
+from originals.openmixup_step import HARD, STEP, classifier, head, run
 from originals.same_draws import (
     CLASSES,
     OPENMIXUP,
@@ -31,6 +34,7 @@ from originals.same_draws import (
     sgd,
     space,
     trained,
+    weights,
 )
 
 
@@ -50,6 +54,16 @@ def kinkless(model: nn.Module) -> nn.Module:
             if isinstance(child, nn.MaxPool2d):
                 setattr(module, name, nn.AvgPool2d(3, 2, 1))
     return model
+
+
+SHAPE: dict[str, Any] = {"layers": [1, 1, 1, 1], "num_classes": CLASSES, "norm_layer": Norm}
+
+
+def resnet() -> Any:
+    """A ResNet-10 without kinks, always the same."""
+    torch.manual_seed(0)
+    basic: Any = timm.models.resnet.BasicBlock
+    return kinkless(timm.models.resnet.ResNet(basic, **SHAPE, zero_init_last=False))
 
 
 YANG = ("main.py", "utils.py", "models_imagenet/resnet.py", "loss/label_smooth_loss.py")
@@ -79,15 +93,12 @@ def recursive(
 
     ``swapped``: the code before April 2023, which draws the row first.
     """
-    torch.manual_seed(0)
-    args: dict[str, Any] = {"layers": [1, 1, 1, 1], "num_classes": CLASSES, "norm_layer": Norm}
-    basic: Any = timm.models.resnet.BasicBlock
-    ours = kinkless(timm.models.resnet.ResNet(basic, **args, zero_init_last=False))
+    ours = resnet()
     mixer: Any = build("recursivemix", swapped_roi=swapped)
     mixer.setup(ours)
     given: dict[str, Any] = {"nn": nn, "torch": torch, "roi_align": roi_align}
     made, block, *_ = original.names(YANG[2], "ResNet", "BasicBlock", "conv1x1", "conv3x3", **given)
-    theirs = kinkless(made(block, **args))
+    theirs = kinkless(made(block, **SHAPE))
     second = {f"fc_roi.{name}": value for name, value in mixer.roi_classifier.state_dict().items()}
     theirs.load_state_dict(ours.state_dict() | second)
     images, again = (seen(ours), seen(theirs)), Again()
@@ -174,6 +185,66 @@ def manifoldmix_verma(original: Checkout) -> Iterator[Gap]:
     assert set(layers) == {0, 1, 2}
     for name, gap in gaps.items():
         yield Gap(f"{name}, 12 batches, smooth PreActResNet-18, 32 pixels", gap, "relative")
+    yield again.gap()
+    other, optimizer = copy.deepcopy(net), sgd(net)
+    mixer.setup(other)
+    again.kept = {}
+    trained(mixer, other, again.kept, 20, 32, loss=loss)
+    for x, labels in loader(20, 32):
+        with on_cpu(again):
+            logits, target = net(x, labels, mixup_hidden=True, mixup_alpha=2.0)
+        optimizer.zero_grad()
+        loss(logits, target).backward()
+        optimizer.step()
+    yield weights(other, net, "20 updates, smooth PreActResNet-18, 32 pixels")
+    yield again.gap()
+
+
+class Latent(nn.Module):
+    """A timm ResNet as OpenMixup's that mixes what lies within it; its head pools and classifies."""
+
+    deep_stem, out_indices, res_layers = False, (3,), ("layer1", "layer2", "layer3", "layer4")
+
+    def __init__(self, original: Checkout, net: Any):
+        super().__init__()
+        for name in ("conv1", "maxpool", *self.res_layers):
+            setattr(self, name, getattr(net, name))
+        self.norm1, self.relu = net.bn1, net.act1
+        names = ("forward", "_feature_mixup")
+        self.forward, self._feature_mixup = (
+            types.MethodType(original.method(RESNET, "ResNet_Mix", name, torch=torch), self) for name in names
+        )
+
+
+RESNET = "openmixup/models/backbones/resnet_mmcls.py"
+
+
+@beside(
+    "manifoldmix",
+    "Westlake-AI/openmixup",
+    *STEP,
+    HARD,
+    RESNET,
+    held="test_hidden.py::test_hidden_mixing_is_running_the_stages_mixing_or_aligning_and_running_the_rest",
+)
+def manifoldmix_openmixup(original: Checkout) -> Iterator[Gap]:
+    """Gradients and weights of OpenMixup's whole step, with its mask and its ResNet's forward on timm's layers."""
+    again, mixer = Again(), build("manifoldmix", alpha=0.2)
+    ours = resnet()
+    mixer.setup(ours)
+    slopes = trained(mixer, ours, again.kept, 20, 96)
+    layers = {value for _, value in again.kept["integers"]}
+    assert layers == {0, 1, 2}
+    theirs = resnet()
+    judge = head(original, with_avg_pool=True)
+    judge.fc = theirs.fc
+    step = classifier(original, "manifoldmix", 0.2, Latent(original, theirs), judge, layer=(0, 3))
+    given = {"np": Numpy(again), "torch": torch}
+    step._manifoldmix = types.MethodType(original.method(STEP[0], "MixUpClassification", "_manifoldmix", **given), step)
+    run(step, again, 96)
+    what = "smooth ResNet-10 with GroupNorm, 96 pixels"
+    yield Gap(f"gradients of all parameters, 20th update, {what}", relative(slopes, gradients(theirs)), "relative")
+    yield weights(ours, theirs, f"20 updates, {what}")
     yield again.gap()
 
 

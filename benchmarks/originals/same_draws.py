@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixup_recipes.recipe import Recipe
-from mixup_recipes.training.update import criterion
+from mixup_recipes.training.update import criterion, one_hot
 from originals import Checkout, Gap, Numpy
 
 CLASSES = 10
@@ -172,10 +172,10 @@ def redrawn(original: Checkout, file: str) -> Gap:
     return Gap("permutations of 64 that the redraw changes, 2,000 draws", differing / 2000, "share", why)
 
 
-def small() -> nn.Module:
-    """A transformer of four blocks for 64 pixels, always the same."""
+def small(size: int = 64) -> nn.Module:
+    """A transformer of four blocks, always the same."""
     torch.manual_seed(0)
-    made: nn.Module = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=4, num_classes=CLASSES)
+    made: nn.Module = timm.create_model("vit_tiny_patch16_224", img_size=size, depth=4, num_classes=CLASSES)
     return made.train()
 
 
@@ -196,18 +196,53 @@ def earlier(original: Checkout, commit: str, *files: str) -> Iterator[Checkout]:
         yield Checkout(Path(folder))
 
 
-def trained(mixer: Any, model: nn.Module, kept: dict[str, list[Any]], updates: int, size: int = 64) -> list[Tensor]:
-    """Updates of a model by our step, on the batches 0, 1, 2, ...; the gradients of the last one."""
-    loss = criterion(Recipe(num_classes=CLASSES))
+def trained(
+    mixer: Any,
+    model: nn.Module,
+    kept: dict[str, list[Any]],
+    updates: int,
+    size: int = 64,
+    recipe: Recipe | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> list[Tensor]:
+    """Updates of a model by our step, on the batches 0, 1, 2, ...; the gradients of the last one.
+
+    ``recipe``: its loss and smoothing, cross entropy without smoothing by default; ``loss`` in place of its loss.
+    """
+    recipe = recipe or Recipe(num_classes=CLASSES)
     both = nn.ModuleList([model, mixer])
     optimizer = sgd(both)
     for seed in range(updates):
-        x, _, y = batch(seed, size)
+        x, labels, _ = batch(seed, size)
         optimizer.zero_grad()
-        mixer(model, loss, x, y, keeping(seed, kept)).loss.backward()
+        mixer(model, loss or criterion(recipe), x, one_hot(labels, recipe), keeping(seed, kept)).loss.backward()
         optimizer.step()
         mixer.after_step(model, (seed + 1) / updates)
     return gradients(both)
+
+
+def twenty_updates(
+    mixer: Any,
+    theirs: Callable[[nn.Module], None],
+    again: Again,
+    how: str = "",
+    why: str = "",
+    recount: Callable[[dict[str, list[Any]]], Any] = lambda kept: None,
+    recipe: Recipe | None = None,
+    size: int = 64,
+) -> Iterator[Gap]:
+    """What 20 updates show a small transformer, and what they make of its weights, by ours and by ``theirs``.
+
+    ``theirs`` trains the model that it is given, on the batches of ``loader``. ``how`` is of both gaps, ``why`` of the
+    second; ``recount`` brings what ours drew into the original's order.
+    """
+    again.kept, ours, model = {}, small(size), small(size)
+    images = seen(ours), seen(model)
+    trained(mixer, ours, again.kept, 20, size, recipe)
+    recount(again.kept)
+    theirs(model)
+    yield Gap(f"mixed images of 20 updates, {size} x {size} pixels{how}", farthest(*map(torch.stack, images)))
+    yield weights(ours, model, f"20 updates, ViT of 4 blocks, {size} pixels{how}", why)
 
 
 def gradients(model: nn.Module) -> list[Tensor]:

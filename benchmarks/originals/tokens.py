@@ -136,6 +136,53 @@ def tokenmix_published(original: Checkout) -> Iterator[Gap]:
     yield Gap("targets with label smoothing 0.1", max(whole), "absolute", why)
 
 
+@beside(
+    "tokenmix",
+    "Sense-X/TokenMix",
+    "tokenmix.py",
+    "engine.py",
+    held="test_token_mixers.py::test_labels_are_the_content_that_shows_normalised_and_the_area_where_none_does_or_it_is_even",
+)
+def tokenmix_loop(original: Checkout) -> Iterator[Gap]:
+    """The published training loop, whose dense labels hold what its model attends to at that update."""
+    names = ("Mixup", "generate_mask", "get_labelmaps_with_coords", "get_label", "get_featuremaps", "one_hot")
+    parts = {"torch": torch, "math": math, "roi_align": torchvision.ops.roi_align, "random": Same()}
+    why = "its two weights do not sum to 1, and it takes half of the smoothing from each, whatever it weighs"
+    model, mixer = deit(224), TokenMix(use_alpha=False)
+    untouched = copy.deepcopy(model)
+    with pairing(REVERSE):
+        ours, order, _ = train(mixer, model, 224)
+    for smoothing in (0.0, 0.1):
+        draws = Draws(rand=[0.0] * 2 * UPDATES, beta=[0.3] * UPDATES)
+        kind, mask, *_ = original.names("tokenmix.py", *names, np=Numpy(draws), **parts)
+        method = kind(cutmix_alpha=1.0, switch_prob=1.0, label_smoothing=smoothing, num_classes=CLASSES)
+        theirs, diary = copy.deepcopy(untouched), Evened() if not smoothing else Diary()
+
+        def dense(theirs: Any = theirs, space: dict[str, Any] = mask.__globals__) -> Iterator[tuple[Tensor, Tensor]]:
+            for seed, (x, labels) in enumerate(batches(224)):
+                space["random"] = Same(np.random.default_rng(seed))
+                yield x.clone(), dense_labels(mixer.content(theirs, x), labels)
+
+        with here():
+            epoch(original, "train_one_epoch", diary, theirs, method, dense())
+        found = diary.trained(theirs, order)
+        if not smoothing:
+            for gap in learned(ours, found):
+                yield gap._replace(compared=f"{gap.compared}, label weights divided by their sum, then smoothed")
+        else:
+            apart_by = relative(ours.weights, found.weights)
+            yield Gap(f"all weights after {UPDATES} updates, its targets as they are", apart_by, "relative", why)
+
+
+class Evened(Diary):
+    """A criterion that first divides targets by their sum, and smooths them."""
+
+    def criterion(self, *args: Tensor) -> Tensor:
+        """Cross-entropy of ``(logits, target)``."""
+        *given, target = args
+        return super().criterion(*given, 0.9 * target / target.sum(1, keepdim=True) + 0.1 / CLASSES)
+
+
 def dense_labels(content: Tensor, labels: Tensor) -> Tensor:
     """The dense labels that TokenMix loads: values, classes, and where the crop lies and what it shows."""
     maps = torch.zeros(IMAGES, 3, 1, *content.shape[1:])
@@ -144,15 +191,18 @@ def dense_labels(content: Tensor, labels: Tensor) -> Tensor:
     return maps
 
 
-def epoch(original: Checkout, function: str, diary: Diary, model: nn.Module, method: Any) -> None:
-    """The loop of ``engine.py`` that DeiT's descendants share."""
+def epoch(
+    original: Checkout, function: str, diary: Diary, model: nn.Module, method: Any, loader: Iterable[Any] | None = None
+) -> None:
+    """The loop of ``engine.py`` that DeiT's descendants share, over all batches unless told."""
     loop = original.names(
         "engine.py", function, torch=torch, math=math, F=functional, Iterable=Iterable, Optional=Optional,
         DistillationLoss=object, ModelEma=object, Mixup=object, print=lambda *_: None,
+        suppress=contextlib.nullcontext,
         utils=SimpleNamespace(MetricLogger=lambda **_: diary, SmoothedValue=lambda **_: None),
     )  # fmt: skip
     diary.watch(model)
-    loader = [(x.clone(), labels) for x, labels in batches()]
+    loader = loader or [(x.clone(), labels) for x, labels in batches()]
     loop(model, diary.criterion, loader, optimizer_of(model), "cpu", 0, diary.scale, mixup_fn=method)
 
 

@@ -24,7 +24,7 @@ from mixup_recipes.resolve import load_recipe
 from mixup_recipes.training.optimisation import learning_rate
 from mixup_recipes.training.update import criterion, ema_decay, one_hot
 from originals import Checkout, Gap, beside
-from originals.cutting import keeping
+from originals.same_draws import keeping
 
 TIMM = "huggingface/pytorch-image-models"
 OPENMIXUP = "Westlake-AI/openmixup"

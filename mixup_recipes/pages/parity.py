@@ -21,6 +21,9 @@ values that were compared; 1e-7 is the rounding of a sum in 32 bits, which grows
 largest gap of the figures that agree, and how many differ for a reason. The section of a method has every figure, the
 reasons, and all differences that its file states.
 
+The published loop or step of a method also runs for 20 updates or more, and then the weights of both are compared.
+SuperMix's code has none: it makes its images before training.
+
 The lines that compute a method are the authors', read from a checkout; nothing of them is kept here. What is around
 them is replaced where it is not installed or not the matter: mmcv's base classes by stand-ins, networks by timm's or by
 small ones, random functions by those that give our draws, in some rows a solver or a detector by ours. Rows that say
