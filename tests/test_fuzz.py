@@ -11,6 +11,7 @@ import struct
 import subprocess
 import zlib
 
+import PIL
 import pytest
 import torch
 from odd import (
@@ -154,9 +155,11 @@ BAD_PICTURES = {
     "text": "text".encode("utf-16"), "zip": b"PK\3\4" + bytes(50), "pickle": pickle.dumps(1),
     "LFS": b"version https://git-lfs.github.com/spec/v1\n", "gzip": gzip.compress(JPEG),
 }  # fmt: skip
-if decoding.AVIF:  # both came with Pillow 11.3
+PILLOW_11 = PIL.__version__.startswith("11.")
+if not PILLOW_11:  # whose libtiff has no zstd
+    GOOD_PICTURES["TIFF by zstd"] = saved("TIFF", compression="zstd")
+if decoding.AVIF:
     AVIF = saved("AVIF")
-    GOOD_PICTURES |= {"TIFF by zstd": saved("TIFF", compression="zstd")}
     GOOD_PICTURES |= {"AVIF": AVIF, "animated AVIF": pages("AVIF"), "AVIF RGBA": saved("AVIF", "RGBA")}
     BAD_PICTURES |= {"cut AVIF": AVIF[: len(AVIF) * 3 // 4]}
     BAD_PICTURES |= {"huge AVIF": patched(AVIF, AVIF.index(b"ispe") + 8, big(*HUGE))}
@@ -243,6 +246,8 @@ def test_each_file_is_in_the_table_or_in_the_notes(folder):
 
 @pytest.mark.parametrize("kind", FILES)
 def test_an_odd_file_is_taken_or_bad_or_left_out_and_named(folder, kind):
+    if PILLOW_11 and kind.removesuffix(" .jpg") in ("RLE that jumps", "TIFF YCbCr", "tile of none"):
+        pytest.skip("later ones refuse what Pillow 11 takes, or the other way round")
     root, places, split = folder
     if FILES[kind][1] == LEFT:
         assert any(printable(places[kind]) in note for note in split.notes)
