@@ -9,9 +9,9 @@ at one time, counted likewise; on a GPU the peak that its allocator saw stands b
 ``--updates`` updates, so that methods that switch between branches are counted as they run.
 
 Times are those of ``--repeats`` of the same updates at 224 pixels, each as a multiple of the steps without mixing that
-ran right before and after it. What is shown is the median, and the range, over the updates of ``time / FLOPs`` of an
-update times the mean of the FLOPs: so a method that switches is not judged by which branches came up. Vanilla's own row
-says how far two equal steps lie apart.
+ran right before and after it; on a CPU the process's own time, in which other programs count little. What is shown is
+the median, and the range, over the updates of ``time / FLOPs`` of an update times the mean of the FLOPs: so a method
+that switches is not judged by which branches came up. Vanilla's own row says how far two equal steps lie apart.
 
 Prints Markdown; ``--csv model_cards/costs.csv`` brings the columns up to date that model cards quote.
 """
@@ -40,6 +40,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from mixers import MIXERS, Step, build
+from mixup_recipes.training.launch import keep_freed_memory
 
 MODELS = ("resnet50", "deit_small_patch16_224", "swin_tiny_patch4_window7_224", "convnext_tiny")
 TEACHER = "resnet18"  # of AttentiveMix+, with random weights
@@ -66,6 +67,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {args.threads} thread(s)"
+    if device.type == "cpu":
+        keep_freed_memory()  # as a run does
     print(f"`python {' '.join(sys.argv)}`: torch {torch.__version__}, timm {timm.__version__}; {name}.")
     with tempfile.TemporaryDirectory() as folder:
         save_for_hf(timm.create_model(TEACHER), folder, safe_serialization=True)
@@ -244,8 +247,9 @@ def timed(
             peaks[mixer] = float(torch.cuda.max_memory_allocated() - before)
 
     def clock() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        if device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
         return time.perf_counter()
 
     return paired(calls, repeats, clock), peaks
