@@ -3,18 +3,20 @@
     python benchmarks/device.py                                                 # on a GPU: ResNet-50 and DeiT-S
     python benchmarks/device.py --models resnet10t --size 64 --batch 8 --updates 2 --precision no    # tries it anywhere
 
-An update takes uint8 images from pinned memory to the device, normalises and mixes them, goes forward and backward in
-bf16 with channels last, and steps SGD with momentum. timm's parts are its Mixup class and its loss for soft targets,
-where timm has the method; all else is the same. All take turns; a ratio is that of the medians. ``syncs`` counts how
-often an update waits for the GPU, ``memory`` is the peak of torch's allocator. Prints Markdown.
+An update takes uint8 images, which a side stream has copied from pinned memory during the one before, normalises and
+mixes them, goes forward and backward in bf16 with channels last, and steps SGD with momentum. timm's parts are its
+Mixup class and its loss for soft targets, where timm has the method; all else is the same. All take turns; a ratio is
+that of the medians. ``syncs`` counts how often an update waits for the GPU, ``memory`` is the peak of torch's
+allocator. Prints Markdown.
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import timm
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 
 from mixers import Step, build
 from mixup_recipes.data import images
+from mixup_recipes.data.loading import Loaded, on_device
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training.update import criterion
 
@@ -77,11 +80,12 @@ def ours(model: str, mixer: str, args: argparse.Namespace, device: torch.device)
     net = network(model, args, device)
     step = Step(net, build(mixer), criterion(recipe)).to(device).train()
     learn = learner(step, args, device)
-    pixels, labels = batch(args, device)
+    given = batches(args, device)
 
     def update(number: int) -> None:
+        pixels, labels, *_ = next(given)
         x = images.normalise(pixels, recipe, device)
-        y = nn.functional.one_hot(labels.to(device, non_blocking=True), CLASSES).float()
+        y = nn.functional.one_hot(labels, CLASSES).float()
         learn(lambda: step(x, y, np.random.default_rng((0, number))).loss)
         step.mixer.after_step(step.model, number / 1000)
 
@@ -94,11 +98,12 @@ def timms(model: str, mixer: str, args: argparse.Namespace, device: torch.device
     mix = Mixup(**TIMMS[mixer], num_classes=CLASSES, label_smoothing=0.0) if mixer in TIMMS else None
     loss = SoftTargetCrossEntropy() if mix else nn.CrossEntropyLoss()
     learn = learner(net, args, device)
-    pixels, labels = batch(args, device)
+    given = batches(args, device)
 
     def update(_number: int) -> None:
+        pixels, labels, *_ = next(given)
         x = images.normalise(pixels, recipe, device)
-        y = labels.to(device, non_blocking=True)
+        y = labels
         if mix:
             x, y = mix(x, y)
         learn(lambda: loss(net(x), y))
@@ -133,12 +138,13 @@ def learner(
     return learn
 
 
-def batch(args: argparse.Namespace, device: torch.device) -> tuple[Tensor, Tensor]:
-    """uint8 images and labels on the host, pinned for a GPU."""
+def batches(args: argparse.Namespace, device: torch.device) -> Iterator[Loaded]:
+    """One batch of uint8 images and labels again and again, as loaders hand it out: pinned for a GPU."""
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (args.batch, 3, args.size, args.size), dtype=torch.uint8, generator=draw)
     labels = torch.randint(0, CLASSES, (args.batch,), generator=draw)
-    return (pixels.pin_memory(), labels.pin_memory()) if device.type == "cuda" else (pixels, labels)
+    pixels, labels = (part.pin_memory() if device.type == "cuda" else part for part in (pixels, labels))
+    return on_device(itertools.repeat((pixels, labels, labels, labels)), device)
 
 
 def timed(update: Update, numbers: range, device: torch.device) -> float:

@@ -1,5 +1,6 @@
 """Data: which image goes where, draws that depend on the key alone, and datasets that are refused in one line."""
 
+import contextlib
 import itertools
 import json
 import random
@@ -22,7 +23,7 @@ from tiny import CLASSES, jpeg, make_photos
 
 from mixup_recipes.data import keys
 from mixup_recipes.data.images import EvalTransform, TrainTransform
-from mixup_recipes.data.loading import Samples
+from mixup_recipes.data.loading import Samples, on_device
 from mixup_recipes.data.order import Key, TrainOrder, cut
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.recipe import Recipe
@@ -192,6 +193,42 @@ def test_batches_that_loader_processes_hand_out_stay_as_they_were(photos):
     alone, shared = (list(samples.batches(order, 9, workers, CPU)) for workers in (0, 2))
     for batch, expected in zip(shared, alone, strict=True):
         assert all(torch.equal(*parts) for parts in zip(batch, expected, strict=True))
+
+
+def test_a_gpu_gets_the_next_batch_by_a_side_stream_while_the_step_of_this_one_runs(monkeypatch):
+    """With stand-ins for streams, events and tensors, which write down who does what in which order."""
+    said, now = [], ["main"]
+
+    class Name(str):
+        def record_event(self):
+            return said[-1]
+
+        def wait_event(self, event):
+            said.append(f"{self} waits until {event}")
+
+        def to(self, device, non_blocking):
+            said.append(f"{now[-1]} copies {self}")
+            return self if non_blocking else None
+
+        def record_stream(self, stream):
+            said.append(f"{stream} keeps {self}")
+
+    @contextlib.contextmanager
+    def entered(stream):
+        now.append(stream)
+        yield
+        now.pop()
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Name("side"))
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Name(now[-1]))
+    for *_, index, bad in on_device(((Name(f"x{n}"), Name(f"y{n}"), n, -n) for n in range(2)), torch.device("cuda")):
+        said.append(f"step {index} {bad} on {now}")
+    assert said == [
+        *("side copies x0", "side copies y0", "side copies x1", "side copies y1"),
+        *("main waits until side copies y0", "main keeps x0", "main keeps y0", "step 0 0 on ['main']"),
+        *("main waits until side copies y1", "main keeps x1", "main keeps y1", "step 1 -1 on ['main']"),
+    ]
 
 
 def test_evaluation_sees_each_image_once_and_knows_which_to_leave_out(tmp_path):

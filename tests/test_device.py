@@ -1,4 +1,5 @@
 """On a GPU: each mixer gives the CPU's numbers, in every precision and layout, the same twice, and waits for nothing.
+Batches that are copied beside the steps are whole when a step reads them.
 
 `pytest -m gpu`, or `benchmarks/gpu.sh`; MIXUP_RECIPES_TEST_DEVICE=cpu tries the tests themselves elsewhere.
 """
@@ -12,6 +13,7 @@ import torch
 from small_models import ATTENTIVE, CRITERION, DEIT, backbone, photos
 
 from mixers import MIXERS, Step, build, taps
+from mixup_recipes.data.loading import on_device
 
 DEVICE = torch.device(os.environ.get("MIXUP_RECIPES_TEST_DEVICE", "cuda"))
 GPU = DEVICE.type == "cuda"
@@ -107,3 +109,18 @@ def test_a_step_does_not_wait_for_the_device(model, mixer):
 def test_a_compiled_step_gives_nearly_the_same_losses(mixer):
     found, expected = stepped("resnet18", mixer, DEVICE, compiled=True)[0], stepped("resnet18", mixer, DEVICE)[0]
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_batches_that_were_copied_beside_the_steps_are_those_of_a_plain_copy():
+    """The device is far behind the host, which has dropped the batches when they are read."""
+
+    def loaded():
+        for n in range(30):
+            parts = torch.full((64, 3, 96, 96), n, dtype=torch.uint8), torch.full((64,), n)
+            yield *(part.pin_memory() if GPU else part for part in parts), torch.arange(64), torch.zeros(64)
+
+    busy, read = torch.eye(4096 if GPU else 4, device=DEVICE), []
+    for pixels, labels, *_ in on_device(loaded(), DEVICE):
+        busy = busy @ busy
+        read.append(torch.stack((*pixels.float().aminmax(), *labels.float().aminmax())))
+    assert torch.stack(read).tolist() == [[n] * 4 for n in range(30)]

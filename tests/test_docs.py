@@ -126,15 +126,26 @@ def test_each_method_file_states_formula_law_and_deviations_and_every_mixer_its_
 
 
 def test_tables_of_costs_are_those_that_model_cards_quote() -> None:
-    text = DOCS[ROOT / "docs/speed.md"]
-    for head, key in (("FLOPs", "flops"), ("kept for backward", "kept"), ("time", "time")):
+    text, rows = DOCS[ROOT / "docs/speed.md"], cells.rows("costs.csv")
+
+    def table(head: str) -> tuple[list[str], list[list[str]]]:
         first, _, *lines = text[text.index(f"\n| {head} |") :].strip().split("\n\n")[0].splitlines()
-        shown: dict[tuple[str, str], str] = {}
-        for mixer, *values in (line.strip("| ").split(" | ") for line in lines):
-            models = first.strip("| ").split(" | ")[1:]
-            shown |= {(m, mixer): value for m, value in zip(models, values, strict=True) if value != "-"}
-        costs = {(row["model"], row["mixer"]): f"{float(row[key]):.2f}x" for row in cells.rows("costs.csv") if row[key]}
-        assert shown == costs, head
+        return first.strip("| ").split(" | ")[1:], [line.strip("| ").split(" | ") for line in lines]
+
+    for head, key in (("FLOPs", "flops"), ("kept for backward", "kept")):
+        models, lines = table(head)
+        shown = {(m, mixer): v for mixer, *values in lines for m, v in zip(models, values, strict=True) if v != "-"}
+        assert shown == {(row["model"], row["mixer"]): f"{float(row[key]):.2f}x" for row in rows}, head
+    for model in {row["model"] for row in rows if row["time"]}:
+        timed = [row for row in rows if row["model"] == model and row["time"]]
+        assert table(f"{model} | counted")[1] == [measured(row) for row in timed], model
+
+
+def measured(row: dict[str, str]) -> list[str]:
+    """A line of a table of times: mixer, counted, measured with its range where there is one, and their ratio."""
+    flops, time = float(row["flops"]), float(row["time"])
+    spread = f" ({float(row['least']):.2f} to {float(row['most']):.2f})" if row["least"] else ""
+    return [row["mixer"], f"{flops:.2f}x", f"{time:.2f}x{spread}", f"{time / flops:.2f}"]
 
 
 def test_the_head_of_each_setting_states_command_and_source() -> None:

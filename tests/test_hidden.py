@@ -13,7 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from mixers import AlignMix, ManifoldMix, Mixup, Step, Switch, alignmixup, build, taps
-from mixers.alignmix import align, transport_plan
+from mixers.alignmix import align, log_sum_exp, transport_plan
 from mixers.testing import batch, differences, footprint, rng_of
 
 INDEX, LAM = torch.tensor([2, 1, 3, 0]), torch.full((4,), 0.3)
@@ -145,6 +145,14 @@ def test_the_transport_plan_is_that_of_the_published_loop_and_stops_where_it_sto
     assert_close(plan, expected, rtol=rounding, atol=1e-7)
     # mass that arrives evenly
     assert (plan >= 0).all() and (plan.sum(1) - 1 / 9).abs().max() < 1e-4 and (plan.sum((1, 2)) - 1).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1.0, 40.0, 1e4])
+def test_sums_without_what_underflows_are_those_of_torch_to_the_last_digit(size, dtype):
+    score = -features(size, (3, 49, 49)).to(dtype).square()
+    for dim in (1, 2):
+        assert torch.equal(log_sum_exp(score, dim), torch.logsumexp(score, dim))
 
 
 def test_the_plan_is_made_in_float32_under_autocast_and_carries_no_gradient():

@@ -1,5 +1,7 @@
 """What benchmarks/step.py counts, against counting by hand: the numbers that model cards quote."""
 
+import functools
+import itertools
 import runpy
 import sys
 from types import SimpleNamespace
@@ -54,8 +56,10 @@ class Looks(Mixer):
         return Out(criterion(logits, y).mean(), logits, y, {}, {})
 
 
-def counted(bench, net: nn.Module, times: int) -> tuple[float, float]:
-    return bench.counted(Step(net, Looks(times), nn.CrossEntropyLoss(reduction="none")), 2)
+def counted(bench, net: nn.Module, times: int) -> list[float]:
+    first, second = bench.counted(Step(net, Looks(times), nn.CrossEntropyLoss(reduction="none")), 2)
+    assert first == second
+    return first
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -80,10 +84,35 @@ def test_memory_is_the_most_that_is_held_at_a_time_and_each_storage_once(bench):
     assert once == twice == of_wide
 
 
+def test_a_step_is_timed_by_its_neighbours_and_judged_by_the_operations_of_its_own_update(bench, monkeypatch):
+    """On a machine that gets slower by a fifth with each step, and costs a tenth more than what is counted."""
+    now, costs = [0.0], {"vanilla": lambda update: 1.0, "switch": lambda update: [1.0, 3.0][update % 2]}
+    slower = itertools.accumulate(itertools.repeat(0.2), initial=1.0)
+
+    def call(mixer, update):
+        now[0] += next(slower) * costs[mixer](update) * (1.1 if mixer == "switch" else 1)
+
+    calls = {mixer: functools.partial(call, mixer) for mixer in costs}
+    times = bench.paired(calls, 4, lambda: now[0])
+    assert times["vanilla"] == pytest.approx([1.0] * 4) and times["switch"] == pytest.approx([3.3, 1.1, 3.3, 1.1])
+    inside = bench.measured.__globals__
+    monkeypatch.setitem(inside, "made", lambda create, mixer, teacher: costs[mixer])
+    monkeypatch.setitem(inside, "timed", lambda *_: (times, {}))
+    monkeypatch.setitem(inside, "counted", lambda cost, updates: [[cost(u), 1.0] for u in range(1, updates + 1)])
+    row = bench.measured("resnet10t", ["switch"], 3, 4, torch.device("cpu"), "")["switch"]
+    assert row["FLOPs"] == round(7 / 3, 3)  # of three updates, of which two are dear
+    assert row["least"] == row["time"] == row["most"] == round(1.1 * 7 / 3, 3)
+
+
 def test_a_time_that_was_not_measured_again_stays_in_the_file(bench, tmp_path):
     path, cost = tmp_path / "costs.csv", {"FLOPs": 1.0, "kept for backward": 1.0}
-    bench.write(path, "a", {"vanilla": cost | {"time": 1.0}, "mixup": cost | {"time": 1.5}}, "CPU")
+    time = {"time": 1.5, "least": 1.4, "most": 2.0}
+    bench.write(path, "a", {"vanilla": cost | {"time": 1.0}, "mixup": cost | time}, "CPU")
     bench.write(path, "b", {"vanilla": cost, "transmix": "no attention"}, "GPU")
     bench.write(path, "a", {"vanilla": cost, "mixup": cost | {"FLOPs": 2.0}}, "GPU")
-    rows = ["a,vanilla,1.000,1.000,1.00,CPU", "a,mixup,2.000,1.000,1.50,CPU", "b,vanilla,1.000,1.000,,"]
-    assert path.read_text().splitlines() == ["model,mixer,flops,kept,time,timed_on", *rows]
+    rows = [
+        "a,vanilla,1.000,1.000,1.000,,,CPU",
+        "a,mixup,2.000,1.000,1.500,1.400,2.000,CPU",
+        "b,vanilla,1.000,1.000,,,,",
+    ]
+    assert path.read_text().splitlines() == ["model,mixer,flops,kept,time,least,most,timed_on", *rows]

@@ -32,7 +32,10 @@ Sample = tuple[Tensor, int | Tensor, int, int]
 Where an image may have several labels, they are a multi-hot float (K,).
 """
 Loaded = tuple[Tensor, Tensor, Tensor, Tensor]
-"""A batch of samples on the host: images uint8 (B, 3, S, S), labels (B,) or (B, K), indices (B,), bad (B,)."""
+"""A batch of samples: images uint8 (B, 3, S, S), labels (B,) or (B, K), indices (B,), bad (B,).
+
+All of it is on the host, but what ``on_device`` has sent to a GPU.
+"""
 
 
 class Source(Protocol):
@@ -127,7 +130,7 @@ class Samples(torch.utils.data.Dataset[Sample]):
 
     def batches(self, order: Iterable[list[Key]], size: int, workers: int, device: torch.device) -> Iterator[Loaded]:
         """A batch of up to ``size`` for each list of keys."""
-        return readable(loader(self, order, size, workers, device))
+        return on_device(readable(loader(self, order, size, workers, device)), device)
 
 
 def loader(
@@ -201,3 +204,32 @@ def readable(batches: DataLoader[Sample]) -> Iterator[Loaded]:
         line = e.args[0].strip().splitlines()[-1].split("RankError: ", 1)[-1] if batches.num_workers else str(e)
         e.__traceback__ = None  # it is in a cycle with the loader: freed by the collector, that waits 10 s for workers
     raise RankError(line)
+
+
+def on_device(batches: Iterator[Loaded], device: torch.device) -> Iterator[Loaded]:
+    """The batches; where the device is a GPU, with images and labels on it. Indices and bad stay on the host.
+
+    A stream of its own copies the next batch while the step of this one runs, so one more batch of bytes lies on the
+    GPU. What is copied is not overwritten meanwhile: DataLoader empties a loader's slot into pinned memory before it
+    hands out the batch, and torch lends pinned memory again only when the copy from it is done.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    side = torch.cuda.Stream(device)
+
+    def sent(batch: Loaded) -> tuple[Loaded, torch.cuda.Event]:
+        images, labels, index, bad = batch
+        with torch.cuda.stream(side):
+            images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
+            return (images, labels, index, bad), side.record_event()
+
+    copies = map(sent, batches)
+    coming = next(copies, None)
+    while coming is not None:
+        (batch, copied), coming = coming, next(copies, None)
+        step = torch.cuda.current_stream(device)
+        step.wait_event(copied)
+        for part in batch[:2]:
+            part.record_stream(step)  # their memory is the side stream's, which must not use it again during the step
+        yield batch

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from mixup_recipes.data import keys
 from mixup_recipes.data.decoding import LIMIT, BadImage
 from mixup_recipes.data.images import Transform
-from mixup_recipes.data.loading import Loaded, Sample, Samples, Source, readable, start_worker
+from mixup_recipes.data.loading import Loaded, Sample, Samples, Source, on_device, readable, start_worker
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.data.origin import encoded, origin
 from mixup_recipes.data.picture import Picture
@@ -105,7 +105,7 @@ class Stream:
             pin_memory=device.type == "cuda",
             worker_init_fn=start_worker if workers else None,
         )
-        return readable(loader)
+        return on_device(readable(loader), device)
 
     def train_rows(self, part: int, parts: int, epoch: int, begin: int) -> Iterator[Sample]:
         """Samples of one part without end, shuffled; ``bad`` counts the images that were passed over before one."""
