@@ -32,9 +32,7 @@ def check(recipe: Recipe, world: int) -> None:
     if recipe.opt not in OPTIMIZERS:
         raise UserError(f"shard: the optimiser {recipe.opt!r} was not tried; expected one of {', '.join(OPTIMIZERS)}")
     if recipe.mixed_precision == "fp16":
-        raise UserError("shard: fp16 scales the loss by gradients that nobody has whole; pass --mixed_precision bf16")
-    if recipe.torch_compile:
-        raise UserError("shard: a compiled stage does not gather its blocks; pass --torch_compile false")
+        raise UserError("shard was not tried with fp16; pass --mixed_precision bf16")
 
 
 def shard(step: Step, ema: ModelEmaV3 | None, device: torch.device, world: int) -> None:
@@ -43,25 +41,41 @@ def shard(step: Step, ema: ModelEmaV3 | None, device: torch.device, world: int) 
     Every process calls it with the same values, before the optimiser is made. Raises ``UserError`` for a model with
     parameters that cannot be cut.
     """
+    networks = step.model, *step.mixer.models(step.model).values()  # some of these share all but a classifier
+    averages = [ema.module] if ema is not None else []
     mesh = init_device_mesh(device.type, (world,))
     try:
-        for net in (step.model, *step.mixer.models(step.model).values()):  # some of these share all but a classifier
+        for net in (*networks, *averages):
             shard_blocks(net, mesh)
-        fully_shard(step, mesh=mesh)
-        if ema is not None:
-            shard_blocks(ema.module, mesh)
-            fully_shard(ema.module, mesh=mesh)
-            ema.foreach = False  # torch does not take pieces and whole buffers in one call
+        root = fully_shard(step, mesh=mesh)
+        for net in averages:
+            fully_shard(net, mesh=mesh)
+        settle(step)
     except ValueError as e:
         raise UserError(f"shard: {' '.join(str(e).split())}") from None
-    networks = {id(net) for net in (step.model, *step.mixer.models(step.model).values())}
-    for module in step.modules():
-        if id(module) in networks:  # an evaluation calls it alone; a look by gradient let go of all
-            module.register_forward_pre_hook(lambda *_: step.unshard())
-    step.forward = lambda: None  # type: ignore[method-assign,assignment]
-    step()  # the first call tells torch that this is what lies around all
-    del step.forward
-    step.reshard()  # type: ignore[operator]
+    if ema is not None:
+        ema.foreach = False  # torch does not take pieces and whole buffers in one call
+
+    def gather(*_: Any) -> None:
+        root.unshard()
+
+    for net in step.modules():
+        if any(
+            net is network for network in networks
+        ):  # an evaluation calls it alone; a look by gradient let go of all
+            net.register_forward_pre_hook(gather)
+
+
+def settle(root: nn.Module) -> None:
+    """Have torch see that this module lies around all others, by the first call: of nothing."""
+
+    def nothing() -> None:
+        pass
+
+    root.forward = nothing
+    root()
+    del root.forward
+    root.reshard()  # type: ignore[operator]
 
 
 def shard_blocks(model: nn.Module, mesh: DeviceMesh) -> None:
@@ -99,7 +113,7 @@ def whole(state: Any, keep: bool = True) -> Any:
     Every process calls it, since each has pieces that the others want.
     """
     if isinstance(state, DTensor):
-        tensor = state.detach().full_tensor()
+        tensor = state.full_tensor().detach()
         return tensor.cpu() if keep else None
     if isinstance(state, dict):
         return {key: whole(value, keep) for key, value in state.items()}
