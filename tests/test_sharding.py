@@ -84,7 +84,7 @@ def assert_close(rows: list[dict[str, Any]], expected: list[dict[str, Any]]) -> 
     ("fields", "world", "says"),
     [
         ({}, 1, "shard divides a model between processes, and there is one; start several, by torchrun"),
-        ({"opt": "lion"}, 2, "shard: the optimiser 'lion' was not tried; expected one of adam, adamw, "),
+        ({"opt": "lion"}, 2, "shard: the optimiser 'lion' is none of those that were tried: adabelief, adam, "),
         ({"mixed_precision": "fp16"}, 2, "shard was not tried with fp16; pass --mixed_precision bf16"),
     ],
 )

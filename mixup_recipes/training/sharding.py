@@ -21,8 +21,11 @@ from mixup_recipes.recipe import Recipe
 from mixup_recipes.training.backbones import create_model
 from mixup_recipes.typed import UserError
 
-OPTIMIZERS = ("adam", "adamw", "lamb", "momentum", "nadam", "nadamw", "rmsprop", "sgd")
-"""Those that were tried: their update of a piece is that piece of the update."""
+OPTIMIZERS = (
+    "adabelief", "adam", "adamw", "adan", "lamb", "lars", "momentum", "nadam", "nadamw", "radam", "rmsprop",
+    "rmsproptf", "sgd",
+)  # fmt: skip
+"""Those that were tried, whose update of a piece is that piece of the update."""
 
 
 def check(recipe: Recipe, world: int) -> None:
@@ -30,7 +33,9 @@ def check(recipe: Recipe, world: int) -> None:
     if world == 1:
         raise UserError("shard divides a model between processes, and there is one; start several, by torchrun")
     if recipe.opt not in OPTIMIZERS:
-        raise UserError(f"shard: the optimiser {recipe.opt!r} was not tried; expected one of {', '.join(OPTIMIZERS)}")
+        raise UserError(
+            f"shard: the optimiser {recipe.opt!r} is none of those that were tried: {', '.join(OPTIMIZERS)}"
+        )
     if recipe.mixed_precision == "fp16":
         raise UserError("shard was not tried with fp16; pass --mixed_precision bf16")
 
@@ -60,9 +65,7 @@ def shard(step: Step, ema: ModelEmaV3 | None, device: torch.device, world: int) 
         root.unshard()
 
     for net in step.modules():
-        if any(
-            net is network for network in networks
-        ):  # an evaluation calls it alone; a look by gradient let go of all
+        if any(net is network for network in networks):  # evaluated without the step, or after a look let go of all
             net.register_forward_pre_hook(gather)
 
 
@@ -97,14 +100,14 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def accompany(model: nn.Module, size: int, device: torch.device) -> None:
-    """Take part in the gathering of a forward that other processes do, on an image of ``size`` that is no image."""
-    if sharded(model):
+    """Take part in the gathering of a forward that other processes do, on an image of ``size`` that is no image.
+
+    Looks at nothing that would let go of what is gathered, since the others do not.
+    """
+    if any(isinstance(m, FSDPModule) for m in model.modules()) or any(
+        isinstance(p, DTensor) for p in model.parameters()
+    ):
         model(torch.zeros(1, 3, size, size, device=device))
-
-
-def sharded(module: nn.Module) -> bool:
-    """Whether a process holds only pieces of it."""
-    return any(isinstance(value, DTensor) for value in module.state_dict().values())
 
 
 def whole(state: Any, keep: bool = True) -> Any:
@@ -127,9 +130,11 @@ def whole_models(models: dict[str, nn.Module], recipe: Recipe, keep: bool) -> di
     """
     found = {}
     for name, model in models.items():
-        if not sharded(model):
+        state = model.state_dict()
+        tensors = whole(state, keep)
+        if not any(isinstance(value, DTensor) for value in state.values()):
             found[name] = model
-        elif (tensors := whole(model.state_dict(), keep)) and keep:
+        elif keep:
             found[name] = create_model(recipe)
             found[name].load_state_dict(tensors)
     return found
