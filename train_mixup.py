@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int | None:
 
     # All that imports torch waits until here, so that --help and --list answer at once.
     import torch
-    from timm.utils import ModelEmaV3, distribute_bn
+    from timm.utils import distribute_bn
 
     from mixup_recipes.data import images, streaming
     from mixup_recipes.data.order import TrainOrder
@@ -55,12 +55,12 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes.training.preprocessing import of_weights
     from mixup_recipes.training.progress import Progress
     from mixup_recipes.training.signals import Stop
-    from mixup_recipes.training.update import Learner, class_weights, criterion, new_step, prepared, train_update
+    from mixup_recipes.training.update import class_weights, criterion, new_learner, new_step, prepared, train_update
 
     # ----------------------------------------------------------------------------------------- processes
     stop = Stop()  # from here on a signal means: leave, and later: save and leave
     recipe, _ = resolve(job.recipe, given["Recipe fields"] | of_weights(recipe, origin))
-    accelerator = launch.accelerator(recipe, folder, job.report_to, job.deterministic)
+    accelerator = launch.accelerator(recipe, folder, job.report_to, job.deterministic, job.shard)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     launch.announce(recipe, accelerator)
     hub = Publisher(folder, recipe, job, accelerator.print) if job.push_to_hub else None
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int | None:
         raise UserError(f"mixer {recipe.mixer!r} with model {recipe.model!r}: {e}") from None
     try_checkpointed(step, recipe)
     if job.dry_run:
-        accelerator.print(dry_run(recipe, step, world))
+        accelerator.print(dry_run(recipe, step, world, job.shard))
         return None
     check_mixer(folder, step)
     origin = begun(folder, recipe, start.sha256 if start else None)
@@ -113,9 +113,8 @@ def main(argv: list[str] | None = None) -> int | None:
     step.criterion = criterion(recipe, class_weights(recipe, splits.per_class, device))
     if recipe.torch_compile:
         launch.compile_step(step)
-    ema = ModelEmaV3(step.model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
-    wrapped, optimizer = accelerator.prepare(step, optimisation.optimizer(step, recipe))
-    learner = Learner(step, wrapped, optimizer, ema)
+    learner = new_learner(step, recipe, accelerator, job.shard)
+    optimizer = learner.optimizer
     # every process checks, so that every process leaves with the same status before anything is written
     check_disk(folder, checkpoint.needed_bytes(learner.modules, job.save_total_limit, recipe))
     state: dict[str, Any] = {"update": 0, "evaluated": 0, "log_length": 0, "seconds": 0.0}
@@ -176,6 +175,7 @@ def main(argv: list[str] | None = None) -> int | None:
                 (scores, columns), evaluated = scored, epoch
                 write("val", {}, **scores)
                 progress.say(f"epoch {epoch}/{recipe.epochs}: {evaluation.scores_line(scores)}")
+                nets = learner.whole_classifiers(recipe, accelerator.is_main_process)
                 if accelerator.is_main_process:
                     export_epoch(folder, nets, columns, recipe, splits.classes, log.lines, epoch)
             progress.restart()

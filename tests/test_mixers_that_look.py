@@ -39,6 +39,7 @@ LEARN_THE_CLEAN_BATCH = ("puzzlemix clean", "comixup")
 BY_THE_GRADIENT = [name for name in LOOKING if name.startswith(("puzzle", "comixup")) or name.endswith("gradient")]
 LR = 0.05
 SLOW = {name for name in LOOKING if " " in name}  # options of a mixer that is there by itself
+INTO_THE_MODEL = ("manifoldmix", "alignmix", "recursivemix", "snapmix", "decouplemix")  # no look by a gradient
 
 
 def some(names: Iterable[str]) -> list[Any]:
@@ -183,6 +184,7 @@ def test_a_loss_whose_gradient_would_underflow_gives_the_same_images(name, dtype
 @pytest.mark.parametrize(
     ("make", "backend"),
     [pytest.param(LOOKING[name], "eager", id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name in LOOKING]
+    + [pytest.param(MIXERS[name], "eager", id=name, marks=pytest.mark.slow) for name in INTO_THE_MODEL]
     + [  # the code that was compiled for this machine
         pytest.param(MIXERS[name], "inductor", id=f"{name} on this machine", marks=pytest.mark.slow)
         for name in ("puzzlemix", "comixup", "grafting", "automix", "samix")

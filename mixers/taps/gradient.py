@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 
 
@@ -60,13 +61,17 @@ def clean_pass(
 
     In the modes that the model is in, as a training step. The gradients of the parameters are kept and handed over when
     the backward pass of the step reaches the loss that is returned: no graph of the first pass has to be kept or run
-    twice, and ``grad`` is not touched before. They come in float32 from a start near 1, see ``saliency``.
+    twice, and ``grad`` is not touched before. They come in float32 from a start near 1, see ``saliency``. Where
+    parameters are sharded the graph knows others in their place: there it is kept, and run a second time.
     """
     images = x.detach().requires_grad_()
     parameters = [p for p in model.parameters() if p.requires_grad]
     with torch.enable_grad():
         logits = model(images)
         slope, scale = started(logits, criterion, y, per_sample=False)
+        if any(isinstance(p, DTensor) for p in parameters):
+            (gradient,) = torch.autograd.grad(logits, images, slope, retain_graph=True)
+            return criterion(logits, y).mean(), gradient.to(scale.dtype) / scale[:, None, None, None]
         gradient, *of_parameters = torch.autograd.grad(logits, [images, *parameters], slope, allow_unused=True)
     loss = criterion(logits.detach(), y).mean()
     if torch.is_grad_enabled():

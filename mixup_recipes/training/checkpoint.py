@@ -21,6 +21,7 @@ from mixers import Mixer
 from mixup_recipes.data.opening import same_place
 from mixup_recipes.files import file_hash, sync
 from mixup_recipes.recipe import Recipe
+from mixup_recipes.training import sharding
 from mixup_recipes.training.folder import noted
 from mixup_recipes.training.format import PLACE
 from mixup_recipes.training.job import Job
@@ -52,16 +53,19 @@ def save(
     gathered = gather_object([own])
     if not all(part["sums/loss"].isfinite() for part in gathered if "sums/loss" in part):
         raise RuntimeError(f"loss not finite at update {update}: no checkpoint is written, earlier ones are kept")
-    if accelerator.is_main_process:
+    keep = accelerator.is_main_process
+    kept = {name: tensors(module, keep) for name, module in modules.items()}
+    states = [{} if one is None else sharding.whole(one.state_dict(), keep) for one in optimizers]
+    if keep:
         final, aside = folder / f"step-{update:08d}", folder / f"tmp-{update:08d}"
         shutil.rmtree(aside, ignore_errors=True)
         try:
             aside.mkdir(parents=True)
-            for name, module in modules.items():
-                save_file(tensors(module), aside / f"{name}.safetensors")
+            for name, values in kept.items():
+                save_file(values, aside / f"{name}.safetensors")
             per_process = {f"{rank}/{k}": v for rank, part in enumerate(gathered) for k, v in part.items()}
             save_file(per_process, aside / "process.safetensors")
-            torch.save([{} if one is None else one.state_dict() for one in optimizers], aside / "optimizer.pt")
+            torch.save(states, aside / "optimizer.pt")
             (aside / "state.json").write_text(json.dumps(state | {"update": update, "processes": len(gathered)}))
             manifest = {p.name: file_hash(p) for p in sorted(aside.iterdir())}
             (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -79,9 +83,13 @@ def save(
     accelerator.wait_for_everyone()
 
 
-def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state as independent host tensors; safetensors refuses shared memory."""
-    return {k: v.detach().cpu().clone().contiguous() for k, v in module.state_dict().items()}
+def tensors(module: nn.Module, keep: bool) -> dict[str, Tensor]:
+    """A module's state as independent host tensors; safetensors refuses shared memory. Empty without ``keep``.
+
+    Call it on every process: one may hold pieces of what others have the rest of.
+    """
+    state = sharding.whole(module.state_dict(), keep)
+    return {k: v.detach().cpu().clone().contiguous() for k, v in state.items()} if keep else {}
 
 
 def existing(folder: Path) -> list[Path]:
@@ -209,11 +217,11 @@ def restore(
     """
     state = json.loads((checkpoint / "state.json").read_text())
     for name, module in modules.items():
-        module.load_state_dict(load_file(checkpoint / f"{name}.safetensors"))
+        sharding.load(module, load_file(checkpoint / f"{name}.safetensors"))
     saved = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
     for target, part in zip(optimizers, saved, strict=True):
         if target is not None:
-            target.load_state_dict(part)
+            sharding.load_optimizer(target, part)
     source = rank if state["processes"] == world else 0
     stored = load_file(checkpoint / "process.safetensors")
     own = {k.removeprefix(f"{source}/"): v for k, v in stored.items() if k.startswith(f"{source}/")}

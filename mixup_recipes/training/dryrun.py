@@ -58,23 +58,23 @@ def try_checkpointed(step: Step, recipe: Recipe) -> None:
             ) from None
 
 
-def dry_run(recipe: Recipe, step: Step, world: int) -> str:
+def dry_run(recipe: Recipe, step: Step, world: int, shard: bool = False) -> str:
     """Local data as a run says them, then images, updates, learning-rate trace and memory.
 
-    Large shards are not opened, of which a run makes a copy first. Raises ``UserError`` for data that a run would
-    refuse.
+    ``shard``: whether processes hold pieces of the model. Large shards of data are not opened, of which a run makes a
+    copy first. Raises ``UserError`` for data that a run would refuse.
     """
     if not is_local(recipe) or is_large(recipe):
-        return describe(recipe, step, world)
+        return describe(recipe, step, world, shard)
     splits = load_splits(recipe)
     check_rates(recipe, count(splits.train))
     if recipe.num_classes == 0:
         recipe = changed(recipe, num_classes=len(splits.classes))
         step = new_step(create_model(recipe), recipe)
-    return "\n".join([*split_lines(splits), *splits.notes, describe(recipe, step, world, count(splits.train))])
+    return "\n".join([*split_lines(splits), *splits.notes, describe(recipe, step, world, shard, count(splits.train))])
 
 
-def describe(recipe: Recipe, step: Step, world: int, size: int | None = None) -> str:
+def describe(recipe: Recipe, step: Step, world: int, shard: bool, size: int | None = None) -> str:
     """Images, updates, learning-rate trace and memory, as text. ``size``: training images, where they are known."""
     _, accumulation = cut(recipe, world)
     optimisation.optimizer(step, recipe)  # only to see that it can be made
@@ -85,7 +85,7 @@ def describe(recipe: Recipe, step: Step, world: int, size: int | None = None) ->
     trained = sum(p.numel() * p.element_size() for p in step.parameters() if p.requires_grad)
     moments = {"momentum": 1, "sgd": 1}.get(recipe.opt, 2)
     ema = weight_bytes(step.model) if recipe.ema_decay is not None else 0
-    held = weight_bytes(step) + trained * (1 + moments) + ema
+    held = (weight_bytes(step) + trained * (1 + moments) + ema) / (world if shard else 1)
     activations = activation_bytes(step.model, recipe.per_device_train_batch_size, recipe.image_size)
     rows = {
         "recipe": recipe.name,

@@ -18,6 +18,7 @@ from mixup_recipes.metrics.calibration.formula import calibration
 from mixup_recipes.metrics.multi_label.formula import multi_label_scores
 from mixup_recipes.metrics.topk_accuracy.formula import topk_accuracy
 from mixup_recipes.recipe import Recipe
+from mixup_recipes.training import sharding
 from mixup_recipes.training.signals import Stop
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
@@ -56,6 +57,7 @@ def predict(
             ):
                 break
             if batch is None:
+                sharding.accompany(model, recipe.eval_size, accelerator.device)
                 continue
             images, labels, index, bad = batch
             with accelerator.autocast() if accelerator.mixed_precision != "no" else contextlib.nullcontext():

@@ -42,6 +42,8 @@ class Job:
     """Go on with a run whose images have changed; the log and the card say so."""
     deterministic: bool = False
     """Only kernels that give the same bits each time; needed for bit-exact resume on a GPU, slower."""
+    shard: bool = False
+    """Divide parameters, gradients, averages and optimiser between the processes (FSDP2), where one cannot hold all."""
     push_to_hub: bool = False
     """Publish the run on the Hub, in the background; what fails is finished by mixup-recipes push RUN."""
     hub_model_id: str | None = None

@@ -23,6 +23,7 @@ from mixers import Mixer, Step, taps
 from mixup_recipes.data.loading import PREFETCHED
 from mixup_recipes.data.order import cut
 from mixup_recipes.recipe import Recipe
+from mixup_recipes.training import sharding
 from mixup_recipes.training.backbones import count_once
 from mixup_recipes.training.signals import WAITING
 from mixup_recipes.training.trackers import chosen
@@ -34,7 +35,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 Net = TypeVar("Net", bound=nn.Module)
 
 
-def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", deterministic: bool = False) -> Accelerator:
+def accelerator(
+    recipe: Recipe, folder: Path, report_to: str = "none", deterministic: bool = False, shard: bool = False
+) -> Accelerator:
     """accelerate's view of the processes that a launcher started; one process without a launcher."""
     trackers = chosen(report_to)
     if deterministic:
@@ -74,8 +77,10 @@ def accelerator(recipe: Recipe, folder: Path, report_to: str = "none", determini
         if asked_for:
             raise UserError(
                 f"accelerate is configured for {what}, which would change what a recipe says; use a configuration "
-                "with plain processes (recipes have batch_size and torch_compile)"
+                "with plain processes (recipes have batch_size and torch_compile, and --shard divides a model)"
             )
+    if shard:
+        sharding.check(recipe, made.num_processes)
     return made
 
 

@@ -21,6 +21,7 @@ from mixup_recipes.data import images, keys
 from mixup_recipes.data.loading import Loaded
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.recipe import Recipe
+from mixup_recipes.training import optimisation, sharding
 
 
 class Batch(NamedTuple):
@@ -133,6 +134,20 @@ class Learner:
     def classifiers(self) -> dict[str, nn.Module]:
         """What is evaluated and exported, by name; ``""`` is the model itself or what the mixer puts in its place."""
         return self.step.mixer.models(self.step.model) | ({"ema": self.ema.module} if self.ema else {})
+
+    def whole_classifiers(self, recipe: Recipe, keep: bool) -> dict[str, nn.Module]:
+        """The classifiers, each whole also where it is sharded; every process calls it. See ``whole_models``."""
+        return sharding.whole_models(self.classifiers, recipe, keep)
+
+
+def new_learner(step: Step, recipe: Recipe, accelerator: Any, shard: bool) -> Learner:
+    """A step with its average and its optimiser, as the processes share it: copies of it, or pieces with ``shard``."""
+    ema = ModelEmaV3(step.model, decay=recipe.ema_decay) if recipe.ema_decay is not None else None
+    if shard:
+        sharding.shard(step, ema, accelerator.device, accelerator.num_processes)
+    optimizer = accelerator.prepare_optimizer(optimisation.optimizer(step, recipe))
+    wrapped = accelerator.prepare_model(step, evaluation_mode=shard)  # its other mode makes copies
+    return Learner(step, wrapped, optimizer, ema)
 
 
 def train_update(
