@@ -1,12 +1,13 @@
 """Files: where those of this project lie, and how files are written: whole or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,11 +79,23 @@ def write_json(path: Path, content: Any) -> None:
 def lock(folder: Path) -> None:
     """Hold the folder until this process ends. Raises ``UserError`` when another run holds it."""
     file = (folder / ".lock").open("a")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # this process's own: loader workers do not inherit it
-    except OSError:
-        raise UserError(f"another run is writing to {folder}; wait for it, or choose another --output_dir") from None
+    if not locked(fcntl.lockf, file, fcntl.LOCK_EX):  # this process's own: loader workers do not inherit it
+        raise UserError(f"another run is writing to {folder}; wait for it, or choose another --output_dir")
     LOCKS.append(file)
+
+
+def locked(lock: Callable[[IO[Any], int], object], file: IO[Any], kind: int) -> bool:
+    """Take a lock on an open file, without waiting; False where another process holds one.
+
+    ``lock``: ``fcntl.flock`` or ``fcntl.lockf``. Raises ``UserError`` for storage that has no locks.
+    """
+    try:
+        lock(file, kind | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno not in (errno.EAGAIN, errno.EACCES):
+            raise UserError(f"{file.name}: this storage has no file locks ({e.strerror}); use another folder") from None
+        return False
+    return True
 
 
 class Notes:

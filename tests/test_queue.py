@@ -150,9 +150,10 @@ def test_slurm_gets_one_array_of_what_nobody_is_at_and_a_task_whose_time_is_up_i
     assert task(slurm, 1).wait(60) == 1 and task(slurm, 2).wait(60) == 0
     (slurm.folder / "queue").write_text("77_0 PENDING\n")
     found = [now[:2] for now in submission.standings(runs, slurm.out)]
-    assert found == [("queued", "77_0"), ("failed", "77_1"), ("finished", ""), ("failed", "77_3")]
+    assert found == [("queued", "77_0"), ("failed", "77_1"), ("finished", ""), ("new", "")], "the last never began"
     assert "--jobs=77_0,77_1,77_2,77_3" in (slurm.folder / "asked").read_text()
     capsys.readouterr()
+    (runs[3].folder / ".job.json").write_text('{"queue": "slurm", "job": "77_3", "start": 0}')
     assert sweep(None, asked, dry_run=True) == 0
     assert f"{runs[3].name} failed: job 77_3 is gone without a word" in capsys.readouterr().out
     assert sweep(None, asked) == 1 and "submitted: 2 of 4 runs" in capsys.readouterr().out

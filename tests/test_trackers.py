@@ -34,12 +34,12 @@ class Fake:
 
 @pytest.fixture
 def begin(tmp_path, monkeypatch):
-    """Starts trackers on a run folder: ``begin("wandb,mlflow")`` is accelerate's view."""
+    """Starts trackers on a run folder, at update 7: ``begin("wandb,mlflow")`` is accelerate's view."""
     for name in ("wandb", "mlflow"):
         monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, name, type(name, (Fake,), {"name": name}))
     recipe = changed(resolve("quickstart_cutmix")[0], seed=3)
 
-    def begin(names):
+    def begin(names, update=7):
         ended = []
         view = SimpleNamespace(
             is_main_process=True,
@@ -48,7 +48,7 @@ def begin(tmp_path, monkeypatch):
             end_training=lambda: ended.append(1),
             ended=ended,
         )
-        trackers.start(view, recipe, tmp_path, "mine", 7)
+        trackers.start(view, recipe, tmp_path, "mine", update)
         return view
 
     return begin
@@ -88,7 +88,7 @@ def test_a_run_that_goes_on_is_the_same_one_and_the_card_links_to_it(begin, tmp_
     assert options[0]["id"] == options[2]["id"] and (options[1]["run_id"], options[3]["run_id"]) == (None, "abc")
     known = json.loads((tmp_path / ".trackers.json").read_text())
     assert known["mlflow"] == {"id": "abc", "url": None}
-    assert "* [wandb](https://track.example/u/p/runs/1): curves" in files_section(Run(tmp_path, "run"), None)
+    assert "* [wandb](https://track.example/u/p/runs/1): the run as" in files_section(Run(tmp_path, "run"), None)
     known["wandb"]["url"] = "javascript:alert(1)"
     (tmp_path / ".trackers.json").write_text(json.dumps(known))
     assert "wandb" not in files_section(Run(tmp_path, "run"), None)
@@ -104,7 +104,22 @@ def test_a_tracker_that_fails_is_given_up_and_one_that_cannot_start_is_refused(b
     assert capsys.readouterr().out == said
     monkeypatch.setattr(Fake, "note", lambda *_: lambda *_, **__: 1 / 0)
     with pytest.raises(UserError, match="the tracker 'wandb' cannot start: ZeroDivisionError"):
-        begin("wandb")
+        begin("wandb", update=0)
+    assert begin("wandb").trackers == [] and ".trackers.json names): ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_options_are_those_that_accelerate_s_trackers_take(tmp_path):
+    """wandb, trackio, ClearML and SwanLab hand on what they get; Aim and MLflow name it."""
+    recipe = resolve("quickstart_cutmix")[0]
+    for known in ({}, {name: {"id": "12ab"} for name in trackers.IDENTITY}):
+        for name in ("wandb", "trackio", "mlflow", "aim", "clearml", "swanlab", "tensorboard"):
+            made = trackers.made(name, recipe, tmp_path, "mine", 0, known)
+            assert type(made) is LOGGER_TYPE_TO_CLASS[name]
+    assert trackers.made("mlflow", recipe, tmp_path, "mine", 0, known).run_id == "12ab"
+    assert trackers.made("aim", recipe, tmp_path, "mine", 0, known).init_kwargs == {
+        "experiment": "mine", "run_hash": "12ab"
+    }  # fmt: skip
+    assert trackers.space_address("me/space") == "https://huggingface.co/spaces/me/space"
 
 
 def test_tensorboard_has_one_run_with_recipe_curves_pictures_and_card(begin, sheet):

@@ -16,7 +16,7 @@ from mixup_recipes.data.decoding import LARGEST_FILE
 from mixup_recipes.data.identity import some
 from mixup_recipes.data.labels import whole_number
 from mixup_recipes.recipe import Recipe
-from mixup_recipes.typed import UserError
+from mixup_recipes.typed import UserError, printable
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 """What a sample of a tar calls its image, see ``tars``."""
@@ -26,7 +26,7 @@ LONGEST = 2**20  # bytes of a label
 PACKED = {
     "bz2": "bz2", "gz": "gzip", "gzip": "gzip", "lz4": "lz4", "xz": "xz", "zst": "zstd", "zstd": "zstd"
 }  # fmt: skip
-"""Endings of packed members, and what fsspec calls them; it lacks those whose library is not installed."""
+"""Endings of packed members, and what fsspec calls them."""
 DECODERS = WebDataset.DECODERS | {"cls": whole_number}
 """What the members of a sample are read by. ``cls`` is a number in digits, as in ``tars``; int would take 1_0 too."""
 
@@ -70,8 +70,11 @@ def samples_of(
 def value_of(name: str, file: Any, most: int) -> Any:
     """What a member says; None for one of more than ``most`` bytes, which are not read further."""
     *_, kind = parts = name.lower().split(".")
-    unpack = compr.get(PACKED.get(kind, ""))
-    if unpack is not None:
+    if kind in PACKED:
+        unpack = compr.get(PACKED[kind])
+        if unpack is None:
+            library = {"lz4": "lz4", "zstd": "zstandard"}.get(PACKED[kind], "fsspec")
+            raise UserError(f"{printable(name)} in a tar is packed by {PACKED[kind]}: pip install {library}")
         kind = parts[-2]
         with unpack(file, mode="rb") as unpacked:
             content = unpacked.read(most + 1)

@@ -239,7 +239,7 @@ def files_section(run: Run, repo_id: str | None) -> str:
         rows.append(f"* {tree('runs', repo_id)}: curves for TensorBoard{tab}")
     for name, url in run.tracked.items():
         if re.fullmatch(r"https?://[\w.:/?=&%~-]+", str(url)):
-            rows.append(f"* [{prose(name)}]({url}): curves")
+            rows.append(f"* [{prose(name)}]({url}): the run as this tracker shows it")
     sheet = run.last_sheet
     if sheet and re.fullmatch(r"[\w-]+\.png", sheet.name):
         rows.append(

@@ -1,5 +1,6 @@
 """``mixup-recipes sweep``: plan the runs, run or submit them, and write tables and plots of what is finished."""
 
+import itertools
 import shlex
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from mixup_recipes import files
 from mixup_recipes.pages import plots
 from mixup_recipes.pages.report import overview
 from mixup_recipes.pages.seeds import seeds_table
+from mixup_recipes.runs.queued import noted
 from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.slurm import slurm_script
 from mixup_recipes.runs.submission import Standing, executor, read_options, standings, submit
@@ -38,6 +40,7 @@ def on_queue(asked: Sweep, runs: list[Planned], queue: str, jobs: int | None, dr
     out, options = Path(asked.output_dir), read_options(asked.slurm_options, queue)
     if queue == "local" and jobs:
         raise UserError("jobs: the launcher local starts all runs at once; leave out --jobs or the launcher")
+    notes = [noted(run.folder) for run in runs]
     before = standings(runs, out)
     if dry_run:
         for run, now in zip(runs, before, strict=True):
@@ -47,10 +50,11 @@ def on_queue(asked: Sweep, runs: list[Planned], queue: str, jobs: int | None, dr
     say_failures(runs, before)
     if dry_run:
         return 0
-    left = [run for run, now in zip(runs, before, strict=True) if now.state in ("new", "resumable", "failed")]
+    again = [now.state in ("new", "resumable", "failed") for now in before]
+    left, over = [*itertools.compress(runs, again)], [*itertools.compress(notes, again)]
     files.write_into(out / "sweep.yaml", to_yaml(asked))
     if left:
-        submit(left, queue, made)
+        submit(left, queue, made, over)
     after = standings(runs, out)
     for run, now in zip(runs, after, strict=True):
         print(f"{now.state:10} {now.job:8} {run.name}")
@@ -64,7 +68,7 @@ def say_failures(runs: list[Planned], found: list[Standing]) -> None:
     """Each run that failed, with the last lines of its output."""
     for run, now in zip(runs, found, strict=True):
         if now.state == "failed":
-            head = f"{run.name} failed: {now.why}; its output is in {run.output}"
+            head = f"{run.name} failed: {now.why}" + (f"; its output is in {run.output}" if run.output.exists() else "")
             print("\n".join((head, *(f"    {line}" for line in now.lines), "")))
 
 
@@ -87,6 +91,10 @@ def sweep(
     queue, _ = launcher_of(asked)
     if queue and slurm is None and not report_only:
         return on_queue(asked, runs, queue, jobs, dry_run)
+    if asked.slurm_options and slurm is None and not report_only:
+        raise UserError("slurm_options: they are for --launcher slurm or local, or for --slurm FILE; add one of them")
+    if jobs and slurm is not None:
+        raise UserError("jobs: a script for Slurm runs as many at a time as Slurm lets it; leave out --jobs or --slurm")
     states = [state(run) for run in runs]
     if dry_run:
         for run, now in zip(runs, states, strict=True):

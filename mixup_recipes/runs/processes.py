@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from mixup_recipes import files
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 GRACE = 60  # seconds that processes have which outlive their launcher, once they are asked to leave
 
@@ -21,11 +23,7 @@ def held(path: Path, lock: Callable[[IO[bytes], int], object]) -> bool:
     if not path.exists():
         return False
     with path.open("rb") as file:
-        try:
-            lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+        return not files.locked(lock, file, fcntl.LOCK_SH)
 
 
 class Relay:
@@ -69,9 +67,7 @@ def launch(command: list[str], output: Path, stop: Relay, environment: dict[str,
     output: who starts the sweep a second time sees that it still runs, even if this process was killed.
     """
     with output.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not files.locked(fcntl.flock, file, fcntl.LOCK_EX):
             return None
         file.write(f"$ {shlex.join(command)}\n".encode())
         file.flush()

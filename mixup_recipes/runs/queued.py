@@ -1,7 +1,8 @@
 """A run of a sweep as a job of its own, through the library submitit: what the job does, and what it notes.
 
 ``.job.json`` in the run folder names the one job that may run it: ``queue`` (slurm, local), ``job`` (its id), ``start``
-(bytes of the output before it began), ``status`` (of the run, once the job is over). Imports nothing heavy.
+(bytes of the output before it began), ``times`` (how often it began), ``status`` (of the run, once the job is over).
+Imports nothing heavy.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from mixup_recipes.training.job import STOPPED
 from mixup_recipes.typed import UserError
 
 NOTE = ".job.json"
+TIMES = 100  # how often a job is queued again
 GENTLE = ("SIGINT", "SIGTERM", "SIGHUP")  # cancelled, or preempted: Slurm itself knows whether to queue it again
 
 
@@ -35,11 +37,12 @@ def submitit() -> Any:
 
 
 def noted(folder: Path) -> dict[str, Any]:
-    """What the note of a run folder says; empty where there is none."""
+    """What the note of a run folder says; empty where there is none, or none that names a job."""
     try:
-        return dict(json.loads((folder / NOTE).read_text()))
-    except FileNotFoundError:
+        note = json.loads((folder / NOTE).read_text())
+    except (FileNotFoundError, ValueError):
         return {}
+    return note if isinstance(note, dict) and note.keys() >= {"queue", "job"} else {}
 
 
 def claim(folder: Path, queue: str, job: str) -> str:
@@ -49,6 +52,8 @@ def claim(folder: Path, queue: str, job: str) -> str:
     note, or after its sweep was killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if not noted(folder):  # nor what a full disk has left of one
+        (folder / NOTE).unlink(missing_ok=True)
     first = files.aside(folder / NOTE)
     files.write_json(first, {"queue": queue, "job": job})
     try:
@@ -82,7 +87,9 @@ class QueuedRun:
         if (holder := claim(self.folder, self.queue, job)) != job:
             print(f"left: {self.folder} was given to job {holder}", flush=True)
             return
-        note = {"queue": self.queue, "job": job, "start": self.output.stat().st_size if self.output.exists() else 0}
+        times = noted(self.folder).get("times", 0) + 1
+        start = self.output.stat().st_size if self.output.exists() else 0
+        note = {"queue": self.queue, "job": job, "start": start, "times": times}
         files.write_json(self.folder / NOTE, note)
         stop = Relay((*SIGNALS, again), kills=False)  # what does not leave in time is killed by the queue
         try:
@@ -94,7 +101,7 @@ class QueuedRun:
         stopped = status is None or status == STOPPED or (status != 0 and bool(stop.asked))
         files.write_json(self.folder / NOTE, note | {"status": STOPPED if stopped else status})
         print(f"the run ended with status {status}; signals: {', '.join(stop.asked) or 'none'}", flush=True)
-        if stopped and status is not None and not (stop.asked and {*stop.asked} <= {*GENTLE}):
+        if stopped and status is not None and times < TIMES and not (stop.asked and {*stop.asked} <= {*GENTLE}):
             signal.raise_signal(again)  # to submitit, which saves what ``checkpoint`` says and queues the job again
         if stopped or status:
             raise SystemExit(STOPPED if stopped or status is None else status if status > 0 else 128 - status)

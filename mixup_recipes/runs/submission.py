@@ -9,13 +9,14 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
 from mixup_recipes.runs.processes import last_lines
-from mixup_recipes.runs.queued import NOTE, QueuedRun, claim, noted, submitit
+from mixup_recipes.runs.queued import NOTE, TIMES, QueuedRun, claim, noted, submitit
 from mixup_recipes.runs.slurm import check_options, job_name
 from mixup_recipes.runs.sweep import Planned
 from mixup_recipes.runs.sweep_runs import state
@@ -23,18 +24,18 @@ from mixup_recipes.training.job import STOPPED
 from mixup_recipes.typed import UserError
 
 WARNING = 120  # seconds before its time is up in which a run saves
-TIMES = 100  # how often a job is queued again because its time was up
 FOREVER = 1e6  # minutes
 OURS = {
     "array": "--jobs N says how many run at a time",
-    **dict.fromkeys(("error", "open_mode", "output", "requeue"), "the sweep sets it"),
+    "clusters": "squeue is asked about the jobs of the cluster at hand",
+    **dict.fromkeys(("error", "open_mode", "output", "parsable", "requeue"), "the sweep sets it"),
     **dict.fromkeys(
         ("nodes", "ntasks", "ntasks_per_node", "tasks_per_node"),
         "a run is one task on one node; launcher: slurm torchrun --standalone --nproc_per_node gpu is on all its GPUs",
     ),
 }
 """Options of sbatch that cannot be given here, and why."""
-STARTED: list[Any] = []  # submitit's jobs: Python complains of processes, those of ``local``, that nobody holds
+STARTED: list[Any] = []  # submitit's jobs, held: Python complains of processes, those of ``local``, that nobody holds
 
 
 class Standing(NamedTuple):
@@ -46,7 +47,7 @@ class Standing(NamedTuple):
     """The id of the job that has it, or had it when it failed."""
     why: str = ""
     """How it failed."""
-    lines: list[str] = []  # noqa: RUF012  # nobody adds to it
+    lines: Sequence[str] = ()
     """The last lines of its output."""
 
 
@@ -82,11 +83,13 @@ def standing(run: Planned, asked: str | None, alive: dict[tuple[str, str], str],
         return Standing("running" if begun else "queued", job)
     if status == STOPPED:
         return Standing(found)
+    if status is None and "start" not in note:  # cancelled while it waited, say
+        return Standing(found)
     log = out / f"submitit/{job}_0_log.out"
     lines = last_lines(run.output, note["start"]) if "start" in note and run.output.exists() else []
     why = f"job {job} ended, but epoch {run.recipe.epochs} was not evaluated"
     if status is None:
-        why = f"job {job} is gone without a word: it was cancelled, killed, or never began"
+        why = f"job {job} is gone without a word: it was killed"
     elif status:
         why = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
     return Standing("failed", job, why, lines or (last_lines(log, 0) if log.exists() else []))
@@ -196,10 +199,14 @@ def executor(queue: str, out: Path, options: Options, jobs: int | None) -> Any:
     return made
 
 
-def submit(runs: list[Planned], queue: str, made: Any) -> None:
-    """Submit the runs, in Slurm as one array, and note in the folder of each which job has it. Raises ``UserError``."""
-    for run in runs:
-        (run.folder / NOTE).unlink(missing_ok=True)  # of a job that is over
+def submit(runs: list[Planned], queue: str, made: Any, over: list[Any]) -> None:
+    """Submit the runs, in Slurm as one array, and note in the folder of each which job has it. Raises ``UserError``.
+
+    ``over``: for each run the note of its last job, which is over.
+    """
+    for run, note in zip(runs, over, strict=True):
+        if noted(run.folder).get("job") == note.get("job"):  # no other sweep has submitted it meanwhile
+            (run.folder / NOTE).unlink(missing_ok=True)
     for group in [runs] if queue == "slurm" else [[run] for run in runs]:
         calls = [QueuedRun(queue, run.command, run.output, run.folder, os.getcwd()) for run in group]
         try:

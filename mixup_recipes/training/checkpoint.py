@@ -54,15 +54,15 @@ def save(
     if not all(part["sums/loss"].isfinite() for part in gathered if "sums/loss" in part):
         raise RuntimeError(f"loss not finite at update {update}: no checkpoint is written, earlier ones are kept")
     keep = accelerator.is_main_process
-    kept = {name: tensors(module, keep) for name, module in modules.items()}
+    gathered_whole = {name: tensors(module, keep) for name, module in modules.items() if sharding.sharded(module)}
     states = [{} if one is None else sharding.whole(one.state_dict(), keep) for one in optimizers]
     if keep:
         final, aside = folder / f"step-{update:08d}", folder / f"tmp-{update:08d}"
         shutil.rmtree(aside, ignore_errors=True)
         try:
             aside.mkdir(parents=True)
-            for name, values in kept.items():
-                save_file(values, aside / f"{name}.safetensors")
+            for name, module in modules.items():
+                save_file(gathered_whole.get(name) or tensors(module, keep), aside / f"{name}.safetensors")
             per_process = {f"{rank}/{k}": v for rank, part in enumerate(gathered) for k, v in part.items()}
             save_file(per_process, aside / "process.safetensors")
             torch.save(states, aside / "optimizer.pt")
@@ -71,10 +71,13 @@ def save(
             (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
             for path in (*aside.iterdir(), aside):
                 sync(path)
-            if final.exists():  # the same update again, after falling back to an older checkpoint
-                shutil.rmtree(final)
+            before = folder / f"tmp-{update:08d}-before"
+            if final.exists():  # the same update again: after a fall back to an older checkpoint, or evaluated by now
+                shutil.rmtree(before, ignore_errors=True)
+                final.rename(before)
             aside.rename(final)
             sync(folder)
+            shutil.rmtree(before, ignore_errors=True)
         except (OSError, RuntimeError, SafetensorError) as e:  # torch and safetensors wrap a full disk
             shutil.rmtree(aside, ignore_errors=True)
             raise UserError(f"cannot write checkpoint {final}: {e}; earlier checkpoints are kept") from e

@@ -104,10 +104,14 @@ def accompany(model: nn.Module, size: int, device: torch.device) -> None:
 
     Looks at nothing that would let go of what is gathered, since the others do not.
     """
-    if any(isinstance(m, FSDPModule) for m in model.modules()) or any(
-        isinstance(p, DTensor) for p in model.parameters()
-    ):
+    if sharded(model):
         model(torch.zeros(1, 3, size, size, device=device))
+
+
+def sharded(module: nn.Module) -> bool:
+    """Whether a process holds only pieces of it, also where they are gathered just now."""
+    parts = (isinstance(m, FSDPModule) for m in module.modules())
+    return any(parts) or any(isinstance(p, DTensor) for p in module.parameters())
 
 
 def whole(state: Any, keep: bool = True) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker, get_available_trackers
+from huggingface_hub import constants
 from PIL import Image
 
 from mixup_recipes.files import write_json
@@ -39,7 +40,8 @@ def chosen(report_to: str) -> list[str]:
 def start(accelerator: Any, recipe: Recipe, folder: Path, project: str, update: int) -> None:
     """Start the trackers on the main process. TensorBoard forgets what a killed run wrote after ``update``.
 
-    Raises ``UserError`` for a tracker that cannot start, such as one that wants a login.
+    Raises ``UserError`` for a tracker that cannot start, such as one that wants a login. One of a run that goes on
+    is given up instead.
     """
     if not accelerator.is_main_process or not accelerator.log_with:
         return
@@ -55,12 +57,15 @@ def start(accelerator: Any, recipe: Recipe, folder: Path, project: str, update: 
             else:
                 tracker.store_init_configuration(configuration(recipe))
         except Exception as e:
-            raise UserError(f"report_to: the tracker {tracker.name!r} cannot start: {words(e)}") from None
+            if update == 0:
+                raise UserError(f"report_to: the tracker {tracker.name!r} cannot start: {words(e)}") from None
+            hint = f" (it looked for the run that {folder / TRACKERS} names)" if tracker.name in known else ""
+            print(f"the tracker {tracker.name!r} is given up, it cannot start{hint}: {words(e)}", flush=True)
+            continue
         accelerator.trackers.append(tracker)
         if tracker.name in IDENTITY:
             known[tracker.name] = IDENTITY[tracker.name](tracker)
-    if known:
-        write_json(folder / TRACKERS, known)
+            write_json(folder / TRACKERS, known)
 
 
 def made(name: str, recipe: Recipe, folder: Path, project: str, update: int, known: dict[str, Any]) -> Any:
@@ -71,12 +76,13 @@ def made(name: str, recipe: Recipe, folder: Path, project: str, update: int, kno
     if name == "tensorboard":
         return TensorBoardTracker(recipe.name, folder / "runs", purge_step=update)
     if name == "aim":
-        return LOGGER_TYPE_TO_CLASS[name](run, ".", experiment=project, **({"run_hash": before} if before else {}))
+        return LOGGER_TYPE_TO_CLASS[name](run, ".", experiment=project, run_hash=before)
     options: dict[str, dict[str, Any]] = {
         "wandb": {"name": run, "group": recipe.name, "tags": [setting, recipe.mixer], "id": fresh, "resume": "allow"},
         # a name is what it finds a run by, so two runs of one recipe need two
         "trackio": {"name": before or f"{run}-{fresh}", "group": recipe.name, "resume": "allow", "embed": False},
-        "mlflow": {"run_name": run, "run_id": before} | {"tags": {"setting": setting, "mixer": recipe.mixer}},
+        "mlflow": {"run_name": run, "run_id": before}
+        | {"tags": {"group": recipe.name, "setting": setting, "mixer": recipe.mixer}},
         "clearml": {"task_name": run, "tags": [setting, recipe.mixer], "continue_last_task": before or False}
         | {"auto_connect_arg_parser": False, "auto_connect_frameworks": False},
         "swanlab": {"experiment_name": run, "tags": [setting, recipe.mixer]},
@@ -86,7 +92,7 @@ def made(name: str, recipe: Recipe, folder: Path, project: str, update: int, kno
 
 IDENTITY: dict[str, Callable[[Any], dict[str, Any]]] = {
     "wandb": lambda t: {"id": t.run.id, "url": t.run.url},
-    "trackio": lambda t: {"id": t.run.name, "url": t.run.url},
+    "trackio": lambda t: {"id": t.run.name, "url": space_address(t.run.url)},
     "mlflow": lambda t: {"id": t.active_run.info.run_id, "url": None},
     "aim": lambda t: {"id": t.writer.hash, "url": None},
     "clearml": lambda t: {"id": t.task.id, "url": t.task.get_output_log_web_page()},
@@ -94,9 +100,17 @@ IDENTITY: dict[str, Callable[[Any], dict[str, Any]]] = {
 """What a tracker that has started calls the run, and where the run can be seen, if anywhere."""
 
 
+def space_address(place: str | None) -> str | None:
+    """Where trackio keeps a run, as an address: it says OWNER/NAME of a Space."""
+    return place if place is None or "://" in place else f"{constants.ENDPOINT}/spaces/{place}"
+
+
 def configuration(recipe: Recipe) -> dict[str, str | bool | int | float]:
-    """The resolved recipe as trackers take it: every field and argument of the mixer, lists and tables as JSON."""
-    fields = {k: getattr(recipe, k) for k in schema(Recipe) if k != "mixer_args"}
+    """The resolved recipe as trackers take it: every field and argument of the mixer, lists and tables as JSON.
+
+    Without the name and the place of the data, which may change when a run goes on: MLflow takes no other value then.
+    """
+    fields = {k: getattr(recipe, k) for k in schema(Recipe) if k not in ("name", "dataset", "mixer_args")}
     fields |= {f"mixer.{k}": v for k, v in recipe.mixer_args.get(recipe.mixer, {}).items()}
     return {k: v if isinstance(v, str | bool | int | float) else json.dumps(v) for k, v in fields.items()}
 
@@ -133,22 +147,28 @@ def finish(accelerator: Any, folder: Path) -> None:
     for tracker in list(accelerator.trackers):
         with alive(accelerator, tracker):
             if card.is_file():
-                if tracker.name == "tensorboard":
-                    tracker.writer.add_text("card", card.read_text(encoding="utf-8"))
-                elif tracker.name == "wandb":
-                    tracker.run.save(str(card), base_path=str(folder), policy="now")
-                elif tracker.name == "trackio":
-                    tracker.run.log_artifact(str(card), name=f"card-{tracker.run.name}", type="card", overwrite=True)
-                elif tracker.name == "mlflow":
-                    tracker.log_artifact(str(card))
-                elif tracker.name == "aim":
-                    text = importlib.import_module("aim").Text(card.read_text(encoding="utf-8"))
-                    tracker.writer.track(text, name="card")
-                elif tracker.name == "clearml":
-                    tracker.task.upload_artifact("card", artifact_object=str(card))
+                hand_over(tracker, card)
+    for tracker in list(accelerator.trackers):
+        with alive(accelerator, tracker):
             tracker.finish()
     accelerator.trackers.clear()
     accelerator.end_training()
+
+
+def hand_over(tracker: Any, card: Path) -> None:
+    """Give the card to a tracker, in the form in which it keeps texts or files."""
+    if tracker.name == "tensorboard":
+        tracker.writer.add_text("card", card.read_text(encoding="utf-8"))
+    elif tracker.name == "wandb":
+        tracker.run.save(str(card), base_path=str(card.parent), policy="now")
+    elif tracker.name == "trackio":
+        tracker.run.log_artifact(str(card), name=f"card-{tracker.run.name}", type="card", overwrite=True)
+    elif tracker.name == "mlflow":
+        tracker.log_artifact(str(card))
+    elif tracker.name == "aim":
+        tracker.writer.track(importlib.import_module("aim").Text(card.read_text(encoding="utf-8")), name="card")
+    elif tracker.name == "clearml":
+        tracker.task.upload_artifact("card", artifact_object=str(card))
 
 
 @contextlib.contextmanager
@@ -158,6 +178,8 @@ def alive(accelerator: Any, tracker: Any) -> Iterator[None]:
         yield
     except Exception as e:
         accelerator.trackers.remove(tracker)
+        with contextlib.suppress(Exception):
+            tracker.finish()  # it may still write down what it has
         print(f"the tracker {tracker.name!r} is given up: {words(e)}; log.jsonl has every number", flush=True)
 
 
