@@ -15,9 +15,7 @@ FACTORS = (8, 4, 2)  # what libjpeg can divide the sides of a picture by while i
 SPARE = 2
 """The sides of a reduced part are at least this many times those of what is made of it.
 
-With 2 the result is 0.3 to 0.5 levels of 255 from that of the whole decode on average; of no photo that was measured
-was one value in a thousand more than 11 levels away, or any more than 23. With 1 these are 0.7 to 1.9, 41 and 71, for
-little more speed. ``benchmarks/reduced.py`` measures it, docs/speed.md has the table.
+``benchmarks/reduced.py`` measures what that changes, docs/speed.md has the table.
 """
 LARGE = 400_000
 """Pixels of a picture from which on this is faster."""
