@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> int | None:
                 card.write_card(Run.open(folder))
             except UserError as e:  # the run is whole without it
                 print(f"no model card: {e}; mend it, then run: mixup-recipes card {folder}")
-    trackers.finish(accelerator, folder)
+    trackers.finish(accelerator, folder, leaving)
     if hub and not leaving:
         hub.finish(lambda: stop.requested)
     return STOPPED if leaving else None

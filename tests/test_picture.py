@@ -50,6 +50,8 @@ def test_a_reduced_part_is_that_of_the_whole_decode_within_levels_however_the_ca
             mean, most, farthest = levels(reduced, expected)
             assert mean < 1 and most <= 6 and farthest <= 8, (mode, orientation, drawn)
         assert "pixels" not in vars(found)  # the whole was never decoded
+    for orientation in (0, 9, 65535):
+        assert Picture(jpeg(orientation=orientation), upright=True).orientation == 1
 
 
 def test_it_is_decoded_whole_where_the_part_is_small_and_by_the_least_that_keeps_twice_the_size():

@@ -165,6 +165,8 @@ MISTAKES = (
     ("local", ["array=0-3"], "'array=0-3' cannot stand here; --jobs N says"),
     ("local", ["--ntasks-per-node=2"], "a run is one task on one node"),
     ("local", ["time=soon"], "time: expected minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS, got 'soon'"),
+    ("local", ["tiem=10"], "unknown option 'tiem'; did you mean time?"),
+    ("local", ["time=10", "time=20"], "time is given twice"),
     ("local", ["time=2"], "time=2 is no longer than the 120 seconds before its end"),
     ("local", ["signal=TERM@9"], "signal: expected USR1@SECONDS"),
     ("local", ["gpus-per-node=a100:2"], "gpus_per_node: expected a number"),

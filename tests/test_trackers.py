@@ -67,7 +67,7 @@ def test_a_tracker_gets_project_name_group_tags_recipe_numbers_pictures_and_card
     trackers.log(view, {"train/loss": 1.5}, 8)
     trackers.picture(view, sheet, 9)
     wandb, mlflow = view.trackers
-    trackers.finish(view, sheet.parent)
+    trackers.finish(view, sheet.parent, leaving=False)
     assert view.ended == [1] and view.trackers == []
     (_, project, options), _, (_, (config,), _), log, (verb, (images,), at), save, end = wandb.seen
     assert project == "mine" and options["name"] == "quickstart_cutmix-seed3" and options["resume"] == "allow"
@@ -127,7 +127,7 @@ def test_tensorboard_has_one_run_with_recipe_curves_pictures_and_card(begin, she
         view = begin("tensorboard")
         trackers.picture(view, sheet, update)
         trackers.log(view, {"val/top1": 50.0}, update)
-        trackers.finish(view, sheet.parent)
+        trackers.finish(view, sheet.parent, leaving=False)
     (folder,) = (sheet.parent / "runs").iterdir()
     assert folder.name == "quickstart_cutmix" and all(path.is_file() for path in folder.iterdir())
     events = EventAccumulator(str(folder), {"images": 0})

@@ -127,7 +127,7 @@ def by_libjpeg(data: bytes) -> Tensor | None:
 
 
 def noted_orientation(image: Image.Image) -> int:
-    """What EXIF says of an image, 1 to 8; 1, upright, where it says nothing or is damaged.
+    """What EXIF says of an image, 1 to 8; 1, upright, where it says nothing, another number or is damaged.
 
     The image says 1 from here on: by this note Pillow would turn a TIFF when it loads it. Of a PNG reading it loads the
     picture.
@@ -138,12 +138,12 @@ def noted_orientation(image: Image.Image) -> int:
     except Exception:  # a stranger's EXIF can make its reader raise anything
         return 1
     exif[ExifTags.Base.Orientation] = 1
-    return orientation
+    return orientation if 1 <= orientation <= 8 else 1
 
 
 def turned(pixels: Tensor, orientation: int) -> Tensor:
     """(3, H, W) as it is seen: the first row of 5 to 8 becomes a column, then some are mirrored."""
-    if not 2 <= orientation <= 8:
+    if orientation == 1:
         return pixels
     pixels = pixels.transpose(1, 2) if orientation >= 5 else pixels
     mirrored = {2: [2], 3: [1, 2], 4: [1], 5: [], 6: [2], 7: [1, 2], 8: [1]}[orientation]

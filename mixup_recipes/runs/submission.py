@@ -4,6 +4,7 @@ The queue is Slurm, or ``local``: submitit's own processes on this machine, for 
 folder (``queued.py``), so that a sweep that was killed, or called twice, submits nothing again.
 """
 
+import difflib
 import math
 import os
 import re
@@ -99,7 +100,7 @@ def is_controller(job: str) -> bool:
     """Whether a job of ``local`` goes on: its id is that of the process that sees to it."""
     try:
         return "submitit.local._local" in psutil.Process(int(job)).cmdline()
-    except psutil.Error:
+    except (psutil.Error, ValueError):
         return False
 
 
@@ -139,6 +140,11 @@ def read_options(options: list[str], queue: str) -> Options:
         name = name.replace("-", "_")
         if name in OURS:
             raise UserError(f"slurm_options: {option!r} cannot stand here; {OURS[name]}")
+        if name in given:
+            raise UserError(f"slurm_options: {name} is given twice")
+        near = difflib.get_close_matches(name.lower(), ("time", "signal"), 1, 0.7)
+        if near and name not in (near[0], "time_min"):
+            raise UserError(f"slurm_options: unknown option {name!r}; did you mean {near[0]}?")
         given[name] = value if equals else True
     time, warning = given.pop("time", None), given.pop("signal", f"USR1@{WARNING}")
     if queue == "slurm" and time is None:

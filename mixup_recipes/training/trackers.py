@@ -28,10 +28,11 @@ from mixup_recipes.typed import UserError, nearest
 
 def chosen(report_to: str) -> list[str]:
     """The trackers that a flag names. Raises ``UserError`` for an unknown one and for one that is not installed."""
-    names = [] if report_to == "none" else report_to.split(",")
+    names = [] if report_to == "none" else list(dict.fromkeys(report_to.split(",")))
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise UserError(f"report_to: unknown tracker {name!r}; {nearest(name, LOGGER_TYPE_TO_CLASS)}")
+            known = [*LOGGER_TYPE_TO_CLASS, "none, which stands alone"]
+            raise UserError(f"report_to: unknown tracker {name!r}; {nearest(name, known)}")
         if name not in map(str, get_available_trackers()):  # accelerate would leave it out without a word
             raise UserError(f"report_to: the tracker {name!r} is not installed; pip install {name}, or leave it out")
     return names
@@ -46,8 +47,9 @@ def start(accelerator: Any, recipe: Recipe, folder: Path, project: str, update: 
     if not accelerator.is_main_process or not accelerator.log_with:
         return
     known = noted(folder, TRACKERS)
-    for tracker in [made(str(name), recipe, folder, project, update, known) for name in accelerator.log_with]:
+    for name in map(str, accelerator.log_with):
         try:
+            tracker = made(name, recipe, folder, project, update, known)
             tracker.start()
             if tracker.name == "tensorboard":  # accelerate's way adds a run at each start
                 metric = "val/map" if recipe.multi_label else "val/top1"
@@ -58,19 +60,20 @@ def start(accelerator: Any, recipe: Recipe, folder: Path, project: str, update: 
                 tracker.store_init_configuration(configuration(recipe))
         except Exception as e:
             if update == 0:
-                raise UserError(f"report_to: the tracker {tracker.name!r} cannot start: {words(e)}") from None
-            hint = f" (it looked for the run that {folder / TRACKERS} names)" if tracker.name in known else ""
-            print(f"the tracker {tracker.name!r} is given up, it cannot start{hint}: {words(e)}", flush=True)
+                raise UserError(f"report_to: the tracker {name!r} cannot start: {words(e)}") from None
+            hint = f" (it looked for the run that {folder / TRACKERS} names)" if name in known else ""
+            print(f"the tracker {name!r} is given up, it cannot start{hint}: {words(e)}", flush=True)
             continue
         accelerator.trackers.append(tracker)
-        if tracker.name in IDENTITY:
-            known[tracker.name] = IDENTITY[tracker.name](tracker)
+        if name in IDENTITY:
+            known[name] = IDENTITY[name](tracker)
             write_json(folder / TRACKERS, known)
 
 
 def made(name: str, recipe: Recipe, folder: Path, project: str, update: int, known: dict[str, Any]) -> Any:
     """A tracker that has not started. ``known``: what the trackers call this run, empty for one that begins."""
-    run, before = f"{recipe.name}-seed{recipe.seed}", known.get(name, {}).get("id")
+    run, said = f"{recipe.name}-seed{recipe.seed}", known.get(name)
+    before = said.get("id") if isinstance(said, dict) else None
     setting = recipe.name.removesuffix(f"_{recipe.mixer}")
     fresh = before or secrets.token_hex(4)
     if name == "tensorboard":
@@ -141,8 +144,8 @@ def picture(accelerator: Any, path: Path, update: int) -> None:
                 tracker.log_images({"mixed": np.asarray(image)}, step=update)
 
 
-def finish(accelerator: Any, folder: Path) -> None:
-    """Hand the card over, if there is one, then end everything that accelerate holds."""
+def finish(accelerator: Any, folder: Path, leaving: bool) -> None:
+    """Hand the card over, if there is one, then end everything that accelerate holds. ``leaving``: the run goes on."""
     card = folder / "README.md"
     for tracker in list(accelerator.trackers):
         with alive(accelerator, tracker):
@@ -150,6 +153,8 @@ def finish(accelerator: Any, folder: Path) -> None:
                 hand_over(tracker, card)
     for tracker in list(accelerator.trackers):
         with alive(accelerator, tracker):
+            if leaving and tracker.name == "mlflow":  # which would call it finished
+                importlib.import_module("mlflow").end_run("KILLED")
             tracker.finish()
     accelerator.trackers.clear()
     accelerator.end_training()
