@@ -14,8 +14,12 @@ from mixup_recipes.runs.sweep import plan, read_sweep
 
 # What stands where a launcher does: it acts as train_mixup.py would, without the training.
 STUB = """
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 from pathlib import Path
+
+def put(path, text):  # whole or not at all, as others read it meanwhile
+    path.with_name(f".{path.name}.tmp").write_text(text)
+    os.replace(path.with_name(f".{path.name}.tmp"), path)
 
 here, args = Path(__file__).parent, sys.argv[2:]
 folder = Path(args[args.index("--output_dir") + 1])
@@ -24,7 +28,7 @@ with (here / "calls").open("a") as file:
 what = json.loads((here / "what.json").read_text()).get(folder.name, "finish")
 print("first line\\n\\n" + "\\n".join(f"{folder.name} line {i}" for i in range(9)), flush=True)
 folder.mkdir(parents=True, exist_ok=True)
-shutil.copy(here / f"{folder.name}.yaml", folder / "recipe.yaml")
+put(folder / "recipe.yaml", (here / f"{folder.name}.yaml").read_text())
 (here / f"env-{folder.name}").write_text(json.dumps(dict(os.environ)))
 if what == "meet":  # goes on when another one is there, too
     (here / f"met-{folder.name}").touch()
@@ -57,8 +61,8 @@ for epoch in range(1, epochs + 1):
     line = {"epoch": epoch, "update": epoch, "perf": {"seconds": 60.0 * epoch, "img_per_s": 100.0}}
     log.append(line | {"mode": "train", "loss": 2.0, "images": 4, "lr": 0.1})
     log.append(line | {"mode": "val", "top1": 50.0 + seed, "top5": 90.0, "nll": 1.0, "ece": 3.0, "count": 30})
-(folder / "log.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in log))
-(folder / "summary.csv").write_text("epoch,train_loss\\n" + "".join(f"{e},2.0\\n" for e in range(1, epochs + 1)))
+put(folder / "summary.csv", "epoch,train_loss\\n" + "".join(f"{e},2.0\\n" for e in range(1, epochs + 1)))
+put(folder / "log.jsonl", "".join(json.dumps(line) + "\\n" for line in log))
 """
 
 
