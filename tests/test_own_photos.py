@@ -286,7 +286,7 @@ def test_some_updates_train_on_the_images_as_they_are(images_and_targets):
     for mixer in MIXERS:  # each goes into such a step
         own = recipe("photos", f"finetune_{mixer}", model=small_model_for(mixer), num_classes=5)
         net = backbones.create_model(own)
-        assert new_step(net, own).mixer.probs == [0.5, 0.5]
+        assert new_step(net, own).mixer.probs == [0.25, 0.75]
 
 
 def test_a_folder_becomes_a_classifier_its_report_predictions_and_a_file_for_a_phone(server, console, tmp_path):

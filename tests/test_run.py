@@ -28,7 +28,7 @@ from mixup_recipes.typed import UserError
 PACKAGE = ROOT / "mixup_recipes"
 ROOMS = [PACKAGE / name for name in ("runs", "benchmark", "pages", "hub")]
 READERS = {PACKAGE / "runs/run.py", PACKAGE / "runs/log.py"}
-EVERYTHING = {"config.json", "model.safetensors", ".hub.json", *FILES}
+EVERYTHING = {"config.json", "model.safetensors", ".hub.json", ".trackers.json", *FILES}
 
 
 class Watch:
