@@ -318,7 +318,7 @@ def test_a_dataset_that_does_not_fit_is_refused(tmp_path, own_cache, kind, train
 
 
 def test_what_is_no_dataset_out_of_reach_or_gated_is_refused_and_nothing_written(tmp_path, monkeypatch, own_cache):
-    for name in ("grocries", "no/such/folder", "./nothing", "~/nothing-of-this-name"):
+    for name in ("grocries", "photoz/", "no/such/folder", "./nothing", "~/nothing-of-this-name"):
         says = f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of ['cifar10', 'groceries']"
         assert complaint(recipe(name)) == says
     monkeypatch.setenv("MIXUP_RECIPES_CACHE", str(tmp_path))

@@ -331,3 +331,18 @@ def test_a_sweep_of_a_real_run_ends_in_tables_and_is_done_the_second_time(tiny_r
     assert cli.app(["sweep", "sweep.yaml"]) == 0
     assert capsys.readouterr().out.count("finished before") == 1
     assert (run.folder / "log.jsonl").read_bytes() == log
+
+
+def test_a_planned_run_takes_from_its_weights_what_training_takes(tmp_path):
+    """Else a sweep of a setting for fine-tuning would not know its own runs."""
+    config = {"mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 96, 96], "crop_pct": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": config}))
+    (tmp_path / "model.safetensors").touch()
+    asked = {"recipes": ["finetune_vanilla"], "set": [f"pretrained={tmp_path}", "eval_size=64"]}
+    (run,) = plan(read_sweep(None, asked | {"output_dir": str(tmp_path / "out")}))
+    found = run.recipe
+    assert (found.mean, found.std, found.eval_resize) == ((0.5,) * 3, (0.25,) * 3, 128)
+    assert (found.image_size, found.eval_size) == (96, 64) and "--mean" not in run.command
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"^finetune_vanilla: "):
+        plan(read_sweep(None, asked))

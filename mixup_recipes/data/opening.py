@@ -107,7 +107,7 @@ def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
 
 def is_path(dataset: str) -> bool:
     """Whether the name of a dataset can be none of the Hub."""
-    return dataset.startswith((".", "/", "~")) or dataset.count("/") != 1
+    return dataset.startswith((".", "/", "~")) or dataset.endswith("/") or dataset.count("/") != 1
 
 
 def same_place(one: str, other: str) -> bool:

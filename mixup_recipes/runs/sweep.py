@@ -20,6 +20,7 @@ from mixup_recipes.recipe import Recipe, schema
 from mixup_recipes.resolve import read_yaml, resolve
 from mixup_recipes.training import backbones, optimisation
 from mixup_recipes.training.job import Job
+from mixup_recipes.training.preprocessing import of_weights
 from mixup_recipes.typed import UserError, convert, from_yaml, nearest
 
 QUEUES = ("slurm", "local")  # first words of a launcher that make each run a job of its own, see submission.py
@@ -194,11 +195,16 @@ def make_run(
     command = [*launcher, script, "--recipe", recipe_name, "--seed", str(seed)]
     command += ["--output_dir", str(out / name), "--resume_from_checkpoint", "auto", *as_flags(typed)]
     given = flags.parse(command[len(launcher) + 1 :], "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
-    if resolve(recipe_name, given["Recipe fields"])[0] != recipe:
+    said, origin = resolve(recipe_name, given["Recipe fields"])
+    if said != recipe:
         raise UserError(
             f"{recipe_name}: cannot be written as flags: {shlex.join(as_flags(typed))}; write a recipe file"
         )
     flags.fill(Job, given["Run"])
+    try:  # as training does
+        recipe, _ = resolve(recipe_name, given["Recipe fields"] | of_weights(recipe, origin))
+    except UserError as e:
+        raise UserError(f"{recipe_name}: {e}") from None
     return Planned(name, recipe, out / name, out / f"output-{name}.txt", command)
 
 
