@@ -149,7 +149,10 @@ def comixup_loop(original: Checkout) -> Iterator[Gap]:
 
 def mosaics(matcher: Any, sweeps: Sweeps, again: Again, kept: dict[str, list[Any]], laws: Any) -> Iterator[Gap]:
     """Mosaics and labels of parts with the same saliency, first by our solver in both, then by graph cuts in theirs."""
-    crowded = "The code sums the images over the threshold through A; ours, as the paper, takes p where p is over it."
+    crowded = (
+        "The code sums the images over the threshold through A; ours takes p where p is over it, as the authors' "
+        "objective does."
+    )
     search = "Graph cuts are swaps, ours sweeps: neither need find the least energy."
     behind = "Where the label of one cell differs all mosaics behind it are crowded in another way."
     sweeps.cuts = cuts = importlib.import_module("gco")
