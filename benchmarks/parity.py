@@ -67,8 +67,10 @@ FILES = (
 def main() -> None:
     """Compare, write the record, render the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--originals", type=Path, metavar="FOLDER")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=sorted({c.subject for c in COMPARISONS}))
+    where = "has the checkouts that --list names, each in a folder of the repository's own name"
+    parser.add_argument("--originals", type=Path, metavar="FOLDER", help=where)
+    names = sorted({c.subject for c in COMPARISONS})
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="these rows anew, the others stay")
     parser.add_argument("--list", action="store_true", help="the repositories that are compared with")
     parser.add_argument("--page", action="store_true", help="render the page from the record that is there")
     args = parser.parse_args()
@@ -79,7 +81,7 @@ def main() -> None:
         return
     if not args.page:
         if not args.originals:
-            parser.error("--originals FOLDER is needed: the checkouts that --list names")
+            parser.error(f"--originals FOLDER is needed, which {where}")
         chosen = [c for c in COMPARISONS if not args.only or c.subject in args.only]
         lacking = {c.repository for c in chosen if not (args.originals / c.repository.split("/")[1]).is_dir()}
         if lacking:

@@ -301,3 +301,10 @@ def test_classes_of_a_stream_are_those_of_training_wherever_labels_stand():
     moved = streams.relabelled_stream(stream, "label", {"bee": 0, "cow": 1}, ["bee", "cow"])
     again = splits.relabelled(moved, "label", among(CLASSES, ["bee", "cow"], "", ""), list(CLASSES))
     assert [row["label"] for row in again] == [1, 2, 1] and again.features["label"].names == list(CLASSES)
+
+
+def test_a_packed_member_of_a_tar_is_unpacked_or_the_library_that_it_needs_is_named(monkeypatch):
+    assert samples.value_of("a.cls.gz", io.BytesIO(gzip.compress(b"7")), 99) == 7
+    monkeypatch.setattr(samples, "compr", {})
+    with pytest.raises(UserError, match=r"a\.cls\.zst in a tar is packed by zstd: pip install zstandard"):
+        samples.value_of("a.cls.zst", io.BytesIO(b"7"), 99)

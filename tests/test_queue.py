@@ -1,5 +1,7 @@
 """Promise: runs of a sweep become jobs that start once, save in time, are queued again; each says what became of it."""
 
+import errno
+import fcntl
 import json
 import os
 import shlex
@@ -15,6 +17,7 @@ import yaml
 from stub import soon
 from tiny import environment
 
+from mixup_recipes import files
 from mixup_recipes.pages import sweep as page
 from mixup_recipes.pages.sweep import sweep
 from mixup_recipes.runs import queued, submission
@@ -78,6 +81,37 @@ def test_a_job_that_finds_its_run_given_to_another_one_leaves(local, monkeypatch
     monkeypatch.setenv("SUBMITIT_LOCAL_JOB_ID", "5")
     queued.QueuedRun("local", run.command, run.output, run.folder, os.getcwd())()
     assert "was given to job 77_0" in capsys.readouterr().out and local.called() == []
+
+
+@pytest.mark.parametrize("times, requeued", [(98, 1), (99, 0)])
+def test_a_run_that_leaves_with_75_by_itself_is_queued_again_but_not_for_ever(local, monkeypatch, times, requeued):
+    run, raised = local.planned[0], []
+    local.tell({run.name: "75"})
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    monkeypatch.setenv("SUBMITIT_LOCAL_JOB_ID", "5")
+    monkeypatch.setattr(queued.signal, "raise_signal", raised.append)
+    assert queued.claim(run.folder, "local", "5") == "5"
+    (run.folder / ".job.json").write_text(json.dumps({"queue": "local", "job": "5", "times": times}))
+    with pytest.raises(SystemExit, match="75"):
+        queued.QueuedRun("local", run.command, run.output, run.folder, os.getcwd())()
+    assert len(raised) == requeued and queued.noted(run.folder)["times"] == times + 1
+
+
+def test_a_note_that_is_damaged_counts_as_none_and_storage_without_locks_is_told(local, monkeypatch):
+    folder = local.planned[0].folder
+    folder.mkdir(parents=True)
+    for text in ("", "5", "null", '{"queue": "local"}', '{"queue": "local", "job": "x"}'):
+        (folder / ".job.json").write_text(text)
+        assert standings(local)["vanilla"].state == "new"
+    assert queued.claim(folder, "slurm", "7_0") == "x"
+    (folder / ".job.json").write_text("")
+    assert queued.claim(folder, "slurm", "7_0") == "7_0"
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    with (folder / ".job.json").open("rb") as file, pytest.raises(UserError, match="this storage has no file locks"):
+        files.locked(refuse, file, fcntl.LOCK_EX)
 
 
 def test_a_job_saves_and_is_queued_again_or_leaves_when_it_is_cancelled_and_a_failure_is_told(local, capsys):

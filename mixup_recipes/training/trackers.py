@@ -1,9 +1,9 @@
 """Trackers of experiments, through accelerate: TensorBoard, trackio, wandb, MLflow, Aim, ClearML and whatever it knows.
 
-Each gets the project, the run's name, group and tags, the whole resolved recipe, the numbers of ``log.jsonl``, the
-sheets of mixed images and at the end the card. What a tracker calls the run is kept in ``.trackers.json``, so that a
-run which goes on is the same one there. TensorBoard writes into the run folder. A tracker that fails is given up with
-a line: no run ends because of it, and ``log.jsonl`` has every number.
+Each gets, as far as it knows such things, the project, the run's name, group and tags, the resolved recipe, the numbers
+of ``log.jsonl``, the sheets of mixed images and at the end the card. What a tracker calls the run is kept in
+``.trackers.json``, so that a run which goes on is the same one there. TensorBoard writes into the run folder. A tracker
+that cannot start ends a new run before it trains; one that fails later is given up with a line, and the run goes on.
 """
 
 import contextlib
