@@ -128,8 +128,9 @@ def main(argv: list[str] | None = None) -> int | None:
     if args.subset:
         scores, columns = subsets.score_subset(bench, args.subset, outputs)
     else:
-        columns = evaluation.predict_all(net, bench.samples(), recipe, accelerator, workers)
-        assert columns is not None  # no signal asks this job to stop early
+        predicted = evaluation.predict_all(net, bench.samples(), recipe, accelerator, workers)
+        assert predicted is not None  # no signal asks this job to stop early
+        columns = predicted
         scores = evaluation.score(columns) if recipe.multi_label else {}
     if accelerator.is_main_process:
         if not scores:

@@ -122,6 +122,7 @@ def corrupt(bench: Bench, thousand: bool) -> dict[str, Any]:
 
     errors = {}
     for name in corruptions.NAMES:
+        bench.accelerator.print(f"  {name}", flush=True)
         columns = bench.over(look, bench.samples(Severities(bench.transform, name)), max(1, bench.size // many))
         errors[name] = [percent(wrong) for wrong in columns["wrong"].T]
     mean = {name: float(np.mean(found)) for name, found in errors.items()}
@@ -211,7 +212,7 @@ def mixed_calibration(bench: Bench) -> dict[str, Any]:
 
     def look(index: Tensor, images: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor) -> dict[str, Tensor]:
         x, y = (normalise(part, bench.recipe, bench.accelerator.device) for part in (images, others))
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, (mask, lam) in masks(x, index).items():
             major = torch.where(lam >= 0.5, labels, other_labels)
             share = torch.where(labels == other_labels, 1, torch.maximum(lam, 1 - lam))

@@ -105,11 +105,12 @@ def load(recipe: Recipe, subset: str, outputs: list[str]) -> Split:
 def synsets_of(classes: Sequence[str], subset: str, where: str) -> list[str]:
     """The synset that each class folder of a subset stands for, by its name."""
     known = classes_of(subset)
+    names = {*known}
     if subset == NUMBERED:  # sorted as words, 10 would come before 2
         wrong = [name for name in classes if not (re.fullmatch(r"\d{1,4}", name) and int(name) < len(known))]
         expected = "numbers of classes, 0 to 999"
     else:
-        wrong = [name for name in classes if name not in {*known}]
+        wrong = [name for name in classes if name not in names]
         expected = f"WordNet ids such as {known[0]}, of its {len(known)} classes"
     if wrong:
         other = [name for name in SUBSETS[:-1] if name != subset and fits(classes, name)]
@@ -136,7 +137,8 @@ def score_subset(bench: Bench, subset: str, outputs: list[str]) -> tuple[dict[st
     where it is among the image's labels, over the ``real_count`` images that have some.
     """
     real = real_labels(bench.table, bench.recipe, outputs) if subset == REAL else None
-    others = torch.tensor([synset not in {*classes_of(subset)} for synset in outputs])
+    own_classes = {*classes_of(subset)}
+    others = torch.tensor([synset not in own_classes for synset in outputs])
 
     def look(_index: Tensor, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         logits = bench.of_bytes(images)

@@ -87,8 +87,8 @@ def identity(recipe: Recipe, split: Split) -> dict[str, Any]:
     """Which images were looked at, without folders of this machine."""
     name = recipe.dataset
     local = name not in PREPARED and (is_path(name) or Path(name).exists())
-    told = {k: split.identity[k] for k in ("images", "labels_sha256", "fingerprint") if k in split.identity}
-    return {"dataset": Path(name).resolve().name if local else name, "split": recipe.eval_split, **told}
+    told: dict[str, Any] = {"dataset": Path(name).resolve().name if local else name, "split": recipe.eval_split}
+    return told | {k: v for k, v in split.identity.items() if k in ("images", "labels_sha256", "fingerprint")}
 
 
 def about(name: str, bench: Bench, split: Split, run: Run | None) -> dict[str, Any]:
