@@ -119,7 +119,7 @@ def predict_all(
 ) -> dict[str, np.ndarray] | None:
     """``predict`` over a whole split, dealt over the processes, of one model."""
     found = predict_each({"": model}, samples, recipe, accelerator, workers, stop)
-    return found and found[""]
+    return None if found is None else found[""]
 
 
 def predict_each(
