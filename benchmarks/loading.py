@@ -2,7 +2,7 @@
 
     python benchmarks/loading.py
     python benchmarks/loading.py --formats jpeg png webp --out loading.md
-    python benchmarks/loading.py --sides 4000 3000 --images 256
+    python benchmarks/loading.py --sides 4000 3000 --images 192 --repeats 3 --kinds "crop and flip"
 
 Pictures of 500 x 375 pixels (a JPEG has about 100 KB) are made, in one class folder, and read by one loader process
 each: RandomResizedCrop and flip; the same with RandAugment and random erasing; and the evaluation's resize and centre
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=768)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=["jpeg"])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
     parser.add_argument("--sides", nargs=2, type=int, default=[500, 375], metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--out", type=Path, help="a file for the record")
     args = parser.parse_args()
@@ -70,7 +71,7 @@ def main() -> None:
             what = f"{args.images} {format.upper()}s of {args.sides[0]} x {args.sides[1]}, {size / 1000:.0f} KB"
             say(f"| {what}, images/s | timm | ours, v1 | ours, v2 | v2 / timm |")
             say("|---|---:|---:|---:|---:|")
-            for kind in KINDS:
+            for kind in args.kinds:
                 say(row(folder, kind, args.repeats))
             say("")
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}"

@@ -87,7 +87,7 @@ MISTAKES = (
     ("+ grid: {lr: [0.1, '1e-1']}", "share the folder .*-lr0.1-seed0"),
     ("+ grid: {report_to: [none]}", "grid: unknown field 'report_to'"),
     ("+ overrides: {lr: 1}\ngrid: {lr: [2]}", "lr is both in overrides and in grid"),
-    ("+ launcher: acelerate launch", "no such executable in PATH: 'acelerate'"),
+    ("+ launcher: acelerate launch", "no such executable in PATH: 'acelerate'; did you mean 'accelerate"),
     ("+ launcher: ' '", "no such executable"),
     ("- quickstart_mixup", "a sweep file must be a table of names and values, got list"),
     ("+ launcher: torchrun 'x", 'launcher "torchrun \'x": No closing quotation'),
@@ -95,6 +95,7 @@ MISTAKES = (
     ('+ launcher: "a\\0b"', r"launcher: expected text or none, got 'a\\x00b'"),
     (f"+ grid: {{dataset: [{'x' * 250}]}}", r"name quickstart_mixup-datasetx+\.\.\. has 280 letters, at most 244 fit"),
     ("+ overrides: {model: resnet10x}", "quickstart_mixup: unknown model 'resnet10x'"),
+    ("+ overrides: {dataset: ./no-photos, eval_split: val}", "no-photos"),
     ("+ overrides: {opt: adamww}", "unknown optimiser 'adamww'; did you mean 'adamw'"),
 )
 

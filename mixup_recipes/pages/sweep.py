@@ -14,7 +14,7 @@ from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.slurm import slurm_script
 from mixup_recipes.runs.submission import Standing, executor, read_options, standings, submit
 from mixup_recipes.runs.sweep import Planned, Sweep, launcher_of, plan, read_sweep, to_yaml
-from mixup_recipes.runs.sweep_runs import run_all, state
+from mixup_recipes.runs.sweep_runs import check_data, run_all, state
 from mixup_recipes.training.job import STOPPED
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
@@ -52,6 +52,7 @@ def on_queue(asked: Sweep, runs: list[Planned], queue: str, jobs: int | None, dr
         return 0
     again = [now.state in ("new", "resumable", "failed") for now in before]
     left, over = [*itertools.compress(runs, again)], [*itertools.compress(notes, again)]
+    check_data([run for run, now in zip(runs, before, strict=True) if now.state in ("new", "failed")], queue == "slurm")
     files.write_into(out / "sweep.yaml", to_yaml(asked))
     if left:
         submit(left, queue, made, over)
@@ -96,6 +97,9 @@ def sweep(
     if jobs and slurm is not None:
         raise UserError("jobs: a script for Slurm runs as many at a time as Slurm lets it; leave out --jobs or --slurm")
     states = [state(run) for run in runs]
+    if not report_only:
+        new = [run for run, now in zip(runs, states, strict=True) if now == "new"]
+        check_data(new, elsewhere=slurm is not None)
     if dry_run:
         for run, now in zip(runs, states, strict=True):
             print(f"{now:10} {shlex.join(run.command)}")

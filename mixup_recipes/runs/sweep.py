@@ -138,7 +138,9 @@ def launcher_of(sweep: Sweep) -> tuple[str | None, list[str]]:
     if not words and (queue or not sweep.launcher):
         words = [sys.executable]
     if not words or shutil.which(words[0]) is None:
-        raise UserError(f"launcher {sweep.launcher!r}: no such executable in PATH: {words[0] if words else ''!r}")
+        first = words[0] if words else ""
+        hint = nearest(first, (*QUEUES, "accelerate launch", "torchrun", "python"))
+        raise UserError(f"launcher {sweep.launcher!r}: no such executable in PATH: {first!r}; {hint}")
     return queue, words
 
 

@@ -4,6 +4,7 @@ What is finished is skipped, what was interrupted goes on, what fails does not s
 started again continues.
 """
 
+import dataclasses
 import fcntl
 import os
 import signal
@@ -12,13 +13,17 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 
 import torch
 
-from mixup_recipes.recipe import differences
+from mixup_recipes.data.opening import is_large, is_local
+from mixup_recipes.data.splits import count, load_splits
+from mixup_recipes.recipe import Recipe, differences
 from mixup_recipes.runs.processes import Relay, held, last_lines, launch
 from mixup_recipes.runs.run import RECIPE, Run, Summary
 from mixup_recipes.runs.sweep import Planned
+from mixup_recipes.training.data import check_rates
 from mixup_recipes.training.folder import check_folder
 from mixup_recipes.training.job import STOPPED
 from mixup_recipes.training.launch import cores
@@ -50,6 +55,22 @@ def finished(run: Planned) -> bool:
     there, last = Run.open(run.folder), run.recipe.epochs
     rows = (there.summary_csv or "").splitlines()
     return bool(rows) and rows[-1].startswith(f"{last},") and last in [row.epoch for row in there.log.val]
+
+
+def check_data(runs: list[Planned], elsewhere: bool = False) -> None:
+    """Open the data sets of this machine that the runs train on, so that what is wrong with them is said at once.
+
+    ``elsewhere``: the runs start on other machines, so that a folder that is missing here may be there. Large shards
+    are not opened, of which a run makes a copy first. Raises ``UserError`` for data that a run would refuse.
+    """
+    seen: list[Recipe] = []
+    for run in runs:
+        recipe = dataclasses.replace(run.recipe, name="", seed=0, mixer="vanilla", mixer_args={})
+        if recipe in seen or not is_local(recipe) or (elsewhere and not Path(recipe.dataset).expanduser().exists()):
+            continue
+        seen.append(recipe)
+        if not is_large(recipe):
+            check_rates(recipe, count(load_splits(recipe).train))
 
 
 def duration(seconds: float) -> str:

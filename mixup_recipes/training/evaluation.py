@@ -26,15 +26,15 @@ from mixup_recipes.words import many
 
 @torch.no_grad()
 def predict(
-    model: nn.Module,
+    models: dict[str, nn.Module],
     batches: Iterable[Loaded],
     rounds: int | None,
     total: int,
     recipe: Recipe,
     accelerator: Any,
     stop: Stop | None = None,
-) -> dict[str, np.ndarray] | None:
-    """What the metrics need, one row per image, on every process, sorted by image.
+) -> dict[str, dict[str, np.ndarray]] | None:
+    """What the metrics need of each model, one row per image, on every process, sorted by image; in one pass.
 
     ``rounds``: loop iterations, the same on every process (a process may have no batch in the last one), so that all
     agree when a signal asks to stop; then None comes back. None: as many as the process with the most batches has,
@@ -43,9 +43,10 @@ def predict(
     (K,) of 0 and 1, score (K,), the probabilities, nll, the mean over classes, bad. Raises ``UserError`` on every
     process where a stream has not as many images as its card says.
     """
-    was_training = model.training
-    model.eval()
-    parts: list[dict[str, torch.Tensor]] = []
+    were_training = {name: model.training for name, model in models.items()}
+    for model in models.values():
+        model.eval()
+    parts: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in models}
     iterator = iter(batches) if stop is None else stop.watched(iter(batches))
     try:
         for _ in itertools.count() if rounds is None else range(rounds):
@@ -57,16 +58,25 @@ def predict(
             ):
                 break
             if batch is None:
-                sharding.accompany(model, recipe.eval_size, accelerator.device)
+                for model in models.values():
+                    sharding.accompany(model, recipe.eval_size, accelerator.device)
                 continue
             images, labels, index, bad = batch
-            with accelerator.autocast() if accelerator.mixed_precision != "no" else contextlib.nullcontext():
-                logits = model(normalise(images, recipe, accelerator.device)).float()
+            x = normalise(images, recipe, accelerator.device)
             labels = labels.to(accelerator.device, non_blocking=True)
-            said = of_several(logits, labels) if recipe.multi_label else of_one(logits, labels)
-            parts.append({"index": index, **said, "bad": bad})
+            for name, model in models.items():
+                with accelerator.autocast() if accelerator.mixed_precision != "no" else contextlib.nullcontext():
+                    logits = model(x).float()
+                said = of_several(logits, labels) if recipe.multi_label else of_one(logits, labels)
+                parts[name].append({"index": index, **said, "bad": bad})
     finally:
-        model.train(was_training)
+        for name, model in models.items():
+            model.train(were_training[name])
+    return {name: gathered(found, rounds, total, recipe) for name, found in parts.items()}
+
+
+def gathered(parts: list[dict[str, Tensor]], rounds: int | None, total: int, recipe: Recipe) -> dict[str, np.ndarray]:
+    """The batches of all processes as the columns of ``predict``, checked."""
     mine = {k: torch.cat([p[k].cpu() for p in parts]).numpy() for k in parts[0]} if parts else {}
     rows = [r for r in gather_object([mine]) if r]
     columns = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
@@ -107,12 +117,25 @@ def predict_all(
     workers: int,
     stop: Stop | None = None,
 ) -> dict[str, np.ndarray] | None:
+    """``predict`` over a whole split, dealt over the processes, of one model."""
+    found = predict_each({"": model}, samples, recipe, accelerator, workers, stop)
+    return None if found is None else found[""]
+
+
+def predict_each(
+    models: dict[str, nn.Module],
+    samples: Source,
+    recipe: Recipe,
+    accelerator: Any,
+    workers: int,
+    stop: Stop | None = None,
+) -> dict[str, dict[str, np.ndarray]] | None:
     """``predict`` over a whole split, dealt over the processes."""
     size, batch = len(samples), recipe.per_device_train_batch_size
     rank, world = accelerator.process_index, accelerator.num_processes
     rounds = math.ceil(math.ceil(size / world) / batch) if isinstance(samples, Samples) else None
     batches = samples.eval_batches(rank, world, batch, workers, accelerator.device)
-    return predict(model, batches, rounds, size, recipe, accelerator, stop)
+    return predict(models, batches, rounds, size, recipe, accelerator, stop)
 
 
 def evaluate(
@@ -127,13 +150,11 @@ def evaluate(
 
     None when a signal asked to stop.
     """
+    columns = predict_each(models, samples, recipe, accelerator, workers, stop)
+    if columns is None:
+        return None
     scores: dict[str, float] = {}
-    columns: dict[str, dict[str, np.ndarray]] = {}
-    for name, model in models.items():
-        found = predict_all(model, samples, recipe, accelerator, workers, stop)
-        if found is None:
-            return None
-        columns[name] = found
+    for name, found in columns.items():
         scores |= {f"{name}_{k}" if name else k: v for k, v in score(found).items()}
     return scores, columns
 
