@@ -300,7 +300,7 @@ def test_a_trained_network_on_real_photos_bears_little_more_than_is_known_of_suc
     for name, synset in (("Granny-Smith", "n07742313"), ("Orange", "n07747607"), ("Watermelon", "strange")):
         folder = tmp_path / ("second" if synset == "strange" else "photos") / "validation" / synset
         folder.mkdir(parents=True)
-        rows = [i for i, label in enumerate(split.table["label"]) if split.classes[label] == name][:12]
+        rows = [i for i, label in enumerate(split.table["label"]) if split.classes[label] == name][:5]
         for i in rows:
             (folder / f"{i}.jpg").write_bytes(split.table[i]["image"]["bytes"])
     shutil.copytree(tmp_path / "second/validation/strange", tmp_path / "second/validation/b")
@@ -310,7 +310,7 @@ def test_a_trained_network_on_real_photos_bears_little_more_than_is_known_of_suc
     assert status == 0, errors
     found = json.loads(out.read_text())
     clean, attacked, errors_ = found["clean"]["top1"], found["attacks"], found["corruptions"]["errors"]
-    assert clean >= attacked["fgsm"]["1"] > attacked["pgd"]["8"] and attacked["pgd"]["1"] <= attacked["fgsm"]["1"]
+    assert clean >= 50 and clean > attacked["fgsm"]["1"] >= attacked["pgd"]["1"] >= attacked["pgd"]["8"] == 0, found
     weak, strong = (np.mean([errors_[name][k] for name in corruptions.NAMES]) for k in (0, 4))
     assert strong > weak >= 100 - clean - 10
     assert clean > found["occlusion"]["accuracy"]["0.9"] and math.isfinite(found["calibration"]["after"]["nll"])

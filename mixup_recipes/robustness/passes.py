@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from mixup_recipes.data import keys
@@ -19,6 +18,7 @@ from mixup_recipes.data.images import Transform, normalise, per_channel
 from mixup_recipes.data.loading import Samples
 from mixup_recipes.data.order import Key
 from mixup_recipes.recipe import Recipe
+from mixup_recipes.training.evaluation import gathered
 from mixup_recipes.typed import UserError
 
 SEED = 0
@@ -94,17 +94,10 @@ class Bench:
             seen = [part.to(device, non_blocking=True) for images, labels, *_ in together for part in (images, labels)]
             index, bad = together[0][2], torch.stack([batch[3] for batch in together]).amax(0)
             parts.append({"index": index, "bad": bad, **look(index, *seen)})
-        own = {k: torch.cat([part[k].cpu() for part in parts]).numpy() for k in parts[0]} if parts else {}
-        rows = [row for row in gather_object([own]) if row]
-        columns = {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
-        order = np.argsort(columns["index"], kind="stable")
-        columns = {k: v[order] for k, v in columns.items()}
-        if not np.array_equal(columns["index"], np.arange(len(samples))):
-            raise RuntimeError(f"a pass saw {len(order)} images instead of {len(samples)}, each once")
-        kept = columns.pop("bad") == 0
-        if not kept.any():
+        columns = gathered(parts, len(batches), len(samples), self.recipe)
+        if not len(columns["index"]):
             raise UserError(f"dataset {self.recipe.dataset!r}: no image can be read")
-        return {k: v[kept] for k, v in columns.items()}
+        return {k: v for k, v in columns.items() if k != "bad"}
 
 
 class InPixels(nn.Module):
