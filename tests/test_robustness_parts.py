@@ -214,14 +214,14 @@ def test_a_pane_of_ice_has_the_colours_of_a_photograph_of_frost():
 
 def test_the_higher_the_severity_the_further_from_the_photo():
     """But four change in kind from one to the next: even AlexNet errs less at snow 3 than at snow 2."""
-    x, uneven = photo(224, 224), {"glass_blur": [0, 4], "snow": [0, 4], "frost": [1, 4], "elastic_transform": [3, 4]}
+    x, uneven = photo(128, 128), {"glass_blur": [0, 4], "snow": [0, 4], "frost": [1, 4], "elastic_transform": [3, 4]}
     for name in NAMES:
         far = [np.square(corrupt(x, name, s, np.random.default_rng(0)) / 255 - x / 255).mean() for s in range(1, 6)]
         far = [far[i] for i in uneven.get(name, range(5))]
         assert far == sorted(far) and far[0] > 1e-4, name
 
 
-@pytest.mark.parametrize(("height", "width"), [(33, 47), (64, 50), (224, 130), (1, 5)])
+@pytest.mark.parametrize(("height", "width"), [(33, 47), (64, 50), (140, 121), (1, 5)])
 def test_a_picture_of_any_size_keeps_it_and_comes_out_the_same_from_the_same_generator(height, width):
     x = photo(height, width)
     before, state = x.copy(), np.random.get_state()[1].tolist()
@@ -372,7 +372,7 @@ def test_a_network_is_less_sure_of_an_orange_that_is_corrupted(tmp_path):
         "parquet", data_files=str(prepare.prepare("groceries") / "data/test-*"), cache_dir=tmp_path
     )
     rows = test["train"]
-    oranges = [row["image"] for row in rows if rows.features["label"].int2str(row["label"]) == "Orange"][:24]
+    oranges = [row["image"] for row in rows if rows.features["label"].int2str(row["label"]) == "Orange"][:16]
     photos = np.stack([np.asarray(ImageOps.fit(image, (224, 224), Image.Resampling.BICUBIC)) for image in oranges])
 
     def sure(pictures):
@@ -381,7 +381,9 @@ def test_a_network_is_less_sure_of_an_orange_that_is_corrupted(tmp_path):
             return model(x).softmax(1)[:, 950].mean().item()
 
     clean = sure(photos)
-    for name in NAMES:
-        worst = sure([corrupt(photo, name, 5, np.random.default_rng(i)) for i, photo in enumerate(photos)])
-        print(f"{name}: {clean:.3f} -> {worst:.3f}")
-        assert worst < clean
+    worst = {
+        name: sure([corrupt(photo, name, 5, np.random.default_rng(i)) for i, photo in enumerate(photos)])
+        for name in NAMES
+    }
+    assert all(worst[name] < 0.7 * clean for name in NAMES if name != "brightness")  # the photos are dark: it may help
+    assert all(np.mean([worst[name] for name in names]) < 0.6 * clean for names in GROUPS.values())
