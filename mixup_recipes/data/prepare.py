@@ -311,9 +311,11 @@ def prepare_from_hub(name: str, repository: str, image: str, label: str, work: P
 
 def ask_for(name: str, _: Path) -> None:
     """Say what must be downloaded by hand."""
-    title, page, archives, *_ = authors.AUTHORS[name]
-    words = " ".join(archives)
-    raise UserError(f"{title} is where its authors have it: download {words} from {page}, then pass --from {words}")
+    about = authors.AUTHORS[name]
+    words = " ".join(about.archives)
+    raise UserError(
+        f"{about.title} is to be had of its authors: download {words} from {about.page}; pass --from {words}"
+    )
 
 
 def set_files(splits: Iterable[str]) -> tuple[str, ...]:

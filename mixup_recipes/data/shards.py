@@ -31,7 +31,8 @@ def write_split(folder: Path, split: str, names: Sequence[str], rows: Iterable[R
     that readers know images and class names without a card. Raises ``OSError``.
     """
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
-    schema, parts, count, told = features.arrow_schema, [], 0, time.monotonic()
+    schema, count, told = features.arrow_schema, 0, time.monotonic()
+    parts: list[Path] = []
     (folder / "data").mkdir(parents=True, exist_ok=True)
     rest = groups(rows)
     group = next(rest, None)
