@@ -89,17 +89,27 @@ def sweep(
 
 @app.command
 def prepare(
-    name: Annotated[str, text("groceries, cifar10, or weights: efficientnet_lite0")],
+    name: Annotated[str, text("a data set of the tables, groceries, or weights: efficientnet_lite0")],
     *,
+    from_: Annotated[list[str] | None, listed("what its authors distribute: archives, or a folder", "--from")] = None,
     folder: Annotated[Path | None, said("write its images too, as FOLDER/SPLIT/CLASS/IMAGE")] = None,
 ) -> None:
-    """Download and write a small real data set, or trained weights, once."""
+    """Write a data set, or trained weights, once and whole; recipes find it by its name.
+
+    Downloaded: groceries (61 MB), cifar10, cifar100, efficientnet_lite0. Of cub200, aircraft, inat2017, inat2018 and
+    places205 download what the authors have and pass it: prepare cub200 --from CUB_200_2011.tgz. Numbers of images and
+    classes must be those that the authors publish.
+    """
     from mixup_recipes.data.prepare import PREPARED, prepare, unpack
     from mixup_recipes.training.known_weights import WEIGHTS, prepare_weights
 
     if name not in (known := [*PREPARED, *WEIGHTS]):
         raise UserError(f"unknown prepared data set or weights {name!r}; {nearest(name, known)}")
-    place = prepare_weights(name) if name in WEIGHTS else prepare(name)
+    if name in WEIGHTS and from_:
+        raise UserError(f"{name} is downloaded; leave out --from")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that nothing half-written is left
+    paths = [Path(word).expanduser() for word in from_ or ()]
+    place = prepare_weights(name) if name in WEIGHTS else prepare(name, paths)
     if folder is not None:
         unpack(place, folder)
     print(folder or place)
