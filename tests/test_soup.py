@@ -18,8 +18,11 @@ from mixup_recipes.data.images import TrainTransform
 from mixup_recipes.data.loading import Samples
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.data.splits import load_splits
+from mixup_recipes.recipe import to_yaml
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.runs import soup as soups
+from mixup_recipes.training import backbones
+from mixup_recipes.training.export import export
 from mixup_recipes.training.update import inputs
 
 CPU = torch.device("cpu")
@@ -87,17 +90,38 @@ def test_a_uniform_soup_is_the_mean_with_statistics_of_training_images_and_is_a_
     assert console("export", out, "--out", tmp_path / "soup.pt2")[0] == 0
 
 
-def test_the_last_checkpoints_of_a_run_are_averaged(runs, console, tmp_path):
-    out = tmp_path / "soup"
-    assert console("soup", runs[0], "--last", 2, "--out", out)[0] == 0
-    kept = [load_file(place / "model.safetensors") for place in sorted((runs[0] / "checkpoints").iterdir())[-2:]]
-    models = [{k.removeprefix("model."): v for k, v in one.items() if k.startswith("model.")} for one in kept]
+@pytest.mark.parametrize("reported", ["model", "ema"])
+def test_the_last_checkpoints_of_a_run_are_averaged(runs, console, tmp_path, reported):
+    run, out = shutil.copytree(runs[0], tmp_path / "run"), tmp_path / "soup"
+    text = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(text.replace("report_ema: false", f"report_ema: {reported == 'ema'}"))
+    assert console("soup", run, "--last", 2, "--out", out)[0] == 0
+    kept = [load_file(place / f"{reported}.safetensors") for place in sorted((run / "checkpoints").iterdir())[-2:]]
+    models = [{k.removeprefix("model."): v for k, v in one.items() if not k.startswith("mixer.")} for one in kept]
     found = weights(out)
     assert all(torch.equal(found[k], v) for k, v in mean_of(models).items())
     rows = json.loads((out / "soup.json").read_text())["ingredients"]
-    assert rows[1]["score"] == json.loads((runs[0] / "eval_results.json").read_text())["exported"]["top1"]
-    status, _, errors = console("soup", runs[0], "--last", 9, "--out", tmp_path / "other")
+    exported = json.loads((run / "eval_results.json").read_text())["exported"]
+    assert rows[1]["score"] == exported["ema_top1" if reported == "ema" else "top1"]
+    status, _, errors = console("soup", run, "--last", 9, "--out", tmp_path / "other")
     assert status == 2 and "keeps 2 checkpoints, --last asks for 9" in errors
+
+
+def test_a_network_without_batchnorm_needs_no_data(runs, console, tmp_path):
+    made = []
+    for seed in (0, 1):
+        made.append(shutil.copytree(runs[seed], tmp_path / str(seed)))
+        fields = {"model": "test_vit", "model_args": {"img_size": 32, "patch_size": 8}}
+        recipe = load_recipe(str(made[seed] / "recipe.yaml"), **fields, seed=seed)
+        (made[seed] / "recipe.yaml").write_text(to_yaml(recipe))
+        export(backbones.create_model(recipe), made[seed], recipe, tiny.CLASSES)
+    status, shown, errors = console("soup", *made, "--out", tmp_path / "soup", "--dataset", tmp_path / "nowhere")
+    assert status == 0 and "the average of 2, not scored: " in shown, errors
+    found, about = weights(tmp_path / "soup"), json.loads((tmp_path / "soup/soup.json").read_text())
+    assert all(torch.equal(found[k], v) for k, v in mean_of([weights(run) for run in made]).items())
+    assert (about["scores"], about["bn_samples"]) == ({}, None)
+    status, _, errors = console("soup", *made, "--greedy", "--out", tmp_path / "b", "--dataset", tmp_path / "nowhere")
+    assert status == 2 and "greedy scores each soup, and the data of" in errors
 
 
 def renumbered(run: Path, to: Path) -> Path:
