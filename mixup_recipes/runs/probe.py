@@ -80,7 +80,8 @@ def probe(
     # float64 is not on every accelerator
     device = accelerator.device if accelerator.device.type == "cuda" else torch.device("cpu")
     scores = scored(train, held, len(splits.classes), methods, numbers, temperature, device)
-    scores |= {"features": wide, "counts": {k: len(v.y) for k, v in found.items()}, "bad_images": train.bad + held.bad}
+    images = {recipe.train_split: len(train.y), recipe.eval_split: len(held.y)}
+    scores |= {"features": wide, "counts": images, "bad_images": train.bad + held.bad}
     if output:
         of |= {"model": name} | {key: data[key] for key in ("dataset", "config", "commit")}
         files.write_json(output, of | scores)
