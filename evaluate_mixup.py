@@ -48,6 +48,8 @@ class Evaluation:
     """Write the scores to this JSON file too."""
     predictions: Path | None = None
     """Write what the model says of each image to this safetensors file."""
+    tta: Literal["none", "flip", "five_crop", "ten_crop"] = "none"
+    """Average the probabilities of several views of an image: its mirror image, corners and centre, or both."""
 
 
 MODEL = ("run", "model")  # the first argument
@@ -73,6 +75,7 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model
     from mixup_recipes.runs.per_class import per_class
     from mixup_recipes.runs.scored import load_scored, other_data
+    from mixup_recipes.runs.tta import Views
     from mixup_recipes.training import backbones, evaluation, launch
     from mixup_recipes.training.export import write_predictions
 
@@ -81,12 +84,13 @@ def main(argv: list[str] | None = None) -> int | None:
         raise UserError(f"which data? {args.model} carries no recipe; pass --dataset or --recipe")
     recipe = evaluation_recipe(net, args.model, run, changes(args), args.recipe)
     transform = eval_transform(net, recipe, own=run is None and args.recipe is None)
+    views = Views(args.tta, transform)
     accelerator = launch.accelerator(recipe, Path("."))
     world = accelerator.num_processes
     accelerator.print(
         f"{args.model}: {many(world, 'process')} on {accelerator.device.type}, "
         f"{recipe.mixed_precision} mixed precision, {recipe.dataset} {recipe.eval_split}, "
-        f"{transform}",
+        f"{transform}" + f", tta {args.tta}" * (args.tta != "none"),
         flush=True,
     )
     backbones.check_input(net, args.batch_size, tuple(transform.size), args.model, training=False)
@@ -96,9 +100,9 @@ def main(argv: list[str] | None = None) -> int | None:
     split = placed(found, recipe, args.model, net)
     for note in (*split.notes, *other_data(run, recipe, found)):
         accelerator.print(note, flush=True)
-    net = launch.on_device(net, recipe, accelerator)
-    samples = Samples(split.table, recipe, transform, args.on_bad_image, args.max_image_pixels)
-    workers = launch.workers(args.dataloader_num_workers, accelerator, recipe)
+    net = views.averaged(launch.on_device(net, recipe, accelerator), recipe.multi_label)
+    samples = Samples(split.table, recipe, views.transform, args.on_bad_image, args.max_image_pixels)
+    workers = launch.workers(args.dataloader_num_workers, accelerator, views.room(recipe))
     columns = evaluation.predict_all(net, samples, recipe, accelerator, workers)
     assert columns is not None  # no signal asks this job to stop early
     if accelerator.is_main_process:
@@ -111,9 +115,9 @@ def main(argv: list[str] | None = None) -> int | None:
         scores |= {"bad_images": len(samples) - len(columns["index"])}
         print("\n".join(f"{k:14}{v:.4f}" if isinstance(v, float) else f"{k:14}{v}" for k, v in scores.items()))
         if args.predictions:
-            write_predictions(args.predictions, columns)
+            write_predictions(args.predictions, columns, {"tta": args.tta} if args.tta != "none" else None)
         if args.output:
-            files.write_json(args.output, {"model": args.model, "dataset": recipe.dataset, **scores})
+            files.write_json(args.output, {"model": args.model, "dataset": recipe.dataset, "tta": args.tta, **scores})
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return None
