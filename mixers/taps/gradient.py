@@ -115,6 +115,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def looking(model: nn.Module) -> Iterator[None]:
+    """A look without gradients, in evaluation mode, of which the step that follows sees nothing.
+
+    Autocast keeps the weights that it casts. torch 2.7 hands those of a look without gradients to the step too, whose
+    weights would then get no gradient; so they are forgotten.
+    """
+    with torch.no_grad(), evaluating(model):
+        yield
+    torch.clear_autocast_cache()
+
+
+@contextmanager
 def as_is(model: nn.Module) -> Iterator[None]:
     """Every submodule in its own mode, but running statistics and the generators of torch stay where they are."""
     norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
