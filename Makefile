@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 # bf16 where the CPU knows it: without AVX-512 it is emulated, ten times slower
 PRECISION ?= $(shell grep -q avx512 /proc/cpuinfo 2>/dev/null && echo bf16 || echo no)
 
-.PHONY: quickstart finetune test test-tomorrow pytest lint slow clean
+.PHONY: quickstart finetune test test-lowest test-tomorrow pytest lint slow clean
 
 # The virtual environment, installed from the package index under the tested versions of constraints.txt.
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
@@ -44,6 +44,10 @@ test: lint pytest
 pytest: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n auto --maxprocesses 4 --dist worksteal
 
+# The same tests with the lowest versions.
+test-lowest:
+	$(MAKE) pytest VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+
 # The same tests with pre-releases of all that has some.
 test-tomorrow:
 	$(MAKE) pytest VENV=.venv-tomorrow CONSTRAINTS=/dev/null PIP=--pre
@@ -58,4 +62,4 @@ slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m slow
 
 clean:
-	rm -rf $(VENV) .venv-tomorrow build *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-tomorrow build *.egg-info

@@ -59,6 +59,8 @@ class Evaluation:
     """Second data set for the suite, of classes that the model does not know."""
     ood_split: str | None = None
     """Its split; default that which is scored on."""
+    tta: Literal["none", "flip", "five_crop", "ten_crop"] = "none"
+    """Average the probabilities of several views of an image: its mirror image, corners and centre, or both."""
 
 
 MODEL = ("run", "model")  # the first argument
@@ -84,6 +86,7 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model
     from mixup_recipes.runs.per_class import per_class
     from mixup_recipes.runs.scored import load_scored, other_data
+    from mixup_recipes.runs.tta import Views
     from mixup_recipes.training import backbones, evaluation, launch
     from mixup_recipes.training.export import write_predictions
 
@@ -95,12 +98,13 @@ def main(argv: list[str] | None = None) -> int | None:
     target = suite.target(recipe, args.model, args.output, run, asked) if args.suite else None
     outputs = subsets.check(net, args.model, args.subset) if args.subset else []
     transform = eval_transform(net, recipe, own=run is None and args.recipe is None)
+    views = Views(args.tta, transform)
     accelerator = launch.accelerator(recipe, Path("."))
     world = accelerator.num_processes
     accelerator.print(
         f"{args.model}: {many(world, 'process')} on {accelerator.device.type}, "
         f"{recipe.mixed_precision} mixed precision, {recipe.dataset} {recipe.eval_split}, "
-        f"{transform}",
+        f"{transform}" + f", tta {args.tta}" * (args.tta != "none"),
         flush=True,
     )
     backbones.check_input(net, args.batch_size, tuple(transform.size), args.model, training=False)
@@ -114,8 +118,8 @@ def main(argv: list[str] | None = None) -> int | None:
         second = suite.second_set(recipe, args.ood, args.ood_split, split.classes) if args.ood else None
     for note in (*split.notes, *other_data(run, recipe, found), *(second.notes if second else ())):
         accelerator.print(note, flush=True)
-    net = launch.on_device(net, recipe, accelerator).eval()
-    workers = launch.workers(args.dataloader_num_workers, accelerator, recipe)
+    net = views.averaged(launch.on_device(net, recipe, accelerator), recipe.multi_label).eval()
+    workers = launch.workers(args.dataloader_num_workers, accelerator, views.room(recipe))
     bench = Bench(net, split.table, recipe, transform, accelerator, workers, args.on_bad_image, args.max_image_pixels)
 
     if target is not None:
@@ -128,7 +132,7 @@ def main(argv: list[str] | None = None) -> int | None:
     if args.subset:
         scores, columns = subsets.score_subset(bench, args.subset, outputs)
     else:
-        predicted = evaluation.predict_all(net, bench.samples(), recipe, accelerator, workers)
+        predicted = evaluation.predict_all(net, bench.samples(views.transform), recipe, accelerator, workers)
         assert predicted is not None  # no signal asks this job to stop early
         columns = predicted
         scores = evaluation.score(columns) if recipe.multi_label else {}
@@ -141,9 +145,9 @@ def main(argv: list[str] | None = None) -> int | None:
         wide = max(14, *(len(name) + 1 for name in scores))
         print("\n".join(f"{k:{wide}}{v:.4f}" if isinstance(v, float) else f"{k:{wide}}{v}" for k, v in scores.items()))
         if args.predictions:
-            write_predictions(args.predictions, columns)
+            write_predictions(args.predictions, columns, {"tta": args.tta} if args.tta != "none" else None)
         if args.output:
-            files.write_json(args.output, {"model": args.model, "dataset": recipe.dataset, **scores})
+            files.write_json(args.output, {"model": args.model, "dataset": recipe.dataset, "tta": args.tta, **scores})
     leave(accelerator)
     return None
 
@@ -163,6 +167,8 @@ def check(args: Evaluation) -> None:
     if args.suite and (args.subset or args.predictions):
         other = "subset" if args.subset else "predictions"
         raise UserError(f"--suite {args.suite} and --{other} do not go together; choose one of them")
+    if args.tta != "none" and (args.suite or args.subset):
+        raise UserError(f"--tta {args.tta} is for plain scores: it does not go with --suite or --subset")
     if args.ood_split and args.ood is None:
         raise UserError("--ood_split is the split of a second data set: --ood DATASET")
     if args.subset not in (None, "real") and args.dataset is None:

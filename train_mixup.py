@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int | None:
     from mixup_recipes.training.preprocessing import of_weights
     from mixup_recipes.training.progress import Progress
     from mixup_recipes.training.signals import Stop
-    from mixup_recipes.training.update import class_weights, criterion, new_learner, new_step, prepared, train_update
+    from mixup_recipes.training.update import load_teacher, meet_data, new_learner, new_step, prepared, train_update
 
     # ----------------------------------------------------------------------------------------- processes
     stop = Stop()  # from here on a signal means: leave, and later: save and leave
@@ -76,13 +76,13 @@ def main(argv: list[str] | None = None) -> int | None:
     model = backbones.create_model(recipe)
     backbones.check_input(model, recipe.per_device_train_batch_size, recipe.image_size, recipe.model, training=True)
     backbones.check_input(model, 1, recipe.eval_size, recipe.model, training=False)
-    train_transform = images.TrainTransform(recipe)
-    eval_transform = images.EvalTransform.of(recipe)
+    train_transform, eval_transform = images.TrainTransform(recipe), images.EvalTransform.of(recipe)
     with accelerator.main_process_first():
         start = backbones.load_start(recipe) if found is None else None
+        teacher = load_teacher(recipe)
 
     try:
-        step = new_step(model, recipe)
+        step = new_step(model, recipe, teacher)
     except ValueError as e:
         raise UserError(f"mixer {recipe.mixer!r} with model {recipe.model!r}: {e}") from None
     try_checkpointed(step, recipe)
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int | None:
     if recipe.num_classes == 0:
         recipe = changed(recipe, num_classes=len(splits.classes))
         model = backbones.create_model(recipe)
-        step = new_step(model, recipe)
+        step = new_step(model, recipe, teacher)
     workers = launch.workers(job.dataloader_num_workers, accelerator, recipe, training=True)
     bad = job.on_bad_image, job.max_image_pixels
     samples = streaming.reader(splits.train, recipe, train_transform, *bad, skipped(folder, "train"))
@@ -108,9 +108,9 @@ def main(argv: list[str] | None = None) -> int | None:
     if start is not None:
         head = backbones.start_from(step.model, start.model, splits.classes)
         accelerator.print("\n".join([*start.notes, f"starts from {recipe.pretrained} {head}"]))
-        step, start = new_step(model, recipe), None  # a mixer may have copied the model
+        step, start = new_step(model, recipe, teacher), None  # a mixer may have copied the model
     step = launch.on_device(step, recipe, accelerator)
-    step.criterion = criterion(recipe, class_weights(recipe, splits.per_class, device))
+    meet_data(step, recipe, splits, device, accelerator.print)
     if recipe.torch_compile:
         launch.compile_step(step)
     learner = new_learner(step, recipe, accelerator, job.shard)

@@ -44,8 +44,13 @@ class Mixed(NamedTuple):
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Soft-target cross-entropy in full precision, one loss per sample ``(B,)``: the criterion of all adapters."""
-    return F.cross_entropy(logits.float(), target, reduction="none")
+    """Cross-entropy with targets ``(B, K)`` or labels ``(B,)``, one loss per sample ``(B,)``: that of all adapters.
+
+    It is computed in float32, or in float64 where the logits are of it.
+    """
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    target = target.to(wide) if target.is_floating_point() else target
+    return F.cross_entropy(logits.to(wide), target, reduction="none")
 
 
 def dense_targets(labels: Tensor, num_classes: int | None = None, label_smoothing: float = 0.0) -> Tensor:

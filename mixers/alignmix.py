@@ -46,6 +46,8 @@ EPS, ITERATIONS, TOLERANCE = 0.1, 100, 0.1
 class AlignMix(Mixer):
     """Blend the last feature with a partner's after aligning their positions. ``alpha`` > 0 is the Beta parameter."""
 
+    inside = True
+
     def __init__(self, alpha: float = 2.0):
         super().__init__()
         ops.check_positive("alpha", alpha)

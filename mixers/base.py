@@ -70,6 +70,9 @@ class Mixer(nn.Module):
     rows of W are at least 0 and sum to 1.
     """
 
+    inside: bool = False
+    """Whether it mixes features inside of the model, so that there is no mixed image that another model could see."""
+
     @property
     def law(self) -> str:
         """Its sampling law with a version, ``"cutmix@clova-2019"``, as its file names it; empty where it names none.

@@ -101,7 +101,7 @@ class Grafting(Mixer):
                 found = taps.magnitude(taps.saliency(model, criterion, x, y))
             height, width = taps.to_map(model, features[0], x).shape[2:]
         else:
-            with torch.no_grad(), taps.evaluating(model):
+            with taps.looking(model):
                 feature = taps.to_map(model, model.forward_features(x), x)
             found = feature.abs().mean(1, dtype=torch.promote_types(feature.dtype, torch.float32))
             height, width = feature.shape[2:]

@@ -38,6 +38,8 @@ LAYERS = 3
 class ManifoldMix(Mixer):
     """Blend images or a hidden feature by one lambda per batch. ``alpha`` > 0 is the Beta parameter."""
 
+    inside = True
+
     def __init__(self, alpha: float = 2.0):
         super().__init__()
         ops.check_positive("alpha", alpha)

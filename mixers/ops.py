@@ -25,7 +25,11 @@ def check_batch(x: Tensor, y: Tensor) -> None:
     if not x.is_floating_point():
         raise TypeError(f"images must be float and normalised before mixing, got {x.dtype}: convert and normalise them")
     if x.ndim != 4:
-        raise ValueError(f"images must have shape (B, C, H, W), got {tuple(x.shape)}")
+        other = {
+            3: "; signals (B, C, L) go in as x[:, :, None], to a mixer that needs no height, such as mixup",
+            5: "; video (B, T, C, H, W) goes in as x.flatten(1, 2)",
+        }
+        raise ValueError(f"images must have shape (B, C, H, W), got {tuple(x.shape)}{other.get(x.ndim, '')}")
     if not len(x):
         raise ValueError("the batch is empty: there is nothing to mix")
     if not y.is_floating_point():

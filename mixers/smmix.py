@@ -111,7 +111,7 @@ class SMMix(Mixer):
     ) -> Out:
         """A look at the clean images, then the step on the mixed ones."""
         ops.check_batch(x, y)
-        with torch.no_grad(), taps.evaluating(model), taps.attention(model) as look:
+        with taps.looking(model), taps.attention(model) as look:
             clean = model(x)
         attention = look.of_patches()
         plan = self.plan(x, y, rng, attention)

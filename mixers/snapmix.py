@@ -122,7 +122,7 @@ class SnapMix(Mixer):
 @torch.no_grad()
 def semantic_map(model: Any, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"]) -> Float[Tensor, "B H W"]:
     """Where a sample's own class is, at least 0 and of sum 1, in evaluation mode and without a trace."""
-    with taps.evaluating(model):
+    with taps.looking(model):
         feature = model.forward_features(x)
         tokens = taps.to_tokens(model, feature)
         seen = taps.before_classifier(model, tokens.flatten(0, 1), feature).unflatten(0, tokens.shape[:2])

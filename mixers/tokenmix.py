@@ -90,11 +90,10 @@ class TokenMix(Mixer):
         lam = torch.where(both > 0, own / both, 1 - pasted.mean())
         return {"index": index, "mask": ops.to_pixels(cells[None, None], x).expand(len(x), -1, -1, -1), "lam": lam}
 
-    @torch.no_grad()
     def content(self, model: nn.Module, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w"]:
         """Shares of an image's content by cell, summing to 1."""
         seer = self.frozen.model if self.frozen else model
-        with taps.evaluating(seer), taps.attention(seer) as look:
+        with taps.looking(seer), taps.attention(seer) as look:
             seer(x)
         return look.of_class_token() if look.has_class_token else look.of_patches()
 

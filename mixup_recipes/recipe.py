@@ -70,6 +70,8 @@ class Recipe:
     """Name in timm's registry."""
     model_args: dict = field(default_factory=dict)
     """Keyword arguments for timm.create_model."""
+    drop_rate: Share | None = None
+    """Dropout, in most models before the classifier alone; none leaves the model's default."""
     drop_path_rate: Share | None = None
     """Stochastic depth; none leaves the model's default."""
     init: Literal["timm", "mmcls_cnn", "mmcls_vit"] = "timm"
@@ -80,6 +82,8 @@ class Recipe:
     """Where sizes, mean, std and interpolation come from that are not given: this recipe, or the trained weights."""
     freeze: str | None = None
     """Weights that stay as they are: body (all but the classifier), or all up to a stage such as layer2 or blocks.3."""
+    unfreeze_epochs: Positive | None = None
+    """With freeze: every n epochs the next stage thaws, from the classifier down to the images; none: nothing thaws."""
     # --- mixing
     mixer: str = "vanilla"
     """Name in mixers.MIXERS; --mixer.ARGUMENT sets an argument of it, as in --mixer.alpha 0.5."""
@@ -131,14 +135,33 @@ class Recipe:
     warmup_prefix: bool = False
     """Begin the cosine when the warm-up ends, instead of multiplying the two."""
     # --- loss
-    loss: Literal["ce", "bce_sum", "bce_mean"] = "ce"
-    """Soft-target cross-entropy, or binary cross-entropy summed or averaged over classes."""
+    loss: Literal["ce", "bce_sum", "bce_mean", "focal", "asymmetric"] = "ce"
+    """Cross-entropy of soft targets (ce) or its focal form; binary cross-entropy, summed or averaged over classes, or
+    the asymmetric form of the sum."""
+    focal_gamma: NotNegative | None = None
+    """Focal loss: what is said for a class of probability p weighs (1-p)^gamma; none: 2."""
+    asl_gamma_neg: NotNegative | None = None
+    """Asymmetric loss: what is said against a class of probability p weighs p^gamma; none: 4."""
+    asl_gamma_pos: NotNegative | None = None
+    """Asymmetric loss: what is said for a class of probability p weighs (1-p)^gamma; none: 1."""
+    asl_clip: Share | None = None
+    """Asymmetric loss: what is said against a class takes p for this much less, at least 0; none: 0.05."""
     bce_target_thresh: Share | None = None
     """Binarise targets at this value before the binary cross-entropy."""
     class_weights: Literal["none", "balanced"] = "none"
     """Weigh what targets say for a class by N / (K n), so that all classes count the same."""
     smoothing: Share = 0.0
     """Label smoothing, applied once, before mixing."""
+    # --- distillation
+    distill_from: str | None = None
+    """Learn from a teacher too, of the same mixed images: a timm name, hf-hub:OWNER/NAME, run folder or prepared
+    weights."""
+    distill: Literal["soft", "hard"] | None = None
+    """From the teacher's probabilities (KL divergence), or from its likeliest class as a label; none: soft."""
+    distill_alpha: Annotated[float, Between(0, 1, open_low=True)] | None = None
+    """Share of the teacher in the loss; 1: no label counts; none: 0.5."""
+    distill_tau: Positive | None = None
+    """Temperature at which soft distillation compares both, times its square; none: 1."""
     # --- training images
     image_size: Count = 224
     """Training resolution in pixels."""
@@ -209,6 +232,13 @@ class Recipe:
     """Seed of initial weights, order, augmentation and mixing."""
 
 
+BINARY = ("bce_mean", "bce_sum", "asymmetric")
+"""Losses of one yes or no to each class."""
+EITHER = "bce_mean, bce_sum or asymmetric"
+
+OF_A_LOSS = {"focal_gamma": "focal"} | dict.fromkeys(("asl_gamma_neg", "asl_gamma_pos", "asl_clip"), "asymmetric")
+"""Fields that one loss alone has: field -> loss."""
+
 MULTI_LABEL: dict[str, Any] = {"loss": "bce_mean", "smoothing": 0.0}
 """What ``multi_label`` puts in the place of values of other files, which would mean one label per image."""
 
@@ -264,18 +294,41 @@ def check(recipe: Recipe) -> None:
     check_policy(recipe.aa)
     if recipe.opt in ("momentum", "sgd") and (recipe.opt_betas or recipe.opt_eps):
         raise UserError(f"opt_betas and opt_eps mean nothing to opt {recipe.opt!r}; leave them out, or choose adamw")
-    if recipe.bce_target_thresh is not None and recipe.loss == "ce":
-        raise UserError("bce_target_thresh needs loss bce_sum or bce_mean, got ce")
+    if recipe.bce_target_thresh is not None and recipe.loss not in BINARY:
+        raise UserError(f"bce_target_thresh needs loss {EITHER}, got {recipe.loss}")
+    for name, loss in OF_A_LOSS.items():
+        if getattr(recipe, name) is not None and recipe.loss != loss:
+            raise UserError(f"{name} needs loss {loss}, got {recipe.loss}")
+    if recipe.unfreeze_epochs is not None:
+        check_unfreezing(recipe)
+    for name in ("distill", "distill_alpha", "distill_tau"):
+        if getattr(recipe, name) is not None and recipe.distill_from is None:
+            raise UserError(f"{name} needs distill_from, the teacher")
+    if recipe.distill == "hard" and recipe.distill_tau is not None:
+        raise UserError("distill_tau is of distill soft; leave it out, or take soft")
+
+
+def check_unfreezing(recipe: Recipe) -> None:
+    """Raise ``UserError`` for what a model that thaws does not go with."""
+    if recipe.freeze is None:
+        raise UserError("unfreeze_epochs thaws what freeze froze: pass --freeze body too, or --freeze with a stage")
+    if recipe.precise_bn_samples is not None:
+        raise UserError(
+            "precise_bn_samples counts anew what unfreeze_epochs keeps, the BatchNorm statistics of frozen layers; "
+            "choose one"
+        )
 
 
 def check_multi_label(recipe: Recipe) -> None:
     """Raise ``UserError`` for what means one label per image."""
-    if recipe.loss == "ce":
-        raise UserError("multi_label needs loss bce_mean or bce_sum, got ce; leave out --loss")
+    if recipe.loss not in BINARY:
+        raise UserError(f"multi_label needs loss {EITHER}, got {recipe.loss}; leave out --loss")
     if recipe.smoothing:
         raise UserError(f"smoothing {recipe.smoothing:g} is of one label per image, not of multi_label: --smoothing 0")
     if recipe.streaming:
         raise UserError("multi_label reads all labels first: it does not go with streaming; leave it out")
+    if recipe.distill_from is not None:
+        raise UserError("distill_from compares probabilities that sum to 1: it does not go with multi_label")
 
 
 # magnitude, its noise, whether operations grow with it, operations per image, probability of each, and which

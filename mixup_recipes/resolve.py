@@ -17,7 +17,7 @@ from mixers import MIXERS
 from mixup_recipes.files import shipped
 from mixup_recipes.mixer_args import check_mixer_name, check_rows, merge_rows, with_mixer_args
 from mixup_recipes.names import meant_setting, setting_and_mixer
-from mixup_recipes.recipe import MULTI_LABEL, Recipe, check, schema
+from mixup_recipes.recipe import BINARY, MULTI_LABEL, Recipe, check, schema
 from mixup_recipes.typed import UserError, convert, from_yaml, nearest
 
 FOLDER = shipped("recipes")
@@ -118,7 +118,7 @@ def resolve(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe,
             values[key] = converted
             origin[key] = source
         if "multi_label" in layer and values["multi_label"]:
-            own_loss = values.get("loss", "ce") != "ce"  # a binary one
+            own_loss = values.get("loss", "ce") in BINARY
             for key in {*MULTI_LABEL} - {*layer} - ({"loss"} if own_loss else set()):
                 values[key], origin[key] = MULTI_LABEL[key], "multi_label"
     if not is_file or not values.get("name"):

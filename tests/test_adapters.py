@@ -1,5 +1,6 @@
 """One mixer in a loop of one's own: timm's, torchvision's, a DataLoader's, each the real one."""
 
+import contextlib
 import copy
 import json
 import re
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from mixers import MIXERS, CutMix, Mixup, Out, Switch, adapters
 from mixers.adapters import BatchMixer, MixCollate, TrainerMixin, mix_batch
@@ -26,7 +27,7 @@ K, SEED, LR = 5, 3, 0.005
 AT: dict = {"seed": SEED, "step": 1, "num_classes": K}
 ANY_LOOP = [name for name, make in MIXERS.items() if make().needs == "batch"]
 WITH_THE_MODEL = [name for name, make in MIXERS.items() if make().needs in ("batch", "model")]
-MixTrainer: type = type("MixTrainer", (TrainerMixin, Trainer), {})  # as in docs/loops.md
+MixTrainer: type = type("MixTrainer", (TrainerMixin, Trainer), {})  # as in docs/loops/
 
 
 class Recorder(CutMix):
@@ -123,6 +124,30 @@ def test_a_mixer_that_a_loop_cannot_run_is_refused_with_what_works(build, says, 
         build()
     assert says.lower() in str(caught.value).lower()
     assert f"Here work: {', '.join(works)}. " in str(caught.value)
+
+
+def test_the_tables_of_the_loops_page_say_what_each_adapter_runs_and_what_each_mixer_needs(tmp_path):
+    page = (Path(__file__).parents[1] / "docs/loops.md").read_text()
+    rows = [re.split(r" *\| *", line.strip("| ")) for line in page.splitlines() if line.startswith("| ")]
+    made = {"batch": Mixup(), "model": Looker(), "step": Stepper()}
+    adapter = {
+        "mix_batch": lambda mixer: mix_batch(mixer, *images(4), **AT),
+        "mix_batch(model=...)": lambda mixer: mix_batch(mixer, *images(4), **AT, model=classifier()),
+        "BatchMixer": BatchMixer,
+        "MixCollate": lambda mixer: MixCollate(BatchMixer(mixer)),
+        "TrainerMixin": lambda mixer: MixTrainer(
+            classifier(), TrainingArguments(str(tmp_path), use_cpu=True), mixer=mixer
+        ),
+        "LightningMixin": lambda mixer: adapters.LightningMixin(classifier(), mixer),
+    }
+    said = {row[0].strip("`"): row[-1].split(", ") for row in rows if row[0].strip("`") in adapter}
+    assert said.keys() == adapter.keys()
+    for name, make in adapter.items():
+        for needs, mixer in made.items():
+            with contextlib.nullcontext() if needs in said[name] else pytest.raises(ValueError, match="Here work"):
+                make(mixer)
+    listed = {row[0]: row[-1].split(", ") for row in rows if row[0] in made}
+    assert listed == {needs: [name for name, make in MIXERS.items() if make().needs == needs] for needs in made}
 
 
 @pytest.mark.parametrize("name", ANY_LOOP)

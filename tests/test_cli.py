@@ -163,6 +163,7 @@ COMMANDS = {
     "train": "", "evaluate": "RUN", "predict": "RUN IMAGES", "export": "RUN", "verify": "RUN", "push": "RUN",
     "card": "RUN", "replay": "RUN", "masks": "RUN", "supermix": "RECIPE", "prepare": "NAME", "sweep": "FILE",
     "preview": "NAMES", "check": "TARGETS", "report": "RUNS", "record": "RUNS", "protocol": "LOGS", "table": "",
+    "soup": "RUNS", "probe": "RUN",
     "compare": "", "plot curves": "RUNS", "plot cost": "RUNS", "plot dots": "RUNS", "recipes list": "",
     "recipes show": "RECIPE", "recipes explain": "RECIPE", "recipes diff": "FIRST SECOND", "cells list": "",
     "methods list": "", "methods show": "MIXER", "cells show": "RECIPE", "cells explain": "RECIPE",
@@ -210,7 +211,8 @@ def test_a_list_is_written_with_or_without_brackets(console, tmp_path, seeds):
 LIGHT = {
     "--help": "recipes", "--version": __version__, "train --help": "--recipe", "train --list": "r50_100e",
     "evaluate --help": "--run --model", "predict --help": "IMAGES", "export --help": "--out",
-    "push --help": "--repo_id", "recipes list": "r50_100e", "recipes show deit_s_samix": "mixer: samix",
+    "push --help": "--repo_id", "probe --help": "--features", "recipes list": "r50_100e",
+    "recipes show deit_s_samix": "mixer: samix",
     "recipes explain deit_s_cutmix": "deit_s.yaml", "recipes diff deit_s_deit deit_s_cutmix": "mixer_args",
     "recipes show deit_x_cutmix": "did you mean 'deit_", "cells list": "deit_s_samix",
     "cells show deit_s_samix": "published", "cells explain deit_s_samix": "deit_s.yaml",

@@ -25,6 +25,7 @@ from mixup_recipes.data import keys
 from mixup_recipes.data.images import EvalTransform, TrainTransform
 from mixup_recipes.data.loading import Samples, on_device
 from mixup_recipes.data.order import Key, TrainOrder, cut
+from mixup_recipes.data.prepare import PREPARED
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import RankError, UserError
@@ -319,7 +320,7 @@ def test_a_dataset_that_does_not_fit_is_refused(tmp_path, own_cache, kind, train
 
 def test_what_is_no_dataset_out_of_reach_or_gated_is_refused_and_nothing_written(tmp_path, monkeypatch, own_cache):
     for name in ("grocries", "photoz/", "no/such/folder", "./nothing", "~/nothing-of-this-name"):
-        says = f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of ['cifar10', 'groceries']"
+        says = f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of {sorted(PREPARED)}"
         assert complaint(recipe(name)) == says
     monkeypatch.setenv("MIXUP_RECIPES_CACHE", str(tmp_path))
     says = "dataset 'groceries' is not prepared on this machine; run: mixup-recipes prepare groceries"

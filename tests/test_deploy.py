@@ -76,7 +76,7 @@ def notes_of(kind, path):
             k: v if k.startswith("weights") or v[0] not in "[0123456789" else json.loads(v) for k, v in pairs.items()
         }
     with zipfile.ZipFile(path) as file:
-        (name,) = (name for name in file.namelist() if name.endswith("extra/config.json"))
+        (name,) = (name for name in file.namelist() if re.search(r"extra(_files)?/config\.json$", name))
         return json.loads(file.read(name))
 
 

@@ -183,6 +183,7 @@ def test_a_metric_loads_by_path_and_takes_batches_and_single_samples(load, name,
     assert getattr(module, cls)(cache_dir=str(tmp_path)).compute(**inputs_of(name, data)) == whole
 
 
+@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # of datasets with NumPy before 2.3
 def test_options_types_of_inputs_and_errors_which_leave_the_metric_usable(load):
     topk, cal, data = load("topk_accuracy"), load("calibration"), samples(60, classes=3, width=3)
     ids, labels, confidences, nlls = data.values()

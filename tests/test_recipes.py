@@ -339,7 +339,7 @@ def test_values_that_do_not_fit_together_are_refused(folder):
         ({"scale": [0.5, 0.2]}, "scale: expected 0 < low <= high <= 1, got 0.5 0.2"),
         ({"ratio": [0, 1]}, "ratio: expected 0 < low <= high, got 0 1"),
         ({"std": [0.2, 0.2, 0]}, "std: expected 3 numbers above 0, got (0.2, 0.2, 0.0)"),
-        ({"bce_target_thresh": 0.2}, "bce_target_thresh needs loss bce_sum or bce_mean, got ce"),
+        ({"bce_target_thresh": 0.2}, "bce_target_thresh needs loss bce_mean, bce_sum or asymmetric, got ce"),
     ):  # fmt: skip
         assert complaint("one", **values).startswith(says)
 

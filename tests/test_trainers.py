@@ -170,7 +170,7 @@ def test_a_trainer_run_twice_or_resumed_gives_equal_losses(tmp_path):
 
 
 class Lit(LightningMixin, lightning.LightningModule):
-    """As in docs/loops.md; keeps what it logs."""
+    """As in docs/loops/; keeps what it logs."""
 
     def configure_optimizers(self):
         self.losses = []
@@ -205,7 +205,10 @@ def test_lightning_trains_on_what_the_bare_mixer_gives_and_evaluates_on_images_a
     with torch.no_grad():
         losses = [soft_loss(lit.step.model.eval()(x), torch.eye(K)[y]).item() * len(x) for x, y in BATCHES]
     assert run.callback_metrics["val_loss"].item() == pytest.approx(sum(losses) / len(PIXELS), rel=1e-4)
-    assert fit(CutMix(), precision="bf16-mixed")[0].losses == pytest.approx(expected[:5], rel=0.05)
+    for precision, rel in (("bf16-mixed", 0.05), ("64-true", 1e-5)):
+        lit, _ = fit(CutMix(), precision=precision)
+        assert lit.losses == pytest.approx(expected[:5], rel=rel)
+        assert lit.step.model.fc.weight.dtype == (torch.float64 if precision == "64-true" else torch.float32)
     lit, _ = fit(CutMix(), accumulate_grad_batches=2)  # micro-batches of one update share the generator
     expected = reference_losses(classifier(), [BATCHES[0:2], BATCHES[2:4]], CutMix())
     assert [np.mean(lit.losses[0:2]), np.mean(lit.losses[2:4])] == pytest.approx(expected, rel=1e-5)

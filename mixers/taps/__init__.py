@@ -14,7 +14,7 @@ the module at all.
 from ..weights import NoWeights
 from .attending import Attention, attention, attention_layers, attentions
 from .features import before_classifier, from_tokens, grid, last_feature, to_map, to_tokens
-from .gradient import as_is, clean_pass, evaluating, magnitude, saliency
+from .gradient import as_is, clean_pass, evaluating, looking, magnitude, saliency
 from .hooks import edit, record
 from .published import classifier, compile_stages, reductions, stages
 from .teacher import PLACES, Frozen, asking_once, pretrained, teachers, why
@@ -38,6 +38,7 @@ __all__ = [
     "from_tokens",
     "grid",
     "last_feature",
+    "looking",
     "magnitude",
     "pretrained",
     "record",

@@ -71,7 +71,8 @@ def clean_pass(
         slope, scale = started(logits, criterion, y, per_sample=False)
         if any(isinstance(p, DTensor) for p in parameters):
             (gradient,) = torch.autograd.grad(logits, images, slope, retain_graph=True)
-            return criterion(logits, y).mean(), gradient.to(scale.dtype) / scale[:, None, None, None]
+            seen = logits.view_as(logits)  # for a criterion that knows what the model said: of a look, as below
+            return criterion(seen, y).mean(), gradient.to(scale.dtype) / scale[:, None, None, None]
         gradient, *of_parameters = torch.autograd.grad(logits, [images, *parameters], slope, allow_unused=True)
     loss = criterion(logits.detach(), y).mean()
     if torch.is_grad_enabled():
@@ -112,6 +113,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def looking(model: nn.Module) -> Iterator[None]:
+    """A look without gradients, in evaluation mode, of which the step that follows sees nothing.
+
+    Autocast keeps the weights that it casts. torch 2.7 hands those of a look without gradients to the step too, whose
+    weights would then get no gradient; so they are forgotten.
+    """
+    with torch.no_grad(), evaluating(model):
+        yield
+    torch.clear_autocast_cache()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import signal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -33,11 +33,14 @@ def predict(
     top_k: Annotated[Whole, said("how many classes of each image")] = 5,
     out: Annotated[Path | None, said("write them to this .csv or .jsonl file [default: print]")] = None,
     batch_size: Annotated[Whole, said("images per forward")] = 64,
+    tta: Annotated[
+        Literal["none", "flip", "five_crop", "ten_crop"], said("average the probabilities of several views of an image")
+    ] = "none",
 ) -> int:
     """The likeliest classes of images, with probabilities. An image that cannot be read has a line that says so."""
     from mixup_recipes.runs.predict import predict
 
-    return predict(run, list(images), top_k, batch_size, out)
+    return predict(run, list(images), top_k, batch_size, out, tta)
 
 
 @app.command
@@ -58,6 +61,65 @@ def export(
         from mixup_recipes.runs.deploy import deploy
 
         print(deploy(run, format, out))
+
+
+@app.command
+def soup(
+    *runs: Annotated[str, Parameter(metavar="RUNS", help="run folders or hf-hub:OWNER/NAME, of one architecture")],
+    out: Annotated[Path, said("new folder for the model")],
+    greedy: Annotated[bool, said("best run first, and each of the others unless the held-out score falls")] = False,
+    last: Annotated[Whole | None, said("of one run: average its newest checkpoints, so many")] = None,
+    bn_samples: Annotated[Whole, said("training images of the first run, for BatchNorm's statistics")] = 1024,
+    dataset: Annotated[str | None, text("where the data of the first run are on this machine")] = None,
+    batch_size: Annotated[Whole, said("images per forward of an evaluation")] = 64,
+) -> None:
+    """One model whose weights are the average of those of several runs, or of the last checkpoints of one run.
+
+    Classes go by their names. The folder is one that evaluate, predict and export take; soup.json says what went in.
+    """
+    from mixup_recipes.runs.soup import soup
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left half-written
+    print(soup(runs, out, greedy, last, bn_samples, dataset, batch_size))
+
+
+@app.command
+def probe(
+    run: Annotated[str, text("run folder, timm name, hf-hub:OWNER/NAME or prepared weights", "--run", "--model")],
+    *,
+    method: Annotated[
+        Literal["knn", "linear", "both"], said("nearest neighbours, a linear classifier, or both")
+    ] = "both",
+    recipe: Annotated[str | None, text("take data and evaluation fields from this recipe; a run has its own")] = None,
+    dataset: Annotated[str | None, text("data instead of the recipe's: Hub id, prepared set or folder")] = None,
+    train_split: Annotated[str | None, text("split to learn from [default: the recipe's, or train]")] = None,
+    split: Annotated[str | None, text("split to score on [default: the recipe's, or validation]")] = None,
+    image_column: Annotated[str | None, text("column with the encoded images")] = None,
+    label_column: Annotated[str | None, text("column with the class")] = None,
+    max_train_samples: Annotated[Whole | None, said("learn from the first n images of a fixed shuffle")] = None,
+    max_eval_samples: Annotated[Whole | None, said("score the first n images of a fixed shuffle")] = None,
+    k: Annotated[list[str] | None, listed("neighbours [default: 10 20 100 200]", metavar="INT...")] = None,
+    temperature: Annotated[float, said("of the neighbours' votes")] = 0.07,
+    batch_size: Annotated[Whole, said("images per forward")] = 64,
+    on_bad_image: Annotated[Literal["stop", "skip"], said("a corrupt image stops the probe, or is left out")] = "stop",
+    dataloader_num_workers: Annotated[Whole | None, said("loader processes [default: as in evaluate]")] = None,
+    features: Annotated[Path | None, said("keep the features in this .safetensors file, or take them from it")] = None,
+    output: Annotated[Path | None, said("write the scores to this JSON file too")] = None,
+) -> None:
+    """How good a frozen model's features are: top-1 and top-5 of nearest neighbours and of a linear classifier on them.
+
+    Both learn from the training split's features and are scored on the evaluation split's; images are seen as in an
+    evaluation.
+    """
+    from mixup_recipes.runs.probe import probe
+
+    given: dict[str, Any] = {"dataset": dataset, "train_split": train_split, "eval_split": split}
+    given |= {"image_column": image_column, "label_column": label_column, "max_train_samples": max_train_samples}
+    given |= {"max_eval_samples": max_eval_samples, "batch_size": batch_size, "per_device_train_batch_size": batch_size}
+    changes = {name: value for name, value in given.items() if value is not None}
+    methods = ("knn", "linear") if method == "both" else (method,)
+    more = (on_bad_image, dataloader_num_workers, features, output)
+    print(probe(run, methods, changes, recipe, k, temperature, *more))
 
 
 @app.command
@@ -89,17 +151,27 @@ def sweep(
 
 @app.command
 def prepare(
-    name: Annotated[str, text("groceries, cifar10, or weights: efficientnet_lite0")],
+    name: Annotated[str, text("a data set of the tables, groceries, or weights: efficientnet_lite0")],
     *,
+    from_: Annotated[list[str] | None, listed("what its authors distribute: archives, or a folder", "--from")] = None,
     folder: Annotated[Path | None, said("write its images too, as FOLDER/SPLIT/CLASS/IMAGE")] = None,
 ) -> None:
-    """Download and write a small real data set, or trained weights, once."""
+    """Write a data set, or trained weights, once and whole; recipes find it by its name.
+
+    Downloaded: groceries (61 MB), cifar10, cifar100, efficientnet_lite0. Of cub200, aircraft, inat2017, inat2018 and
+    places205 download what the authors have and pass it: prepare cub200 --from CUB_200_2011.tgz. Numbers of images and
+    classes must be those that the authors publish.
+    """
     from mixup_recipes.data.prepare import PREPARED, prepare, unpack
     from mixup_recipes.training.known_weights import WEIGHTS, prepare_weights
 
     if name not in (known := [*PREPARED, *WEIGHTS]):
         raise UserError(f"unknown prepared data set or weights {name!r}; {nearest(name, known)}")
-    place = prepare_weights(name) if name in WEIGHTS else prepare(name)
+    if name in WEIGHTS and from_:
+        raise UserError(f"{name} is downloaded; leave out --from")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that nothing half-written is left
+    paths = [Path(word).expanduser() for word in from_ or ()]
+    place = prepare_weights(name) if name in WEIGHTS else prepare(name, paths)
     if folder is not None:
         unpack(place, folder)
     print(folder or place)

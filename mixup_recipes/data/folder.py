@@ -27,9 +27,9 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from mixup_recipes.data.cache import cache_dir
 from mixup_recipes.data.classes import natural
 from mixup_recipes.data.identity import some
-from mixup_recipes.data.prepare import cache_dir
 from mixup_recipes.files import write_into
 from mixup_recipes.typed import UserError, nearest, printable
 

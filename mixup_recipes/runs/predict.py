@@ -32,6 +32,7 @@ from mixup_recipes.runs.models import (
     output_names,
 )
 from mixup_recipes.runs.run import Run
+from mixup_recipes.runs.tta import Views
 from mixup_recipes.training import backbones, launch
 from mixup_recipes.typed import UserError, printable
 from mixup_recipes.words import many
@@ -52,11 +53,11 @@ class Prediction(NamedTuple):
     """Of a model for images that may have several labels: the classes of probability 0.5 or more; else None."""
 
 
-def predict(name: str, given: list[str], top_k: int, batch_size: int, out: Path | None) -> int:
+def predict(name: str, given: list[str], top_k: int, batch_size: int, out: Path | None, tta: str = "none") -> int:
     """``mixup-recipes predict``: print the predictions, or write them to ``out``; returns the exit status.
 
-    ``name``: a run folder, timm name or ``hf-hub:owner/name``. ``given``: files, folders and globs. 1 when no image
-    could be read. Raises ``UserError`` before anything is computed.
+    ``name``: a run folder, timm name or ``hf-hub:owner/name``. ``given``: files, folders and globs. ``tta``: see
+    ``runs/tta.py``. 1 when no image could be read. Raises ``UserError`` before anything is computed.
     """
     if out is not None and out.suffix not in FORMATS:
         raise UserError(f"predictions are written as {' or '.join(FORMATS)}; expected a name that ends so, got {out}")
@@ -70,7 +71,7 @@ def predict(name: str, given: list[str], top_k: int, batch_size: int, out: Path 
     if out is not None and out.suffix == ".csv" and is_multi_label(net):
         check_between(output_names(net))
     found = []
-    for prediction in predictions(name, net, run, paths, top_k, batch_size):
+    for prediction in predictions(name, net, run, paths, top_k, batch_size, tta):
         found.append(prediction)
         if out is None:
             print(line(prediction), flush=True)
@@ -141,7 +142,7 @@ def images_in(path: Path, left_out: dict[str, list[str]]) -> list[Path]:
 
 @torch.no_grad()
 def predictions(
-    name: str, net: Any, run: Run | None, paths: list[Path], top_k: int, batch_size: int
+    name: str, net: Any, run: Run | None, paths: list[Path], top_k: int, batch_size: int, tta: str = "none"
 ) -> Iterator[Prediction]:
     """A prediction for each path, in order, batch by batch; images are treated as in an evaluation of the model.
 
@@ -149,14 +150,15 @@ def predictions(
     """
     recipe = evaluation_recipe(net, name, run, {})
     transform = eval_transform(net, recipe, own=run is None)
+    views = Views(tta, transform)
     backbones.check_input(net, min(batch_size, len(paths)), tuple(transform.size), name, training=False)
     classes = output_names(net)
     accelerator = launch.accelerator(recipe, Path("."))
-    net = launch.on_device(net, recipe, accelerator).eval()
+    net = views.averaged(launch.on_device(net, recipe, accelerator), recipe.multi_label).eval()
 
     def read(path: Path) -> Tensor | str:
         try:
-            return transform(Picture(decoding.read(path), upright=recipe.exif_orientation))
+            return views.transform(Picture(decoding.read(path), upright=recipe.exif_orientation), ())
         except decoding.BadImage as e:
             return str(e)
 

@@ -15,7 +15,9 @@ from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.training import optimisation
 from mixup_recipes.training.backbones import create_model, weight_bytes
 from mixup_recipes.training.data import check_rates, split_lines
-from mixup_recipes.training.update import new_step, one_hot
+from mixup_recipes.training.distillation import Distilled
+from mixup_recipes.training.unfreezing import Unfreezing
+from mixup_recipes.training.update import meet_data, new_step, one_hot
 from mixup_recipes.typed import UserError
 
 
@@ -49,7 +51,8 @@ def try_checkpointed(step: Step, recipe: Recipe) -> None:
     y = one_hot(torch.arange(2) % classes, changed(recipe, num_classes=classes))
     for number in range(6):
         try:
-            step(x, y, np.random.default_rng((number, recipe.seed))).loss.backward()
+            # without a teacher, which learns its classes from the data, and keeps nothing for a backward pass
+            Step.forward(step, x, y, np.random.default_rng((number, recipe.seed))).loss.backward()
         except RuntimeError as e:
             reason = " ".join(str(e).split())[:200]
             raise UserError(
@@ -70,8 +73,10 @@ def dry_run(recipe: Recipe, step: Step, world: int, shard: bool = False) -> str:
     check_rates(recipe, count(splits.train))
     if recipe.num_classes == 0:
         recipe = changed(recipe, num_classes=len(splits.classes))
-        step = new_step(create_model(recipe), recipe)
-    return "\n".join([*split_lines(splits), *splits.notes, describe(recipe, step, world, shard, count(splits.train))])
+        step = new_step(create_model(recipe), recipe, step.teacher if isinstance(step, Distilled) else None)
+    notes = [*splits.notes]
+    meet_data(step, recipe, splits, torch.device("cpu"), notes.append)
+    return "\n".join([*split_lines(splits), *notes, describe(recipe, step, world, shard, count(splits.train))])
 
 
 def describe(recipe: Recipe, step: Step, world: int, shard: bool, size: int | None = None) -> str:
@@ -97,6 +102,12 @@ def describe(recipe: Recipe, step: Step, world: int, shard: bool, size: int | No
         "memory": f"{held / 1e9:.2f} GB weights, gradients and optimiser, about {activations / 1e9:.2f} GB activations "
         "of one fp32 forward (estimated)",
     }
+    if isinstance(step, Distilled):
+        net = step.teacher.model
+        size_of = f"{sum(p.numel() for p in net.parameters()):,} parameters, {weight_bytes(net) / 1e9:.2f} GB"
+        rows["teacher"] = f"{step.teacher.source}, {size_of} more, whole on each process"
+    if recipe.unfreeze_epochs is not None:
+        rows["unfreezing"] = str(Unfreezing(step.model, recipe))
     return "\n".join(f"{k:14}{v}" for k, v in rows.items())
 
 

@@ -57,14 +57,16 @@ def export_epoch(
     write_json(results, {"exported": exported, **numbers, "weights_sha256": weights})
 
 
-def write_predictions(path: Path, columns: dict[str, np.ndarray]) -> None:
+def write_predictions(path: Path, columns: dict[str, np.ndarray], notes: dict[str, str] | None = None) -> None:
     """What a model says of each image, whole or not at all: columns of ``evaluation.predict``, one row per image.
 
     ``index`` (N,), ``label`` (N,), ``top`` (N, up to 5) int32; ``confidence`` (N,), ``nll`` (N,) float32. Where an
-    image may have several labels: ``index`` (N,) int32, ``label`` (N, K) uint8, ``score`` (N, K) float32.
+    image may have several labels: ``index`` (N,) int32, ``label`` (N, K) uint8, ``score`` (N, K) float32. ``notes``:
+    metadata of the file.
     """
     types = {k: kind for k, (kind, _) in (OF_SEVERAL if "score" in columns else PREDICTIONS).items()}
-    write(path, safetensors.numpy.save({k: np.ascontiguousarray(columns[k], kind) for k, kind in types.items()}))
+    rows = {k: np.ascontiguousarray(columns[k], kind) for k, kind in types.items()}
+    write(path, safetensors.numpy.save(rows, notes))
 
 
 def export(model: nn.Module, folder: Path, recipe: Recipe, classes: list[str]) -> None:

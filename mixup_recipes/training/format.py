@@ -38,6 +38,11 @@ A run folder, at its root a model repository of timm's format (``export``, ``fol
   and ``url`` of the run there; ``.job.json``: the job of a queue that has the run (``runs/queued.py``). None of them is
   published.
 
+The folder of a soup (``runs/soup.py``) has ``config.json``, ``model.safetensors`` and ``recipe.yaml`` of the first run,
+``data.json`` and ``.dataset.json`` where all runs had the same data, no log, and ``soup.json``: ``method`` ("uniform"
+or "greedy"), ``ingredients`` (``name``, ``sha256`` of the file, ``score`` that its run noted, ``used``), ``metric``,
+``split``, ``scores`` of the soup there (empty where the data were not at hand), ``bn_samples``, ``weights_sha256``.
+
 A run record, ``model_cards/results/RECIPE.json`` (``runs/records.py``): ``format``, ``recipe`` (name), ``fields`` (the
 resolved recipe without name and seed), ``overrides`` (field -> [published, here], null without a published recipe),
 ``protocol`` (in words), ``images`` (evaluated), ``dataset`` (``data.json`` without the classes), ``seeds`` (seed ->

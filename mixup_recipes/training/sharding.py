@@ -36,6 +36,8 @@ def check(recipe: Recipe, world: int) -> None:
         raise UserError(
             f"shard: the optimiser {recipe.opt!r} is none of those that were tried: {', '.join(OPTIMIZERS)}"
         )
+    if recipe.unfreeze_epochs is not None:
+        raise UserError("shard cuts what learns from the start: it does not go with unfreeze_epochs; leave one out")
     if recipe.mixed_precision == "fp16":
         raise UserError("shard was not tried with fp16; pass --mixed_precision bf16")
 

@@ -20,8 +20,11 @@ from mixers import Out, Step, Switch, Vanilla, build
 from mixup_recipes.data import images, keys
 from mixup_recipes.data.loading import Loaded
 from mixup_recipes.data.order import TrainOrder
+from mixup_recipes.data.splits import Splits
 from mixup_recipes.recipe import Recipe
-from mixup_recipes.training import optimisation, sharding
+from mixup_recipes.training import losses, optimisation, sharding
+from mixup_recipes.training.distillation import Distilled, Teacher
+from mixup_recipes.training.unfreezing import Unfreezing
 
 
 class Batch(NamedTuple):
@@ -48,12 +51,30 @@ def prepared(loaded: Iterator[Loaded], order: TrainOrder, device: torch.device) 
             yield Batch(*inputs(pixels, labels, order.recipe, update, micro, device), bad)
 
 
-def new_step(model: nn.Module, recipe: Recipe) -> Step:
-    """The recipe's mixer on a model. Raises ``ValueError`` when they do not go together."""
+def load_teacher(recipe: Recipe) -> Teacher | None:
+    """The trained model that the recipe learns from, if any. Raises ``UserError``."""
+    return Teacher(recipe) if recipe.distill_from is not None else None
+
+
+def new_step(model: nn.Module, recipe: Recipe, teacher: Teacher | None = None) -> Step:
+    """The recipe's mixer on a model, with its teacher. Raises ``ValueError`` when they do not go together.
+
+    Without ``teacher`` the step mixes the same, and learns by labels alone.
+    """
     mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
     if recipe.mix_prob < 1:
         mixer = Switch([mixer, Vanilla()], [recipe.mix_prob, 1 - recipe.mix_prob])
-    return Step(model, mixer, criterion(recipe))
+    return Distilled(model, mixer, criterion(recipe), teacher) if teacher else Step(model, mixer, criterion(recipe))
+
+
+def meet_data(step: Step, recipe: Recipe, splits: Splits, device: torch.device, say: Callable[[str], Any]) -> None:
+    """Tell a step of the data, once they are open: how much each class weighs, and which of a teacher's classes it is.
+
+    What to know of it is said. Raises ``UserError`` when a teacher does not know the classes.
+    """
+    step.criterion = criterion(recipe, class_weights(recipe, splits.per_class, device))
+    if isinstance(step, Distilled) and (note := step.teacher.meet(splits.classes, device)):
+        say(note)
 
 
 def inputs(
@@ -97,19 +118,35 @@ def class_weights(recipe: Recipe, images: Sequence[int], device: torch.device) -
 def criterion(recipe: Recipe, weights: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
     """``loss(logits (B, K), target (B, K)) -> (B,)``: one loss per sample, so that mixers can weight samples.
 
-    ``weights`` (K,): of what a target says for each class; what binary cross-entropy says against it keeps its weight.
+    ``weights`` (K,): of what a target says for each class; what losses of yes and no say against it keeps its weight.
     """
+
+    def given(**values: float | None) -> dict[str, float]:
+        return {name: value for name, value in values.items() if value is not None}
+
+    of_focal = given(gamma=recipe.focal_gamma)
+    of_asymmetric = given(gamma_neg=recipe.asl_gamma_neg, gamma_pos=recipe.asl_gamma_pos, clip=recipe.asl_clip)
+
+    def binarised(target: Tensor) -> Tensor:
+        above = recipe.bce_target_thresh
+        return target if above is None else (target > above).to(target.dtype)
 
     def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), target, weights, reduction="none")
 
     def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-        if recipe.bce_target_thresh is not None:
-            target = (target > recipe.bce_target_thresh).to(target.dtype)
+        target = binarised(target)
         loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none", pos_weight=weights)
         return loss.sum(1) if recipe.loss == "bce_sum" else loss.mean(1)
 
-    return cross_entropy if recipe.loss == "ce" else binary_cross_entropy
+    def focal(logits: Tensor, target: Tensor) -> Tensor:
+        return losses.focal(logits.float(), target, weights, **of_focal)
+
+    def asymmetric(logits: Tensor, target: Tensor) -> Tensor:
+        return losses.asymmetric(logits.float(), binarised(target), weights, **of_asymmetric)
+
+    named = {"ce": cross_entropy, "focal": focal, "asymmetric": asymmetric}
+    return named.get(recipe.loss, binary_cross_entropy)
 
 
 @dataclass(frozen=True)
@@ -124,6 +161,8 @@ class Learner:
     """accelerate's, with the learning rates of the update already set."""
     ema: ModelEmaV3 | None
     """The average of the model's weights, where the recipe asks for one."""
+    unfreezing: Unfreezing | None = None
+    """What thaws when, where the recipe has a model thaw."""
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -147,7 +186,8 @@ def new_learner(step: Step, recipe: Recipe, accelerator: Any, shard: bool) -> Le
         sharding.shard(step, ema, accelerator.device, accelerator.num_processes)
     optimizer = accelerator.prepare_optimizer(optimisation.optimizer(step, recipe))
     wrapped = accelerator.prepare_model(step, evaluation_mode=shard)  # its other mode makes copies
-    return Learner(step, wrapped, optimizer, ema)
+    thaws = recipe.unfreeze_epochs is not None
+    return Learner(step, wrapped, optimizer, ema, Unfreezing(step.model, recipe) if thaws else None)
 
 
 def train_update(
@@ -165,6 +205,8 @@ def train_update(
     """
     step, recipe = learner.step, order.recipe
     step.train()
+    if learner.unfreezing:
+        learner.unfreezing.begin(update, order.updates_per_epoch)
     done: list[tuple[Batch, Out]] = []
     for number, batch in enumerate(itertools.islice(batches, order.accumulation), start=1):
         with contextlib.nullcontext() if number == order.accumulation else accelerator.no_sync(learner.wrapped):

@@ -49,9 +49,8 @@ def create_model(recipe: Recipe) -> nn.Module:
     not know, arguments that the model does not take, and arguments that make it no classifier.
     """
     check_model(recipe.model)
-    args = dict(recipe.model_args)
-    if recipe.drop_path_rate is not None:
-        args["drop_path_rate"] = recipe.drop_path_rate
+    rates = {"drop_rate": recipe.drop_rate, "drop_path_rate": recipe.drop_path_rate}
+    args = recipe.model_args | {name: rate for name, rate in rates.items() if rate is not None}
     classes = recipe.num_classes or 1000
     torch.manual_seed(recipe.seed)
     try:
@@ -66,7 +65,7 @@ def create_model(recipe: Recipe) -> nn.Module:
     if recipe.init != "timm":
         init_published(model, recipe.init)
     if recipe.freeze is not None:
-        freeze(model, recipe.freeze)
+        (freeze if recipe.unfreeze_epochs is None else frozen)(model, recipe.freeze)  # thawing is of ``Unfreezing``
     if recipe.grad_checkpointing:
         checkpoint_activations(model, recipe.model)
     return model
@@ -107,21 +106,29 @@ def release_statistics(layer: _BatchNorm, _args: Any, _output: Any) -> None:
             layer.num_batches_tracked.sub_(1)
 
 
-def layers(model: nn.Module) -> dict[str, int]:
+def layers(model: nn.Module, stages: bool = False) -> dict[str, int]:
     """The number of each parameter's layer, from the images to the classifier, as timm's layer decay counts them.
 
-    Raises ``UserError`` for a model that does not tell its layers.
+    ``stages``: those of timm's coarse groups instead, in which a ResNet's ``layer1`` is one. Raises ``UserError`` for a
+    model that does not tell its layers.
     """
     if not hasattr(model, "group_matcher"):
         raise UserError(f"{type(model).__name__} does not tell its layers; leave out layer_decay and freeze")
-    found: dict[str, int] = group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+    found: dict[str, int] = group_parameters(model, model.group_matcher(coarse=stages), reverse=True)  # type: ignore[operator]
     return found
 
 
 def freeze(model: nn.Module, upto: str) -> None:
-    """Leave parameters as they are: all but the classifier's (``body``), or those up to a stage.
+    """Leave ``frozen`` parameters as they are. BatchNorm goes on counting its statistics. Raises as that does."""
+    kept = frozen(model, upto)
+    for name, p in model.named_parameters():
+        p.requires_grad_(name not in kept)
 
-    BatchNorm goes on counting its statistics. Raises ``UserError`` for a name of no stage.
+
+def frozen(model: nn.Module, upto: str) -> set[str]:
+    """Names of parameters: all but the classifier's (``body``), or those up to a stage.
+
+    Raises ``UserError`` for a name of no stage.
     """
     head = {id(p) for p in model.get_classifier().parameters()}  # type: ignore[operator]
     layer = layers(model)
@@ -131,8 +138,7 @@ def freeze(model: nn.Module, upto: str) -> None:
         stages = [row["module"] for row in getattr(info, "info", info)]
         raise UserError(f"freeze {upto!r}: {nearest(upto, ['body', *stages])}")
     last = max(inside, default=max(layer.values()))
-    for name, p in model.named_parameters():
-        p.requires_grad_(id(p) in head or layer[name] > last)
+    return {name for name, p in model.named_parameters() if id(p) not in head and layer[name] <= last}
 
 
 def load_model(name: str, **args: Any) -> nn.Module:
