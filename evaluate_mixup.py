@@ -3,7 +3,8 @@
 The model is a run folder, a timm name (resnet50.a1_in1k) or a Hub id (hf-hub:owner/name). The data and the
 evaluation protocol come from the run's recipe, from --recipe, or from --dataset with the checkpoint's own
 resize, crop, interpolation, mean and standard deviation. Top-1, top-5, ECE (percent) and NLL (nats); mAP, F1 and NLL
-where images may have several labels.
+where images may have several labels. --suite robustness tries the model on attacked, corrupted, occluded, mixed and
+strange images; --subset scores one whose classes are ImageNet's on a test set made for them.
 """
 
 import sys
@@ -48,6 +49,16 @@ class Evaluation:
     """Write the scores to this JSON file too."""
     predictions: Path | None = None
     """Write what the model says of each image to this safetensors file."""
+    subset: Literal["imagenet-a", "imagenet-r", "imagenet-v2", "imagenet-sketch", "real"] | None = None
+    """The data are this test set of ImageNet's classes, whose labels and scores go by rules of their own."""
+    suite: Literal["robustness"] | None = None
+    """Measure robustness, into robustness.json and .png of the run folder, or into --output and a .png beside it."""
+    parts: tuple[Literal["attacks", "corruptions", "occlusion", "calibration", "ood"], ...] = ()
+    """What the suite measures; default everything, ood where there is --ood."""
+    ood: str | None = None
+    """Second data set for the suite, of classes that the model does not know."""
+    ood_split: str | None = None
+    """Its split; default that which is scored on."""
     tta: Literal["none", "flip", "five_crop", "ten_crop"] = "none"
     """Average the probabilities of several views of an image: its mirror image, corners and centre, or both."""
 
@@ -62,16 +73,16 @@ def main(argv: list[str] | None = None) -> int | None:
     args = flags.fill(Evaluation, given["Evaluation"])
     if args.model is None:
         raise UserError("which model? pass a run folder, a timm name, or hf-hub:owner/name")
-
-    for file in (args.output, args.predictions):
-        if file and not file.parent.is_dir():
-            raise UserError(f"cannot write {file}: there is no folder {file.parent}")
+    check(args)
 
     import evaluate
 
     from mixup_recipes import files, metrics
-    from mixup_recipes.data.loading import Samples
     from mixup_recipes.data.splits import placed
+    from mixup_recipes.pages import robustness
+    from mixup_recipes.robustness import subsets, suite
+    from mixup_recipes.robustness.examples import examples
+    from mixup_recipes.robustness.passes import Bench
     from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model
     from mixup_recipes.runs.per_class import per_class
     from mixup_recipes.runs.scored import load_scored, other_data
@@ -83,6 +94,9 @@ def main(argv: list[str] | None = None) -> int | None:
     if args.dataset is None and args.recipe is None and run is None:
         raise UserError(f"which data? {args.model} carries no recipe; pass --dataset or --recipe")
     recipe = evaluation_recipe(net, args.model, run, changes(args), args.recipe)
+    asked = suite.chosen(args.parts, args.ood) if args.suite else ()
+    target = suite.target(recipe, args.model, args.output, run, asked) if args.suite else None
+    outputs = subsets.check(net, args.model, args.subset) if args.subset else []
     transform = eval_transform(net, recipe, own=run is None and args.recipe is None)
     views = Views(args.tta, transform)
     accelerator = launch.accelerator(recipe, Path("."))
@@ -96,31 +110,72 @@ def main(argv: list[str] | None = None) -> int | None:
     backbones.check_input(net, args.batch_size, tuple(transform.size), args.model, training=False)
     with accelerator.main_process_first():
         known = backbones.cfg_of(net).get("label_names") or ()
-        found = load_scored(run, recipe, known)
-    split = placed(found, recipe, args.model, net)
-    for note in (*split.notes, *other_data(run, recipe, found)):
-        accelerator.print(note, flush=True)
-    net = views.averaged(launch.on_device(net, recipe, accelerator), recipe.multi_label)
-    samples = Samples(split.table, recipe, views.transform, args.on_bad_image, args.max_image_pixels)
-    workers = launch.workers(args.dataloader_num_workers, accelerator, views.room(recipe))
-    columns = evaluation.predict_all(net, samples, recipe, accelerator, workers)
-    assert columns is not None  # no signal asks this job to stop early
-    if accelerator.is_main_process:
-        if recipe.multi_label:
-            scores = evaluation.score(columns)
+        if args.subset in (None, subsets.REAL):
+            found = load_scored(run, recipe, known)
+            split = placed(found, recipe, args.model, net)
         else:
+            found = split = subsets.load(recipe, args.subset, outputs)
+        second = suite.second_set(recipe, args.ood, args.ood_split, split.classes) if args.ood else None
+    for note in (*split.notes, *other_data(run, recipe, found), *(second.notes if second else ())):
+        accelerator.print(note, flush=True)
+    net = views.averaged(launch.on_device(net, recipe, accelerator), recipe.multi_label).eval()
+    workers = launch.workers(args.dataloader_num_workers, accelerator, views.room(recipe))
+    bench = Bench(net, split.table, recipe, transform, accelerator, workers, args.on_bad_image, args.max_image_pixels)
+
+    if target is not None:
+        content = suite.about(args.model, bench, found, run) | suite.measure(bench, asked, second)
+        if accelerator.is_main_process:
+            print(robustness.write(content, examples(bench, split.classes, asked), target))
+        leave(accelerator)
+        return None
+
+    if args.subset:
+        scores, columns = subsets.score_subset(bench, args.subset, outputs)
+    else:
+        predicted = evaluation.predict_all(net, bench.samples(views.transform), recipe, accelerator, workers)
+        assert predicted is not None  # no signal asks this job to stop early
+        columns = predicted
+        scores = evaluation.score(columns) if recipe.multi_label else {}
+    if accelerator.is_main_process:
+        if not scores:
             scores = by_modules(evaluate.load, Path(metrics.__file__).parent, columns)
             by_class = per_class(columns["label"], columns["top"][:, 0], len(split.classes))
             scores |= {"macro_recall": by_class.macro(by_class.recall), "macro_f1": by_class.macro(by_class.f1)}
-        scores |= {"bad_images": len(samples) - len(columns["index"])}
-        print("\n".join(f"{k:14}{v:.4f}" if isinstance(v, float) else f"{k:14}{v}" for k, v in scores.items()))
+        scores |= {"bad_images": len(split.table) - len(columns["index"])}
+        wide = max(14, *(len(name) + 1 for name in scores))
+        print("\n".join(f"{k:{wide}}{v:.4f}" if isinstance(v, float) else f"{k:{wide}}{v}" for k, v in scores.items()))
         if args.predictions:
             write_predictions(args.predictions, columns, {"tta": args.tta} if args.tta != "none" else None)
         if args.output:
             files.write_json(args.output, {"model": args.model, "dataset": recipe.dataset, "tta": args.tta, **scores})
+    leave(accelerator)
+    return None
+
+
+def leave(accelerator: Any) -> None:
+    """End the job when all processes are done."""
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return None
+
+
+def check(args: Evaluation) -> None:
+    """Raise ``UserError`` for flags that do not go together, and for files that cannot be written."""
+    of_suite = {"parts": args.parts, "ood": args.ood, "ood_split": args.ood_split}
+    for name, value in of_suite.items():
+        if value and args.suite is None:
+            raise UserError(f"--{name} is for --suite robustness, which is not asked for")
+    if args.suite and (args.subset or args.predictions):
+        other = "subset" if args.subset else "predictions"
+        raise UserError(f"--suite {args.suite} and --{other} do not go together; choose one of them")
+    if args.tta != "none" and (args.suite or args.subset):
+        raise UserError(f"--tta {args.tta} is for plain scores: it does not go with --suite or --subset")
+    if args.ood_split and args.ood is None:
+        raise UserError("--ood_split is the split of a second data set: --ood DATASET")
+    if args.subset not in (None, "real") and args.dataset is None:
+        raise UserError(f"where are the images of {args.subset}? pass --dataset FOLDER")
+    for file in (args.output, args.predictions):
+        if file and not file.parent.is_dir():
+            raise UserError(f"cannot write {file}: there is no folder {file.parent}")
 
 
 def by_modules(load: Any, formulas: Path, columns: dict[str, Any]) -> dict[str, Any]:

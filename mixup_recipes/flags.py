@@ -79,7 +79,8 @@ def placeholder(kind: Any) -> str:
     """What the help shows for the value of a flag: INT, FLOAT FLOAT, PATH."""
     kind = bare(kind)
     if is_tuple(kind):
-        return " ".join(placeholder(part) for part in typing.get_args(kind))
+        parts = typing.get_args(kind)
+        return f"{placeholder(parts[0])} ..." if parts[-1] is ... else " ".join(placeholder(part) for part in parts)
     if typing.get_origin(kind) is Literal:
         return "|".join(map(str, typing.get_args(kind)))
     return {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}.get(kind, "")
@@ -100,7 +101,7 @@ def flag(cls: type, name: str, group: Group, text: str, first: tuple[str, ...] =
     if limits := limits_of(kind) if bare(kind) in (int, float) else "":
         text += f" ({limits})"
     default = next(f.default for f in dataclasses.fields(cls) if f.name == name)
-    if default not in (None, "", dataclasses.MISSING):
+    if default not in (None, "", (), dataclasses.MISSING):
         text += f" [default: {default}]"
     # --no_flag for what is true or false only: cyclopts would add --empty_flag to tuples and tables
     more: dict[str, Any] = {} if shape is bool else {"negative": (), "metavar": placeholder(kind) or None}

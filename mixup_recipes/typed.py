@@ -1,7 +1,7 @@
 """One typed layer for YAML files and command lines: dataclass annotations are the schema.
 
 A value is checked against the annotation of its field, wherever it comes from. An annotation is one of
-``bool int float str Path``, ``Literal[...]``, ``T | None``, ``tuple[float, float]``, ``dict``, or
+``bool int float str Path``, ``Literal[...]``, ``T | None``, ``tuple[float, float]``, ``tuple[T, ...]``, ``dict``, or
 ``Annotated[T, Between(low, high)]``. Text is converted (``"1e-4"`` to a float), but never silently changed:
 ``1.5`` is no integer.
 """
@@ -125,7 +125,7 @@ def describe(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join("none" if a is types.NoneType else describe(a) for a in args)
     if origin is tuple:
-        return f"{len(args)} numbers"
+        return f"several values, each {describe(args[0])}" if args[-1] is ... else f"{len(args)} numbers"
     if origin is dict:
         return "a table"
     words = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path", dict: "a table"}
@@ -162,9 +162,12 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
             raise UserError(f"{wrong}; {nearest(str(value), map(str, args))}")
         return value
     if origin is tuple:
-        if not isinstance(value, list | tuple) or len(value) != len(args):
+        if not isinstance(value, list | tuple):
             raise wrong
-        return tuple(convert(v, a, where) for v, a in zip(value, args, strict=True))
+        kinds = args[:1] * len(value) if args[-1] is ... else args
+        if len(value) != len(kinds):
+            raise wrong
+        return tuple(convert(v, a, where) for v, a in zip(value, kinds, strict=True))
     if annotation is dict or origin is dict:
         if not isinstance(value, dict):
             raise wrong

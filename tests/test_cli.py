@@ -167,7 +167,7 @@ COMMANDS = {
     "compare": "", "plot curves": "RUNS", "plot cost": "RUNS", "plot dots": "RUNS", "recipes list": "",
     "recipes show": "RECIPE", "recipes explain": "RECIPE", "recipes diff": "FIRST SECOND", "cells list": "",
     "methods list": "", "methods show": "MIXER", "cells show": "RECIPE", "cells explain": "RECIPE",
-    "cells diff": "FIRST SECOND", "cells export": "RECIPE",
+    "cells diff": "FIRST SECOND", "cells export": "RECIPE", "robustness": "RUNS",
 }  # fmt: skip
 
 

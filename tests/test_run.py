@@ -65,6 +65,10 @@ def whole(tmp_path):
     """A run with every file, as a real one left them."""
     run = shutil.copytree(ROOT / "tests/version_0_1/finished", tmp_path / "whole")
     (run / ".hub.json").write_text('{"repo_id": "a/b"}')
+    data = {"dataset": "a", "split": "test", "images": 4, "labels_sha256": "aa"}
+    clean = {"top1": 25.0, "top5": 50.0, "ece": 1.0, "nll": 2.0, "count": 4}
+    found = {"model": "whole", "data": data, "seed": 0, "budgets": {}, "clean": clean}
+    (run / "robustness.json").write_text(json.dumps(found))
     return run
 
 
@@ -140,9 +144,11 @@ ASKED = {
     "recipe.yaml": "recipe", "log.jsonl": "evaluated_log", "data.json": "data", "env.json": "environment",
     "eval_results.json": "results", "predictions.safetensors": "predictions", "config.json": "config",
     "model.safetensors": "weights_hash", "README.md": "card", "summary.csv": "summary_csv",
+    "robustness.json": "robustness",
 }  # fmt: skip
 # What makes an error in a file that need not be there, is text or whatever it is: else everything does.
 WRONG = {"README.md": {"a folder", "no text"}, "summary.csv": set(), "model.safetensors": {"absent", "a folder"}}
+WRONG["robustness.json"] = {"empty", "cut", "a list", "null", "no text"}
 
 
 def test_a_missing_or_damaged_file_is_one_line_that_names_it(whole, subtests):

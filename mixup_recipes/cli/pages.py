@@ -102,6 +102,17 @@ def compare(
 
 
 @app.command
+def robustness(
+    *runs: Annotated[Path, Parameter(metavar="RUNS", help="run folders, or JSON files that the suite wrote")],
+    out: Annotated[Path | None, said("file to write to")] = None,
+) -> None:
+    """What `evaluate RUN --suite robustness` found of several runs, side by side, as Markdown."""
+    from mixup_recipes.pages.robustness import side_by_side
+
+    put(side_by_side(runs), out)
+
+
+@app.command
 def card(
     run: RunFolder,
     *,

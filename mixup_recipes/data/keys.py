@@ -9,7 +9,7 @@ import random
 import numpy as np
 import torch
 
-ORDER, SAMPLE, STEP, ERASE, SUBSET = 1, 2, 3, 4, 5
+ORDER, SAMPLE, STEP, ERASE, SUBSET, ROBUST = 1, 2, 3, 4, 5, 6
 
 
 def rng(purpose: int, *key: int) -> np.random.Generator:

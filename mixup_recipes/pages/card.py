@@ -34,6 +34,7 @@ from mixup_recipes.pages.card_sections import (
 )
 from mixup_recipes.pages.markdown import code, line, prose
 from mixup_recipes.pages.methods import methods
+from mixup_recipes.pages.robustness import section as robustness_section
 from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.shapes import read_card
 from mixup_recipes.training.protocols import NAMES
@@ -65,9 +66,10 @@ def body(run: Run, name: str, repo_id: str | None) -> str:
         f"{code(recipe.model)} trained with {made[0].title} (`{recipe.mixer}`) by Mixup Recipes: "
         f"**{s.reading.value:.2f} %** {NAMES[s.metric]} ({protocol}, seed {recipe.seed})."
     )
-    sections = [model_section(run), recipe_section(run, made), results_section(run, repo_id), cost_section(run, made)]
-    sections += [use_section(run, repo_id), reproduce_section(run, repo_id), deviations_section(run, made)]
-    return "\n\n".join([*text, *sections, citation_section(made), files_section(run, repo_id)])
+    sections = [model_section(run), recipe_section(run, made), results_section(run, repo_id), robustness_section(run)]
+    sections += [cost_section(run, made), use_section(run, repo_id), reproduce_section(run, repo_id)]
+    sections += [deviations_section(run, made), citation_section(made), files_section(run, repo_id)]
+    return "\n\n".join([*text, *filter(None, sections)])
 
 
 def split(text: str, where: str) -> tuple[dict[str, Any], str, str]:

@@ -235,6 +235,7 @@ def files_section(run: Run, repo_id: str | None) -> str:
         "summary.csv": "one row per evaluated epoch",
         "eval_results.json": "the numbers above",
         "predictions.safetensors": "what these weights say of each evaluation image",
+        "robustness.json": "what attacks, corruptions, occlusion and mixing do to these weights",
         "env.json": "versions, device, commit",
         "data.json": "the images",
     }

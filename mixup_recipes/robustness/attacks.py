@@ -17,7 +17,7 @@ by the standard deviation of the data, and shifts the centre of the ball in each
 normalisation off the same images again and again. Here both are as in the paper. Its FGSM is this one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -59,18 +59,26 @@ def pgd(
     eps: float,
     step: float,
     steps: int,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
 ) -> Tensor:
     """As ``fgsm``, by ``steps`` steps of size ``step`` from a point that ``generator`` draws evenly from the ball.
 
-    The point is drawn on the generator's device, so a generator of the CPU gives the same one for every device.
+    With a generator for each picture its point does not depend on the others. Points are drawn on a generator's device,
+    so a generator of the CPU gives the same ones for every device.
     """
-    start = torch.rand(x.shape, generator=generator, device=generator.device).to(x)
+    start = drawn(x, generator)
     low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
     moved = (x + eps * (2 * start - 1)).clamp(low, high)
     for _ in range(steps):
         moved = (moved + step * gradient(model, moved, y).sign()).clamp(low, high)
     return moved
+
+
+def drawn(x: Tensor, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+    """Even numbers in [0, 1) of the shape of ``x`` (B, 3, H, W), from a generator or from one for each picture."""
+    if isinstance(generator, torch.Generator):
+        return torch.rand(x.shape, generator=generator, device=generator.device).to(x)
+    return torch.stack([torch.rand(x.shape[1:], generator=own, device=own.device) for own in generator]).to(x)
 
 
 def gradient(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:

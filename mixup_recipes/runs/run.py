@@ -22,6 +22,7 @@ from mixup_recipes.data.identity import difference
 from mixup_recipes.files import file_hash
 from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.resolve import load_recipe
+from mixup_recipes.robustness import saved
 from mixup_recipes.runs.log import Rows, read_rows
 from mixup_recipes.runs.shapes import (
     COUNT,
@@ -43,7 +44,7 @@ from mixup_recipes.typed import UserError
 RECIPE = "recipe.yaml"
 FILES = (
     "README.md", RECIPE, "env.json", "data.json", "log.jsonl", "summary.csv", "eval_results.json",
-    "predictions.safetensors",
+    "predictions.safetensors", saved.NAME,
 )  # fmt: skip
 """What a repository of the Hub is asked for beside ``config.json`` and ``model.safetensors``."""
 METRICS = {
@@ -241,6 +242,15 @@ class Run:
         if found != shape or len({len(v) for v in columns.values()}) > 1 or not all(v.size for v in columns.values()):
             raise UserError(f"{path} is damaged (expected a row per image in each of {', '.join(shape)}); {again}")
         return columns
+
+    @cached_property
+    def robustness(self) -> dict[str, Any] | None:
+        """What the suite of robustness found, perhaps of weights before these: ``robustness/saved.py``; None without.
+
+        ``weights_sha256`` tells whose numbers they are.
+        """
+        path = self.folder / saved.NAME
+        return saved.read(path) if path.is_file() else None
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -1,0 +1,233 @@
+"""What the suite of robustness found, as tables and as a sheet of examples."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mixup_recipes import files
+from mixup_recipes.pages.fonts import fitting, font
+from mixup_recipes.pages.markdown import code, escaped, line, markdown_table, prose
+from mixup_recipes.robustness import saved
+from mixup_recipes.robustness.corruptions import GROUPS
+from mixup_recipes.robustness.examples import Row
+from mixup_recipes.runs.run import Run, labels
+from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
+
+Keys = tuple[str, ...]
+Lines = list[tuple[str, Keys]]
+"""What a number is called, and where it stands in ``robustness.json``."""
+CLEAN: Lines = [
+    ("as they are: top-1", ("clean", "top1")),
+    ("as they are: top-5", ("clean", "top5")),
+    ("as they are: NLL", ("clean", "nll")),
+    ("as they are: ECE", ("clean", "ece")),
+]
+CORRUPTIONS: Lines = [
+    ("corruptions: mean error", ("corruptions", "mean")),
+    ("corruptions: mCE, AlexNet 100", ("corruptions", "mce")),
+    *((f"corruptions, {group}: mean error", ("corruptions", "groups", group)) for group in GROUPS),
+]
+OCCLUSION: Lines = [
+    *((f"{share:.0%} occluded: top-1", ("occlusion", "accuracy", str(share))) for share in (0.3, 0.5, 0.7)),
+    ("occlusion from 0 to 90 %: mean top-1", ("occlusion", "auc")),
+]
+CALIBRATION: Lines = [
+    ("fitted temperature", ("calibration", "temperature")),
+    ("half of the images: ECE", ("calibration", "before", "ece")),
+    ("half of the images: ECE at that temperature", ("calibration", "after", "ece")),
+    ("half of the images: NLL", ("calibration", "before", "nll")),
+    ("half of the images: NLL at that temperature", ("calibration", "after", "nll")),
+    *(
+        (f"mixed by {title}: {words}", ("calibration", kind, key))
+        for kind, title in (("mixup", "Mixup"), ("cutmix", "CutMix"))
+        for key, words in (("top1", "larger label is top-1"), ("ece", "ECE"))
+    ),
+]
+OOD: Lines = [
+    (f"second data set by {title}: {words}", ("ood", score, key))
+    for score, title in (("max_softmax", "max softmax"), ("energy", "energy"))
+    for key, words in (("auroc", "AUROC"), ("fpr95", "FPR at 95 % TPR"), ("aupr", "AUPR"))
+]
+PLAIN = ("nll", "temperature")
+"""Numbers with three digits; all others are in percent."""
+
+
+def at(content: Any, keys: Keys) -> float | None:
+    """The number that the keys lead to; None where there is none."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content if isinstance(content, int | float) else None
+
+
+def attacks(found: Sequence[dict[str, Any]]) -> Lines:
+    """The lines of all budgets of attacks that any of several results has."""
+    lines: dict[str, Keys] = {}
+    for kind in ("fgsm", "pgd"):
+        tables = [content.get("attacks", {}).get(kind) for content in found]
+        budgets = {eps for table in tables if isinstance(table, dict) for eps in table}
+        for eps in sorted(budgets, key=lambda eps: (len(eps), eps)):
+            lines[f"{kind.upper()}, {eps}/255: top-1"] = ("attacks", kind, eps)
+    return list(lines.items())
+
+
+def rows(found: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A row for each number that any of several results has, a column for each of these."""
+    made = []
+    for words, keys in [*CLEAN, *attacks(found), *CORRUPTIONS, *OCCLUSION, *CALIBRATION, *OOD]:
+        values = [at(content, keys) for content in found]
+        digits = 3 if keys[-1] in PLAIN else 2
+        if any(value is not None for value in values):
+            made.append([words, *("-" if value is None else f"{value:.{digits}f}" for value in values)])
+    return made
+
+
+def corruption_rows(found: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A row for each corruption: its mean error over the severities in each of several results."""
+    made = []
+    for name in (name for group in GROUPS.values() for name in group):
+        cells = []
+        for content in found:
+            table = content.get("corruptions", {}).get("errors")
+            errors = table.get(name) if isinstance(table, dict) else None
+            cells.append(f"{np.mean(errors):.2f}" if isinstance(errors, list) and errors else "-")
+        if {*cells} != {"-"}:
+            made.append([f"{name.replace('_', ' ')}: mean error", *cells])
+    return made
+
+
+def notes(content: dict[str, Any]) -> Iterator[str]:
+    """What is to be known of the numbers of one result, in sentences."""
+    data = content["data"]
+    yield f"{many(content['clean']['count'], 'image')} of {code(data['split'])} of {code(data['dataset'])}."
+    yield f"Percent, but NLL in nats and the temperature; what is drawn follows from seed {content['seed']}."
+    if at(content, ("corruptions", "mean")) is not None and at(content, ("corruptions", "mce")) is None:
+        yield "No mCE: AlexNet's errors are known for ImageNet's thousand classes alone; the mean error stands instead."
+    second = content.get("ood", {}).get("data")
+    if isinstance(second, dict):
+        images = at(content, ("ood", "images")) or 0
+        yield f"The second data set: {many(int(images), 'image')} of {code(second.get('dataset'))}."
+
+
+def table(content: dict[str, Any]) -> str:
+    """All numbers of one result as a Markdown table, and what they are."""
+    head = ["robustness", escaped(line(content["model"]))]
+    shown = markdown_table(head, rows([content]) + corruption_rows([content]), right=1)
+    return f"{shown}\n\n{' '.join(notes(content))}\n"
+
+
+# --------------------------------------------------------------------------------------------- several runs
+
+
+def side_by_side(places: Sequence[Path]) -> str:
+    """Several results as a Markdown table, a column for each, and in which they were not measured alike.
+
+    ``places``: run folders, or files that ``--output`` wrote. Raises ``UserError`` where one has no results.
+    """
+    if not places:
+        raise UserError("which runs? pass run folders, or files that evaluate --suite robustness wrote")
+    runs = [Run.open(place) for place in places if not place.is_file()]
+    names = iter(labels(runs))
+    titles = [place.stem if place.is_file() else next(names) for place in places]
+    of_runs = iter(runs)
+    found = [saved.read(place) if place.is_file() else own(next(of_runs)) for place in places]
+    head = ["robustness", *map(escaped, titles)]
+    shown = markdown_table(head, rows(found) + corruption_rows(found), right=1)
+    first, *others = found
+    words = list(notes(first))
+    for title, content in zip(titles[1:], others, strict=True):
+        if apart := differences(first, content):
+            words.append(f"{prose(title)} is not to be compared with {prose(titles[0])}: {', '.join(apart)}.")
+    return f"{shown}\n\n{' '.join(words)}\n"
+
+
+def own(run: Run) -> dict[str, Any]:
+    """The results of a run. Raises ``UserError`` where it has none, or where they are of other weights."""
+    found = run.robustness
+    again = f"mixup-recipes evaluate {run.folder} --suite robustness"
+    if found is None:
+        raise UserError(f"{run.folder} has no {saved.NAME}; make it with {again}")
+    if found.get("weights_sha256") != run.weights_hash:
+        raise UserError(f"{run.folder / saved.NAME} is of other weights; make it anew with {again}")
+    return found
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """In what two results were not measured alike, in words."""
+    told = []
+    keys = ("images", "labels_sha256", "fingerprint")
+    if any(one["data"].get(key) != other["data"].get(key) for key in keys):
+        told.append("they are of other images")
+    if one.get("transform") != other.get("transform"):
+        told.append(f"images are prepared otherwise ({one.get('transform')}; {other.get('transform')})")
+    shared = one["budgets"].keys() & other["budgets"].keys()
+    told += [f"other budgets of {part}" for part in sorted(shared) if one["budgets"][part] != other["budgets"][part]]
+    if "ood" in shared and one["ood"].get("data") != other["ood"].get("data"):
+        told.append("the second data set is another")
+    return told
+
+
+def section(run: Run) -> str:
+    """The section of a card; empty where the suite was not run."""
+    found = run.robustness
+    if found is None:
+        return ""
+    if found.get("weights_sha256") != run.weights_hash:
+        return "## Robustness\n\n`robustness.json` is of other weights than these: their numbers are not known."
+    text = ["## Robustness", markdown_table(["", "these weights"], rows([found]), right=1), " ".join(notes(found))]
+    if each := corruption_rows([found]):
+        inside = markdown_table(["corruption", "mean error"], each, right=1)
+        text.append(f"<details><summary>Each corruption</summary>\n\n{inside}\n\n</details>")
+    if (run.folder / saved.PICTURE).is_file():
+        text.append(f"![images as the suite changes them, and what the model says]({saved.PICTURE})")
+    text.append(
+        f"Measured by `mixup-recipes evaluate RUN --suite robustness`: budgets in [{saved.NAME}]({saved.NAME})."
+    )
+    return "\n\n".join(text)
+
+
+# --------------------------------------------------------------------------------------------- files
+
+
+def write(content: dict[str, Any], examples: list[Row], path: Path) -> str:
+    """Write the results to a JSON file and the sheet of examples beside it; returns the table."""
+    picture = path.with_suffix(".png")
+    files.write(picture, sheet(examples, f"{line(content['model'])}: green what it gets right, red what it gets wrong"))
+    files.write_json(path, content)
+    return f"{table(content)}\n{path}\n{picture}"
+
+
+SIDE, GAP, SMALL, LARGE = 128, 12, 13, 17  # pixels
+GREY, INK, GREEN, RED = "#777777", "#222222", "#1a7f37", "#b03a00"
+
+
+def sheet(examples: list[Row], title: str) -> bytes:
+    """A PNG: a row for each image, a column for each change, and below each picture what the model says."""
+    columns = max(len(row.examples) for row in examples)
+    tile, top = (SIDE + GAP, SIDE + 2 * (SMALL + 4) + GAP), 2 * GAP + LARGE + SMALL + 4
+    size = (columns * tile[0] + GAP, len(examples) * tile[1] + top + GAP)
+    page = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(page)
+    pen.text((GAP, GAP), fitting(title, size[0] - 2 * GAP, LARGE), fill=INK, font=font(LARGE))
+    for column, example in enumerate(examples[0].examples):
+        where = (GAP + column * tile[0], top - SMALL - 6)
+        pen.text(where, fitting(example.title, SIDE, SMALL), fill=GREY, font=font(SMALL))
+    for number, row in enumerate(examples):
+        for column, example in enumerate(row.examples):
+            left, upper = GAP + column * tile[0], top + number * tile[1]
+            picture = Image.fromarray(example.pixels.permute(1, 2, 0).contiguous().numpy())
+            page.paste(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left, upper))
+            sure = f" {100 * example.confidence:.0f} %"
+            said = fitting(example.said, SIDE - font(SMALL).getlength(sure), SMALL) + sure
+            pen.text((left, upper + SIDE + 2), said, fill=GREEN if example.right else RED, font=font(SMALL))
+            if column == 0:
+                pen.text(
+                    (left, upper + SIDE + SMALL + 6), fitting(f"is {row.name}", SIDE, SMALL), fill=INK, font=font(SMALL)
+                )
+    buffer = io.BytesIO()
+    page.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,41 @@
+"""``robustness.json``: what ``evaluate --suite robustness`` writes, read back and checked.
+
+``format``, ``model`` (what its run or it is called), ``weights_sha256`` (of a run), ``data`` (``dataset``, ``split``,
+``images``, ``labels_sha256``, ``fingerprint``), ``transform``, ``seed``, ``device``, ``mixed_precision``, ``packages``,
+``commit``, ``budgets`` (part -> what it was measured with), ``clean``, and a table for each part that was measured, see
+``parts``; ``ood`` has the ``data`` of the second set too.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from mixup_recipes.runs.shapes import COUNT, NUMBER, OBJECT, PERCENT, TEXT, UPDATE, check, read_object
+from mixup_recipes.training.format import check_format
+
+NAME = "robustness.json"
+PICTURE = "robustness.png"
+PARTS = ("attacks", "corruptions", "occlusion", "calibration", "ood")
+CLEAN = {"top1": PERCENT, "top5": PERCENT, "ece": PERCENT, "nll": NUMBER, "count": COUNT}
+DATA = {"dataset": TEXT, "split": TEXT, "images": COUNT, "labels_sha256": TEXT}
+SHAPE = {"model": TEXT, "data": DATA, "seed": UPDATE, "budgets": OBJECT, "clean": CLEAN}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a file of results. Raises ``UserError`` where it is missing, damaged or of a newer version."""
+    content = read_object(path)
+    check_format(content, str(path))
+    check(content, SHAPE, str(path))
+    for part in PARTS:
+        if part in content:
+            check(content[part], OBJECT, str(path), part)
+            check_numbers(content[part], str(path), part)
+    return content
+
+
+def check_numbers(value: Any, where: str, key: str) -> None:
+    """Raise ``UserError`` unless all that a part says is numbers, in tables and lists; of a second set also text."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in inside:
+        check_numbers(inner, where, f"{key}.{name}")
+    if not isinstance(value, dict | list) and value is not None and not (TEXT.fits(value) and ".data." in f".{key}"):
+        check(value, NUMBER, where, key)
