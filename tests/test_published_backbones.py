@@ -252,7 +252,7 @@ def test_intermediates_are_what_the_stages_return_as_maps(name, images):
         model.forward_intermediates(images, output_fmt="NHWC")
 
 
-SIDES = dict.fromkeys(("pvt_tiny", "moganet_tiny"), ((1, 3), [8, 2]))
+SIDES: dict[str, tuple] = dict.fromkeys(("pvt_tiny", "moganet_tiny"), ((1, 3), [8, 2]))
 SIDES |= dict.fromkeys(("resnet18_cifar", "resnext50_32x4d_cifar"), ((0, 1, 2, 3, 4), [64, 64, 32, 16, 8]))
 SIDES |= {"wide_resnet28_8_cifar": ((0, 2), [64, 16]), "convnext_tiny_cifar": ((0, 1, 2, 3), [64, 32, 16, 8])}
 

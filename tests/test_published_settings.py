@@ -116,7 +116,7 @@ LATE, FAST = {"min_lr": 1e-4}, {"lr": 2e-3, "warmup_lr": 2e-8}
 SHORT = DROPPED | LATE | {"lr": 5e-4, "clip_grad": 10.0, "warmup_epochs": 5.0, "warmup_lr": 5e-9}
 LONG = DROPPED | LATE | {"lr": 7.5e-4, "clip_grad": 20.0, "warmup_lr": 7.5e-9}
 ACCUMULATED = NOT_AVERAGED | {"per_device_train_batch_size": 128, "warmup_lr": 4e-8}
-PER_MIXER = {
+PER_MIXER: dict[str, dict] = {
     "deit_t": {"automix": DROPPED, "samix": DROPPED, "transmix": {"weight_decay": 0.03}},
     "deit_s": {"automix": DROPPED, "samix": DROPPED, "transmix": {"min_lr": 1e-4} | AVERAGED},
     "pvt_t": {"automix": PYRAMID, "samix": PYRAMID},
