@@ -66,7 +66,7 @@ def brief(hours: float) -> str:
 
 def listing(chosen: list[Cell], found: dict[str, dict[str, Any]]) -> str:
     """One line per cell: name, published number with its mark, status; ``found``: our records by name."""
-    width = max((len(c.name) for c in chosen), default=0)
+    width = max([26, *(len(c.name) for c in chosen)])
     lines = [f"{c.name:{width}} {number(c):>7}  {': '.join(status(c, found.get(c.name)))}" for c in chosen]
     numbered = sum(c.top1 is not None for c in chosen)
     marks = "; ".join(f"{mark} {MEANING[source]}" for source, mark in MARKS.items() if mark)
