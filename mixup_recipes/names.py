@@ -53,12 +53,18 @@ SPELLINGS = (
     (r"resnet_?(\d+)", r"r\1"),
     (r"(?:deit|vit)_?(t|s|b)(?:iny|mall|ase)", r"deit_\1"),
     (r"(swin|pvt|convnext|moganet)_?tiny", r"\1_t"),
+    (r"pvt_?small", "pvt_s"),
+    (r"(wide_?resnet|wrn)_?28_?8", "wrn288"),
+    (r"inat(?:uralist)?_?(?:20)?(17|18)", r"inat\1"),
+    (r"(caltech_?)?cub_?200(_?2011)?", "cub"),
+    (r"(fgvc_?)?aircrafts?", "aircraft"),
+    (r"places_?205", "places"),
     (r"efficient_?net(_?b0)?", "effb0"),
     (r"mobile_?net(_?v?2)?", "mbv2"),
     (r"tiny_?imagenet(_?200)?", "tiny"),
     (r"^(imagenet|ilsvrc|in)(_?1k)?$", "r50_100e"),
     (r"_?(imagenet|ilsvrc|in)(_?1k)?(?=_|$)", ""),
-    (r"cifar_?10(?!0)", "cifar10"),
+    (r"cifar_?10(0?)", r"cifar10\1"),
     (r"(\d+)_?(epochs?|ep)", r"\1e"),
     (r"groceries|demo", "quickstart"),
 )
@@ -113,5 +119,6 @@ def meant_setting(name: str, settings: Mapping[str, Collection[str]]) -> str | N
         parts = setting.split("_")
         return found, -len({*parts} - {*words}), parts[0] in words
 
-    best = max(sorted(settings), key=fits, default=None)
+    in_order = sorted(settings, key=lambda name: re.sub(r"\d+", lambda n: n[0].zfill(4), name))  # 200 before 1200
+    best = max(in_order, key=fits, default=None)
     return best if best is not None and fits(best)[0] else None

@@ -201,10 +201,10 @@ class Recipe:
     """Shorter side before the centre crop, in pixels."""
     eval_epochs: Count = 1
     """Evaluate every n epochs, and after the last."""
-    protocol: Literal["median", "best"] = "median"
-    """The reported number: median of the last epochs, or the best epoch."""
+    protocol: Literal["median", "best", "best_of_last"] = "median"
+    """The reported number: median of the last epochs, the best epoch, or the best of the last epochs."""
     protocol_epochs: Count = 5
-    """How many last epochs the median takes."""
+    """How many epochs the last ones are."""
     trials: Count = 1
     """Runs with different seeds that the published number averages."""
     ema_decay: Share | None = None

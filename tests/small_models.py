@@ -12,17 +12,19 @@ from torch import Tensor, nn
 from mixers.testing import batch, differences, footprint, global_rngs
 from mixup_recipes.training.backbones import moganet
 
-# Every backbone of the published tables, as narrow and shallow as it can be made by arguments.
+# Every backbone of the published tables but PVT-S, as narrow and shallow as it can be made by arguments.
 CNN: dict = {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)}
 DEIT, SWIN = "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
 VIT: dict = {"depth": 4, "embed_dim": 48, "img_size": 64}
+CONVNEXT: dict = {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)}
 BACKBONES: dict[str, dict] = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet18_cifar"), CNN),
     **dict.fromkeys(("resnext101_32x4d", "resnext50_32x4d_cifar"), CNN | {"base_width": 16}),
     **dict.fromkeys((DEIT, "deit_small_patch16_224", "deit_base_patch16_224"), VIT),
     "tf_efficientnet_b0": {}, "mobilenetv2_100": {}, "moganet_tiny": {}, "pvt_tiny": {"img_size": 64},
     SWIN: {"depths": (1, 1, 2, 1), "embed_dim": 24, "img_size": 64},
-    "convnext_tiny": {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)},
+    "convnext_tiny": CONVNEXT, "convnext_tiny_cifar": CONVNEXT,
+    "wide_resnet28_8_cifar": {"depth": 1, "widths": (16, 32, 64)},
 }  # fmt: skip
 FAMILIES = ["resnet18", "tf_efficientnet_b0", DEIT, "pvt_tiny", SWIN, "convnext_tiny", "moganet_tiny"]  # one of each
 ATTENTIVE = [name for name in BACKBONES if name.startswith(("deit", "pvt", "swin"))]
@@ -37,7 +39,7 @@ traced = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that
 def built(name, **args):
     """A model that nothing has run yet, and the state of torch's generator once its weights were drawn."""
     torch.manual_seed(0)
-    drop = {} if name.startswith(("mobile", "tf_")) else {"drop_path_rate": 0.2}
+    drop = {} if name.startswith(("mobile", "tf_", "wide")) else {"drop_path_rate": 0.2}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moganet, "DEPTHS", (1, 1, 2, 1))  # its depth is no argument
         return timm.create_model(name, num_classes=5, **(BACKBONES[name] | drop | args)), torch.get_rng_state()

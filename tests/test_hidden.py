@@ -36,6 +36,7 @@ PLACES = {
     "swin": ("layers.0", "layers.1", "layers.3"),
     "pvt": ("stages.0", "stages.1", "stages.2"),
     **dict.fromkeys(("convnext", "moganet"), ("stages.0", "stages.1", "stages.3")),
+    "wide": ("stages.0", "stages.1", "stages.2"),
 }
 
 

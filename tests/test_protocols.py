@@ -27,9 +27,13 @@ def test_the_text_takes_the_last_epochs_or_the_first_best_one_and_says_what_is_m
         (numbered(1, 2), "median", 5, 100, (1.5, 2, 5, 2, "2 of 5 epochs, at epoch 2 of 100")),
         (numbered(3, 2), "best", 5, 100, (3, 2, 100, 1, "2 of 100 epochs")),
         (numbered(1, 5, 3), "median", 10, 3, (3, 3, 10, 3, "3 of 10 epochs")),
+        (numbered(9, 3, 5, 5), "best_of_last", 3, 4, (5, 3, 3, 3, "")),
+        (numbered(9, 8, 5), "best_of_last", 2, 6, (5, 0, 2, 3, "0 of 2 epochs, at epoch 3 of 6")),  # not begun
+        (numbered(9, 8, 7, 5, 6), "best_of_last", 2, 6, (6, 1, 2, 5, "1 of 2 epochs, at epoch 5 of 6")),
     ):
         found, missing = strict(values, protocol, last, epochs), expected[-1]
-        name = "best epoch" if protocol == "best" else f"median of the last {last} epochs"
+        name = {"best": "best epoch", "best_of_last": f"best of the last {last} epochs"}.get(protocol)
+        name = name or f"median of the last {last} epochs"
         assert found == (name, *expected) and found.label == name + f" ({missing})" * bool(missing)
     for read in (strict, lambda values, *rule: tool({"": values}, *rule)):
         with pytest.raises(UserError, match="no evaluated epoch yet"):
@@ -61,6 +65,7 @@ def test_the_tools_best_is_the_mean_of_maximum_and_99th_percentile_of_the_best_h
     name = "OpenMixup's tool: (maximum + 99th percentile) / 2 over all epochs"
     assert tool({"": numbered(10, 40, 20)}, "best", 5, 3) == (name, pytest.approx(39.8), 3, 3, 2, "")
     assert tool({"": numbered(*range(101))}, "best", 5, 101).value == 99.5
+    assert tool({"": numbered(10, 40, 20)}, "best_of_last", 1, 3) == tool({"": numbered(10, 40, 20)}, "best", 5, 3)
     assert tool({"": numbered(7)}, "best", 5, 1).value == 7
     found = tool({"one_k": numbered(1, 2, 3), "mix_k": numbered(9, 5, 4), "one_q": numbered(8, 8, 8)}, "best", 5, 3)
     assert found[:2] == (f"{name}, best of 3 heads (mix_k)", pytest.approx((9 + 5 + 0.98 * 4) / 2)) and found.epoch == 1

@@ -35,9 +35,12 @@ SIZES = {
     "moganet_tiny": (1000, 5_197_332, {224: "1.083", 256: "1.415"}),
     "resnet18_cifar": (200, 11_271_432, {64: "2.222"}),
     "resnext50_32x4d_cifar": (200, 23_382_024, {64: "5.38"}),
+    "wide_resnet28_8_cifar": (100, 23_409_092, {32: "3.36"}),
+    "convnext_tiny_cifar": (100, 27_895_012, {32: "1.45"}),
+    "pvt_small": (1000, 24_485_864, {224: "3.8"}),
 }
 VITS = [name for name in SIZES if name.startswith("deit")]
-FIXED = [*VITS, "pvt_tiny", "swin_tiny_patch4_window7_224"]  # made for images of one size
+FIXED = [*VITS, "pvt_tiny", "pvt_small", "swin_tiny_patch4_window7_224"]  # made for images of one size
 
 
 def reductions(name):
@@ -48,6 +51,8 @@ def reductions(name):
         return {"blocks.0": 2, "blocks.1": 4, "blocks.2": 8, "blocks.4": 16, "blocks.6": 32}
     if name.startswith("res"):
         return {f"layer{i}": 2 ** (i - 1) * (1 if name.endswith("_cifar") else 4) for i in (1, 2, 3, 4)}
+    if name.endswith("_cifar"):
+        return {f"stages.{i}": 2**i for i in range(3 if name.startswith("wide") else 4)}
     return {f"{'layers' if name.startswith('swin') else 'stages'}.{i}": 2 ** (i + 2) for i in range(4)}
 
 
@@ -84,7 +89,7 @@ def test_a_backbone_has_the_published_size_to_every_digit_stages_to_edit_and_a_l
         assert {stage: info[stage]["reduction"] for stage in expected} == expected
         for stage, shape in shapes.items():
             channels, side = info[stage]["num_chs"], size // expected[stage]
-            if name in VITS or (name, stage) == ("pvt_tiny", "stages.3"):  # the class token, then the patches
+            if name in VITS or (name[:3], stage) == ("pvt", "stages.3"):  # the class token, then the patches
                 assert shape == (1, 1 + side**2, channels)
             else:
                 assert shape == ((1, side, side, channels) if name.startswith("swin") else (1, channels, side, side))
@@ -105,7 +110,7 @@ def deviation(weight):
 # name: most groups of a convolution, last norm of a residual block, blocks of each stage
 CONVNETS: dict[str, tuple] = {
     "resnet18": (1, "bn2", (2, 2, 2, 2)), "resnext50_32x4d_cifar": (32, "bn3", (3, 4, 6, 3)),
-    "tf_efficientnet_b0": (1152, "", ()), "mobilenetv2_100": (960, "", ()),
+    "tf_efficientnet_b0": (1152, "", ()), "mobilenetv2_100": (960, "", ()), "wide_resnet28_8_cifar": (1, "", ()),
 }  # fmt: skip
 
 
@@ -138,6 +143,7 @@ def test_a_published_convnet_starts_kaiming_normal_by_all_output_channels_with_a
         ("deit_tiny_patch16_224", nn.Linear, {"cls_token": 1, "pos_embed": 1}),
         ("swin_tiny_patch4_window7_224", nn.Linear, {"relative_position_bias_table": 12}),
         ("convnext_tiny", nn.Linear | nn.Conv2d, {}),
+        ("convnext_tiny_cifar", nn.Linear | nn.Conv2d, {}),
     ],
 )
 def test_the_weights_of_a_published_transformer_or_convnext_start_from_a_normal_of_0_02(name, layers, others):
@@ -155,10 +161,45 @@ def test_the_weights_of_a_published_transformer_or_convnext_start_from_a_normal_
     for p in drawn:  # one in 2^24 of timm's truncated normal is -2
         assert deviation(p.clamp(-0.2, 0.2)) == pytest.approx(0.02, rel=5 / math.sqrt(2 * p.numel()))
     scales = [p for k, p in model.named_parameters() if k.endswith("gamma")]
-    assert len(scales) == (18 if name == "convnext_tiny" else 0) and all((p == 1e-6).all() for p in scales)
+    assert len(scales) == (18 if name.startswith("convnext") else 0) and all((p == 1e-6).all() for p in scales)
 
 
 OURS = pytest.mark.parametrize("name", ["pvt_tiny", "moganet_tiny"])
+
+
+def test_wide_resnet_is_its_formula_and_its_intermediates_are_its_stages(images):
+    model = ours("wide_resnet28_8_cifar", depth=2, widths=(8, 8, 12)).eval()
+    weights = {k: v + 0.1 * (v.ndim == 1) for k, v in model.state_dict().items()}  # nothing stays at its start
+    model.load_state_dict(weights)
+
+    def layer(x, key, **args):
+        return torch.conv2d(x, weights[f"{key}.weight"], weights[f"{key}.bias"], **args)
+
+    def active(x, key):
+        mean, var = (weights[f"{key}.running_{k}"][:, None, None] for k in ("mean", "var"))
+        scale, shift = (weights[f"{key}.{k}"][:, None, None] for k in ("weight", "bias"))
+        x = (x - mean) / (var + 0.001).sqrt() * scale + shift
+        return torch.where(x > 0, x, 0.1 * x)
+
+    x, maps = layer(images, "stem", padding=1), []
+    for stage in range(3):
+        for block, key in enumerate(f"stages.{stage}.{i}" for i in range(2)):
+            a = active(x, f"{key}.norm1")
+            inner = layer(a, f"{key}.conv1", padding=1, stride=2 if stage and not block else 1)
+            if f"{key}.shortcut.weight" in weights:  # of the first block of all, behind the activation
+                x = layer(a if stage == 0 else x, f"{key}.shortcut", stride=2 if stage else 1)
+            x = x + layer(active(inner, f"{key}.norm2"), f"{key}.conv2", padding=1)
+        maps.append(x)
+    last = active(x, "norm")
+    logits = last.mean((2, 3)) @ weights["head.weight"].T + weights["head.bias"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), logits)
+        final, found = model.forward_intermediates(images)
+        normed = model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)
+        torch.testing.assert_close([final, *found, *normed], [last, *maps, last])
+        early, (second,) = model.forward_intermediates(images, indices=[1], stop_early=True)
+        assert torch.equal(early, second)
+    assert all(m.momentum == 0.001 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 
 
 @OURS
@@ -211,9 +252,14 @@ def test_intermediates_are_what_the_stages_return_as_maps(name, images):
         model.forward_intermediates(images, output_fmt="NHWC")
 
 
-@pytest.mark.parametrize("name", ["pvt_tiny", "moganet_tiny", "resnet18_cifar", "resnext50_32x4d_cifar"])
+SIDES: dict[str, tuple] = dict.fromkeys(("pvt_tiny", "moganet_tiny"), ((1, 3), [8, 2]))
+SIDES |= dict.fromkeys(("resnet18_cifar", "resnext50_32x4d_cifar"), ((0, 1, 2, 3, 4), [64, 64, 32, 16, 8]))
+SIDES |= {"wide_resnet28_8_cifar": ((0, 2), [64, 16]), "convnext_tiny_cifar": ((0, 1, 2, 3), [64, 32, 16, 8])}
+
+
+@pytest.mark.parametrize("name", SIDES)
 def test_features_only_gives_the_maps_of_the_chosen_stages(name, images):
-    chosen, sides = ((0, 1, 2, 3, 4), [64, 64, 32, 16, 8]) if name.endswith("_cifar") else ((1, 3), [8, 2])
+    chosen, sides = SIDES[name]
     model = ours(name, features_only=True, out_indices=chosen).eval()
     assert model.feature_info.reduction() == [64 // side for side in sides]
     with torch.no_grad():

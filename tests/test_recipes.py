@@ -251,8 +251,8 @@ def test_a_file_that_is_no_recipe_or_missing_is_explained(tmp_path):
 
 def test_an_unknown_name_is_answered_by_its_parts_with_what_it_means_and_every_meaning_is_a_valid_name():
     for name, says in {
-        "zzz": "unknown recipe 'zzz': no setting starts it; valid settings: cifar10_r18_200e, cifar10_small, ",
-        "": "unknown recipe '': no setting starts it; valid settings: cifar10_r18_200e, cifar10_small, ",
+        "zzz": "unknown recipe 'zzz': no setting starts it; valid settings: aircraft_r18, aircraft_rx50, ",
+        "": "unknown recipe '': no setting starts it; valid settings: aircraft_r18, aircraft_rx50, ",
         "r50_100e_": "unknown recipe 'r50_100e_': no setting starts it; did you mean 'r50_100e",
         "r50_100e_cutmix_": "unknown recipe 'r50_100e_cutmix_': no setting starts it; did you mean 'r50_100e_cutmix'",
         "resnet50_cutmix": "recipe 'resnet50_cutmix' has a known mixer, 'cutmix', and an unknown setting, 'resnet50'; "
@@ -273,6 +273,8 @@ def test_an_unknown_name_is_answered_by_its_parts_with_what_it_means_and_every_m
         "convnext-tiny_baseline": "convnext_t_vanilla", "ImageNet_plain": "r50_100e_vanilla",
         "cifar_none": "cifar10_small_vanilla", "resnet18_cifar10_mixup": "cifar10_r18_200e_mixup",
         "tiny-imagenet_mixup": "tiny_r18_mixup", "deit_official": "deit_t_official",
+        "WRN28-8_mixup": "cifar100_wrn288_400e_mixup", "inaturalist2018_resnet50_mixup": "inat18_r50_mixup",
+        "CUB-200-2011_mixup": "cub_r18_mixup", "cifar100_deit_small_200_epochs_mixup": "cifar100_deit_s_200e_mixup",
     }.items():  # fmt: skip
         assert complaint(name).endswith(f"did you mean {meant!r}?")
     valid = {*schema(Recipe), *schema(Job), *MIXERS}

@@ -16,7 +16,10 @@ from mixup_recipes.benchmark.verdicts import of_cells
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.runs import records
 
-BENCHMARKS = ["pytorch_100e", "pytorch_300e", "rsb_a3", "rsb_a2", "deit", "tiny"]
+BENCHMARKS = [
+    "pytorch_100e", "pytorch_300e", "rsb_a3", "rsb_a2", "deit", "tiny", "cifar10", "cifar100", "cifar100_vit", "cub200",
+    "aircraft", "inat2017", "inat2018", "places205",
+]  # fmt: skip
 with (ROOT / "model_cards/published.csv").open(newline="") as file:
     ROWS = list(csv.DictReader(file))
 MARKS = {"own": "", "arxiv": "†", "official": "‡"}
@@ -26,6 +29,7 @@ HEADINGS = {
     "resnext101_32x4d": "ResNeXt-101", "efficientnet_b0": "EfficientNet-B0", "mobilenet_v2_1x": "MobileNet.V2 1x",
     "deit_tiny": "DeiT-T", "deit_small": "DeiT-S", "deit_base": "DeiT-B", "pvt_tiny": "PVT-T", "swin_tiny": "Swin-T",
     "convnext_tiny": "ConvNeXt-T", "moganet_tiny": "MogaNet-T", "resnext50_32x4d": "ResNeXt-50",
+    "pvt_small": "PVT-S", "wrn28_8": "WRN-28-8",
 }  # fmt: skip
 TOPS = {"cutmix": [77.0, 77.1, 77.2], "comixup": [70.0, 70.1], "mixup": [76.0]}
 RECORDS = {f"r50_100e_{mixer}": cell_record(f"r50_100e_{mixer}", tops) for mixer, tops in TOPS.items()}
@@ -70,18 +74,20 @@ def test_every_format_carries_every_number_in_its_place_and_the_best_in_bold(fmt
         published, columns = {}, {}
         for r in (r for r in ROWS if r["benchmark"] == benchmark):
             heading, top1 = HEADINGS[r["backbone"]], r["top1"]
+            heading += f", {load_recipe(r['setting']).epochs} epochs" if benchmark.startswith("cifar") else ""
             published[r["method"], r["alpha"] or "-", heading] = top1 + MARKS[r["source"]] if top1 else "-"
             columns.setdefault(heading, []).append(top1)
-        assert {k: v.replace("*", "") for k, v in found.items()} == published
+        empty = dict.fromkeys([(m, a, h) for m, a, _ in published for h in columns], "-")
+        assert {k: v.replace("*", "") for k, v in found.items()} == empty | published
         bold = {(h, v.rstrip("†‡").strip("*")) for (_, _, h), v in found.items() if "**" in v}
         assert bold == {(heading, max(column)) for heading, column in columns.items()}
         numbers += sum(v != "-" for v in found.values())
-    assert numbers == 284
+    assert numbers == 748
 
 
 def test_csv_is_one_row_per_cell_with_everything():
     found = list(csv.DictReader(io.StringIO(published_table(None, RECORDS, "csv"))))
-    assert len(found) == 329
+    assert len(found) == 805
     for benchmark in BENCHMARKS:
         wanted = [r for r in ROWS if r["benchmark"] == benchmark]
         assert [{k: r[k] for k in wanted[0]} for r in found if r["benchmark"] == benchmark] == wanted
@@ -135,12 +141,12 @@ def test_the_caption_names_source_protocol_marks_and_command():
     text = published_table("deit", {}, "md")
     for part in (
         "commit 1fb74ee (2023-08-16)",
-        "best epoch, mean of 3 trials (DeiT-T, DeiT-S, PVT-T, Swin-T, MogaNet-T); best epoch, mean of 3 trials, "
+        "best epoch, mean of 3 trials (DeiT-T, DeiT-S, PVT-T, Swin-T, MogaNet-T, PVT-S); best epoch, mean of 3 trials, "
         "averaged weights (EMA) (DeiT-B, ConvNeXt-T).",
         "† method known from an arXiv pre-print, trained by OpenMixup.",
         "‡ result of the method's official code, not trained by OpenMixup.",
         "No runs of ours are recorded",
-        "deit_t, deit_s, deit_b, pvt_t, swin_t, convnext_t, moganet_t",
+        "deit_t, deit_s, deit_b, pvt_t, swin_t, convnext_t, moganet_t, pvt_s",
         "`mixup-recipes table --benchmark deit --format md`",
     ):
         assert part in text
@@ -152,8 +158,8 @@ def test_the_caption_names_source_protocol_marks_and_command():
 def test_latex_and_html_are_escaped_balanced_and_self_contained():
     text = published_table(None, RECORDS, "latex")
     one = [("begin", "table"), ("begin", "tabular"), ("end", "tabular"), ("end", "table")]
-    assert re.findall(r"\\(begin|end)\{(\w+)\}", text) == one * 6 and text.isascii()
-    assert [text.count(rf"\{rule}rule") for rule in ("top", "mid", "bottom")] == [6, 6, 6]
+    assert re.findall(r"\\(begin|end)\{(\w+)\}", text) == one * 14 and text.isascii()
+    assert [text.count(rf"\{rule}rule") for rule in ("top", "mid", "bottom")] == [14, 14, 14]
     for line in text.splitlines():
         bare = re.sub(r"\\[&%$#_{}\\]|\\textbackslash\{\}", "", line)  # what is escaped is gone
         assert not re.search("[_#^]|.%", bare)
@@ -169,7 +175,7 @@ def test_latex_and_html_are_escaped_balanced_and_self_contained():
     assert "<h2>a &lt; b</h2>" in text and "R&amp;D" in text and "<i>" not in text and "<x>" not in text
     assert '<span class="off">off</span>' in text  # the colour says nothing that the text does not
     page = published_table(None, RECORDS, "html")
-    assert len(page_tables(page)) == 6 and not re.search("http|<script|<link", page)
+    assert len(page_tables(page)) == 14 and not re.search("http|<script|<link", page)
     assert all(f".{kind} " in page for kind in tables.CLASSES.values())
 
 

@@ -1,11 +1,14 @@
 """The published cells as objects: what was published, under which protocol, and what it takes to run it here.
 
-``published.csv`` holds the 329 cells of OpenMixup's "Mixup ImageNet Benchmarks" and its Tiny-ImageNet table at commit
-1fb74ee (2023-08-16), table by table and row by row. ``source`` is the mark of the published tables: ``own`` none,
-``arxiv`` (*) a method known from an arXiv pre-print and trained by OpenMixup, ``official`` (a book) made by the
-method's official code. OpenMixup trained no official row: Co-Mixup, SuperMix, Grafting, AlignMix and TokenMix.
-``upstream_config``: ``yes``, a config or what OpenMixup's generator script writes from one; ``base``, only a base
-config whose mixer has to be edited (the RSB rows); ``no``. ``first_seen`` is when the number entered OpenMixup's git.
+``published.csv`` holds a row for each cell of a published table, table by table and row by row: OpenMixup's, and what
+two other lists say of the same settings. ``page`` says which page it was read from (``pages.csv``), ``benchmark`` which
+table it belongs to (``benchmarks.csv``, in the order in which they are shown). ``source`` is the mark of the tables:
+``own`` none, ``arxiv`` (*) a method known from an arXiv pre-print and trained by OpenMixup, ``official`` (a book) made
+by the method's official code. OpenMixup trained no official row.
+``upstream_config``: ``yes``, a public config or what a public generator script writes from one; ``base``, only a base
+config that has to be edited; ``no``. ``first_seen`` is when the number entered OpenMixup's git, of another page the day
+of the commit that was read. ``published_gb`` and ``published_hours`` are what the page says of a whole training, on
+hardware that it does not name. ``known.csv`` says what is known to be wrong with the numbers of a benchmark or a mixer.
 ``hours.csv`` holds GPU hours per run on one H200, all estimates, and what each mixer multiplies them by.
 
 Nothing here needs torch, so that listing is instant.
@@ -20,16 +23,17 @@ from mixup_recipes.files import shipped
 from mixup_recipes.typed import UserError, nearest
 
 FOLDER = shipped("model_cards")
-SOURCE = "OpenMixup, Mixup ImageNet benchmarks and Tiny-ImageNet table, commit 1fb74ee (2023-08-16)"
 MARKS = {"own": "", "arxiv": "†", "official": "‡"}
 MEANING = {
     "own": "trained by OpenMixup",
     "arxiv": "method known from an arXiv pre-print, trained by OpenMixup",
     "official": "result of the method's official code, not trained by OpenMixup",
 }
-UPSTREAM = {"yes": "yes", "base": "only a base config, whose mixer has to be edited", "no": "none"}
+UPSTREAM = {"yes": "public", "base": "only a base config is public, which has to be edited", "no": "none is public"}
 NEW_INIT = "2022-12-25"
-"""After this day OpenMixup's code starts ResNets and position embeddings otherwise; 21 numbers are younger."""
+"""After this day OpenMixup's code starts ResNets and position embeddings otherwise."""
+CANNOT = "cannot run here"
+"""What a note begins with that says why a cell is no command here."""
 
 
 class Cell(NamedTuple):
@@ -47,9 +51,18 @@ class Cell(NamedTuple):
     trained_upstream: bool
     first_seen: str
     upstream_config: str
+    page: str
+    published_gb: str
+    published_hours: str
     note: str
 
+    @property
+    def obstacle(self) -> str:
+        """Why this cell's recipe cannot run here, in words; empty for a command."""
+        return next((text for text in self.note.split("; ") if text.startswith(CANNOT)), "")
 
+
+@functools.cache
 def rows(name: str) -> list[dict[str, str]]:
     """The rows of a table that comes with this package."""
     with (FOLDER / name).open(encoding="utf-8", newline="") as file:
@@ -93,6 +106,24 @@ def select(numbered: bool | None = None, **wanted: Any) -> list[Cell]:
             raise UserError(f"no published cell has {field} {value!r}; {nearest(str(value), map(str, values))}")
         chosen = [c for c in chosen if getattr(c, field) == value]
     return list(chosen)
+
+
+def titles() -> dict[str, str]:
+    """The benchmarks, each with its title, in their order."""
+    return {row["benchmark"]: row["title"] for row in rows("benchmarks.csv")}
+
+
+def source(cell: Cell) -> str:
+    """The page that a cell was read from, with its commit and day."""
+    return {row["page"]: row["source"] for row in rows("pages.csv")}[cell.page]
+
+
+def known(cell: Cell) -> list[str]:
+    """What is known to be wrong with a number that OpenMixup measured, beside the cell's own note."""
+    if cell.top1 is None or not cell.trained_upstream:
+        return []
+    fits = [r for r in rows("known.csv") if r["benchmark"] in ("", cell.benchmark) and r["mixer"] in ("", cell.mixer)]
+    return [row["known"] for row in fits]
 
 
 def hours(cell: Cell) -> tuple[float, float, float]:

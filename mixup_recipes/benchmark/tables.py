@@ -11,22 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixup_recipes.benchmark.cells import MARKS, MEANING, SOURCE, Cell, hours, select
+from mixup_recipes.benchmark.cells import MARKS, MEANING, Cell, hours, select, source, titles
 from mixup_recipes.benchmark.verdicts import status
-from mixup_recipes.resolve import load_recipe
-from mixup_recipes.runs.records import in_short, ours
+from mixup_recipes.runs.records import in_short, ours, published_recipe
 from mixup_recipes.training.protocols import rule_in_words
 from mixup_recipes.typed import UserError, nearest
 from mixup_recipes.words import many
 
-TITLES = {
-    "pytorch_100e": "ImageNet-1k, PyTorch-style training, 100 epochs",
-    "pytorch_300e": "ImageNet-1k, PyTorch-style training, 300 epochs",
-    "rsb_a3": "ImageNet-1k, RSB A3 training, 100 epochs",
-    "rsb_a2": "ImageNet-1k, RSB A2 training, 300 epochs",
-    "deit": "ImageNet-1k, DeiT-style training, 300 epochs",
-    "tiny": "Tiny-ImageNet, 400 epochs",
-}
 HEADINGS = {
     "resnet18": "ResNet-18",
     "resnet34": "ResNet-34",
@@ -39,11 +30,14 @@ HEADINGS = {
     "deit_small": "DeiT-S",
     "deit_base": "DeiT-B",
     "pvt_tiny": "PVT-T",
+    "pvt_small": "PVT-S",
     "swin_tiny": "Swin-T",
     "convnext_tiny": "ConvNeXt-T",
     "moganet_tiny": "MogaNet-T",
     "resnext50_32x4d": "ResNeXt-50",
+    "wrn28_8": "WRN-28-8",
 }
+"""What columns are called; another backbone has its own name."""
 CSS = """body { font: 15px/1.45 system-ui, sans-serif; margin: 2em; color: #222; background: #fff }
 table { border-collapse: collapse; margin: 0 0 3em }
 caption { caption-side: bottom; text-align: left; padding-top: .8em; color: #555; font-size: 13px; max-width: 70em }
@@ -74,6 +68,10 @@ class Entry(NamedTuple):
     status: str
 
 
+EMPTY = Entry("-", "", False, "", "")
+"""Where a table has no cell."""
+
+
 class Table(NamedTuple):
     """A published table with our runs: column headings, rows of (method, alpha, entries), and what to say below."""
 
@@ -99,28 +97,33 @@ def build(benchmark: str, records: dict[str, dict[str, Any]], command: str) -> T
     chosen = select(benchmark=benchmark)
     settings = dict.fromkeys(c.setting for c in chosen)
     best = {s: max(c.top1 for c in chosen if c.setting == s and c.top1 is not None) for s in settings}
-    rows: dict[tuple[str, str], list[Entry]] = {}
+    rows: dict[tuple[str, str], dict[str, Entry]] = {}
     for c in chosen:
-        rows.setdefault((c.method, c.alpha or "-"), []).append(entry(c, records.get(c.name), best[c.setting]))
-    headings = {c.setting: HEADINGS[c.backbone] for c in chosen}
+        row = rows.setdefault((c.method, c.alpha or "-"), {})
+        row[c.setting] = entry(c, records.get(c.name), best[c.setting])
+    headings = {c.setting: HEADINGS.get(c.backbone, c.backbone) for c in chosen}
+    if len(set(headings.values())) < len(headings):
+        headings = {s: f"{heading}, {published_recipe(s).epochs} epochs" for s, heading in headings.items()}
     protocols: dict[str, list[str]] = {}
     for setting in settings:
-        protocols.setdefault(rule_in_words(load_recipe(setting)), []).append(headings[setting])
+        protocols.setdefault(rule_in_words(published_recipe(setting)), []).append(headings[setting])
     several = len(protocols) > 1
     reported = [p + (f" ({', '.join(h)})" if several else "") for p, h in protocols.items()]
     sources = dict.fromkeys(c.source for c in chosen if c.top1 is not None)
     marks = "".join(f" {MARKS[s]} {MEANING[s]}." for s in sources if MARKS[s])
-    runs = sum(bool(e.status) for entries in rows.values() for e in entries)
+    runs = sum(bool(e.status) for row in rows.values() for e in row.values())
     below = f"Beside it our runs, mean ± standard deviation over seeds, where there are any ({many(runs, 'cell')})."
     notes = [
-        f"Top-1 accuracy in percent. Published numbers: {SOURCE}.",
+        f"Top-1 accuracy in percent. Published numbers: {'; '.join(dict.fromkeys(map(source, chosen)))}.",
         f"Reported number: {'; '.join(reported)}.",
         f"Bold: best published number of the column.{marks}",
         below if runs else "No runs of ours are recorded for this table.",
         f"A cell's recipe is SETTING_MIXER; settings: {', '.join(settings)}.",
     ]
-    body = [(method, alpha, entries) for (method, alpha), entries in rows.items()]
-    return Table(TITLES[benchmark], list(headings.values()), body, notes, command)
+    methods = list(dict.fromkeys(method for method, _ in rows))  # one may have several alphas
+    ordered = sorted(rows.items(), key=lambda item: methods.index(item[0][0]))
+    body = [(method, alpha, [row.get(s, EMPTY) for s in settings]) for (method, alpha), row in ordered]
+    return Table(titles()[benchmark], list(headings.values()), body, notes, command)
 
 
 def markdown(table: Table) -> str:
@@ -206,7 +209,7 @@ def long_form(benchmarks: list[str], records: dict[str, dict[str, Any]]) -> str:
     writer.writeheader()
     for cell in (c for b in benchmarks for c in select(benchmark=b)):
         if cell.setting not in words:
-            words[cell.setting] = rule_in_words(load_recipe(cell.setting))
+            words[cell.setting] = rule_in_words(published_recipe(cell.setting))
         content = records.get(cell.name)
         mean, std, seeds = ours(content) or (None, None, 0)
         row = cell._asdict() | dict(zip(more[:1], [MARKS[cell.source]], strict=True))
@@ -234,11 +237,11 @@ def published_table(
     ``records``: our run records by cell name (``verdicts.of_cells``); ``results``: their folder, if not the default
     one, to be named in the command below the table. Raises ``UserError`` for an unknown benchmark or format.
     """
-    if benchmark is not None and benchmark not in TITLES:
-        raise UserError(f"unknown benchmark {benchmark!r}; {nearest(benchmark, TITLES)}")
+    if benchmark is not None and benchmark not in titles():
+        raise UserError(f"unknown benchmark {benchmark!r}; {nearest(benchmark, titles())}")
     if fmt != "csv" and fmt not in FORMATS:
         raise UserError(f"unknown format {fmt!r}; {nearest(fmt, ['csv', *FORMATS])}")
-    benchmarks = [benchmark] if benchmark else list(TITLES)
+    benchmarks = [benchmark] if benchmark else list(titles())
     if fmt == "csv":
         return long_form(benchmarks, records)
     command = f"mixup-recipes table{f' --benchmark {benchmark}' if benchmark else ''} --format {fmt}"

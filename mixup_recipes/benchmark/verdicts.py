@@ -17,7 +17,7 @@ def status(cell: Cell, content: dict[str, Any] | None) -> tuple[str, str]:
     count. A published number that OpenMixup did not train is said to be one.
     """
     foreign = "" if cell.trained_upstream or cell.top1 is None else "; OpenMixup did not train the published number"
-    none = ("not run", "no published number") if cell.top1 is None else ("published", "not run here")
+    none = ("not run", "no published number") if cell.top1 is None else ("published", cell.obstacle or "not run here")
     if content is None:
         return none[0], none[1] + foreign
     if content["recipe"] != cell.name:

@@ -72,15 +72,15 @@ def report(*runs: Runs, out: Annotated[Path, said("folder to write to")] = Path(
 def protocol(
     *logs: Annotated[Path, Parameter(metavar="LOGS", help="run folders, logs or folders of logs")],
     recipe: Annotated[str | None, text("whose rule is meant")] = None,
-    protocol: Annotated[Literal["median", "best"] | None, said("the rule")] = None,
-    last: Annotated[Whole | None, said("epochs that the median takes")] = None,
+    protocol: Annotated[Literal["median", "best", "best_of_last"] | None, said("the rule")] = None,
+    last: Annotated[Whole | None, said("how many epochs the last ones are")] = None,
     epochs: Annotated[Whole | None, said("epochs that were planned")] = None,
 ) -> None:
     """A log's number as the setting's text states it and as OpenMixup's tools compute it.
 
     A log is a run folder, our log.jsonl or summary.csv, an OpenMixup JSON log or a folder of them, or timm's
     summary.csv; of several logs the mean over the newest three is told too. The rule is the run's own, that of
-    --recipe, or --protocol median or best, --last and --epochs.
+    --recipe, or --protocol, --last and --epochs.
     """
     from mixup_recipes.runs.curves import describe, opened
 

@@ -23,7 +23,7 @@ cell_commands = group("cells", "The published numbers: list, show, explain, diff
 def list_recipes() -> None:
     """All settings with the first line of their file, and all mixers."""
     for name, path in settings().items():
-        print(f"{name:20} {path.read_text().splitlines()[0].lstrip('# ')}")
+        print(f"{name:25} {path.read_text().splitlines()[0].lstrip('# ')}")
     print(f"\nmixers: {' '.join(MIXERS)}\na recipe is <setting>_<mixer>")
 
 

@@ -25,10 +25,15 @@ KNOWN_SIZES = {
     "zh-plus/tiny-imagenet": 100_000,
     "uoft-cs/cifar10": 50_000,
     "uoft-cs/cifar100": 50_000,
+    "bentrevett/caltech-ucsd-birds-200-2011": 5_994,
     "groceries": 675,
 } | {name: published.splits["train"] for name, published in PUBLISHED.items()}
 """Training images."""
-EVALUATED = {"ILSVRC/imagenet-1k": 50_000, "zh-plus/tiny-imagenet": 10_000, "uoft-cs/cifar100": 10_000} | {
-    name: [*published.splits.values()][1] for name, published in PUBLISHED.items() if name != "cifar10"
-}
+EVALUATED = {
+    "ILSVRC/imagenet-1k": 50_000,
+    "zh-plus/tiny-imagenet": 10_000,
+    "uoft-cs/cifar10": 10_000,
+    "uoft-cs/cifar100": 10_000,
+    "bentrevett/caltech-ucsd-birds-200-2011": 5_794,
+} | {name: [*published.splits.values()][1] for name, published in PUBLISHED.items() if name != "cifar10"}
 """Evaluation images of the published data sets; the small settings take a part of cifar10."""

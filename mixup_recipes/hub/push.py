@@ -35,7 +35,13 @@ ROOT = (
     "summary.csv", "eval_results.json", "predictions.safetensors", saved.NAME, saved.PICTURE,
 )  # fmt: skip
 FOLDERS = ("models", "runs", "samples", ".eval_results")  # published as they are: what has gone here goes there
-SHORT = {"ILSVRC/imagenet-1k": "in1k", "zh-plus/tiny-imagenet": "tiny_in200", "uoft-cs/cifar10": "cifar10"}
+SHORT = {
+    "ILSVRC/imagenet-1k": "in1k",
+    "zh-plus/tiny-imagenet": "tiny_in200",
+    "uoft-cs/cifar10": "cifar10",
+    "uoft-cs/cifar100": "cifar100",
+    "bentrevett/caltech-ucsd-birds-200-2011": "cub200",
+}
 PAUSES = (1.0, 4.0, 15.0)  # seconds before each new attempt, where the Hub does not ask for more
 LONGEST = 300.0  # seconds that it may ask for
 SECRETS = 2**24  # bytes up to which files are searched for the token

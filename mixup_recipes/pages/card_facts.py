@@ -185,7 +185,7 @@ def against_published(run: Run) -> list[str]:
     theirs = rule_in_words(records.published_recipe(cell.name))
     published = (
         f"Published: **{cells.number(cell)}** top-1 for {text}: {theirs}; {cells.MEANING[cell.source]}. "
-        f"Source: {cells.SOURCE}."
+        f"Source: {cells.source(cell)}."
     )
     content = recording.of_run(run)
     if why := records.excluded(content):

@@ -147,8 +147,8 @@ def describe(
 ) -> str:
     """Both readings of each log with their names; of several logs, oldest first, also mean and deviation over trials.
 
-    The rule comes from the recipe, the run's own if none is named, or is given: ``protocol`` "median" or "best",
-    ``last`` epochs of the median, planned ``epochs``.
+    The rule comes from the recipe, the run's own if none is named, or is given: ``protocol`` that of
+    ``Recipe``, so many ``last`` epochs, planned ``epochs``.
     """
     if not sources:
         raise UserError("which log? pass a run folder, a log or a summary.csv")
@@ -174,10 +174,10 @@ def readings_of(
     known = load_recipe(recipe) if recipe else own_recipe(source, curves.ours)
     if known:
         protocol, last, epochs = protocol or known.protocol, last or known.protocol_epochs, epochs or known.epochs
-    if protocol not in ("median", "best"):
+    if protocol not in ("median", "best", "best_of_last"):
         given = "" if protocol is None else f", not {protocol!r}"
-        raise UserError(f"which protocol? pass --recipe NAME, or --protocol median or best{given}")
-    if epochs is None or (protocol == "median" and last is None):
+        raise UserError(f"which protocol? pass --recipe NAME, or --protocol median, best or best_of_last{given}")
+    if epochs is None or (protocol != "best" and last is None):
         example = "--epochs 300" if protocol == "best" else "--last 5 --epochs 100"
         raise UserError(f"which window? pass --recipe NAME, or {example}")
     ema = known.report_ema if known and curves.ours else False

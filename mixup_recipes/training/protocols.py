@@ -1,12 +1,14 @@
 """The number of a run, in two readings: as the published text states it, and as OpenMixup's summary tools compute it.
 
-The text says "median of the last 5 (10) epochs" or "best"; the tools (tools/summary of Westlake-AI/openmixup) take one
-epoch more, or the mean of maximum and 99th percentile, and for AutoMix and SAMix the best of several windows and heads.
+The text says "median of the last 5 (10) epochs", "best", or "best of the last 10 epochs"; the tools (tools/summary of
+Westlake-AI/openmixup) take one epoch more, or the mean of maximum and 99th percentile, and for AutoMix and SAMix the
+best of several windows and heads.
 The text's reading is the one compared with a table; the tool's stands beside it. Everywhere: top-1 in percent, or mAP
 where an image may have several labels (``headline``), ``{epoch: top-1}`` with epochs from 1 and each epoch once (the
-tools count an epoch twice that a resumed run repeats), ``protocol`` "median" or "best", ``last`` the epochs that the
-text's median takes, ``epochs`` the planned ones. The window ends at the newest epoch; where a run has fewer epochs than
-asked for, ``Reading.missing`` says so.
+tools count an epoch twice that a resumed run repeats), ``protocol`` that of ``Recipe``, ``last`` the epochs that are
+the last ones, ``epochs`` the planned ones. The median's window ends at the newest epoch; the best of the last epochs is
+one of those that are planned as the last, and before they have begun the newest epoch, so that the best does not leave
+its window again. Where a run has fewer epochs than asked for, ``Reading.missing`` says so.
 """
 
 import math
@@ -51,7 +53,7 @@ def headline(recipe: Recipe) -> str:
 
 
 def strict(values: dict[int, float], protocol: str, last: int, epochs: int) -> Reading:
-    """The reading of the published text: median of the last ``last`` epochs, or the best epoch (the first of equals).
+    """The reading of the published text: median of the last ``last`` epochs, or the best (the first of equals).
 
     Raises ``UserError`` without an evaluated epoch and for an epoch beyond the planned ones.
     """
@@ -59,14 +61,18 @@ def strict(values: dict[int, float], protocol: str, last: int, epochs: int) -> R
     value = statistics.median(values[e] for e in chosen)
     if protocol == "best":
         return reading("best epoch", value, len(values), epochs, chosen[0], values, epochs)
+    if protocol == "best_of_last":
+        inside = [e for e in values if e > epochs - last]
+        return reading(f"best of the last {last} epochs", value, len(inside), last, chosen[0], values, epochs)
     return reading(f"median of the last {last} epochs", value, len(chosen), last, chosen[-1], values, epochs)
 
 
 def window(values: dict[int, float], protocol: str, last: int, epochs: int) -> list[int]:
     """The epochs whose medians ``strict`` reports, ascending: the last ones, or the best one alone."""
     end = newest(values, epochs)
-    if protocol == "best":
-        return [max(values, key=lambda e: (values[e], -e))]
+    if protocol != "median":
+        begin = min(end, epochs - last + 1) if protocol == "best_of_last" else 0
+        return [max((e for e in values if e >= begin), key=lambda e: (values[e], -e))]
     return sorted(e for e in values if e > end - last)
 
 
@@ -76,7 +82,7 @@ def tool(heads: dict[str, dict[int, float]], protocol: str, last: int, epochs: i
     - median, one head: ``last`` + 1 epochs.
     - median, several heads (AutoMix, SAMix): ``last`` + 1 epochs, or ``last`` + 2 from ``last`` = 10 on; with and
       without the newest of them; the best median over both windows and all heads.
-    - best: (maximum + 99th percentile) / 2 over all epochs; of several heads the best.
+    - best, of all or of the last epochs: (maximum + 99th percentile) / 2 over all epochs; of several heads the best.
 
     Raises ``UserError`` as ``strict`` does, and for heads evaluated at different epochs.
     """
@@ -86,7 +92,7 @@ def tool(heads: dict[str, dict[int, float]], protocol: str, last: int, epochs: i
         raise UserError(f"the classifiers {', '.join(heads)} were not evaluated at the same epochs")
     several = len(heads) > 1
     of_heads = f"best of {len(heads)} heads"
-    if protocol == "best":
+    if protocol != "median":
         scores = {head: (max(v.values()) + percentile(list(v.values()), 99)) / 2 for head, v in heads.items()}
         head = max(scores, key=scores.__getitem__)
         name = "OpenMixup's tool: (maximum + 99th percentile) / 2 over all epochs"
@@ -118,7 +124,8 @@ def plainly(rule: str) -> str:
 
 def rule_in_words(recipe: Recipe) -> str:
     """How the reported number of a recipe is taken."""
-    text = "best epoch" if recipe.protocol == "best" else f"median of the last {recipe.protocol_epochs} epochs"
+    last = f"of the last {recipe.protocol_epochs} epochs"
+    text = {"median": f"median {last}", "best": "best epoch", "best_of_last": f"best {last}"}[recipe.protocol]
     text += f", mean of {recipe.trials} trials" if recipe.trials > 1 else ""
     return text + (", averaged weights (EMA)" if recipe.report_ema else "")
 

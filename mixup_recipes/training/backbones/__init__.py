@@ -21,7 +21,13 @@ from mixers import taps
 from mixup_recipes import fetch
 from mixup_recipes.files import file_hash
 from mixup_recipes.recipe import Recipe
-from mixup_recipes.training.backbones import moganet, pvt, resnet_cifar  # noqa: F401  registers their models with timm
+from mixup_recipes.training.backbones import (  # noqa: F401  registers their models with timm
+    convnext_cifar,
+    moganet,
+    pvt,
+    resnet_cifar,
+    wide_resnet,
+)
 from mixup_recipes.training.known_weights import WEIGHTS, find_weights
 from mixup_recipes.training.weight_files import ENDINGS, Start, is_weight_file, load
 from mixup_recipes.typed import UserError, nearest

@@ -1,9 +1,9 @@
-"""PVT-Tiny: a transformer whose tokens get coarser from stage to stage, with a class token in the last one.
+"""PVT-Tiny and -Small: transformers whose tokens get coarser from stage to stage, with a class token in the last.
 
 Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without Convolutions, Wang et al., ICCV 2021,
 https://arxiv.org/abs/2102.12122; official code https://github.com/whai362/PVT. Registered with timm as ``pvt_tiny``
-(timm has the second version only, another architecture), so that ``timm.create_model`` and the image classification
-models of transformers build and reload it once ``mixup_recipes.training.backbones`` is imported.
+and ``pvt_small`` (timm has the second version only, another architecture), so that ``timm.create_model`` and the image
+classification models of transformers build and reload them once ``mixup_recipes.training.backbones`` is imported.
 
 The layers are those of transformers' ``PvtForImageClassification``, arranged as timm arranges a model. Its weights
 fit under other names: ``pvt.encoder.patch_embeddings.I`` is ``stages.I.embed``, ``pvt.encoder.block.I`` is
@@ -20,6 +20,7 @@ Deviations:
 - ``no_weight_decay`` names class token and position embeddings; the official code decays the latter.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,22 +29,19 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-default_cfgs = generate_default_cfgs(
-    {
-        "pvt_tiny": {
-            "num_classes": 1000,
-            "input_size": (3, 224, 224),
-            "fixed_input_size": True,
-            "pool_size": None,
-            "crop_pct": 0.875,
-            "interpolation": "bicubic",
-            "mean": (0.485, 0.456, 0.406),
-            "std": (0.229, 0.224, 0.225),
-            "first_conv": "stages.0.embed.projection",
-            "classifier": "head",
-        }
-    }
-)
+CFG = {
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "fixed_input_size": True,
+    "pool_size": None,
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "first_conv": "stages.0.embed.projection",
+    "classifier": "head",
+}
+default_cfgs = generate_default_cfgs({"pvt_tiny": CFG, "pvt_small": CFG})
 
 
 class Stage(nn.Module):
@@ -76,7 +74,10 @@ def to_map(tokens: Tensor, size: torch.Size) -> Tensor:
 
 
 class PVT(nn.Module):
-    """PVT-Tiny for square images of ``img_size`` pixels, a multiple of 32. Raises ``ValueError`` for others."""
+    """PVT for square images of ``img_size`` pixels, a multiple of 32. Raises ``ValueError`` for others.
+
+    ``depths``: layers of the four stages.
+    """
 
     num_prefix_tokens = 1  # in the last stage; the others give maps
 
@@ -86,6 +87,7 @@ class PVT(nn.Module):
         in_chans: int = 3,
         img_size: int | tuple[int, int] = 224,
         drop_path_rate: float = 0.0,
+        depths: Sequence[int] = (2, 2, 2, 2),
     ):
         # Here and not above: transformers takes seconds to import, and most runs have another model.
         from transformers.models.pvt.configuration_pvt import PvtConfig
@@ -95,7 +97,7 @@ class PVT(nn.Module):
         height, width = to_2tuple(img_size)
         if height != width or height % 32:
             raise ValueError(f"img_size must be square and a multiple of 32, got {height} x {width}")
-        config = PvtConfig(image_size=height, num_channels=in_chans, drop_path_rate=drop_path_rate)
+        config = PvtConfig(image_size=height, num_channels=in_chans, drop_path_rate=drop_path_rate, depths=list(depths))
         encoder: Any = PvtEncoder(config)
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -170,8 +172,17 @@ class PVT(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
+FEATURES = {"feature_cls": "getter", "out_indices": (0, 1, 2, 3)}
+
+
 @register_model
 def pvt_tiny(pretrained: bool = False, **kwargs: Any) -> PVT:
     """PVT-Tiny, 13.2 M parameters."""
-    features = {"feature_cls": "getter", "out_indices": (0, 1, 2, 3)}
-    return build_model_with_cfg(PVT, "pvt_tiny", pretrained, feature_cfg=features, **kwargs)
+    return build_model_with_cfg(PVT, "pvt_tiny", pretrained, feature_cfg=dict(FEATURES), **kwargs)
+
+
+@register_model
+def pvt_small(pretrained: bool = False, **kwargs: Any) -> PVT:
+    """PVT-Small, 24.5 M parameters."""
+    depths: dict[str, Any] = {"depths": (3, 4, 6, 3)}
+    return build_model_with_cfg(PVT, "pvt_small", pretrained, feature_cfg=dict(FEATURES), **(depths | kwargs))
