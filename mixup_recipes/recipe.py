@@ -139,13 +139,13 @@ class Recipe:
     """Cross-entropy of soft targets (ce) or its focal form; binary cross-entropy, summed or averaged over classes, or
     the asymmetric form of the sum."""
     focal_gamma: NotNegative | None = None
-    """Focal loss: what is said for a class of probability p weighs (1-p)^gamma; none: 2."""
+    """Focal loss: the exponent of (1-p)^gamma, by which sure predictions count less; none: 2."""
     asl_gamma_neg: NotNegative | None = None
-    """Asymmetric loss: what is said against a class of probability p weighs p^gamma; none: 4."""
+    """Asymmetric loss: the exponent of p^gamma, by which classes that are absent count less; none: 4."""
     asl_gamma_pos: NotNegative | None = None
-    """Asymmetric loss: what is said for a class of probability p weighs (1-p)^gamma; none: 1."""
+    """Asymmetric loss: the exponent of (1-p)^gamma, by which sure classes that are there count less; none: 1."""
     asl_clip: Share | None = None
-    """Asymmetric loss: what is said against a class takes p for this much less, at least 0; none: 0.05."""
+    """Asymmetric loss: the margin that is taken off the probability p of classes that are absent; none: 0.05."""
     bce_target_thresh: Share | None = None
     """Binarise targets at this value before the binary cross-entropy."""
     class_weights: Literal["none", "balanced"] = "none"

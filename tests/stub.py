@@ -55,7 +55,7 @@ if what == "kill":
 if what.isdigit():
     sys.exit(int(what))
 text = (folder / "recipe.yaml").read_text()
-epochs = next(int(line.split()[1]) for line in text.splitlines() if "epochs: " in line) - (what == "early")
+epochs = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("epochs: ")) - (what == "early")
 seed, log = int(args[args.index("--seed") + 1]), []
 for epoch in range(1, epochs + 1):
     line = {"epoch": epoch, "update": epoch, "perf": {"seconds": 60.0 * epoch, "img_per_s": 100.0}}

@@ -44,8 +44,11 @@ def test_the_neighbours_vote_as_in_a_slow_loop():
             reverse=True,
         )
         for k, votes in found.items():
-            expected = [sum(math.exp(s / 0.07) for s, c in near[:k] if c == label) for label in range(3)]
+            best = near[0][0]
+            expected = [sum(math.exp((s - best) / 0.07) for s, c in near[:k] if c == label) for label in range(3)]
             assert votes[i].tolist() == pytest.approx(expected, rel=1e-4)
+    (cold,) = readout.neighbours(train, train, 3, (5,), 1e-5, CPU).values()
+    assert cold.isfinite().all() and torch.equal(cold.argmax(1), train.y)  # each is its own nearest
 
 
 def test_ranks_take_equal_scores_in_the_order_of_classes_and_no_class_without_a_vote():

@@ -14,6 +14,7 @@ from runs import edit
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mixup_recipes import fetch
 from mixup_recipes.data.images import TrainTransform
 from mixup_recipes.data.loading import Samples
 from mixup_recipes.data.order import TrainOrder
@@ -21,6 +22,7 @@ from mixup_recipes.data.splits import load_splits
 from mixup_recipes.recipe import to_yaml
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.runs import soup as soups
+from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones
 from mixup_recipes.training.export import export
 from mixup_recipes.training.update import inputs
@@ -122,6 +124,15 @@ def test_a_network_without_batchnorm_needs_no_data(runs, console, tmp_path):
     assert (about["scores"], about["bn_samples"]) == ({}, None)
     status, _, errors = console("soup", *made, "--greedy", "--out", tmp_path / "b", "--dataset", tmp_path / "nowhere")
     assert status == 2 and "greedy scores each soup, and the data of" in errors
+
+
+def test_runs_that_thawed_make_a_soup_too(runs, tmp_path):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    thawing = {"precise_bn_samples": None, "freeze": "body", "unfreeze_epochs": 1.0}
+    (run / "recipe.yaml").write_text(to_yaml(load_recipe(str(run / "recipe.yaml"), **thawing)))
+    opened = Run.open(str(run))
+    kitchen, why = soups.opened(opened, fetch.model_of(opened.folder, opened.name), None, 8, 20, needed=True)
+    assert kitchen is not None and kitchen.recipe.precise_bn_samples == 20, why
 
 
 def renumbered(run: Path, to: Path) -> Path:

@@ -13,11 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 import yaml
 from stub import soon
 from tiny import ROOT, environment
 
 from mixup_recipes import cli, flags
+from mixup_recipes.data.splits import load_splits
 from mixup_recipes.pages import report, seeds
 from mixup_recipes.pages.sweep import sweep
 from mixup_recipes.recipe import Recipe, schema
@@ -112,6 +114,19 @@ def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path):
         with pytest.raises(UserError, match=says) as caught:
             sweep(file if content else None, asked)
         assert "\n" not in str(caught.value) and [*tmp_path.iterdir()] == [file], content
+
+
+def test_data_are_opened_once_before_the_first_run_and_a_set_that_is_missing_is_said(tmp_path, monkeypatch):
+    opened, data = [], tiny.make_photos(tmp_path / "data")
+    monkeypatch.setattr(sweep_runs, "load_splits", lambda recipe: opened.append(recipe) or load_splits(recipe))
+    given = {"recipes": ["quickstart_mixup", "quickstart_cutmix"], "seeds": [0, 1], "output_dir": str(tmp_path / "out")}
+    local = {"set": [f"dataset={data}", "eval_split=test", "num_classes=4", "batch_size=64"]}
+    assert sweep(None, given | local | {"grid": ["lr=0.1,0.2"]}, dry_run=True) == 0 and len(opened) == 1
+    monkeypatch.setenv("MIXUP_RECIPES_CACHE", str(tmp_path / "cache"))
+    missing = given | {"set": ["dataset=cub200", "num_classes=200"]}
+    with pytest.raises(UserError, match="prepare cub200"):
+        sweep(None, missing, dry_run=True)
+    assert sweep(None, missing, slurm=tmp_path / "job.sh") == 0  # other machines may have it
 
 
 def test_a_folder_with_another_recipe_or_an_output_that_is_a_folder_is_refused_before_the_first_run_starts(stub):

@@ -16,7 +16,9 @@ from mixup_recipes.data import images
 from mixup_recipes.data.decoding import decode
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.runs.models import open_model
+from mixup_recipes.runs.run import Run
 from mixup_recipes.runs.tta import FiveCrops, Views, of_average
+from mixup_recipes.typed import UserError
 
 PLACES = ((0, 0), (0, 1), (1, 0), (1, 1))  # the corners, as shares of the margin
 
@@ -92,6 +94,9 @@ def test_evaluate_and_predict_say_what_a_loop_over_the_views_says(margin, tiny_r
     assert console("predict", margin, tmp_path / "0.jpg", "--tta", kind, "--out", tmp_path / "p.csv")[0] == 0
     (said,) = csv.DictReader((tmp_path / "p.csv").read_text().splitlines())
     assert float(said["probability"]) == pytest.approx(found["confidence"][0], rel=1e-4)
+    shutil.copy(out, margin / "predictions.safetensors")
+    with pytest.raises(UserError, match=f"averages over the views of --tta {kind}"):
+        _ = Run.open(margin).predictions
 
 
 def test_crops_are_refused_where_the_resized_image_has_no_margin(run, console, tmp_path):

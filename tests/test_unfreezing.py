@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
 import torch
 from pieces import RESNET, VIT
 from pieces import recipe as whole_recipe
@@ -13,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixers.testing import batch, rng_of
 from mixup_recipes.recipe import Recipe, check
-from mixup_recipes.training import launch, sharding
+from mixup_recipes.training import backbones, launch, sharding
 from mixup_recipes.training.backbones import create_model, layers
 from mixup_recipes.training.dryrun import describe
 from mixup_recipes.training.optimisation import optimizer
@@ -103,6 +104,12 @@ def test_a_compiled_model_thaws_too(compiler):
     for update, stage in enumerate([{"fc"}, {"layer4"}, {"layer3"}]):
         expected |= stage
         assert moved(made, r, update) == expected
+
+
+def test_both_classifiers_of_a_distilled_transformer_learn_from_the_start():
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3)
+    heads = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+    assert {name for name, _ in model.named_parameters()} - backbones.frozen(model, "body") == heads
 
 
 def test_what_does_not_go_with_it_is_refused():

@@ -151,7 +151,7 @@ def sweep(
 
 @app.command
 def prepare(
-    name: Annotated[str, text("a data set of the tables, groceries, or weights: efficientnet_lite0")],
+    name: Annotated[str, text("a data set such as cifar100 or cub200, or weights: efficientnet_lite0")],
     *,
     from_: Annotated[list[str] | None, listed("what its authors distribute: archives, or a folder", "--from")] = None,
     folder: Annotated[Path | None, said("write its images too, as FOLDER/SPLIT/CLASS/IMAGE")] = None,

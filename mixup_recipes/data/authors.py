@@ -139,8 +139,8 @@ def aircraft(source: Source) -> Listing:
 def inat(year: int, source: Source) -> Listing:
     """iNaturalist: lists in COCO's form; the classes are in the order of the categories' ids.
 
-    Where ``categories.json`` is given too, in which the authors tell the names that the lists of 2018 hide, the names
-    are from there. A name that is there twice has its supercategory in front.
+    Where ``categories.json`` is given too, in which the authors tell the names that the lists of 2018 hide, those of
+    2018 are from there. A name that is there twice has its supercategory in front.
     """
     rows: dict[str, list[tuple[str, int]]] = {}
     names: list[str] = []
@@ -151,7 +151,7 @@ def inat(year: int, source: Source) -> Listing:
         try:
             lists = json.loads(source.read(root + name))
             if not names:
-                told = source.find("categories.json", f"{root}categories.json")
+                told = source.find("categories.json", f"{root}categories.json") if year == 2018 else None
                 known = {c["id"]: c for c in (json.loads(source.read(told)) if told else lists["categories"])}
                 kinds = [known[number] for number in sorted(c["id"] for c in lists["categories"])]
                 twice = {word for word, times in Counter(kind["name"] for kind in kinds).items() if times > 1}

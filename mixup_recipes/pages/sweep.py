@@ -42,6 +42,7 @@ def on_queue(asked: Sweep, runs: list[Planned], queue: str, jobs: int | None, dr
         raise UserError("jobs: the launcher local starts all runs at once; leave out --jobs or the launcher")
     notes = [noted(run.folder) for run in runs]
     before = standings(runs, out)
+    check_data([run for run, now in zip(runs, before, strict=True) if now.state in ("new", "failed")], queue == "slurm")
     if dry_run:
         for run, now in zip(runs, before, strict=True):
             print(f"{now.state:10} {now.job:8} {shlex.join(run.command)}")
@@ -52,7 +53,6 @@ def on_queue(asked: Sweep, runs: list[Planned], queue: str, jobs: int | None, dr
         return 0
     again = [now.state in ("new", "resumable", "failed") for now in before]
     left, over = [*itertools.compress(runs, again)], [*itertools.compress(notes, again)]
-    check_data([run for run, now in zip(runs, before, strict=True) if now.state in ("new", "failed")], queue == "slurm")
     files.write_into(out / "sweep.yaml", to_yaml(asked))
     if left:
         submit(left, queue, made, over)

@@ -13,7 +13,7 @@ from mixup_recipes.runs import features, readout
 from mixup_recipes.runs.features import Features, Frozen
 from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model
 from mixup_recipes.runs.scored import other_data
-from mixup_recipes.training import launch
+from mixup_recipes.training import backbones, launch
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
 
@@ -59,7 +59,7 @@ def probe(
     seen: dict[str, Any] = {"eval": str(transform), "pixels": recipe.pixels, "upright": recipe.exif_orientation}
     seen |= {"mean": list(recipe.mean), "std": list(recipe.std)}
     data = splits.identity
-    of: dict[str, Any] = {"weights_sha256": features.weights_hash(net), "images": seen}
+    of: dict[str, Any] = {"weights_sha256": features.weights_hash(net), "model": built(net), "images": seen}
     of |= {key: data[key] for key in ("splits", "classes")}
     found = features.kept(keep, of) if keep else None
     accelerator = launch.accelerator(recipe, Path("."))
@@ -93,6 +93,12 @@ def counts(ks: Sequence[str] | None) -> Sequence[int]:
     if wrong := [k for k in ks or () if not k.isdecimal() or not int(k)]:
         raise UserError(f"k: expected integers at least 1, got {wrong[0]!r}")
     return [int(k) for k in ks] if ks else readout.KS
+
+
+def built(net: Any) -> dict[str, str]:
+    """What of a model's features its weights do not tell."""
+    architecture = backbones.cfg_of(net).get("architecture") or type(net).__name__
+    return {"architecture": str(architecture), "pool": str(getattr(net, "global_pool", ""))}
 
 
 def check_arguments(temperature: float, keep: Path | None, output: Path | None) -> None:

@@ -52,7 +52,8 @@ def neighbours(
     votes: dict[int, list[Tensor]] = {k: [] for k in ks}
     for some in F.normalize(asked.x).split(max(1, AT_ONCE // len(bank))):
         near = (some.to(device) @ bank.T).topk(max(ks))
-        weights, voted = (near.values.double() / temperature).exp(), labels[near.indices]
+        nearest = near.values[:, :1].double()  # as shares of its vote, which a small temperature cannot make infinite
+        weights, voted = ((near.values.double() - nearest) / temperature).exp(), labels[near.indices]
         for k in ks:
             sums = torch.zeros(len(some), classes, dtype=torch.float64, device=device)
             votes[k].append(sums.scatter_add_(1, voted[:, :k], weights[:, :k]).cpu())

@@ -29,6 +29,7 @@ from mixup_recipes.recipe import Recipe, to_yaml
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones, checkpoint
 from mixup_recipes.training.folder import check_mixer
+from mixup_recipes.training.unfreezing import Unfreezing
 from mixup_recipes.training.update import class_weights, criterion, inputs, new_step
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
@@ -105,6 +106,8 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
     module.criterion = criterion(recipe, class_weights(recipe, splits.per_class, device))
     module.to(device).to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     module.train()
+    if recipe.unfreeze_epochs is not None:  # layers that were frozen used their running statistics
+        Unfreezing(module.model, recipe).begin(step, order.updates_per_epoch)
     parts = list(itertools.islice(order, micro + 1))
 
     def given(number: int) -> tuple[Tensor, Tensor, np.random.Generator, Tensor, Tensor]:

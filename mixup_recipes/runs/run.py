@@ -235,9 +235,14 @@ class Run:
         if not path.is_file():
             raise UserError(f"{self.folder} has no {path.name}, without which runs cannot be paired; {again}")
         try:
-            columns = load(path.read_bytes())
+            content = path.read_bytes()
+            columns = load(content)
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            views = header.get("__metadata__", {}).get("tta")
         except (OSError, SafetensorError, KeyError, TypeError, AttributeError) as e:  # the last three: unknown types
             raise UserError(f"{path} is damaged ({e}); {again}") from None
+        if views:
+            raise UserError(f"{path} averages over the views of --tta {views}, which no score of the run does; {again}")
         found = {k: (str(v.dtype), v.ndim) for k, v in columns.items()}
         if found != shape or len({len(v) for v in columns.values()}) > 1 or not all(v.size for v in columns.values()):
             raise UserError(f"{path} is damaged (expected a row per image in each of {', '.join(shape)}); {again}")

@@ -4,8 +4,8 @@ Model soups: averaging weights of multiple fine-tuned models improves accuracy w
 Wortsman et al. 2022, https://arxiv.org/abs/2203.05482. ``uniform``: the mean of all. ``greedy``: runs from the best to
 the worst by the scores of their evaluations; each is added unless the score of the average falls.
 
-Sums are taken in float64. Classes go by their names. Averaged statistics of BatchNorm are those of no network, so they
-are taken anew, as PreciseBN takes them, over training images that are augmented and not mixed.
+Sums are taken in float64. Classes go by their names. The average of BatchNorm's statistics fits no network, so they are
+taken anew, as PreciseBN takes them, over training images that are augmented and not mixed.
 """
 
 import itertools
@@ -25,6 +25,7 @@ from mixup_recipes import fetch, files
 from mixup_recipes.data import images
 from mixup_recipes.data.identity import some
 from mixup_recipes.data.loading import Samples
+from mixup_recipes.data.opening import is_here
 from mixup_recipes.data.splits import Splits, load_splits
 from mixup_recipes.recipe import Recipe, changed, to_yaml
 from mixup_recipes.runs import replay
@@ -102,7 +103,7 @@ def soup(
         raise UserError(f"{again[0]} is given twice: the same weights, by their SHA-256")
     fresh = any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in net.modules())
     metric = headline(first.recipe)
-    kitchen, why = opened(first, net, dataset, batch, bn_samples if fresh else None)
+    kitchen, why = opened(first, net, dataset, batch, bn_samples if fresh else None, fresh or greedy)
     if kitchen is None and (fresh or greedy):
         need = "BatchNorm's statistics are taken anew over training images" if fresh else "greedy scores each soup"
         raise UserError(f"{need}, and the data of {first.name} cannot be opened: {why}")
@@ -289,13 +290,18 @@ class Kitchen:
 
 
 def opened(
-    run: Run, net: nn.Module, dataset: str | None, batch: int, bn_samples: int | None
+    run: Run, net: nn.Module, dataset: str | None, batch: int, bn_samples: int | None, needed: bool
 ) -> tuple[Kitchen | None, str]:
-    """The kitchen of a run, or why its data cannot be opened. ``bn_samples``: None for a model without BatchNorm."""
+    """The kitchen of a run, or why its data cannot be opened; data that are not ``needed`` are not downloaded.
+
+    ``bn_samples``: None for a model without BatchNorm.
+    """
     plain: dict[str, Any] = {"sync_bn": False, "torch_compile": False, "report_ema": False, "streaming": False}
-    plain |= {"precise_bn_samples": bn_samples} | ({"dataset": dataset} if dataset else {})
+    plain |= {"unfreeze_epochs": None, "precise_bn_samples": bn_samples} | ({"dataset": dataset} if dataset else {})
     recipe = changed(run.recipe_here, **plain)
     try:
+        if not needed and not is_here(recipe):
+            raise UserError(f"dataset {recipe.dataset!r} is not on this machine")
         splits = load_splits(recipe, output_names(net))
     except UserError as e:
         return None, str(e)

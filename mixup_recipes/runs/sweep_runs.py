@@ -4,7 +4,6 @@ What is finished is skipped, what was interrupted goes on, what fails does not s
 started again continues.
 """
 
-import dataclasses
 import fcntl
 import os
 import signal
@@ -17,9 +16,10 @@ from pathlib import Path
 
 import torch
 
-from mixup_recipes.data.opening import is_large, is_local
+from mixup_recipes.data.opening import is_large, is_path
+from mixup_recipes.data.prepare import PREPARED, find_prepared
 from mixup_recipes.data.splits import count, load_splits
-from mixup_recipes.recipe import Recipe, differences
+from mixup_recipes.recipe import Recipe, differences, schema
 from mixup_recipes.runs.processes import Relay, held, last_lines, launch
 from mixup_recipes.runs.run import RECIPE, Run, Summary
 from mixup_recipes.runs.sweep import Planned
@@ -60,17 +60,21 @@ def finished(run: Planned) -> bool:
 def check_data(runs: list[Planned], elsewhere: bool = False) -> None:
     """Open the data sets of this machine that the runs train on, so that what is wrong with them is said at once.
 
-    ``elsewhere``: the runs start on other machines, so that a folder that is missing here may be there. Large shards
-    are not opened, of which a run makes a copy first. Raises ``UserError`` for data that a run would refuse.
+    ``elsewhere``: the runs start on other machines, so that what is missing here may be there. Large shards are not
+    opened, of which a run makes a copy first. Raises ``UserError`` for data that a run would refuse.
     """
-    seen: list[Recipe] = []
-    for run in runs:
-        recipe = dataclasses.replace(run.recipe, name="", seed=0, mixer="vanilla", mixer_args={})
-        if recipe in seen or not is_local(recipe) or (elsewhere and not Path(recipe.dataset).expanduser().exists()):
+    names = list(schema(Recipe))
+    names = names[names.index("dataset") : names.index("max_eval_samples") + 1]  # what data are opened by
+    sizes: dict[str, int] = {}
+    for recipe in (run.recipe for run in runs):
+        name, prepared = recipe.dataset, recipe.dataset in PREPARED
+        there = find_prepared(name) is not None if prepared else Path(name).expanduser().exists()
+        if is_large(recipe) if there else elsewhere or not (prepared or is_path(name)):
             continue
-        seen.append(recipe)
-        if not is_large(recipe):
-            check_rates(recipe, count(load_splits(recipe).train))
+        said = repr([getattr(recipe, field) for field in names])
+        if said not in sizes:
+            sizes[said] = count(load_splits(recipe).train)
+        check_rates(recipe, sizes[said])
 
 
 def duration(seconds: float) -> str:

@@ -3,8 +3,7 @@
 Averaged are the probabilities, of a softmax, or of a sigmoid where an image may have several labels; others average
 logits. The views: ``flip``, the image and its mirror image; ``five_crop``, the four corners and the centre of the
 resized image, as torchvision's ``five_crop``; ``ten_crop``, these and their mirror images. (torchvision's ``ten_crop``
-takes the crops of the mirrored image. They are the same, but that its second centre lies a pixel aside where the margin
-is odd.)
+takes the crops of the mirrored image. Only its second centre differs, by one pixel, where the margin is odd.)
 """
 
 import dataclasses

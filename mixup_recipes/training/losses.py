@@ -41,7 +41,8 @@ def asymmetric(
 
     Asymmetric Loss for Multi-Label Classification. Ridnik, Ben-Baruch, et al. ICCV 2021,
     https://arxiv.org/abs/2009.14119. There y is 0 or 1; here y and 1 - y are the weights of the two parts, for several
-    labels and for mixed ones. Gradient flows through the powers, as the formula says; the authors' training stops it.
+    labels and for mixed ones. The defaults are those of the authors' class, which timm has too; they trained with
+    ``gamma_pos`` 0. Gradient flows through the powers, as the formula says; the authors' training stops it.
     """
     log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
     said = target if weights is None else target * weights

@@ -9,7 +9,7 @@ from torch import nn
 
 from mixers import Step
 from mixup_recipes.recipe import Recipe
-from mixup_recipes.training.backbones import layers
+from mixup_recipes.training.backbones import classifier_ids, layers
 from mixup_recipes.typed import UserError, nearest
 
 
@@ -62,7 +62,7 @@ def own_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         layer = layers(model)
         last = max(layer.values())
         rates = {name: recipe.lr * recipe.layer_decay ** (last - layer[name]) for name in rates}
-    head = {id(p) for p in model.get_classifier().parameters()}  # type: ignore[operator]
+    head = classifier_ids(model)
     groups: dict[float, list[nn.Parameter]] = {}
     for name, p in trained:
         rate = recipe.head_lr if recipe.head_lr is not None and id(p) in head else rates[name]

@@ -131,13 +131,18 @@ def freeze(model: nn.Module, upto: str) -> None:
         p.requires_grad_(name not in kept)
 
 
+def classifier_ids(model: nn.Module) -> set[int]:
+    """The ids of the classifier's parameters; a distilled DeiT has two classifiers."""
+    head = model.get_classifier()  # type: ignore[operator]
+    return {id(p) for part in (head if isinstance(head, tuple) else (head,)) for p in part.parameters()}
+
+
 def frozen(model: nn.Module, upto: str) -> set[str]:
     """Names of parameters: all but the classifier's (``body``), or those up to a stage.
 
     Raises ``UserError`` for a name of no stage.
     """
-    head = {id(p) for p in model.get_classifier().parameters()}  # type: ignore[operator]
-    layer = layers(model)
+    head, layer = classifier_ids(model), layers(model)
     inside = [number for name, number in layer.items() if name.startswith(f"{upto}.")]
     if upto != "body" and not inside:
         info: Any = model.feature_info
