@@ -4,7 +4,7 @@
 images of a batch in place, with ``index`` and ``mask``: those of Mixup, CutMix, FMix, GridMix, SmoothMix, SaliencyMix,
 of methods that look at the model and plan no more than this, and of a ``Switch`` of such. Plans that move or shrink
 pixels or mix features are refused. ResizeMix shrinks by nearest neighbours, so its ``mixer.mix(maps, y, **plan)`` is
-right for float maps ``(B, K, H, W)``, one-hot ones included.
+right for float maps ``(B, K, H, W)`` of the images' size, one-hot ones included.
 
 Targets that are numbers per image, for a regression, need nothing of this file: ``mix`` blends any float ``(B, K)``.
 """
@@ -18,6 +18,10 @@ from torch import Tensor
 
 from . import ops
 from .base import Plan
+
+
+COORDINATES = 4
+"""A last side of so many numbers is that of points or boxes, no row of pixels."""
 
 
 class Boxes(NamedTuple):
@@ -48,6 +52,11 @@ def mix_like(plan: Plan, maps: Tensor) -> Tensor:
     index, mask = parts
     if maps.ndim < 3 or len(maps) != len(index):
         raise ValueError(f"maps must have shape (B, ..., h, w) with B = {len(index)}, got {tuple(maps.shape)}")
+    if maps.shape[-1] <= COORDINATES and maps.shape[-2:] != mask.shape[-2:]:
+        raise ValueError(
+            f"expected maps (B, ..., h, w), got {tuple(maps.shape)}, which look like coordinates: points of two images "
+            "have no mean, make them heatmaps"
+        )
     mask = fitted(mask, maps.shape[-2], maps.shape[-1])
     mask = mask.reshape(len(mask), *[1] * (maps.ndim - 3), *mask.shape[-2:])
     if maps.is_floating_point():
@@ -63,7 +72,7 @@ def mix_boxes(plan: Plan, boxes: Sequence[Tensor], labels: Sequence[Tensor], lea
     ``boxes``: for each image ``(n, 4)`` left, top, right, bottom in its pixels, on the device of the plan; ``labels``:
     for each image ``(n, ...)``. A box is cut down to the smallest one around the pixels that show; ``least`` in
     (0, 1]: an object of whose box a smaller share shows is left out. Under one lambda for all pixels (Mixup) a box
-    stays whole, and its share is the image's. Raises ``ValueError`` as ``mix_like`` does for a plan. The plan's index
+    stays whole, whatever ``least`` is, and its share is the image's. Raises ``ValueError`` as ``mix_like`` does for a plan. The plan's index
     is read, which waits for the device.
     """
     ops.check_between("least", least, 1e-6, 1.0)
@@ -80,7 +89,8 @@ def mix_boxes(plan: Plan, boxes: Sequence[Tensor], labels: Sequence[Tensor], lea
             seen = [(own, weight), (partner, 1 - weight)]
         around, shares = zip(*(visible(boxes[i], weight) for i, weight in seen), strict=True)
         found = Boxes(torch.cat(around), torch.cat([labels[i] for i, _ in seen]), torch.cat(shares))
-        mixed.append(Boxes(*(part[found.shares >= least] for part in found)))
+        kept = found.shares >= least if seen[0][1].numel() > 1 else found.shares > 0
+        mixed.append(Boxes(*(part[kept] for part in found)))
     return mixed
 
 

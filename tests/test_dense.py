@@ -66,7 +66,9 @@ def test_mixup_gives_each_pixel_a_share_of_two_classes_and_frames_of_a_clip_have
     ("mixer", "maps", "says"),
     [
         (Mixup(), torch.zeros(B, H, W, dtype=torch.int64), "torch.int64 maps cannot be blended: make them one-hot"),
-        (CutMix(), torch.zeros(B, 17, 2), "12 x 18 pixels need their proportions, got 17 x 2"),  # keypoints
+        (CutMix(), torch.zeros(B, 7, 18), "12 x 18 pixels need their proportions, got 7 x 18"),
+        (Mixup(), torch.zeros(B, 17, 2), r"\(5, 17, 2\), which look like coordinates.*heatmaps"),
+        (CutMix(), torch.zeros(B, 2, 3), "look like coordinates"),
         (CutMix(), torch.zeros(B - 1, H, W), r"shape \(B, ..., h, w\) with B = 5, got \(4, 12, 18\)"),
         (CutMix(), torch.zeros(B, 3), r"shape \(B, ..., h, w\) with B = 5, got \(5, 3\)"),
     ],
@@ -128,7 +130,7 @@ def test_under_mixup_all_boxes_of_both_images_stay_whole_with_the_shares_of_the_
         [torch.tensor([4]), torch.zeros(0).long()],
     )
     plan = {"index": torch.tensor([1, 0]), "mask": torch.full((2, 1, 1, 1), 0.75)}
-    for found, share in zip(mix_boxes(plan, boxes, labels), (0.75, 0.25), strict=True):
+    for found, share in zip(mix_boxes(plan, boxes, labels, least=0.8), (0.75, 0.25), strict=True):
         assert torch.equal(found.boxes, boxes[0]) and found.labels.tolist() == [4] and found.shares.tolist() == [share]
     for plan in ({}, {"index": torch.tensor([0, 1]), "mask": torch.zeros(2, 1, H, W)}):  # nothing is mixed
         assert [found.shares.tolist() for found in mix_boxes(plan, boxes, labels)] == [[1.0], []]

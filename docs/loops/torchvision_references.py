@@ -10,9 +10,8 @@ from mixers.adapters import BatchMixer, MixCollate
 model = get_model("mobilenet_v3_small", weights=None, num_classes=10)
 dataset = TensorDataset(torch.randn(24, 3, 64, 64), torch.randint(10, (24,)))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-criterion = torch.nn.CrossEntropyLoss(
-    label_smoothing=0.1
-)  # linear in the target, so smoothing after mixing is the same
+# linear in the target, so smoothing after mixing is the same
+criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
 mixup_cutmix = MixCollate(BatchMixer(build("deit"), num_classes=10, seed=0))
 
 
