@@ -19,7 +19,6 @@ from torch import Tensor
 from . import ops
 from .base import Plan
 
-
 COORDINATES = 4
 """A last side of so many numbers is that of points or boxes, no row of pixels."""
 
@@ -72,8 +71,8 @@ def mix_boxes(plan: Plan, boxes: Sequence[Tensor], labels: Sequence[Tensor], lea
     ``boxes``: for each image ``(n, 4)`` left, top, right, bottom in its pixels, on the device of the plan; ``labels``:
     for each image ``(n, ...)``. A box is cut down to the smallest one around the pixels that show; ``least`` in
     (0, 1]: an object of whose box a smaller share shows is left out. Under one lambda for all pixels (Mixup) a box
-    stays whole, whatever ``least`` is, and its share is the image's. Raises ``ValueError`` as ``mix_like`` does for a plan. The plan's index
-    is read, which waits for the device.
+    stays whole, whatever ``least`` is, and its share is the image's. Raises ``ValueError`` as ``mix_like`` does for a
+    plan. The plan's index is read, which waits for the device.
     """
     ops.check_between("least", least, 1e-6, 1.0)
     parts = in_place(plan)
