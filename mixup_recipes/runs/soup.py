@@ -365,8 +365,8 @@ def put(out: Path, net: nn.Module, runs: Sequence[Run], classes: list[str], abou
             for name in ("data.json", PLACE) if same_data(runs) else ():
                 if (first.folder / name).is_file():
                     shutil.copyfile(first.folder / name, aside / name)
-            weights = files.file_hash(aside / "model.safetensors")
-            files.write_json(aside / "soup.json", about | {"weights_sha256": weights})
+            weights = aside / "model.safetensors"
+            files.write_json(aside / "soup.json", about | {"weights_sha256": files.file_hash(weights)})
             os.replace(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
