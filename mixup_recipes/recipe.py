@@ -165,8 +165,9 @@ class Recipe:
     # --- training images
     image_size: Count = 224
     """Training resolution in pixels."""
-    train_crop: Literal["rrc", "pad", "resize"] = "rrc"
-    """RandomResizedCrop; a random crop after padding by an eighth with reflection; or resize and centre crop."""
+    train_crop: Literal["rrc", "pad", "pad_zeros", "resize"] = "rrc"
+    """RandomResizedCrop; a random crop after padding by an eighth, with reflection or with zeros; or resize and centre
+    crop."""
     scale: tuple[float, float] = (0.08, 1.0)
     """RandomResizedCrop: area as a fraction of the image."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)

@@ -8,7 +8,7 @@ import math
 import pickle
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -213,22 +213,26 @@ def test_an_image_is_flipped_with_the_given_probability():
         assert stats.binomtest(flips, 400, probability).pvalue > 1e-3
 
 
-def padded_crops(image: Tensor) -> dict[bytes, tuple[int, int]]:
-    """All crops of an image with a reflected border of 4 pixels, and where they begin."""
-    padded = np.pad(image.numpy(), ((0, 0), (4, 4), (4, 4)), mode="reflect")
+BORDERS: dict[str, Literal["reflect", "constant"]] = {"pad": "reflect", "pad_zeros": "constant"}
+
+
+def padded_crops(image: Tensor, crop: str) -> dict[bytes, tuple[int, int]]:
+    """All crops of an image with a border of 4 pixels, and where they begin."""
+    padded = np.pad(image.numpy(), ((0, 0), (4, 4), (4, 4)), mode=BORDERS[crop])
     return {padded[:, i : i + 32, j : j + 32].tobytes(): (i, j) for i in range(9) for j in range(9)}
 
 
-def test_the_padded_crop_is_uniform_and_reflects_after_bringing_an_image_to_the_training_size():
+@pytest.mark.parametrize("crop", BORDERS)
+def test_the_padded_crop_is_uniform_with_its_border_after_bringing_an_image_to_the_training_size(crop):
     image, larger = to_tensor(photo(32, 32)), to_tensor(photo(64, 48))
-    crops = padded_crops(image)
+    crops = padded_crops(image, crop)
     for pixels in ("v1", "v2"):
         seen = np.zeros((9, 9), dtype=int)
         for index in range(1620):
-            seen[crops[transformed(image, {"train_crop": "pad", "pixels": pixels}, index).numpy().tobytes()]] += 1
+            seen[crops[transformed(image, {"train_crop": crop, "pixels": pixels}, index).numpy().tobytes()]] += 1
         assert stats.chisquare(seen.ravel()).pvalue > 1e-3
-    crops = padded_crops(EvalTransform(32, 32, "bicubic")(larger))
-    assert all(transformed(larger, {"train_crop": "pad"}, i).numpy().tobytes() in crops for i in range(20))
+    crops = padded_crops(EvalTransform(32, 32, "bicubic")(larger), crop)
+    assert all(transformed(larger, {"train_crop": crop}, i).numpy().tobytes() in crops for i in range(20))
 
 
 def test_randaugment_never_fails_and_is_that_of_timm_wherever_that_works():

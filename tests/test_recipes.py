@@ -288,7 +288,7 @@ WRONG: dict[str, tuple] = {
     "smoothing": ("a number at least 0 and at most 1", 1.5), "sync_bn": ("true or false", "maybe", 1),
     "ema_decay": ("a number at least 0 and at most 1 or none", 2), "model": ("text", 18), "dataset": ("text", "a\0b"),
     "mean": ("3 numbers", [0.5, 0.5], 0.5, "abc"), "opt_betas": ("2 numbers or none", [0.9]),
-    "model_args": ("a table", "img_size=64"), "train_crop": ("one of rrc, pad, resize", ["rrc"]),
+    "model_args": ("a table", "img_size=64"), "train_crop": ("one of rrc, pad, pad_zeros, resize", ["rrc"]),
     "mixed_precision": ("one of no, fp16, bf16", True, "fp61"), "sched": ("one of cosine, constant", "cosin"),
 }  # fmt: skip
 

@@ -246,6 +246,7 @@ def test_status_is_that_of_finished_runs_without_overrides_and_says_which_number
         (GRIDMIX, [74.0], "run", r"74\.00 \(1 seed\), no published number to compare with"),
         (GRIDMIX, cell_record(CUTMIX, [77.17], **other) | {"recipe": GRIDMIX}, "not run", ""),
         (GRIDMIX, None, "not run", "no published number$"),
+        ("deit_s_mixpro", [81.3], BAND, rf".*band ±0\.57; {OFFICIAL}, and its source states no protocol$"),  # one run
         (COMIXUP, None, "published", f".*{OFFICIAL}"),
         (COMIXUP, [77.6], "", f".*{OFFICIAL}$"),
         (COMIXUP, [70.0, 70.1], "", f".*{OFFICIAL}$"),

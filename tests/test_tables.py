@@ -76,18 +76,18 @@ def test_every_format_carries_every_number_in_its_place_and_the_best_in_bold(fmt
             heading, top1 = HEADINGS[r["backbone"]], r["top1"]
             heading += f", {load_recipe(r['setting']).epochs} epochs" if benchmark.startswith("cifar") else ""
             published[r["method"], r["alpha"] or "-", heading] = top1 + MARKS[r["source"]] if top1 else "-"
-            columns.setdefault(heading, []).append(top1)
+            columns.setdefault(heading, []).append(top1 if r["trained_upstream"] == "yes" else "")
         empty = dict.fromkeys([(m, a, h) for m, a, _ in published for h in columns], "-")
         assert {k: v.replace("*", "") for k, v in found.items()} == empty | published
         bold = {(h, v.rstrip("†‡").strip("*")) for (_, _, h), v in found.items() if "**" in v}
         assert bold == {(heading, max(column)) for heading, column in columns.items()}
         numbers += sum(v != "-" for v in found.values())
-    assert numbers == 748
+    assert numbers == 750
 
 
 def test_csv_is_one_row_per_cell_with_everything():
     found = list(csv.DictReader(io.StringIO(published_table(None, RECORDS, "csv"))))
-    assert len(found) == 805
+    assert len(found) == 807
     for benchmark in BENCHMARKS:
         wanted = [r for r in ROWS if r["benchmark"] == benchmark]
         assert [{k: r[k] for k in wanted[0]} for r in found if r["benchmark"] == benchmark] == wanted
@@ -99,6 +99,7 @@ def test_csv_is_one_row_per_cell_with_everything():
         },
         "r50_100e_comixup": {"status": "off", "mark": "‡"},
         "deit_s_samix": {"status": "published", "our_mean": ""},
+        "deit_s_mixpro": {"protocol": "not stated by its source"},
         "r18_100e_deit": {"status": "not run", "top1": ""},
     }.items():  # fmt: skip
         assert rows[name].items() >= expected.items()
@@ -142,7 +143,8 @@ def test_the_caption_names_source_protocol_marks_and_command():
     for part in (
         "commit 1fb74ee (2023-08-16)",
         "best epoch, mean of 3 trials (DeiT-T, DeiT-S, PVT-T, Swin-T, MogaNet-T, PVT-S); best epoch, mean of 3 trials, "
-        "averaged weights (EMA) (DeiT-B, ConvNeXt-T).",
+        "averaged weights (EMA) (DeiT-B, ConvNeXt-T); TL-Align (DeiT-T, DeiT-S, DeiT-B, Swin-T, PVT-T, PVT-S): not "
+        "stated by its source; SMMix (DeiT-T, DeiT-S, DeiT-B, Swin-T, PVT-T): not stated by its source; MixPro (",
         "† method known from an arXiv pre-print, trained by OpenMixup.",
         "‡ result of the method's official code, not trained by OpenMixup.",
         "No runs of ours are recorded",
@@ -151,7 +153,7 @@ def test_the_caption_names_source_protocol_marks_and_command():
     ):
         assert part in text
     assert "‡" not in published_table("rsb_a3", {}, "md")  # no such mark in that table
-    assert "median of the last 10 epochs." in published_table("tiny", {}, "md")
+    assert "median of the last 10 epochs; AdAutoMix (Res" in published_table("tiny", {}, "md")
     assert "our runs, mean" not in text and "(4 cells)" in published_table("pytorch_100e", RECORDS, "md")
 
 

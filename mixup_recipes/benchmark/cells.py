@@ -9,7 +9,9 @@ by the method's official code. OpenMixup trained no official row.
 config that has to be edited; ``no``. ``first_seen`` is when the number entered OpenMixup's git, of another page the day
 of the commit that was read. ``published_gb`` and ``published_hours`` are what the page says of a whole training, on
 hardware that it does not name. ``known.csv`` says what is known to be wrong with the numbers of a benchmark or a mixer.
-``hours.csv`` holds GPU hours per run on one H200, all estimates, and what each mixer multiplies them by.
+``hours.csv`` holds GPU hours per run on one H200, all estimates, and what each mixer multiplies them by. What is taken
+"by images" from another setting counts the evaluated images at a third of a trained one, and is at least 8 ms (6 to 12)
+for each update: small batches of small images leave a GPU waiting.
 
 Nothing here needs torch, so that listing is instant.
 """
@@ -32,6 +34,8 @@ MEANING = {
 UPSTREAM = {"yes": "public", "base": "only a base config is public, which has to be edited", "no": "none is public"}
 NEW_INIT = "2022-12-25"
 """After this day OpenMixup's code starts ResNets and position embeddings otherwise."""
+NOT_STATED = "not stated by its source"
+"""The protocol of a number from a page that does not say how it was taken."""
 CANNOT = "cannot run here"
 """What a note begins with that says why a cell is no command here."""
 
@@ -55,6 +59,11 @@ class Cell(NamedTuple):
     published_gb: str
     published_hours: str
     note: str
+
+    @property
+    def stated(self) -> bool:
+        """Whether the page of the number says how it was taken; OpenMixup's pages do, for each table."""
+        return pages()[self.page]["protocol"] != "not stated"
 
     @property
     def obstacle(self) -> str:
@@ -113,9 +122,24 @@ def titles() -> dict[str, str]:
     return {row["benchmark"]: row["title"] for row in rows("benchmarks.csv")}
 
 
+def pages() -> dict[str, dict[str, str]]:
+    """The rows of ``pages.csv`` by their page."""
+    return {row["page"]: row for row in rows("pages.csv")}
+
+
 def source(cell: Cell) -> str:
     """The page that a cell was read from, with its commit and day."""
-    return {row["page"]: row["source"] for row in rows("pages.csv")}[cell.page]
+    return pages()[cell.page]["source"]
+
+
+def protocol(cell: Cell, rule: str) -> str:
+    """How the published number was taken; ``rule``: the rule of its table, in words."""
+    return rule if cell.stated else NOT_STATED
+
+
+def trials(cell: Cell, planned: int) -> int:
+    """Runs that the published number counts as: those of its table's protocol, and one where no protocol is stated."""
+    return planned if cell.stated else 1
 
 
 def known(cell: Cell) -> list[str]:

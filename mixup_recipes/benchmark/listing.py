@@ -12,6 +12,7 @@ from mixup_recipes.benchmark.cells import (
     hours,
     known,
     number,
+    protocol,
     source,
 )
 from mixup_recipes.benchmark.verdicts import status
@@ -45,7 +46,7 @@ def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
         ("measured", MEANING[cell.source] if cell.top1 is not None else ""),
         ("", seen),
         ("source", source(cell)),
-        ("protocol", rule_in_words(recipe)),
+        ("protocol", protocol(cell, rule_in_words(recipe))),
         ("config", f"upstream: {UPSTREAM[cell.upstream_config]}"),
         ("cost", f"{', '.join(cost)} as published, on hardware that is not named" if cost else ""),
         ("run", cell.obstacle or f"accelerate launch train_mixup.py --recipe {cell.name}"),

@@ -7,11 +7,12 @@ and the run records; the same input gives the same bytes. The CSV is in long for
 import csv
 import html
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixup_recipes.benchmark.cells import MARKS, MEANING, Cell, hours, select, source, titles
+from mixup_recipes.benchmark.cells import MARKS, MEANING, NOT_STATED, Cell, hours, protocol, select, source, titles
 from mixup_recipes.benchmark.verdicts import status
 from mixup_recipes.runs.records import in_short, ours, published_recipe
 from mixup_recipes.training.protocols import rule_in_words
@@ -59,7 +60,7 @@ LATEX = {
 
 
 class Entry(NamedTuple):
-    """What a table shows of one cell: published number, its mark, whether it is its column's best, our runs."""
+    """What a table shows of one cell: published number, its mark, whether it is bold, our runs."""
 
     number: str
     mark: str
@@ -83,20 +84,21 @@ class Table(NamedTuple):
 
 
 def entry(cell: Cell, content: dict[str, Any] | None, best: float) -> Entry:
-    """One cell beside our record of it."""
+    """One cell beside our record of it. ``best``: the best number of the column that OpenMixup trained."""
     state, _ = status(cell, content)
     number = "-" if cell.top1 is None else f"{cell.top1:.2f}"
     mark = MARKS[cell.source] if cell.top1 is not None else ""
     shown = state in CLASSES
     text = in_short(content) if shown and content and ours(content) else ""
-    return Entry(number, mark, cell.top1 == best, text, state if shown else "")
+    return Entry(number, mark, cell.trained_upstream and cell.top1 == best, text, state if shown else "")
 
 
 def build(benchmark: str, records: dict[str, dict[str, Any]], command: str) -> Table:
     """The table of one benchmark. ``records``: our run records by cell name; ``command``: what makes this table."""
     chosen = select(benchmark=benchmark)
     settings = dict.fromkeys(c.setting for c in chosen)
-    best = {s: max(c.top1 for c in chosen if c.setting == s and c.top1 is not None) for s in settings}
+    trained = [(c.setting, c.top1) for c in chosen if c.trained_upstream and c.top1 is not None]
+    best = {s: max((top1 for of, top1 in trained if of == s), default=math.nan) for s in settings}
     rows: dict[tuple[str, str], dict[str, Entry]] = {}
     for c in chosen:
         row = rows.setdefault((c.method, c.alpha or "-"), {})
@@ -109,6 +111,11 @@ def build(benchmark: str, records: dict[str, dict[str, Any]], command: str) -> T
         protocols.setdefault(rule_in_words(published_recipe(setting)), []).append(headings[setting])
     several = len(protocols) > 1
     reported = [p + (f" ({', '.join(h)})" if several else "") for p, h in protocols.items()]
+    others: dict[str, list[str]] = {}
+    for c in chosen:
+        if c.top1 is not None and not c.stated:
+            others.setdefault(c.method, []).append(headings[c.setting])
+    reported += [f"{method} ({', '.join(h)}): {NOT_STATED}" for method, h in others.items()]
     sources = dict.fromkeys(c.source for c in chosen if c.top1 is not None)
     marks = "".join(f" {MARKS[s]} {MEANING[s]}." for s in sources if MARKS[s])
     runs = sum(bool(e.status) for row in rows.values() for e in row.values())
@@ -116,7 +123,7 @@ def build(benchmark: str, records: dict[str, dict[str, Any]], command: str) -> T
     notes = [
         f"Top-1 accuracy in percent. Published numbers: {'; '.join(dict.fromkeys(map(source, chosen)))}.",
         f"Reported number: {'; '.join(reported)}.",
-        f"Bold: best published number of the column.{marks}",
+        f"Bold: best number of the column that OpenMixup trained.{marks}",
         below if runs else "No runs of ours are recorded for this table.",
         f"A cell's recipe is SETTING_MIXER; settings: {', '.join(settings)}.",
     ]
@@ -213,7 +220,8 @@ def long_form(benchmarks: list[str], records: dict[str, dict[str, Any]]) -> str:
         content = records.get(cell.name)
         mean, std, seeds = ours(content) or (None, None, 0)
         row = cell._asdict() | dict(zip(more[:1], [MARKS[cell.source]], strict=True))
-        row |= {"top1": "" if cell.top1 is None else f"{cell.top1:.2f}", "protocol": words[cell.setting]}
+        row |= {"top1": "" if cell.top1 is None else f"{cell.top1:.2f}"}
+        row |= {"protocol": protocol(cell, words[cell.setting])}
         row |= {"trained_upstream": "yes" if cell.trained_upstream else "no"}
         row |= {f"hours_{k}": f"{h:.2f}" for k, h in zip(("low", "mid", "high"), hours(cell), strict=True)}
         row |= {"our_mean": "" if mean is None else f"{mean:.3f}", "our_std": "" if std is None else f"{std:.3f}"}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mixup_recipes.benchmark.cells import Cell, cells
+from mixup_recipes.benchmark.cells import Cell, cells, trials
 from mixup_recipes.runs.noise import verdict
 from mixup_recipes.runs.records import all_records, excluded, finished_top1, in_short
 from mixup_recipes.typed import UserError
@@ -14,9 +14,11 @@ def status(cell: Cell, content: dict[str, Any] | None) -> tuple[str, str]:
 
     ``published`` (a number, no run that counts), ``not run`` (neither), ``run`` (runs, but nothing to compare with),
     ``too early to say``, ``reproduced within the band``, ``off``. Only the seeds that ran to the end without overrides
-    count. A published number that OpenMixup did not train is said to be one.
+    count. A published number that OpenMixup did not train is said to be one. Where its source states no protocol, it
+    counts as one run.
     """
     foreign = "" if cell.trained_upstream or cell.top1 is None else "; OpenMixup did not train the published number"
+    foreign += "" if cell.stated or cell.top1 is None else ", and its source states no protocol"
     none = ("not run", "no published number") if cell.top1 is None else ("published", cell.obstacle or "not run here")
     if content is None:
         return none[0], none[1] + foreign
@@ -32,7 +34,7 @@ def status(cell: Cell, content: dict[str, Any] | None) -> tuple[str, str]:
         return "too early to say", f"no run has finished: {progress}{foreign}"
     if cell.top1 is None:
         return "run", f"{in_short(content)}, no published number to compare with"
-    judged = verdict(values, cell.top1, content["fields"]["trials"], content["images"])
+    judged = verdict(values, cell.top1, trials(cell, content["fields"]["trials"]), content["images"])
     text = f"{in_short(content)}, {judged.difference:+.2f} from {cell.top1:.2f}, band ±{judged.band:.2f}"
     return judged.status, text + foreign
 

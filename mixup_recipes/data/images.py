@@ -60,8 +60,8 @@ class TrainTransform:
             out = TF.center_crop(resize(image, r.image_size, r.interpolation, r.pixels), [r.image_size] * 2)
         else:
             out = whole(image)
-        if r.train_crop == "pad":
-            padded = TF.pad(out, [r.image_size // 8], padding_mode="reflect")
+        if mode := {"pad": "reflect", "pad_zeros": "constant"}.get(r.train_crop):
+            padded = TF.pad(out, [r.image_size // 8], padding_mode=mode)  # constant: zeros
             out = TF.crop(padded, *corner(padded, r.image_size, draw), r.image_size, r.image_size)
         if (torch.rand(()) if draw is None else draw.random()) < r.hflip:
             out = out.flip(-1)

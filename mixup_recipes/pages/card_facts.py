@@ -182,7 +182,7 @@ def against_published(run: Run) -> list[str]:
     text = f"{cell.method} on {cell.backbone}, benchmark {cell.benchmark}"
     if cell.top1 is None:
         return [f"The published table has no number for this cell ({text})."]
-    theirs = rule_in_words(records.published_recipe(cell.name))
+    theirs = cells.protocol(cell, rule_in_words(records.published_recipe(cell.name)))
     published = (
         f"Published: **{cells.number(cell)}** top-1 for {text}: {theirs}; {cells.MEANING[cell.source]}. "
         f"Source: {cells.source(cell)}."
@@ -192,7 +192,7 @@ def against_published(run: Run) -> list[str]:
         return [published, f"This run does not speak for that number: {prose(why)}."]
     if not (values := records.finished_top1(content)):
         return [published, "This run is not finished: nothing to compare yet."]
-    found = verdict(values, cell.top1, run.recipe.trials, content["images"])
+    found = verdict(values, cell.top1, cells.trials(cell, run.recipe.trials), content["images"])
     return [
         published,
         f"This run: {found.mean:.2f}, {found.difference:+.2f} from the published number; a difference of one run up to "
