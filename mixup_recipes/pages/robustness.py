@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 from mixup_recipes import files
 from mixup_recipes.pages.fonts import fitting, font
 from mixup_recipes.pages.markdown import code, escaped, line, markdown_table, prose
-from mixup_recipes.robustness import saved
 from mixup_recipes.robustness.corruptions import GROUPS
 from mixup_recipes.robustness.examples import Row
+from mixup_recipes.runs import robustness_file
 from mixup_recipes.runs.run import Run, labels
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
@@ -134,7 +134,7 @@ def side_by_side(places: Sequence[Path]) -> str:
     names = iter(labels(runs))
     titles = [place.stem if place.is_file() else next(names) for place in places]
     of_runs = iter(runs)
-    found = [saved.read(place) if place.is_file() else own(next(of_runs)) for place in places]
+    found = [robustness_file.read(place) if place.is_file() else own(next(of_runs)) for place in places]
     head = ["robustness", *map(escaped, titles)]
     shown = markdown_table(head, rows(found) + corruption_rows(found), right=1)
     first, *others = found
@@ -150,9 +150,9 @@ def own(run: Run) -> dict[str, Any]:
     found = run.robustness
     again = f"mixup-recipes evaluate {run.folder} --suite robustness"
     if found is None:
-        raise UserError(f"{run.folder} has no {saved.NAME}; make it with {again}")
+        raise UserError(f"{run.folder} has no {robustness_file.NAME}; make it with {again}")
     if found.get("weights_sha256") != run.weights_hash:
-        raise UserError(f"{run.folder / saved.NAME} is of other weights; make it anew with {again}")
+        raise UserError(f"{run.folder / robustness_file.NAME} is of other weights; make it anew with {again}")
     return found
 
 
@@ -182,11 +182,10 @@ def section(run: Run) -> str:
     if each := corruption_rows([found]):
         inside = markdown_table(["corruption", "mean error"], each, right=1)
         text.append(f"<details><summary>Each corruption</summary>\n\n{inside}\n\n</details>")
-    if (run.folder / saved.PICTURE).is_file():
-        text.append(f"![images as the suite changes them, and what the model says]({saved.PICTURE})")
-    text.append(
-        f"Measured by `mixup-recipes evaluate RUN --suite robustness`: budgets in [{saved.NAME}]({saved.NAME})."
-    )
+    if (run.folder / robustness_file.PICTURE).is_file():
+        text.append(f"![images as the suite changes them, and what the model says]({robustness_file.PICTURE})")
+    name = robustness_file.NAME
+    text.append(f"Measured by `mixup-recipes evaluate RUN --suite robustness`: budgets in [{name}]({name}).")
     return "\n\n".join(text)
 
 

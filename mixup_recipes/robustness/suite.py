@@ -14,10 +14,10 @@ from mixup_recipes.data.prepare import PREPARED
 from mixup_recipes.data.splits import Split, labels_of, load_split
 from mixup_recipes.fetch import is_hub
 from mixup_recipes.recipe import Recipe, changed
-from mixup_recipes.robustness import parts, saved
+from mixup_recipes.robustness import parts
 from mixup_recipes.robustness.passes import SEED, Bench, Columns
-from mixup_recipes.robustness.saved import PARTS
 from mixup_recipes.robustness.subsets import outputs_of
+from mixup_recipes.runs import robustness_file
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training.evaluation import score
 from mixup_recipes.training.folder import PACKAGES, git_commit
@@ -35,8 +35,8 @@ def chosen(asked: tuple[str, ...], second: str | None) -> tuple[str, ...]:
         raise UserError("the part ood needs a second data set, whose classes the model does not know: --ood DATASET")
     if asked and "ood" not in asked and second is not None:
         raise UserError(f"--ood {second} is for the part ood, which is not among --parts {' '.join(asked)}")
-    wanted = {*(asked or PARTS)} - ({"ood"} if second is None else set())
-    return tuple(part for part in PARTS if part in wanted)
+    wanted = {*(asked or robustness_file.PARTS)} - ({"ood"} if second is None else set())
+    return tuple(part for part in robustness_file.PARTS if part in wanted)
 
 
 def target(recipe: Recipe, name: str, output: Path | None, run: Run | None, asked: tuple[str, ...]) -> Path:
@@ -56,7 +56,7 @@ def target(recipe: Recipe, name: str, output: Path | None, run: Run | None, aske
         return output
     if run is None or is_hub(name):
         raise UserError(f"where to write? {name} is no run folder of this machine; pass --output FILE.json")
-    return run.folder / saved.NAME
+    return run.folder / robustness_file.NAME
 
 
 class Second(NamedTuple):

@@ -3,7 +3,7 @@
 ``format``, ``model`` (what its run or it is called), ``weights_sha256`` (of a run), ``data`` (``dataset``, ``split``,
 ``images``, ``labels_sha256``, ``fingerprint``), ``transform``, ``seed``, ``device``, ``mixed_precision``, ``packages``,
 ``commit``, ``budgets`` (part -> what it was measured with), ``clean``, and a table for each part that was measured, see
-``parts``; ``ood`` has the ``data`` of the second set too.
+``robustness.parts``; ``ood`` has the ``data`` of the second set too.
 """
 
 from pathlib import Path
