@@ -106,7 +106,10 @@ def notes(content: dict[str, Any]) -> Iterator[str]:
     yield f"{many(content['clean']['count'], 'image')} of {code(data['split'])} of {code(data['dataset'])}."
     yield f"Percent, but NLL in nats and the temperature; what is drawn follows from seed {content['seed']}."
     if at(content, ("corruptions", "mean")) is not None and at(content, ("corruptions", "mce")) is None:
-        yield "No mCE: AlexNet's errors are known for ImageNet's thousand classes alone; the mean error stands instead."
+        yield (
+            "No mCE: AlexNet's errors are known for ImageNet's thousand classes alone, each with an image, at 224 "
+            "pixels; the mean error stands instead."
+        )
     second = content.get("ood", {}).get("data")
     if isinstance(second, dict):
         images = at(content, ("ood", "images")) or 0
@@ -137,12 +140,14 @@ def side_by_side(places: Sequence[Path]) -> str:
     found = [robustness_file.read(place) if place.is_file() else own(next(of_runs)) for place in places]
     head = ["robustness", *map(escaped, titles)]
     shown = markdown_table(head, rows(found) + corruption_rows(found), right=1)
+    told = [" ".join(notes(content)) for content in found]
+    same = len({*told}) == 1
+    words = told[:1] if same else [f"{prose(title)}: {text}" for title, text in zip(titles, told, strict=True)]
     first, *others = found
-    words = list(notes(first))
     for title, content in zip(titles[1:], others, strict=True):
         if apart := differences(first, content):
             words.append(f"{prose(title)} is not to be compared with {prose(titles[0])}: {', '.join(apart)}.")
-    return f"{shown}\n\n{' '.join(words)}\n"
+    return "\n\n".join([shown, *words]) + "\n"
 
 
 def own(run: Run) -> dict[str, Any]:
@@ -164,6 +169,9 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
         told.append("they are of other images")
     if one.get("transform") != other.get("transform"):
         told.append(f"images are prepared otherwise ({one.get('transform')}; {other.get('transform')})")
+    for key, what in (("mixed_precision", "mixed precision"), ("device", "device")):
+        if one.get(key) != other.get(key):
+            told.append(f"another {what} ({one.get(key)}; {other.get(key)})")
     shared = one["budgets"].keys() & other["budgets"].keys()
     told += [f"other budgets of {part}" for part in sorted(shared) if one["budgets"][part] != other["budgets"][part]]
     if "ood" in shared and one["ood"].get("data") != other["ood"].get("data"):
@@ -190,6 +198,33 @@ def section(run: Run) -> str:
 
 
 # --------------------------------------------------------------------------------------------- files
+
+
+def before(path: Path, about: dict[str, Any], run: Run | None) -> dict[str, Any]:
+    """What stands in a file already, whose parts stay beside new ones; empty where there is no file.
+
+    ``about``: what the new results are of. Results that a ``run`` has of weights before its own are given up, since the
+    card does not show them. Raises ``UserError`` where the others were not measured alike.
+    """
+    if not path.is_file():
+        return {}
+    old = robustness_file.read(path)
+    which = "weights_sha256" if run else "model"
+    other = old.get(which) != about[which]
+    if run and other and path == run.folder / robustness_file.NAME:
+        return {}
+    apart = ["they are of other weights"] * other + differences(old, about | {"budgets": {}})
+    if apart:
+        raise UserError(
+            f"{path} has results, beside which new ones cannot stand: {', '.join(apart)}; pass --output FILE.json for "
+            "a file of its own, or remove this one"
+        )
+    return old
+
+
+def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Results of before, and new ones in place of the same parts."""
+    return old | new | {"budgets": old.get("budgets", {}) | new["budgets"]}
 
 
 def write(content: dict[str, Any], examples: list[Row], path: Path) -> str:
