@@ -3,8 +3,8 @@
 The model is a run folder, a timm name (resnet50.a1_in1k) or a Hub id (hf-hub:owner/name). The data and the
 evaluation protocol come from the run's recipe, from --recipe, or from --dataset with the checkpoint's own
 resize, crop, interpolation, mean and standard deviation. Top-1, top-5, ECE (percent) and NLL (nats); mAP, F1 and NLL
-where images may have several labels. --suite robustness tries the model on attacked, corrupted, occluded, mixed and
-strange images; --subset scores one whose classes are ImageNet's on a test set made for them.
+where images may have several labels. --suite robustness tries the model on attacked, corrupted, occluded and mixed
+images, and on images of other classes; --subset scores one whose classes are ImageNet's on a test set made for them.
 """
 
 import sys
@@ -52,7 +52,7 @@ class Evaluation:
     subset: Literal["imagenet-a", "imagenet-r", "imagenet-v2", "imagenet-sketch", "real"] | None = None
     """The data are this test set of ImageNet's classes, whose labels and scores go by rules of their own."""
     suite: Literal["robustness"] | None = None
-    """Measure robustness, into robustness.json and .png of the run folder, or into --output and a .png beside it."""
+    """Measure robustness, into robustness.json and .png of the run folder, or --output; other parts there stay."""
     parts: tuple[Literal["attacks", "corruptions", "occlusion", "calibration", "ood"], ...] = ()
     """What the suite measures; default everything, ood where there is --ood."""
     ood: str | None = None
@@ -123,9 +123,13 @@ def main(argv: list[str] | None = None) -> int | None:
     bench = Bench(net, split.table, recipe, transform, accelerator, workers, args.on_bad_image, args.max_image_pixels)
 
     if target is not None:
-        content = suite.about(args.model, bench, found, run) | suite.measure(bench, asked, second)
+        about = suite.about(args.model, bench, found, run)
+        old = robustness.before(target, about, run)
+        if target.is_file() and not old:
+            accelerator.print(f"{target} is of other weights: it is made anew", flush=True)
+        content = robustness.joined(old, about | suite.measure(bench, asked, found.classes, second))
         if accelerator.is_main_process:
-            print(robustness.write(content, examples(bench, split.classes, asked), target))
+            print(robustness.write(content, examples(bench, split.classes, tuple(content["budgets"])), target))
         leave(accelerator)
         return None
 

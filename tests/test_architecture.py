@@ -14,7 +14,7 @@ CODE = sorted([*(ROOT / "mixers").rglob("*.py"), *(ROOT / "mixup_recipes").rglob
 ROOMS = (
     "typed files names words | recipe mixer_args resolve flags hub_errors | metrics fetch conformance | data | training"
 )
-ROOMS += " | runs robustness | benchmark | pages | hub | cli __main__ train_mixup evaluate_mixup"
+ROOMS += " | runs | robustness | benchmark | pages | hub | cli __main__ train_mixup evaluate_mixup"
 FLOORS = [rooms.split() for rooms in ROOMS.split(" | ")]  # a file imports from its own floor and from those before it
 MAY_WAIT = {
     ("train_mixup", "main"): "help needs no torch",

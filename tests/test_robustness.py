@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import timm
@@ -19,13 +20,16 @@ from teachers import fill
 
 from mixers import ops
 from mixup_recipes.data import keys, prepare
+from mixup_recipes.data.decoding import decode
 from mixup_recipes.data.images import EvalTransform
 from mixup_recipes.data.order import Key
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.metrics.calibration.formula import calibration
+from mixup_recipes.pages import robustness
 from mixup_recipes.recipe import changed
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.robustness import corruptions, measures, parts, passes, suite
+from mixup_recipes.runs.run import Run
 from mixup_recipes.training import known_weights, launch
 from mixup_recipes.typed import UserError
 
@@ -175,7 +179,7 @@ def test_mixed_images_are_those_of_one_pair_at_a_time(bench, each):
 def test_numbers_do_not_depend_on_the_batch_and_halves_are_two(bench):
     small = replace(bench, recipe=changed(bench.recipe, batch_size=3, per_device_train_batch_size=3))
     asked = ("attacks", "occlusion", "calibration")
-    one, other = suite.measure(bench, asked), suite.measure(small, asked)
+    one, other = suite.measure(bench, asked, []), suite.measure(small, asked, [])
     assert flat(one) == pytest.approx(flat(other), rel=1e-5) and one["clean"]["count"] == 10
     found = one["calibration"]
     assert (found["fitted_on"], found["scored_on"]) == (5, 5)
@@ -235,12 +239,23 @@ def test_a_run_is_measured_on_any_number_of_processes_and_says_so_in_its_card(
     card = (run / "README.md").read_text()
     assert "## Robustness" in card and "(robustness.png)" in card and str(tmp_path) not in card
     other = tmp_path / "other.json"
-    other.write_text(json.dumps(found | {"data": found["data"] | {"fingerprint": "0" * 64}}))
+    apart = {"data": found["data"] | {"fingerprint": "0" * 64}, "device": "cuda"}
+    other.write_text(json.dumps(found | apart))
     status, shown, _ = console("robustness", run, other, "--out", tmp_path / "table.md")
     text = (tmp_path / "table.md").read_text()
     assert markdown_rows(text)[0] == ["robustness", "run", "other"]
-    assert "other is not to be compared with run: they are of other images." in text
+    assert "other is not to be compared with run: they are of other images, another device (cpu; cuda)." in text
+    assert text.count("Percent, but NLL in nats") == 1  # what is to be known of both
+
+    argv = (run, "--suite", "robustness", "--parts", "occlusion", "--max_eval_samples")
+    status, shown, _ = console("evaluate", *argv, 6)
+    assert status == 0 and "PGD, 8/255: top-1" in shown  # the other parts stay
+    assert json.loads((run / "robustness.json").read_text()) == found
+    for images, more, says in ((5, (), "of other images"), (6, ("--output", other), "another device (cuda; cpu)")):
+        status, _, errors = console("evaluate", *argv, images, *more)
+        assert status == 2 and says in errors and "pass --output FILE.json" in errors
     (run / "robustness.json").write_text(json.dumps(found | {"weights_sha256": "0" * 64}))
+    assert robustness.before(run / "robustness.json", found, Run.open(run)) == {}  # it is made anew
     assert "is of other weights" in console("robustness", run)[2] and console("card", run)[0] == 0
     assert "is of other weights than these" in (run / "README.md").read_text()
     for damage in (
@@ -282,10 +297,32 @@ def test_a_mistake_is_explained_before_work_starts(finished, tiny_recipe, consol
     assert not (finished / "robustness.json").exists() and not (tmp_path / "a.json").exists()
 
 
-def test_calibration_needs_two_images(bench):
+def test_too_few_images_and_too_small_ones_are_refused_before_one_is_read(bench, monkeypatch):
     one = replace(bench, table=bench.table.select([0]))
-    with pytest.raises(UserError, match="one half of the images"):
+    with pytest.raises(UserError, match="one half of the images"):  # as where others cannot be read
         parts.calibrate(one, parts.clean(one, with_logits=True))
+    monkeypatch.setattr(passes.Bench, "over", None)
+    with pytest.raises(UserError, match="one half of the images"):
+        suite.measure(one, ("calibration",), [])
+    small = replace(bench, transform=EvalTransform.of(changed(bench.recipe, eval_size=13, eval_resize=13)))
+    with pytest.raises(UserError, match="cells of 14 a side, got images of 13 x 13 pixels"):
+        suite.measure(small, ("occlusion",), [])
+
+
+def test_a_second_set_needs_no_labels_and_may_call_its_images_otherwise(tiny_recipe, strangers, tmp_path):
+    rng = np.random.default_rng(0)
+    images = [{"bytes": tiny.jpeg(i, rng), "path": None} for i in range(4)]
+    table = datasets.Dataset.from_dict({"img": images, "fine": [0, 1, 2, 3]}).cast_column("img", datasets.Image())
+    (tmp_path / "second/data").mkdir(parents=True)
+    table.to_parquet(tmp_path / "second/data/test-00000-of-00001.parquet")
+    for columns in ({}, {"image_column": "img", "label_column": "kind", "holdout": 0}):
+        recipe = load_recipe(str(tiny_recipe), **columns)
+        found, there, notes = suite.second_set(recipe, str(tmp_path / "second"), "test", ["red"])
+        assert (len(found.table), there.image_column, found.identity["images"]) == (4, "img", 4)
+        assert decode(found.table[0]["img"]["bytes"]).shape == (3, 40, 48) and "nothing is known" in notes[-1]
+        found, there, notes = suite.second_set(recipe, str(strangers), "test", ["ant"])
+        assert (there.image_column, found.classes, len(found.table)) == ("image", ["ant", "bee"], 6)
+        assert "the model knows 1 class of it by name: ant" in notes[-1]
 
 
 @pytest.mark.slow  # its small sibling is above

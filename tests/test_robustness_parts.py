@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from mixup_recipes.data import prepare
-from mixup_recipes.robustness import attacks, corruptions, fields
+from mixup_recipes.robustness import attacks, corruptions, fields, parts
 from mixup_recipes.robustness.corruptions import CORRUPTIONS, GROUPS, NAMES, corrupt, corruption_errors, mce
 from mixup_recipes.robustness.occlusion import occlude
 from mixup_recipes.training import known_weights
@@ -324,11 +324,12 @@ def test_attacks_are_those_of_a_slow_reference_and_stay_in_the_ball(victim):
     model, x, y = victim
     before = copy.deepcopy(model.state_dict())
     flags = [p.requires_grad for p in model.parameters()]
+    eps = parts.PGD_EPS[-1] / 255
+    step, steps = parts.PGD_STEP * eps, parts.PGD_STEPS
     with torch.no_grad():
-        fast = attacks.fgsm(model, x, y, attacks.FGSM_EPS)
-        strong = attacks.pgd(model, x, y, *attacks.PGD_OPENMIXUP, torch.Generator().manual_seed(1))
-        again = attacks.pgd(model, x, y, *attacks.PGD_OPENMIXUP, torch.Generator().manual_seed(1))
-    eps, step, steps = attacks.PGD_OPENMIXUP
+        fast = attacks.fgsm(model, x, y, eps)
+        strong = attacks.pgd(model, x, y, eps, step, steps, torch.Generator().manual_seed(1))
+        again = attacks.pgd(model, x, y, eps, step, steps, torch.Generator().manual_seed(1))
     start = x + eps * (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) - 1)
     assert torch.equal(strong, again)
     torch.testing.assert_close(fast, slow_attack(model, x, y, eps, eps, 1, x))

@@ -3,6 +3,7 @@
 import json
 from importlib import resources
 
+import datasets
 import numpy as np
 import pytest
 import timm
@@ -15,7 +16,9 @@ from timm.models import save_for_hf
 
 from mixup_recipes.data.decoding import decode
 from mixup_recipes.data.images import EvalTransform, normalise
-from mixup_recipes.robustness import subsets
+from mixup_recipes.recipe import changed
+from mixup_recipes.robustness import subsets, suite
+from mixup_recipes.robustness.passes import Bench
 from mixup_recipes.runs.models import evaluation_recipe, open_model
 
 SYNSETS = ImageNetInfo().label_names()
@@ -54,6 +57,19 @@ def logits(model, photos):
     with torch.no_grad():
         said = torch.cat([net.eval()(x) for x in batches]).numpy()
     return said[:, [OUTPUTS.index(name) for name in SYNSETS]]
+
+
+def test_mce_is_for_imagenets_thousand_classes_all_with_images_at_its_size(model):
+    net, _ = open_model(str(model))
+    recipe = evaluation_recipe(net, "", None, {"dataset": "x"})
+    table = datasets.Dataset.from_dict({"image": [""] * 1000, "label": range(1000)})
+
+    def decided(classes=OUTPUTS, images=1000, side=224):
+        transform = EvalTransform.of(changed(recipe, eval_size=side, eval_resize=side))
+        return suite.of_imagenet(Bench(net, table.select(range(images)), recipe, transform, None, 0), classes)
+
+    assert decided() and decided(SYNSETS) and not decided(images=999) and not decided(side=64)
+    assert not decided([f"c{i}" for i in range(1000)]) and not decided([*OUTPUTS[:-1], "n99999999"])
 
 
 def put(root, photos, folders, files=None):

@@ -25,14 +25,14 @@ from mixup_recipes.pages import card
 from mixup_recipes.pages.card_metadata import eval_results
 from mixup_recipes.recipe import Recipe, differences
 from mixup_recipes.resolve import load_recipe
-from mixup_recipes.robustness import saved
+from mixup_recipes.runs import robustness_file
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training.job import HUB_STRATEGIES
 from mixup_recipes.typed import UserError
 
 ROOT = (
     "README.md", "config.json", "model.safetensors", "recipe.yaml", "env.json", "data.json", "log.jsonl",
-    "summary.csv", "eval_results.json", "predictions.safetensors", saved.NAME, saved.PICTURE,
+    "summary.csv", "eval_results.json", "predictions.safetensors", robustness_file.NAME, robustness_file.PICTURE,
 )  # fmt: skip
 FOLDERS = ("models", "runs", "samples", ".eval_results")  # published as they are: what has gone here goes there
 SHORT = {

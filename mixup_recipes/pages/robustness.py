@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 from mixup_recipes import files
 from mixup_recipes.pages.fonts import fitting, font
 from mixup_recipes.pages.markdown import code, escaped, line, markdown_table, prose
-from mixup_recipes.robustness import saved
 from mixup_recipes.robustness.corruptions import GROUPS
 from mixup_recipes.robustness.examples import Row
+from mixup_recipes.runs import robustness_file
 from mixup_recipes.runs.run import Run, labels
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
@@ -106,7 +106,10 @@ def notes(content: dict[str, Any]) -> Iterator[str]:
     yield f"{many(content['clean']['count'], 'image')} of {code(data['split'])} of {code(data['dataset'])}."
     yield f"Percent, but NLL in nats and the temperature; what is drawn follows from seed {content['seed']}."
     if at(content, ("corruptions", "mean")) is not None and at(content, ("corruptions", "mce")) is None:
-        yield "No mCE: AlexNet's errors are known for ImageNet's thousand classes alone; the mean error stands instead."
+        yield (
+            "No mCE: AlexNet's errors are known for ImageNet's thousand classes alone, each with an image, at 224 "
+            "pixels; the mean error stands instead."
+        )
     second = content.get("ood", {}).get("data")
     if isinstance(second, dict):
         images = at(content, ("ood", "images")) or 0
@@ -134,15 +137,17 @@ def side_by_side(places: Sequence[Path]) -> str:
     names = iter(labels(runs))
     titles = [place.stem if place.is_file() else next(names) for place in places]
     of_runs = iter(runs)
-    found = [saved.read(place) if place.is_file() else own(next(of_runs)) for place in places]
+    found = [robustness_file.read(place) if place.is_file() else own(next(of_runs)) for place in places]
     head = ["robustness", *map(escaped, titles)]
     shown = markdown_table(head, rows(found) + corruption_rows(found), right=1)
+    told = [" ".join(notes(content)) for content in found]
+    same = len({*told}) == 1
+    words = told[:1] if same else [f"{prose(title)}: {text}" for title, text in zip(titles, told, strict=True)]
     first, *others = found
-    words = list(notes(first))
     for title, content in zip(titles[1:], others, strict=True):
         if apart := differences(first, content):
             words.append(f"{prose(title)} is not to be compared with {prose(titles[0])}: {', '.join(apart)}.")
-    return f"{shown}\n\n{' '.join(words)}\n"
+    return "\n\n".join([shown, *words]) + "\n"
 
 
 def own(run: Run) -> dict[str, Any]:
@@ -150,9 +155,9 @@ def own(run: Run) -> dict[str, Any]:
     found = run.robustness
     again = f"mixup-recipes evaluate {run.folder} --suite robustness"
     if found is None:
-        raise UserError(f"{run.folder} has no {saved.NAME}; make it with {again}")
+        raise UserError(f"{run.folder} has no {robustness_file.NAME}; make it with {again}")
     if found.get("weights_sha256") != run.weights_hash:
-        raise UserError(f"{run.folder / saved.NAME} is of other weights; make it anew with {again}")
+        raise UserError(f"{run.folder / robustness_file.NAME} is of other weights; make it anew with {again}")
     return found
 
 
@@ -164,6 +169,9 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
         told.append("they are of other images")
     if one.get("transform") != other.get("transform"):
         told.append(f"images are prepared otherwise ({one.get('transform')}; {other.get('transform')})")
+    for key, what in (("mixed_precision", "mixed precision"), ("device", "device")):
+        if one.get(key) != other.get(key):
+            told.append(f"another {what} ({one.get(key)}; {other.get(key)})")
     shared = one["budgets"].keys() & other["budgets"].keys()
     told += [f"other budgets of {part}" for part in sorted(shared) if one["budgets"][part] != other["budgets"][part]]
     if "ood" in shared and one["ood"].get("data") != other["ood"].get("data"):
@@ -182,15 +190,41 @@ def section(run: Run) -> str:
     if each := corruption_rows([found]):
         inside = markdown_table(["corruption", "mean error"], each, right=1)
         text.append(f"<details><summary>Each corruption</summary>\n\n{inside}\n\n</details>")
-    if (run.folder / saved.PICTURE).is_file():
-        text.append(f"![images as the suite changes them, and what the model says]({saved.PICTURE})")
-    text.append(
-        f"Measured by `mixup-recipes evaluate RUN --suite robustness`: budgets in [{saved.NAME}]({saved.NAME})."
-    )
+    if (run.folder / robustness_file.PICTURE).is_file():
+        text.append(f"![images as the suite changes them, and what the model says]({robustness_file.PICTURE})")
+    name = robustness_file.NAME
+    text.append(f"Measured by `mixup-recipes evaluate RUN --suite robustness`: budgets in [{name}]({name}).")
     return "\n\n".join(text)
 
 
 # --------------------------------------------------------------------------------------------- files
+
+
+def before(path: Path, about: dict[str, Any], run: Run | None) -> dict[str, Any]:
+    """What stands in a file already, whose parts stay beside new ones; empty where there is no file.
+
+    ``about``: what the new results are of. Results that a ``run`` has of weights before its own are given up, since the
+    card does not show them. Raises ``UserError`` where the others were not measured alike.
+    """
+    if not path.is_file():
+        return {}
+    old = robustness_file.read(path)
+    which = "weights_sha256" if run else "model"
+    other = old.get(which) != about[which]
+    if run and other and path == run.folder / robustness_file.NAME:
+        return {}
+    apart = ["they are of other weights"] * other + differences(old, about | {"budgets": {}})
+    if apart:
+        raise UserError(
+            f"{path} has results, beside which new ones cannot stand: {', '.join(apart)}; pass --output FILE.json for "
+            "a file of its own, or remove this one"
+        )
+    return old
+
+
+def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Results of before, and new ones in place of the same parts."""
+    return old | new | {"budgets": old.get("budgets", {}) | new["budgets"]}
 
 
 def write(content: dict[str, Any], examples: list[Row], path: Path) -> str:

@@ -15,32 +15,17 @@ cross-entropy with the class number. 1/255 is one level of 8 bits.
 Deviations from OpenMixup (``openmixup/utils/collect.py`` at 37e1372): its PGD multiplies the random start and the step
 by the standard deviation of the data, and shifts the centre of the ball in each step, since it takes the
 normalisation off the same images again and again. Here both are as in the paper. Its FGSM is this one.
+
+Budgets of other codes: OpenMixup's tool has FGSM of 8/255, and PGD of 8/255 in 10 steps of 2/255
+(``pgd_nondist_forward_collect``). GuidedMixup's code reports FGSM of 4/255 too. PuzzleMix's code has PGD of 4/255 in 20
+steps of 2/255 (``checkpoint/test_robust.py`` at e2dbf3a), and prints each of its steps.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-
-class Budget(NamedTuple):
-    """What PGD may do: ``pgd(model, x, y, *budget, generator)``."""
-
-    eps: float
-    step: float
-    steps: int
-
-
-FGSM_EPS = 8 / 255
-"""The budget of FGSM in papers on mixup and in OpenMixup's tool. GuidedMixup's code reports 4/255 beside it."""
-
-PGD_OPENMIXUP = Budget(8 / 255, 2 / 255, 10)
-"""The numbers in OpenMixup's tool (``pgd_nondist_forward_collect``)."""
-
-PGD_PUZZLEMIX = Budget(4 / 255, 2 / 255, 20)
-"""The numbers in PuzzleMix's code (``checkpoint/test_robust.py`` at e2dbf3a), which prints each of its steps."""
 
 
 def fgsm(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, eps: float) -> Tensor:

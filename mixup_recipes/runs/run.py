@@ -22,7 +22,7 @@ from mixup_recipes.data.identity import difference
 from mixup_recipes.files import file_hash
 from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.resolve import load_recipe
-from mixup_recipes.robustness import saved
+from mixup_recipes.runs import robustness_file
 from mixup_recipes.runs.log import Rows, read_rows
 from mixup_recipes.runs.shapes import (
     COUNT,
@@ -44,7 +44,7 @@ from mixup_recipes.typed import UserError
 RECIPE = "recipe.yaml"
 FILES = (
     "README.md", RECIPE, "env.json", "data.json", "log.jsonl", "summary.csv", "eval_results.json",
-    "predictions.safetensors", saved.NAME,
+    "predictions.safetensors", robustness_file.NAME,
 )  # fmt: skip
 """What a repository of the Hub is asked for beside ``config.json`` and ``model.safetensors``."""
 METRICS = {
@@ -250,12 +250,12 @@ class Run:
 
     @cached_property
     def robustness(self) -> dict[str, Any] | None:
-        """What the suite of robustness found, perhaps of weights before these: ``robustness/saved.py``; None without.
+        """What the suite of robustness found, perhaps of weights before these, see ``robustness_file``; None without.
 
         ``weights_sha256`` tells whose numbers they are.
         """
-        path = self.folder / saved.NAME
-        return saved.read(path) if path.is_file() else None
+        path = self.folder / robustness_file.NAME
+        return robustness_file.read(path) if path.is_file() else None
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ A run folder, at its root a model repository of timm's format (``export``, ``fol
   such; ``models/NAME/`` further classifiers in the same form.
 - ``predictions.safetensors``: one row per evaluated image, see ``PREDICTIONS`` and ``OF_SEVERAL``.
 - ``robustness.json``, ``robustness.png``: what ``evaluate --suite robustness`` found of the exported weights; written
-  when somebody asks for it (``robustness/saved.py``).
+  when somebody asks for it (``runs/robustness_file.py``).
 - ``README.md``, ``.eval_results/``: the model card, and what leaderboards read.
 - ``samples/epoch_NNN.png``: mixed batches; ``runs/``: TensorBoard.
 - ``checkpoints/step-NNNNNNNN/``: ``model.safetensors`` (model and mixer), ``ema.safetensors``, ``process.safetensors``,

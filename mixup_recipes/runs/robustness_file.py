@@ -3,7 +3,8 @@
 ``format``, ``model`` (what its run or it is called), ``weights_sha256`` (of a run), ``data`` (``dataset``, ``split``,
 ``images``, ``labels_sha256``, ``fingerprint``), ``transform``, ``seed``, ``device``, ``mixed_precision``, ``packages``,
 ``commit``, ``budgets`` (part -> what it was measured with), ``clean``, and a table for each part that was measured, see
-``parts``; ``ood`` has the ``data`` of the second set too.
+``robustness.parts``; ``ood`` has the ``data`` of the second set too. Parts may be of several calls, on the same images,
+weights, device and precision; ``packages`` and ``commit`` are those of the last.
 """
 
 from pathlib import Path
