@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from mixup_recipes import flags
+from mixup_recipes.files import check_output
 from mixup_recipes.typed import Between, UserError
 from mixup_recipes.words import many
 
@@ -180,6 +181,9 @@ def check(args: Evaluation) -> None:
     for file in (args.output, args.predictions):
         if file and not file.parent.is_dir():
             raise UserError(f"cannot write {file}: there is no folder {file.parent}")
+        if file:
+            own = "robustness.json" if args.suite else "predictions.safetensors"
+            check_output(file, *[own] * (file == args.predictions or args.suite is not None))
 
 
 def by_modules(load: Any, formulas: Path, columns: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,18 @@ def aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
+OF_A_RUN = {
+    "README.md", "config.json", "data.json", "env.json", "eval_results.json", "log.jsonl", "model.safetensors",
+    "predictions.safetensors", "recipe.yaml", "robustness.json", "soup.json", "summary.csv",
+}  # fmt: skip
+
+
+def check_output(path: Path, *allowed: str) -> None:
+    """Raise ``UserError`` for an output that would replace a file of a run folder, but for those that are allowed."""
+    if path.name in OF_A_RUN - {*allowed} and (path.parent / "recipe.yaml").exists():
+        raise UserError(f"{path} is a file of the run in {path.parent}, which would be lost; name another file")
+
+
 def is_stream(path: Path) -> bool:
     """Whether a path leads to what is written into and never replaced: a pipe, a device, anything in /dev."""
     special = path.exists() and not path.is_file() and not path.is_dir()

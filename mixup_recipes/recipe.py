@@ -313,6 +313,11 @@ def check_unfreezing(recipe: Recipe) -> None:
     """Raise ``UserError`` for what a model that thaws does not go with."""
     if recipe.freeze is None:
         raise UserError("unfreeze_epochs thaws what freeze froze: pass --freeze body too, or --freeze with a stage")
+    if recipe.unfreeze_epochs is not None and recipe.unfreeze_epochs >= recipe.epochs:
+        raise UserError(
+            f"unfreeze_epochs {recipe.unfreeze_epochs:g}: in {recipe.epochs} epochs nothing would thaw; pass fewer, or "
+            "leave it out"
+        )
     if recipe.precise_bn_samples is not None:
         raise UserError(
             "precise_bn_samples counts anew what unfreeze_epochs keeps, the BatchNorm statistics of frozen layers; "

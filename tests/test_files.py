@@ -70,3 +70,15 @@ def test_a_signal_is_not_lost_to_another_signal_a_folder_in_the_way_or_a_reader_
     if heard:
         with open(reading) as said:
             assert said.read().startswith("stopped: ")
+
+
+def test_an_output_takes_no_place_of_a_file_of_a_run(run, console):
+    before = (run / "model.safetensors").read_bytes()
+    for command in (
+        ("evaluate", run, "--predictions", run / "model.safetensors"),
+        ("evaluate", run, "--output", run / "data.json"),
+        ("table", "--benchmark", "tiny", "--out", run / "recipe.yaml"),
+    ):
+        status, _, errors = console(*command)
+        assert status == 2 and f"is a file of the run in {run}, which would be lost" in errors
+    assert (run / "model.safetensors").read_bytes() == before

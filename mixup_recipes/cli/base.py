@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from mixup_recipes import __version__, flags
-from mixup_recipes.files import write
+from mixup_recipes.files import check_output, write
 from mixup_recipes.typed import from_yaml
 
 app = App(
@@ -110,5 +110,6 @@ def put(text: str, out: Path | None) -> None:
     if out is None:
         print(text, end="")
     else:
+        check_output(out)
         write(out, text)
         print(out)

@@ -29,9 +29,7 @@ def record(*runs: Runs, out: Annotated[Path | None, said("folder of the records"
 @app.command
 def table(
     *,
-    benchmark: Annotated[
-        str | None, text("pytorch_100e, pytorch_300e, rsb_a3, rsb_a2, deit or tiny [default: all]")
-    ] = None,
+    benchmark: Annotated[str | None, text("such as deit, rsb_a3, cifar100 or cub200 [default: all]")] = None,
     setting: Annotated[
         str | None, text("such as cifar10_small: all mixers that were trained with it, seed by seed")
     ] = None,

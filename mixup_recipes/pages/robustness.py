@@ -1,5 +1,6 @@
 """What the suite of robustness found, as tables and as a sheet of examples."""
 
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -190,7 +191,8 @@ def section(run: Run) -> str:
     if each := corruption_rows([found]):
         inside = markdown_table(["corruption", "mean error"], each, right=1)
         text.append(f"<details><summary>Each corruption</summary>\n\n{inside}\n\n</details>")
-    if (run.folder / robustness_file.PICTURE).is_file():
+    picture = run.folder / robustness_file.PICTURE
+    if picture.is_file() and files.file_hash(picture) == found.get("picture_sha256"):  # not one of other results
         text.append(f"![images as the suite changes them, and what the model says]({robustness_file.PICTURE})")
     name = robustness_file.NAME
     text.append(f"Measured by `mixup-recipes evaluate RUN --suite robustness`: budgets in [{name}]({name}).")
@@ -230,8 +232,9 @@ def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 def write(content: dict[str, Any], examples: list[Row], path: Path) -> str:
     """Write the results to a JSON file and the sheet of examples beside it; returns the table."""
     picture = path.with_suffix(".png")
-    files.write(picture, sheet(examples, f"{line(content['model'])}: green what it gets right, red what it gets wrong"))
-    files.write_json(path, content)
+    drawn = sheet(examples, f"{line(content['model'])}: green what it gets right, red what it gets wrong")
+    files.write(picture, drawn)
+    files.write_json(path, content | {"picture_sha256": hashlib.sha256(drawn).hexdigest()})
     return f"{table(content)}\n{path}\n{picture}"
 
 

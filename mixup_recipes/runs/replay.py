@@ -176,6 +176,7 @@ def save_picture(batch: Replayed, path: Path) -> None:
 
 def save_data(batch: Replayed, path: Path) -> None:
     """Images, targets, labels, indices and the plan's tensors as safetensors, the rest of the plan as metadata."""
+    files.check_output(path)
     tensors: dict[str, Tensor] = {n: getattr(batch, n) for n in ("images", "targets", "labels", "indices")}
     rest: dict[str, Any] = {}
     for name, value in named("plan", batch.plan):

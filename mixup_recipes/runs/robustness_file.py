@@ -2,9 +2,10 @@
 
 ``format``, ``model`` (what its run or it is called), ``weights_sha256`` (of a run), ``data`` (``dataset``, ``split``,
 ``images``, ``labels_sha256``, ``fingerprint``), ``transform``, ``seed``, ``device``, ``mixed_precision``, ``packages``,
-``commit``, ``budgets`` (part -> what it was measured with), ``clean``, and a table for each part that was measured, see
-``robustness.parts``; ``ood`` has the ``data`` of the second set too. Parts may be of several calls, on the same images,
-weights, device and precision; ``packages`` and ``commit`` are those of the last.
+``commit``, ``picture_sha256`` (of the sheet of examples), ``budgets`` (part -> what it was measured with), ``clean``,
+and a table for each part that was measured, see ``robustness.parts``; ``ood`` has the ``data`` of the second set too.
+Parts may be of several calls, on the same images, weights, device and precision; ``packages`` and ``commit`` are those
+of the last.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from mixup_recipes.runs.shapes import COUNT, NUMBER, OBJECT, PERCENT, TEXT, UPDATE, check, read_object
 from mixup_recipes.training.format import check_format
+from mixup_recipes.typed import UserError
 
 NAME = "robustness.json"
 PICTURE = "robustness.png"
@@ -23,13 +25,16 @@ SHAPE = {"model": TEXT, "data": DATA, "seed": UPDATE, "budgets": OBJECT, "clean"
 
 def read(path: Path) -> dict[str, Any]:
     """The content of a file of results. Raises ``UserError`` where it is missing, damaged or of a newer version."""
-    content = read_object(path)
-    check_format(content, str(path))
-    check(content, SHAPE, str(path))
-    for part in PARTS:
-        if part in content:
-            check(content[part], OBJECT, str(path), part)
-            check_numbers(content[part], str(path), part)
+    try:
+        content = read_object(path)
+        check_format(content, str(path))
+        check(content, SHAPE, str(path))
+        for part in PARTS:
+            if part in content:
+                check(content[part], OBJECT, str(path), part)
+                check_numbers(content[part], str(path), part)
+    except UserError as e:
+        raise UserError(f"{e}; remove the file, or measure anew with evaluate RUN --suite robustness") from None
     return content
 
 

@@ -26,7 +26,7 @@ from mixup_recipes.data import images
 from mixup_recipes.data.identity import some
 from mixup_recipes.data.loading import Samples
 from mixup_recipes.data.opening import is_here
-from mixup_recipes.data.splits import Splits, load_splits
+from mixup_recipes.data.splits import Splits, count, load_splits
 from mixup_recipes.recipe import Recipe, changed, to_yaml
 from mixup_recipes.runs import replay
 from mixup_recipes.runs.models import output_names
@@ -308,7 +308,7 @@ def opened(
     if splits.classes != output_names(net):
         raise UserError(f"dataset {recipe.dataset!r} has other classes than {run.name}: {some(splits.classes)}")
     if bn_samples is not None:
-        seen = f"{many(bn_samples, 'image')} of {recipe.train_split}, rounded up to whole updates, at most all"
+        seen = f"{many(min(bn_samples, count(splits.train)), 'image')} of {recipe.train_split}, in whole updates"
         print(f"BatchNorm's statistics are taken anew over {seen} (--bn_samples)", flush=True)
     return Kitchen(net, splits, recipe, batch), ""
 

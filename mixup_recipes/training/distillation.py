@@ -53,7 +53,8 @@ class Teacher(taps.Frozen):
         Raises ``UserError`` where it does not know them all.
         """
         known, count = cfg_of(self.model).get("label_names"), self.model.num_classes
-        found, note = places(known, count, classes, f"dataset {self.recipe.dataset!r}", self.source)  # type: ignore[arg-type]
+        where = f"distill_from: the teacher must know every class of the data; dataset {self.recipe.dataset!r}"
+        found, note = places(known, count, classes, where, self.source)  # type: ignore[arg-type]
         self.columns = torch.tensor(found, device=device)
         return note
 
