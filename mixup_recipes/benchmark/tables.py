@@ -115,7 +115,8 @@ def build(benchmark: str, records: dict[str, dict[str, Any]], command: str) -> T
     for c in chosen:
         if c.top1 is not None and not c.stated:
             others.setdefault(c.method, []).append(headings[c.setting])
-    reported += [f"{method} ({', '.join(h)}): {NOT_STATED}" for method, h in others.items()]
+    in_part = {c.method for c in chosen if c.top1 is not None and c.stated}
+    reported += [m + (f" ({', '.join(h)})" if m in in_part else "") + f": {NOT_STATED}" for m, h in others.items()]
     sources = dict.fromkeys(c.source for c in chosen if c.top1 is not None)
     marks = "".join(f" {MARKS[s]} {MEANING[s]}." for s in sources if MARKS[s])
     runs = sum(bool(e.status) for row in rows.values() for e in row.values())
