@@ -27,7 +27,7 @@ from mixup_recipes.typed import UserError
 
 PACKAGE = ROOT / "mixup_recipes"
 ROOMS = [PACKAGE / name for name in ("runs", "benchmark", "pages", "hub")]
-READERS = {PACKAGE / "runs/run.py", PACKAGE / "runs/log.py"}
+READERS = {PACKAGE / f"runs/{name}.py" for name in ("run", "log", "robustness_file")}
 EVERYTHING = {"config.json", "model.safetensors", ".hub.json", ".trackers.json", *FILES}
 
 

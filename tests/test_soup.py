@@ -61,7 +61,7 @@ def test_a_uniform_soup_is_the_mean_with_statistics_of_training_images_and_is_a_
     out = tmp_path / "soup"
     status, shown, errors = console("soup", *runs, "--out", out, "--bn_samples", 20)
     assert status == 0, errors
-    assert "over 20 images of train, rounded up" in shown and f"{out}: the average of 2, top-1 " in shown
+    assert "over 20 images of train, in whole updates" in shown and f"{out}: the average of 2, top-1 " in shown
     found, expected = weights(out), mean_of([weights(run) for run in runs])
     assert all(torch.equal(found[k], v) for k, v in expected.items())
 

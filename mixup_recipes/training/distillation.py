@@ -53,8 +53,10 @@ class Teacher(taps.Frozen):
         Raises ``UserError`` where it does not know them all.
         """
         known, count = cfg_of(self.model).get("label_names"), self.model.num_classes
-        where = f"distill_from: the teacher must know every class of the data; dataset {self.recipe.dataset!r}"
-        found, note = places(known, count, classes, where, self.source)  # type: ignore[arg-type]
+        try:
+            found, note = places(known, count, classes, f"dataset {self.recipe.dataset!r}", self.source)  # type: ignore[arg-type]
+        except UserError as e:
+            raise UserError(f"distill_from: the teacher must know every class of the data, but {e}") from None
         self.columns = torch.tensor(found, device=device)
         return note
 
