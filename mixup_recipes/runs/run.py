@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
-from safetensors.torch import load_file
-from torch import Tensor
 
 from mixup_recipes import fetch
 from mixup_recipes.data.identity import difference
@@ -227,10 +225,6 @@ class Run:
     def exported(self) -> dict[str, Any]:
         """The evaluation of the exported weights: epoch, and the metrics of every classifier."""
         return self.results["exported"]
-
-    def weights(self) -> dict[str, Tensor]:
-        """The exported weights by name; read each time, since they are large."""
-        return load_file(self.folder / "model.safetensors")
 
     @cached_property
     def predictions(self) -> dict[str, np.ndarray]:

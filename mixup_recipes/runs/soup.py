@@ -179,7 +179,7 @@ def of_runs(runs: Sequence[Run], net: nn.Module) -> list[Ingredient]:
         where = places(classes, run.config.get("label_names"), first.name, run.name)
 
         def read(run: Run = run, where: list[int] = where) -> Weights:
-            given = run.weights()
+            given = load_file(run.weights[""])
             if wrong := sorted(k for k in own.keys() | given.keys() if shape(own.get(k)) != shape(given.get(k))):
                 raise UserError(f"{run.name}: its weights are not those of {first.name} in shape: {some(wrong)}")
             moved = {k for k in given for head in heads if k.startswith(f"{head}.") and len(given[k]) == len(where)}
