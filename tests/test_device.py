@@ -12,8 +12,10 @@ import pytest
 import torch
 from small_models import ATTENTIVE, CRITERION, DEIT, backbone, photos
 
-from mixers import MIXERS, Step, build, taps
+from mixers import MIXERS, Step, Vanilla, build, taps
 from mixup_recipes.data.loading import on_device
+from mixup_recipes.resolve import load_recipe
+from mixup_recipes.training.optimisation import FUSED, optimizer
 
 DEVICE = torch.device(os.environ.get("MIXUP_RECIPES_TEST_DEVICE", "cuda"))
 GPU = DEVICE.type == "cuda"
@@ -124,3 +126,19 @@ def test_batches_that_were_copied_beside_the_steps_are_those_of_a_plain_copy():
         busy = busy @ busy
         read.append(torch.stack((*pixels.float().aminmax(), *labels.float().aminmax())))
     assert torch.stack(read).tolist() == [[n] * 4 for n in range(30)]
+
+
+@pytest.mark.parametrize("opt", FUSED)
+def test_an_optimiser_with_a_kernel_of_its_own_steps_as_on_the_cpu(opt):
+    recipe, ends = load_recipe("quickstart_vanilla", opt=opt, lr=0.1), []
+    for where in (DEVICE, torch.device("cpu")):
+        torch.manual_seed(0)
+        step = Step(torch.nn.Linear(5, 3), Vanilla(), CRITERION).to(where)
+        made = optimizer(step, recipe)
+        assert all(bool(group.get("fused")) == (where.type == "cuda") for group in made.param_groups)
+        for _ in range(3):
+            for p in step.parameters():
+                p.grad = p.detach().cos()
+            made.step()
+        ends.append(step.model.weight.detach().cpu())
+    assert torch.allclose(*ends, rtol=1e-5, atol=1e-6)

@@ -13,6 +13,10 @@ from mixup_recipes.training.backbones import classifier_ids, layers
 from mixup_recipes.typed import UserError, nearest
 
 
+FUSED = ("momentum", "sgd", "adam", "adamw")
+"""Optimisers that are torch's own, and have a kernel for all tensors at once on a GPU."""
+
+
 def check_optimizer(name: str) -> None:
     """Raise ``UserError`` unless there is an optimiser of this name."""
     known = [str(known) for known in list_optimizers()]
@@ -41,6 +45,9 @@ def optimizer(step: Step, recipe: Recipe) -> torch.optim.Optimizer:
             groups += [group | {"params": params, "weight_decay": weight_decay}] if params else []
     args: dict[str, Any] = {"betas": recipe.opt_betas, "eps": recipe.opt_eps}
     given = {k: v for k, v in args.items() if v is not None}
+    # On a CPU its last digits are others, and records were made without it; of tensors in pieces it was never tried.
+    if recipe.opt in FUSED and all(type(p) is nn.Parameter and p.is_cuda for p in step.parameters()):
+        given["fused"] = True
     try:
         return create_optimizer_v2(
             groups, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum, **given
