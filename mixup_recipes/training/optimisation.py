@@ -12,7 +12,6 @@ from mixup_recipes.recipe import Recipe
 from mixup_recipes.training.backbones import classifier_ids, layers
 from mixup_recipes.typed import UserError, nearest
 
-
 FUSED = ("momentum", "sgd", "adam", "adamw")
 """Optimisers that are torch's own, and have a kernel for all tensors at once on a GPU."""
 
