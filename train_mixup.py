@@ -134,8 +134,7 @@ def main(argv: list[str] | None = None) -> int | None:
         begun_from = environment(accelerator, recipe, step, origin)
         begin_folder(folder, recipe, splits, begun_from, resumed is not None)
         checkpoint.forget(folder / "checkpoints", update, accelerator.print)
-    hub = hub if accelerator.is_main_process else None
-    if hub:
+    if hub := hub if accelerator.is_main_process else None:
         hub.begin()
     log = Log(folder / "log.jsonl", state["log_length"]) if accelerator.is_main_process else NoLog()
     for change in splits.identity["changed"]:
@@ -240,6 +239,7 @@ def main(argv: list[str] | None = None) -> int | None:
                 card.write_card(Run.open(folder))
             except UserError as e:  # the run is whole without it
                 print(f"no model card: {e}; mend it, then run: mixup-recipes card {folder}")
+    stop.group = None  # with torch 2.7 a process hangs that still holds it when the groups are gone
     trackers.finish(accelerator, folder, leaving)
     if hub and not leaving:
         hub.finish(lambda: stop.requested)

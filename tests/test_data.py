@@ -337,7 +337,7 @@ def test_what_is_no_dataset_out_of_reach_or_gated_is_refused_and_nothing_written
 
     slow = type("TransportError", (Exception,), {})("timed out")  # as the HTTP library calls it
     before = sorted(own_cache.rglob("*"))
-    says = "cannot open dataset 'owner/set', split 'train': Couldn't reach 'owner/set' on the Hub"
+    says = "cannot open dataset 'owner/set', split 'train': there is no folder owner/set here; Couldn't reach"
     assert complaint(recipe("owner/set")).startswith(says)
     monkeypatch.setattr(datasets, "load_dataset_builder", Mock(side_effect=slow))
     assert "split 'train': cannot reach the Hub: timed out; check the network" in complaint(recipe("a/b"))

@@ -22,7 +22,7 @@ from mixup_recipes.training.job import STOPPED
 KILL, TERM, USR1 = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGUSR1)
 AUTO = ("--resume_from_checkpoint", "auto")
 UPDATE = "mixup_recipes.training.optimisation:set_learning_rates"  # called once per update
-EVALUATION = "mixup_recipes.training.evaluation:normalise"  # called once per batch: 4 of the model, 4 of its average
+EVALUATION = "mixup_recipes.training.evaluation:normalise"  # called once per batch, of which an evaluation has 4
 BATCH = "mixup_recipes.training.update:inputs"  # called once per micro-batch: 8 an epoch, then 4 of PreciseBN
 SAVE, RENAME = "mixup_recipes.training.checkpoint:torch.save", "mixup_recipes.training.checkpoint:Path.rename"
 WHERE = ("--dataloader_num_workers", "--checkpointing_steps", "--save_total_limit")  # never change what comes out
@@ -143,7 +143,7 @@ MOMENTS = {  # one after the other in a run of 12 updates; each time it goes on 
     "before the folder is opened": ("mixup_recipes.training.folder:begin_folder", 1, 0),
     "before the first update": (UPDATE, 1, 0),
     "in an update": (UPDATE, 7, 0),
-    "in the evaluation of the average": (EVALUATION, 6, 6),
+    "in an evaluation": (EVALUATION, 3, 6),
     "between log line and results": ("mixup_recipes.training.export:export_epoch", 1, 6),
     "between two files of a checkpoint": (SAVE, 1, 6),
     "before a checkpoint gets its name": (RENAME, 1, 6),
@@ -256,10 +256,10 @@ def test_a_run_that_goes_on_with_another_number_of_processes_says_so(case):
 SIGNALS = {  # processes -> rank, moment, signal and the update at which all leave, one after the other in a run
     1: [
         *((0, SAVE, 1, USR1, 5), (0, UPDATE, 1, TERM, 6), (0, UPDATE, 1, USR1, 7)),
-        *((0, BATCH, 4, TERM, 8), (0, EVALUATION, 6, TERM, 8)),
-        (0, EVALUATION, 11, TERM, 12),
+        *((0, BATCH, 4, TERM, 8), (0, EVALUATION, 3, TERM, 8)),
+        (0, EVALUATION, 7, TERM, 12),
     ],
-    2: [(0, BATCH, 5, TERM, 4), (1, UPDATE, 2, TERM, 6), (0, UPDATE, 3, TERM, 9), (1, EVALUATION, 2, TERM, 12)],
+    2: [(0, BATCH, 5, TERM, 4), (1, UPDATE, 2, TERM, 6), (0, UPDATE, 3, TERM, 9), (1, EVALUATION, 1, TERM, 12)],
 }
 
 

@@ -57,7 +57,7 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
             )
         if "reach" in reason or "offline" in reason.lower():
             reason += "; check the network and `hf auth login` (ImageNet is gated), or pass --dataset FOLDER"
-        if not folder.exists() and "reach" in reason:
+        if not folder.exists() and "Couldn't reach" in reason:
             reason = f"there is no folder {name} here; {reason}"
         raise UserError(f"cannot open dataset {name!r}, split {split!r}: {reason[:400]}") from None
 
