@@ -137,9 +137,7 @@ def main(argv: list[str] | None = None) -> int | None:
     if args.subset:
         scores, columns = subsets.score_subset(bench, args.subset, outputs)
     else:
-        predicted = evaluation.predict_all(net, bench.samples(views.transform), recipe, accelerator, workers)
-        assert predicted is not None  # no signal asks this job to stop early
-        columns = predicted
+        columns = evaluation.predict_all(net, bench.samples(views.transform), recipe, accelerator, workers)
         scores = evaluation.score(columns) if recipe.multi_label else {}
     if accelerator.is_main_process:
         if not scores:

@@ -17,7 +17,7 @@ from .features import before_classifier, from_tokens, grid, last_feature, to_map
 from .gradient import as_is, clean_pass, evaluating, looking, magnitude, saliency
 from .hooks import edit, record
 from .published import classifier, compile_stages, reductions, stages
-from .teacher import PLACES, Frozen, asking_once, pretrained, teachers, why
+from .teacher import PLACES, Frozen, asking_once, fingerprint, pretrained, teachers, why
 
 __all__ = [
     "PLACES",
@@ -35,6 +35,7 @@ __all__ = [
     "compile_stages",
     "edit",
     "evaluating",
+    "fingerprint",
     "from_tokens",
     "grid",
     "last_feature",

@@ -21,6 +21,14 @@ PLACES: dict[str, Callable[[], Path]] = {}
 """Names that stand for a folder of this machine, and what finds it: a program enters those that it has."""
 
 
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the names and values of a model's weights, wherever they came from."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        found.update(name.encode() + value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
 class Frozen(nn.Module):
     """A trained model that never changes: in evaluation mode whatever is called, without parameters to train.
 
@@ -50,10 +58,7 @@ class Frozen(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 of the weights: the same name may stand for others some day."""
-        found = hashlib.sha256()
-        for name, value in self.model.state_dict().items():
-            found.update(name.encode() + value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()
+        return fingerprint(self.model)
 
     def train(self, mode: bool = True) -> "Frozen":
         """Stays in evaluation mode."""

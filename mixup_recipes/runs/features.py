@@ -1,7 +1,6 @@
 """What a frozen model makes of images before its classifier: features of whole splits, computed once and kept."""
 
 import copy
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ class Features(NamedTuple):
     """Images that could not be read, and are not among the N."""
 
 
-class Frozen(nn.Module):
+class UpToClassifier(nn.Module):
     """A timm model up to its classifier: images (B, 3, H, W) to features (B, D)."""
 
     def __init__(self, net: nn.Module):
@@ -43,7 +42,7 @@ class Frozen(nn.Module):
         return net.forward_head(net.forward_features(x), pre_logits=True)
 
 
-def width(frozen: Frozen, size: tuple[int, ...], name: str) -> int:
+def width(frozen: UpToClassifier, size: tuple[int, ...], name: str) -> int:
     """How many features a model has. Runs no arithmetic (meta device). Raises ``UserError`` for one that has none."""
     try:
         with torch.no_grad():
@@ -58,7 +57,7 @@ def width(frozen: Frozen, size: tuple[int, ...], name: str) -> int:
 
 
 @torch.no_grad()
-def of_images(frozen: Frozen, samples: Samples, recipe: Recipe, device: torch.device, workers: int) -> Features:
+def of_images(frozen: UpToClassifier, samples: Samples, recipe: Recipe, device: torch.device, workers: int) -> Features:
     """The features of all images that can be read, in order, in float32."""
     found, classes, bad = [], [], 0
     for pixels, labels, _, passed in samples.eval_batches(0, 1, recipe.per_device_train_batch_size, workers, device):
@@ -67,15 +66,6 @@ def of_images(frozen: Frozen, samples: Samples, recipe: Recipe, device: torch.de
         classes.append(labels.cpu()[whole])
         bad += int((~whole).sum())
     return Features(torch.cat(found), torch.cat(classes), bad)
-
-
-def weights_hash(net: nn.Module) -> str:
-    """SHA-256 of the names and values of a model's weights, wherever they came from."""
-    digest = hashlib.sha256()
-    for name, value in net.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def keep(path: Path, splits: dict[str, Features], of: dict[str, Any]) -> None:

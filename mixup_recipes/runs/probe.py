@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
+from mixers import taps
 from mixup_recipes import files
 from mixup_recipes.data.loading import Samples
 from mixup_recipes.data.splits import Split, load_splits
 from mixup_recipes.runs import features, readout
-from mixup_recipes.runs.features import Features, Frozen
+from mixup_recipes.runs.features import Features, UpToClassifier
 from mixup_recipes.runs.models import eval_transform, evaluation_recipe, open_model
 from mixup_recipes.runs.scored import other_data
 from mixup_recipes.training import backbones, launch
@@ -49,7 +50,7 @@ def probe(
     if recipe.train_split == recipe.eval_split:
         raise UserError(f"split {recipe.eval_split!r} would be both learnt from and scored; pass another --split")
     transform = eval_transform(net, recipe, own=run is None and source is None)
-    frozen = Frozen(net)
+    frozen = UpToClassifier(net)
     wide = features.width(frozen, tuple(transform.size), name)
     splits = load_splits(recipe)
     held_out = Split(splits.eval, splits.classes, splits.identity["splits"][recipe.eval_split], [])
@@ -59,7 +60,7 @@ def probe(
     seen: dict[str, Any] = {"eval": str(transform), "pixels": recipe.pixels, "upright": recipe.exif_orientation}
     seen |= {"mean": list(recipe.mean), "std": list(recipe.std)}
     data = splits.identity
-    of: dict[str, Any] = {"weights_sha256": features.weights_hash(net), "model": built(net), "images": seen}
+    of: dict[str, Any] = {"weights_sha256": taps.fingerprint(net), "model": built(net), "images": seen}
     of |= {key: data[key] for key in ("splits", "classes")}
     found = features.kept(keep, of) if keep else None
     accelerator = launch.accelerator(recipe, Path("."))

@@ -110,16 +110,12 @@ def of_several(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def predict_all(
-    model: nn.Module,
-    samples: Source,
-    recipe: Recipe,
-    accelerator: Any,
-    workers: int,
-    stop: Stop | None = None,
-) -> dict[str, np.ndarray] | None:
-    """``predict`` over a whole split, dealt over the processes, of one model."""
-    found = predict_each({"": model}, samples, recipe, accelerator, workers, stop)
-    return None if found is None else found[""]
+    model: nn.Module, samples: Source, recipe: Recipe, accelerator: Any, workers: int
+) -> dict[str, np.ndarray]:
+    """``predict`` over a whole split, dealt over the processes, of one model; no signal stops it."""
+    found = predict_each({"": model}, samples, recipe, accelerator, workers)
+    assert found is not None
+    return found[""]
 
 
 def predict_each(
