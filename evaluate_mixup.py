@@ -131,7 +131,8 @@ def main(argv: list[str] | None = None) -> int | None:
         content = robustness.joined(old, about | suite.measure(bench, asked, found.classes, second))
         if accelerator.is_main_process:
             print(robustness.write(content, examples(bench, split.classes, tuple(content["budgets"])), target))
-        leave(accelerator)
+        accelerator.wait_for_everyone()
+        launch.end(accelerator)
         return None
 
     if args.subset:
@@ -151,14 +152,9 @@ def main(argv: list[str] | None = None) -> int | None:
             write_predictions(args.predictions, columns, {"tta": args.tta} if args.tta != "none" else None)
         if args.output:
             files.write_json(args.output, {"model": args.model, "dataset": recipe.dataset, "tta": args.tta, **scores})
-    leave(accelerator)
-    return None
-
-
-def leave(accelerator: Any) -> None:
-    """End the job when all processes are done."""
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    launch.end(accelerator)
+    return None
 
 
 def check(args: Evaluation) -> None:

@@ -239,8 +239,8 @@ def main(argv: list[str] | None = None) -> int | None:
                 card.write_card(Run.open(folder))
             except UserError as e:  # the run is whole without it
                 print(f"no model card: {e}; mend it, then run: mixup-recipes card {folder}")
-    stop.group = None  # with torch 2.7 a process hangs that still holds it when the groups are gone
     trackers.finish(accelerator, folder, leaving)
+    launch.end(accelerator, stop)
     if hub and not leaving:
         hub.finish(lambda: stop.requested)
     return STOPPED if leaving else None

@@ -1,5 +1,6 @@
 """Disturb a run and resume it until it is done; say in what it differs from a run that was left alone."""
 
+import itertools
 import json
 import signal
 import time
@@ -102,12 +103,13 @@ class Reference:
     def __init__(self, server: Server, recipe: Path, folder: Path):
         self.server, self.recipe, self.folder = server, recipe, folder
         self.made: dict[object, Path] = {}
+        self.numbers = itertools.count()
         self.seconds: dict[Path, float] = {}
 
     def __call__(self, *args: object, processes: int = 1, recipe: Path | None = None) -> Path:
         key = (args, processes, recipe)
         if key not in self.made:
-            out = self.folder / str(len(self.made))
+            out = self.folder / str(next(self.numbers))  # not again where a run failed
             run = ["--recipe", recipe or self.recipe, "--output_dir", out, "--dataloader_num_workers", 0]
             began = time.monotonic()
             finish(self.server, *run, *LOG, *args, processes=processes)

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import shutil
+import time
 import warnings
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from mixup_recipes.data.order import cut
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training import sharding
 from mixup_recipes.training.backbones import count_once
-from mixup_recipes.training.signals import WAITING
+from mixup_recipes.training.signals import WAITING, Stop
 from mixup_recipes.training.trackers import chosen
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
@@ -121,6 +122,17 @@ def announce(recipe: Recipe, accelerator: Accelerator) -> None:
             "--warmup_epochs 0 trains without one",
             flush=True,
         )
+
+
+def end(accelerator: Accelerator, stop: Stop | None = None) -> None:
+    """Let go of all that the processes hold together; each then ends for itself."""
+    if accelerator.num_processes > 1:
+        # Torch 2.7 hangs where Python lets go of a group while a thread of that group lets go of what was gathered
+        # last: each waits for the other. A moment in which Python is free lets the thread go first.
+        time.sleep(0.2)
+    if stop is not None:
+        stop.group = None  # with torch 2.7 a process hangs that still holds it when the groups are gone
+    accelerator.end_training()
 
 
 def on_device(module: Net, recipe: Recipe, accelerator: Accelerator) -> Net:

@@ -145,7 +145,7 @@ def picture(accelerator: Any, path: Path, update: int) -> None:
 
 
 def finish(accelerator: Any, folder: Path, leaving: bool) -> None:
-    """Hand the card over, if there is one, then end everything that accelerate holds. ``leaving``: the run goes on."""
+    """Hand the card over, if there is one, then end all trackers. ``leaving``: the run goes on."""
     card = folder / "README.md"
     for tracker in list(accelerator.trackers):
         with alive(accelerator, tracker):
@@ -157,7 +157,6 @@ def finish(accelerator: Any, folder: Path, leaving: bool) -> None:
                 importlib.import_module("mlflow").end_run("KILLED")
             tracker.finish()
     accelerator.trackers.clear()
-    accelerator.end_training()
 
 
 def hand_over(tracker: Any, card: Path) -> None:
