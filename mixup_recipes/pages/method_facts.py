@@ -34,7 +34,9 @@ TRIED: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("test_vit", {"dynamic_img_size": True}),
 }
 FIELDS = ["mixer", "needs", *NETWORKS, "seed", "looked"]
-PHOTOS, SEEDS = 3, 20
+FRUIT = ("Galia-Melon", "Red-Delicious", "Watermelon")  # of the groceries, three that are told apart at a glance
+PHOTOS, SEEDS = len(FRUIT), 20
+QUALITY = 75  # of the JPEGs, some 35 KB each
 TABLE = files.shipped("model_cards") / "methods.csv"
 
 
@@ -95,6 +97,20 @@ def changed(made: preview.Row, photos: preview.Photos) -> torch.Tensor:
     return (made.pixels.int() - before.int()).abs().amax((1, 2, 3)) > 2
 
 
+def fruit() -> preview.Photos:
+    """The three photos of the groceries. Raises ``UserError`` where these are not prepared."""
+    found = preview.table_photos(load_recipe("quickstart"), 14)  # one of each class
+    at = [found.names.index(name) for name in FRUIT]
+    return preview.Photos([found.images[i] for i in at], list(FRUIT), found.source)
+
+
+def picture(recipe: Recipe, made: preview.Row, photos: preview.Photos) -> bytes:
+    """A JPEG: the sheet of a preview without the line above it, which the page says in other words."""
+    sheet, buffer = preview.draw([(recipe, made)], photos), io.BytesIO()
+    sheet.crop((0, preview.HEAD, *sheet.size)).save(buffer, "JPEG", quality=QUALITY, optimize=True, progressive=True)
+    return buffer.getvalue()
+
+
 def draw(names: list[str], photos: str | None, folder: Path, table: Path = TABLE) -> str:
     """Try methods and draw their pictures, all of ours when none is named; returns a line that says what was made.
 
@@ -104,8 +120,7 @@ def draw(names: list[str], photos: str | None, folder: Path, table: Path = TABLE
         check(name)
         if name not in own():
             raise UserError(f"{name} is no method of this package, whose pages are rendered here; see: methods show")
-    source = load_recipe("quickstart") if photos is None else Recipe(dataset=preview.SYNTHETIC)
-    given = preview.table_photos(source, PHOTOS) if photos is None else preview.find_photos(source, photos, PHOTOS)
+    given = fruit() if photos is None else preview.find_photos(Recipe(dataset=preview.SYNTHETIC), photos, PHOTOS)
     network = trained()
     rows, drawn = {name: row for name, row in facts().items() if name in own()}, 0
     for name in names or own():
@@ -117,9 +132,7 @@ def draw(names: list[str], photos: str | None, folder: Path, table: Path = TABLE
         if changed(made, given).any():
             looks = [note.split()[1] for note in made.notes if note.endswith("trained model")]
             row |= {"seed": str(recipe.seed), "looked": next(iter(looks), "")}
-            buffer = io.BytesIO()
-            preview.draw([(recipe, made)], given).save(buffer, "JPEG", quality=80, optimize=True)
-            files.write_into(path, buffer.getvalue())
+            files.write_into(path, picture(recipe, made, given))
             drawn += 1
         else:
             path.unlink(missing_ok=True)

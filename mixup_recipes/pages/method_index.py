@@ -6,14 +6,13 @@ import io
 from pathlib import Path
 from typing import Literal
 
-from mixers import MIXERS
 from mixers.registry import docstring
 from mixup_recipes import files
 from mixup_recipes.benchmark import cells
 from mixup_recipes.benchmark.tables import tex
 from mixup_recipes.pages.markdown import escaped, markdown_table
 from mixup_recipes.pages.method_page import NETWORKS, RENDER, SETTINGS, aligned, facts, page
-from mixup_recipes.pages.methods import KINDS, kinds, own, parse, year
+from mixup_recipes.pages.methods import KINDS, METHODS, kinds, own, parse, year
 from mixup_recipes.typed import UserError
 
 Format = Literal["md", "csv", "latex", "html"]
@@ -69,7 +68,7 @@ def row(name: str) -> list[str]:
 
 def chosen(kind: str | None = None, works_with: str | None = None) -> list[list[str]]:
     """The rows of all mixers of a kind that take a network, or of all."""
-    rows = [row(name) for name in MIXERS]
+    rows = [row(name) for name in METHODS]
     if kind:
         rows = [r for r in rows if kind in r[COLUMNS.index("kind")].split(", ")]
     if works_with:

@@ -7,14 +7,16 @@ tell (``method_facts.py``). The same files give the same page, and nothing here 
 import json
 import re
 import textwrap
+from inspect import Signature
 
-from mixers import MIXERS, signature
-from mixers.registry import docstring, nearest
+from mixers import signature
+from mixers.registry import docstring
 from mixup_recipes.benchmark import cells
 from mixup_recipes.benchmark.small_runs import label, numbers, setting_of
 from mixup_recipes.benchmark.verdicts import status
+from mixup_recipes.mixer_args import check_mixer_name
 from mixup_recipes.pages.markdown import code, escaped, fence, markdown_table
-from mixup_recipes.pages.methods import KINDS, Method, bibtex, introduction, kinds, own, parse
+from mixup_recipes.pages.methods import KINDS, METHODS, Method, bibtex, introduction, kinds, own, parse
 from mixup_recipes.pages.parity import ALONE, number, original, recorded
 from mixup_recipes.resolve import resolve
 from mixup_recipes.runs.records import all_records, file_name, finished_seeds
@@ -45,9 +47,17 @@ def facts() -> dict[str, dict[str, str]]:
 
 
 def check(name: str) -> None:
-    """Raise ``UserError`` for a name that no mixer has, naming the nearest one."""
-    if name not in MIXERS:
-        raise UserError(f"unknown mixer {name!r}; {nearest(name, MIXERS)}")
+    """Raise ``UserError`` for a name that no method has, naming the nearest one."""
+    if name not in METHODS:
+        check_mixer_name(name)
+
+
+def arguments(name: str) -> Signature:
+    """The arguments of a mixer. Raises ``UserError`` where a package of strangers does not tell them."""
+    try:
+        return signature(name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def page(name: str, whole: bool = False) -> str:
@@ -68,7 +78,7 @@ def page(name: str, whole: bool = False) -> str:
 
 def sentence(text: str) -> str:
     """A part of a docstring as a paragraph of its own; a symbol at its start keeps its case."""
-    return text if re.match(r"\w+ ?[=~(]|\w\b", text) else text[:1].upper() + text[1:]
+    return text if re.match(r"\w+ ?[=~(]|(?!a )\w\b", text) else text[:1].upper() + text[1:]
 
 
 def picture(name: str, method: Method) -> str:
@@ -115,7 +125,7 @@ def cost(name: str, method: Method) -> str:
             [row["model"], f"{float(row['flops']):.2f}x", f"{float(row['kept']):.2f}x", time + spread, row["timed_on"]]
         )
     columns = ["model", "FLOPs", "memory for backward", "time (range)", "measured on"]
-    table = markdown_table(columns, lines, right=1)
+    table = markdown_table(columns, lines, right=1, left=4)
     note = "A whole training step relative to one without mixing: [what mixing costs](../speed.md)."
     return "\n\n".join(part for part in [*text, table, note] if part)
 
@@ -128,12 +138,12 @@ def published(name: str) -> str:
     lines, order = [], list(cells.titles())
     for cell in sorted(chosen, key=lambda cell: order.index(cell.benchmark)):
         plain = cells.cells().get(f"{cell.setting}_vanilla")
-        base = cells.number(plain) if plain else "-"
-        lines.append([f"`{cell.name}`", cell.benchmark, cell.backbone, cell.alpha or "-", cells.number(cell), base])
+        base = [cells.number(plain) if plain else "-"] * (name != "vanilla")
+        lines.append([f"`{cell.name}`", cell.benchmark, cell.backbone, cell.alpha or "-", cells.number(cell), *base])
     sources = dict.fromkeys(cell.source for cell in chosen)
     marks = "".join(f" {cells.MARKS[s]} {cells.MEANING[s]}." for s in sources if cells.MARKS[s])
     wrong = [row["known"] for row in cells.rows("known.csv") if row["mixer"] == name]
-    columns = ["recipe", "benchmark", "backbone", "alpha", "top-1", "top-1 of vanilla"]
+    columns = ["recipe", "benchmark", "backbone", "alpha", "top-1", *["top-1 of vanilla"] * (name != "vanilla")]
     note = (
         f"Top-1 in percent.{marks} `mixup-recipes cells show` says where a number comes from: [results](../results.md)."
     )
@@ -169,12 +179,13 @@ def agreement(name: str, whole: bool) -> str:
     if not rows:
         why = ALONE.get(name, "nothing is recorded")
         return f"{text[0]}\n\n{why[0].upper()}{why[1:]}."
-    for row in rows:
-        plain = [gap for gap in row["gaps"] if not gap["why"]]
-        others = [gap for gap in row["gaps"] if gap["why"]]
-        line = f"{original(row)}, {row['date']}: {many(len(plain), 'figure')} agree"
+    for source in dict.fromkeys(map(original, rows)):
+        found = [row for row in rows if original(row) == source]
+        gaps = [gap for row in found for gap in row["gaps"]]
+        plain, others = [gap for gap in gaps if not gap["why"]], [gap for gap in gaps if gap["why"]]
+        line = f"{source}, {max(row['date'] for row in found)}: {many(len(plain), 'figure agrees', 'figures agree')}"
         line += f", the largest gap is {number(max(plain, key=lambda gap: gap['gap']))}" if plain else ""
-        line += f"; {many(len(others), 'figure')} differ for a reason" if others else ""
+        line += f"; {many(len(others), 'figure differs', 'figures differ')} for a reason" if others else ""
         text.append(f"{line}.")
         if whole and others:
             text.append("\n".join(f"* {gap['compared']}: {number(gap)}; {gap['why']}" for gap in others))
@@ -196,9 +207,10 @@ def recipe_for(name: str) -> str | None:
 
 def built(name: str) -> str:
     """``build`` with the defaults; an argument without one is left out."""
-    given = [(p.name, p.default) for p in signature(name).parameters.values() if p.default is not p.empty]
-    words = ", ".join([json.dumps(name), *(f"{key}={value!r}" for key, value in given)])
-    if len(words) < 90:
+    given = [(p.name, p.default) for p in arguments(name).parameters.values() if p.default is not p.empty]
+    written = [f"{key}={json.dumps(value) if isinstance(value, str) else repr(value)}" for key, value in given]
+    words = ", ".join([json.dumps(name), *written])
+    if len(words) < 100:
         return f"build({words})"
     return f"build(\n{textwrap.indent(textwrap.fill(words, 100), '    ')}\n)"
 
@@ -212,9 +224,10 @@ def use(name: str) -> str:
     if needs == "step":
         lines = [
             "from mixers import Step, build\n",
-            f"step = Step(model, {built(name)}, criterion)  # the optimiser takes step.parameters()",
+            f"mixer = {built(name)}",
+            "step = Step(model, mixer, criterion)  # the optimiser takes step.parameters()",
             "step(x, y, rng).loss.backward()  # and behind the optimiser's step:",
-            "step.mixer.after_step(model, progress)  # progress goes from 0 to 1",
+            "mixer.after_step(model, progress)  # progress goes from 0 to 1",
         ]
     else:
         look = ", model, criterion" * (needs == "model")
@@ -224,7 +237,7 @@ def use(name: str) -> str:
             f"mixed, target = mixer.mix(x, y, **mixer.plan(x, y, rng{look}))",
         ]
     text.append(fence("python", "\n".join(lines)))
-    missing = [p.name for p in signature(name).parameters.values() if p.default is p.empty]
+    missing = [p.name for p in arguments(name).parameters.values() if p.default is p.empty]
     text += [f"It also needs {', '.join(map(code, missing))}."] if missing else []
     text.append(
         "`x` are normalised images, `y` one-hot or soft labels, `rng` is `np.random.default_rng((seed, update))`"
@@ -243,7 +256,7 @@ def in_terminal(text: str) -> str:
             continue
         piece = re.sub(r"!\[[^\]]*\]\([^)]*\)\n*", "", piece)
         piece = re.sub(r"(?<!\\)\[([^\]]+)\]\((https:[^)]*)\)", r"\1 (\2)", piece)
-        piece = re.sub(r"(?<!\\)\[([^\]]+)\]\(\.\./([\w.]+)[^)]*\)", r"\1 (docs/\2)", piece)
+        piece = re.sub(r"(?<!\\)\[([^\]]+)\]\(\.\./(\w+\.md)[^)]*\)", r"\1 (docs/\2)", piece)
         piece = re.sub(r"(?<!\\)\[([^\]]+)\]\([^)]*\)", r"\1", piece)
         piece = re.sub(r"(?:^\|.*\|\n)+", lambda found: aligned(found[0]), f"{piece}\n", flags=re.M)
         piece = re.sub(r"<(https:[^>]*)>", r"\1", piece)

@@ -21,6 +21,8 @@ KINDS = {
     "label": "the labels or the loss",
 }
 """What a method itself changes, by the words of its ``Kind:``; ``none`` is the word of one that changes nothing."""
+METHODS = MIXERS
+"""What is listed and has a page."""
 KIND = re.compile(rf"(?:none|({'|'.join(KINDS)})(, ({'|'.join(KINDS)}))*)(; teacher)?\.")
 
 
@@ -90,9 +92,9 @@ def year(method: Method) -> str:
 
 
 def own() -> list[str]:
-    """The names of ``MIXERS`` whose files are of this package: others were registered by packages of strangers."""
+    """The methods whose files are of this package: others were registered by packages of strangers."""
     folder = Path(mixers.__file__).parent
-    files = {name: row.partition(":")[0] for name, row in MIXERS.rows.items() if isinstance(row, str)}
+    files = {name: row.partition(":")[0] for name, row in METHODS.rows.items() if isinstance(row, str)}
     return [name for name, file in files.items() if (folder / f"{file}.py").is_file()]
 
 
