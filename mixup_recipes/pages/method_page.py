@@ -78,7 +78,7 @@ def page(name: str, whole: bool = False) -> str:
 
 def sentence(text: str) -> str:
     """A part of a docstring as a paragraph of its own; a symbol at its start keeps its case."""
-    return text if re.match(r"\w+ ?[=~(]|(?!a )\w\b", text) else text[:1].upper() + text[1:]
+    return text if re.match(r"\w+ ?[\\=~(]|(?!a (?!and ))\w\b", text) else text[:1].upper() + text[1:]
 
 
 def picture(name: str, method: Method) -> str:
