@@ -34,6 +34,7 @@ HANDED = {
 }
 """What a loop hands over, by what a mixer needs."""
 LOOKS = {
+    "teacher": " The teacher is EfficientNet-Lite0, with weights trained on ImageNet.",
     "trained": " EfficientNet-Lite0, with weights trained on ImageNet and a new classifier, is the network that looks.",
     "untrained": " The network that looks is a small one without training, so what it looks at says nothing yet.",
 }
@@ -94,8 +95,10 @@ def picture(name: str, method: Method) -> str:
         f"defaults and the draws of seed {row['seed']}. Under a mixed photo stand the shares of its own label and of "
         "that of its partner."
     )
+    text += LOOKS.get(row["looked"], "")
+    text += " Its mask has learned nothing yet." if "learned" in kinds(method)[0] else ""
     inside = " What it mixes inside of the network no picture shows." if "feature" in kinds(method)[0] else ""
-    return f"![What {name} does to three photos]({name}.jpg)\n\n{text}{LOOKS.get(row['looked'], '')}{inside}"
+    return f"![What {name} does to three photos]({name}.jpg)\n\n{text}{inside}"
 
 
 def in_short(name: str, method: Method) -> str:

@@ -1,5 +1,6 @@
 """What mixers do to a few images, before any training: a contact sheet of methods by images."""
 
+import copy
 import io
 import math
 from collections import Counter
@@ -232,6 +233,8 @@ class Row(NamedTuple):
     shares: Tensor
     """(N, N): ``shares[i, j]`` is the share of image j in the label of sample i."""
     notes: list[str]
+    looks: int
+    """In how many updates a network looked."""
 
 
 def mixed(recipe: Recipe, photos: Photos, given: Step | None = None) -> Row:
@@ -246,20 +249,27 @@ def mixed(recipe: Recipe, photos: Photos, given: Step | None = None) -> Row:
     if recipe.mixer_args[recipe.mixer].get("teacher") and not given:  # knows the classes of the recipe
         classes = max(classes, recipe.num_classes)
     y = torch.eye(classes)[: len(x)]
-    step, notes = given or step_for(recipe, classes), set()
+    step, notes, looks = given or step_for(recipe, classes), set(), 0
+    history = step.mixer.history_bytes(1, 1) > 0
     results = []
     for update in range(len(x)):
         plan = plan_alone(step.mixer, x, y, np.random.default_rng((recipe.seed, update)))
         if plan is None:
-            plan = step(x, y, np.random.default_rng((recipe.seed, update))).plan
-            notes.add("by trained model" if given else "by untrained model")
+            one = copy.deepcopy(step) if history else step
+            if history:  # as if it were the second update, behind one in which each image stood in the next one's place
+                one(x.roll(1, 0), y.roll(1, 0), np.random.default_rng((recipe.seed, update)))
+                one.mixer.after_step(one.model, 0.0)
+            else:
+                notes.add("by trained model" if given else "by untrained model")
+                looks += 1
+            plan = one(x, y, np.random.default_rng((recipe.seed, update))).plan
         with torch.no_grad():
             images_, target = step.mixer.mix(x, y, **plan)
         if step.mixer.needs == "step" and torch.equal(images_, x) and not torch.allclose(target, y, atol=0.01):
             notes.add("mixes features")
         results.append((images_[update], target[update, : len(x)]))
     made, shares = (torch.stack(values) for values in zip(*results, strict=True))
-    return Row(to_uint8(made, recipe), shares, sorted(notes))
+    return Row(to_uint8(made, recipe), shares, sorted(notes), looks)
 
 
 def step_for(recipe: Recipe, classes: int) -> Step:
