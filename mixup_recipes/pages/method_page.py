@@ -4,10 +4,12 @@ Everything comes from the mixer's docstring and from ``model_cards``; ``methods.
 tell (``method_facts.py``). The same files give the same page, and nothing here needs torch.
 """
 
+import functools
 import json
 import re
 import textwrap
 from inspect import Signature
+from typing import Any
 
 from mixers import signature
 from mixers.registry import docstring
@@ -154,16 +156,21 @@ def published(name: str) -> str:
     return "\n\n".join(filter(None, ["## Published numbers", markdown_table(columns, lines, right=3), note, known]))
 
 
+@functools.cache
+def finished() -> list[tuple[dict[str, Any], str, str | None, dict[str, dict[str, Any]]]]:
+    """Our records with a finished run: the record, what it is called in a table, its setting, its finished seeds."""
+    found = [(c, finished_seeds(c)) for c in all_records().values()]
+    return [(c, label(c), setting_of(c["recipe"]), seeds) for c, seeds in found if seeds]
+
+
 def our_runs(name: str) -> str:
     """The finished runs of ours, beside those without mixing seed by seed."""
-    found = all_records()
-    bases = {setting_of(c["recipe"]): finished_seeds(c) for c in found.values() if label(c) == "vanilla" != name}
+    bases = {setting: seeds for _, called, setting, seeds in finished() if called == "vanilla" != name}
     lines, judged = [], []
-    for content in found.values():
-        seeds, setting = finished_seeds(content), setting_of(content["recipe"])
-        if content["fields"]["mixer"] != name or not seeds:
+    for content, called, setting, seeds in finished():
+        if content["fields"]["mixer"] != name:
             continue
-        words = label(content).removeprefix(name).strip().removeprefix("(").removesuffix(")")
+        words = called.removeprefix(name).strip().removeprefix("(").removesuffix(")")
         link = f"[{content['recipe']}](../../model_cards/results/{file_name(content)})"
         lines.append([link, escaped(words) or "-", *numbers(seeds, bases.get(setting, {}) if setting else {})])
         if content["recipe"] in cells.cells():
@@ -272,7 +279,7 @@ def aligned(table: str) -> str:
     rows = [re.split(r" *(?<!\\)\| *", line)[1:-1] for line in table.splitlines()]
     rule = next(i for i, row in enumerate(rows) if all(re.fullmatch("-+:?", cell) for cell in row))
     right = [cell.endswith(":") for cell in rows[rule]]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(right))]
+    widths = [max(3, *(len(row[k]) for i, row in enumerate(rows) if i != rule)) for k in range(len(right))]
     rows[rule] = ["-" * (w - 1) + ":" if r else "-" * w for r, w in zip(right, widths, strict=True)]
     shown = [
         [cell.rjust(w) if r else cell.ljust(w) for cell, r, w in zip(row, right, widths, strict=True)] for row in rows
