@@ -118,6 +118,8 @@ def test_a_page_is_shown_without_markup():
     assert not re.search(r"\\[*_\[|]|!\[|\]\(|```|``", shown)
     assert "https://github.com/ChenMnZ/SMMix" in shown and "what mixing costs (docs/speed.md)" in shown
     assert "softmax(lam*z + (1-lam)*z[index])" in shown and "    from mixers import Step, build\n" in shown
+    nested = {"a": [("b",), 1.0, None]}
+    assert method_page.literal(nested) == '{"a": [("b",), 1.0, None]}'
     assert method_page.in_terminal("a ``x*y`` \\[b\\](c)\n\n| k | v |\n| --- | ---: |\n| long | 1 |\n") == (
         "a `x*y` [b](c)\n\n| k    |   v |\n| ---- | --: |\n| long |   1 |\n"
     )

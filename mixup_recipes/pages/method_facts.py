@@ -57,7 +57,7 @@ def trained() -> nn.Module:
     model = weights.load(find_weights(TRAINED), TRAINED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model.reset_classifier(PHOTOS)
+        model.reset_classifier(PHOTOS)  # type: ignore[operator]
     return model
 
 
