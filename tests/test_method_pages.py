@@ -20,7 +20,7 @@ from mixers.registry import docstring
 from mixup_recipes.benchmark import cells
 from mixup_recipes.pages import method_facts, method_index, method_page
 from mixup_recipes.pages.method_index import COLUMNS, rendered
-from mixup_recipes.pages.methods import KIND, kinds, own, parse
+from mixup_recipes.pages.methods import KIND, METHODS, kinds, own, parse
 
 FOLDER = ROOT / "docs/methods"
 PAGES = {path.name: path.read_text() for path in FOLDER.glob("*.md")}
@@ -94,7 +94,7 @@ def test_the_table_has_a_row_per_method_and_takes_filters_and_formats(console):
         return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
 
     rows = names()
-    assert list(rows) == list(MIXERS)
+    assert list(rows) == list(METHODS)
     assert rows["cutmix"]["year"] == "2019" and rows["cutmix"]["top-1, R-50"] == "77.17"
     assert rows["attentivemix"]["teacher"] == "yes" and rows["transmix"]["CNN"] == "no"
     assert rows["samix"] | {"kind": "input, learned", "FLOPs, R-50": "3.10x", "needs": "step"} == rows["samix"]
