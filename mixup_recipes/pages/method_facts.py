@@ -114,6 +114,15 @@ def picture(recipe: Recipe, made: preview.Row, photos: preview.Photos) -> bytes:
     return buffer.getvalue()
 
 
+def write(rows: dict[str, dict[str, str]], table: Path) -> None:
+    """The table, in the order of the methods."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows[name] for name in own() if name in rows)
+    files.write(table, out.getvalue())
+
+
 def draw(names: list[str], photos: str | None, folder: Path, table: Path = TABLE) -> str:
     """Try methods and draw their pictures, all of ours when none is named; returns a line that says what was made.
 
@@ -142,9 +151,5 @@ def draw(names: list[str], photos: str | None, folder: Path, table: Path = TABLE
         else:
             path.unlink(missing_ok=True)
         rows[name] = row
-    out = io.StringIO()
-    writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows[name] for name in own() if name in rows)
-    files.write(table, out.getvalue())
+        write(rows, table)  # at once: a method that fails takes nothing with it
     return f"{table}: {many(len(names or own()), 'method')}; {folder}: {many(drawn, 'picture')} ({given.source})"
