@@ -30,6 +30,8 @@ or a fifth. The stated purpose of cos is to keep the mixed image near its source
 reference codes do, it drives them apart; ``cos_sign = -1`` is the stated purpose. OpenMixup's condition on the margin
 for three samples is turned round (margin < 1 - lambda for margin > 1 - lambda), so that it hardly ever mixes by masks;
 here it is the reference code's.
+
+Kind: input, learned.
 """
 
 import copy

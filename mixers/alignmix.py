@@ -26,6 +26,8 @@ few with a wrong plan), and keeps the first result that meets the published stop
 potentials below 0.1: the same result without reading the device. With costs of the size that features have, the
 iterations rarely converge before; the columns of R sum to 1, its rows need not, as in the reference code. The
 paper's autoencoder, of which no code was published, is left out.
+
+Kind: input, feature.
 """
 
 import math

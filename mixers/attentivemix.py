@@ -22,6 +22,8 @@ Deviations: the teacher is in evaluation mode (OpenMixup's takes the statistics 
 drift). ``lam`` is counted in pixels, for each sample, where cells are not of one size. Attentive CutMix itself pastes 6
 of 49 cells, by a single channel of ResNet-50, of images that are not normalised. The teacher sees images as the run
 normalises them.
+
+Kind: input; teacher.
 """
 
 import numpy as np

@@ -36,6 +36,8 @@ a tenth of its start after 2 % of the ImageNet runs, and 0 in effect for the res
 "compounded"``, which the settings of its tables take; the default goes from start to end over the whole training. Its
 encoder takes the momentum of the progress before an update, here it is that behind it: a gap of at most 0.000145, in
 the update at which the delay ends.
+
+Kind: input, learned.
 """
 
 import copy

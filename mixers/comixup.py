@@ -29,6 +29,8 @@ that is above it counts with all of them: over a batch two thirds of the cells d
 pushing equal mosaics apart. ``sum(D) = 0`` counts as no distance. An image without any gradient has saliency
 everywhere. The clean loss has the weight ``clean_lam`` beside the mixed one, as in the reference code for ImageNet (for
 CIFAR: 2/K beside a binary loss averaged over K).
+
+Kind: input.
 """
 
 from itertools import combinations

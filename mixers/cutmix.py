@@ -17,6 +17,8 @@ Deviations: applied to every batch, as in the paper's ImageNet runs; its CIFAR r
 ``Switch`` with ``Vanilla`` for that). timm 1.0.31 rounds the far corner up, which is another law. OpenMixup redraws the
 partners up to ten times until no image is its own, since March 2025 (commit 9fc838b); its tables are older, and made
 with plain permutations, as here.
+
+Kind: input.
 """
 
 import numpy as np

@@ -21,6 +21,8 @@ Deviations: a and b are the largest entries of the two unmixed targets, and lam,
 target, so that label smoothing, and any mixer that plans ``index``, is right. OpenMixup orders eta by the class numbers
 of the first sample, decouples a smoothed target into ones, and leaves out lam = 0.5 and shares of at most 0.001. Where
 both samples are of one class, its two-hot target is the sum of both lifted shares, up to 1.25; here it is at most 1.
+
+Kind: label.
 """
 
 from typing import Any

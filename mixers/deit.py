@@ -10,6 +10,8 @@ Published defaults: mixup 0.8, cutmix 1 (paper, table 9).
 Sampling law: ``deit@touvron-2021``: one of the two for the whole batch, which then follows its own law.
 
 Deviations: those of Mixup and CutMix from timm, by which the reference code mixes.
+
+Kind: input.
 """
 
 from .registry import Made, build

@@ -19,6 +19,8 @@ Deviations: the label share is the mask's mean, which is within 1/(H*W) of the p
 the batch's images; for an odd width the published code transforms one more row of the spectrum, which changes one pixel
 in 100,000. OpenMixup redraws the partners up to ten times until no image is its own, since March 2025 (commit 9fc838b);
 its tables are older, and made with plain permutations, as here.
+
+Kind: input.
 """
 
 import math

@@ -22,6 +22,8 @@ Ours, for want of a source, and arguments therefore: the temperature 0.2, a thre
 label's share (2), untempered S in it, and the grid, which is that of the network's last feature. Activation saliency is
 the mean over channels of the absolute last feature, gradient saliency the root mean square over channels of the loss's
 gradient, mean over a cell; both in evaluation mode. A map without any saliency counts as even.
+
+Kind: input, label.
 """
 
 from typing import Any

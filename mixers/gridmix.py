@@ -20,6 +20,8 @@ partner is a uniformly random permutation of the batch, fixed points allowed.
 Deviations: OpenMixup takes square images only, draws the holes' aspect from a range and refuses images narrower than
 2n, here it is one number and any size works; a patch of one pixel has no hole. With ``clip=True`` the crop is cut to
 the image instead, and E[lam] is 0.66.
+
+Kind: input.
 """
 
 import math

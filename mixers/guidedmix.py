@@ -26,6 +26,8 @@ Saliency is looked at in evaluation mode (reference code: in training mode) and 
 the normalised channels, with 0.299 parts of red (reference code: 0.2989, by which masks differ by up to 0.013). A pixel
 where neither image is salient is half of each (reference code: not a number). An image without contrast, or without
 gradient, is salient everywhere.
+
+Kind: input.
 """
 
 import math

@@ -21,6 +21,8 @@ parts (DeiT: after blocks 3 and 6 of 12), with all of its tokens mixed. The tabl
 Deviations: the target is compared with the logits by the recipe's loss (reference code: binary cross entropy on the
 softmax). OpenMixup blends by a constant mask whose size it guesses from the layer; here lambda is a scalar, and any
 stride works. ``mix`` returns the images as the network receives them, so they are unmixed when the layer is hidden.
+
+Kind: input, feature.
 """
 
 import math

@@ -31,6 +31,8 @@ configurations have the labeling off, and the README describes it as on. Images 
 have smaller ones at the far border, with ``area`` that of the pixels, where the reference code and OpenMixup count
 cells. OpenMixup cuts the cells to 64 pixels, looks at the unmixed images in another forward, and replaces the shares of
 a batch by their mean, as with TransMix.
+
+Kind: input, label.
 """
 
 import numpy as np

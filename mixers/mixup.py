@@ -11,6 +11,8 @@ partner is a uniformly random permutation of the batch, fixed points allowed.
 
 Deviations: none from the paper and its code. timm pairs a batch with its reverse, which needs an even
 batch; here any batch size works.
+
+Kind: input.
 """
 
 import numpy as np

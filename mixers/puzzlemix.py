@@ -26,6 +26,8 @@ logarithm; finer grids get row and column sweeps. Labels follow each sample's ow
 image is not shown, a block that nothing moved to stays; a block without saliency keeps its place (reference code: the
 place is left black). An image without any gradient has saliency everywhere. The clean loss has the weight ``clean_lam``
 beside the mixed one (reference code: 2/K beside a binary loss averaged over K).
+
+Kind: input.
 """
 
 import math

@@ -26,6 +26,8 @@ of an epoch; here it is kept. A box without area leaves the batch as it is; the 
 The second classifier starts as a copy of the first (reference code: drawn anew). Placement ours: of token networks
 (DeiT, PVT) the patches are the last feature, and the head's own norm, where there is one, comes before the second
 classifier.
+
+Kind: input, label.
 """
 
 import copy

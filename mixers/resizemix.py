@@ -18,6 +18,8 @@ points allowed.
 Deviations: a side of the box is at least 2 pixels before clipping (1 inside), where OpenMixup would fail on images
 of less than 20 pixels. The reference code hands tau itself to the interpolation, here and in OpenMixup the source pixel
 follows from the sizes: nearly every patch differs towards its far end, by up to one and a half pixels of the patch.
+
+Kind: input.
 """
 
 from collections.abc import Sequence

@@ -19,6 +19,8 @@ effect: one centre in a uniform column and, the map having many equal maxima of 
 wins, in a row near the top, here Exp(18 pixels) modulo H. (OpenCV 5.0.0 on 400 float photos of each size: mean row
 16 of 224, 18 of 160, 18 of 64, 12 of 32; this law: 18, 18, 16, 11.) The detector here takes RGB for RGB, and drops
 an overflow that turns OpenCV's strongest pixels dark.
+
+Kind: input.
 """
 
 from collections.abc import Sequence

@@ -21,6 +21,8 @@ Cost: 2.9 (DeiT-S) to 3.1 (ResNet-50) x a vanilla step in FLOPs.
 Deviations: those of AutoMix. OpenMixup's ``neg_weight`` (eta), 1 on ImageNet and 0.5 on Tiny-ImageNet, weights the
 classes that are not mixed, whose share in the target is 0: in a softmax cross entropy it multiplies zeros. There is no
 such argument here. The running statistics of the mix block, which no step reads, see the two masks in another order.
+
+Kind: input, learned.
 """
 
 from collections.abc import Callable, Sequence

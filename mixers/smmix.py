@@ -23,6 +23,8 @@ Cost: one more forward, 1.33 steps of the model itself (half of the steps in ``s
 Deviations: L is the recipe's loss (reference code: cross-entropy), with labels smoothed as the recipe says. In the
 reference code h starts from a draw of its own, and a batch is paired with its reverse. OpenMixup keeps of this method
 only the pasted square, takes the class token's attention, and looks with drop path on.
+
+Kind: input, label.
 """
 
 import copy

@@ -16,6 +16,8 @@ permutation of the batch, fixed points allowed.
 Deviations: OpenMixup gives the image with the pixel share ``1-mean(G)`` the label share ``mean(G)``: the labels of
 the pair are swapped, in all public versions, and probably in those that its table was made with. Here the labels
 follow the pixels, as in the paper; ``swapped_label=True`` is the other. ``alpha`` has no effect there or here.
+
+Kind: input.
 """
 
 import math

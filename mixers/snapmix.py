@@ -23,6 +23,8 @@ twice). ``same_label_twice=True`` doubles the loss of pairs of one class, as the
 does not mention. A map without contrast counts as uniform. No ReLU before the map: nothing to do for a ResNet.
 Placement ours: the map is of what the classifier would see at each position, after the head's norm where it has one; of
 token networks (DeiT, PVT) these are the patches, which the classifier of the class token was not trained on.
+
+Kind: input, label.
 """
 
 from typing import Any

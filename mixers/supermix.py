@@ -25,6 +25,8 @@ learns ``lam``. The tables' row is of the reference code, which lacks its classi
 odd size, so that they shift nothing. Without a ``teacher`` the model itself, in evaluation mode and as far as it has
 come, is asked: ours, for datasets without a trained network. A pair in which both classes are found at once, at half
 and half, stays that plain blend; the reference code takes one step before it looks.
+
+Kind: input; teacher.
 """
 
 from collections.abc import Iterator

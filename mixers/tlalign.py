@@ -24,6 +24,8 @@ change from stage to stage.
 
 Deviations: the reference code carries (B, N, K) labels through the network, which is the same; its partner is the batch
 in reverse. What OpenMixup calls TLA has no alignment and is another method.
+
+Kind: input, label.
 """
 
 from typing import Any

@@ -28,6 +28,8 @@ smoothing from each of them, here it is in proportion. Here A is the model's own
 hidden, by weights that do not sum to 1, and averages them over the batch; it adds 14 of 196 cells to every count,
 rounds it down, and stops short as the reference code does. The reference code pairs a batch with its reverse and takes
 the binary cross-entropy; here the loss is the recipe's.
+
+Kind: input, label.
 """
 
 import math

@@ -23,6 +23,8 @@ Deviations: the partner is a random permutation, reference code: the batch in re
 batch are replaced by their mean, because its loss is averaged before it is weighted; here each sample keeps its own.
 The official command reads a YAML file whose share of CutMix, 80 percent, its parser does not know, so that it mixes by
 CutMix in 50 percent of the batches; 80 is what OpenMixup and this default take.
+
+Kind: label.
 """
 
 from typing import Any

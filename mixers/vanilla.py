@@ -5,6 +5,8 @@ Formula: ``x' = x``, ``y' = y``.
 Sampling law: ``vanilla@1``, nothing is drawn.
 
 Deviations: none.
+
+Kind: none.
 """
 
 import numpy as np

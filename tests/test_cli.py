@@ -166,7 +166,8 @@ COMMANDS = {
     "soup": "RUNS", "probe": "RUN",
     "compare": "", "plot curves": "RUNS", "plot cost": "RUNS", "plot dots": "RUNS", "recipes list": "",
     "recipes show": "RECIPE", "recipes explain": "RECIPE", "recipes diff": "FIRST SECOND", "cells list": "",
-    "methods list": "", "methods show": "MIXER", "cells show": "RECIPE", "cells explain": "RECIPE",
+    "methods list": "", "methods show": "MIXER", "methods render": "", "methods draw": "MIXERS",
+    "cells show": "RECIPE", "cells explain": "RECIPE",
     "cells diff": "FIRST SECOND", "cells export": "RECIPE", "robustness": "RUNS",
 }  # fmt: skip
 
@@ -217,6 +218,7 @@ LIGHT = {
     "recipes show deit_x_cutmix": "did you mean 'deit_", "cells list": "deit_s_samix",
     "cells show deit_s_samix": "published", "cells explain deit_s_samix": "deit_s.yaml",
     "cells diff deit_s_samix deit_s_deit": "samix", "cells export deit_s_samix": "mixer: samix",
+    "methods list --format csv": "cutmix,2019,input", "methods show samix": "samix@openmixup-2022",
     "train_mixup.py --help": "--recipe", "evaluate_mixup.py --help": "--run --model",
 }  # fmt: skip
 

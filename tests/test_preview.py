@@ -139,6 +139,15 @@ def test_an_untrained_model_and_what_is_mixed_behind_the_images_are_said(monkeyp
     assert notes == [["by untrained model"], [], ["mixes features"]]
 
 
+def test_a_method_with_a_history_is_shown_as_if_behind_an_update_with_the_next_image_in_each_place():
+    made = preview.mixed(preview.chosen([], ["recursivemix"])[0], preview.shapes(3))
+    assert (
+        made.notes == [] and (made.pixels.permute(0, 2, 3, 1).numpy() != small(preview.shapes(3))).any((1, 2, 3)).all()
+    )
+    for i, shares in enumerate(made.shares):
+        assert 0.5 < shares[i] < 1 and shares[i] + shares[i - 1] == pytest.approx(1)
+
+
 def test_a_teacher_that_cannot_be_had_is_left_out_of_a_sheet_of_everything_only(monkeypatch, tmp_path):
     pretrained = Mock(side_effect=taps.NoWeights("no weights for the teacher"))
     monkeypatch.setattr(taps, "pretrained", pretrained)

@@ -1,17 +1,20 @@
 """Commands about recipes and published cells, which need no torch."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from mixers import MIXERS
 from mixup_recipes.benchmark import cells
 from mixup_recipes.cli.base import RecipeName, Results, group, put, said, text
+from mixup_recipes.pages.method_index import Format, listing, render
+from mixup_recipes.pages.method_page import text as method_text
 from mixup_recipes.recipe import differences, explain, to_yaml
 from mixup_recipes.resolve import load_recipe, resolve, settings
-from mixup_recipes.typed import UserError
+from mixup_recipes.words import many
 
+Kind = Literal["input", "feature", "learned", "label"]
 Text = Annotated[str | None, Parameter(metavar="TEXT")]
 Either = Annotated[str, Parameter(metavar="TEXT", help="SETTING_MIXER, or the path of a recipe file")]
 recipe_commands = group("recipes", "List, show, explain and compare recipes.")
@@ -48,22 +51,43 @@ def diff_recipes(first: Either, second: Either) -> None:
 
 
 @method_commands.command(name="list")
-def list_methods() -> None:
-    """All mixers, each with its paper."""
-    from mixup_recipes.pages.parity import methods_list
-
-    print(methods_list(), end="")
+def list_methods(
+    *,
+    kind: Annotated[Kind | None, said("what the method changes [default: all]")] = None,
+    works_with: Annotated[Literal["cnn", "vit"] | None, said("a network that it takes [default: all]")] = None,
+    format: Annotated[Format, said("of the table")] = "md",
+    out: Annotated[Path | None, said("file to write to")] = None,
+) -> None:
+    """All mixers side by side: year, kind, networks, what a loop hands over, cost, published numbers, title."""
+    put(listing(kind, works_with, format), out)
 
 
 @method_commands.command(name="show")
 def show_method(mixer: Annotated[str, text("name of a mixer", "--mixer", "--name")]) -> None:
-    """Formula, sampling law, arguments and deviations of a mixer, and the largest gaps to its original code."""
-    from mixup_recipes.pages.parity import method_text
+    """The page of a mixer: formula, law, cost, numbers, the gaps to its original code, deviations, how to use it."""
+    print(method_text(mixer), end="")
 
-    try:
-        print(method_text(mixer), end="")
-    except ValueError as e:  # an unknown name, with the nearest one
-        raise UserError(str(e)) from None
+
+@method_commands.command(name="render")
+def render_methods(*, out: Annotated[Path, said("folder to write to")] = Path("docs/methods")) -> None:
+    """Write the page of every mixer of this package, and the page that compares them."""
+    changed = render(out)
+    print(*changed, f"{out}: {many(len(changed), 'page')} changed", sep="\n")
+
+
+@method_commands.command(name="draw")
+def draw_methods(
+    *mixers: Annotated[str, Parameter(metavar="MIXERS", help="default: all of this package")],
+    photos: Annotated[str | None, text("folder of images, or 'synthetic' [default: the groceries]")] = None,
+    out: Annotated[Path, said("folder of the pictures")] = Path("docs/methods"),
+) -> None:
+    """Draw the pictures of the pages, and try which networks the mixers take, into model_cards/methods.csv.
+
+    Needs the groceries and the weights of efficientnet_lite0: see prepare.
+    """
+    from mixup_recipes.pages.method_facts import draw
+
+    print(draw(list(mixers), photos, out))
 
 
 @cell_commands.command(name="list")

@@ -24,9 +24,9 @@ def code(text: object) -> str:
     return f"`{line(text)}`" if PLAIN.fullmatch(line(text)) else prose(text)
 
 
-def markdown_table(head: list[str], rows: list[list[str]], right: int = 99) -> str:
-    """A Markdown table; columns from ``right`` on are numbers."""
-    rule = ["---:" if i >= right else "---" for i in range(len(head))]
+def markdown_table(head: list[str], rows: list[list[str]], right: int = 99, left: int = 99) -> str:
+    """A Markdown table; columns from ``right`` on are numbers, those from ``left`` on are text again."""
+    rule = ["---:" if right <= i < left else "---" for i in range(len(head))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 

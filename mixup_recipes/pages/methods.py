@@ -3,6 +3,7 @@
 import inspect
 import re
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mixers  # its classes load torch when they are asked for, which the docstrings alone need not
@@ -13,6 +14,16 @@ LABEL = re.compile(r"([A-Z][a-z]+(?: [a-z]+){0,3}):\s")
 AUTHORS = re.compile(r"[A-Z][\w'-]+(, [A-Z][\w'-]+)*(,? et al)?")
 URL = re.compile(r"https://[^\s,]+")
 SPECIAL = re.compile(r"([\\*_\[\]<>|~#$])")
+KINDS = {
+    "input": "the images",
+    "feature": "a hidden feature",
+    "learned": "by a mask that is learned",
+    "label": "the labels or the loss",
+}
+"""What a method itself changes, by the words of its ``Kind:``; ``none`` is the word of one that changes nothing."""
+METHODS = MIXERS
+"""What is listed and has a page."""
+KIND = re.compile(rf"(?:none|({'|'.join(KINDS)})(, ({'|'.join(KINDS)}))*)(; teacher)?\.")
 
 
 class Method(NamedTuple):
@@ -60,6 +71,31 @@ def markdown(text: str) -> str:
     pieces = re.split(r"(``.+?``)", text, flags=re.S)
     pieces = [p if p.startswith("``") else SPECIAL.sub(r"\\\1", p) for p in pieces]
     return re.sub(r"^\\\* ", "* ", "".join(pieces), flags=re.M)
+
+
+def introduction(method: Method) -> str:
+    """What a method is and where it was published, as Markdown with its links."""
+    pieces = re.split(r"(https://[^\s,]*[^\s,.);])", method.head)
+    return "".join(f"<{piece}>" if i % 2 else markdown(piece) for i, piece in enumerate(pieces))
+
+
+def kinds(method: Method) -> tuple[list[str], bool]:
+    """What a method changes, in words of ``KINDS``, and whether it needs a teacher; of a stranger's, what is said."""
+    found, _, more = method.parts.get("Kind", "").rstrip(".").partition(";")
+    return [word for word in found.split(", ") if word in KINDS], more.strip() == "teacher"
+
+
+def year(method: Method) -> str:
+    """The year in which it was published; empty where its file names none."""
+    found = re.search(r"\b(?:19|20)\d\d\b", re.sub(URL, "", method.head))
+    return found[0] if found else ""
+
+
+def own() -> list[str]:
+    """The methods whose files are of this package: others were registered by packages of strangers."""
+    folder = Path(mixers.__file__).parent
+    files = {name: row.partition(":")[0] for name, row in METHODS.rows.items() if isinstance(row, str)}
+    return [name for name, file in files.items() if (folder / f"{file}.py").is_file()]
 
 
 def bibtex(head: str) -> str | None:

@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 from mixers import MIXERS
-from mixers.registry import docstring, nearest, signature
+from mixers.registry import docstring
 from mixup_recipes.files import shipped
-from mixup_recipes.pages.markdown import escaped, markdown_table, shown
+from mixup_recipes.pages.markdown import escaped, markdown_table
 from mixup_recipes.pages.methods import parse
 
 RECORD = shipped("model_cards") / "parity.json"
@@ -120,28 +120,3 @@ def measured(rows: list[dict[str, Any]]) -> str:
     for machine, *versions, date in kinds:
         lines.append(f"Measured on {date}, {machine}, " + ", ".join(f"{name} {v}" for name, v in versions) + ".")
     return "\n".join(lines)
-
-
-def methods_list() -> str:
-    """Every mixer with the title of its paper, a line each."""
-    return "".join(f"{name:14} {' '.join(docstring(name).split(chr(10) * 2)[0].split())}\n" for name in MIXERS)
-
-
-def method_text(name: str) -> str:
-    """What is known of a mixer, for a terminal: its file's docstring, its arguments, and its rows of the page."""
-    if name not in MIXERS:
-        raise ValueError(f"unknown mixer {name!r}; {nearest(name, MIXERS)}")
-    given = signature(name).parameters.values()
-    arguments = ", ".join(p.name if p.default is p.empty else f"{p.name}={shown(p.default)}" for p in given)
-    lines = [f"{name}: {docstring(name)}", "", f"Arguments: {arguments or 'none'}", "", "Beside the original code:"]
-    rows = [row for row in recorded() if row["subject"] == name]
-    for row in rows:
-        plain = [gap for gap in row["gaps"] if not gap["why"]]
-        worst = number(max(plain, key=lambda gap: gap["gap"])) if plain else "-"
-        lines.append(
-            f"  {row['repository']} {row['commit'][:7]}, {row['date']}: {len(plain)} figures agree, up to {worst}"
-        )
-        for gap in (gap for gap in row["gaps"] if gap["why"]):
-            lines.append(f"    differs: {gap['compared']}: {number(gap)}; {gap['why']}")
-    lines += ["  every figure: docs/parity.md"] if rows else [f"  {ALONE[name]}"]
-    return "\n".join(lines).replace("``", "`") + "\n"

@@ -1,5 +1,6 @@
 """What mixers do to a few images, before any training: a contact sheet of methods by images."""
 
+import copy
 import io
 import math
 from collections import Counter
@@ -61,7 +62,7 @@ def preview(names: list[str], mixers: list[str], count: int, photos: str | None,
     if not 2 <= count <= 32:
         raise UserError(f"images: expected 2 to 32, got {count}")
     given = find_photos(rows[0], photos, count)
-    sheet = draw(rows, given)
+    sheet = draw([(recipe, mixed(recipe, given)) for recipe in rows], given)
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
@@ -232,30 +233,43 @@ class Row(NamedTuple):
     shares: Tensor
     """(N, N): ``shares[i, j]`` is the share of image j in the label of sample i."""
     notes: list[str]
+    looks: int
+    """In how many updates a network looked."""
 
 
-def mixed(recipe: Recipe, photos: Photos) -> Row:
-    """Mix the photos, one class each, so that the target tells the sources."""
+def mixed(recipe: Recipe, photos: Photos, given: Step | None = None) -> Row:
+    """Mix the photos, one class each, so that the target tells the sources.
+
+    ``given``: the recipe's mixer on a trained network, of as many classes as there are photos; else the network of
+    ``step_for`` looks where one has to, which is not trained.
+    """
     shrink = images.EvalTransform(recipe.image_size, recipe.image_size, "bicubic")
     x = images.normalise(torch.stack([shrink(image) for image in photos.images]), recipe, torch.device("cpu"))
     classes = len(x)
-    if recipe.mixer_args[recipe.mixer].get("teacher"):  # knows the classes of the recipe
+    if recipe.mixer_args[recipe.mixer].get("teacher") and not given:  # knows the classes of the recipe
         classes = max(classes, recipe.num_classes)
     y = torch.eye(classes)[: len(x)]
-    step, notes = step_for(recipe, classes), set()
+    step, notes, looks = given or step_for(recipe, classes), set(), 0
+    history = step.mixer.history_bytes(1, 1) > 0
     results = []
     for update in range(len(x)):
         plan = plan_alone(step.mixer, x, y, np.random.default_rng((recipe.seed, update)))
         if plan is None:
-            plan = step(x, y, np.random.default_rng((recipe.seed, update))).plan
-            notes.add("by untrained model")
+            one = copy.deepcopy(step) if history else step
+            if history:  # as if it were the second update, behind one in which each image stood in the next one's place
+                one(x.roll(1, 0), y.roll(1, 0), np.random.default_rng((recipe.seed, update)))
+                one.mixer.after_step(one.model, 0.0)
+            else:
+                notes.add("by trained model" if given else "by untrained model")
+                looks += 1
+            plan = one(x, y, np.random.default_rng((recipe.seed, update))).plan
         with torch.no_grad():
             images_, target = step.mixer.mix(x, y, **plan)
         if step.mixer.needs == "step" and torch.equal(images_, x) and not torch.allclose(target, y, atol=0.01):
             notes.add("mixes features")
         results.append((images_[update], target[update, : len(x)]))
     made, shares = (torch.stack(values) for values in zip(*results, strict=True))
-    return Row(to_uint8(made, recipe), shares, sorted(notes))
+    return Row(to_uint8(made, recipe), shares, sorted(notes), looks)
 
 
 def step_for(recipe: Recipe, classes: int) -> Step:
@@ -280,7 +294,7 @@ def corner(block: int, row: int, column: int, count: int) -> tuple[int, int]:
     return EDGE + block * (count * COLUMN + EDGE) + column * COLUMN, HEAD + row * ROW + TITLE
 
 
-def draw(rows: list[Recipe], photos: Photos) -> Image.Image:
+def draw(rows: list[tuple[Recipe, Row]], photos: Photos) -> Image.Image:
     """The sheet: blocks side by side, in each the images themselves, then a row per method.
 
     Under a mixed image stands how much of its label is its own, and how much that of its partner, which has a number.
@@ -300,9 +314,8 @@ def draw(rows: list[Recipe], photos: Photos) -> Image.Image:
             x, y = corner(block, 0, i, count)
             sheet.paste(picture(small[i], SIDE), (x, y))
             write(pen, (x, y + SIDE + 4), f"{i + 1} {name}", SIDE, 18)
-    for r, recipe in enumerate(rows):
+    for r, (recipe, made) in enumerate(rows):
         block, row = divmod(r, each)
-        made = mixed(recipe, photos)
         x, y = corner(block, row + 1, 0, count)
         used = write(pen, (x, y - TITLE + 2), recipe.name, width, 22)
         beside = arguments(recipe, made, pen, width - used - 12)
