@@ -101,9 +101,8 @@ Kind: input.
 
 import numpy as np
 from jaxtyping import Float
-from torch import Tensor
-
 from mixers import Mixer, Plan, ops
+from torch import Tensor
 
 
 class $Name(Mixer):
@@ -172,8 +171,8 @@ def test_it_keeps_the_contract(alpha: float) -> None:
 
 def test_it_is_registered_and_refuses_what_is_no_alpha() -> None:
     assert MIXERS["$name"] is $Name and build("$name").law == "$name@unpublished-$year"
-    with pytest.raises(ValueError, match="alpha must be a number above 0, got -1"):
-        build("$name", alpha=-1)
+    with pytest.raises(ValueError, match="alpha must be a number above 0"):
+        build("$name", alpha=0.0)
 '''
 
 INIT = '"""$Name, a mixer for Mixup Recipes, which finds it by the entry point in ``pyproject.toml``."""\n'
@@ -199,9 +198,9 @@ def new_mixer(name: str, out: Path | None = None) -> list[Path]:
     words |= {"year": str(date.today().year)}
     texts = {Template(path).substitute(words): Template(text).substitute(words) for path, text in FILES.items()}
     parts = sorted({Path(path).parts[0] for path in texts})
-    for path in (folder / part for part in parts) if folder.is_dir() else [folder]:
-        if os.path.lexists(path):
-            raise UserError(f"{path} is there already, and nothing was written; name another folder with --out")
+    for taken in (folder / part for part in parts) if folder.is_dir() else [folder]:
+        if os.path.lexists(taken):
+            raise UserError(f"{taken} is there already, and nothing was written; name another folder with --out")
     new = not folder.exists()
     aside = folder.absolute() / f".new-{name}.{os.getpid()}.tmp"
     moved: list[Path] = []
@@ -215,8 +214,8 @@ def new_mixer(name: str, out: Path | None = None) -> list[Path]:
                 moved.append(folder / part)
             aside.rmdir()
         except BaseException:  # a Ctrl-C too
-            for path in moved:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for done in moved:
+                shutil.rmtree(done) if done.is_dir() else done.unlink()
             shutil.rmtree(aside, ignore_errors=True)
             if new:
                 with contextlib.suppress(OSError):

@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,13 +50,15 @@ def test_the_command_writes_a_package_in_the_style_of_this_one(console, tmp_path
     doc = parse(registry.ast.get_docstring(registry.ast.parse(Path("blend/mixup_blend/blend.py").read_text())))
     assert [*doc.parts] == ["Formula", "Published defaults", "Sampling law", "Cost", "Deviations", "Kind"]
     assert doc.title == "Blend" and re.fullmatch(r"(input|feature|learned|label)(; teacher)?\.", doc.parts["Kind"])
-    for check in (["check"], ["format", "--check"]):
-        config = ["--config", str(ROOT / "pyproject.toml"), "--no-cache"]
-        done = subprocess.run([sys.executable, "-m", "ruff", *check, *config, "blend"], capture_output=True, text=True)
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
+    chosen = ["--select", ",".join(rules["select"]), "--ignore", ",".join(rules["ignore"])]
+    for check in (["check", *chosen], ["format", "--check"]):
+        command = [sys.executable, "-m", "ruff", *check, "--isolated", "--line-length", "120", "--no-cache"]
+        done = subprocess.run(command, cwd="blend", capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
 
 
-def test_what_it_writes_passes_its_own_tests_trains_and_has_a_card(site, console, server, tiny_recipe, tmp_path):
+def test_what_it_writes_passes_its_own_tests_trains_and_has_a_card(site, server, tiny_recipe, tmp_path):
     """Its metadata are written by hand here: the next test installs it with pip."""
     new_mixer("blend", tmp_path / "blend")
     site.package("mixup-blend", "0.1.0", blend="mixup_blend.blend:Blend")

@@ -177,7 +177,7 @@ print([name for name in ("torch", "its") if name in sys.modules])
 
 
 def test_a_run_notes_its_packages_and_says_when_they_have_changed(site, tmp_path):
-    said: list[str] = []
+    said = []
     site.mine()
     recipe, ours = load_recipe("quickstart_mine"), load_recipe("quickstart_cutmix")
     assert begun(tmp_path, ours, None, said.append) == {"pretrained": {}, "mixers": {}}
