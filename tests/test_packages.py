@@ -34,7 +34,7 @@ def test_a_registered_mixer_is_known_by_name_and_nothing_of_it_runs_before_it_is
     assert "mine" in console("recipes", "list")[1].split() and "mine" in console("train", "--list")[1].split()
     assert "mixer: mine\n" in console("recipes", "show", "quickstart_mine")[1]
     assert console("recipes", "show", "quickstart_mime")[2].endswith("did you mean 'mine'?\n")
-    assert "Mine: a blend of others" in console("methods", "list")[1]
+    assert "mine" in console("methods", "list")[1]
     assert "mine@nobody-2026" in console("methods", "show", "mine")[1]
     assert "its.mine" not in sys.modules and "its" not in sys.modules
 
