@@ -88,6 +88,9 @@ MIXERS = Rows(
         "recursivemix": "recursivemix:RecursiveMix",
         "snapmix": "snapmix:SnapMix",
         "guidedmix": "guidedmix:guidedmix",
+        "augmix": "augmix:AugMix",
+        "nfm": "nfm:NFM",
+        "noisymix": "noisymix:NoisyMix",
     }
 )
 
