@@ -122,7 +122,9 @@ def smooth_vit() -> nn.Module:
 
 def learned(mixer: Any, net: nn.Module, updates: int) -> tuple[list[Any], list[dict[str, list[Any]]]]:
     """Updates of a network by our step on batches that were bytes: the plans and what was drawn for them."""
-    optimizer, loss, plans, draws = sgd(net), criterion(Recipe(num_classes=CLASSES)), [], []
+    optimizer, loss = sgd(net), criterion(Recipe(num_classes=CLASSES))
+    plans: list[Any] = []
+    draws: list[dict[str, list[Any]]] = []
     for seed in range(updates):
         x, _, y, _ = normalised(32, seed)
         draws.append({})
@@ -150,7 +152,8 @@ def augmix_hendrycks(original: Checkout) -> Iterator[Gap]:
     mixer: Any = build("augmix", mean=MEAN, std=STD)
     ours = smooth_vit()
     plans, draws = learned(mixer, ours, 20)
-    far, off, pairs = 0.0, [], []
+    far, pairs = 0.0, []
+    off: list[Tensor] = []
     for seed, (plan, kept) in enumerate(zip(plans, draws, strict=True)):
         x, labels, _, pixels = normalised(32, seed)
         mine, theirs = ours_of(mixer, x, plan), [distorted(original, pixels, kept, number) for number in (0, 1)]
@@ -242,7 +245,9 @@ NOISY = ("src/noisy_mixup.py", "src/cifar_models/preresnet.py")
 )
 def nfm_lim(original: Checkout) -> Iterator[Gap]:
     """Logits, loss, gradients and weights of the published network, mixed by itself and by our hooks."""
-    again, seeds, layers = Again(), [], []
+    again = Again()
+    seeds: list[int] = []
+    layers: list[int] = []
     net = noisy_resnet(original, again, seeds, layers)
     other, mixer, loss = copy.deepcopy(net), build("nfm"), criterion(Recipe(num_classes=CLASSES))
     other.blocks = [getattr(other, f"layer{n}") for n in (1, 2, 3, 4)]  # type: ignore[assignment]
@@ -289,7 +294,9 @@ def nfm_lim(original: Checkout) -> Iterator[Gap]:
 )
 def noisymix_erichson(original: Checkout) -> Iterator[Gap]:
     """Gradients and weights of the published loop and network, on the views that ours made."""
-    again, seeds, layers = Again(), [], []
+    again = Again()
+    seeds: list[int] = []
+    layers: list[int] = []
     net = noisy_resnet(original, again, seeds, layers)
     other, mixer = copy.deepcopy(net), build("noisymix", mean=MEAN, std=STD)
     other.blocks = [getattr(other, f"layer{n}") for n in (1, 2, 3, 4)]  # type: ignore[assignment]

@@ -127,4 +127,4 @@ class Distilled(Step):
 def begins(logits: Tensor, said: Tensor) -> bool:
     """Whether predictions are what a model said, or the first rows of it: of a batch that it saw with other images."""
     own, whole = (t if t._base is None else t._base for t in (logits, said))
-    return logits is said or (own is whole and logits.storage_offset() == said.storage_offset())
+    return logits is said or (own is whole and logits.data_ptr() == said.data_ptr())
