@@ -199,6 +199,8 @@ def noisy(h: Float[Tensor, "..."], add: float, mult: float, seed: int, sparse: f
 
     ``sparse``: the share of numbers that either noise spares. Drawn at least in float32, in the order of ``h.shape``.
     """
+    if torch.compiler.is_compiling():  # a compiler knows no generators, and would make new code for each seed
+        return torch.compiler.disable(noisy)(h, add, mult, seed, sparse)
     generator = torch.Generator("cpu" if h.device.type == "meta" else h.device).manual_seed(seed)
     wide = torch.promote_types(h.dtype, torch.float32)
 

@@ -33,7 +33,7 @@ EXPECTED: dict[tuple[str, str], str] = {
     **{(name, "identical_images_stay"): "noise is added" for name in ("nfm", "noisymix")},
     **{(name, "label_share_is_pixel_share"): "three layers in four are hidden" for name in ("nfm", "noisymix")},
     **{(name, "model_left_as_found"): THRICE for name in ("augmix", "noisymix")},
-    ("nfm", "model_left_as_found"): "noise is added to what BatchNorm sees within the model",
+    ("nfm", "model_left_as_found"): "three layers in four are hidden, behind which BatchNorm sees mixed features",
     ("smmix", "identical_images_stay"): "the partner's most attended square is pasted in another place",
 }
 
@@ -89,7 +89,10 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
         "label_share_is_pixel_share",
         "identical_images_stay",
     },
-    lambda: mixers.NFM(0.2, add_noise_level=0.0, mult_noise_level=0.0): {"label_share_is_pixel_share"},
+    lambda: mixers.NFM(0.2, add_noise_level=0.0, mult_noise_level=0.0): {
+        "label_share_is_pixel_share",
+        "model_left_as_found",
+    },
     mixers.SMMix: {"identical_images_stay"},
 }
 
