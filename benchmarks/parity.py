@@ -41,6 +41,7 @@ from originals import (
     tokens,
     tokens_openmixup,
     training,
+    views,
 )
 
 from mixup_recipes.pages.parity import RECORD, page, recorded
@@ -60,6 +61,7 @@ FILES = (
     tokens,
     tokens_openmixup,
     training,
+    views,
 )
 """They fill ``COMPARISONS``."""
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .alignmix import AlignMix as AlignMix
     from .alignmix import alignmixup as alignmixup
     from .attentivemix import AttentiveMix as AttentiveMix
+    from .augmix import AugMix as AugMix
     from .automix import AutoMix as AutoMix
     from .base import Mixer as Mixer
     from .base import Out as Out
@@ -33,6 +34,8 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .manifoldmix import ManifoldMix as ManifoldMix
     from .mixpro import MixPro as MixPro
     from .mixup import Mixup as Mixup
+    from .nfm import NFM as NFM
+    from .noisymix import NoisyMix as NoisyMix
     from .puzzlemix import PuzzleMix as PuzzleMix
     from .recursivemix import RecursiveMix as RecursiveMix
     from .resizemix import ResizeMix as ResizeMix

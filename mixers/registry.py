@@ -114,6 +114,10 @@ MIXERS = Rows(
         "guidedmix": "guidedmix:guidedmix",
     },
     others,
+        "augmix": "augmix:AugMix",
+        "nfm": "nfm:NFM",
+        "noisymix": "noisymix:NoisyMix",
+    }
 )
 
 # Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.

@@ -16,7 +16,7 @@ from .attending import Attention, attention, attention_layers, attentions
 from .features import before_classifier, from_tokens, grid, last_feature, to_map, to_tokens
 from .gradient import as_is, clean_pass, evaluating, looking, magnitude, saliency
 from .hooks import edit, record
-from .published import classifier, compile_stages, reductions, stages
+from .published import classifier, compile_stages, early_stages, reductions, stages
 from .teacher import PLACES, Frozen, asking_once, fingerprint, pretrained, teachers, why
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "classifier",
     "clean_pass",
     "compile_stages",
+    "early_stages",
     "edit",
     "evaluating",
     "fingerprint",
