@@ -39,6 +39,7 @@ from originals import (
     saliency,
     saliency_guided,
     tokens,
+    tokens_inside,
     tokens_openmixup,
     training,
 )
@@ -58,6 +59,7 @@ FILES = (
     saliency,
     saliency_guided,
     tokens,
+    tokens_inside,
     tokens_openmixup,
     training,
 )

@@ -88,6 +88,8 @@ MIXERS = Rows(
         "recursivemix": "recursivemix:RecursiveMix",
         "snapmix": "snapmix:SnapMix",
         "guidedmix": "guidedmix:guidedmix",
+        "mixtoken": "mixtoken:MixToken",
+        "tokenmixup": "tokenmixup:tokenmixup",
     }
 )
 
@@ -102,6 +104,7 @@ BLOCKS = Rows(
         "smm": "smmix:SMMix",
         "decouple": "decouplemix:DecoupleMix",
         "guided": "guidedmix:GuidedMix",
+        "tokenwise": "tokenmixup:TokenMixup",
     }
 )
 

@@ -26,6 +26,8 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("snapmix", "label_share_is_pixel_share"): "labels are weighted by the class activation inside the boxes",
     ("supermix", "label_share_is_pixel_share"): "the label is the share that the teacher is to see",
     ("grafting", "label_share_is_pixel_share"): "the label goes by the saliency that shows",
+    ("tokenmixup", "it_mixes"): "tokens are mixed inside of the model, of samples that its score net finds easy",
+    ("tokenmixup", "other_rng_other_plan"): "nothing is drawn: partners are assigned by what is salient",
     ("smmix", "identical_images_stay"): "the partner's most attended square is pasted in another place",
 }
 
@@ -77,7 +79,14 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     lambda: mixers.PuzzleMix(adv_p=1.0): {"identical_images_stay", "label_share_is_pixel_share"},
     lambda: mixers.CoMixup(1.0, 3, None, thres_type="soft", stride=8, set_resolve=False, niter=2, clean_lam=0.0): set(),
     mixers.SMMix: {"identical_images_stay"},
-}
+    lambda: mixers.MixToken(0.5, dense_weight=2.0): set(),
+    lambda: mixers.TokenMixup(mixers.Vanilla(), rho=0.0, tau=1.0, kappa=2, shifted=True): {
+        "other_rng_other_plan", "it_mixes", "label_share_is_pixel_share",
+    },
+    lambda: mixers.TokenMixup(mixers.CutMix(), 2, rho=0.001, tau=1.0, detach=False, compared_with="first"): {
+        "label_share_is_pixel_share",
+    },
+}  # fmt: skip
 
 
 @pytest.mark.slow

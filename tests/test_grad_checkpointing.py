@@ -26,9 +26,17 @@ MODELS = {
 REFUSED = {
     "mobilenetv3_small_050": {"manifoldmix", "alignmix", "automix", "samix", "adautomix"},
     "resnet10t": {"manifoldmix", "alignmix", "automix", "samix", "adautomix"},
-    "deit_tiny_patch16_224": {"manifoldmix", "alignmix"},
+    "deit_tiny_patch16_224": {"manifoldmix", "alignmix", "tokenmixup"},
 }
-ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign"}  # of which the others have none
+ATTENTION = {
+    "transmix",
+    "tokenmix",
+    "smmix",
+    "mixpro",
+    "tlalign",
+    "mixtoken",
+    "tokenmixup",
+}  # of which the others have none
 QUICK = {"mixup", "manifoldmix", "alignmix", "automix", "puzzlemix", "transmix"}
 CASES = [(model, mixer) for model in MODELS for mixer in MIXERS if "deit" in model or mixer not in ATTENTION]
 
