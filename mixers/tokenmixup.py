@@ -24,18 +24,17 @@ Label smoothing keeps y from being certain: with 0.1 and 1,000 classes no cross 
 nothing is mixed. The published runs on ImageNet do not smooth.
 
 Deviations: the reference code decides for all easy samples by the saliency of the first of them which tokens of the
-partners come (it gathers from one row of its three-dimensional differences), where the paper, and its own choice of
-partners, compare with the sample itself; its numbers were made so, and ``compared_with="first"`` is that. On a CPU the
-assignment is SciPy's, as there; on other devices, where nothing is read back, it is an auction (Bertsekas. Annals of
-Operations Research 14, 1988) of at most 200 rounds with bids of 2 % of the largest gain, which reaches 98 % of the
-largest sum on simulated attention and leaves a sample that got no partner as it is. The reference code puts the mixed
-samples first, and then chooses the vertical tokens of the block that mixed by the attention of other samples; here
-samples stay where they are, and the attention is that of the mixed tokens. It counts patches without the class token
-and takes tokens with it, so that each vertical token is the one before that which was chosen: ``shifted=True`` is that,
-behind its numbers too. The loss of the score net is the recipe's.
-By default ``layer`` is a quarter of the blocks, rounded up (3 of 12, 2 of 7), and the vertical part one block later.
-What is exported is the plain model: as there, both parts are of training alone. Not here: CCT, which has no class
-token.
+partners come, as it gathers from one row of its three-dimensional differences; the paper, and its own choice of
+partners, compare with the sample itself. Its training scripts run so, and ``compared_with="first"`` is that. It counts
+patches without the class token and takes tokens with it, so that each vertical token is the one before that which was
+chosen; ``shifted=True`` is that. It puts the mixed samples first, and then chooses the vertical tokens of the block
+that mixed by the attention of other samples; here samples stay where they are, and the attention is that of the mixed
+tokens. On a CPU the assignment is SciPy's, as there; on other devices, where nothing is read back, it is an auction
+(Bertsekas. Annals of Operations Research 14, 1988) of at most 200 rounds with bids of 2 % of the largest gain, which
+reaches 98 % of the largest sum on simulated attention and leaves a sample that got no partner as it is. The loss of the
+score net is the recipe's. By default ``layer`` is a quarter of the blocks, rounded up (3 of 12, 2 of 7), and the
+vertical part one block later. What is exported is the plain model: as there, both parts are of training alone. Not
+here: CCT, which has no class token.
 
 Kind: feature, label.
 """
@@ -170,7 +169,7 @@ class TokenMixup(Mixer):
         def change(tokens: Tensor) -> Tensor:
             scores.append(self.score(tokens[:, 0].detach() if self.detach else tokens[:, 0]))
             easy = difficulty(scores[0], before) <= self.tau
-            block, prefix = model.get_submodule(f"blocks.{self.at}"), model.num_prefix_tokens
+            block, prefix = model.get_submodule(f"blocks.{self.at}"), getattr(model, "num_prefix_tokens", 1)
             saliency = taps.ahead(block, tokens, prefix).weights(slice(0, 1))[..., prefix:].mean((1, 2))
             index, kept, lam = matched(saliency, easy, self.rho, self.compared_with)
             plan.update(index=index, lam=lam)
@@ -276,7 +275,7 @@ def looked_back(model: nn.Module, layer: int, count: int, shifted: bool = False)
     They go along with its input, and what the block makes of them is left out of its output: so all other tokens attend
     to them, and nothing else changes.
     """
-    prefix, tokens = model.num_prefix_tokens, 0
+    prefix, tokens = getattr(model, "num_prefix_tokens", 1), 0
     inputs = ["norm_pre", *(f"blocks.{i}" for i in range(layer - 1))]
 
     @torch.compiler.disable

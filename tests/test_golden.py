@@ -40,6 +40,8 @@ GOLDEN: dict[str, list[float]] = {
     "supermix": [1.748290, 1.666036, 1.879526, 1.483771],
     "grafting": [1.864976, 1.345698, 1.773575, 1.700102],
     "snapmix": [0.856860, 1.645926, 0.837696, 1.425032],
+    "mixtoken": [1.772190, 1.861486, 2.192186, 1.866568],
+    "tokenmixup": [3.529826, 3.445155, 4.332232, 3.768752],
 }
 
 # Where a method decides by comparing numbers, rounding decides for it sooner or later: what a processor without AVX-512

@@ -7,7 +7,6 @@ import torch
 from small_models import CRITERION, DEIT, SWIN, backbone, hooks, photos
 from teachers import fill
 from timm.models import save_for_hf
-from torch import nn
 from torch.nn import functional
 
 from mixers import MixToken, Step
@@ -15,7 +14,7 @@ from mixers.mixtoken import token_labels
 from mixers.testing import batch, rng_of
 
 
-def volo() -> nn.Module:
+def volo():
     """A small one, whose embedding looks across patches and whose grid gets coarser."""
     torch.manual_seed(0)
     small = {"embed_dims": (24, 48), "num_heads": (2, 4), "mlp_ratio": 2.0, "post_layers": (), "layers": (1, 1)}
@@ -23,7 +22,7 @@ def volo() -> nn.Module:
     return timm.models.volo.VOLO(img_size=64, num_classes=5, global_pool="avg", **small, **kept).train()
 
 
-def pvt() -> nn.Module:
+def pvt():
     """A small one, whose embedding looks across patches."""
     torch.manual_seed(0)
     small = {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 32), "num_heads": (1, 1, 1, 1)}

@@ -70,7 +70,8 @@ def mixtoken_network(original: Checkout) -> Iterator[Gap]:
     kind, boxes, _ = original.names(LABELING, *names, np=Numpy(draws), **(PARTS | parts))
     yield from same_boxes(boxes)
 
-    model, teacher = deit(), timm.create_model("test_resnet", num_classes=CLASSES).eval()
+    model = deit()
+    teacher: Any = timm.create_model("test_resnet", num_classes=CLASSES).eval()
     theirs = kind(
         img_size=112, embed_dim=192, depth=4, num_heads=3, num_classes=CLASSES, p_emb=1, qkv_bias=True,
         norm_layer=partial(nn.LayerNorm, eps=1e-6), mix_token=True, return_dense=True,
