@@ -36,6 +36,7 @@ OPTIONS: dict[str, tuple[str, str, Fields]] = {
     "guidedmix by gradient": (VIT, "guidedmix", {"mixer_args": {"guidedmix": {"source": "gradient"}}}),
     "puzzlemix clean": (VIT, "puzzlemix", {"mixer_args": {"puzzlemix": {"clean_lam": 0.5}}}),
     "comixup mixed alone": (RESNET, "comixup", {"mixer_args": {"comixup": {"clean_lam": 0.0}}}),
+    "tokens of all samples": (VIT, "tokenmixup", {"mixer_args": {"tokenmixup": {"tau": 1.0, "rho": 0.0, "kappa": 2}}}),
     "compiled": (RESNET, "puzzlemix", {"torch_compile": True}),
     "decoupled look": (RESNET, "decouplemix", {"mixer_args": {"decouplemix": {"base": "puzzlemix"}}}),
 }
