@@ -24,16 +24,16 @@ Where it mixes: a token of an embedding whose patches do not overlap (ViT, DeiT,
 so there the same is done to the images, and the method without a teacher is CutMix of whole patches. Behind an
 embedding that looks across patches (VOLO, PVT.V2) the tokens are mixed, and ``mix`` returns the images as they are.
 
-Deviations: what else the paper calls LV-ViT is an architecture and not here: its embedding of four convolutions, its
-scaled residual connections, and a prediction to which half of the largest patch logits is added. The reference code
-reads labels that a network (NFNet-F6 at 576 pixels) made of whole images in advance; it keeps the five largest scores
-of a position, as if all others were 0, and crops the labels as the image was cropped. Here the teacher looks at the
-crop itself. The reference code takes the teacher's label of the crop for y (``--ground-truth`` adds y to it), smooths
-P, and gives every patch the label of its image where there are no label maps. Here y is the recipe's, P is as the
-teacher has it, and without a teacher there is no head for tokens. The reference code moves the patch outputs back to
-their images in place of mixing P, which gives the same mean; it pairs a batch with its reverse, and draws h anew. It is
-of one grid of tokens; that the box follows the last of several grids is as in VOLO, by some of the same authors. VOLO
-itself is mixed, but gets no token labels here.
+Deviations: this was written from the code. What else it calls LV-ViT is an architecture and not here: its embedding of
+four convolutions, its scaled residual connections, and a prediction to which half of the largest patch logits is added.
+The reference code reads labels that a network (NFNet-F6 at 576 pixels) made of whole images in advance; it keeps the
+five largest scores of a position, as if all others were 0, and crops the labels as the image was cropped. Here the
+teacher looks at the crop itself. The reference code takes the teacher's label of the crop for y (``--ground-truth``
+adds y to it), smooths P, and gives every patch the label of its image where there are no label maps. Here y is the
+recipe's, P is as the teacher has it, and without a teacher there is no head for tokens. The reference code moves the
+patch outputs back to their images in place of mixing P, which gives the same mean; it pairs a batch with its reverse,
+and draws h anew. It is of one grid of tokens; that the box follows the last of several grids is as in VOLO, by some of
+the same authors. VOLO itself is mixed, but gets no token labels here.
 
 Kind: input, feature.
 """

@@ -13,7 +13,7 @@ block ``vertical_layer`` go, as keys and values alone, the kappa most attended t
 
 Published defaults: rho = 0.01, tau = 0.1, score_weight = 1, no gradient from the score net to the model, block 3 of 12
 counted from 0, alone (ImageNet, fine-tuning of ViT-B/16); with the vertical part kappa = 3 at block 4, or at block 3
-where nothing is horizontal (``layer=2, tau=0, score_weight=0, kappa=3``). On CIFAR, CCT-7 over Mixup with alpha 0.8 or
+where nothing is horizontal (``tau=0, score_weight=0, vertical_layer=3``). On CIFAR, CCT-7 over Mixup with alpha 0.8 or
 CutMix (``base``): rho = 0.003 to 0.005, tau = 0.1 or 0.2, score_weight = 0.001, with that gradient, block 2 or 3 of 7.
 
 Sampling law: ``tokenmixup@choi-2022``: nothing is drawn but what ``base`` draws; the partner is that of the assignment.
@@ -34,7 +34,7 @@ tokens. On a CPU the assignment is SciPy's, as there; on other devices, where no
 reaches 98 % of the largest sum on simulated attention and leaves a sample that got no partner as it is. The loss of the
 score net is the recipe's. By default ``layer`` is a quarter of the blocks, rounded up (3 of 12, 2 of 7), and the
 vertical part one block later. What is exported is the plain model: as there, both parts are of training alone. Not
-here: CCT, which has no class token.
+here: CCT, which has no class token. Written from the code, and of the paper from its abstract and figure 1.
 
 Kind: feature, label.
 """
@@ -123,11 +123,11 @@ class TokenMixup(Mixer):
             )
         self.at = -(-len(blocks) // 4) if self.layer is None else self.layer
         self.vertical_at = self.at + 1 if self.vertical_layer is None else self.vertical_layer
-        for name, least, place in (("layer", 1, self.at), ("vertical_layer", self.at + 1, self.vertical_at)):
-            if not least <= place < len(blocks) and (name == "layer" or self.kappa):
+        for name, place in (("layer", self.at), ("vertical_layer", self.vertical_at if self.kappa else 1)):
+            if place >= len(blocks):
                 raise ValueError(
-                    f"{name} must be at least {least} and below {len(blocks)}, the blocks of "
-                    f"{type(model).__name__}, got {place}; deit_small_patch16_224 has 12"
+                    f"{name} must be below {len(blocks)}, the blocks of {type(model).__name__}, got {place}; "
+                    "deit_small_patch16_224 has 12"
                 )
         head = taps.classifier(model)
         self.score = nn.Linear(head.in_features, head.out_features)
@@ -176,17 +176,17 @@ class TokenMixup(Mixer):
             own = torch.cat((kept.new_ones(len(kept), prefix), kept), dim=1)
             return ops.blend(tokens, index, own[:, :, None])
 
+        parts = [taps.edit(model, f"blocks.{self.at - 1}", change)]
+        if self.kappa:
+            vertical = looked_back(model, self.vertical_at, self.kappa, self.shifted)
+            parts.insert(0 if self.vertical_at < self.at else 1, vertical)  # the first of the network comes first
         with contextlib.ExitStack() as stack:
-            stack.enter_context(taps.edit(model, f"blocks.{self.at - 1}", change))
-            if self.kappa:
-                stack.enter_context(looked_back(model, self.vertical_at, self.kappa, self.shifted))
+            for part in parts:
+                stack.enter_context(part)
             logits = model(mixed)
         target = ops.blend_targets(before, plan["index"], plan["lam"])
         score = self.score_weight * criterion(scores[0], before)
         return Out.of(logits, target, plan, mix=criterion(logits, target), score=score)
-
-    def after_step(self, model: nn.Module, progress: float) -> None:
-        self.base.after_step(model, progress)
 
 
 def tokenmixup(

@@ -99,18 +99,22 @@ def by_hand(model, mixer, x, y):
     return model.forward_head(model.norm(tokens)), target, scores
 
 
-@pytest.mark.parametrize(("kappa", "shifted"), [(0, False), (2, False), (2, True)])
+@pytest.mark.parametrize(
+    ("kappa", "shifted", "places"),
+    [(0, False, (1, None)), (2, False, (1, None)), (2, True, (None, None)), (2, False, (2, 1)), (2, False, (2, 2))],
+)
 @pytest.mark.parametrize("detach", [True, False])
-def test_a_step_is_that_of_the_model_taken_apart_and_so_are_its_gradients(kappa, shifted, detach):
+def test_a_step_is_that_of_the_model_taken_apart_and_so_are_its_gradients(kappa, shifted, places, detach):
     model, (x, y) = backbone(DEIT).eval(), photos()
     with torch.no_grad():
         for p in model.parameters():  # away from the small initial weights, with which all attention is alike
             p.mul_(3) if p.ndim > 1 else p
     args = {"tau": 0.3, "rho": 0.01, "score_weight": 0.5, "detach": detach, "kappa": kappa, "shifted": shifted}
-    step = Step(model, build("tokenmixup", **args), CRITERION)
+    layer, behind = places
+    step = Step(model, build("tokenmixup", layer=layer, vertical_layer=behind, **args), CRITERION)
     step.eval()
     losses = difficulty(step.mixer.score(model._pos_embed(model.patch_embed(x))[:, 0]), y)
-    assert step.mixer.at == 1 and step.mixer.vertical_at == 2 and losses.isfinite().all()
+    assert (step.mixer.at, step.mixer.vertical_at) == (layer or 1, behind or 2) and losses.isfinite().all()
     logits, target, scores = by_hand(model, step.mixer, x, y)
     score = CRITERION(scores, y).mean() * 0.5
     mix = CRITERION(logits, target).mean()
@@ -169,9 +173,8 @@ def test_what_cannot_be_is_refused_in_words(model, transformer):
         with pytest.raises(ValueError, match=r"needs a ViT with a class token, .* use deit_small_patch16_224"):
             Step(net, build("tokenmixup"), CRITERION)
     for wrong, says in (
-        ({"layer": 6}, "layer must be at least 1 and below 6, the blocks of VisionTransformer, got 6"),
-        ({"layer": 5, "kappa": 1}, "vertical_layer must be at least 6 and below 6"),
-        ({"layer": 2, "kappa": 1, "vertical_layer": 2}, "vertical_layer must be at least 3 and below 6"),
+        ({"layer": 6}, "layer must be below 6, the blocks of VisionTransformer, got 6"),
+        ({"layer": 5, "kappa": 1}, "vertical_layer must be below 6, the blocks of VisionTransformer, got 6"),
     ):
         with pytest.raises(ValueError, match=says):
             Step(transformer, build("tokenmixup", **wrong), CRITERION)
