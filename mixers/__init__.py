@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .guidedmix import GuidedMix as GuidedMix
     from .manifoldmix import ManifoldMix as ManifoldMix
     from .mixpro import MixPro as MixPro
+    from .mixtoken import MixToken as MixToken
     from .mixup import Mixup as Mixup
     from .nfm import NFM as NFM
     from .noisymix import NoisyMix as NoisyMix
@@ -46,6 +47,7 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .supermix import SuperMix as SuperMix
     from .tlalign import TLAlign as TLAlign
     from .tokenmix import TokenMix as TokenMix
+    from .tokenmixup import TokenMixup as TokenMixup
     from .transmix import TransMix as TransMix
     from .vanilla import Vanilla as Vanilla
 

@@ -112,12 +112,13 @@ MIXERS = Rows(
         "recursivemix": "recursivemix:RecursiveMix",
         "snapmix": "snapmix:SnapMix",
         "guidedmix": "guidedmix:guidedmix",
-    },
-    others,
         "augmix": "augmix:AugMix",
         "nfm": "nfm:NFM",
         "noisymix": "noisymix:NoisyMix",
-    }
+        "mixtoken": "mixtoken:MixToken",
+        "tokenmixup": "tokenmixup:tokenmixup",
+    },
+    others,
 )
 
 # Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.
@@ -131,6 +132,7 @@ BLOCKS = Rows(
         "smm": "smmix:SMMix",
         "decouple": "decouplemix:DecoupleMix",
         "guided": "guidedmix:GuidedMix",
+        "tokenwise": "tokenmixup:TokenMixup",
     }
 )
 

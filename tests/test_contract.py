@@ -34,6 +34,8 @@ EXPECTED: dict[tuple[str, str], str] = {
     **{(name, "label_share_is_pixel_share"): "three layers in four are hidden" for name in ("nfm", "noisymix")},
     **{(name, "model_left_as_found"): THRICE for name in ("augmix", "noisymix")},
     ("nfm", "model_left_as_found"): "three layers in four are hidden, behind which BatchNorm sees mixed features",
+    ("tokenmixup", "it_mixes"): "tokens are mixed inside of the model, of samples that its score net finds easy",
+    ("tokenmixup", "other_rng_other_plan"): "nothing is drawn: partners are assigned by what is salient",
     ("smmix", "identical_images_stay"): "the partner's most attended square is pasted in another place",
 }
 
@@ -94,7 +96,14 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
         "model_left_as_found",
     },
     mixers.SMMix: {"identical_images_stay"},
-}
+    lambda: mixers.MixToken(0.5, dense_weight=2.0): set(),
+    lambda: mixers.TokenMixup(mixers.Vanilla(), rho=0.0, tau=1.0, kappa=2, shifted=True): {
+        "other_rng_other_plan", "it_mixes", "label_share_is_pixel_share",
+    },
+    lambda: mixers.TokenMixup(mixers.CutMix(), 2, rho=0.001, tau=1.0, detach=False, compared_with="first"): {
+        "label_share_is_pixel_share",
+    },
+}  # fmt: skip
 
 
 @pytest.mark.slow

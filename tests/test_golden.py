@@ -43,6 +43,8 @@ GOLDEN: dict[str, list[float]] = {
     "nfm": [1.800928, 1.674698, 1.527924, 1.710254],
     "noisymix": [2.459451, 3.690133, 3.829612, 3.538383],
     "snapmix": [0.856860, 1.645926, 0.837696, 1.425032],
+    "mixtoken": [1.772190, 1.861486, 2.192186, 1.866568],
+    "tokenmixup": [3.529826, 3.445155, 4.332232, 3.768752],
 }
 
 # Where a method decides by comparing numbers, rounding decides for it sooner or later: what a processor without AVX-512

@@ -26,9 +26,10 @@ MODELS = {
 REFUSED = {
     "mobilenetv3_small_050": {"manifoldmix", "alignmix", "automix", "samix", "adautomix", "nfm", "noisymix"},
     "resnet10t": {"manifoldmix", "alignmix", "automix", "samix", "adautomix", "nfm", "noisymix"},
-    "deit_tiny_patch16_224": {"manifoldmix", "alignmix", "nfm", "noisymix"},
+    "deit_tiny_patch16_224": {"manifoldmix", "alignmix", "nfm", "noisymix", "tokenmixup"},
 }
-ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign"}  # of which the others have none
+# what the others have none of
+ATTENTION = set("transmix tokenmix smmix mixpro tlalign mixtoken tokenmixup".split())
 QUICK = {"mixup", "manifoldmix", "alignmix", "automix", "puzzlemix", "transmix"}
 CASES = [(model, mixer) for model in MODELS for mixer in MIXERS if "deit" in model or mixer not in ATTENTION]
 

@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import timm
 import torch
 from scipy import stats
 
@@ -24,6 +25,7 @@ from mixers import (
     ops,
 )
 from mixers.base import Plan
+from mixers.testing import Recorder
 
 # Tens of thousands of calls: that what they take and give has the right shapes is seen in test_parity.py.
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
@@ -171,6 +173,18 @@ def test_the_mean_label_share_is_the_known_one(mixer, mean):
     else:
         lam = shares(found)
     assert lam.mean() == pytest.approx(mean, abs=0.01)
+
+
+def test_mixtoken_cuts_tokens_as_cutmix_cuts_pixels_and_tokenmixup_draws_nothing():
+    model, (x, y) = timm.create_model("test_vit", img_size=224, num_classes=1), tiny(2, 224, 224)
+    for i in range(300):
+        cut, of_tokens = CutMix(), build("mixtoken")
+        small = cut.plan(*tiny(2, 14, 14), np.random.default_rng((30, i)))
+        plan = of_tokens.plan(x, y, np.random.default_rng((30, i)), model)
+        assert torch.equal(plan["mask"][:, :, ::16, ::16], small["mask"]) and torch.equal(plan["index"], small["index"])
+        assert torch.equal(ops.to_pixels(small["mask"], x), plan["mask"])
+    rng = Recorder()
+    assert build("tokenmixup").plan(x, y, rng, model) == {"base": {}} and rng.draws == []
 
 
 def test_smoothmix_label_share_has_the_known_law_whatever_alpha():

@@ -12,7 +12,7 @@ the module at all.
 """
 
 from ..weights import NoWeights
-from .attending import Attention, attention, attention_layers, attentions
+from .attending import Attention, ahead, attention, attention_layers, attentions
 from .features import before_classifier, from_tokens, grid, last_feature, to_map, to_tokens
 from .gradient import as_is, clean_pass, evaluating, looking, magnitude, saliency
 from .hooks import edit, record
@@ -24,6 +24,7 @@ __all__ = [
     "Attention",
     "Frozen",
     "NoWeights",
+    "ahead",
     "as_is",
     "asking_once",
     "attention",
