@@ -149,9 +149,7 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
     "one of 2, 3, 4": [("puzzlemix n_labels", 3.0)],
     "a whole number, at least 1": [
         ("supermix steps", 0), ("supermix grid", 8.0), ("adautomix adv_interval", 0), ("augmix depth", 0),
-        ("augmix width", 2.0),
-    "a whole number, at least 1": [("supermix steps", 0), ("supermix grid", 8.0), ("adautomix adv_interval", 0),
-        ("tokenmixup layer", 0), ("tokenmixup kappa", -1), ("tokenmixup vertical_layer", 1.5),
+        ("augmix width", 2.0), ("tokenmixup layer", 0), ("tokenmixup kappa", -1), ("tokenmixup vertical_layer", 1.5),
     ],
     "a whole number of cells per side, at least 1": [("grafting grid", 0)],
     "one of 1, 2": [("grafting label_norm", 3)],
