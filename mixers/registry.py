@@ -88,8 +88,12 @@ MIXERS = Rows(
         "recursivemix": "recursivemix:RecursiveMix",
         "snapmix": "snapmix:SnapMix",
         "guidedmix": "guidedmix:guidedmix",
+        "remix": "remix:Remix",
     }
 )
+
+# Methods whose targets are values, for a loop of one's own: a recipe's are classes. Each says `regression`.
+REGRESSION = Rows({"cmixup": "cmixup:CMixup"})
 
 # Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.
 BLOCKS = Rows(
@@ -133,7 +137,7 @@ def build(spec: str | Mapping[str, Any], **args: Any) -> Made:
         args = args | {"mixers": [made(inner) for inner in args["mixers"]]}
     if args.get("base") is not None:
         args = args | {"base": made(args["base"])}
-    return (MIXERS | BLOCKS)[spec](**args)
+    return (MIXERS | REGRESSION | BLOCKS)[spec](**args)
 
 
 def made(spec: Any) -> Made:
@@ -150,11 +154,11 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 def signature(name: str) -> Signature:
-    """Parameters and defaults of an entry of ``MIXERS`` or ``BLOCKS``, without torch and without annotations.
+    """Parameters and defaults of whatever ``build`` knows, without torch and without annotations.
 
     Raises ``ValueError`` for an unknown name, naming the nearest valid one.
     """
-    known = MIXERS | BLOCKS
+    known = MIXERS | REGRESSION | BLOCKS
     if name not in known:
         raise ValueError(f"unknown mixer {name!r}; {nearest(name, known)}")
     row = known.rows[name]
@@ -162,8 +166,8 @@ def signature(name: str) -> Signature:
 
 
 def docstring(name: str) -> str:
-    """What the file of an entry of ``MIXERS`` or ``BLOCKS`` says of its method, without torch."""
-    row = (MIXERS | BLOCKS).rows[name]
+    """What the file of whatever ``build`` knows says of its method, without torch."""
+    row = (MIXERS | REGRESSION | BLOCKS).rows[name]
     if not isinstance(row, str):
         return inspect.getdoc(inspect.getmodule(row)) or ""
     return ast.get_docstring(ast.parse(source_of(row))) or ""
@@ -174,7 +178,7 @@ def sampling_law(name: str) -> str:
 
     Empty for a mixer from elsewhere that names none, and for a name that nothing here has.
     """
-    return law_in(docstring(name)) if name in MIXERS | BLOCKS else ""
+    return law_in(docstring(name)) if name in MIXERS | REGRESSION | BLOCKS else ""
 
 
 def source_of(address: str) -> str:

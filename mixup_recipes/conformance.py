@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from timm.data import Mixup
 from torchvision.transforms import v2
 
-from mixers import MIXERS, CutMix, Mixer, build, probes
+from mixers import MIXERS, REGRESSION, CutMix, Mixer, build, probes
 from mixers.testing import CHECKS, Factory, tiny_step
 from mixup_recipes.typed import UserError, nearest
 
@@ -96,8 +96,8 @@ def failed_checks(factory: Factory) -> list[str]:
 
 def subject(target: str, alpha: float | None) -> tuple[probes.Subject, Factory | None]:
     """What a target names, and its factory when it is a ``Mixer``. Raises ``UserError``."""
-    if target in MIXERS:
-        return mixer_subject(lambda **args: build(target, **args), MIXERS[target], alpha)
+    if target in (known := MIXERS | REGRESSION):
+        return mixer_subject(lambda **args: build(target, **args), known[target], alpha)
     if target in STRANGERS:
         make = STRANGERS[target]
         alphas = (alpha,) if alpha else ALPHAS

@@ -11,7 +11,7 @@ import torch
 from tiny import environment
 
 import mixers
-from mixers import BLOCKS, MIXERS, CutMix, Mixup, Switch, Vanilla, build, deit, signature
+from mixers import BLOCKS, MIXERS, REGRESSION, CutMix, Mixup, Switch, Vanilla, build, deit, signature
 from mixers.testing import tiny_step
 
 STEP = """alpha=2.0, margin=0.08, switch_off=1.0, momentum=0.999, momentum_end=0.99999, momentum_delay=0.1, \
@@ -56,16 +56,19 @@ attentivemix: AttentiveMix(alpha=2.0, beta=None, teacher='resnet18.tv_in1k')
 supermix: SuperMix(alpha=3.0, teacher=None, steps=5, grid=16, sigma=2.0, sparsity=25.0)
 grafting: Grafting(alpha=1.0, temperature=0.2, sigma=1.0, grid=None, label_norm=2, source='activation')
 guidedmix: Switch(probs=[0.5, 0.5] (mixers): ModuleList((0): Vanilla() (1): GuidedMix(source='spectral')))
+remix: Remix(alpha=1.0, kappa=3.0, tau=0.5, class_counts=None)
+cmixup: CMixup(alpha=2.0, bandwidth=1.0)
 """
 
 
 def test_repr_shows_the_constructor_call_of_a_new_mixer_each_time():
-    made = {name: build(name) for name in MIXERS}
+    made = {name: build(name) for name in [*MIXERS, *REGRESSION]}
     shown = {name: " ".join(repr(mixer).split()).replace("( ", "(").replace(" )", ")") for name, mixer in made.items()}
     assert shown == dict(line.split(": ", 1) for line in SHOWN.splitlines())
     assert repr(build("mixup", alpha=0.2)) == "Mixup(alpha=0.2)"
     assert all(build(name) is not mixer for name, mixer in made.items())
-    assert not set(MIXERS) & set(BLOCKS)
+    assert len(MIXERS | REGRESSION | BLOCKS) == len(MIXERS) + len(REGRESSION) + len(BLOCKS)
+    assert all(mixer.regression is (name in REGRESSION) for name, mixer in made.items())
 
 
 UNEVEN = {"switch": {"mixers": ["cutmix", "vanilla"], "probs": [0.9, 0.1]}}
@@ -104,7 +107,8 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
         ("mixup alpha", 0), ("mixup alpha", True), ("manifoldmix alpha", 0), ("align alpha", -1.0),
         ("smoothmix alpha", 0), ("tlalign alpha", 0), ("snapmix alpha", 0), ("attentivemix alpha", 0),
         ("attentivemix beta", -8.0), ("supermix alpha", 0), ("supermix sigma", 0), ("grafting alpha", 0),
-        ("grafting temperature", 0), ("decouplemix xi", 0),
+        ("grafting temperature", 0), ("decouplemix xi", 0), ("remix alpha", 0), ("cmixup alpha", 0),
+        ("cmixup bandwidth", 0),
     ],
     "one of False, True": [
         ("tokenmix use_alpha", "no"), ("smoothmix swapped_label", "no"), ("gridmix clip", 3), ("maskmix detach", "no"),
@@ -127,6 +131,7 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
     "three numbers, one per channel": [("saliencymix mean", 0.5)],
     "a number of at least 0 and at most 1": [
         ("transmix share", 1.5), ("recursivemix alpha", 1.5), ("guidedmix share", 1.5), ("automix momentum_end", 1.5),
+        ("remix tau", 1.5),
     ],
     "a whole number of pixels, at least 1": [("mixpro cell", 0)],
     "the name of timm weights or a folder": [("attentivemix teacher", None)],
@@ -137,6 +142,11 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
     "one of 'activation', 'gradient'": [("grafting source", "attention")],
     "one of 'spectral', 'gradient'": [("guidedmix source", "activation")],
     "a number of at least 0.001 and at most 1": [("decouplemix two_hot", 2.0)],
+    "a number of at least 1": [("remix kappa", 0.3)],
+    "the number of training images of each class, such as [500, 120, 30]": [
+        ("remix class_counts", 3), ("remix class_counts", [5, -1]), ("remix class_counts", [5, 2.5]),
+        ("remix class_counts", [0, 0]), ("remix class_counts", []),
+    ],
     "a mixer": [("decouple base", None)],
     "a list of mixers": [("switch mixers", "mixup")],
     "one of 'nearest', 'bilinear'": [("automix upsample", "bicubic")],
@@ -154,7 +164,7 @@ REFUSED_ARGUMENTS: list[tuple[Any, dict[str, Any], str]] = [
     ("cutmx", {}, "unknown mixer 'cutmx'; did you mean 'cutmix'?"),
     ("Mixup", {}, "unknown mixer 'Mixup'; did you mean 'mixup'?"),
     ("swich", {}, "unknown mixer 'swich'; did you mean 'switch'?"),
-    ("zzz", {}, f"valid names: {', '.join(sorted(MIXERS | BLOCKS))}"),
+    ("zzz", {}, f"valid names: {', '.join(sorted(MIXERS | REGRESSION | BLOCKS))}"),
     ("mixup", {"alhpa": 1.0}, "mixer 'mixup' has no argument 'alhpa'; did you mean 'alpha'?"),
     ("deit", {"mixup_alfa": 1.0}, "mixer 'deit' has no argument 'mixup_alfa'; did you mean 'mixup_alpha'?"),
     ("vanilla", {"args": 1.0}, "mixer 'vanilla' has no argument 'args'; valid names: none"),
@@ -192,7 +202,7 @@ def test_what_cannot_be_built_is_a_value_error_that_names_the_nearest(spec, args
 
 
 def test_signatures_are_read_as_they_are_written():
-    for name, make in (MIXERS | BLOCKS).items():
+    for name, make in (MIXERS | REGRESSION | BLOCKS).items():
         read, written = (
             [(p.name, p.kind, repr(p.default)) for p in found.parameters.values()]
             for found in (signature(name), inspect.signature(make))
@@ -204,7 +214,7 @@ def test_signatures_are_read_as_they_are_written():
 
 def test_the_package_shows_every_class_and_the_files_as_modules():
     assert set(mixers.__all__) <= set(dir(mixers)) and all(hasattr(mixers, name) for name in mixers.__all__)
-    for make in (MIXERS | BLOCKS).values():
+    for make in (MIXERS | REGRESSION | BLOCKS).values():
         assert not isinstance(make, type) or getattr(mixers, make.__name__) is make
     assert hasattr(mixers.taps, "Frozen") and mixers.automix.AutoMix is mixers.AutoMix
     assert mixers.deit is deit is sys.modules["mixers.deit"].deit is MIXERS["deit"]  # not its file

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixers import MIXERS, Step, build
+from mixers import MIXERS, REGRESSION, Step, build
 from mixers.testing import batch
 
 LEARNED = ("automix", "samix")
@@ -59,6 +59,8 @@ WITHOUT_AVX512: dict[str, list[float]] = {
 
 # Mixers, and a law that the published numbers of two of them were made by.
 MADE = {name: functools.partial(build, name) for name in MIXERS}
+MADE |= {name: functools.partial(build, name) for name in REGRESSION}
+MADE["remix"] = functools.partial(build, "remix", class_counts=[90, 30, 10, 3, 1])
 MADE |= {f"{name}, compounded": functools.partial(build, name, mask_loss_law="compounded") for name in LEARNED}
 
 

@@ -8,7 +8,21 @@ import pytest
 import torch
 from scipy import stats
 
-from mixers import CutMix, FMix, GridMix, ManifoldMix, Mixup, ResizeMix, SaliencyMix, SmoothMix, Switch, build, ops
+from mixers import (
+    CMixup,
+    CutMix,
+    FMix,
+    GridMix,
+    ManifoldMix,
+    Mixup,
+    Remix,
+    ResizeMix,
+    SaliencyMix,
+    SmoothMix,
+    Switch,
+    build,
+    ops,
+)
 from mixers.base import Plan
 
 # Tens of thousands of calls: that what they take and give has the right shapes is seen in test_parity.py.
@@ -167,3 +181,31 @@ def test_small_images_and_extreme_draws_keep_labels_and_pixels_together(mixer, l
         mixed, target = mixer.mix(x, y, **mixer.plan(x, y, np.random.default_rng((28, i))))
         torch.testing.assert_close(mixed.mean((2, 3)), target, atol=1e-6, rtol=0)
         assert size > 1 or (torch.equal(mixed, x) and torch.equal(target, y))
+
+
+def test_partners_of_cmixup_have_the_probabilities_of_the_kernel_and_are_drawn_one_by_one():
+    values, draws = torch.tensor([[0.0], [0.5], [3.0], [0.4]]), 4000
+    found = [
+        CMixup(2.0, 0.5).plan(torch.zeros(4, 3, 1, 1), values, np.random.default_rng((31, i))) for i in range(draws)
+    ]
+    index, weights = np.stack([plan["index"].numpy() for plan in found]), np.exp(-2 * (values - values.T).numpy() ** 2)
+    for i, row in enumerate(weights / weights.sum(1, keepdims=True)):
+        counts = np.bincount(index[:, i], minlength=4)
+        likely = row * draws > 1
+        assert counts[~likely].sum() < 5
+        expected = row[likely] / row[likely].sum() * counts[likely].sum()
+        assert not likely.sum() > 1 or stats.chisquare(counts[likely], expected).pvalue > LEVEL
+    pairs = Counter(map(tuple, index[:, [0, 1]].tolist()))  # two samples draw apart: the same partner may come twice
+    both = np.outer(*(np.bincount(index[:, i], minlength=4) / draws for i in (0, 1)))
+    assert pairs[3, 3] / draws == pytest.approx(both[3, 3], abs=0.02)
+    lam = np.array([plan["mask"][0].item() for plan in found])
+    assert stats.kstest(lam, stats.beta(2, 2).cdf).pvalue > LEVEL
+
+
+def test_remix_draws_what_mixup_draws():
+    for i in range(50):
+        x, y = torch.zeros(5, 3, 1, 1), torch.eye(5)
+        one, other = (
+            m.plan(x, y, np.random.default_rng((32, i))) for m in (Remix(0.4, class_counts=[9] * 5), Mixup(0.4))
+        )
+        assert torch.equal(one["index"], other["index"]) and torch.equal(one["mask"], other["mask"])

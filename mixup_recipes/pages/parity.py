@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from mixers import MIXERS
+from mixers import MIXERS, REGRESSION
 from mixers.registry import docstring
 from mixup_recipes.files import shipped
 from mixup_recipes.pages.markdown import escaped, markdown_table
@@ -52,10 +52,10 @@ def recorded() -> list[dict[str, Any]]:
 
 def page(rows: list[dict[str, Any]]) -> str:
     """The whole page, ``docs/parity.md``; ``rows`` as the record has them."""
-    others = list(dict.fromkeys(row["subject"] for row in rows if row["subject"] not in MIXERS))
-    parts = [INTRODUCTION, overview(list(MIXERS), rows), "", measured(rows)]
+    others = list(dict.fromkeys(row["subject"] for row in rows if row["subject"] not in MIXERS | REGRESSION))
+    parts = [INTRODUCTION, overview([*MIXERS, *REGRESSION], rows), "", measured(rows)]
     parts += ["\n## What else a published run is made of\n", overview(others, rows)]
-    return "\n".join([*parts, *(section(subject, rows) for subject in (*MIXERS, *others))]) + "\n"
+    return "\n".join([*parts, *(section(subject, rows) for subject in (*MIXERS, *REGRESSION, *others))]) + "\n"
 
 
 def overview(subjects: list[str], rows: list[dict[str, Any]]) -> str:
@@ -99,7 +99,7 @@ def section(subject: str, rows: list[dict[str, Any]]) -> str:
     if subject not in ALONE:
         name = subject if subject.isidentifier() else f"'{subject}'"
         parts.append(f"Made by `python benchmarks/parity.py --originals FOLDER --only {name}`.\n")
-    if subject in MIXERS:
+    if subject in MIXERS | REGRESSION:
         parts.append(f"What its file states as deviations: {parse(docstring(subject)).parts['Deviations']}")
     return "\n".join(parts).rstrip()
 

@@ -23,12 +23,13 @@ from mixup_recipes.data.origin import encoded, origin
 from mixup_recipes.data.pictures import check_png, to_uint8
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.fetch import is_hub
+from mixup_recipes.mixer_args import check_mixer_name, counting
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import load_recipe, resolve
 from mixup_recipes.runs.run import RECIPE, Run
 from mixup_recipes.training import known_weights  # noqa: F401  names of teachers
 from mixup_recipes.training.update import criterion
-from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
 
 SIDE = 128  # pixels of a picture on the sheet; the patches of the small transformer fit
@@ -74,8 +75,7 @@ def preview(names: list[str], mixers: list[str], count: int, photos: str | None,
 def chosen(names: list[str], mixers: list[str]) -> list[Recipe]:
     """A recipe for each row."""
     for name in mixers:
-        if name not in MIXERS:
-            raise UserError(f"unknown mixer {name!r}; {nearest(name, MIXERS)}")
+        check_mixer_name(name)
     if names and mixers:
         if len(names) > 1:
             raise UserError(f"with --mixers one recipe gives the setting, got {len(names)}: {' '.join(names)}")
@@ -275,6 +275,8 @@ def mixed(recipe: Recipe, photos: Photos, given: Step | None = None) -> Row:
 def step_for(recipe: Recipe, classes: int) -> Step:
     """The mixer on the recipe's model; without a recipe on a tiny network, or a tiny ViT where it must be one."""
     mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
+    for part in counting(mixer):
+        part.class_counts = None  # of the recipe's classes, where each photo here is of its own
     refusal = None
     for name in (recipe.model,) if recipe.dataset != SYNTHETIC else ("test_resnet", "test_vit"):
         args = {"dynamic_img_size": True} if name == "test_vit" else dict(recipe.model_args)

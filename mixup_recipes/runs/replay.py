@@ -30,7 +30,7 @@ from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones, checkpoint
 from mixup_recipes.training.folder import check_mixer
 from mixup_recipes.training.unfreezing import Unfreezing
-from mixup_recipes.training.update import class_weights, criterion, inputs, new_step
+from mixup_recipes.training.update import inputs, meet_data, new_step
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
 
@@ -103,7 +103,7 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
         backbones.create_model(recipe), recipe
     )  # before any image, whose keys move the generator that initial weights come from
     check_mixer(folder, module)
-    module.criterion = criterion(recipe, class_weights(recipe, splits.per_class, device))
+    meet_data(module, recipe, splits, device, notes.append)
     module.to(device).to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     module.train()
     if recipe.unfreeze_epochs is not None:  # layers that were frozen used their running statistics
