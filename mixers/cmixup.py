@@ -18,11 +18,11 @@ itself, relative to which partners of less than half of that are never drawn.
 Cost: the distances of all pairs of a batch, on its device: B x B numbers, next to nothing for batches up to thousands.
 
 Deviations: partners come from the batch. The paper's algorithm draws them from the whole training set, by a matrix of
-all pairs that its code computes ahead of time; a mixer sees one batch. The code has a form for large data, with which
-its images are trained (``batch_type`` 1): it joins the batch and a second one that is drawn at random, and draws from
-both; here one batch is all, so that no image is loaded that is not trained on. PovertyMap's loop draws a lambda for
-each sample, all others one for a batch, as here. Mixing hidden features, which is an option of the code and used for
-some of its data sets, is not offered.
+all pairs that its code computes ahead of time; a mixer sees one batch. The code has a form for batches too
+(``batch_type`` 1, for RCF-MNIST): it joins the batch and a second one that is drawn at random, and draws from both;
+here one batch is all, so that no image is loaded that is not trained on. PovertyMap's loop draws a lambda for each
+sample, the others one for a batch, as here. Mixing hidden features, an option of the code that is on for some of its
+data sets, is not offered.
 
 Kind: input.
 """

@@ -40,6 +40,8 @@ GOLDEN: dict[str, list[float]] = {
     "supermix": [1.748290, 1.666036, 1.879526, 1.483771],
     "grafting": [1.864976, 1.345698, 1.773575, 1.700102],
     "snapmix": [0.856860, 1.645926, 0.837696, 1.425032],
+    "remix": [1.737902, 1.522079, 2.277740, 1.943831],
+    "cmixup": [1.948605, 1.755602, 1.370966, 1.859857],
 }
 
 # Where a method decides by comparing numbers, rounding decides for it sooner or later: what a processor without AVX-512

@@ -184,20 +184,15 @@ def test_small_images_and_extreme_draws_keep_labels_and_pixels_together(mixer, l
 
 
 def test_partners_of_cmixup_have_the_probabilities_of_the_kernel_and_are_drawn_one_by_one():
-    values, draws = torch.tensor([[0.0], [0.5], [3.0], [0.4]]), 4000
-    found = [
-        CMixup(2.0, 0.5).plan(torch.zeros(4, 3, 1, 1), values, np.random.default_rng((31, i))) for i in range(draws)
-    ]
-    index, weights = np.stack([plan["index"].numpy() for plan in found]), np.exp(-2 * (values - values.T).numpy() ** 2)
-    for i, row in enumerate(weights / weights.sum(1, keepdims=True)):
-        counts = np.bincount(index[:, i], minlength=4)
-        likely = row * draws > 1
-        assert counts[~likely].sum() < 5
-        expected = row[likely] / row[likely].sum() * counts[likely].sum()
-        assert not likely.sum() > 1 or stats.chisquare(counts[likely], expected).pvalue > LEVEL
-    pairs = Counter(map(tuple, index[:, [0, 1]].tolist()))  # two samples draw apart: the same partner may come twice
-    both = np.outer(*(np.bincount(index[:, i], minlength=4) / draws for i in (0, 1)))
-    assert pairs[3, 3] / draws == pytest.approx(both[3, 3], abs=0.02)
+    values, draws, x = np.array([[0.0], [0.5], [1.2], [0.4]]), 4000, torch.zeros(4, 3, 1, 1)
+    y = torch.from_numpy(values).float()
+    found = [CMixup(2.0, 0.5).plan(x, y, np.random.default_rng((31, i))) for i in range(draws)]
+    index, weights = np.stack([plan["index"].numpy() for plan in found]), np.exp(-2 * (values - values.T) ** 2)
+    likely = weights / weights.sum(1, keepdims=True)
+    for i, row in enumerate(likely):
+        assert stats.chisquare(np.bincount(index[:, i], minlength=4), row * draws).pvalue > LEVEL
+    pairs = np.bincount(4 * index[:, 0] + index[:, 1], minlength=16)  # two samples may draw the same partner
+    assert stats.chisquare(pairs, np.outer(likely[0], likely[1]).ravel() * draws).pvalue > LEVEL
     lam = np.array([plan["mask"][0].item() for plan in found])
     assert stats.kstest(lam, stats.beta(2, 2).cdf).pvalue > LEVEL
 

@@ -92,7 +92,7 @@ def cmixup_authors(original: Checkout) -> Iterator[Gap]:
     again = Again(choice=choice, permutation=lambda among: among)
     args = space(mixtype="kde", kde_type="gaussian", kde_bandwidth=0.2, show_process=0, batch_type=0, mix_alpha=2.0)
     vars(args).update(batch_size=16, num_epochs=20, use_manifold=False, dataset="", is_ood=1)
-    args.optimiser_args = {"lr": 1e-3}
+    args.optimiser_args = {"lr": 7e-5}  # of its set of images
     given: dict[str, Any] = {"np": Numpy(again), "torch": torch, "nn": nn, "KernelDensity": KernelDensity, "args": args}
     given |= {"copy": copy, "Adam": torch.optim.Adam, "time": space(time=lambda: 0.0), "print": lambda *_: None}
     given["test"] = lambda *_: {"mse": 0.0, "r": 0.0}  # it chooses which epoch is kept, and both train on
@@ -109,7 +109,7 @@ def cmixup_authors(original: Checkout) -> Iterator[Gap]:
     yield Gap("partners, 200 batches of 64, 1 to 3 values, bandwidth 0.2", differing / (200 * 32), "share")
     x, values = batch(0, count=16)[0], torch.from_numpy(rng.uniform(-1, 1, (16, CLASSES)) / 4).float()
     net, model = small(), small()
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(net.parameters(), **args.optimiser_args)
     for update in range(20):
         optimizer.zero_grad()
         mixer(net, nn.MSELoss(reduction="none"), x, values, keeping(update, again.kept)).loss.backward()
