@@ -11,6 +11,7 @@ from test_own_photos import TINY, put, recipe
 
 from mixers import Mixup, Remix
 from mixup_recipes.data.splits import load_splits
+from mixup_recipes.pages import preview
 from mixup_recipes.recipe import to_yaml
 from mixup_recipes.resolve import load_recipe, resolve
 from mixup_recipes.runs.replay import replay
@@ -137,3 +138,10 @@ def test_a_run_counts_goes_on_to_the_same_end_and_is_replayed(server, tmp_path):
     ):
         status, output = server.run(*args, "--output_dir", tmp_path / "other")
         assert status == (0 if "--dry_run" in args else 2) and says in output, output
+
+
+def test_a_preview_whose_photos_are_of_a_class_each_shows_the_blend_whatever_the_counts():
+    told = load_recipe("quickstart_remix", mixer_args={"alpha": 0.5, "class_counts": list(range(1, 15))})
+    plain = load_recipe("quickstart_mixup", mixer_args={"alpha": 0.5})
+    one, other = (preview.mixed(own, preview.shapes(3)) for own in (told, plain))
+    assert torch.equal(one.shares, other.shares) and torch.equal(one.pixels, other.pixels)
