@@ -4,7 +4,7 @@
 
 ``FOLDER`` holds checkouts of the repositories that ``--list`` names, each under the repository's own name; nothing of
 them is kept here. With ``--only NAME...`` the rows of these are made anew and the others stay. ``--page`` only renders
-the page from the record. The graph cuts of puzzlemix and comixup need the extra ``oracle``.
+the page from the record. The graph cuts of puzzlemix and comixup, and cmixup, need the extra ``oracle``.
 """
 
 # ruff: noqa: E402
@@ -28,6 +28,7 @@ from originals import (
     COMPARISONS,
     Checkout,
     Comparison,
+    by_labels,
     cutting,
     cutting_shapes,
     decoupling,
@@ -49,6 +50,7 @@ from mixup_recipes.pages.parity import RECORD, page, recorded
 
 PAGE = ROOT / "docs/parity.md"
 FILES = (
+    by_labels,
     cutting,
     cutting_shapes,
     decoupling,

@@ -1,15 +1,15 @@
 """Mixing methods for image classification, one file per paper.
 
-``MIXERS`` maps every name that a recipe may use to what builds it; a name in it works. ``build`` makes a
-mixer from a name and arguments, nested mixers included. Names and signatures are known without torch: what needs it
-is loaded when asked for.
+``MIXERS`` maps every name that a recipe may use to what builds it; a name in it works. ``REGRESSION`` does so for
+targets that are values, which no recipe has. ``build`` makes a mixer from a name and arguments, nested mixers included.
+Names and signatures are known without torch: what needs it is loaded when asked for.
 """
 
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from .deit import deit  # this file and rsb have their functions' names: imported here, so that the package shows these
-from .registry import BLOCKS, MIXERS, build, found_at, made, nearest, signature
+from .registry import BLOCKS, MIXERS, REGRESSION, build, found_at, made, nearest, signature
 from .rsb import rsb
 
 if TYPE_CHECKING:  # what __getattr__ finds
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .base import Out as Out
     from .base import Plan as Plan
     from .base import Step as Step
+    from .cmixup import CMixup as CMixup
     from .comixup import CoMixup as CoMixup
     from .compose import Switch as Switch
     from .cutmix import CutMix as CutMix
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .noisymix import NoisyMix as NoisyMix
     from .puzzlemix import PuzzleMix as PuzzleMix
     from .recursivemix import RecursiveMix as RecursiveMix
+    from .remix import Remix as Remix
     from .resizemix import ResizeMix as ResizeMix
     from .saliencymix import SaliencyMix as SaliencyMix
     from .smmix import SMMix as SMMix
@@ -54,10 +56,10 @@ if TYPE_CHECKING:  # what __getattr__ finds
 # Where the public names are that need torch.
 LAZY = {name: f"base:{name}" for name in ("Mixer", "Out", "Plan", "Step")}
 LAZY |= {"alignmixup": "alignmix:alignmixup", "AutoMix": "automix:AutoMix"}
-ROWS = [str(row).split(":") for row in (MIXERS | BLOCKS).rows.values()]
+ROWS = [str(row).split(":") for row in (MIXERS | REGRESSION | BLOCKS).rows.values()]
 LAZY |= {name: f"{file}:{name}" for file, name in ROWS if not name.islower()}
 
-__all__ = ["BLOCKS", "MIXERS", "build", "deit", "made", "nearest", "rsb", "signature", *LAZY]
+__all__ = ["BLOCKS", "MIXERS", "REGRESSION", "build", "deit", "made", "nearest", "rsb", "signature", *LAZY]
 
 
 def __getattr__(name: str) -> Any:

@@ -70,6 +70,9 @@ class Mixer(nn.Module):
     rows of W are at least 0 and sum to 1.
     """
 
+    regression: bool = False
+    """Whether the method goes by how far targets are apart, so that it means nothing where they are classes."""
+
     inside: bool = False
     """Whether it mixes features inside of the model, so that there is no mixed image that another model could see."""
 

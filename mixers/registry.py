@@ -69,7 +69,7 @@ def others() -> Mapping[str, packages.Registered]:
 @functools.cache
 def installed() -> packages.Found:
     """What other packages register, looked for once. A name of ours is nobody else's."""
-    return packages.read({*MIXERS.rows, *BLOCKS.rows})
+    return packages.read({*MIXERS.rows, *REGRESSION.rows, *BLOCKS.rows})
 
 
 @functools.cache
@@ -117,9 +117,13 @@ MIXERS = Rows(
         "noisymix": "noisymix:NoisyMix",
         "mixtoken": "mixtoken:MixToken",
         "tokenmixup": "tokenmixup:tokenmixup",
+        "remix": "remix:Remix",
     },
     others,
 )
+
+# Methods whose targets are values, for a loop of one's own: a recipe's are classes. Each says `regression`.
+REGRESSION = Rows({"cmixup": "cmixup:CMixup"})
 
 # Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.
 BLOCKS = Rows(
@@ -165,7 +169,7 @@ def build(spec: str | Mapping[str, Any], **args: Any) -> Made:
     if args.get("base") is not None:
         args = args | {"base": made(args["base"])}
     tell()  # a package whose mixer has a name of ours, too
-    mixer = (MIXERS | BLOCKS)[spec](**args)
+    mixer = (MIXERS | REGRESSION | BLOCKS)[spec](**args)
     if not isinstance(mixer, found_at("base:Mixer")):
         package = package_of(spec)
         where = f"package {package}: " if package else ""
@@ -180,7 +184,7 @@ def made(spec: Any) -> Made:
 
 def package_of(name: str) -> packages.Registered | None:
     """Which package a mixer comes from; None for ours, and for a name that there is not."""
-    return None if name in MIXERS.rows or name in BLOCKS.rows else others().get(name)
+    return None if any(name in table.rows for table in (MIXERS, REGRESSION, BLOCKS)) else others().get(name)
 
 
 def why_not(name: str) -> str:
@@ -209,11 +213,11 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 def signature(name: str) -> Signature:
-    """Parameters and defaults of an entry of ``MIXERS`` or ``BLOCKS``, without torch and without annotations.
+    """Parameters and defaults of whatever ``build`` knows, without torch and without annotations.
 
     Raises ``ValueError`` for an unknown name, naming the nearest valid one.
     """
-    known = MIXERS | BLOCKS
+    known = MIXERS | REGRESSION | BLOCKS
     if name not in known:
         raise ValueError(f"unknown mixer {name!r}; {why_not(name) or nearest(name, known)}")
     row = known.row(name)
@@ -230,8 +234,8 @@ def written(address: str) -> Signature:
 
 
 def docstring(name: str) -> str:
-    """What the file of an entry of ``MIXERS`` or ``BLOCKS`` says of its method, without torch."""
-    row = (MIXERS | BLOCKS).row(name)
+    """What the file of whatever ``build`` knows says of its method, without torch."""
+    row = (MIXERS | REGRESSION | BLOCKS).row(name)
     if isinstance(row, packages.Registered):
         return row.docstring
     if not isinstance(row, str):
@@ -244,4 +248,4 @@ def sampling_law(name: str) -> str:
 
     Empty for a mixer from elsewhere that names none, and for a name that nothing here has.
     """
-    return law_in(docstring(name)) if name in MIXERS | BLOCKS else ""
+    return law_in(docstring(name)) if name in MIXERS | REGRESSION | BLOCKS else ""

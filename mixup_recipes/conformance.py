@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from timm.data import Mixup
 from torchvision.transforms import v2
 
-from mixers import MIXERS, CutMix, Mixer, build, probes
+from mixers import MIXERS, REGRESSION, CutMix, Mixer, build, probes
 from mixers.registry import why_not
 from mixers.testing import CHECKS, Factory, tiny_step
 from mixup_recipes.typed import UserError, nearest
@@ -97,9 +97,9 @@ def failed_checks(factory: Factory) -> list[str]:
 
 def subject(target: str, alpha: float | None) -> tuple[probes.Subject, Factory | None]:
     """What a target names, and its factory when it is a ``Mixer``. Raises ``UserError``."""
-    if target in MIXERS:
+    if target in (known := MIXERS | REGRESSION):
         try:
-            return mixer_subject(lambda **args: build(target, **args), MIXERS[target], alpha)
+            return mixer_subject(lambda **args: build(target, **args), known[target], alpha)
         except ValueError as error:  # a package's, which is broken or needs arguments
             raise UserError(str(error)) from None
     if target in STRANGERS:

@@ -1,13 +1,17 @@
 """The arguments of a recipe's mixer: checked by name, completed, and merged from where they are given."""
 
 import dataclasses
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from mixers import BLOCKS, MIXERS, build, signature
+from mixers import BLOCKS, MIXERS, REGRESSION, build, signature
 from mixers.registry import package_of, why_not
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, convert, nearest
+from mixup_recipes.words import many
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def check_rows(rows: dict[str, Any], source: str, absent: Collection[str] = ()) -> None:
@@ -36,7 +40,9 @@ def merge_rows(below: dict[str, Any], above: dict[str, Any], source: str, origin
 
 
 def check_mixer_name(name: str, where: str = "") -> None:
-    """Raise ``UserError`` unless a mixer of this name exists, and its arguments can be read."""
+    """Raise ``UserError`` unless a mixer of this name exists, and its arguments can be read, for classes."""
+    if name in REGRESSION:
+        raise UserError(of_regression(name))
     if name not in MIXERS:
         raise UserError(f"{where}unknown mixer {name!r}; {why_not(name) or nearest(str(name), MIXERS)}")
     if package_of(name):
@@ -55,7 +61,7 @@ def used_packages(recipe: Recipe) -> dict[str, str]:
 def absent_mixers(recipe: Recipe) -> list[str]:
     """The mixers of a recipe that nothing registers here: those of a package that is not installed."""
     names = named(recipe.mixer, recipe.mixer_args.get(recipe.mixer))
-    return [name for name in names if name not in MIXERS | BLOCKS]
+    return [name for name in names if name not in MIXERS | REGRESSION | BLOCKS]
 
 
 def named(mixer: Any, args: Any) -> Iterator[str]:
@@ -70,7 +76,18 @@ def named(mixer: Any, args: Any) -> Iterator[str]:
                 yield from named(name, own)
 
 
+def of_regression(name: str) -> str:
+    """Why a recipe cannot use a mixer whose targets are values, and what can."""
+    return (
+        f"mixer {name!r} is for regression: it goes by how far values are apart, and a recipe's targets are classes; "
+        "use mixup or another here, and this one in a loop of your own (docs/dense.md)"
+    )
+
+
+# Arguments that are filled in where they are not given: by what the recipe says, and by the data once they are open. A
+# recipe keeps the second at None, so that it is right for other data too; data.json has the counts of a run.
 NORMALISED = ("mean", "std")
+COUNTED = "class_counts"
 NESTED = ("base", "mixers")
 
 
@@ -112,8 +129,8 @@ def with_mixer_args(
     """Write down every argument of the chosen mixer, defaults included, so that the saved recipe is complete.
 
     Their values are checked by building the mixer, which takes seconds to import torch. ``proven``: this package's own
-    files set them all, and its tests have built those. Raises ``UserError``, also for a mixer that takes each image for
-    one of one class in a recipe of several. A recipe with a mixer that is ``absent`` is taken as it was completed.
+    files set them all, and its tests have built those. Raises ``UserError``, also for a mixer that does not go with the
+    recipe's labels. A recipe with a mixer that is ``absent`` is taken as it was completed.
     """
     if {*named(recipe.mixer, recipe.mixer_args.get(recipe.mixer))} & {*absent}:
         return recipe
@@ -123,16 +140,57 @@ def with_mixer_args(
     args = complete(recipe, recipe.mixer, given | own_args)
     for key in args:
         path = f"mixer_args.{recipe.mixer}.{key}"
-        source = f"the recipe's {key}" if key in NORMALISED else "mixer's default"
+        source = f"the recipe's {key}" if key in NORMALISED else "the data" if key == COUNTED else "mixer's default"
         origin[path] = "command line" if key in own_args else origin.get(path, source)
-    if own_args or not proven or recipe.multi_label:
+    if own_args or not proven or recipe.multi_label or recipe.streaming:
         try:
             made = build(recipe.mixer, **args)
         except (ValueError, TypeError) as e:
             raise UserError(str(e)) from None
-        if recipe.multi_label and any(getattr(module, "one_label", False) for module in made.modules()):
-            raise UserError(
-                f"mixer {recipe.mixer!r} takes each image for one of one class: it does not go with multi_label; use "
-                "cutmix, mixup, puzzlemix or another"
-            )
+        check_labels(recipe, made)
     return dataclasses.replace(recipe, mixer_args=recipe.mixer_args | {recipe.mixer: args})
+
+
+def check_labels(recipe: Recipe, mixer: "nn.Module") -> None:
+    """Raise ``UserError`` where a mixer, or one inside of it, does not go with what the recipe says of its labels."""
+    if recipe.multi_label and any(getattr(module, "one_label", False) for module in mixer.modules()):
+        raise UserError(
+            f"mixer {recipe.mixer!r} takes each image for one of one class: it does not go with multi_label; use "
+            "cutmix, mixup, puzzlemix or another"
+        )
+    if any(getattr(module, "regression", False) for module in mixer.modules()):
+        raise UserError(of_regression(recipe.mixer))
+    for module in counting(mixer):
+        if recipe.streaming and module.class_counts is None:
+            raise UserError(
+                f"mixer {recipe.mixer!r} needs the training images of each class, which a stream does not tell before "
+                f"it is read: leave out streaming, or say them, --mixer.{COUNTED} '[500, 120, 30]'"
+            )
+        if recipe.num_classes and module.class_counts is not None:
+            check_counts(module.class_counts, recipe.num_classes)
+
+
+def counting(mixer: "nn.Module") -> Iterator[Any]:
+    """A mixer and those inside of it, as far as they go by how many training images a class has."""
+    return (module for module in mixer.modules() if COUNTED in vars(module))
+
+
+def check_counts(counts: Sequence[int], classes: int) -> None:
+    """Raise ``UserError`` unless there is a count for each class."""
+    if len(counts) != classes:
+        raise UserError(
+            f"{COUNTED} has {many(len(counts), 'number')} for {many(classes, 'class')}; leave it out, and the training "
+            "images are counted"
+        )
+
+
+def fill_counts(mixer: "nn.Module", images: Sequence[int]) -> None:
+    """Tell a mixer, and those inside of it, the training images of each class, where the recipe does not say them.
+
+    Raises ``UserError`` where it says them for another number of classes.
+    """
+    for module in counting(mixer):
+        if module.class_counts is None:
+            module.class_counts = list(images)
+        elif images:  # of a stream they are not known
+            check_counts(module.class_counts, len(images))

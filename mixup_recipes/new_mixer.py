@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from string import Template
 
-from mixers import BLOCKS, MIXERS
+from mixers import BLOCKS, MIXERS, REGRESSION
 from mixers.packages import GROUP, NAME
 from mixers.registry import package_of
 from mixup_recipes import __version__
@@ -233,7 +233,7 @@ def check_name(name: str) -> None:
             f"a mixer's name is at most {LONGEST} lower-case letters and digits, begins with a letter and is no word "
             f"of Python{advice}; got {name!r}"
         )
-    if name in MIXERS.rows or name in BLOCKS:
+    if any(name in table.rows for table in (MIXERS, REGRESSION, BLOCKS)):
         raise UserError(f"Mixup Recipes has a mixer {name!r}; give yours another name")
     if package := package_of(name):
         raise UserError(f"the package {package} has a mixer {name!r}; give yours another name, or uninstall it")

@@ -11,7 +11,7 @@ import torch
 from tiny import environment
 
 import mixers
-from mixers import BLOCKS, MIXERS, CutMix, Mixup, Switch, Vanilla, build, deit, signature
+from mixers import BLOCKS, MIXERS, REGRESSION, CutMix, Mixup, Switch, Vanilla, build, deit, signature
 from mixers.testing import tiny_step
 
 STEP = """alpha=2.0, margin=0.08, switch_off=1.0, momentum=0.999, momentum_end=0.99999, momentum_delay=0.1, \
@@ -64,16 +64,19 @@ mixtoken: MixToken(alpha=1.0, teacher=None, dense_weight=1.0)
 tokenmixup: TokenMixup(layer=None, rho=0.01, tau=0.1, score_weight=1.0, detach=True, kappa=0, \
 vertical_layer=None, compared_with='own', shifted=False (base): Vanilla())
 guidedmix: Switch(probs=[0.5, 0.5] (mixers): ModuleList((0): Vanilla() (1): GuidedMix(source='spectral')))
+remix: Remix(alpha=1.0, kappa=3.0, tau=0.5, class_counts=None)
+cmixup: CMixup(alpha=2.0, bandwidth=1.0)
 """
 
 
 def test_repr_shows_the_constructor_call_of_a_new_mixer_each_time():
-    made = {name: build(name) for name in MIXERS}
+    made = {name: build(name) for name in [*MIXERS, *REGRESSION]}
     shown = {name: " ".join(repr(mixer).split()).replace("( ", "(").replace(" )", ")") for name, mixer in made.items()}
     assert shown == dict(line.split(": ", 1) for line in SHOWN.splitlines())
     assert repr(build("mixup", alpha=0.2)) == "Mixup(alpha=0.2)"
     assert all(build(name) is not mixer for name, mixer in made.items())
-    assert not set(MIXERS) & set(BLOCKS)
+    assert len(MIXERS | REGRESSION | BLOCKS) == len(MIXERS) + len(REGRESSION) + len(BLOCKS)
+    assert all(mixer.regression is (name in REGRESSION) for name, mixer in made.items())
 
 
 UNEVEN = {"switch": {"mixers": ["cutmix", "vanilla"], "probs": [0.9, 0.1]}}
@@ -112,9 +115,8 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
         ("mixup alpha", 0), ("mixup alpha", True), ("manifoldmix alpha", 0), ("align alpha", -1.0),
         ("smoothmix alpha", 0), ("tlalign alpha", 0), ("snapmix alpha", 0), ("attentivemix alpha", 0),
         ("attentivemix beta", -8.0), ("supermix alpha", 0), ("supermix sigma", 0), ("grafting alpha", 0),
-        ("grafting temperature", 0), ("decouplemix xi", 0),
-        ("augmix alpha", 0), ("nfm alpha", 0), ("noisymix alpha", 0),
-        ("grafting temperature", 0), ("decouplemix xi", 0), ("mixtoken alpha", 0),
+        ("grafting temperature", 0), ("decouplemix xi", 0), ("augmix alpha", 0), ("nfm alpha", 0),
+        ("noisymix alpha", 0), ("mixtoken alpha", 0), ("remix alpha", 0), ("cmixup alpha", 0), ("cmixup bandwidth", 0),
     ],
     "one of False, True": [
         ("tokenmix use_alpha", "no"), ("smoothmix swapped_label", "no"), ("gridmix clip", 3), ("maskmix detach", "no"),
@@ -142,6 +144,7 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
     "a number of at least 0 and at most 1": [
         ("transmix share", 1.5), ("recursivemix alpha", 1.5), ("guidedmix share", 1.5), ("automix momentum_end", 1.5),
         ("noisymix sparse_level", 1.5),
+        ("remix tau", 1.5),
     ],
     "a number of at least 0.1 and at most 10": [("augmix severity", 0), ("noisymix severity", 11)],
     "a whole number of pixels, at least 1": [("mixpro cell", 0)],
@@ -157,6 +160,11 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
     "one of 'activation', 'gradient'": [("grafting source", "attention")],
     "one of 'spectral', 'gradient'": [("guidedmix source", "activation")],
     "a number of at least 0.001 and at most 1": [("decouplemix two_hot", 2.0)],
+    "a number of at least 1": [("remix kappa", 0.3)],
+    "the number of training images of each class, such as [500, 120, 30]": [
+        ("remix class_counts", 3), ("remix class_counts", [5, -1]), ("remix class_counts", [5, 2.5]),
+        ("remix class_counts", [0, 0]), ("remix class_counts", []),
+    ],
     "a mixer": [("decouple base", None)],
     "a list of mixers": [("switch mixers", "mixup")],
     "one of 'nearest', 'bilinear'": [("automix upsample", "bicubic")],
@@ -174,7 +182,7 @@ REFUSED_ARGUMENTS: list[tuple[Any, dict[str, Any], str]] = [
     ("cutmx", {}, "unknown mixer 'cutmx'; did you mean 'cutmix'?"),
     ("Mixup", {}, "unknown mixer 'Mixup'; did you mean 'mixup'?"),
     ("swich", {}, "unknown mixer 'swich'; did you mean 'switch'?"),
-    ("zzz", {}, f"valid names: {', '.join(sorted(MIXERS | BLOCKS))}"),
+    ("zzz", {}, f"valid names: {', '.join(sorted(MIXERS | REGRESSION | BLOCKS))}"),
     ("mixup", {"alhpa": 1.0}, "mixer 'mixup' has no argument 'alhpa'; did you mean 'alpha'?"),
     ("deit", {"mixup_alfa": 1.0}, "mixer 'deit' has no argument 'mixup_alfa'; did you mean 'mixup_alpha'?"),
     ("vanilla", {"args": 1.0}, "mixer 'vanilla' has no argument 'args'; valid names: none"),
@@ -213,7 +221,7 @@ def test_what_cannot_be_built_is_a_value_error_that_names_the_nearest(spec, args
 
 
 def test_signatures_are_read_as_they_are_written():
-    for name, make in (MIXERS | BLOCKS).items():
+    for name, make in (MIXERS | REGRESSION | BLOCKS).items():
         read, written = (
             [(p.name, p.kind, repr(p.default)) for p in found.parameters.values()]
             for found in (signature(name), inspect.signature(make))
@@ -225,7 +233,7 @@ def test_signatures_are_read_as_they_are_written():
 
 def test_the_package_shows_every_class_and_the_files_as_modules():
     assert set(mixers.__all__) <= set(dir(mixers)) and all(hasattr(mixers, name) for name in mixers.__all__)
-    for make in (MIXERS | BLOCKS).values():
+    for make in (MIXERS | REGRESSION | BLOCKS).values():
         assert not isinstance(make, type) or getattr(mixers, make.__name__) is make
     assert hasattr(mixers.taps, "Frozen") and mixers.automix.AutoMix is mixers.AutoMix
     assert mixers.deit is deit is sys.modules["mixers.deit"].deit is MIXERS["deit"]  # not its file

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 import mixers
-from mixers import MIXERS, Mixer
+from mixers import MIXERS, REGRESSION, Mixer
 from mixers.testing import CHECKS, check_mixer
 
 # An exception that no longer fails is an error, so that this table cannot outlive its reasons.
@@ -39,14 +39,15 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("smmix", "identical_images_stay"): "the partner's most attended square is pasted in another place",
 }
 
-CASES = [(mixer, check) for mixer in MIXERS for check in CHECKS]
+MADE = MIXERS | REGRESSION
+CASES = [(mixer, check) for mixer in MADE for check in CHECKS]
 
 
 @pytest.mark.parametrize(("mixer", "check"), CASES, ids=[f"{mixer}-{check}" for mixer, check in CASES])
 def test_mixer_keeps_the_promise(mixer, check):
     reason = EXPECTED.get((mixer, check))
     try:
-        CHECKS[check](MIXERS[mixer])
+        CHECKS[check](MADE[mixer])
     except AssertionError:
         if reason is None:
             raise
@@ -96,14 +97,18 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
         "model_left_as_found",
     },
     mixers.SMMix: {"identical_images_stay"},
+    lambda: mixers.Remix(class_counts=[90, 30, 10, 3, 1]): {"label_share_is_pixel_share"},
+    lambda: mixers.CMixup(bandwidth=0.1): {"it_mixes"},
     lambda: mixers.MixToken(0.5, dense_weight=2.0): set(),
     lambda: mixers.TokenMixup(mixers.Vanilla(), rho=0.0, tau=1.0, kappa=2, shifted=True): {
-        "other_rng_other_plan", "it_mixes", "label_share_is_pixel_share",
+        "other_rng_other_plan",
+        "it_mixes",
+        "label_share_is_pixel_share",
     },
     lambda: mixers.TokenMixup(mixers.CutMix(), 2, rho=0.001, tau=1.0, detach=False, compared_with="first"): {
         "label_share_is_pixel_share",
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow

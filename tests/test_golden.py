@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixers import MIXERS, Step, build
+from mixers import MIXERS, REGRESSION, Step, build
 from mixers.testing import batch
 
 LEARNED = ("automix", "samix")
@@ -45,6 +45,8 @@ GOLDEN: dict[str, list[float]] = {
     "snapmix": [0.856860, 1.645926, 0.837696, 1.425032],
     "mixtoken": [1.772190, 1.861486, 2.192186, 1.866568],
     "tokenmixup": [3.529826, 3.445155, 4.332232, 3.768752],
+    "remix": [1.737902, 1.522079, 2.277740, 1.943831],
+    "cmixup": [1.948605, 1.755602, 1.370966, 1.859857],
 }
 
 # Where a method decides by comparing numbers, rounding decides for it sooner or later: what a processor without AVX-512
@@ -64,6 +66,8 @@ WITHOUT_AVX512: dict[str, list[float]] = {
 
 # Mixers, and a law that the published numbers of two of them were made by.
 MADE = {name: functools.partial(build, name) for name in MIXERS}
+MADE |= {name: functools.partial(build, name) for name in REGRESSION}
+MADE["remix"] = functools.partial(build, "remix", class_counts=[90, 30, 10, 3, 1])
 MADE |= {f"{name}, compounded": functools.partial(build, name, mask_loss_law="compounded") for name in LEARNED}
 
 

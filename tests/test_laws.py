@@ -11,12 +11,14 @@ from scipy import stats
 
 from mixers import (
     NFM,
+    CMixup,
     CutMix,
     FMix,
     GridMix,
     ManifoldMix,
     Mixup,
     NoisyMix,
+    Remix,
     ResizeMix,
     SaliencyMix,
     SmoothMix,
@@ -240,3 +242,26 @@ def test_small_images_and_extreme_draws_keep_labels_and_pixels_together(mixer, l
         mixed, target = mixer.mix(x, y, **mixer.plan(x, y, np.random.default_rng((28, i))))
         torch.testing.assert_close(mixed.mean((2, 3)), target, atol=1e-6, rtol=0)
         assert size > 1 or (torch.equal(mixed, x) and torch.equal(target, y))
+
+
+def test_partners_of_cmixup_have_the_probabilities_of_the_kernel_and_are_drawn_one_by_one():
+    values, draws, x = np.array([[0.0], [0.5], [1.2], [0.4]]), 4000, torch.zeros(4, 3, 1, 1)
+    y = torch.from_numpy(values).float()
+    found = [CMixup(2.0, 0.5).plan(x, y, np.random.default_rng((31, i))) for i in range(draws)]
+    index, weights = np.stack([plan["index"].numpy() for plan in found]), np.exp(-2 * (values - values.T) ** 2)
+    likely = weights / weights.sum(1, keepdims=True)
+    for i, row in enumerate(likely):
+        assert stats.chisquare(np.bincount(index[:, i], minlength=4), row * draws).pvalue > LEVEL
+    pairs = np.bincount(4 * index[:, 0] + index[:, 1], minlength=16)  # two samples may draw the same partner
+    assert stats.chisquare(pairs, np.outer(likely[0], likely[1]).ravel() * draws).pvalue > LEVEL
+    lam = np.array([plan["mask"][0].item() for plan in found])
+    assert stats.kstest(lam, stats.beta(2, 2).cdf).pvalue > LEVEL
+
+
+def test_remix_draws_what_mixup_draws():
+    for i in range(50):
+        x, y = torch.zeros(5, 3, 1, 1), torch.eye(5)
+        one, other = (
+            m.plan(x, y, np.random.default_rng((32, i))) for m in (Remix(0.4, class_counts=[9] * 5), Mixup(0.4))
+        )
+        assert torch.equal(one["index"], other["index"]) and torch.equal(one["mask"], other["mask"])

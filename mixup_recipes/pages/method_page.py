@@ -11,7 +11,7 @@ import textwrap
 from inspect import Signature
 from typing import Any
 
-from mixers import signature
+from mixers import REGRESSION, signature
 from mixers.registry import docstring
 from mixup_recipes.benchmark import cells
 from mixup_recipes.benchmark.small_runs import label, numbers, setting_of
@@ -261,8 +261,9 @@ def use(name: str) -> str:
     text.append(fence("python", "\n".join(lines)))
     missing = [p.name for p in arguments(name).parameters.values() if p.default is p.empty]
     text += [f"It also needs {', '.join(map(code, missing))}."] if missing else []
+    targets = "values, a row for each image" if name in REGRESSION else "one-hot or soft labels"
     text.append(
-        "`x` are normalised images, `y` one-hot or soft labels, `rng` is `np.random.default_rng((seed, update))`"
+        f"`x` are normalised images, `y` {targets}, `rng` is `np.random.default_rng((seed, update))`"
         + (", `criterion` gives one loss per sample" if needs != "batch" else "")
         + ": [a mixer in your own loop](../mixers.md)."
     )

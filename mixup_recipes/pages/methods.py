@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mixers  # its classes load torch when they are asked for, which the docstrings alone need not
-from mixers import BLOCKS, MIXERS, build
+from mixers import BLOCKS, MIXERS, REGRESSION, build
 from mixup_recipes.mixer_args import named
 
 # A part of a docstring begins with its name: "Sampling law: ...". The first paragraph is the title.
@@ -22,7 +22,7 @@ KINDS = {
     "label": "the labels or the loss",
 }
 """What a method itself changes, by the words of its ``Kind:``; ``none`` is the word of one that changes nothing."""
-METHODS = MIXERS
+METHODS = MIXERS | REGRESSION
 """What is listed and has a page."""
 KIND = re.compile(rf"(?:none|({'|'.join(KINDS)})(, ({'|'.join(KINDS)}))*)(; teacher)?\.")
 
@@ -42,16 +42,16 @@ def methods(name: str, args: dict[str, Any]) -> list[Method]:
 
     Of a mixer of a package that is not installed here only the name is known.
     """
-    if any(part not in MIXERS | BLOCKS for part in named(name, args)):
+    if any(part not in METHODS | BLOCKS for part in named(name, args)):
         return [Method(name, "", {})]
     parts = [type(part).__module__ for part in build(name, **args).modules() if isinstance(part, mixers.Mixer)]
-    modules = dict.fromkeys([MIXERS[name].__module__, *parts])
+    modules = dict.fromkeys([METHODS[name].__module__, *parts])
     modules.pop(mixers.Switch.__module__, None)  # what holds mixers together is no method
     found = [parse(inspect.getdoc(sys.modules.get(module)) or "") for module in modules]
     # A paper that trains with others' methods and defines none of its own (deit, rsb) goes by its name; so does a mixer
     # of a script that Python has forgotten (runpy) or that says nothing of itself.
-    own = vars(sys.modules.get(MIXERS[name].__module__, object)).values()
-    if not any(inspect.isclass(v) and v.__module__ == MIXERS[name].__module__ for v in own):
+    own = vars(sys.modules.get(METHODS[name].__module__, object)).values()
+    if not any(inspect.isclass(v) and v.__module__ == METHODS[name].__module__ for v in own):
         found[0] = found[0]._replace(title=name)
     return found
 

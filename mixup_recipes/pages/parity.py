@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from mixers import MIXERS
+from mixers import MIXERS, REGRESSION
 from mixers.registry import docstring
 from mixup_recipes.files import shipped
 from mixup_recipes.pages.markdown import escaped, markdown_table
@@ -52,7 +52,7 @@ def recorded() -> list[dict[str, Any]]:
 
 def page(rows: list[dict[str, Any]]) -> str:
     """The whole page, ``docs/parity.md``; ``rows`` as the record has them."""
-    ours = list(MIXERS.rows)  # those of other packages are not on our page
+    ours = [*MIXERS.rows, *REGRESSION]  # those of other packages are not on our page
     others = list(dict.fromkeys(row["subject"] for row in rows if row["subject"] not in ours))
     parts = [INTRODUCTION, overview(ours, rows), "", measured(rows)]
     parts += ["\n## What else a published run is made of\n", overview(others, rows)]
@@ -100,7 +100,7 @@ def section(subject: str, rows: list[dict[str, Any]]) -> str:
     if subject not in ALONE:
         name = subject if subject.isidentifier() else f"'{subject}'"
         parts.append(f"Made by `python benchmarks/parity.py --originals FOLDER --only {name}`.\n")
-    if subject in MIXERS:
+    if subject in MIXERS | REGRESSION:
         parts.append(f"What its file states as deviations: {parse(docstring(subject)).parts['Deviations']}")
     return "\n".join(parts).rstrip()
 

@@ -24,7 +24,7 @@ from mixup_recipes.data.origin import encoded, origin
 from mixup_recipes.data.pictures import check_png, to_uint8
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.fetch import is_hub
-from mixup_recipes.mixer_args import check_mixer_name
+from mixup_recipes.mixer_args import check_mixer_name, counting
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import load_recipe, resolve
 from mixup_recipes.runs.run import RECIPE, Run
@@ -279,6 +279,8 @@ def step_for(recipe: Recipe, classes: int) -> Step:
         mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
     except ValueError as error:  # of a package that is not here, or is another one now
         raise UserError(str(error)) from None
+    for part in counting(mixer):
+        part.class_counts = None  # of the recipe's classes, where each photo here is of its own
     refusal = None
     for name in (recipe.model,) if recipe.dataset != SYNTHETIC else ("test_resnet", "test_vit"):
         args = {"dynamic_img_size": True} if name == "test_vit" else dict(recipe.model_args)

@@ -31,7 +31,7 @@ from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones, checkpoint
 from mixup_recipes.training.folder import check_mixer
 from mixup_recipes.training.unfreezing import Unfreezing
-from mixup_recipes.training.update import class_weights, criterion, inputs, new_step
+from mixup_recipes.training.update import inputs, meet_data, new_step
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
 
@@ -111,7 +111,7 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
         last = told.get(name) if isinstance(told, dict) else None
         if isinstance(last, list) and last and last[-1] != package:
             notes.append(f"the run had the mixer {name!r} of {last[-1]}, this is that of {package}")
-    module.criterion = criterion(recipe, class_weights(recipe, splits.per_class, device))
+    meet_data(module, recipe, splits, device, notes.append)
     module.to(device).to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     module.train()
     if recipe.unfreeze_epochs is not None:  # layers that were frozen used their running statistics

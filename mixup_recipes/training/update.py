@@ -21,6 +21,7 @@ from mixup_recipes.data import images, keys
 from mixup_recipes.data.loading import Loaded
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.data.splits import Splits
+from mixup_recipes.mixer_args import fill_counts
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training import losses, optimisation, sharding
 from mixup_recipes.training.distillation import Distilled, Teacher
@@ -68,10 +69,11 @@ def new_step(model: nn.Module, recipe: Recipe, teacher: Teacher | None = None) -
 
 
 def meet_data(step: Step, recipe: Recipe, splits: Splits, device: torch.device, say: Callable[[str], Any]) -> None:
-    """Tell a step of the data, once they are open: how much each class weighs, and which of a teacher's classes it is.
+    """Tell a step of the data, once they are open: how many images a class has, what it weighs, where a teacher has it.
 
-    What to know of it is said. Raises ``UserError`` when a teacher does not know the classes.
+    What to know of it is said. Raises ``UserError`` when a teacher does not know the classes, or a mixer other ones.
     """
+    fill_counts(step.mixer, splits.per_class)
     step.criterion = criterion(recipe, class_weights(recipe, splits.per_class, device))
     if isinstance(step, Distilled) and (note := step.teacher.meet(splits.classes, device)):
         say(note)
