@@ -28,6 +28,7 @@ from originals import (
     COMPARISONS,
     Checkout,
     Comparison,
+    blending,
     cutting,
     cutting_shapes,
     decoupling,
@@ -47,6 +48,7 @@ from mixup_recipes.pages.parity import RECORD, page, recorded
 
 PAGE = ROOT / "docs/parity.md"
 FILES = (
+    blending,
     cutting,
     cutting_shapes,
     decoupling,

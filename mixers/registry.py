@@ -88,6 +88,10 @@ MIXERS = Rows(
         "recursivemix": "recursivemix:RecursiveMix",
         "snapmix": "snapmix:SnapMix",
         "guidedmix": "guidedmix:guidedmix",
+        "hmix": "hmix:HMix",
+        "gmix": "gmix:GMix",
+        "regmixup": "regmixup:RegMixup",
+        "lumix": "lumix:lumix",
     }
 )
 
@@ -102,6 +106,7 @@ BLOCKS = Rows(
         "smm": "smmix:SMMix",
         "decouple": "decouplemix:DecoupleMix",
         "guided": "guidedmix:GuidedMix",
+        "perturb": "lumix:LUMix",
     }
 )
 

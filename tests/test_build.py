@@ -56,6 +56,10 @@ attentivemix: AttentiveMix(alpha=2.0, beta=None, teacher='resnet18.tv_in1k')
 supermix: SuperMix(alpha=3.0, teacher=None, steps=5, grid=16, sigma=2.0, sparsity=25.0)
 grafting: Grafting(alpha=1.0, temperature=0.2, sigma=1.0, grid=None, label_norm=2, source='activation')
 guidedmix: Switch(probs=[0.5, 0.5] (mixers): ModuleList((0): Vanilla() (1): GuidedMix(source='spectral')))
+hmix: HMix(alpha=1.0, r=0.5)
+gmix: GMix(alpha=1.0)
+regmixup: RegMixup(alpha=20.0, eta=1.0, averaged=False)
+lumix: LUMix(predicted=0.4, noise=0.1, alpha=1.0 (base): CutMix(alpha=1.0))
 """
 
 
@@ -90,6 +94,8 @@ MADE = [
     ),
     *(("decouplemix", args, mixers.DecoupleMix(Mixup(1.0))) for args in ({}, {"base": None})),
     ("decouplemix", {"base": Vanilla()}, mixers.DecoupleMix(Vanilla())),
+    ("lumix", {"noise": 0.2}, mixers.LUMix(CutMix(), noise=0.2)),
+    *((name, {"base": "gmix"}, mixers.LUMix(mixers.GMix())) for name in ("lumix", "perturb")),
 ]  # fmt: skip
 
 
@@ -105,10 +111,12 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
         ("smoothmix alpha", 0), ("tlalign alpha", 0), ("snapmix alpha", 0), ("attentivemix alpha", 0),
         ("attentivemix beta", -8.0), ("supermix alpha", 0), ("supermix sigma", 0), ("grafting alpha", 0),
         ("grafting temperature", 0), ("decouplemix xi", 0),
+        ("hmix alpha", 0), ("gmix alpha", -1.0), ("regmixup alpha", 0), ("lumix alpha", 0),
     ],
     "one of False, True": [
         ("tokenmix use_alpha", "no"), ("smoothmix swapped_label", "no"), ("gridmix clip", 3), ("maskmix detach", "no"),
         ("recursivemix swapped_roi", 1.5), ("snapmix same_label_twice", "no"), ("puzzlemix transport", 1),
+        ("regmixup averaged", "no"),
     ],
     "the name of timm weights or a folder, or None": [
         ("token teacher", 3), ("supermix teacher", 3), ("supermix teacher", ""),
@@ -119,6 +127,7 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
     "a number of at least 0": [
         ("fmix decay_power", -1.0), ("recursivemix omega", -1.0), ("supermix sparsity", -1.0), ("grafting sigma", -1.0),
         ("decouplemix eta", -0.1), ("decouplemix power", None), ("samix lam_mul_k", -2),
+        ("regmixup eta", -1.0),
     ],
     "a number of at least 0 and at most 0.5": [("fmix max_soft", 0.6), ("automix margin", 0.7)],
     "two numbers, the smaller first": [("resizemix scope", [0.8, 0.1])],
@@ -127,6 +136,7 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
     "three numbers, one per channel": [("saliencymix mean", 0.5)],
     "a number of at least 0 and at most 1": [
         ("transmix share", 1.5), ("recursivemix alpha", 1.5), ("guidedmix share", 1.5), ("automix momentum_end", 1.5),
+        ("hmix r", 1.5), ("lumix predicted", -0.1), ("lumix noise", 1.5),
     ],
     "a whole number of pixels, at least 1": [("mixpro cell", 0)],
     "the name of timm weights or a folder": [("attentivemix teacher", None)],
@@ -169,6 +179,8 @@ REFUSED_ARGUMENTS: list[tuple[Any, dict[str, Any], str]] = [
     ("attend", {"base": "cutmux"}, "unknown mixer 'cutmux'; did you mean 'cutmix'?"),
     ("attend", {"base": "manifoldmix"}, "base must be a mixer that only mixes images, such as CutMix(), got Manif"),
     ("decouplemix", {"base": 3}, f"{WRITTEN}3"),
+    ("lumix", {"base": "regmixup"}, "base must be a mixer that only mixes images, such as CutMix(), got RegM"),
+    ("lumix", {"predicted": 0.6, "noise": 0.5}, "predicted + noise must be at most 1, got 0.6 + 0.5"),
     ({"mixup": {}, "cutmix": {}}, {}, WRITTEN),
     ({}, {}, f"{WRITTEN}{{}}"),
     ({"mixup": 0.5}, {}, f"{WRITTEN}{{'mixup': 0.5}}"),

@@ -27,6 +27,8 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("supermix", "label_share_is_pixel_share"): "the label is the share that the teacher is to see",
     ("grafting", "label_share_is_pixel_share"): "the label goes by the saliency that shows",
     ("smmix", "identical_images_stay"): "the partner's most attended square is pasted in another place",
+    ("regmixup", "model_left_as_found"): "BatchNorm sees the clean batch too, in one batch with the mixed one",
+    ("lumix", "label_share_is_pixel_share"): "how uncertain a label is shows in a share that is not that of the pixels",
 }
 
 CASES = [(mixer, check) for mixer in MIXERS for check in CHECKS]
@@ -77,6 +79,11 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     lambda: mixers.PuzzleMix(adv_p=1.0): {"identical_images_stay", "label_share_is_pixel_share"},
     lambda: mixers.CoMixup(1.0, 3, None, thres_type="soft", stride=8, set_resolve=False, niter=2, clean_lam=0.0): set(),
     mixers.SMMix: {"identical_images_stay"},
+    lambda: mixers.HMix(r=1.0): set(),
+    lambda: mixers.HMix(0.2, r=0.0): set(),
+    lambda: mixers.RegMixup(1.0, 0.5, averaged=True): {"model_left_as_found"},
+    lambda: mixers.LUMix(mixers.Switch([mixers.Mixup(), mixers.CutMix()]), 0.0, 1.0): {"label_share_is_pixel_share"},
+    lambda: mixers.LUMix(mixers.GMix(), 1.0, 0.0): {"label_share_is_pixel_share"},
 }
 
 

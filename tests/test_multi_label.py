@@ -237,7 +237,7 @@ def test_a_recipe_changes_what_means_one_label_and_says_where_that_is_from():
 
 
 def test_mixers_that_take_each_image_for_one_of_one_class_are_refused_by_name():
-    one = {"snapmix", "supermix", "smmix", "recursivemix", "mixpro", "decouplemix"}
+    one = {"snapmix", "supermix", "smmix", "recursivemix", "mixpro", "decouplemix", "lumix"}
     for mixer in MIXERS:
         own = {"model": small_model_for(mixer), "num_classes": 5}
         if mixer in one:
@@ -246,6 +246,7 @@ def test_mixers_that_take_each_image_for_one_of_one_class_are_refused_by_name():
         else:
             assert new_step(backbones.create_model(made := recipe("photos", f"finetune_{mixer}", **own)), made)
     assert not build("decouplemix", eta=0.0, two_hot=0.8).one_label  # the paper's form for binary cross-entropy
+    assert not build("lumix", predicted=0.0).one_label  # noise alone
 
 
 def slow_average_precision(label, score):

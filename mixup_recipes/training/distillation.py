@@ -9,9 +9,10 @@ Formula: z being the model's logits of an image, t the teacher's, L the recipe's
 sample ``(1 - alpha) * L(z, y) + alpha * D``. Soft: ``D = tau^2 * KL(softmax(t / tau) || softmax(z / tau))``, whatever L
 is. Hard: ``D = L(z, onehot(argmax t))``, for which tau means nothing.
 
-What is distilled is each prediction of the model itself that a mixer has a loss of: that of the mixed batch. What else
-a mixer's loss has is as without a teacher: second classifiers, momentum encoders, masks, regularisers, and the clean
-batch of PuzzleMix and Co-Mixup, whose gradient says where a class is. A mixer that weighs samples weighs the whole.
+What is distilled is each prediction of the model itself that a mixer has a loss of: that of the mixed batch, and that
+of the clean one of RegMixup. What else a mixer's loss has is as without a teacher: second classifiers, momentum
+encoders, masks, regularisers, and the clean batch of PuzzleMix and Co-Mixup, whose gradient says where a class is. A
+mixer that weighs samples weighs the whole.
 
 Deviations: DeiT has a second classifier and token for the teacher, here there is one head; its code divides the
 divergence by the number of classes, here it is summed over them, as in both papers.
@@ -104,10 +105,11 @@ class Distilled(Step):
 
         def criterion(logits: Tensor, target: Tensor) -> Tensor:
             loss = self.criterion(logits, target)
-            if not last or logits is not last[1]:
+            rows = rows_of(logits, last[1]) if last else None
+            if rows is None:
                 return loss
             learned.append(logits)
-            return torch.lerp(loss, self.taught(logits, self.teacher(last[0])), self.alpha)
+            return torch.lerp(loss, self.taught(logits, self.teacher(last[0][rows])), self.alpha)
 
         with self.model.register_forward_hook(watch):
             out = self.mixer(self.model, criterion, x, y, rng)
@@ -121,3 +123,14 @@ class Distilled(Step):
             return self.criterion(logits, F.one_hot(said.argmax(1), said.shape[1]).float())
         ours, theirs = ((z.float() / self.tau).log_softmax(1) for z in (logits, said))
         return self.tau**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+
+
+def rows_of(part: Tensor, whole: Tensor) -> slice | None:
+    """Which rows of a prediction a mixer has its loss of: all, or some that lie together; None for another tensor."""
+    if part is whole:
+        return slice(None)
+    base = whole if whole._base is None else whole._base
+    if part._base is not base or part.shape[1:] != whole.shape[1:] or part.stride() != whole.stride():
+        return None
+    first = (part.storage_offset() - whole.storage_offset()) // whole.stride(0)
+    return slice(first, first + len(part))
