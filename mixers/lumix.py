@@ -15,11 +15,11 @@ Sampling law: ``lumix@sun-2022``: ``lam_r``, one for the whole batch, then that 
 Cost: no extra pass; a softmax.
 
 Deviations: without code, and of the paper with the abstract alone, this is a reading of the method and no copy of it.
-The abstract has that the label is perturbed during training, at next to no cost, over any network; that a random part
-and the model's prediction do it is from notes of others on the paper. That they are three shares of one sum, their
-weights, their alpha, one ``lam_r`` per batch and CutMix for every batch as the base of ``lumix`` are ours: where a
-number of the paper's is to be met, these are to be compared with it first. Of a smoothed or soft target ``p_a`` is the
-sum of p times the target. Where the model gives both classes no probability at all, ``lam_p`` is ``lam0``.
+The abstract has that the label is perturbed during training, at next to no cost, with any network; that a random part
+and the model's prediction do it is known at second hand. That they are shares of one sum, their weights, alpha, one
+``lam_r`` per batch, and CutMix in every batch as the base of ``lumix`` are ours: who wants to meet a number of the
+paper's compares these with its text first. Of a smoothed or soft target ``p_a`` is the sum of p times the target. Where
+the model gives neither class any probability, ``lam_p`` is ``lam0``.
 
 Kind: input, label.
 """

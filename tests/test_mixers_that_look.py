@@ -40,6 +40,7 @@ BY_THE_GRADIENT = [name for name in LOOKING if name.startswith(("puzzle", "comix
 LR = 0.05
 SLOW = {name for name in LOOKING if " " in name}  # options of a mixer that is there by itself
 INTO_THE_MODEL = ("manifoldmix", "alignmix", "recursivemix", "snapmix", "decouplemix")  # no look by a gradient
+INTO_THE_MODEL += ("regmixup", "lumix")
 
 
 def some(names: Iterable[str]) -> list[Any]:
