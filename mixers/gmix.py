@@ -1,7 +1,8 @@
 """A Unified Analysis of Mixed Sample Data Augmentation: A Loss Function Perspective. Park, Yun, Chun. NeurIPS 2022.
 
-https://arxiv.org/abs/2208.09913, reference code https://github.com/naver-ai/hmix-gmix. GMix, a CutMix whose box is a
-Gaussian; the paper's other method is HMix.
+https://arxiv.org/abs/2208.09913, reference code https://github.com/naver-ai/hmix-gmix
+
+GMix is the paper's CutMix by a Gaussian in place of a box; its other method is HMix.
 
 Formula: ``lam ~ Beta(alpha, alpha)``, ``s = min(lam, 1-lam)`` and ``G(i, j) = exp(-pi*((i-r)^2 + (j-c)^2) / (s*H*W))``
 with a uniform centre (r, c) on the pixel grid: on an endless image it would cover the share s. The image with the

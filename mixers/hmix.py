@@ -1,7 +1,8 @@
 """A Unified Analysis of Mixed Sample Data Augmentation: A Loss Function Perspective. Park, Yun, Chun. NeurIPS 2022.
 
-https://arxiv.org/abs/2208.09913, reference code https://github.com/naver-ai/hmix-gmix. HMix, the hybrid of CutMix and
-Mixup; the paper's other method is GMix.
+https://arxiv.org/abs/2208.09913, reference code https://github.com/naver-ai/hmix-gmix
+
+HMix is the paper's hybrid of Mixup and CutMix; its other method is GMix.
 
 Formula: ``lam ~ Beta(alpha, alpha)``; a box of height ``floor(H*sqrt(r*(1-lam)))`` and width
 ``floor(W*sqrt(r*(1-lam)))`` with a uniform centre on the pixel grid, clipped at the border, is pasted from

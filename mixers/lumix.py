@@ -1,6 +1,6 @@
 """LUMix: Improving Mixup by Better Modelling Label Uncertainty. Sun, Chen, He, Yuille, Torr, Bai. ICASSP 2024.
 
-https://arxiv.org/abs/2211.15846; no code was published: https://github.com/kevin-ssy/LUMix says that it is to come.
+https://arxiv.org/abs/2211.15846, no code was published: https://github.com/kevin-ssy/LUMix says that it is to come.
 
 Formula: images are mixed as by the base, which gives the sample itself the share ``lam0`` of the label. How much of
 each image is to be seen is not certain, so the share is perturbed: ``lam = (1-predicted-noise)*lam0 + predicted*lam_p +

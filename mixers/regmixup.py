@@ -14,7 +14,7 @@ uniformly random permutation of the batch, fixed points allowed.
 
 Cost: 2.0 x a vanilla step, in FLOPs and in what is kept for the backward pass.
 
-BatchNorm: clean and mixed images go through the model as one batch of twice the size, the clean ones first, as in the
+Batches: clean and mixed images go through the model as one batch of twice the size, the clean ones first, as in the
 reference code. So BatchNorm normalises both by the statistics of both, and its running statistics are of both.
 
 Deviations: the reference code averages over both halves, so that its loss is half of this one: ``averaged=True``
