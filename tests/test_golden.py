@@ -40,6 +40,10 @@ GOLDEN: dict[str, list[float]] = {
     "supermix": [1.748290, 1.666036, 1.879526, 1.483771],
     "grafting": [1.864976, 1.345698, 1.773575, 1.700102],
     "snapmix": [0.856860, 1.645926, 0.837696, 1.425032],
+    "hmix": [2.038924, 1.818250, 1.626498, 1.613471],
+    "gmix": [2.110698, 1.619794, 1.967648, 1.434327],
+    "regmixup": [3.366382, 3.480406, 3.529594, 3.609919],
+    "lumix": [1.428581, 1.531399, 1.381579, 1.728740],
 }
 
 # Where a method decides by comparing numbers, rounding decides for it sooner or later: what a processor without AVX-512
