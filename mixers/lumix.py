@@ -18,8 +18,9 @@ Deviations: without code, and of the paper with the abstract alone, this is a re
 The abstract has that the label is perturbed during training, at next to no cost, with any network; that a random part
 and the model's prediction do it is known at second hand. That they are shares of one sum, their weights, alpha, one
 ``lam_r`` per batch, and CutMix in every batch as the base of ``lumix`` are ours: who wants to meet a number of the
-paper's compares these with its text first. Of a smoothed or soft target ``p_a`` is the sum of p times the target. Where
-the model gives neither class any probability, ``lam_p`` is ``lam0``.
+paper's compares these with its text first. So is that a share of 0 or 1 stays: where one image alone is to be seen, its
+label is certain. Of a smoothed or soft target ``p_a`` is the sum of p times the target. Where the model gives neither
+class any probability, ``lam_p`` is ``lam0``.
 
 Kind: input, label.
 """
@@ -95,6 +96,7 @@ class LUMix(Mixer):
         index, area = blended["index"], blended["lam"] if "lam" in blended else blended["mask"].mean((1, 2, 3))
         said = share(logits.detach(), y, y[index], area)
         lam = area + self.predicted * (said - area) + self.noise * (drawn - area)
+        lam = torch.where((area > 0) & (area < 1), lam, area)
         blended["lam"] = lam  # of a plan that was made for this step
         target = ops.blend_targets(y, index, lam)
         return Out.of(logits, target, plan, mix=criterion(logits, target))

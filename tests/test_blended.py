@@ -137,6 +137,7 @@ def test_a_step_of_lumix_perturbs_the_share_by_the_prediction_and_a_draw(base, p
             own, partner = (sum(w * t for w, t in zip(weights, y[k].tolist(), strict=True)) for k in (i, j))
             area = plan["mask"][i].double().mean().item()
             lam = (1 - predicted - noise) * area + predicted * own / (own + partner) + noise * drawn
+            lam = area if area in (0, 1) else lam
             assert found["lam"][i].item() == pytest.approx(lam, abs=1e-5)
             torch.testing.assert_close(out.target[i], lam * y[i] + (1 - lam) * y[j], rtol=0, atol=1e-5)
         assert out.loss.item() == pytest.approx(cross_entropy(out.logits, out.target), rel=1e-4)
@@ -173,6 +174,14 @@ def test_lumix_keeps_the_share_of_the_area_where_the_model_gives_neither_class_a
         for i, j in enumerate(index):
             known = {i: 1.0, j: 0.0}.get(said, lam[i].item())
             assert out.plan["lam"][i].item() == pytest.approx(0.5 if i == j == said else known)
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+def test_lumix_is_certain_of_an_image_that_is_alone(lam, monkeypatch):
+    monkeypatch.setattr(ops, "beta", lambda *_: lam)
+    x, y = batch()
+    out = tiny_step(lambda: LUMix(Mixup(), 0.5, 0.5))(x, y, rng_of(0))
+    assert torch.equal(out.target, y if lam else y[out.plan["index"]])
 
 
 def test_lumix_leaves_a_batch_that_its_base_does_not_mix_and_refuses_a_base_that_moves_pixels_in_the_first_step():
