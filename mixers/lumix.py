@@ -8,7 +8,7 @@ noise*lam_r``. ``lam_p = p_a / (p_a + p_b)`` is what the model says, p the softm
 without gradient, a and b the classes of the sample and of its partner; ``lam_r ~ Beta(alpha, alpha)`` is drawn.
 ``y' = lam*y + (1-lam)*y[index]``.
 
-Published defaults: none that could be read, see *Deviations*; those here are ours.
+Published defaults: none that could be read; those here are ours, see Deviations.
 
 Sampling law: ``lumix@sun-2022``: ``lam_r``, one for the whole batch, then that of the base.
 
