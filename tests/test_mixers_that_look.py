@@ -40,7 +40,8 @@ BY_THE_GRADIENT = [name for name in LOOKING if name.startswith(("puzzle", "comix
 LR = 0.05
 SLOW = {name for name in LOOKING if " " in name}  # options of a mixer that is there by itself
 # no look by a gradient
-INTO_THE_MODEL = ("manifoldmix", "alignmix", "recursivemix", "snapmix", "decouplemix", "regmixup", "lumix")
+INTO_THE_MODEL = "manifoldmix alignmix recursivemix snapmix decouplemix augmix nfm noisymix mixtoken tokenmixup".split()  # noqa: SIM905
+INTO_THE_MODEL += ["regmixup", "lumix"]
 
 
 def some(names: Iterable[str]) -> list[Any]:
