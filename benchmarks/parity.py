@@ -28,6 +28,7 @@ from originals import (
     COMPARISONS,
     Checkout,
     Comparison,
+    blending,
     by_labels,
     cutting,
     cutting_shapes,
@@ -51,6 +52,7 @@ from mixup_recipes.pages.parity import RECORD, page, recorded
 PAGE = ROOT / "docs/parity.md"
 FILES = (
     by_labels,
+    blending,
     cutting,
     cutting_shapes,
     decoupling,

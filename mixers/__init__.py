@@ -29,9 +29,12 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .cutmix import CutMix as CutMix
     from .decouplemix import DecoupleMix as DecoupleMix
     from .fmix import FMix as FMix
+    from .gmix import GMix as GMix
     from .grafting import Grafting as Grafting
     from .gridmix import GridMix as GridMix
     from .guidedmix import GuidedMix as GuidedMix
+    from .hmix import HMix as HMix
+    from .lumix import LUMix as LUMix
     from .manifoldmix import ManifoldMix as ManifoldMix
     from .mixpro import MixPro as MixPro
     from .mixtoken import MixToken as MixToken
@@ -40,6 +43,7 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .noisymix import NoisyMix as NoisyMix
     from .puzzlemix import PuzzleMix as PuzzleMix
     from .recursivemix import RecursiveMix as RecursiveMix
+    from .regmixup import RegMixup as RegMixup
     from .remix import Remix as Remix
     from .resizemix import ResizeMix as ResizeMix
     from .saliencymix import SaliencyMix as SaliencyMix

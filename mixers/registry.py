@@ -118,6 +118,10 @@ MIXERS = Rows(
         "mixtoken": "mixtoken:MixToken",
         "tokenmixup": "tokenmixup:tokenmixup",
         "remix": "remix:Remix",
+        "hmix": "hmix:HMix",
+        "gmix": "gmix:GMix",
+        "regmixup": "regmixup:RegMixup",
+        "lumix": "lumix:lumix",
     },
     others,
 )
@@ -137,6 +141,7 @@ BLOCKS = Rows(
         "decouple": "decouplemix:DecoupleMix",
         "guided": "guidedmix:GuidedMix",
         "tokenwise": "tokenmixup:TokenMixup",
+        "perturb": "lumix:LUMix",
     }
 )
 

@@ -66,6 +66,10 @@ vertical_layer=None, compared_with='own', shifted=False (base): Vanilla())
 guidedmix: Switch(probs=[0.5, 0.5] (mixers): ModuleList((0): Vanilla() (1): GuidedMix(source='spectral')))
 remix: Remix(alpha=1.0, kappa=3.0, tau=0.5, class_counts=None)
 cmixup: CMixup(alpha=2.0, bandwidth=1.0)
+hmix: HMix(alpha=1.0, r=0.5)
+gmix: GMix(alpha=1.0)
+regmixup: RegMixup(alpha=20.0, eta=1.0, averaged=False)
+lumix: LUMix(predicted=0.4, noise=0.1, alpha=1.0 (base): CutMix(alpha=1.0))
 """
 
 
@@ -101,6 +105,8 @@ MADE = [
     ),
     *(("decouplemix", args, mixers.DecoupleMix(Mixup(1.0))) for args in ({}, {"base": None})),
     ("decouplemix", {"base": Vanilla()}, mixers.DecoupleMix(Vanilla())),
+    ("lumix", {"noise": 0.2}, mixers.LUMix(CutMix(), noise=0.2)),
+    *((name, {"base": "gmix"}, mixers.LUMix(mixers.GMix())) for name in ("lumix", "perturb")),
 ]  # fmt: skip
 
 
@@ -112,6 +118,7 @@ def test_build_makes_what_the_constructor_makes_to_any_depth(spec, args, made):
 # What an argument must be: mixers with an argument, and values that are something else.
 MUST_BE: dict[str, list[tuple[str, Any]]] = {
     "a number above 0": [
+        ("hmix alpha", 0), ("gmix alpha", -1.0), ("regmixup alpha", 0), ("lumix alpha", 0),
         ("mixup alpha", 0), ("mixup alpha", True), ("manifoldmix alpha", 0), ("align alpha", -1.0),
         ("smoothmix alpha", 0), ("tlalign alpha", 0), ("snapmix alpha", 0), ("attentivemix alpha", 0),
         ("attentivemix beta", -8.0), ("supermix alpha", 0), ("supermix sigma", 0), ("grafting alpha", 0),
@@ -119,6 +126,7 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
         ("noisymix alpha", 0), ("mixtoken alpha", 0), ("remix alpha", 0), ("cmixup alpha", 0), ("cmixup bandwidth", 0),
     ],
     "one of False, True": [
+        ("regmixup averaged", "no"),
         ("tokenmix use_alpha", "no"), ("smoothmix swapped_label", "no"), ("gridmix clip", 3), ("maskmix detach", "no"),
         ("recursivemix swapped_roi", 1.5), ("snapmix same_label_twice", "no"), ("puzzlemix transport", 1),
         ("tokenmixup detach", 1), ("tokenmixup shifted", 0),
@@ -130,6 +138,7 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
         ("gridmix n_holes", 4), ("gridmix n_holes", [2.5, 6]), ("gridmix n_holes", [6, 2]),
     ],
     "a number of at least 0": [
+        ("regmixup eta", -1.0),
         ("fmix decay_power", -1.0), ("recursivemix omega", -1.0), ("supermix sparsity", -1.0), ("grafting sigma", -1.0),
         ("decouplemix eta", -0.1), ("decouplemix power", None), ("samix lam_mul_k", -2),
         ("augmix jsd_weight", -1.0), ("nfm add_noise_level", -1.0), ("nfm mult_noise_level", None),
@@ -142,6 +151,7 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
     "one of 'each', 'first', 'noise'": [("saliencymix box_from", "all")],
     "three numbers, one per channel": [("saliencymix mean", 0.5)],
     "a number of at least 0 and at most 1": [
+        ("hmix r", 1.5), ("lumix predicted", -0.1), ("lumix noise", 1.5),
         ("transmix share", 1.5), ("recursivemix alpha", 1.5), ("guidedmix share", 1.5), ("automix momentum_end", 1.5),
         ("noisymix sparse_level", 1.5),
         ("remix tau", 1.5),
@@ -197,6 +207,8 @@ REFUSED_ARGUMENTS: list[tuple[Any, dict[str, Any], str]] = [
     ("attend", {"base": "cutmux"}, "unknown mixer 'cutmux'; did you mean 'cutmix'?"),
     ("attend", {"base": "manifoldmix"}, "base must be a mixer that only mixes images, such as CutMix(), got Manif"),
     ("decouplemix", {"base": 3}, f"{WRITTEN}3"),
+    ("lumix", {"base": "regmixup"}, "base must be a mixer that only mixes images, such as CutMix(), got RegM"),
+    ("lumix", {"predicted": 0.6, "noise": 0.5}, "predicted + noise must be at most 1, got 0.6 + 0.5"),
     ("tokenmixup", {"base": "manifoldmix"}, "base must be a mixer that only mixes images, such as CutMix(), got Mani"),
     ({"mixup": {}, "cutmix": {}}, {}, WRITTEN),
     ({}, {}, f"{WRITTEN}{{}}"),

@@ -37,6 +37,8 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("tokenmixup", "it_mixes"): "tokens are mixed inside of the model, of samples that its score net finds easy",
     ("tokenmixup", "other_rng_other_plan"): "nothing is drawn: partners are assigned by what is salient",
     ("smmix", "identical_images_stay"): "the partner's most attended square is pasted in another place",
+    ("regmixup", "model_left_as_found"): "BatchNorm sees the clean batch too, in one batch with the mixed one",
+    ("lumix", "label_share_is_pixel_share"): "how uncertain a label is shows in a share that is not that of the pixels",
 }
 
 MADE = MIXERS | REGRESSION
@@ -99,6 +101,11 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     mixers.SMMix: {"identical_images_stay"},
     lambda: mixers.Remix(class_counts=[90, 30, 10, 3, 1]): {"label_share_is_pixel_share"},
     lambda: mixers.CMixup(bandwidth=0.1): {"it_mixes"},
+    lambda: mixers.HMix(r=1.0): set(),
+    lambda: mixers.HMix(0.2, r=0.0): set(),
+    lambda: mixers.RegMixup(1.0, 0.5, averaged=True): {"model_left_as_found"},
+    lambda: mixers.LUMix(mixers.Switch([mixers.Mixup(), mixers.CutMix()]), 0.0, 1.0): {"label_share_is_pixel_share"},
+    lambda: mixers.LUMix(mixers.GMix(), 1.0, 0.0): {"label_share_is_pixel_share"},
     lambda: mixers.MixToken(0.5, dense_weight=2.0): set(),
     lambda: mixers.TokenMixup(mixers.Vanilla(), rho=0.0, tau=1.0, kappa=2, shifted=True): {
         "other_rng_other_plan",

@@ -18,7 +18,7 @@ from mixers import MIXERS, build
 from mixers.testing import batch, rng_of, tiny_step
 from mixup_recipes.recipe import Recipe, changed
 from mixup_recipes.training.backbones import create_model as of_recipe
-from mixup_recipes.training.distillation import Distilled
+from mixup_recipes.training.distillation import Distilled, rows_of
 from mixup_recipes.training.dryrun import describe
 from mixup_recipes.training.update import criterion, load_teacher, new_step
 from mixup_recipes.typed import UserError
@@ -113,15 +113,26 @@ def test_every_mixer_shows_the_teacher_the_images_of_its_prediction_or_is_refuse
         step.train()
         given.clear(), seen.clear()
         out = step(x, y, rng_of(number))
-        (images,) = (images[: len(x)] for images, logits in given if logits is out.logits or out.logits._base is logits)
-        assert len(seen) == 1 and torch.equal(seen[0], images)
-        # else it mixes inside
-        assert not torch.equal(images, x) or torch.allclose(out.target, y, atol=1e-4)
+        shown = ((images, rows_of(out.logits, logits)) for images, logits in given)
+        (images,) = (images[rows] for images, rows in shown if rows is not None)
+        beside = [x] if mixer == "regmixup" else []  # it learns from the clean batch as much
+        assert len(seen) == 1 + len(beside) and all(map(torch.equal, seen, [images, *beside]))
+        assert not torch.equal(images, x) or torch.allclose(out.target, y, atol=1e-4)  # else it mixes inside
         out.loss.backward()
         step.mixer.after_step(model, 0.1)
     assert any(p.grad is not None for p in model.parameters()) and all(p.grad is None for p in net.parameters())
     assert not any(module.training for module in net.modules())
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_a_prediction_is_known_by_the_rows_that_a_mixer_takes_of_it_and_by_no_copy():
+    whole = torch.zeros(6, 3, requires_grad=True) * 2
+    of_larger = torch.cat([whole, whole])[2:8]
+    for all_of_it in (whole, of_larger):
+        assert rows_of(all_of_it, all_of_it) == slice(None)
+        assert [rows_of(part, all_of_it) for part in all_of_it.chunk(2)] == [slice(0, 3), slice(3, 6)]
+        others = (all_of_it[:, :2], all_of_it[::2], all_of_it.clone(), all_of_it[[0, 1]], all_of_it.detach().clone())
+        assert [rows_of(other, all_of_it) for other in others] == [None] * 5
 
 
 def test_the_teacher_is_in_no_checkpoint_optimiser_or_average_and_nothing_else_changes(teacher):

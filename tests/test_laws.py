@@ -227,7 +227,8 @@ def test_saliencymix_noise_is_near_the_top_and_the_same_for_the_batch(height, mo
     assert len(set(columns)) == 20
 
 
-DRAWN = [Mixup(0.01), CutMix(), SmoothMix(), GridMix(), GridMix(clip=True), FMix(), FMix(max_soft=0.5, isotropic=True)]
+DRAWN = [build("hmix"), build("hmix", r=1.0), build("gmix"), build("regmixup", alpha=0.1)]
+DRAWN += [Mixup(0.01), CutMix(), SmoothMix(), GridMix(), GridMix(clip=True), FMix(), FMix(max_soft=0.5, isotropic=True)]
 DRAWN += [ResizeMix(), ResizeMix(placement="inside"), *(SaliencyMix(box_from=w) for w in ("each", "first", "noise"))]
 
 
@@ -265,3 +266,24 @@ def test_remix_draws_what_mixup_draws():
             m.plan(x, y, np.random.default_rng((32, i))) for m in (Remix(0.4, class_counts=[9] * 5), Mixup(0.4))
         )
         assert torch.equal(one["index"], other["index"]) and torch.equal(one["mask"], other["mask"])
+
+
+def test_hmix_shares_are_the_beta_draws_its_boxes_r_of_the_rest_and_the_gaussians_of_gmix_lose_at_the_border():
+    drawn = [np.random.default_rng((29, i)).beta(1.0, 1.0) for i in range(4000)]
+    found = plans(build("hmix"), 29, 4000, 1, 64, 64)
+    assert shares(found) == pytest.approx(np.array(drawn), abs=1e-6)
+    boxes = np.array([(plan["mask"] == 0).float().mean().item() for plan in found])
+    r = 0.5  # sides s = sqrt(r*(1-lam)) of which s^2/4 is clipped in the mean: E[(s - s^2/4)^2]
+    assert boxes.mean() == pytest.approx(r / 2 - r**1.5 / 5 + r**2 / 48, abs=0.01) and boxes.max() <= r
+    found = plans(build("gmix"), 29, 4000, 1, 64, 64)
+    smaller = np.minimum(shares(found), 1 - shares(found))
+    assert smaller.mean() == pytest.approx(0.17, abs=0.005)
+    assert (smaller <= np.minimum(drawn, 1 - np.array(drawn)) + 1e-3).all()
+    assert [lam < 0.5 for lam in shares(found)] == [lam < 0.5 for lam in drawn]
+
+
+def test_regmixup_blends_by_the_first_beta_draw_which_is_near_one_half():
+    found = plans(build("regmixup"), 30, 500, 2)
+    drawn = [np.float32(np.random.default_rng((30, i)).beta(20, 20)) for i in range(500)]
+    assert [plan["mask"].flatten().tolist() for plan in found] == [[lam, lam] for lam in drawn]
+    assert np.quantile(drawn, [0.05, 0.95]) == pytest.approx(stats.beta(20, 20).ppf([0.05, 0.95]), abs=0.02)

@@ -52,6 +52,7 @@ INTO_THE_MODEL = [
     "mixtoken",
     "tokenmixup",
 ]
+INTO_THE_MODEL += ["regmixup", "lumix"]
 
 
 def some(names: Iterable[str]) -> list[Any]:

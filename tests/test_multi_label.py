@@ -251,6 +251,7 @@ def test_mixers_that_take_each_image_for_one_of_one_class_are_refused_by_name():
             "remix",
         ]
     )
+    one |= {"lumix"}
     for mixer in MIXERS:
         own = {"model": small_model_for(mixer), "num_classes": 5}
         if mixer in one:
@@ -259,6 +260,7 @@ def test_mixers_that_take_each_image_for_one_of_one_class_are_refused_by_name():
         else:
             assert new_step(backbones.create_model(made := recipe("photos", f"finetune_{mixer}", **own)), made)
     assert not build("decouplemix", eta=0.0, two_hot=0.8).one_label  # the paper's form for binary cross-entropy
+    assert not build("lumix", predicted=0.0).one_label  # noise alone
 
 
 def slow_average_precision(label, score):

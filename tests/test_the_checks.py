@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixers import CutMix, Mixer, Mixup, Out, ops
+from mixers import CutMix, Mixer, Mixup, Out, RegMixup, ops
 from mixers.testing import CHECKS, check_mixer
 
 # The broken mixers. Each is Mixup or CutMix but for one mistake that someone has made before.
@@ -57,6 +57,16 @@ def steps(change, base=Mixup):
 
     def forward(self, model, criterion, *batch):
         return change(base.forward(self, model, criterion, *batch), self, *batch)
+
+    return broken(base, forward=forward)
+
+
+def shows(change, base=Mixup):
+    """Shows the model ``change(images)`` in place of the right ones."""
+
+    def forward(self, model, *batch):
+        with model.register_forward_pre_hook(lambda _, images: change(*images), prepend=True):
+            return base.forward(self, model, *batch)
 
     return broken(base, forward=forward)
 
@@ -157,6 +167,7 @@ BROKEN: dict[str, list[tuple[type[Mixer], str]]] = {
     "replay_rebuilds_the_step": [
         (steps(lambda out, mixer, *batch: out._replace(plan=mixer.plan(*batch))), "the target of the step"),
         (mixes(lambda mixed, target, *_: (mixed + 1e-3 * torch.rand(1), target)), "another result the second time"),
+        *((shows(lambda images: images + 1e-3, base), "images that are off by 0.001") for base in (Mixup, RegMixup)),
     ],
     "shapes_dtypes_layout_kept": [
         (mixes(lambda mixed, target, *_: (mixed.float(), target)), "torch.bfloat16"),

@@ -29,7 +29,7 @@ def inputs_untouched(factory: Factory) -> None:
 def replay_rebuilds_the_step(factory: Factory) -> None:
     """``mix(x, y, **out.plan)`` gives, each time, the images the model saw and the target of the step.
 
-    The model may have seen them as a part of a larger batch, together with other images of the same number.
+    The model may see other batches of that size too, one by one or behind each other in one batch.
     """
     step, (x, y) = tiny_step(factory), batch()
     seen: list[Tensor] = []
@@ -40,8 +40,8 @@ def replay_rebuilds_the_step(factory: Factory) -> None:
         expect(not found, "the same result each time mix is called", "another result the second time")
         off = gap(target, out.target)
         expect(off < 1e-6, "the target of the step from mix(x, y, **out.plan)", f"one that is off by {off:.3g}")
-        parts = [part for images in seen for part in images.split(len(mixed))]
-        off = min((gap(mixed, part) for part in parts if part.shape == mixed.shape), default=float("inf"))
+        parts = (part for images in seen for part in images.split(len(mixed)) if part.shape == mixed.shape)
+        off = min((gap(mixed, part) for part in parts), default=float("inf"))
         expect(off < 1e-5, "the images the model saw from mix(x, y, **out.plan)", f"images that are off by {off:.3g}")
         seen.clear()
 

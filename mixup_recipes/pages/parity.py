@@ -10,7 +10,11 @@ from mixup_recipes.pages.markdown import escaped, markdown_table
 from mixup_recipes.pages.methods import parse
 
 RECORD = shipped("model_cards") / "parity.json"
-ALONE = {"vanilla": "there is nothing to compare", "grafting": "its code is not public"}
+ALONE = {
+    "vanilla": "there is nothing to compare",
+    "grafting": "its code is not public",
+    "lumix": "its code was not published",
+}
 """Methods without a row, and why."""
 UNITS = {"absolute": "", "relative": " of the largest value", "share": " of all"}
 INTRODUCTION = """# Held against the original code

@@ -10,9 +10,9 @@ sample ``(1 - alpha) * L(z, y) + alpha * D``. Soft: ``D = tau^2 * KL(softmax(t /
 is. Hard: ``D = L(z, onehot(argmax t))``, for which tau means nothing.
 
 What is distilled is each prediction of the model itself that a mixer has a loss of: that of the mixed batch, of AugMix
-that of the clean one. What else a mixer's loss has is as without a teacher: second classifiers, momentum encoders,
-masks, regularisers, and the clean batch of PuzzleMix and Co-Mixup, whose gradient says where a class is. A mixer that
-weighs samples weighs the whole.
+that of the clean one, of RegMixup both. What else a mixer's loss has is as without a teacher: second classifiers,
+momentum encoders, masks, regularisers, and the clean batch of PuzzleMix and Co-Mixup, whose gradient says where a class
+is. A mixer that weighs samples weighs the whole.
 
 Deviations: DeiT has a second classifier and token for the teacher, here there is one head; its code divides the
 divergence by the number of classes, here it is summed over them, as in both papers.
@@ -105,10 +105,11 @@ class Distilled(Step):
 
         def criterion(logits: Tensor, target: Tensor) -> Tensor:
             loss = self.criterion(logits, target)
-            if not last or not begins(logits, last[1]):
+            rows = rows_of(logits, last[1]) if last else None
+            if rows is None:
                 return loss
             learned.append(logits)
-            return torch.lerp(loss, self.taught(logits, self.teacher(last[0][: len(logits)])), self.alpha)
+            return torch.lerp(loss, self.taught(logits, self.teacher(last[0][rows])), self.alpha)
 
         with self.model.register_forward_hook(watch):
             out = self.mixer(self.model, criterion, x, y, rng)
@@ -124,7 +125,12 @@ class Distilled(Step):
         return self.tau**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
 
 
-def begins(logits: Tensor, said: Tensor) -> bool:
-    """Whether predictions are what a model said, or the first rows of it: of a batch that it saw with other images."""
-    own, whole = (t if t._base is None else t._base for t in (logits, said))
-    return logits is said or (own is whole and logits.data_ptr() == said.data_ptr())
+def rows_of(part: Tensor, whole: Tensor) -> slice | None:
+    """Which rows of a prediction a mixer has its loss of: all, or some that lie together; None for another tensor."""
+    if part is whole:
+        return slice(None)
+    base = whole if whole._base is None else whole._base
+    if part._base is not base or part.shape[1:] != whole.shape[1:] or part.stride() != whole.stride():
+        return None
+    first = (part.storage_offset() - whole.storage_offset()) // whole.stride(0)
+    return slice(first, first + len(part))

@@ -1,0 +1,73 @@
+"""A Unified Analysis of Mixed Sample Data Augmentation: A Loss Function Perspective. Park, Yun, Chun. NeurIPS 2022.
+
+https://arxiv.org/abs/2208.09913, reference code https://github.com/naver-ai/hmix-gmix
+
+GMix is the paper's CutMix by a Gaussian in place of a box; its other method is HMix.
+
+Formula: ``lam ~ Beta(alpha, alpha)``, ``s = min(lam, 1-lam)`` and ``G(i, j) = exp(-pi*((i-r)^2 + (j-c)^2) / (s*H*W))``
+with a uniform centre (r, c) on the pixel grid: on an endless image it would cover the share s. The image with the
+smaller share shows inside it: the mask, 1 where the sample itself stays, is G where ``lam < 0.5``, else ``1 - G``;
+``x' = mask*x + (1-mask)*x[index]``, and the label share of the sample itself is the mask's mean.
+
+Published defaults: alpha = 1 (reference code, as of timm's Mixup).
+
+Sampling law: ``gmix@park-2022``: one lambda and one Gaussian for the whole batch; what lies beyond the border is lost,
+so the smaller share is smaller than it was drawn, 0.17 in the mean in place of 0.25 at alpha = 1; the partner is a
+uniformly random permutation of the batch, fixed points allowed.
+
+Cost: that of CutMix.
+
+Deviations: the reference code takes the height for both sides, so that it takes square images only; here ``H*W`` stands
+in place of its ``H*H``, which keeps the Gaussian a circle in pixels. A share of exactly 0 leaves the other image as it
+is; there 0 gives no number at the centre. It pairs a batch with its reverse, which needs an even batch, and has a
+probability of mixing, 1 by default, and a switch to Mixup; here ``Switch`` does both. Of the paper only the abstract
+and captions were read for this file; the formula is that of the code.
+
+Kind: input.
+"""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import ops
+from .base import Mixer, Plan
+
+
+class GMix(Mixer):
+    """Show the image with the smaller share inside one Gaussian blob, the same for the whole batch.
+
+    ``alpha`` > 0 is the Beta parameter.
+    """
+
+    def __init__(self, alpha: float = 1.0):
+        super().__init__()
+        ops.check_positive("alpha", alpha)
+        self.alpha = alpha
+
+    def plan(
+        self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: object
+    ) -> Plan:
+        """``index`` (B,), ``mask`` (B, 1, H, W), ``lam`` (B,) its mean."""
+        height, width = x.shape[-2:]
+        lam = ops.beta(self.alpha, self.alpha, rng)
+        area = min(lam, 1 - lam) * height * width
+        rows, columns = bell(height, area, rng), bell(width, area, rng)
+        blob, share = torch.outer(ops.send(rows, x), ops.send(columns, x)), rows.mean() * columns.mean()
+        mask, stays = (blob, share) if lam < 0.5 else (1 - blob, 1 - share)
+        return {
+            "index": ops.partners(x, rng),
+            "mask": mask.expand(len(x), 1, -1, -1),
+            "lam": ops.per_sample(stays, x),
+        }
+
+
+def bell(length: int, area: float, rng: np.random.Generator) -> np.ndarray:
+    """One axis of the Gaussian that covers ``area`` pixels, ``(length,)``, 1 at its centre; 0 where it covers none."""
+    centre = rng.integers(length)
+    if area == 0:
+        return np.zeros(length)
+    return np.exp(-math.pi * (np.arange(length) - centre) ** 2 / area)
