@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .gridmix import GridMix as GridMix
     from .guidedmix import GuidedMix as GuidedMix
     from .manifoldmix import ManifoldMix as ManifoldMix
+    from .mergemix import MergeMix as MergeMix
     from .mixpro import MixPro as MixPro
     from .mixup import Mixup as Mixup
     from .puzzlemix import PuzzleMix as PuzzleMix
@@ -40,6 +41,7 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .smmix import SMMix as SMMix
     from .smoothmix import SmoothMix as SmoothMix
     from .snapmix import SnapMix as SnapMix
+    from .sumix import SUMix as SUMix
     from .supermix import SuperMix as SuperMix
     from .tlalign import TLAlign as TLAlign
     from .tokenmix import TokenMix as TokenMix

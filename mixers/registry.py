@@ -88,6 +88,8 @@ MIXERS = Rows(
         "recursivemix": "recursivemix:RecursiveMix",
         "snapmix": "snapmix:SnapMix",
         "guidedmix": "guidedmix:guidedmix",
+        "sumix": "sumix:sumix",
+        "mergemix": "mergemix:MergeMix",
     }
 )
 
@@ -102,6 +104,7 @@ BLOCKS = Rows(
         "smm": "smmix:SMMix",
         "decouple": "decouplemix:DecoupleMix",
         "guided": "guidedmix:GuidedMix",
+        "semantic": "sumix:SUMix",
     }
 )
 

@@ -14,7 +14,7 @@ from mixup_recipes.training import launch, optimisation, sharding
 from mixup_recipes.training.backbones import create_model
 from mixup_recipes.training.update import Batch, new_learner, new_step, one_hot, train_update
 
-ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign"}  # of which a ResNet has none
+ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign", "mergemix"}  # of which a ResNet has none
 RESNET, VIT = "test_resnet", "test_vit"
 Fields = dict[str, Any]
 OPTIONS: dict[str, tuple[str, str, Fields]] = {

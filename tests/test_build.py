@@ -56,6 +56,8 @@ attentivemix: AttentiveMix(alpha=2.0, beta=None, teacher='resnet18.tv_in1k')
 supermix: SuperMix(alpha=3.0, teacher=None, steps=5, grid=16, sigma=2.0, sparsity=25.0)
 grafting: Grafting(alpha=1.0, temperature=0.2, sigma=1.0, grid=None, label_norm=2, source='activation')
 guidedmix: Switch(probs=[0.5, 0.5] (mixers): ModuleList((0): Vanilla() (1): GuidedMix(source='spectral')))
+sumix: SUMix(gamma=0.5, scale=100.0, as_released=False (base): CutMix(alpha=0.2))
+mergemix: MergeMix(alpha=1.0, merged=0.25, rescale=False, as_released=False (base): Vanilla())
 """
 
 
@@ -90,6 +92,9 @@ MADE = [
     ),
     *(("decouplemix", args, mixers.DecoupleMix(Mixup(1.0))) for args in ({}, {"base": None})),
     ("decouplemix", {"base": Vanilla()}, mixers.DecoupleMix(Vanilla())),
+    *(("sumix", args, mixers.SUMix(CutMix(0.2))) for args in ({}, {"base": None})),
+    ("semantic", {"base": "fmix", "gamma": 1.0}, mixers.SUMix(mixers.FMix(), 1.0)),
+    ("mergemix", {"base": {"mixup": {"alpha": 0.8}}}, mixers.MergeMix(base=Mixup(0.8))),
 ]  # fmt: skip
 
 
@@ -104,11 +109,12 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
         ("mixup alpha", 0), ("mixup alpha", True), ("manifoldmix alpha", 0), ("align alpha", -1.0),
         ("smoothmix alpha", 0), ("tlalign alpha", 0), ("snapmix alpha", 0), ("attentivemix alpha", 0),
         ("attentivemix beta", -8.0), ("supermix alpha", 0), ("supermix sigma", 0), ("grafting alpha", 0),
-        ("grafting temperature", 0), ("decouplemix xi", 0),
+        ("grafting temperature", 0), ("decouplemix xi", 0), ("sumix scale", 0), ("mergemix alpha", 0),
     ],
     "one of False, True": [
         ("tokenmix use_alpha", "no"), ("smoothmix swapped_label", "no"), ("gridmix clip", 3), ("maskmix detach", "no"),
         ("recursivemix swapped_roi", 1.5), ("snapmix same_label_twice", "no"), ("puzzlemix transport", 1),
+        ("sumix as_released", 1), ("mergemix as_released", "no"), ("mergemix rescale", 0),
     ],
     "the name of timm weights or a folder, or None": [
         ("token teacher", 3), ("supermix teacher", 3), ("supermix teacher", ""),
@@ -119,6 +125,7 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
     "a number of at least 0": [
         ("fmix decay_power", -1.0), ("recursivemix omega", -1.0), ("supermix sparsity", -1.0), ("grafting sigma", -1.0),
         ("decouplemix eta", -0.1), ("decouplemix power", None), ("samix lam_mul_k", -2),
+        ("sumix gamma", -1.0),
     ],
     "a number of at least 0 and at most 0.5": [("fmix max_soft", 0.6), ("automix margin", 0.7)],
     "two numbers, the smaller first": [("resizemix scope", [0.8, 0.1])],
@@ -140,7 +147,7 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
     "a mixer": [("decouple base", None)],
     "a list of mixers": [("switch mixers", "mixup")],
     "one of 'nearest', 'bilinear'": [("automix upsample", "bicubic")],
-    "a number of at least 0 and at most 0.99": [("samix dropout", 1.0)],
+    "a number of at least 0 and at most 0.99": [("samix dropout", 1.0), ("mergemix merged", 1.0)],
     "one of 2, 3": [("adautomix samples", 4)],
     "one of 1, -1": [("adautomix cos_sign", 0)],
 }  # fmt: skip

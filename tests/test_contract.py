@@ -18,8 +18,9 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("manifoldmix", "label_share_is_pixel_share"): "two layers in three are hidden: mix leaves the images as they are",
     ("alignmix", "label_share_is_pixel_share"): "half of the batches are mixed in the last feature, not in the images",
     **{(name, "label_share_is_pixel_share"): LOOKED for name in ("transmix", "mixpro", "tlalign")},
+    ("sumix", "label_share_is_pixel_share"): "the label follows what the model sees",
     **{(name, "label_share_is_pixel_share"): LEARNED for name in ("automix", "samix", "adautomix")},
-    **{(name, "model_left_as_found"): TWICE for name in ("automix", "samix", "adautomix", "comixup")},
+    **{(name, "model_left_as_found"): TWICE for name in ("automix", "samix", "adautomix", "comixup", "sumix")},
     ("resizemix", "identical_images_stay"): "the partner is shrunk before it is pasted",
     ("recursivemix", "identical_images_stay"): "the previous batch is shrunk before it is pasted",
     ("snapmix", "identical_images_stay"): "the partner's box is resized before it is pasted",
@@ -77,6 +78,9 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     lambda: mixers.PuzzleMix(adv_p=1.0): {"identical_images_stay", "label_share_is_pixel_share"},
     lambda: mixers.CoMixup(1.0, 3, None, thres_type="soft", stride=8, set_resolve=False, niter=2, clean_lam=0.0): set(),
     mixers.SMMix: {"identical_images_stay"},
+    lambda: mixers.SUMix(mixers.FMix(), as_released=True): {"label_share_is_pixel_share", "model_left_as_found"},
+    lambda: mixers.MergeMix(merged=0.5, base=mixers.Mixup(0.8), as_released=True): set(),
+    lambda: mixers.MergeMix(rescale=True): {"label_share_is_pixel_share"},
 }
 
 

@@ -40,6 +40,8 @@ GOLDEN: dict[str, list[float]] = {
     "supermix": [1.748290, 1.666036, 1.879526, 1.483771],
     "grafting": [1.864976, 1.345698, 1.773575, 1.700102],
     "snapmix": [0.856860, 1.645926, 0.837696, 1.425032],
+    "sumix": [2.438301, 2.545771, 2.489306, 2.261765],
+    "mergemix": [3.367181, 4.624043, 4.993288, 5.395819],
 }
 
 # Where a method decides by comparing numbers, rounding decides for it sooner or later: what a processor without AVX-512

@@ -28,7 +28,7 @@ REFUSED = {
     "resnet10t": {"manifoldmix", "alignmix", "automix", "samix", "adautomix"},
     "deit_tiny_patch16_224": {"manifoldmix", "alignmix"},
 }
-ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign"}  # of which the others have none
+ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign", "mergemix"}  # of which the others have none
 QUICK = {"mixup", "manifoldmix", "alignmix", "automix", "puzzlemix", "transmix"}
 CASES = [(model, mixer) for model in MODELS for mixer in MIXERS if "deit" in model or mixer not in ATTENTION]
 
