@@ -118,7 +118,8 @@ class SUMix(Mixer):
         with ops.full_precision(x.device):
             dtype = torch.promote_types(logits.dtype, torch.float32)
             a, share = y.argmax(1), shares.diagonal().to(dtype)  # 1 where a sample is its own partner
-            own, other = self.distances(*(z.detach().to(dtype).softmax(1) for z in (clean, logits)), a, index)
+            p, seen = (z.detach().to(dtype).softmax(1) for z in (clean, logits))
+            own, other = self.distances(p, seen, a, index)
             near = torch.stack([share.log() - taken(own, a), (1 - share).log() - taken(other, a[index])], 1).softmax(1)
             says = [torch.exp(-(u + doubt + d)) for u, d in ((uncertain, own), (uncertain[index], other))]
             of_own, of_partner = (cross_entropy(z, t.to(dtype)) for z, t in zip(says, (y, y[index]), strict=True))

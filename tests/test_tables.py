@@ -144,7 +144,8 @@ def test_the_caption_names_source_protocol_marks_and_command():
         "commit 1fb74ee (2023-08-16)",
         "best epoch, mean of 3 trials (DeiT-T, DeiT-S, PVT-T, Swin-T, MogaNet-T, PVT-S); best epoch, mean of 3 trials, "
         "averaged weights (EMA) (DeiT-B, ConvNeXt-T); TL-Align: not stated by its source; "
-        "SMMix (DeiT-T, DeiT-S, DeiT-B, Swin-T, PVT-T): not stated by its source; MixPro: not stated by its source.",
+        "SMMix (DeiT-T, DeiT-S, DeiT-B, Swin-T, PVT-T): not stated by its source; MixPro: not stated by its source; "
+        "MergeMix: not stated by its source.",
         "† method known from an arXiv pre-print, trained by OpenMixup.",
         "‡ result of the method's official code, not trained by OpenMixup.",
         "No runs of ours are recorded",

@@ -2,13 +2,12 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Union
 from unittest import mock
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -42,6 +41,7 @@ MERGEMIX, MERGE = f"{MODELS}/classifiers/mergemix.py", f"{MODELS}/utils/merge.py
 VIT, ATTENTION = f"{MODELS}/backbones/vision_transformer.py", f"{MODELS}/utils/layers/attention.py"
 VIT_HEAD, MIXUP = f"{MODELS}/heads/vision_transformer_head.py", f"{MODELS}/augments/mixup.py"
 GAMMA = 0.5
+TYPES = {"Callable": Callable, "List": list, "Tuple": tuple, "Union": Union}  # of annotations
 
 
 def one_hot(labels: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Pooled(nn.Module):
 
     def __init__(self, model: Any):
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [self.model.forward_head(self.model.forward_features(x), pre_logits=True)]
@@ -103,10 +103,10 @@ class Base(nn.Module):
         super().__init__()
 
 
-def network(name: str = "deit") -> Any:
-    """A small network whose predictions differ."""
-    model = deit() if name == "deit" else timm.create_model("resnet18", num_classes=CLASSES)
-    nn.init.normal_(model.get_classifier().weight, std=0.5)
+def network() -> Any:
+    """A small DeiT whose predictions differ."""
+    model = deit()
+    nn.init.normal_(model.get_classifier().weight, std=0.1)
     return model.train()
 
 
@@ -126,14 +126,13 @@ def sumix(**options: Any) -> tuple[SUMix, Any]:
 def sumix_authors(original: Checkout) -> Iterator[Gap]:
     """Updates by their classifier and head as they stand, ours as released; and ours by itself."""
     _mixer, step = sumix(as_released=True)
-    diary, optimizer, plans = Diary(), optimizer_of(step), []
+    diary, optimizer = Diary(), optimizer_of(step)
     watched(diary, step.model)
     for seed, (x, labels) in enumerate(batches()):
         with pairing(CYCLE):
             out = step(x, one_hot(labels), np.random.default_rng(seed))
         optimizer.zero_grad()
         diary.scale(out.loss, optimizer, step.parameters())
-        plans.append(out.plan)
     names = [name for name, _ in step.named_parameters()]
     ours = diary.trained(step, names)
 
@@ -189,7 +188,7 @@ class Encoder(nn.Module):
         super().__init__()
         merge = original.names(
             MERGE, "bipartite_soft_matching", "merge_source_matrix", "merge_source_map", "merge_wavg",
-            math=math, torch=torch, Callable=Any, List=list, Tuple=tuple, Union=Any,
+            math=math, torch=torch, **TYPES,
         )  # fmt: skip
         names = ("bipartite_soft_matching", "merge_source_matrix", "merge_source_map", "merge_wavg")
         layer = original.method(
@@ -200,15 +199,12 @@ class Encoder(nn.Module):
             VIT, "ToMeVisionTransformer", "forward", torch=torch, resize_pos_embed=lambda embed, *_, **__: embed
         )
         self.model, self.cls_token, self.pos_embed = model, model.cls_token, model.pos_embed
-        self.layers = [Layer(block, layer, attend) for block in model.blocks]
+        last = len(model.blocks) - 1
+        self.layers = nn.ModuleList(Layer(b, layer, attend, i == last) for i, b in enumerate(model.blocks))
         self.norm1, self.drop_after_pos, self.patch_resolution = model.norm, nn.Identity(), None
         self.interpolate_mode, self.num_extra_tokens, self.with_cls_token = "", 1, True
         self.out_indices, self.return_attn = (len(self.layers) - 1,), True
         self.final_norm = self.output_cls_token = True
-
-    def modules(self) -> Any:
-        """The layers too, which are none of torch's: the classifier hands each of them what it merges."""
-        return [*super().modules(), *self.layers]
 
     def patch_embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Patches, and how many there are down and across."""
@@ -218,11 +214,13 @@ class Encoder(nn.Module):
         return self.run(self, x)
 
 
-class Layer:
+class Layer(nn.Module):
     """A timm block under the names of their layer."""
 
-    def __init__(self, block: Any, forward: Any, attend: Any):
-        self.run, self.block, self._tome_info = forward, block, {}
+    def __init__(self, block: Any, forward: Any, attend: Any, last: bool):
+        super().__init__()
+        self.run = forward
+        self._tome_info: dict[str, Any] = {}
         inner, nothing = block.attn, nn.Identity()
         own = SimpleNamespace(
             qkv=inner.qkv, num_heads=inner.num_heads, head_dims=inner.head_dim, scale=inner.scale, attn_scale=False,
@@ -232,9 +230,9 @@ class Layer:
         self.attn = lambda x: attend(own, x)
         self.norm1, self.norm2, self.ffn = block.norm1, block.norm2, block.mlp
         self.drop_path = self.freq_scale = nothing
-        self.last, self.return_attn = False, True
+        self.last, self.return_attn = last, True
 
-    def __call__(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor) -> Any:
         found = self.run(self, x)
         return found if self.last else found[0]
 
@@ -244,11 +242,10 @@ def original_of(original: Checkout, model: Any, draws: Draws, merged: int, **opt
     unchanged = lambda **_: lambda method: method  # noqa: E731
     merge = original.names(
         MERGE, "parse_r", "modify_r_list", "check_parse_r", "token_unmerge_from_map", "token_unmerge",
-        math=math, torch=torch, Callable=Any, List=list, Tuple=tuple, Union=Any,
+        math=math, torch=torch, **TYPES,
     )  # fmt: skip
     names = ("parse_r", "modify_r_list", "check_parse_r", "token_unmerge_from_map", "token_unmerge")
     encoder = Encoder(original, model)
-    encoder.layers[-1].last = True
     lam_loss, loss = (
         original.method(
             VIT_HEAD, "VisionTransformerClsHead", name, torch=torch, F=functional, accuracy=lambda *_: 0,
@@ -296,7 +293,7 @@ def stable_topk(values: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor]:
 )  # fmt: skip
 def mergemix_openmixup(original: Checkout) -> Iterator[Gap]:
     """Schedules, the look, the patches that stay, labels, and updates by their classifier as it stands."""
-    parse, best = original.names(MERGE, "parse_r", "check_parse_r", List=list, Tuple=tuple, Union=Any, Callable=Any,
+    parse, best = original.names(MERGE, "parse_r", "check_parse_r", **TYPES,
                                  math=math, torch=torch)  # fmt: skip
     totals = range(1, 148)
     differ = sum(schedule(12, n) != parse(12, (best(12, n, 196, -0.5), -0.5), n) for n in totals)
