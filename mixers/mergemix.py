@@ -121,10 +121,10 @@ class MergeMix(Mixer):
         ops.check_batch(x, y)
         plan = self.plan(x, y, rng, self.attention(model, x))
         second, aim = self.base.mix(x, y, **self.base.plan(x, y, rng, model, criterion))
-        base = criterion(model(second), aim)
+        beside = model(second)
         mixed, target = self.mix(x, y, **plan)
         logits = model(mixed)
-        return Out.of(logits, target, plan, mix=criterion(logits, target), base=base)
+        return Out.of(logits, target, plan, mix=criterion(logits, target), base=criterion(beside, aim))
 
     def attention(self, model: nn.Module, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w"]:
         """How much each patch is attended to, as part of the token that it is in."""

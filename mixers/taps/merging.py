@@ -22,12 +22,14 @@ def merging_blocks(model: nn.Module) -> list[str]:
 
     Raises ``ValueError`` unless all attention of the model lies in timm's ``Block``, which keeps no grid.
     """
-    layers = [] if hasattr(model, "attention_info") else attention_layers(model)
-    names = [name.rpartition(".")[0] for name in layers]
-    if not names or any(type(model.get_submodule(name)) is not Block for name in names):
+    names: list[str] = []
+    with contextlib.suppress(ValueError):  # which names models that merge nothing
+        names = [name.rpartition(".")[0] for name in attention_layers(model)]
+    # not the type, which is one of its own where parameters are sharded
+    if not names or any(type(model.get_submodule(name)).forward is not Block.forward for name in names):
         raise ValueError(
-            f"{type(model).__name__} has other blocks than a plain vision transformer, whose tokens may be merged; "
-            "models that have these: deit_tiny_patch16_224, deit_small_patch16_224, vit_base_patch16_224"
+            f"{type(model).__name__} is no plain vision transformer, whose tokens may be merged; models that are: "
+            "deit_tiny_patch16_224, deit_small_patch16_224, vit_base_patch16_224"
         )
     return names
 
