@@ -23,19 +23,19 @@ ours). Others keep a grid that a merged token has no place on.
 
 Deviations: the look is in evaluation mode and without gradient (reference code: in training mode, its graph kept and
 not used); patches with equal attention, as those of one token have, stay in reading order (reference code: in no
-particular order). The partner is any permutation; the reference code tries ten times for one without fixed points.
+particular order). The partner is any permutation; the reference code tries ten times for one without fixed points. The
+paper's Eq. 8, on in the configurations of small data sets and off in that of ImageNet, draws the label instead: normal
+with the share of tokens as its mean and lam as its deviation, moved and scaled so that the least in the batch is 0 and
+the largest 1. As mean and deviation are those of the whole batch, they cancel, and the label depends on neither the
+images nor lam, so that it is no default: ``rescale=True``. OpenMixup's loss replaces the shares of a batch by their
+mean; here each sample keeps its own. Tokens have no weight in the attention after the number of patches that they stand
+for, as in the reference code.
 What made the published number of DeiT-S:
 - its second part of the loss is of images mixed by Mixup with alpha = 0.8, ``base: {mixup: {alpha: 0.8}}``;
 - it takes what the patches give the class token for what the class token gives them, and looks up the token of a patch
   among those left after the last layer's merge, two fewer than that layer's attention saw, ``as_released=True``. (The
   code for language models takes the class token's row.) The configurations of small data sets take the attention of the
   ninth layer of twelve with the tokens left after the last.
-The paper's Eq. 8, on in the configurations of small data sets and off in that of ImageNet, draws the label instead:
-normal with the share of tokens as its mean and lam as its deviation, moved and scaled so that the least in the batch is
-0 and the largest 1. As mean and deviation are those of the whole batch, they cancel, and the label depends on neither
-the images nor lam, so that it is no default: ``rescale=True``. OpenMixup's loss replaces the shares of a batch by their
-mean; here each sample keeps its own. Tokens have no weight in the attention after the number of patches that they stand
-for, as in the reference code.
 
 Kind: input.
 """
