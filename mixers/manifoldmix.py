@@ -25,8 +25,6 @@ stride works. ``mix`` returns the images as the network receives them, so they a
 Kind: input, feature.
 """
 
-import math
-
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -49,7 +47,7 @@ class ManifoldMix(Mixer):
 
     def setup(self, model: nn.Module) -> None:
         """Find the modules whose output is mixed. Raises ``ValueError`` when the model does not publish stages."""
-        self.modules_mixed = ["", *hidden_layers(model)]
+        self.modules_mixed = ["", *taps.early_stages(model, LAYERS - 1, "ManifoldMix")]
 
     def plan(
         self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: object
@@ -95,14 +93,3 @@ class ManifoldMix(Mixer):
 def blend(h: Float[Tensor, "B *rest"], index: Int[Tensor, " B"], lam: Float[Tensor, " B"]) -> Float[Tensor, "B *rest"]:
     """``lam*h + (1-lam)*h[index]``, for images, maps and tokens."""
     return ops.blend(h, index, lam.view(-1, *[1] * (h.ndim - 1)))
-
-
-def hidden_layers(model: nn.Module) -> list[str]:
-    """Module paths of stages 1 and 2. Raises ``ValueError`` for a model with fewer than two stages."""
-    reductions = taps.reductions(model)
-    names = list(reductions)
-    if len(names) < 2:
-        raise ValueError(f"ManifoldMix needs two stages, {type(model).__name__} publishes {len(names)}; use resnet50")
-    if len(set(reductions.values())) == 1:
-        return [names[math.ceil(k * len(names) / 4) - 1] for k in (1, 2)]
-    return names[-4:][:2]

@@ -24,11 +24,12 @@ MODELS = {
     "deit_tiny_patch16_224": {"img_size": 64, "depth": 3, "drop_path_rate": 0.3},
 }
 REFUSED = {
-    "mobilenetv3_small_050": {"manifoldmix", "alignmix", "automix", "samix", "adautomix"},
-    "resnet10t": {"manifoldmix", "alignmix", "automix", "samix", "adautomix"},
-    "deit_tiny_patch16_224": {"manifoldmix", "alignmix"},
+    "mobilenetv3_small_050": {"manifoldmix", "alignmix", "automix", "samix", "adautomix", "nfm", "noisymix"},
+    "resnet10t": {"manifoldmix", "alignmix", "automix", "samix", "adautomix", "nfm", "noisymix"},
+    "deit_tiny_patch16_224": {"manifoldmix", "alignmix", "nfm", "noisymix", "tokenmixup"},
 }
-ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign", "mergemix"}  # of which the others have none
+# what the others have none of
+ATTENTION = set(["transmix", "tokenmix", "smmix", "mixpro", "tlalign", "mixtoken", "tokenmixup", "mergemix"])
 QUICK = {"mixup", "manifoldmix", "alignmix", "automix", "puzzlemix", "transmix"}
 CASES = [(model, mixer) for model in MODELS for mixer in MIXERS if "deit" in model or mixer not in ATTENTION]
 

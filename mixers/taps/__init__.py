@@ -12,12 +12,12 @@ the module at all.
 """
 
 from ..weights import NoWeights
-from .attending import Attention, attention, attention_layers, attentions
+from .attending import Attention, ahead, attention, attention_layers, attentions
 from .features import before_classifier, from_tokens, grid, last_feature, to_map, to_tokens
 from .gradient import as_is, clean_pass, evaluating, looking, magnitude, saliency
 from .hooks import edit, entering, record
 from .merging import merging, merging_blocks
-from .published import classifier, compile_stages, reductions, stages
+from .published import classifier, compile_stages, early_stages, reductions, stages
 from .teacher import PLACES, Frozen, asking_once, fingerprint, pretrained, teachers, why
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Attention",
     "Frozen",
     "NoWeights",
+    "ahead",
     "as_is",
     "asking_once",
     "attention",
@@ -34,6 +35,7 @@ __all__ = [
     "classifier",
     "clean_pass",
     "compile_stages",
+    "early_stages",
     "edit",
     "entering",
     "evaluating",

@@ -1,5 +1,6 @@
 """What a timm model says of itself: its stages, by module path and stride, and its classifier."""
 
+import math
 from typing import Any
 
 from torch import nn
@@ -25,6 +26,21 @@ def reductions(model: nn.Module) -> dict[str, int]:
     found = {entry["module"]: entry["reduction"] for entry in (info.info if hasattr(info, "info") else info)}
     stems = (nn.ReLU, nn.SiLU, nn.GELU)
     return {name: by for name, by in found.items() if not isinstance(model.get_submodule(name), stems)}
+
+
+def early_stages(model: nn.Module, number: int, method: str) -> list[str]:
+    """Module paths of the first ``number`` of the model's last four stages, after which a ``method`` mixes features.
+
+    Where all stages are of one resolution, as in a ViT, of its four quarters. Raises ``ValueError`` for a model that
+    publishes fewer stages, but for one of a single resolution, whose quarters may be of less than a block.
+    """
+    found = reductions(model)
+    names, flat = list(found), len(set(found.values())) == 1
+    if len(names) < (min(number, 2) if flat else number):
+        raise ValueError(f"{method} needs {number} stages, {type(model).__name__} publishes {len(names)}; use resnet50")
+    if flat:
+        return [names[math.ceil(k * len(names) / 4) - 1] for k in range(1, number + 1)]
+    return names[-4:][:number]
 
 
 def compile_stages(model: nn.Module, **options: Any) -> None:
