@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .hmix import HMix as HMix
     from .lumix import LUMix as LUMix
     from .manifoldmix import ManifoldMix as ManifoldMix
+    from .mergemix import MergeMix as MergeMix
     from .mixpro import MixPro as MixPro
     from .mixtoken import MixToken as MixToken
     from .mixup import Mixup as Mixup
@@ -50,6 +51,7 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .smmix import SMMix as SMMix
     from .smoothmix import SmoothMix as SmoothMix
     from .snapmix import SnapMix as SnapMix
+    from .sumix import SUMix as SUMix
     from .supermix import SuperMix as SuperMix
     from .tlalign import TLAlign as TLAlign
     from .tokenmix import TokenMix as TokenMix

@@ -122,6 +122,8 @@ MIXERS = Rows(
         "gmix": "gmix:GMix",
         "regmixup": "regmixup:RegMixup",
         "lumix": "lumix:lumix",
+        "sumix": "sumix:sumix",
+        "mergemix": "mergemix:MergeMix",
     },
     others,
 )
@@ -142,6 +144,7 @@ BLOCKS = Rows(
         "guided": "guidedmix:GuidedMix",
         "tokenwise": "tokenmixup:TokenMixup",
         "perturb": "lumix:LUMix",
+        "semantic": "sumix:SUMix",
     }
 )
 

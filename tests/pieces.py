@@ -22,6 +22,7 @@ ATTENTION = {
     "tlalign",
     "mixtoken",
     "tokenmixup",
+    "mergemix",
 }  # of which a ResNet has none
 RESNET, VIT = "test_resnet", "test_vit"
 Fields = dict[str, Any]

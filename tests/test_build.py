@@ -70,6 +70,8 @@ hmix: HMix(alpha=1.0, r=0.5)
 gmix: GMix(alpha=1.0)
 regmixup: RegMixup(alpha=20.0, eta=1.0, averaged=False)
 lumix: LUMix(predicted=0.4, noise=0.1, alpha=1.0 (base): CutMix(alpha=1.0))
+sumix: SUMix(gamma=0.5, scale=100.0, as_released=False (base): CutMix(alpha=0.2))
+mergemix: MergeMix(alpha=1.0, merged=0.25, rescale=False, as_released=False (base): Vanilla())
 """
 
 
@@ -107,6 +109,9 @@ MADE = [
     ("decouplemix", {"base": Vanilla()}, mixers.DecoupleMix(Vanilla())),
     ("lumix", {"noise": 0.2}, mixers.LUMix(CutMix(), noise=0.2)),
     *((name, {"base": "gmix"}, mixers.LUMix(mixers.GMix())) for name in ("lumix", "perturb")),
+    *(("sumix", args, mixers.SUMix(CutMix(0.2))) for args in ({}, {"base": None})),
+    ("semantic", {"base": "fmix", "gamma": 1.0}, mixers.SUMix(mixers.FMix(), 1.0)),
+    ("mergemix", {"base": {"mixup": {"alpha": 0.8}}}, mixers.MergeMix(base=Mixup(0.8))),
 ]  # fmt: skip
 
 
@@ -124,11 +129,13 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
         ("attentivemix beta", -8.0), ("supermix alpha", 0), ("supermix sigma", 0), ("grafting alpha", 0),
         ("grafting temperature", 0), ("decouplemix xi", 0), ("augmix alpha", 0), ("nfm alpha", 0),
         ("noisymix alpha", 0), ("mixtoken alpha", 0), ("remix alpha", 0), ("cmixup alpha", 0), ("cmixup bandwidth", 0),
+        ("sumix scale", 0), ("mergemix alpha", 0),
     ],
     "one of False, True": [
         ("regmixup averaged", "no"),
         ("tokenmix use_alpha", "no"), ("smoothmix swapped_label", "no"), ("gridmix clip", 3), ("maskmix detach", "no"),
         ("recursivemix swapped_roi", 1.5), ("snapmix same_label_twice", "no"), ("puzzlemix transport", 1),
+        ("sumix as_released", 1), ("mergemix as_released", "no"), ("mergemix rescale", 0),
         ("tokenmixup detach", 1), ("tokenmixup shifted", 0),
     ],
     "the name of timm weights or a folder, or None": [
@@ -141,6 +148,7 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
         ("regmixup eta", -1.0),
         ("fmix decay_power", -1.0), ("recursivemix omega", -1.0), ("supermix sparsity", -1.0), ("grafting sigma", -1.0),
         ("decouplemix eta", -0.1), ("decouplemix power", None), ("samix lam_mul_k", -2),
+        ("sumix gamma", -1.0),
         ("augmix jsd_weight", -1.0), ("nfm add_noise_level", -1.0), ("nfm mult_noise_level", None),
         ("decouplemix eta", -0.1), ("mixtoken dense_weight", -1.0), ("tokenmixup rho", -0.1), ("tokenmixup tau", None),
          ("decouplemix power", None), ("samix lam_mul_k", -2),
@@ -178,7 +186,7 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
     "a mixer": [("decouple base", None)],
     "a list of mixers": [("switch mixers", "mixup")],
     "one of 'nearest', 'bilinear'": [("automix upsample", "bicubic")],
-    "a number of at least 0 and at most 0.99": [("samix dropout", 1.0)],
+    "a number of at least 0 and at most 0.99": [("samix dropout", 1.0), ("mergemix merged", 1.0)],
     "one of 2, 3": [("adautomix samples", 4)],
     "one of 1, -1": [("adautomix cos_sign", 0)],
 }  # fmt: skip

@@ -258,6 +258,7 @@ AT_MOST = {
     "automix": 3.11, "samix": 3.11, "adautomix": 3.15, "supermix": 4.5, "comixup": 2.05, "puzzlemix": 1.8,
     "augmix": 3.0, "noisymix": 3.0, "smmix": 1.2, "transmix": 1.05, "mixpro": 1.05, "tlalign": 1.05,
     "regmixup": 2.05,
+    "sumix": 2.01, "mergemix": 2.32,
 }  # fmt: skip
 
 

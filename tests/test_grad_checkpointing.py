@@ -29,7 +29,7 @@ REFUSED = {
     "deit_tiny_patch16_224": {"manifoldmix", "alignmix", "nfm", "noisymix", "tokenmixup"},
 }
 # what the others have none of
-ATTENTION = set(["transmix", "tokenmix", "smmix", "mixpro", "tlalign", "mixtoken", "tokenmixup"])
+ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign", "mixtoken", "tokenmixup", "mergemix"}
 QUICK = {"mixup", "manifoldmix", "alignmix", "automix", "puzzlemix", "transmix"}
 CASES = [(model, mixer) for model in MODELS for mixer in MIXERS if "deit" in model or mixer not in ATTENTION]
 

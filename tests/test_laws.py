@@ -227,6 +227,15 @@ def test_saliencymix_noise_is_near_the_top_and_the_same_for_the_batch(height, mo
     assert len(set(columns)) == 20
 
 
+def test_mergemix_keeps_a_whole_number_of_patches_by_its_beta_law_rounded_down():
+    (x, y), even, mixer = tiny(1, 16, 16), torch.ones(1, 16, 16), build("mergemix", alpha=0.4)
+    lams = np.array([mixer.plan(x, y, np.random.default_rng((7, i)), even)["lam"].item() for i in range(2000)])
+    edges = np.array([0, 26, 77, 128, 180, 230, 257]) / 256
+    expected = np.diff(stats.beta(0.4, 0.4).cdf(edges)) * 2000
+    assert stats.chisquare(np.histogram(lams, edges)[0], expected).pvalue > LEVEL
+    assert np.array_equal(lams * 256, np.round(lams * 256))
+
+
 DRAWN = [build("hmix"), build("hmix", r=1.0), build("gmix"), build("regmixup", alpha=0.1)]
 DRAWN += [Mixup(0.01), CutMix(), SmoothMix(), GridMix(), GridMix(clip=True), FMix(), FMix(max_soft=0.5, isotropic=True)]
 DRAWN += [ResizeMix(), ResizeMix(placement="inside"), *(SaliencyMix(box_from=w) for w in ("each", "first", "noise"))]

@@ -41,18 +41,9 @@ LR = 0.05
 SLOW = {name for name in LOOKING if " " in name}  # options of a mixer that is there by itself
 # no look by a gradient
 INTO_THE_MODEL = [
-    "manifoldmix",
-    "alignmix",
-    "recursivemix",
-    "snapmix",
-    "decouplemix",
-    "augmix",
-    "nfm",
-    "noisymix",
-    "mixtoken",
-    "tokenmixup",
+    *("manifoldmix", "alignmix", "recursivemix", "snapmix", "decouplemix", "augmix", "nfm", "noisymix"),
+    *("mixtoken", "tokenmixup", "regmixup", "lumix", "sumix"),
 ]
-INTO_THE_MODEL += ["regmixup", "lumix"]
 
 
 def some(names: Iterable[str]) -> list[Any]:

@@ -252,6 +252,7 @@ def test_mixers_that_take_each_image_for_one_of_one_class_are_refused_by_name():
         ]
     )
     one |= {"lumix"}
+    one |= {"sumix"}
     for mixer in MIXERS:
         own = {"model": small_model_for(mixer), "num_classes": 5}
         if mixer in one:

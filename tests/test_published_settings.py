@@ -119,7 +119,8 @@ LONG = DROPPED | LATE | {"lr": 7.5e-4, "clip_grad": 20.0, "warmup_lr": 7.5e-9}
 ACCUMULATED = NOT_AVERAGED | {"per_device_train_batch_size": 128, "warmup_lr": 4e-8}
 PER_MIXER: dict[str, dict] = {
     "deit_t": {"automix": DROPPED, "samix": DROPPED, "transmix": {"weight_decay": 0.03}},
-    "deit_s": {"automix": DROPPED, "samix": DROPPED, "transmix": {"min_lr": 1e-4} | AVERAGED},
+    "deit_s": {"automix": DROPPED, "samix": DROPPED, "transmix": {"min_lr": 1e-4} | AVERAGED,
+               "mergemix": DROPPED},
     "pvt_t": {"automix": PYRAMID, "samix": PYRAMID},
     "deit_b": {"automix": NOT_AVERAGED, "samix": NOT_AVERAGED, "adautomix": NOT_AVERAGED},
     "convnext_t": {"automix": ACCUMULATED, "samix": ACCUMULATED, "adautomix": ACCUMULATED},
@@ -166,6 +167,11 @@ VARIANTS = {
 }
 
 
+def alpha_of(args):
+    """A mixer's own, or its base's."""
+    return args["alpha"] if "alpha" in args else next(iter(args["base"].values()))["alpha"]
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_each_row_has_the_alpha_that_was_used_and_differs_for_a_mixer_exactly_where_its_config_did(name):
     rows, rsb = load_recipe(name).mixer_args, "_rsb_" in name
@@ -189,7 +195,7 @@ def test_each_row_has_the_alpha_that_was_used_and_differs_for_a_mixer_exactly_wh
             m: pairs[m] for m in given
         }
         law = None if name.startswith(("cifar10_", "cifar100_r", "cifar100_w")) else "compounded"
-    assert {m: rows[m]["alpha"] for m in expected} == expected
+    assert {m: alpha_of(rows[m]) for m in expected} == expected
     assert all(rows[m].get("mask_loss_law") == law for m in ("automix", "samix"))
     found = {m: fields for m in MIXERS if (fields := changed(f"{name}_{m}", f"{name}_vanilla"))}
     assert found == PER_MIXER.get(name, {})

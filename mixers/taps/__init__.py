@@ -15,7 +15,8 @@ from ..weights import NoWeights
 from .attending import Attention, ahead, attention, attention_layers, attentions
 from .features import before_classifier, from_tokens, grid, last_feature, to_map, to_tokens
 from .gradient import as_is, clean_pass, evaluating, looking, magnitude, saliency
-from .hooks import edit, record
+from .hooks import edit, entering, record
+from .merging import merging, merging_blocks
 from .published import classifier, compile_stages, early_stages, reductions, stages
 from .teacher import PLACES, Frozen, asking_once, fingerprint, pretrained, teachers, why
 
@@ -36,6 +37,7 @@ __all__ = [
     "compile_stages",
     "early_stages",
     "edit",
+    "entering",
     "evaluating",
     "fingerprint",
     "from_tokens",
@@ -43,6 +45,8 @@ __all__ = [
     "last_feature",
     "looking",
     "magnitude",
+    "merging",
+    "merging_blocks",
     "pretrained",
     "record",
     "reductions",

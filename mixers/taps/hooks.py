@@ -74,6 +74,26 @@ def record(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
 
 
 @contextmanager
+def entering(model: nn.Module, module: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that holds, after one forward in the block, what the submodule was given, with its graph.
+
+    Raises ``RuntimeError`` when the block ends and the submodule did not run once.
+    """
+    (name,) = [name for name, inner in model.named_modules() if inner is module]
+    given: list[Tensor] = []
+
+    def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        given.append(args[0])
+
+    with hooked(model, name, module.register_forward_pre_hook(keep)):
+        yield given
+    if len(given) != 1:
+        raise (
+            did_not_fire(model, name) if not given else RuntimeError(f"{name!r} ran {len(given)} times, expected once")
+        )
+
+
+@contextmanager
 def hooked(model: nn.Module, name: str, *handles: Any) -> Iterator[None]:
     """Remove the hooks when the block ends, and run what is compiled around the submodule uncompiled until then."""
     compiled = [(m, m._compiled_call_impl) for m in around(model, name)[1:] if m._compiled_call_impl is not None]
