@@ -9,10 +9,10 @@ Formula: z being the model's logits of an image, t the teacher's, L the recipe's
 sample ``(1 - alpha) * L(z, y) + alpha * D``. Soft: ``D = tau^2 * KL(softmax(t / tau) || softmax(z / tau))``, whatever L
 is. Hard: ``D = L(z, onehot(argmax t))``, for which tau means nothing.
 
-What is distilled is each prediction of the model itself that a mixer has a loss of: that of the mixed batch, of AugMix
-that of the clean one, of RegMixup both. What else a mixer's loss has is as without a teacher: second classifiers,
-momentum encoders, masks, regularisers, and the clean batch of MergeMix, and of PuzzleMix and Co-Mixup, whose gradient says where a class
-is. A mixer that weighs samples weighs the whole.
+What is distilled is each prediction of the model itself that a mixer has a loss of: that of the mixed batch, of
+AugMix that of the clean one, of RegMixup both. What else a mixer's loss has is as without a teacher: second
+classifiers, momentum encoders, masks, regularisers, and the clean batch of MergeMix, and of PuzzleMix and Co-Mixup,
+whose gradient says where a class is. A mixer that weighs samples weighs the whole.
 
 Deviations: DeiT has a second classifier and token for the teacher, here there is one head; its code divides the
 divergence by the number of classes, here it is summed over them, as in both papers.
