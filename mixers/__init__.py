@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .base import Out as Out
     from .base import Plan as Plan
     from .base import Step as Step
+    from .catchupmix import CatchUpMix as CatchUpMix
     from .comixup import CoMixup as CoMixup
     from .compose import Switch as Switch
     from .cutmix import CutMix as CutMix
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .manifoldmix import ManifoldMix as ManifoldMix
     from .mixpro import MixPro as MixPro
     from .mixup import Mixup as Mixup
+    from .patchup import PatchUp as PatchUp
     from .puzzlemix import PuzzleMix as PuzzleMix
     from .recursivemix import RecursiveMix as RecursiveMix
     from .resizemix import ResizeMix as ResizeMix

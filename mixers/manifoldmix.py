@@ -25,8 +25,6 @@ stride works. ``mix`` returns the images as the network receives them, so they a
 Kind: input, feature.
 """
 
-import math
-
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -99,10 +97,7 @@ def blend(h: Float[Tensor, "B *rest"], index: Int[Tensor, " B"], lam: Float[Tens
 
 def hidden_layers(model: nn.Module) -> list[str]:
     """Module paths of stages 1 and 2. Raises ``ValueError`` for a model with fewer than two stages."""
-    reductions = taps.reductions(model)
-    names = list(reductions)
+    names = taps.parts(model)
     if len(names) < 2:
         raise ValueError(f"ManifoldMix needs two stages, {type(model).__name__} publishes {len(names)}; use resnet50")
-    if len(set(reductions.values())) == 1:
-        return [names[math.ceil(k * len(names) / 4) - 1] for k in (1, 2)]
-    return names[-4:][:2]
+    return names[:2]

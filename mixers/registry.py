@@ -88,6 +88,9 @@ MIXERS = Rows(
         "recursivemix": "recursivemix:RecursiveMix",
         "snapmix": "snapmix:SnapMix",
         "guidedmix": "guidedmix:guidedmix",
+        "patchup": "patchup:patchup",
+        "softpatchup": "patchup:softpatchup",
+        "catchupmix": "catchupmix:CatchUpMix",
     }
 )
 
@@ -102,6 +105,7 @@ BLOCKS = Rows(
         "smm": "smmix:SMMix",
         "decouple": "decouplemix:DecoupleMix",
         "guided": "guidedmix:GuidedMix",
+        "patch": "patchup:PatchUp",
     }
 )
 

@@ -56,6 +56,9 @@ attentivemix: AttentiveMix(alpha=2.0, beta=None, teacher='resnet18.tv_in1k')
 supermix: SuperMix(alpha=3.0, teacher=None, steps=5, grid=16, sigma=2.0, sparsity=25.0)
 grafting: Grafting(alpha=1.0, temperature=0.2, sigma=1.0, grid=None, label_norm=2, source='activation')
 guidedmix: Switch(probs=[0.5, 0.5] (mixers): ModuleList((0): Vanilla() (1): GuidedMix(source='spectral')))
+patchup: Switch(probs=[0.7, 0.3] (mixers): ModuleList((0): PatchUp(alpha=None, gamma=0.5, block_size=7) (1): Vanilla()))
+softpatchup: PatchUp(alpha=2.0, gamma=0.75, block_size=7)
+catchupmix: CatchUpMix(alpha=1.0)
 """
 
 
@@ -104,7 +107,7 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
         ("mixup alpha", 0), ("mixup alpha", True), ("manifoldmix alpha", 0), ("align alpha", -1.0),
         ("smoothmix alpha", 0), ("tlalign alpha", 0), ("snapmix alpha", 0), ("attentivemix alpha", 0),
         ("attentivemix beta", -8.0), ("supermix alpha", 0), ("supermix sigma", 0), ("grafting alpha", 0),
-        ("grafting temperature", 0), ("decouplemix xi", 0),
+        ("grafting temperature", 0), ("decouplemix xi", 0), ("softpatchup alpha", 0), ("catchupmix alpha", -1.0),
     ],
     "one of False, True": [
         ("tokenmix use_alpha", "no"), ("smoothmix swapped_label", "no"), ("gridmix clip", 3), ("maskmix detach", "no"),
@@ -127,8 +130,11 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
     "three numbers, one per channel": [("saliencymix mean", 0.5)],
     "a number of at least 0 and at most 1": [
         ("transmix share", 1.5), ("recursivemix alpha", 1.5), ("guidedmix share", 1.5), ("automix momentum_end", 1.5),
+        ("patch gamma", 1.5),
     ],
     "a whole number of pixels, at least 1": [("mixpro cell", 0)],
+    "a whole number of positions, at least 1": [("patchup block_size", 0)],
+    "odd, so that a block has a centre": [("patchup block_size", 4)],
     "the name of timm weights or a folder": [("attentivemix teacher", None)],
     "one of 2, 3, 4": [("puzzlemix n_labels", 3.0)],
     "a whole number, at least 1": [("supermix steps", 0), ("supermix grid", 8.0), ("adautomix adv_interval", 0)],

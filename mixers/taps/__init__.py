@@ -13,10 +13,10 @@ the module at all.
 
 from ..weights import NoWeights
 from .attending import Attention, attention, attention_layers, attentions
-from .features import before_classifier, from_tokens, grid, last_feature, to_map, to_tokens
+from .features import before_classifier, channel_axis, from_tokens, grid, last_feature, to_map, to_tokens
 from .gradient import as_is, clean_pass, evaluating, looking, magnitude, saliency
 from .hooks import edit, record
-from .published import classifier, compile_stages, reductions, stages
+from .published import classifier, compile_stages, first_convolution, parts, reductions, stages
 from .teacher import PLACES, Frozen, asking_once, fingerprint, pretrained, teachers, why
 
 __all__ = [
@@ -30,17 +30,20 @@ __all__ = [
     "attention_layers",
     "attentions",
     "before_classifier",
+    "channel_axis",
     "classifier",
     "clean_pass",
     "compile_stages",
     "edit",
     "evaluating",
     "fingerprint",
+    "first_convolution",
     "from_tokens",
     "grid",
     "last_feature",
     "looking",
     "magnitude",
+    "parts",
     "pretrained",
     "record",
     "reductions",

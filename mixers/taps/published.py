@@ -1,5 +1,6 @@
 """What a timm model says of itself: its stages, by module path and stride, and its classifier."""
 
+import math
 from typing import Any
 
 from torch import nn
@@ -25,6 +26,26 @@ def reductions(model: nn.Module) -> dict[str, int]:
     found = {entry["module"]: entry["reduction"] for entry in (info.info if hasattr(info, "info") else info)}
     stems = (nn.ReLU, nn.SiLU, nn.GELU)
     return {name: by for name, by in found.items() if not isinstance(model.get_submodule(name), stems)}
+
+
+def parts(model: nn.Module) -> list[str]:
+    """Module paths at whose outputs the parts of a network end, four as a rule: its last published stages.
+
+    A network whose stages all have one resolution, such as a ViT, is taken as four equal parts. Raises like ``stages``.
+    """
+    found = reductions(model)
+    names = list(found)
+    if len(names) > 1 and len(set(found.values())) == 1:
+        return [names[math.ceil(k * len(names) / 4) - 1] for k in (1, 2, 3, 4)]
+    return names[-4:]
+
+
+def first_convolution(model: nn.Module) -> str:
+    """Module path of the convolution that sees the images. Raises ``ValueError`` when the model has none."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            return name
+    raise ValueError(f"{type(model).__name__} has no convolution; models that have: resnet50, deit_small_patch16_224")
 
 
 def compile_stages(model: nn.Module, **options: Any) -> None:

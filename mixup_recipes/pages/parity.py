@@ -11,6 +11,7 @@ from mixup_recipes.pages.methods import parse
 
 RECORD = shipped("model_cards") / "parity.json"
 ALONE = {"vanilla": "there is nothing to compare", "grafting": "its code is not public"}
+ALONE |= {"catchupmix": "its code could not be had"}
 """Methods without a row, and why."""
 UNITS = {"absolute": "", "relative": " of the largest value", "share": " of all"}
 INTRODUCTION = """# Held against the original code
