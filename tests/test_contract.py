@@ -12,6 +12,8 @@ from mixers.testing import CHECKS, check_mixer
 TWICE = "the model sees the clean batch too, so its BatchNorm statistics move twice"
 LOOKED = "the label follows where the model looks"
 LEARNED = "the label is the drawn lambda, which a learned mask only approaches"
+HIDDEN = "of the first five batches none is mixed in the images, and mix leaves the images of the others as they are"
+BEHIND = "the statistics behind the mixed layer are of the mixed feature"
 EXPECTED: dict[tuple[str, str], str] = {
     ("vanilla", "it_mixes"): "it is the baseline that does not mix",
     ("vanilla", "other_rng_other_plan"): "nothing is drawn, so there is one plan",
@@ -27,6 +29,11 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("supermix", "label_share_is_pixel_share"): "the label is the share that the teacher is to see",
     ("grafting", "label_share_is_pixel_share"): "the label goes by the saliency that shows",
     ("smmix", "identical_images_stay"): "the partner's most attended square is pasted in another place",
+    ("patchup", "label_share_is_pixel_share"): "two places in three are hidden: mix leaves the images as they are",
+    ("softpatchup", "label_share_is_pixel_share"): "two places in three are hidden: mix leaves the images as they are",
+    ("catchupmix", "label_share_is_pixel_share"): "five places in six are hidden: mix leaves the images as they are",
+    **{(name, "it_mixes"): HIDDEN for name in ("softpatchup", "catchupmix")},
+    **{(name, "model_left_as_found"): BEHIND for name in ("patchup", "softpatchup")},
 }
 
 CASES = [(mixer, check) for mixer in MIXERS for check in CHECKS]
@@ -77,6 +84,7 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     lambda: mixers.PuzzleMix(adv_p=1.0): {"identical_images_stay", "label_share_is_pixel_share"},
     lambda: mixers.CoMixup(1.0, 3, None, thres_type="soft", stride=8, set_resolve=False, niter=2, clean_lam=0.0): set(),
     mixers.SMMix: {"identical_images_stay"},
+    lambda: mixers.PatchUp(block_size=3): {"label_share_is_pixel_share", "it_mixes", "model_left_as_found"},
 }
 
 

@@ -43,10 +43,15 @@ class Loop:
     """The published loop and its ResNet, without kinks, with our draws. ``said``: what its command line would."""
 
     def __init__(self, original: Checkout, **said: Any):
-        self.again = Again(rand=lambda n: self.chosen.pop(0))
-        self.chosen: list[list[float]] = []
+        self.again = Again(rand=lambda n: np.array([self.chosen.pop(0)]))
+        self.chosen: list[float] = []
         given: dict[str, Any] = {"np": Numpy(self.again), "torch": torch, "nn": nn, "F": F, "device": "cpu"}
-        given |= {"Variable": lambda value: value, "Enum": enum.Enum, "time": time, "random": inclusive(self.again)}
+        given |= {
+            "Variable": lambda value, **options: value,
+            "Enum": enum.Enum,
+            "time": time,
+            "random": inclusive(self.again),
+        }
         one, meter = original.names(PATCHUP[4], "to_one_hot", "AverageMeter", **given)
         kind, self.module = original.names(PATCHUP[2], "PatchUpMode", "PatchUp", **given)
         given |= {"to_one_hot": one, "AverageMeter": meter, "PatchUpMode": kind, "PatchUp": self.module}
@@ -77,7 +82,7 @@ class Loop:
 
     def recount(self, kept: dict[str, list[Any]], layers: list[int | None]) -> None:
         """Our draws in the original's order. ``layers``: of each update; None where nothing is mixed."""
-        self.chosen = [[1.0 if layer is None else 0.0] for layer in layers]
+        self.chosen = [1.0 if layer is None else 0.0 for layer in layers]
         kept["choice"] = [draw for draw in kept.get("choice", []) if isinstance(draw[1], np.ndarray)]
         if self.kind.value == "hard":  # where it draws a share, too, that it does not use
             beta = iter(kept.get("beta", []))
