@@ -40,6 +40,9 @@ GOLDEN: dict[str, list[float]] = {
     "supermix": [1.748290, 1.666036, 1.879526, 1.483771],
     "grafting": [1.864976, 1.345698, 1.773575, 1.700102],
     "snapmix": [0.856860, 1.645926, 0.837696, 1.425032],
+    "patchup": [3.584069, 3.302784, 4.012353, 3.094529],
+    "softpatchup": [3.302521, 3.743817, 3.728808, 3.440396],
+    "catchupmix": [1.945632, 1.629441, 1.923303, 1.611583],
 }
 
 # Where a method decides by comparing numbers, rounding decides for it sooner or later: what a processor without AVX-512
