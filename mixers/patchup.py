@@ -30,6 +30,8 @@ the class token stays as it is. After the first convolution means before its nor
 Kind: input, feature.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -70,9 +72,7 @@ class PatchUp(Mixer):
         first, *_ = taps.parts(model)
         self.modules_mixed = ["", taps.first_convolution(model), first]
 
-    def plan(
-        self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: int | Shape
-    ) -> Plan:
+    def plan(self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: Any) -> Plan:
         """``layer``, ``share`` (B,) of the sample in the blocks, ``mask`` 0 in them, ``index`` (B,).
 
         ``look``: the layer, and (channels, height, width) of its feature, unless it is 0, the images. The mask has one

@@ -106,7 +106,11 @@ def expect_step(name: str, mixer, layer: int, by_hand) -> None:
     images, target = mixer.mix(x, y, **out.plan)
     assert torch.equal(images, x) and torch.equal(target, out.target)
     hook = by_hand(plain, out, places[layer])
-    plain.get_submodule(places[layer]).register_forward_hook(lambda _, args, h: hook(h))
+
+    def apply(_module: nn.Module, _args: object, h: Tensor) -> Tensor:
+        return hook(h)
+
+    plain.get_submodule(places[layer]).register_forward_hook(apply)
     logits, lam = plain(x), out.plan["lam"].double()
     partner = y[out.plan["index"]]
     assert_close(out.target, torch.stack([s * a + (1 - s) * b for s, a, b in zip(lam, y, partner, strict=True)]))
@@ -120,10 +124,11 @@ def expect_step(name: str, mixer, layer: int, by_hand) -> None:
     loss.mean().backward()
     assert_close(out.logits, logits, rtol=1e-6, atol=1e-6)
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert theirs.grad is not None
         scale = theirs.grad.abs().max().item()
         assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6 * max(scale, 1e-3))
-    for ours, theirs in zip(model.buffers(), plain.buffers(), strict=True):
-        assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    for counted, expected in zip(model.buffers(), plain.buffers(), strict=True):
+        assert_close(counted, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +259,7 @@ def test_a_plan_before_the_size_of_the_feature_is_known_is_refused_and_one_of_th
 
 def test_a_network_without_stages_or_a_convolution_is_refused_in_words():
     dense = nn.Sequential(nn.Linear(3, 3))
-    dense.feature_info = [{"module": "0", "num_chs": 3, "reduction": 1}]  # type: ignore[assignment]
+    dense.feature_info = [{"module": "0", "num_chs": 3, "reduction": 1}]
     for mixer in (PatchUp(), CatchUpMix()):
         with pytest.raises(ValueError, match=r"Linear does not publish its stages .*resnet50"):
             mixer.setup(nn.Linear(2, 2))
