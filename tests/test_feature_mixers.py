@@ -80,7 +80,7 @@ def caught_up_by_hand(model: nn.Module, out, path: str) -> Callable[[Tensor], Te
             partner = samples[index[n]]
             norms = [[channel.square().sum().sqrt().item() for channel in each] for each in (own, partner)]
             gap = [a / sum(norms[0]) - b / sum(norms[1]) for a, b in zip(*norms, strict=True)]
-            lowest = sorted(range(len(gap)), key=lambda c, gap=gap: gap[c])[: math.floor(lam * len(gap))]
+            lowest = np.argsort(gap, kind="stable")[: math.floor(lam * len(gap))].tolist()
             rows = [own[c] if c in lowest else partner[c] for c in range(len(gap))]
             mixed.append(torch.stack(rows).view(h[n].movedim(axis, 0).shape).movedim(0, axis))
         return torch.stack(mixed)
