@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int | None:
         accelerator.print(dry_run(recipe, step, world, job.shard))
         return None
     check_mixer(folder, step)
-    origin = begun(folder, recipe, start.sha256 if start else None)
+    origin = begun(folder, recipe, start.sha256 if start else None, accelerator.print)
 
     # ----------------------------------------------------------------------------------------- data
     with accelerator.main_process_first():  # one process downloads and lists, the others read

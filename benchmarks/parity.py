@@ -40,8 +40,10 @@ from originals import (
     saliency,
     saliency_guided,
     tokens,
+    tokens_inside,
     tokens_openmixup,
     training,
+    views,
 )
 
 from mixup_recipes.pages.parity import RECORD, page, recorded
@@ -60,8 +62,10 @@ FILES = (
     saliency,
     saliency_guided,
     tokens,
+    tokens_inside,
     tokens_openmixup,
     training,
+    views,
 )
 """They fill ``COMPARISONS``."""
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .alignmix import AlignMix as AlignMix
     from .alignmix import alignmixup as alignmixup
     from .attentivemix import AttentiveMix as AttentiveMix
+    from .augmix import AugMix as AugMix
     from .automix import AutoMix as AutoMix
     from .base import Mixer as Mixer
     from .base import Out as Out
@@ -33,7 +34,10 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .guidedmix import GuidedMix as GuidedMix
     from .manifoldmix import ManifoldMix as ManifoldMix
     from .mixpro import MixPro as MixPro
+    from .mixtoken import MixToken as MixToken
     from .mixup import Mixup as Mixup
+    from .nfm import NFM as NFM
+    from .noisymix import NoisyMix as NoisyMix
     from .patchup import PatchUp as PatchUp
     from .puzzlemix import PuzzleMix as PuzzleMix
     from .recursivemix import RecursiveMix as RecursiveMix
@@ -45,6 +49,7 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .supermix import SuperMix as SuperMix
     from .tlalign import TLAlign as TLAlign
     from .tokenmix import TokenMix as TokenMix
+    from .tokenmixup import TokenMixup as TokenMixup
     from .transmix import TransMix as TransMix
     from .vanilla import Vanilla as Vanilla
 

@@ -293,9 +293,9 @@ def require(mixer: Mixer, where: str, *works: Needs) -> None:
         "step": ("performs the training step itself", "LightningMixin"),
     }[mixer.needs]
     name, here = type(mixer).__name__, []
-    for known, make in MIXERS.items():
-        with contextlib.suppress(TypeError, ValueError):  # one that needs arguments, or weights that are not there
-            here += [known] if make().needs in works else []
+    for known in MIXERS:
+        with contextlib.suppress(TypeError, ValueError):  # one that needs arguments, weights or a module not there
+            here += [known] if MIXERS[known]().needs in works else []
     raise ValueError(
         f"{name} {what}, which {where} cannot let it do. Here work: {', '.join(here)}. For {name} use {adapters} or "
         "Step in a loop of your own"

@@ -47,7 +47,7 @@ class ManifoldMix(Mixer):
 
     def setup(self, model: nn.Module) -> None:
         """Find the modules whose output is mixed. Raises ``ValueError`` when the model does not publish stages."""
-        self.modules_mixed = ["", *hidden_layers(model)]
+        self.modules_mixed = ["", *taps.early_stages(model, LAYERS - 1, "ManifoldMix")]
 
     def plan(
         self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: object
@@ -93,11 +93,3 @@ class ManifoldMix(Mixer):
 def blend(h: Float[Tensor, "B *rest"], index: Int[Tensor, " B"], lam: Float[Tensor, " B"]) -> Float[Tensor, "B *rest"]:
     """``lam*h + (1-lam)*h[index]``, for images, maps and tokens."""
     return ops.blend(h, index, lam.view(-1, *[1] * (h.ndim - 1)))
-
-
-def hidden_layers(model: nn.Module) -> list[str]:
-    """Module paths of stages 1 and 2. Raises ``ValueError`` for a model with fewer than two stages."""
-    names = taps.parts(model)
-    if len(names) < 2:
-        raise ValueError(f"ManifoldMix needs two stages, {type(model).__name__} publishes {len(names)}; use resnet50")
-    return names[:2]

@@ -6,7 +6,7 @@ device once; nothing here reads a value back from the device.
 
 import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 # a chunk stay in cache. Images of CPU_LARGE elements are worth a call each.
 CPU_CHUNK = 2**19
 CPU_LARGE = 2**15
+SEEDS = 2**63 - 1  # of a generator on the device: how many there are to draw from
 
 
 def check_batch(x: Tensor, y: Tensor) -> None:
@@ -191,6 +192,30 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
 def blend_targets(y: Float[Tensor, "B K"], index: Int[Tensor, " B"], lam: Float[Tensor, " B"]) -> Float[Tensor, "B K"]:
     """``lam*y + (1-lam)*y[index]``, one lambda per sample."""
     return torch.lerp(gather(y, index), y, lam.to(y.dtype)[:, None])
+
+
+def noisy(h: Float[Tensor, "..."], add: float, mult: float, seed: int, sparse: float = 0.0) -> Float[Tensor, "..."]:
+    """``(1 + mult*U)*h + add*N`` for U uniform in [-1, 1] and N standard normal, of a generator on the device of ``h``.
+
+    ``sparse``: the share of numbers that either noise spares. Drawn at least in float32, in the order of ``h.shape``.
+    """
+    if torch.compiler.is_compiling():  # a compiler knows no generators, and would make new code for each seed
+        return torch.compiler.disable(noisy)(h, add, mult, seed, sparse)
+    generator = torch.Generator("cpu" if h.device.type == "meta" else h.device).manual_seed(seed)
+    wide = torch.promote_types(h.dtype, torch.float32)
+
+    def drawn(draw: Callable[..., Tensor]) -> Tensor:
+        return draw(h.shape, generator=generator, dtype=wide, device=h.device)
+
+    noise = factor = None
+    if add:
+        noise = drawn(torch.randn).mul_(add)
+        noise = noise.masked_fill_(drawn(torch.rand) < sparse, 0) if sparse else noise
+    if mult:
+        factor = drawn(torch.rand).mul_(2 * mult).add_(1 - mult)
+        factor = factor.masked_fill_(drawn(torch.rand) < sparse, 1) if sparse else factor
+    out = h if factor is None else h * factor
+    return (out if noise is None else out + noise).to(h.dtype)
 
 
 def touch(parameters: Iterable[Tensor]) -> Tensor | float:

@@ -1,20 +1,22 @@
 """What can be built, by name: names and signatures are known without torch, which comes with the first mixer.
 
 A row is the address of a class or a function, ``"file:name"`` within this package. Its file is imported when the row is
-asked for, and only read when its signature is: so every default of a row is written as a literal.
+asked for, and only read when its signature is: so every default of a row is written as a literal. Behind the rows stand
+the mixers that other packages register (``packages``), which are looked for when a name is none of the rows.
 """
 
 import ast
 import difflib
 import functools
 import inspect
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from importlib import import_module
-from inspect import Parameter, Signature
-from pathlib import Path
+from inspect import Signature
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from . import packages
 from .laws import law_in
+from .source import found_at, signature_in, source_of
 
 if TYPE_CHECKING:
     import mixers.base
@@ -24,36 +26,58 @@ Make = Callable[..., Made]
 
 
 class Rows(Mapping[str, Make]):
-    """Names, and what builds a mixer for each. ``rows``: addresses, or callables, of mixers from elsewhere."""
+    """Names, and what builds a mixer for each. ``rows``: addresses, or callables, of mixers from elsewhere.
 
-    def __init__(self, rows: Mapping[str, str | Make]):
+    ``others``: gives the mixers of other packages. It is called when a name is not among the rows, and for a list.
+    """
+
+    def __init__(self, rows: Mapping[str, str | Make], others: Callable[[], Mapping[str, packages.Registered]] = dict):
         self.rows = dict(rows)
+        self.others = others
+
+    def row(self, name: str) -> str | Make | packages.Registered:
+        """What stands behind a name. Raises ``KeyError``."""
+        return self.rows[name] if name in self.rows else self.others()[name]
 
     def __getitem__(self, name: str) -> Make:
-        row = self.rows[name]
-        return found_at(row) if isinstance(row, str) else row
+        row = self.row(name)
+        return found_at(row) if isinstance(row, str) else row.load() if isinstance(row, packages.Registered) else row
 
     def __contains__(self, name: object) -> bool:
-        return name in self.rows
+        return name in self.rows or name in self.others()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.rows)
+        if self.others is others:
+            tell()
+        return iter({**self.rows, **self.others()})
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len({**self.rows, **self.others()})
 
     def __or__(self, other: Mapping[str, Make]) -> "Rows":
-        return Rows(self.rows | (other.rows if isinstance(other, Rows) else dict(other)))
+        return Rows(self.rows | (other.rows if isinstance(other, Rows) else dict(other)), self.others)
 
     def __repr__(self) -> str:
-        return repr(self.rows)
+        return repr({**self.rows, **self.others()})
 
 
-def found_at(address: str) -> Any:
-    """What an address names; a file alone is the module. This is the one import that waits."""
-    file, _, name = address.partition(":")
-    module = import_module(f"{__package__}.{file}")
-    return getattr(module, name) if name else module
+def others() -> Mapping[str, packages.Registered]:
+    """The mixers that other packages register, by name."""
+    return installed().mixers
+
+
+@functools.cache
+def installed() -> packages.Found:
+    """What other packages register, looked for once. A name of ours is nobody else's."""
+    return packages.read({*MIXERS.rows, *BLOCKS.rows})
+
+
+@functools.cache
+def tell() -> None:
+    """Say what is wrong with other packages, once: when names are listed, and when a mixer is made."""
+    if os.environ.get("RANK", "0") == "0":  # of the processes of a launcher one says it
+        for line in installed().problems.values():
+            packages.log.warning(line)
 
 
 # Every name that a recipe may use. A name in it works.
@@ -88,10 +112,16 @@ MIXERS = Rows(
         "recursivemix": "recursivemix:RecursiveMix",
         "snapmix": "snapmix:SnapMix",
         "guidedmix": "guidedmix:guidedmix",
+        "augmix": "augmix:AugMix",
+        "nfm": "nfm:NFM",
+        "noisymix": "noisymix:NoisyMix",
+        "mixtoken": "mixtoken:MixToken",
+        "tokenmixup": "tokenmixup:tokenmixup",
         "patchup": "patchup:patchup",
         "softpatchup": "patchup:softpatchup",
         "catchupmix": "catchupmix:CatchUpMix",
-    }
+    },
+    others,
 )
 
 # Building blocks for nested arguments, e.g. {"switch": {"mixers": [{"mixup": {"alpha": 0.8}}, "cutmix"]}}.
@@ -105,6 +135,7 @@ BLOCKS = Rows(
         "smm": "smmix:SMMix",
         "decouple": "decouplemix:DecoupleMix",
         "guided": "guidedmix:GuidedMix",
+        "tokenwise": "tokenmixup:TokenMixup",
         "patch": "patchup:PatchUp",
     }
 )
@@ -137,12 +168,40 @@ def build(spec: str | Mapping[str, Any], **args: Any) -> Made:
         args = args | {"mixers": [made(inner) for inner in args["mixers"]]}
     if args.get("base") is not None:
         args = args | {"base": made(args["base"])}
-    return (MIXERS | BLOCKS)[spec](**args)
+    tell()  # a package whose mixer has a name of ours, too
+    mixer = (MIXERS | BLOCKS)[spec](**args)
+    if not isinstance(mixer, found_at("base:Mixer")):
+        package = package_of(spec)
+        where = f"package {package}: " if package else ""
+        raise ValueError(f"{where}mixer {spec!r} must be a Mixer, but what builds it made {type(mixer).__name__}")
+    return mixer
 
 
 def made(spec: Any) -> Made:
     """A mixer as it is, or built."""
     return spec if isinstance(spec, found_at("base:Mixer")) else build(spec)
+
+
+def package_of(name: str) -> packages.Registered | None:
+    """Which package a mixer comes from; None for ours, and for a name that there is not."""
+    return None if name in MIXERS.rows or name in BLOCKS.rows else others().get(name)
+
+
+def why_not(name: str) -> str:
+    """Why a name that a package registers is no mixer, as a sentence; empty where no package does."""
+    return installed().problems.get(name, "")
+
+
+def usable() -> list[str]:
+    """All mixers but those of other packages that cannot be imported, which is told. Imports every one of those."""
+    names = list(MIXERS.rows)
+    for name, row in others().items():
+        try:
+            row.load()
+            names.append(name)
+        except packages.PackageError as error:
+            packages.log.warning(str(error))
+    return names
 
 
 def nearest(name: str, known: Collection[str]) -> str:
@@ -160,14 +219,25 @@ def signature(name: str) -> Signature:
     """
     known = MIXERS | BLOCKS
     if name not in known:
-        raise ValueError(f"unknown mixer {name!r}; {nearest(name, known)}")
-    row = known.rows[name]
+        raise ValueError(f"unknown mixer {name!r}; {why_not(name) or nearest(name, known)}")
+    row = known.row(name)
+    if isinstance(row, packages.Registered):
+        return row.signature
     return written(row) if isinstance(row, str) else inspect.signature(row)
+
+
+@functools.cache
+def written(address: str) -> Signature:
+    """The signature of a row, as its file has it."""
+    found = signature_in(ast.parse(source_of(address)), address.partition(":")[2])
+    return inspect.signature(found_at(address)) if found is None else found
 
 
 def docstring(name: str) -> str:
     """What the file of an entry of ``MIXERS`` or ``BLOCKS`` says of its method, without torch."""
-    row = (MIXERS | BLOCKS).rows[name]
+    row = (MIXERS | BLOCKS).row(name)
+    if isinstance(row, packages.Registered):
+        return row.docstring
     if not isinstance(row, str):
         return inspect.getdoc(inspect.getmodule(row)) or ""
     return ast.get_docstring(ast.parse(source_of(row))) or ""
@@ -179,35 +249,3 @@ def sampling_law(name: str) -> str:
     Empty for a mixer from elsewhere that names none, and for a name that nothing here has.
     """
     return law_in(docstring(name)) if name in MIXERS | BLOCKS else ""
-
-
-def source_of(address: str) -> str:
-    """The text of the file that an address lies in."""
-    return (Path(__file__).parent / f"{address.partition(':')[0]}.py").read_text(encoding="utf-8")
-
-
-@functools.cache
-def written(address: str) -> Signature:
-    """The signature of a function or of a class, as its file has it; a class may have no constructor of its own."""
-    tree = ast.parse(source_of(address))
-    node = named(tree, address.partition(":")[2])
-    if isinstance(node, ast.ClassDef):
-        node = named(node, "__init__")
-    if not isinstance(node, ast.FunctionDef):
-        return Signature()
-    given = node.args
-    plain = [argument for argument in given.args if argument.arg != "self"]
-    values: list[ast.expr | None] = [None] * (len(plain) - len(given.defaults))
-    values += [*given.defaults, *given.kw_defaults]
-    parameters = []
-    for argument, value in zip([*plain, *given.kwonlyargs], values, strict=True):
-        kind = Parameter.KEYWORD_ONLY if argument in given.kwonlyargs else Parameter.POSITIONAL_OR_KEYWORD
-        default = Parameter.empty if value is None else ast.literal_eval(value)
-        parameters.append(Parameter(argument.arg, kind, default=default))
-    return Signature(parameters)
-
-
-def named(tree: ast.Module | ast.ClassDef, name: str) -> ast.stmt | None:
-    """The class or function of that name in a file or a class."""
-    found = (n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name)
-    return next(found, None)

@@ -15,6 +15,7 @@ from timm.data import Mixup
 from torchvision.transforms import v2
 
 from mixers import MIXERS, CutMix, Mixer, build, probes
+from mixers.registry import why_not
 from mixers.testing import CHECKS, Factory, tiny_step
 from mixup_recipes.typed import UserError, nearest
 
@@ -97,7 +98,10 @@ def failed_checks(factory: Factory) -> list[str]:
 def subject(target: str, alpha: float | None) -> tuple[probes.Subject, Factory | None]:
     """What a target names, and its factory when it is a ``Mixer``. Raises ``UserError``."""
     if target in MIXERS:
-        return mixer_subject(lambda **args: build(target, **args), MIXERS[target], alpha)
+        try:
+            return mixer_subject(lambda **args: build(target, **args), MIXERS[target], alpha)
+        except ValueError as error:  # a package's, which is broken or needs arguments
+            raise UserError(str(error)) from None
     if target in STRANGERS:
         make = STRANGERS[target]
         alphas = (alpha,) if alpha else ALPHAS
@@ -107,9 +111,8 @@ def subject(target: str, alpha: float | None) -> tuple[probes.Subject, Factory |
         return of_file(Path(path), name, alpha)
     if target.endswith(".py"):
         raise UserError(f"{target}: which callable? {target}:NAME; {contents(module_of(Path(target)))}")
-    raise UserError(
-        f"unknown target {target!r}; {nearest(target, [*MIXERS, *STRANGERS])} (or the path of a file.py:callable)"
-    )
+    near = why_not(target) or f"{nearest(target, [*MIXERS, *STRANGERS])} (or the path of a file.py:callable)"
+    raise UserError(f"unknown target {target!r}; {near}")
 
 
 def mixer_subject(

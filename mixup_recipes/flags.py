@@ -29,6 +29,7 @@ from cyclopts import (
     UnusedCliTokensError,
 )
 
+from mixers.packages import PackageError
 from mixup_recipes.names import meant_by
 from mixup_recipes.recipe import Recipe, schema
 from mixup_recipes.typed import RankError, UserError, convert
@@ -220,13 +221,14 @@ def fill(cls: type, given: dict[str, Any]) -> Any:
 def run(main: Callable[[], int | None]) -> None:
     """Run a command and leave with its exit status.
 
-    A ``UserError`` becomes one line on stderr, once, and status 2; a Ctrl-C one that says what is kept, and 130. Where
-    nobody reads on, as behind ``| head``, the end is quiet: 141, as of a program that the signal ends.
+    A ``UserError``, or a package whose mixer cannot be used, becomes one line on stderr, once, and status 2; a Ctrl-C
+    one that says what is kept, and 130. Where nobody reads on, as behind ``| head``, the end is quiet: 141, as of a
+    program that the signal ends.
     """
     first = int(os.environ.get("RANK", "0")) == 0
     try:
         status: Any = main()
-    except UserError as e:
+    except (UserError, PackageError) as e:
         if isinstance(e, RankError) or first:
             print(f"error: {e}", file=sys.stderr)
         status = 2

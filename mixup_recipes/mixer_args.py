@@ -1,19 +1,27 @@
 """The arguments of a recipe's mixer: checked by name, completed, and merged from where they are given."""
 
 import dataclasses
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from mixers import BLOCKS, MIXERS, build, signature
+from mixers.registry import package_of, why_not
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import UserError, convert, nearest
 
 
-def check_rows(rows: dict[str, Any], source: str) -> None:
-    """Raise ``UserError`` for a mixer or argument that isn't, whichever mixer is chosen. ``rows``: ``mixer_args``."""
+def check_rows(rows: dict[str, Any], source: str, absent: Collection[str] = ()) -> None:
+    """Raise ``UserError`` for a mixer or argument that isn't, whichever mixer is chosen. ``rows``: ``mixer_args``.
+
+    ``absent``: mixers of packages that are not installed here, which nobody can check.
+    """
     for row, args in rows.items():
-        check_mixer_name(row, f"{source}: mixer_args: ")
+        if row not in absent:
+            check_mixer_name(row, f"{source}: mixer_args: ")
         if not isinstance(args, dict):
             raise UserError(f"{source}: mixer_args.{row}: expected a table of arguments")
+        if row in absent:
+            continue
         known = signature(row).parameters
         for name in args:
             if name not in known:
@@ -28,9 +36,38 @@ def merge_rows(below: dict[str, Any], above: dict[str, Any], source: str, origin
 
 
 def check_mixer_name(name: str, where: str = "") -> None:
-    """Raise ``UserError`` unless a mixer of this name exists."""
+    """Raise ``UserError`` unless a mixer of this name exists, and its arguments can be read."""
     if name not in MIXERS:
-        raise UserError(f"{where}unknown mixer {name!r}; {nearest(str(name), MIXERS)}")
+        raise UserError(f"{where}unknown mixer {name!r}; {why_not(name) or nearest(str(name), MIXERS)}")
+    if package_of(name):
+        try:
+            signature(name)
+        except ValueError as e:  # what is wrong with the package
+            raise UserError(f"{where}unusable mixer {name!r}: {e}") from None
+
+
+def used_packages(recipe: Recipe) -> dict[str, str]:
+    """The mixers of a recipe that other packages register: name -> package and version, ``"mixup-blend 0.1.0"``."""
+    rows = {name: package_of(name) for name in named(recipe.mixer, recipe.mixer_args.get(recipe.mixer))}
+    return {name: str(row) for name, row in sorted(rows.items()) if row}
+
+
+def absent_mixers(recipe: Recipe) -> list[str]:
+    """The mixers of a recipe that nothing registers here: those of a package that is not installed."""
+    names = named(recipe.mixer, recipe.mixer_args.get(recipe.mixer))
+    return [name for name in names if name not in MIXERS | BLOCKS]
+
+
+def named(mixer: Any, args: Any) -> Iterator[str]:
+    """The name of a mixer, and of those inside it."""
+    yield str(mixer)
+    if isinstance(args, dict):
+        inside = args.get("mixers")
+        for spec in [args.get("base"), *(inside if isinstance(inside, list | tuple) else ())]:
+            for name, own in (
+                spec if isinstance(spec, dict) else {spec: None} if isinstance(spec, str) else {}
+            ).items():
+                yield from named(name, own)
 
 
 NORMALISED = ("mean", "std")
@@ -69,13 +106,17 @@ def complete(recipe: Recipe, mixer: str, given: dict[str, Any]) -> dict[str, Any
     return args
 
 
-def with_mixer_args(recipe: Recipe, own_args: dict[str, Any], origin: dict[str, str], proven: bool) -> Recipe:
+def with_mixer_args(
+    recipe: Recipe, own_args: dict[str, Any], origin: dict[str, str], proven: bool, absent: Collection[str] = ()
+) -> Recipe:
     """Write down every argument of the chosen mixer, defaults included, so that the saved recipe is complete.
 
     Their values are checked by building the mixer, which takes seconds to import torch. ``proven``: this package's own
     files set them all, and its tests have built those. Raises ``UserError``, also for a mixer that takes each image for
-    one of one class in a recipe of several.
+    one of one class in a recipe of several. A recipe with a mixer that is ``absent`` is taken as it was completed.
     """
+    if {*named(recipe.mixer, recipe.mixer_args.get(recipe.mixer))} & {*absent}:
+        return recipe
     check_mixer_name(recipe.mixer)
     given = recipe.mixer_args.get(recipe.mixer, {})
     own_args = convert(own_args, dict, "command line: mixer")

@@ -10,6 +10,7 @@ import copy
 import difflib
 import functools
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,14 @@ def read_yaml(path: Path, what: str = "recipe file") -> dict[str, Any]:
 parsed = functools.lru_cache(256)(from_yaml)  # a base is read for each of its settings
 
 
-def resolve(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe, dict[str, str]]:
+def resolve(
+    name: str, overrides: dict[str, Any] | None = None, absent: Collection[str] = ()
+) -> tuple[Recipe, dict[str, str]]:
     """The recipe behind a name or a file, and the origin of every value.
 
     ``name``: ``<setting>_<mixer>``, a setting alone, or the path of a YAML file. ``overrides``: field -> value,
-    typed or text; the key ``mixer_args`` updates the arguments of the chosen mixer.
+    typed or text; the key ``mixer_args`` updates the arguments of the chosen mixer. ``absent``: mixers that are not
+    installed here, whose arguments in the file of a run are complete and are taken as they are.
     Raises ``UserError`` with the nearest valid name before anything is touched.
     """
     is_file = name.endswith((".yaml", ".yml")) or "/" in name
@@ -112,7 +116,7 @@ def resolve(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe,
         if layer.get("dataset") not in (None, values.get("dataset")) and values and "num_classes" not in layer:
             values["num_classes"], origin["num_classes"] = 0, "the data"
         for key, value in layer.items():
-            converted = field_value(key, value, source)
+            converted = field_value(key, value, source, absent)
             if key == "mixer_args":
                 converted = merge_rows(values.get(key, {}), converted, source, origin)
             values[key] = converted
@@ -123,7 +127,7 @@ def resolve(name: str, overrides: dict[str, Any] | None = None) -> tuple[Recipe,
                 values[key], origin[key] = MULTI_LABEL[key], "multi_label"
     if not is_file or not values.get("name"):
         values["name"] = f"{setting}_{chosen}" if not is_file else path.stem
-    recipe = with_mixer_args(Recipe(**values), own_args, origin, proven=not own)
+    recipe = with_mixer_args(Recipe(**values), own_args, origin, not own, absent)
     check(recipe)
     return recipe, origin
 
@@ -145,14 +149,14 @@ def load_recipe(name: str, **overrides: Any) -> Recipe:
     return resolve(name, overrides)[0]
 
 
-def field_value(key: str, value: Any, source: str) -> Any:
+def field_value(key: str, value: Any, source: str, absent: Collection[str] = ()) -> Any:
     """A value as its field's type. Raises ``UserError`` for an unknown field or a wrong value."""
     known = schema(Recipe)
     if key not in known:
         raise UserError(f"{source}: unknown recipe field {key!r}; {nearest(str(key), known)}")
     converted = convert(value, known[key], f"{source}: {key}")
     if key == "mixer_args":
-        check_rows(converted, source)
+        check_rows(converted, source, absent)
     return converted
 
 

@@ -25,6 +25,7 @@ from forks import Forks
 from hub_server import HubServer
 from resuming import SHORT, Reference
 from runs import Command
+from strangers import Site
 from stub import Stub
 from teachers import fill
 from torch import Tensor, nn
@@ -82,6 +83,15 @@ def console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def stub(tmp_path: Path) -> Stub:
     """A sweep whose runs are acted, not trained."""
     return Stub(tmp_path)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """Where this process finds packages that a test installs."""
+    site = Site(tmp_path / "site", monkeypatch)
+    yield site
+    monkeypatch.undo()  # the path first: nothing is found there any more
+    site.again()
 
 
 @pytest.fixture

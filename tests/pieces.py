@@ -14,7 +14,15 @@ from mixup_recipes.training import launch, optimisation, sharding
 from mixup_recipes.training.backbones import create_model
 from mixup_recipes.training.update import Batch, new_learner, new_step, one_hot, train_update
 
-ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign"}  # of which a ResNet has none
+ATTENTION = {
+    "transmix",
+    "tokenmix",
+    "smmix",
+    "mixpro",
+    "tlalign",
+    "mixtoken",
+    "tokenmixup",
+}  # of which a ResNet has none
 RESNET, VIT = "test_resnet", "test_vit"
 Fields = dict[str, Any]
 OPTIONS: dict[str, tuple[str, str, Fields]] = {
@@ -28,6 +36,7 @@ OPTIONS: dict[str, tuple[str, str, Fields]] = {
     "guidedmix by gradient": (VIT, "guidedmix", {"mixer_args": {"guidedmix": {"source": "gradient"}}}),
     "puzzlemix clean": (VIT, "puzzlemix", {"mixer_args": {"puzzlemix": {"clean_lam": 0.5}}}),
     "comixup mixed alone": (RESNET, "comixup", {"mixer_args": {"comixup": {"clean_lam": 0.0}}}),
+    "tokens of all samples": (VIT, "tokenmixup", {"mixer_args": {"tokenmixup": {"tau": 1.0, "rho": 0.0, "kappa": 2}}}),
     "compiled": (RESNET, "puzzlemix", {"torch_compile": True}),
     "decoupled look": (RESNET, "decouplemix", {"mixer_args": {"decouplemix": {"base": "puzzlemix"}}}),
 }

@@ -12,9 +12,9 @@ from tiny import ROOT
 SCRIPTS = ("train_mixup.py", "evaluate_mixup.py")
 CODE = sorted([*(ROOT / "mixers").rglob("*.py"), *(ROOT / "mixup_recipes").rglob("*.py"), *map(ROOT.joinpath, SCRIPTS)])
 ROOMS = (
-    "typed files names words | recipe mixer_args resolve flags hub_errors | metrics fetch conformance | data | training"
+    "typed files names words | recipe mixer_args resolve flags hub_errors | metrics fetch conformance new_mixer | data"
 )
-ROOMS += " | runs | robustness | benchmark | pages | hub | cli __main__ train_mixup evaluate_mixup"
+ROOMS += " | training | runs | robustness | benchmark | pages | hub | cli __main__ train_mixup evaluate_mixup"
 FLOORS = [rooms.split() for rooms in ROOMS.split(" | ")]  # a file imports from its own floor and from those before it
 MAY_WAIT = {
     ("train_mixup", "main"): "help needs no torch",

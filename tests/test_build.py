@@ -55,6 +55,14 @@ snapmix: SnapMix(alpha=5.0, same_label_twice=False)
 attentivemix: AttentiveMix(alpha=2.0, beta=None, teacher='resnet18.tv_in1k')
 supermix: SuperMix(alpha=3.0, teacher=None, steps=5, grid=16, sigma=2.0, sparsity=25.0)
 grafting: Grafting(alpha=1.0, temperature=0.2, sigma=1.0, grid=None, label_norm=2, source='activation')
+augmix: AugMix(severity=3.0, width=3, depth=None, alpha=1.0, jsd_weight=12.0, mean=(0.485, 0.456, 0.406), std=(0.229, \
+0.224, 0.225))
+nfm: NFM(alpha=1.0, add_noise_level=0.4, mult_noise_level=0.2)
+noisymix: NoisyMix(alpha=1.0, add_noise_level=0.5, mult_noise_level=0.5, sparse_level=0.65, jsd_weight=12.0, \
+severity=3.0, width=3, depth=None, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+mixtoken: MixToken(alpha=1.0, teacher=None, dense_weight=1.0)
+tokenmixup: TokenMixup(layer=None, rho=0.01, tau=0.1, score_weight=1.0, detach=True, kappa=0, \
+vertical_layer=None, compared_with='own', shifted=False (base): Vanilla())
 guidedmix: Switch(probs=[0.5, 0.5] (mixers): ModuleList((0): Vanilla() (1): GuidedMix(source='spectral')))
 patchup: Switch(probs=[0.7, 0.3] (mixers): ModuleList((0): PatchUp(alpha=None, gamma=0.5, block_size=7) (1): Vanilla()))
 softpatchup: PatchUp(alpha=2.0, gamma=0.75, block_size=7)
@@ -108,13 +116,17 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
         ("smoothmix alpha", 0), ("tlalign alpha", 0), ("snapmix alpha", 0), ("attentivemix alpha", 0),
         ("attentivemix beta", -8.0), ("supermix alpha", 0), ("supermix sigma", 0), ("grafting alpha", 0),
         ("grafting temperature", 0), ("decouplemix xi", 0), ("softpatchup alpha", 0), ("catchupmix alpha", -1.0),
+        ("grafting temperature", 0), ("decouplemix xi", 0),
+        ("augmix alpha", 0), ("nfm alpha", 0), ("noisymix alpha", 0),
+        ("grafting temperature", 0), ("decouplemix xi", 0), ("mixtoken alpha", 0),
     ],
     "one of False, True": [
         ("tokenmix use_alpha", "no"), ("smoothmix swapped_label", "no"), ("gridmix clip", 3), ("maskmix detach", "no"),
         ("recursivemix swapped_roi", 1.5), ("snapmix same_label_twice", "no"), ("puzzlemix transport", 1),
+        ("tokenmixup detach", 1), ("tokenmixup shifted", 0),
     ],
     "the name of timm weights or a folder, or None": [
-        ("token teacher", 3), ("supermix teacher", 3), ("supermix teacher", ""),
+        ("token teacher", 3), ("mixtoken teacher", 3), ("supermix teacher", 3), ("supermix teacher", ""),
     ],
     "two integers, the smaller first": [
         ("gridmix n_holes", 4), ("gridmix n_holes", [2.5, 6]), ("gridmix n_holes", [6, 2]),
@@ -122,6 +134,9 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
     "a number of at least 0": [
         ("fmix decay_power", -1.0), ("recursivemix omega", -1.0), ("supermix sparsity", -1.0), ("grafting sigma", -1.0),
         ("decouplemix eta", -0.1), ("decouplemix power", None), ("samix lam_mul_k", -2),
+        ("augmix jsd_weight", -1.0), ("nfm add_noise_level", -1.0), ("nfm mult_noise_level", None),
+        ("decouplemix eta", -0.1), ("mixtoken dense_weight", -1.0), ("tokenmixup rho", -0.1), ("tokenmixup tau", None),
+         ("decouplemix power", None), ("samix lam_mul_k", -2),
     ],
     "a number of at least 0 and at most 0.5": [("fmix max_soft", 0.6), ("automix margin", 0.7)],
     "two numbers, the smaller first": [("resizemix scope", [0.8, 0.1])],
@@ -131,15 +146,22 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
     "a number of at least 0 and at most 1": [
         ("transmix share", 1.5), ("recursivemix alpha", 1.5), ("guidedmix share", 1.5), ("automix momentum_end", 1.5),
         ("patch gamma", 1.5),
+        ("noisymix sparse_level", 1.5),
     ],
+    "a number of at least 0.1 and at most 10": [("augmix severity", 0), ("noisymix severity", 11)],
     "a whole number of pixels, at least 1": [("mixpro cell", 0)],
     "a whole number of positions, at least 1": [("patchup block_size", 0)],
     "odd, so that a block has a centre": [("patchup block_size", 4)],
     "the name of timm weights or a folder": [("attentivemix teacher", None)],
     "one of 2, 3, 4": [("puzzlemix n_labels", 3.0)],
-    "a whole number, at least 1": [("supermix steps", 0), ("supermix grid", 8.0), ("adautomix adv_interval", 0)],
+    "a whole number, at least 1": [
+        ("supermix steps", 0), ("supermix grid", 8.0), ("adautomix adv_interval", 0), ("augmix depth", 0),
+        ("augmix width", 2.0),
+        ("tokenmixup layer", 0), ("tokenmixup kappa", -1), ("tokenmixup vertical_layer", 1.5),
+    ],
     "a whole number of cells per side, at least 1": [("grafting grid", 0)],
     "one of 1, 2": [("grafting label_norm", 3)],
+    "one of 'own', 'first'": [("tokenmixup compared_with", "last")],
     "one of 'activation', 'gradient'": [("grafting source", "attention")],
     "one of 'spectral', 'gradient'": [("guidedmix source", "activation")],
     "a number of at least 0.001 and at most 1": [("decouplemix two_hot", 2.0)],
@@ -175,6 +197,7 @@ REFUSED_ARGUMENTS: list[tuple[Any, dict[str, Any], str]] = [
     ("attend", {"base": "cutmux"}, "unknown mixer 'cutmux'; did you mean 'cutmix'?"),
     ("attend", {"base": "manifoldmix"}, "base must be a mixer that only mixes images, such as CutMix(), got Manif"),
     ("decouplemix", {"base": 3}, f"{WRITTEN}3"),
+    ("tokenmixup", {"base": "manifoldmix"}, "base must be a mixer that only mixes images, such as CutMix(), got Mani"),
     ({"mixup": {}, "cutmix": {}}, {}, WRITTEN),
     ({}, {}, f"{WRITTEN}{{}}"),
     ({"mixup": 0.5}, {}, f"{WRITTEN}{{'mixup': 0.5}}"),

@@ -256,7 +256,7 @@ def test_the_code_of_the_card_runs_and_names_a_class(real, made, tmp_path, monke
 
 AT_MOST = {
     "automix": 3.11, "samix": 3.11, "adautomix": 3.15, "supermix": 4.5, "comixup": 2.05, "puzzlemix": 1.8,
-    "smmix": 1.2, "transmix": 1.05, "mixpro": 1.05, "tlalign": 1.05,
+    "augmix": 3.0, "noisymix": 3.0, "smmix": 1.2, "transmix": 1.05, "mixpro": 1.05, "tlalign": 1.05,
 }  # fmt: skip
 
 

@@ -169,6 +169,7 @@ COMMANDS = {
     "methods list": "", "methods show": "MIXER", "methods render": "", "methods draw": "MIXERS",
     "cells show": "RECIPE", "cells explain": "RECIPE",
     "cells diff": "FIRST SECOND", "cells export": "RECIPE", "robustness": "RUNS",
+    "new-mixer": "NAME",
 }  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from mixers.testing import CHECKS, check_mixer
 
 # An exception that no longer fails is an error, so that this table cannot outlive its reasons.
 TWICE = "the model sees the clean batch too, so its BatchNorm statistics move twice"
+THRICE = "BatchNorm sees the clean batch and two views of it as one batch"
+DISTORTED = "an image is mixed with distortions of itself"
 LOOKED = "the label follows where the model looks"
 LEARNED = "the label is the drawn lambda, which a learned mask only approaches"
 HIDDEN = "of the first five batches none is mixed in the images, and mix leaves the images of the others as they are"
@@ -28,6 +30,14 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("snapmix", "label_share_is_pixel_share"): "labels are weighted by the class activation inside the boxes",
     ("supermix", "label_share_is_pixel_share"): "the label is the share that the teacher is to see",
     ("grafting", "label_share_is_pixel_share"): "the label goes by the saliency that shows",
+    ("augmix", "it_mixes"): "labels stay as they are",
+    **{("augmix", check): DISTORTED for check in ("label_share_is_pixel_share", "identical_images_stay")},
+    **{(name, "identical_images_stay"): "noise is added" for name in ("nfm", "noisymix")},
+    **{(name, "label_share_is_pixel_share"): "three layers in four are hidden" for name in ("nfm", "noisymix")},
+    **{(name, "model_left_as_found"): THRICE for name in ("augmix", "noisymix")},
+    ("nfm", "model_left_as_found"): "three layers in four are hidden, behind which BatchNorm sees mixed features",
+    ("tokenmixup", "it_mixes"): "tokens are mixed inside of the model, of samples that its score net finds easy",
+    ("tokenmixup", "other_rng_other_plan"): "nothing is drawn: partners are assigned by what is salient",
     ("smmix", "identical_images_stay"): "the partner's most attended square is pasted in another place",
     ("patchup", "label_share_is_pixel_share"): "two places in three are hidden: mix leaves the images as they are",
     ("softpatchup", "label_share_is_pixel_share"): "two places in three are hidden: mix leaves the images as they are",
@@ -83,9 +93,25 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     lambda: mixers.PuzzleMix(transport=False, n_labels=2, clean_lam=1.0): {"model_left_as_found"},
     lambda: mixers.PuzzleMix(adv_p=1.0): {"identical_images_stay", "label_share_is_pixel_share"},
     lambda: mixers.CoMixup(1.0, 3, None, thres_type="soft", stride=8, set_resolve=False, niter=2, clean_lam=0.0): set(),
+    lambda: mixers.AugMix(6.0, 2, 4, 0.5, jsd_weight=0.0): {
+        "it_mixes",
+        "label_share_is_pixel_share",
+        "identical_images_stay",
+    },
+    lambda: mixers.NFM(0.2, add_noise_level=0.0, mult_noise_level=0.0): {
+        "label_share_is_pixel_share",
+        "model_left_as_found",
+    },
     mixers.SMMix: {"identical_images_stay"},
     lambda: mixers.PatchUp(block_size=3): {"label_share_is_pixel_share", "it_mixes", "model_left_as_found"},
-}
+    lambda: mixers.MixToken(0.5, dense_weight=2.0): set(),
+    lambda: mixers.TokenMixup(mixers.Vanilla(), rho=0.0, tau=1.0, kappa=2, shifted=True): {
+        "other_rng_other_plan", "it_mixes", "label_share_is_pixel_share",
+    },
+    lambda: mixers.TokenMixup(mixers.CutMix(), 2, rho=0.001, tau=1.0, detach=False, compared_with="first"): {
+        "label_share_is_pixel_share",
+    },
+}  # fmt: skip
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from mixup_recipes.training.optimisation import FUSED, optimizer
 
 DEVICE = torch.device(os.environ.get("MIXUP_RECIPES_TEST_DEVICE", "cuda"))
 GPU = DEVICE.type == "cuda"
-ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign"}
+ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign", "mixtoken", "tokenmixup"}
 CASES = [
     (model, mixer) for model in ("resnet18", DEIT) for mixer in MIXERS if model in ATTENTIVE or mixer not in ATTENTION
 ]

@@ -41,7 +41,8 @@ MOGANET = (1, 1, 2, 1)
 # By mixer: the families of models that it cannot train; the error names some that it can.
 WITHOUT_ATTENTION = {"resnet", "resnext", "wide_resnet", "convnext", "moganet", "tf_efficientnet", "mobilenetv2"}
 UNSUPPORTED = dict.fromkeys(("transmix", "tokenmix", "smmix", "mixpro"), WITHOUT_ATTENTION)
-UNSUPPORTED["tlalign"] = WITHOUT_ATTENTION | {"swin", "pvt"}
+UNSUPPORTED["tlalign"] = UNSUPPORTED["tokenmixup"] = WITHOUT_ATTENTION | {"swin", "pvt"}
+UNSUPPORTED["mixtoken"] = WITHOUT_ATTENTION | {"pvt"}
 
 
 def family(recipe: Recipe) -> str:

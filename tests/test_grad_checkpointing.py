@@ -23,13 +23,14 @@ MODELS = {
     "mobilenetv3_small_050": {},  # its blocks end in BatchNorm
     "deit_tiny_patch16_224": {"img_size": 64, "depth": 3, "drop_path_rate": 0.3},
 }
-INSIDE = {"manifoldmix", "alignmix", "patchup", "softpatchup", "catchupmix"}
+INSIDE = {"manifoldmix", "alignmix", "nfm", "noisymix", "patchup", "softpatchup", "catchupmix"}
 REFUSED = {
     "mobilenetv3_small_050": INSIDE | {"automix", "samix", "adautomix"},
     "resnet10t": INSIDE | {"automix", "samix", "adautomix"},
-    "deit_tiny_patch16_224": INSIDE,
+    "deit_tiny_patch16_224": INSIDE | {"tokenmixup"},
 }
-ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign"}  # of which the others have none
+# what the others have none of
+ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign", "mixtoken", "tokenmixup"}
 QUICK = {"mixup", "manifoldmix", "alignmix", "automix", "puzzlemix", "transmix"}
 CASES = [(model, mixer) for model in MODELS for mixer in MIXERS if "deit" in model or mixer not in ATTENTION]
 

@@ -216,7 +216,10 @@ def test_hidden_mixing_is_running_the_stages_mixing_or_aligning_and_running_the_
 def test_a_network_that_does_not_do_is_refused_in_words():
     single = nn.Sequential(nn.Conv2d(3, 3, 1))
     single.feature_info, single.num_prefix_tokens = [{"module": "0", "num_chs": 3, "reduction": 1}], 1
-    says = "needs two stages, Sequential publishes 1; use resnet50", "AlignMix needs 2 stages, Sequential has 1"
+    says = (
+        "ManifoldMix needs 2 stages, Sequential publishes 1; use resnet50",
+        "AlignMix needs 2 stages, Sequential has 1",
+    )
     for mixer, words in zip((ManifoldMix(), AlignMix()), says, strict=True):
         with pytest.raises(ValueError, match=r"Linear does not publish its stages .*resnet50"):
             mixer.setup(nn.Linear(2, 2))

@@ -5,11 +5,27 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import timm
 import torch
 from scipy import stats
 
-from mixers import CutMix, FMix, GridMix, ManifoldMix, Mixup, ResizeMix, SaliencyMix, SmoothMix, Switch, build, ops
+from mixers import (
+    NFM,
+    CutMix,
+    FMix,
+    GridMix,
+    ManifoldMix,
+    Mixup,
+    NoisyMix,
+    ResizeMix,
+    SaliencyMix,
+    SmoothMix,
+    Switch,
+    build,
+    ops,
+)
 from mixers.base import Plan
+from mixers.testing import Recorder
 
 # Tens of thousands of calls: that what they take and give has the right shapes is seen in test_parity.py.
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
@@ -81,8 +97,13 @@ def test_lambda_zero_and_one_are_exact(dtype, with_gradient):
 
 @pytest.mark.parametrize(
     ("mixer", "alpha", "choice", "choices"),
-    [(ManifoldMix(0.2), 0.2, "layer", {0, 1, 2}), (build("align"), 2.0, "over", {"sample", "partner"})],
-    ids=["manifoldmix", "alignmix"],
+    [
+        (ManifoldMix(0.2), 0.2, "layer", {0, 1, 2}),
+        (build("align"), 2.0, "over", {"sample", "partner"}),
+        (NFM(0.2), 0.2, "layer", {0, 1, 2, 3}),
+        (NoisyMix(0.2), 0.2, "layer", {0, 1, 2, 3}),
+    ],
+    ids=["manifoldmix", "alignmix", "nfm", "noisymix"],
 )
 def test_each_layer_or_order_is_drawn_as_often_and_lambda_apart_from_it(mixer, alpha, choice, choices):
     found, law = plans(mixer, 16, 6000, 2), stats.beta(alpha, alpha)
@@ -95,6 +116,46 @@ def test_each_layer_or_order_is_drawn_as_often_and_lambda_apart_from_it(mixer, a
         assert stats.kstest((law.cdf(inside) - low) / (high - low), "uniform").pvalue > LEVEL
         assert len(inside) / len(lam) == pytest.approx(high - low, abs=0.03)
     assert all(plan["lam"].tolist() == [plan["lam"][0].item()] * 2 for plan in found[:50])
+
+
+def test_the_strengths_of_noise_follow_beta_2_5_apart_from_each_other():
+    found = plans(NFM(add_noise_level=0.4, mult_noise_level=0.2), 17, 3000)
+    add, mult = (np.array([plan[key] for plan in found]) for key in ("add", "mult"))
+    for values, level in ((add, 0.4), (mult, 0.2)):
+        assert stats.kstest(values / level, stats.beta(2, 5).cdf).pvalue > LEVEL
+    assert stats.pearsonr(add, mult).pvalue > LEVEL and len({plan["seed"] for plan in found}) == 3000
+
+
+def test_augmix_draws_each_operation_as_often_for_one_to_three_steps_of_each_chain_and_its_blends_by_their_laws():
+    size, width = 5000, 3
+    (plan,) = plans(build("augmix", severity=10.0, alpha=0.5), 29, 1, size, 30, 30)
+    for view in (plan["view"], plan["other"]):
+        alive = []
+        for step in view["steps"]:
+            counts = np.array([len(rows) for rows in step["rows"].values()])
+            alive.append(counts.sum())
+            assert stats.chisquare(counts, counts.sum() * np.array([1, 1, 1, 1, 5]) / 9).pvalue > LEVEL
+            kinds = Counter(kind_of(*m) for m in step["matrix"].tolist())
+            still = kinds.pop("still")  # shifts by less than a pixel and turns by less than a degree
+            expected = {"rotate": 29 / 30, "shear_x": 1, "shear_y": 1, "translate_x": 0.9, "translate_y": 0.9}
+            for kind, share in expected.items():
+                assert kinds[kind] == pytest.approx(share * counts[-1] / 5, rel=0.1), kind
+            assert still == pytest.approx((1 / 30 + 0.2) * counts[-1] / 5, rel=0.2)
+            bits = Counter(step["bits"].tolist())
+            assert set(bits) == {1, 2, 3, 4} and bits[1] == pytest.approx(counts[2] / 4, rel=0.2)
+            assert stats.kstest(step["threshold"].numpy() / 256, "uniform").pvalue > LEVEL
+        assert alive[0] == width * size
+        assert [alive[1] / alive[0], alive[2] / alive[0]] == pytest.approx([2 / 3, 1 / 3], abs=0.02)
+        assert stats.kstest(view["lam"].numpy(), stats.beta(0.5, 0.5).cdf).pvalue > LEVEL
+        assert stats.kstest(view["weights"][1].numpy(), stats.beta(0.5, 1.0).cdf).pvalue > LEVEL
+        assert torch.allclose(view["weights"].sum(0), torch.ones(size))
+
+
+def kind_of(x: list[float], y: list[float]) -> str:
+    """Which of AugMix's operations a matrix is of, also to the other side."""
+    if x[1] and y[0]:
+        return "rotate"
+    return "shear_x" if x[1] else "shear_y" if y[0] else "translate_x" if x[2] else "translate_y" if y[2] else "still"
 
 
 @pytest.mark.parametrize(
@@ -112,6 +173,18 @@ def test_the_mean_label_share_is_the_known_one(mixer, mean):
     else:
         lam = shares(found)
     assert lam.mean() == pytest.approx(mean, abs=0.01)
+
+
+def test_mixtoken_cuts_tokens_as_cutmix_cuts_pixels_and_tokenmixup_draws_nothing():
+    model, (x, y) = timm.create_model("test_vit", img_size=224, num_classes=1), tiny(2, 224, 224)
+    for i in range(300):
+        cut, of_tokens = CutMix(), build("mixtoken")
+        small = cut.plan(*tiny(2, 14, 14), np.random.default_rng((30, i)))
+        plan = of_tokens.plan(x, y, np.random.default_rng((30, i)), model)
+        assert torch.equal(plan["mask"][:, :, ::16, ::16], small["mask"]) and torch.equal(plan["index"], small["index"])
+        assert torch.equal(ops.to_pixels(small["mask"], x), plan["mask"])
+    rng = Recorder()
+    assert build("tokenmixup").plan(x, y, rng, model) == {"base": {}} and rng.draws == []
 
 
 def test_smoothmix_label_share_has_the_known_law_whatever_alpha():

@@ -39,9 +39,9 @@ LEARN_THE_CLEAN_BATCH = ("puzzlemix clean", "comixup")
 BY_THE_GRADIENT = [name for name in LOOKING if name.startswith(("puzzle", "comixup")) or name.endswith("gradient")]
 LR = 0.05
 SLOW = {name for name in LOOKING if " " in name}  # options of a mixer that is there by itself
-INTO_THE_MODEL = (  # none of these looks by a gradient
-    *("manifoldmix", "alignmix", "recursivemix", "snapmix", "decouplemix", "patchup", "softpatchup", "catchupmix"),
-)
+# no look by a gradient
+INTO_THE_MODEL = ["manifoldmix", "alignmix", "recursivemix", "snapmix", "decouplemix", "augmix", "nfm", "noisymix"]
+INTO_THE_MODEL += ["mixtoken", "tokenmixup", "patchup", "softpatchup", "catchupmix"]
 
 
 def some(names: Iterable[str]) -> list[Any]:

@@ -237,7 +237,7 @@ def test_a_recipe_changes_what_means_one_label_and_says_where_that_is_from():
 
 
 def test_mixers_that_take_each_image_for_one_of_one_class_are_refused_by_name():
-    one = {"snapmix", "supermix", "smmix", "recursivemix", "mixpro", "decouplemix"}
+    one = {"snapmix", "supermix", "smmix", "recursivemix", "mixpro", "decouplemix", "augmix", "noisymix", "tokenmixup"}
     for mixer in MIXERS:
         own = {"model": small_model_for(mixer), "num_classes": 5}
         if mixer in one:

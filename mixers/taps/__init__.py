@@ -12,11 +12,11 @@ the module at all.
 """
 
 from ..weights import NoWeights
-from .attending import Attention, attention, attention_layers, attentions
+from .attending import Attention, ahead, attention, attention_layers, attentions
 from .features import before_classifier, channel_axis, from_tokens, grid, last_feature, to_map, to_tokens
 from .gradient import as_is, clean_pass, evaluating, looking, magnitude, saliency
 from .hooks import edit, record
-from .published import classifier, compile_stages, first_convolution, parts, reductions, stages
+from .published import classifier, compile_stages, early_stages, first_convolution, parts, reductions, stages
 from .teacher import PLACES, Frozen, asking_once, fingerprint, pretrained, teachers, why
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Attention",
     "Frozen",
     "NoWeights",
+    "ahead",
     "as_is",
     "asking_once",
     "attention",
@@ -34,6 +35,7 @@ __all__ = [
     "classifier",
     "clean_pass",
     "compile_stages",
+    "early_stages",
     "edit",
     "evaluating",
     "fingerprint",

@@ -183,6 +183,22 @@ def looking(model: nn.Module, name: str) -> Iterator[Attention]:
         raise did_not_fire(model, tapped)
 
 
+def ahead(block: Any, tokens: Float[Tensor, "B N C"], prefix: int) -> Attention:
+    """What the attention layer of a block of timm's ViT would look at, given the block's input, before the block runs.
+
+    Without gradient, and without what the block does beside: its norm and its projection to queries and keys alone.
+    ``prefix``: how many tokens are no patches, the class token first.
+    """
+    if hasattr(block, "unshard"):  # a process may hold but a piece of it until it runs
+        block.unshard()
+    look = Attention(block.attn, prefix, has_class_token=prefix > 0)
+    with torch.no_grad():
+        look.captured = block.attn.qkv(block.norm1(tokens.detach()))
+    torch.clear_autocast_cache()  # see ``gradient.looking``
+    look.images = tokens.shape
+    return look
+
+
 def queries_and_keys(layer: Any, qkv: Tensor) -> tuple[Tensor, Tensor]:
     """Both (B, heads, N, d), of timm's ``Attention``, from the output (B, N, 3 * heads * d) of its ``qkv``."""
     q, k, _ = qkv.unflatten(2, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()

@@ -48,6 +48,19 @@ def first_convolution(model: nn.Module) -> str:
     raise ValueError(f"{type(model).__name__} has no convolution; models that have: resnet50, deit_small_patch16_224")
 
 
+def early_stages(model: nn.Module, number: int, method: str) -> list[str]:
+    """Module paths of the first ``number`` of the model's last four stages, after which a ``method`` mixes features.
+
+    Where all stages are of one resolution, as in a ViT, of its four quarters. Raises ``ValueError`` for a model that
+    publishes fewer stages, but for one of a single resolution, whose quarters may be of less than a block.
+    """
+    found = reductions(model)
+    names, flat = list(found), len(set(found.values())) == 1
+    if len(names) < (min(number, 2) if flat else number):
+        raise ValueError(f"{method} needs {number} stages, {type(model).__name__} publishes {len(names)}; use resnet50")
+    return parts(model)[:number]
+
+
 def compile_stages(model: nn.Module, **options: Any) -> None:
     """Compile every stage by itself, in place: hooks between the stages keep working, state-dict keys stay.
 

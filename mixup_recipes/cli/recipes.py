@@ -1,5 +1,7 @@
 """Commands about recipes and published cells, which need no torch."""
 
+import shlex
+import signal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,7 +9,8 @@ from cyclopts import Parameter
 
 from mixers import MIXERS
 from mixup_recipes.benchmark import cells
-from mixup_recipes.cli.base import RecipeName, Results, group, put, said, text
+from mixup_recipes.cli.base import RecipeName, Results, app, group, put, said, text
+from mixup_recipes.new_mixer import new_mixer
 from mixup_recipes.pages.method_index import Format, listing, render
 from mixup_recipes.pages.method_page import text as method_text
 from mixup_recipes.recipe import differences, explain, to_yaml
@@ -143,3 +146,21 @@ def diff_cells(first: Either, second: Either) -> None:
 def export(recipe: RecipeName, *, out: Annotated[Path | None, said("file to write to")] = None) -> None:
     """A cell's recipe as a file that --recipe accepts."""
     put(to_yaml(resolve(recipe)[0]), out)
+
+
+@app.command(name="new-mixer")
+def write_new_mixer(
+    name: Annotated[str, text("of the mixer: lower-case letters and digits", "--name")],
+    *,
+    out: Annotated[Path | None, said("folder to write to, such as . [default: a new folder of that name]")] = None,
+) -> None:
+    """Write a small package for a mixer of your own: a method that works, its test, its page.
+
+    After `pip install -e .` in that folder the mixer is known by its name like ours, in recipes (quickstart_NAME),
+    check, preview, sweep and methods. Change what it does, run pytest, and go on from there. No file is overwritten.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left half-written
+    files = new_mixer(name, out)
+    folder = files[0].parent
+    print(*files, sep="\n")
+    print(f"\nNext: cd {shlex.quote(str(folder))} && pip install -e '.[test]' && pytest && mixup-recipes check {name}")

@@ -21,10 +21,11 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
 from mixup_recipes import files
 from mixup_recipes.hub_errors import passing, reason, wanted_pause
+from mixup_recipes.mixer_args import absent_mixers
 from mixup_recipes.pages import card
 from mixup_recipes.pages.card_metadata import eval_results
 from mixup_recipes.recipe import Recipe, differences
-from mixup_recipes.resolve import load_recipe
+from mixup_recipes.resolve import resolve
 from mixup_recipes.runs import robustness_file
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training.job import HUB_STRATEGIES
@@ -240,7 +241,8 @@ def check_same_run(api: Any, repo_id: str, commit: str | None, names: set[str], 
             raise UserError(f"{repo_id} holds something else ({others[0]}, ...): not pushed; take another name")
         return
     try:
-        there = load_recipe(api.hf_hub_download(repo_id, "recipe.yaml", revision=commit))
+        saved = api.hf_hub_download(repo_id, "recipe.yaml", revision=commit)
+        there, _ = resolve(saved, absent=absent_mixers(own))
     except UserError as e:
         raise UserError(f"{repo_id} holds another recipe ({e}): not pushed; take another name") from None
     if different := differences(there, own, ignore=("name",)):

@@ -65,6 +65,13 @@ def start_hash(run: Run) -> str:
     return mark[:16] if isinstance(mark, str) and re.fullmatch("[0-9a-f]{64}", mark) else ""
 
 
+def mixer_packages(run: Run) -> dict[str, str]:
+    """The packages that the run's mixers came from, where they are not of this program: mixer -> packages, in words."""
+    told = run.environment.get("mixers")
+    rows = told.items() if isinstance(told, dict) else ()
+    return {name: ", then ".join(map(str, found)) for name, found in rows if isinstance(found, list) and found}
+
+
 def pushed(folder: Path) -> dict[str, Any]:
     """Where the run in a folder was pushed to; empty where that is not known."""
     try:

@@ -15,6 +15,7 @@ from mixup_recipes.pages.card_facts import (
     job_flags,
     local_start,
     local_weights,
+    mixer_packages,
     origins,
     others,
     start_hash,
@@ -61,9 +62,15 @@ def model_section(run: Run) -> str:
         *([["fingerprint", ", ".join(f"{name} {code(mark[:16])}" for name, mark in marks)]] if marks else []),
         ["training", f"{many(recipe.epochs, 'epoch')} at {recipe.image_size} px, batch {recipe.batch_size}, mixer "
          f"`{recipe.mixer}`, seed {recipe.seed}"],
+        *([["mixers of other packages", of_packages(run)]] if mixer_packages(run) else []),
         ["weights", f"{'moving average (EMA)' if recipe.report_ema else 'as trained'}, epoch {run.exported['epoch']}"],
     ]  # fmt: skip
     return "## Model\n\n" + markdown_table(["", ""], rows)
+
+
+def of_packages(run: Run) -> str:
+    """The mixers of other packages, with these and their versions."""
+    return "; ".join(f"{code(name)} of {prose(package)}" for name, package in mixer_packages(run).items())
 
 
 def recipe_section(run: Run, made: list[Method]) -> str:
@@ -204,6 +211,8 @@ def reproduce_section(run: Run, repo_id: str | None) -> str:
         text.append(f"The data: `mixup-recipes prepare {name}`.")
     if kind == "local":
         text.append(f"`PATH` is the folder {code(name)} of the run.")
+    if mixer_packages(run):
+        text.append(f"It needs what Mixup Recipes does not have: {of_packages(run)}.")
     if start := local_start(run.recipe):
         text.append(f"`WEIGHTS` is what the run started from, {code(start)}.")
     if teacher := local_weights(run.recipe.distill_from):

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mixers  # its classes load torch when they are asked for, which the docstrings alone need not
-from mixers import MIXERS, build
+from mixers import BLOCKS, MIXERS, build
+from mixup_recipes.mixer_args import named
 
 # A part of a docstring begins with its name: "Sampling law: ...". The first paragraph is the title.
 LABEL = re.compile(r"([A-Z][a-z]+(?: [a-z]+){0,3}):\s")
@@ -37,7 +38,12 @@ class Method(NamedTuple):
 
 
 def methods(name: str, args: dict[str, Any]) -> list[Method]:
-    """What a mixer is made of: its own file first, then those of the mixers inside it."""
+    """What a mixer is made of: its own file first, then those of the mixers inside it.
+
+    Of a mixer of a package that is not installed here only the name is known.
+    """
+    if any(part not in MIXERS | BLOCKS for part in named(name, args)):
+        return [Method(name, "", {})]
     parts = [type(part).__module__ for part in build(name, **args).modules() if isinstance(part, mixers.Mixer)]
     modules = dict.fromkeys([MIXERS[name].__module__, *parts])
     modules.pop(mixers.Switch.__module__, None)  # what holds mixers together is no method

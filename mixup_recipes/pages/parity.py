@@ -53,10 +53,11 @@ def recorded() -> list[dict[str, Any]]:
 
 def page(rows: list[dict[str, Any]]) -> str:
     """The whole page, ``docs/parity.md``; ``rows`` as the record has them."""
-    others = list(dict.fromkeys(row["subject"] for row in rows if row["subject"] not in MIXERS))
-    parts = [INTRODUCTION, overview(list(MIXERS), rows), "", measured(rows)]
+    ours = list(MIXERS.rows)  # those of other packages are not on our page
+    others = list(dict.fromkeys(row["subject"] for row in rows if row["subject"] not in ours))
+    parts = [INTRODUCTION, overview(ours, rows), "", measured(rows)]
     parts += ["\n## What else a published run is made of\n", overview(others, rows)]
-    return "\n".join([*parts, *(section(subject, rows) for subject in (*MIXERS, *others))]) + "\n"
+    return "\n".join([*parts, *(section(subject, rows) for subject in (*ours, *others))]) + "\n"
 
 
 def overview(subjects: list[str], rows: list[dict[str, Any]]) -> str:

@@ -14,8 +14,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from mixers import MIXERS, Step, build, signature, taps
+from mixers import Step, build, signature, taps
 from mixers.base import plan_alone
+from mixers.registry import usable
 from mixup_recipes import files
 from mixup_recipes.data import images, prepare
 from mixup_recipes.data.decoding import BadImage, decode, read, to_tensor
@@ -23,12 +24,13 @@ from mixup_recipes.data.origin import encoded, origin
 from mixup_recipes.data.pictures import check_png, to_uint8
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.fetch import is_hub
+from mixup_recipes.mixer_args import check_mixer_name
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import load_recipe, resolve
 from mixup_recipes.runs.run import RECIPE, Run
 from mixup_recipes.training import known_weights  # noqa: F401  names of teachers
 from mixup_recipes.training.update import criterion
-from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
 
 SIDE = 128  # pixels of a picture on the sheet; the patches of the small transformer fit
@@ -74,8 +76,7 @@ def preview(names: list[str], mixers: list[str], count: int, photos: str | None,
 def chosen(names: list[str], mixers: list[str]) -> list[Recipe]:
     """A recipe for each row."""
     for name in mixers:
-        if name not in MIXERS:
-            raise UserError(f"unknown mixer {name!r}; {nearest(name, MIXERS)}")
+        check_mixer_name(name)
     if names and mixers:
         if len(names) > 1:
             raise UserError(f"with --mixers one recipe gives the setting, got {len(names)}: {' '.join(names)}")
@@ -84,7 +85,7 @@ def chosen(names: list[str], mixers: list[str]) -> list[Recipe]:
     if names:
         return [recipe_of(name) for name in names]
     plain: dict[str, Any] = {"dataset": SYNTHETIC, "model": "test_resnet", "image_size": SIDE}
-    return [Recipe(name=m, mixer=m, mixer_args={m: defaults(m)}, **plain) for m in mixers or MIXERS]
+    return [Recipe(name=m, mixer=m, mixer_args={m: defaults(m)}, **plain) for m in mixers or usable()]
 
 
 def is_run(name: str) -> bool:
@@ -274,7 +275,10 @@ def mixed(recipe: Recipe, photos: Photos, given: Step | None = None) -> Row:
 
 def step_for(recipe: Recipe, classes: int) -> Step:
     """The mixer on the recipe's model; without a recipe on a tiny network, or a tiny ViT where it must be one."""
-    mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
+    try:
+        mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
+    except ValueError as error:  # of a package that is not here, or is another one now
+        raise UserError(str(error)) from None
     refusal = None
     for name in (recipe.model,) if recipe.dataset != SYNTHETIC else ("test_resnet", "test_vit"):
         args = {"dynamic_img_size": True} if name == "test_vit" else dict(recipe.model_args)

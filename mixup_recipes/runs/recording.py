@@ -15,7 +15,7 @@ from mixup_recipes.training.format import FORMAT
 from mixup_recipes.typed import UserError
 
 NOTED = ("commit", "python", "packages", "platform", "device", "processes", "mixed_precision", "laws")
-"""What a record keeps of ``env.json``."""
+"""What a record keeps of ``env.json``, and ``mixers`` where one came from another package."""
 
 
 def of_run(run: Run) -> dict[str, Any]:
@@ -27,6 +27,7 @@ def of_run(run: Run) -> dict[str, Any]:
         )
     if recipe.multi_label:
         raise UserError(f"{run.folder}: images may have several labels, and records are of top-1; make a report of it")
+    packages = run.environment.get("mixers")
     numbers = ("epochs", "epochs_planned", "seconds", "img_per_s")
     seed = {
         "top1": summary.reading.value,
@@ -34,7 +35,7 @@ def of_run(run: Run) -> dict[str, Any]:
         "tool": summary.tool._asdict(),
         **{k: summary.scores[k] for k in ("top5", "nll", "ece")},
         **{k: getattr(summary, k) for k in numbers},
-        "env": {k: run.environment.get(k) for k in NOTED},
+        "env": {k: run.environment.get(k) for k in NOTED} | ({"mixers": packages} if packages else {}),
     }
     content = {
         "format": FORMAT,

@@ -25,6 +25,7 @@ from mixup_recipes.data.multi_label import BETWEEN
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.data.pictures import sample_sheet
 from mixup_recipes.data.splits import Splits, load_splits
+from mixup_recipes.mixer_args import used_packages
 from mixup_recipes.recipe import Recipe, to_yaml
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones, checkpoint
@@ -99,10 +100,17 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
     remarks: list[str] = []
     if env.get("device_type", device.type) != device.type:
         notes.append(f"the run was on {env['device_type']}, this is {device.type}: equal but for rounding and noise")
-    module = new_step(
-        backbones.create_model(recipe), recipe
-    )  # before any image, whose keys move the generator that initial weights come from
+    net = backbones.create_model(recipe)  # before any image, whose keys move the generator of the initial weights
+    try:
+        module = new_step(net, recipe)
+    except ValueError as e:  # a mixer of a package that is not here, or is another one now
+        raise UserError(f"mixer {recipe.mixer!r} with model {recipe.model!r}: {e}") from None
     check_mixer(folder, module)
+    for name, package in used_packages(recipe).items():
+        told = env.get("mixers")
+        last = told.get(name) if isinstance(told, dict) else None
+        if isinstance(last, list) and last and last[-1] != package:
+            notes.append(f"the run had the mixer {name!r} of {last[-1]}, this is that of {package}")
     module.criterion = criterion(recipe, class_weights(recipe, splits.per_class, device))
     module.to(device).to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     module.train()

@@ -17,11 +17,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from mixers import MIXERS
 from mixup_recipes import fetch
 from mixup_recipes.data.identity import difference
 from mixup_recipes.files import file_hash
 from mixup_recipes.recipe import Recipe, changed
-from mixup_recipes.resolve import load_recipe
+from mixup_recipes.resolve import resolve
 from mixup_recipes.runs import robustness_file
 from mixup_recipes.runs.log import Rows, read_rows
 from mixup_recipes.runs.shapes import (
@@ -38,6 +39,7 @@ from mixup_recipes.runs.shapes import (
     read_text,
 )
 from mixup_recipes.training import checkpoint, protocols
+from mixup_recipes.training.folder import noted
 from mixup_recipes.training.format import OF_SEVERAL, PLACE, PREDICTIONS, TRACKERS, check_format
 from mixup_recipes.typed import UserError
 
@@ -155,8 +157,10 @@ class Run:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The resolved recipe."""
-        return load_recipe(str(self.folder / RECIPE))
+        """The resolved recipe. Nobody needs the package of its mixer to read what a run found."""
+        names = noted(self.folder, "env.json").get("mixers")
+        absent = [name for name in names if name not in MIXERS] if isinstance(names, dict) else []
+        return resolve(str(self.folder / RECIPE), absent=absent)[0]
 
     @cached_property
     def log(self) -> Rows:

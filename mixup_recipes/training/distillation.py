@@ -9,9 +9,10 @@ Formula: z being the model's logits of an image, t the teacher's, L the recipe's
 sample ``(1 - alpha) * L(z, y) + alpha * D``. Soft: ``D = tau^2 * KL(softmax(t / tau) || softmax(z / tau))``, whatever L
 is. Hard: ``D = L(z, onehot(argmax t))``, for which tau means nothing.
 
-What is distilled is each prediction of the model itself that a mixer has a loss of: that of the mixed batch. What else
-a mixer's loss has is as without a teacher: second classifiers, momentum encoders, masks, regularisers, and the clean
-batch of PuzzleMix and Co-Mixup, whose gradient says where a class is. A mixer that weighs samples weighs the whole.
+What is distilled is each prediction of the model itself that a mixer has a loss of: that of the mixed batch, of AugMix
+that of the clean one. What else a mixer's loss has is as without a teacher: second classifiers, momentum encoders,
+masks, regularisers, and the clean batch of PuzzleMix and Co-Mixup, whose gradient says where a class is. A mixer that
+weighs samples weighs the whole.
 
 Deviations: DeiT has a second classifier and token for the teacher, here there is one head; its code divides the
 divergence by the number of classes, here it is summed over them, as in both papers.
@@ -104,10 +105,10 @@ class Distilled(Step):
 
         def criterion(logits: Tensor, target: Tensor) -> Tensor:
             loss = self.criterion(logits, target)
-            if not last or logits is not last[1]:
+            if not last or not begins(logits, last[1]):
                 return loss
             learned.append(logits)
-            return torch.lerp(loss, self.taught(logits, self.teacher(last[0])), self.alpha)
+            return torch.lerp(loss, self.taught(logits, self.teacher(last[0][: len(logits)])), self.alpha)
 
         with self.model.register_forward_hook(watch):
             out = self.mixer(self.model, criterion, x, y, rng)
@@ -121,3 +122,9 @@ class Distilled(Step):
             return self.criterion(logits, F.one_hot(said.argmax(1), said.shape[1]).float())
         ours, theirs = ((z.float() / self.tau).log_softmax(1) for z in (logits, said))
         return self.tau**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+
+
+def begins(logits: Tensor, said: Tensor) -> bool:
+    """Whether predictions are what a model said, or the first rows of it: of a batch that it saw with other images."""
+    own, whole = (t if t._base is None else t._base for t in (logits, said))
+    return logits is said or (own is whole and logits.data_ptr() == said.data_ptr())

@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from torch import nn
 from mixers import Mixer, taps
 from mixup_recipes.data.splits import Splits
 from mixup_recipes.files import lock, write, write_json
+from mixup_recipes.mixer_args import used_packages
 from mixup_recipes.recipe import Recipe, differences, to_yaml
 from mixup_recipes.resolve import resolve
 from mixup_recipes.training.format import FORMAT, PLACE, SKIPPED, check_format
 from mixup_recipes.typed import UserError
 
+OURS = "Mixup Recipes"
 PACKAGES = ("accelerate", "datasets", "numpy", "pillow", "safetensors", "timm", "torch", "torchvision", "transformers")
 
 
@@ -92,13 +95,43 @@ def check_mixer(folder: Path, step: nn.Module) -> None:
             )
 
 
-def begun(folder: Path, recipe: Recipe, sha256: str | None) -> dict[str, str]:
-    """The weights that a run was begun with, for its ``env.json``: source -> SHA-256, if there is a file.
+def begun(folder: Path, recipe: Recipe, sha256: str | None, say: Callable[[str], Any]) -> dict[str, Any]:
+    """What a run was begun with, for its ``env.json``: ``pretrained`` and ``mixers``, see ``format``.
 
-    ``sha256``: of the file read now; None where none is, as by a run that goes on: what it noted first holds. Raises
-    ``UserError`` when a run that was stopped before its first checkpoint would begin again from other weights.
+    ``sha256``: of the weights read now; None where none are, as by a run that goes on. Raises ``UserError`` for other
+    weights than those of the beginning; another version of a mixer's package is said.
     """
-    before = noted(folder, "env.json").get("pretrained") if trained(folder) else None
+    env = noted(folder, "env.json") if trained(folder) else {}
+    return {"pretrained": start_of(folder, recipe, sha256, env), "mixers": packages_of(folder, recipe, env, say)}
+
+
+def packages_of(folder: Path, recipe: Recipe, env: dict[str, Any], say: Callable[[str], Any]) -> dict[str, list[str]]:
+    """The packages that a run's mixers come from, and came from before: ``{"blend": ["mixup-blend 0.1.0"]}``.
+
+    ``env``: what the run noted when it was last begun. It goes on with another version, since nobody but its author
+    knows whether that one mixes otherwise.
+    """
+    now, before = used_packages(recipe), env.get("mixers")
+    if not isinstance(before, dict):
+        return {name: [package] for name, package in now.items()}
+    found = {name: list(told) for name, told in before.items() if isinstance(told, list)}
+    for name in dict.fromkeys([*before, *now]):
+        package, last = now.get(name, OURS), found[name][-1] if found.get(name) else OURS
+        if package != last:
+            found.setdefault(name, []).append(package)
+            say(
+                f"mixer {name!r} is that of {package} now, and was that of {last} in {folder}: the run goes on, but "
+                "may mix otherwise from here on"
+            )
+    return found
+
+
+def start_of(folder: Path, recipe: Recipe, sha256: str | None, env: dict[str, Any]) -> dict[str, str]:
+    """The weights that a run was begun with: source -> SHA-256, if there is a file. What it noted first holds.
+
+    Raises ``UserError`` when a run that was stopped before its first checkpoint would begin again from other weights.
+    """
+    before = env.get("pretrained")
     now = {recipe.pretrained: sha256} if recipe.pretrained and sha256 else {}
     if not isinstance(before, dict) or not before:
         return now
@@ -148,7 +181,7 @@ def begin_folder(
         raise UserError(f"cannot write to {folder}: {e.strerror}; choose another --output_dir") from None
 
 
-def environment(accelerator: Any, recipe: Recipe, step: nn.Module, start: dict[str, str]) -> dict[str, Any]:
+def environment(accelerator: Any, recipe: Recipe, step: nn.Module, start: dict[str, Any]) -> dict[str, Any]:
     """What the numbers depend on beside the recipe: versions, device, processes, commit, command, weights of others.
 
     ``start``: see ``begun``.
@@ -168,7 +201,7 @@ def environment(accelerator: Any, recipe: Recipe, step: nn.Module, start: dict[s
         "commit": git_commit(),
         "laws": laws(step),
         "teachers": taps.teachers(step),
-        "pretrained": start,
+        **start,
     }
 
 

@@ -15,7 +15,8 @@ A run folder, at its root a model repository of timm's format (``export``, ``fol
   ``.dataset.json``: where local data lie. None of them is ever published.
 - ``env.json``: ``format``, command, versions, device, processes, commit of this program; ``laws``: the sampling laws of
   its mixers; ``teachers``: source -> SHA-256 of the weights; ``pretrained``: what the run started from -> SHA-256 of
-  the file, where there is one.
+  the file, where there is one; ``mixers``: mixer of another package -> package and version, all of them in order where
+  the run went on with another version.
 - ``log.jsonl``: one object a line. Rows of ``mode`` "train": ``epoch`` (from 1), ``update``, ``lr``, ``loss`` and its
   parts, ``images``, ``bad_images``. Rows of ``mode`` "val": ``epoch``, ``update``, and per classifier ``top1``,
   ``top5``, ``ece`` (percent), ``nll`` (nats), ``count``, those but for the main one with the classifier's name in

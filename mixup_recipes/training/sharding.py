@@ -7,6 +7,7 @@ all: whole from the first network's forward until the backward pass ends, so tha
 each process's own, as always.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ def shard(step: Step, ema: ModelEmaV3 | None, device: torch.device, world: int) 
     networks = step.model, *step.mixer.models(step.model).values()  # some of these share all but a classifier
     averages = [ema.module] if ema is not None else []
     mesh = init_device_mesh(device.type, (world,))
+    # Such are the logits of a batch that was seen together with others; nobody writes into them.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     try:
         for net in (*networks, *averages):
             shard_blocks(net, mesh)

@@ -1,0 +1,199 @@
+"""All Tokens Matter: Token Labeling for Training Better Vision Transformers. Jiang, Hou, Yuan, Zhou, Shi, Jin, Wang,
+Feng. NeurIPS 2021. What this file has of it is MixToken and, with a teacher, token labels.
+
+https://arxiv.org/abs/2104.10858, reference code https://github.com/zihangJiang/TokenLabeling
+
+Formula: CutMix of tokens behind the patch embedding E: inside a box of the token grid stand the tokens of the partner,
+``T' = M*E(x) + (1-M)*E(x[index])``, and ``y' = lam*y + (1-lam)*y[index]`` with lam the mean of M. With a teacher each
+patch has a label too: what the teacher's classifier says of each position of its last feature on the clean image,
+brought to the token grid bilinearly, then a softmax. These labels P are mixed like the tokens, ``P' = M*P +
+(1-M)*P[index]``, and the loss is ``L(z, y') + dense_weight * mean over patches of L(h(t), P')`` with logits z, the last
+tokens t and a head h for tokens, which starts as a copy of the model's classifier and is dropped when the model is
+exported.
+
+Published defaults: alpha = 1, both losses weigh the same (reference code); every batch.
+
+Sampling law: ``mixtoken@jiang-2021``: CutMix's box on the grid of the last tokens (14 x 14 for DeiT, 7 x 7 for Swin at
+224 pixels), so that each of them is of one image: ``lam0 ~ Beta(alpha, alpha)``, half sides rounded down to whole
+tokens, uniform centre, clipped at the border; one box for the whole batch. The partner is a uniformly random
+permutation of the batch, fixed points allowed.
+
+Cost: no extra pass; with a teacher one forward of it, and h on all tokens.
+
+Where it mixes: a token of an embedding whose patches do not overlap (ViT, DeiT, Swin) is made of its own pixels alone,
+so there the same is done to the images, and the method without a teacher is CutMix of whole patches. Behind an
+embedding that looks across patches (VOLO, PVT.V2) the tokens are mixed, and ``mix`` returns the images as they are.
+
+Deviations: this was written from the code. What else it calls LV-ViT is an architecture and not here: its embedding of
+four convolutions, its scaled residual connections, and a prediction to which half of the largest patch logits is added.
+The reference code reads labels that a network (NFNet-F6 at 576 pixels) made of whole images in advance; it keeps the
+five largest scores of a position, as if all others were 0, and crops the labels as the image was cropped. Here the
+teacher looks at the crop itself. The reference code takes the teacher's label of the crop for y (``--ground-truth``
+adds y to it), smooths P, and gives every patch the label of its image where there are no label maps. Here y is the
+recipe's, P is as the teacher has it, and without a teacher there is no head for tokens. The reference code moves the
+patch outputs back to their images in place of mixing P, which gives the same mean; it pairs a batch with its reverse,
+and draws h anew. It is of one grid of tokens; that the box follows the last of several grids is as in VOLO, by some of
+the same authors. VOLO itself is mixed, but gets no token labels here.
+
+Kind: input, feature.
+"""
+
+import contextlib
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from . import ops, taps
+from .base import Criterion, Mixer, Out, Plan
+
+EMBEDDING = "patch_embed"  # its name in timm
+
+
+class MixToken(Mixer):
+    """CutMix of whole tokens, with labels for tokens where a teacher gives them.
+
+    ``alpha`` > 0 is the Beta parameter. ``teacher``: timm name, ``hf-hub:`` address or run folder of a network trained
+    on the same classes, for images of the size and normalisation of the run; None: only class labels. ``dense_weight``
+    >= 0: what the loss of the tokens weighs beside that of the class.
+    """
+
+    inside = True
+
+    def __init__(self, alpha: float = 1.0, teacher: str | None = None, dense_weight: float = 1.0):
+        super().__init__()
+        ops.check_positive("alpha", alpha)
+        ops.check_between("dense_weight", dense_weight, 0.0)
+        if teacher is not None and not (isinstance(teacher, str) and teacher):
+            raise ValueError(f"teacher must be the name of timm weights or a folder, or None, got {teacher!r}")
+        self.alpha = alpha
+        self.teacher = teacher
+        self.dense_weight = dense_weight
+        self.one_label = teacher is not None  # the labels of tokens are softmaxes
+
+    def setup(self, model: nn.Module) -> None:
+        """Load the teacher, make the head for tokens.
+
+        Raises ``ValueError`` for a model without a patch embedding, and for a teacher that has other classes or no
+        linear classifier.
+        """
+        if not hasattr(model, EMBEDDING):
+            raise ValueError(
+                f"MixToken needs a transformer with a patch embedding, which {type(model).__name__} lacks; models that "
+                "have: deit_small_patch16_224, swin_tiny_patch4_window7_224, volo_d1_224, pvt_v2_b1"
+            )
+        taps.reductions(model)
+        self.frozen = taps.Frozen(self.teacher) if self.teacher else None
+        if self.frozen:
+            head, of_teacher = taps.classifier(model), taps.classifier(self.frozen.model)
+            if head.out_features != of_teacher.out_features:
+                raise ValueError(
+                    f"the teacher {self.teacher!r} knows {of_teacher.out_features} classes, expected "
+                    f"{head.out_features}, those of the model"
+                )
+            self.head = copy.deepcopy(head)
+
+    def plan(self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: Any) -> Plan:
+        """``index`` (B,), ``mask`` (B, 1, H, W) with 0 inside the box, ``lam`` (B,) its mean, ``hidden``.
+
+        ``hidden``: whether it is the tokens that are mixed, and not the images. ``look``: the model.
+        """
+        ops.check_look(look)
+        cell = max(taps.reductions(look[0]).values())
+        height, width = (side // cell for side in x.shape[-2:])
+        if (height * cell, width * cell) != x.shape[-2:]:
+            raise ValueError(f"MixToken needs images whose sides are multiples of {cell}, got {tuple(x.shape[-2:])}")
+        box = ops.clipped_box(height, width, ops.beta(self.alpha, self.alpha, rng), rng)
+        top, bottom, left, right = (cell * side for side in box)
+        return {
+            "index": ops.partners(x, rng),
+            "mask": ops.box_mask(top, bottom, left, right, x),
+            "lam": ops.per_sample(1 - (bottom - top) * (right - left) / (x.shape[-2] * x.shape[-1]), x),
+            "hidden": overlaps(look[0]),
+        }
+
+    def mix(  # type: ignore[override]
+        self,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        *,
+        index: Int[Tensor, " B"],
+        mask: Float[Tensor, "B 1 H W"],
+        lam: Float[Tensor, " B"],
+        hidden: bool,
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
+        """Mixed targets, and the images: mixed, or as they are when it is the tokens that are mixed."""
+        ops.check_batch(x, y)
+        return x if hidden else ops.blend(x, index, mask), ops.blend_targets(y, index, lam)
+
+    def forward(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        x: Float[Tensor, "B C H W"],
+        y: Float[Tensor, "B K"],
+        rng: np.random.Generator,
+    ) -> Out:
+        """One forward, with the loss of the tokens added where a teacher has labels for them."""
+        ops.check_batch(x, y)
+        plan = self.plan(x, y, rng, model)
+        mixed, target = self.mix(x, y, **plan)
+        features: list[Tensor] = []
+        with contextlib.ExitStack() as stack:
+            if plan["hidden"]:
+                own = every(plan["mask"], min(taps.reductions(model).values()))
+                stack.enter_context(
+                    taps.edit(model, EMBEDDING, lambda tokens: blend_tokens(tokens, plan["index"], own))
+                )
+            if self.frozen:
+                features = stack.enter_context(taps.last_feature(model))
+            logits = model(mixed)
+        parts = {"mix": criterion(logits, target)}
+        if self.frozen:
+            own = every(plan["mask"], max(taps.reductions(model).values()))
+            labels = token_labels(self.frozen.model, x, own.shape[1:]).to(y.dtype)
+            labels = torch.where(own.flatten(1)[:, :, None] > 0, labels, labels[plan["index"]])
+            tokens = taps.to_tokens(model, features[0])
+            if tokens.shape[1] != labels.shape[1]:
+                raise ValueError(
+                    f"MixToken expected {labels.shape[1]} last tokens of {type(model).__name__}, one for each cell of "
+                    f"the grid, got {tokens.shape[1]}; leave the teacher out, or use deit_small_patch16_224"
+                )
+            said = self.head(taps.before_classifier(model, tokens.flatten(0, 1), features[0]))
+            parts["tokens"] = self.dense_weight * criterion(said, labels.flatten(0, 1))
+        return Out.of(logits, target, plan, **parts)
+
+
+def overlaps(model: nn.Module) -> bool:
+    """Whether a token of the model's embedding is made of other pixels than those of its own patch."""
+    layers = [m for m in model.get_submodule(EMBEDDING).modules() if isinstance(m, nn.Conv2d)]
+    return any(m.kernel_size != m.stride or any(side != 0 for side in m.padding) for m in layers)
+
+
+def every(mask: Float[Tensor, "B 1 H W"], stride: int) -> Float[Tensor, "B h w"]:
+    """The mask at the first pixel of each cell of ``stride`` pixels."""
+    return mask[:, 0, ::stride, ::stride]
+
+
+def blend_tokens(tokens: Tensor, index: Int[Tensor, " B"], own: Float[Tensor, "B h w"]) -> Tensor:
+    """Tokens (B, h*w, C), or a map of them in either layout, with the partner's where ``own`` is 0."""
+    if tokens.ndim == 3:
+        return ops.blend(tokens, index, own.flatten(1)[:, :, None])
+    return ops.blend(tokens, index, own[:, None] if tokens.shape[2:] == own.shape[1:] else own[..., None])
+
+
+@torch.no_grad()
+def token_labels(teacher: Any, x: Float[Tensor, "B C H W"], grid: torch.Size) -> Float[Tensor, "B P K"]:
+    """What a trained network sees in each cell of a grid of clean images: distributions over its classes."""
+    with taps.looking(teacher):
+        feature = teacher.forward_features(x)
+        tokens = taps.to_tokens(teacher, feature)
+        seen = taps.before_classifier(teacher, tokens.flatten(0, 1), feature)
+        scores = taps.classifier(teacher)(seen).unflatten(0, tokens.shape[:2])
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).transpose(1, 2)
+    scores = scores.unflatten(2, taps.to_map(teacher, feature, x).shape[2:])
+    return F.interpolate(scores, grid, mode="bilinear").flatten(2).transpose(1, 2).softmax(2)
