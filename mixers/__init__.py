@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .base import Out as Out
     from .base import Plan as Plan
     from .base import Step as Step
+    from .catchupmix import CatchUpMix as CatchUpMix
     from .cmixup import CMixup as CMixup
     from .comixup import CoMixup as CoMixup
     from .compose import Switch as Switch
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # what __getattr__ finds
     from .mixup import Mixup as Mixup
     from .nfm import NFM as NFM
     from .noisymix import NoisyMix as NoisyMix
+    from .patchup import PatchUp as PatchUp
     from .puzzlemix import PuzzleMix as PuzzleMix
     from .recursivemix import RecursiveMix as RecursiveMix
     from .regmixup import RegMixup as RegMixup

@@ -124,6 +124,9 @@ MIXERS = Rows(
         "lumix": "lumix:lumix",
         "sumix": "sumix:sumix",
         "mergemix": "mergemix:MergeMix",
+        "patchup": "patchup:patchup",
+        "softpatchup": "patchup:softpatchup",
+        "catchupmix": "catchupmix:CatchUpMix",
     },
     others,
 )
@@ -145,6 +148,7 @@ BLOCKS = Rows(
         "tokenwise": "tokenmixup:TokenMixup",
         "perturb": "lumix:LUMix",
         "semantic": "sumix:SUMix",
+        "patch": "patchup:PatchUp",
     }
 )
 

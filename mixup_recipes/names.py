@@ -45,6 +45,7 @@ MEANINGS = {
     "none": "vanilla", "baseline": "vanilla", "plain": "vanilla", "no_mix": "vanilla", "no_mixup": "vanilla",
     "erm": "vanilla", "input_mixup": "mixup", "mixup_cutmix": "deit", "cutmix_mixup": "deit", "cut_paste": "cutmix",
     "mixup_and_cutmix": "deit", "co_mix": "comixup", "align_mixup": "alignmix",
+    "hard_patchup": "patchup",
 }  # fmt: skip
 
 # How models, data sets and epochs are written, and what a setting's name has for them.

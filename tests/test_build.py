@@ -72,6 +72,9 @@ regmixup: RegMixup(alpha=20.0, eta=1.0, averaged=False)
 lumix: LUMix(predicted=0.4, noise=0.1, alpha=1.0 (base): CutMix(alpha=1.0))
 sumix: SUMix(gamma=0.5, scale=100.0, as_released=False (base): CutMix(alpha=0.2))
 mergemix: MergeMix(alpha=1.0, merged=0.25, rescale=False, as_released=False (base): Vanilla())
+patchup: Switch(probs=[0.7, 0.3] (mixers): ModuleList((0): PatchUp(alpha=None, gamma=0.5, block_size=7) (1): Vanilla()))
+softpatchup: PatchUp(alpha=2.0, gamma=0.75, block_size=7)
+catchupmix: CatchUpMix(alpha=1.0)
 """
 
 
@@ -127,6 +130,7 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
         ("mixup alpha", 0), ("mixup alpha", True), ("manifoldmix alpha", 0), ("align alpha", -1.0),
         ("smoothmix alpha", 0), ("tlalign alpha", 0), ("snapmix alpha", 0), ("attentivemix alpha", 0),
         ("attentivemix beta", -8.0), ("supermix alpha", 0), ("supermix sigma", 0), ("grafting alpha", 0),
+        ("grafting temperature", 0), ("decouplemix xi", 0), ("softpatchup alpha", 0), ("catchupmix alpha", -1.0),
         ("grafting temperature", 0), ("decouplemix xi", 0), ("augmix alpha", 0), ("nfm alpha", 0),
         ("noisymix alpha", 0), ("mixtoken alpha", 0), ("remix alpha", 0), ("cmixup alpha", 0), ("cmixup bandwidth", 0),
         ("sumix scale", 0), ("mergemix alpha", 0),
@@ -161,11 +165,14 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
     "a number of at least 0 and at most 1": [
         ("hmix r", 1.5), ("lumix predicted", -0.1), ("lumix noise", 1.5),
         ("transmix share", 1.5), ("recursivemix alpha", 1.5), ("guidedmix share", 1.5), ("automix momentum_end", 1.5),
+        ("patch gamma", 1.5),
         ("noisymix sparse_level", 1.5),
         ("remix tau", 1.5),
     ],
     "a number of at least 0.1 and at most 10": [("augmix severity", 0), ("noisymix severity", 11)],
     "a whole number of pixels, at least 1": [("mixpro cell", 0)],
+    "a whole number of positions, at least 1": [("patchup block_size", 0)],
+    "odd, so that a block has a centre": [("patchup block_size", 4)],
     "the name of timm weights or a folder": [("attentivemix teacher", None)],
     "one of 2, 3, 4": [("puzzlemix n_labels", 3.0)],
     "a whole number, at least 1": [

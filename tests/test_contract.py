@@ -14,6 +14,8 @@ THRICE = "BatchNorm sees the clean batch and two views of it as one batch"
 DISTORTED = "an image is mixed with distortions of itself"
 LOOKED = "the label follows where the model looks"
 LEARNED = "the label is the drawn lambda, which a learned mask only approaches"
+HIDDEN = "of the first five batches none is mixed in the images, and mix leaves the images of the others as they are"
+BEHIND = "the statistics behind the mixed layer are of the mixed feature"
 EXPECTED: dict[tuple[str, str], str] = {
     ("vanilla", "it_mixes"): "it is the baseline that does not mix",
     ("vanilla", "other_rng_other_plan"): "nothing is drawn, so there is one plan",
@@ -40,6 +42,11 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("smmix", "identical_images_stay"): "the partner's most attended square is pasted in another place",
     ("regmixup", "model_left_as_found"): "BatchNorm sees the clean batch too, in one batch with the mixed one",
     ("lumix", "label_share_is_pixel_share"): "how uncertain a label is shows in a share that is not that of the pixels",
+    ("patchup", "label_share_is_pixel_share"): "two places in three are hidden: mix leaves the images as they are",
+    ("softpatchup", "label_share_is_pixel_share"): "two places in three are hidden: mix leaves the images as they are",
+    ("catchupmix", "label_share_is_pixel_share"): "five places in six are hidden: mix leaves the images as they are",
+    **{(name, "it_mixes"): HIDDEN for name in ("softpatchup", "catchupmix")},
+    **{(name, "model_left_as_found"): BEHIND for name in ("patchup", "softpatchup")},
 }
 
 MADE = MIXERS | REGRESSION
@@ -110,6 +117,7 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
     lambda: mixers.SUMix(mixers.FMix(), as_released=True): {"label_share_is_pixel_share", "model_left_as_found"},
     lambda: mixers.MergeMix(merged=0.5, base=mixers.Mixup(0.8), as_released=True): set(),
     lambda: mixers.MergeMix(rescale=True): {"label_share_is_pixel_share"},
+    lambda: mixers.PatchUp(block_size=3): {"label_share_is_pixel_share", "it_mixes", "model_left_as_found"},
     lambda: mixers.MixToken(0.5, dense_weight=2.0): set(),
     lambda: mixers.TokenMixup(mixers.Vanilla(), rho=0.0, tau=1.0, kappa=2, shifted=True): {
         "other_rng_other_plan",

@@ -25,7 +25,11 @@ from mixup_recipes.typed import UserError
 
 CPU = torch.device("cpu")
 NAMES = ["a", "b", "c", "d", "e"]
-INSIDE = {"manifoldmix", "alignmix", "nfm", "noisymix", "mixtoken", "tokenmixup"}
+INSIDE = {"manifoldmix", "alignmix", "nfm", "noisymix", "mixtoken", "tokenmixup"} | {
+    "patchup",
+    "softpatchup",
+    "catchupmix",
+}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
 

@@ -23,10 +23,11 @@ MODELS = {
     "mobilenetv3_small_050": {},  # its blocks end in BatchNorm
     "deit_tiny_patch16_224": {"img_size": 64, "depth": 3, "drop_path_rate": 0.3},
 }
+INSIDE = {"manifoldmix", "alignmix", "nfm", "noisymix", "patchup", "softpatchup", "catchupmix"}
 REFUSED = {
-    "mobilenetv3_small_050": {"manifoldmix", "alignmix", "automix", "samix", "adautomix", "nfm", "noisymix"},
-    "resnet10t": {"manifoldmix", "alignmix", "automix", "samix", "adautomix", "nfm", "noisymix"},
-    "deit_tiny_patch16_224": {"manifoldmix", "alignmix", "nfm", "noisymix", "tokenmixup"},
+    "mobilenetv3_small_050": INSIDE | {"automix", "samix", "adautomix"},
+    "resnet10t": INSIDE | {"automix", "samix", "adautomix"},
+    "deit_tiny_patch16_224": INSIDE | {"tokenmixup"},
 }
 # what the others have none of
 ATTENTION = {"transmix", "tokenmix", "smmix", "mixpro", "tlalign", "mixtoken", "tokenmixup", "mergemix"}

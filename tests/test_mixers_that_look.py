@@ -42,7 +42,7 @@ SLOW = {name for name in LOOKING if " " in name}  # options of a mixer that is t
 # no look by a gradient
 INTO_THE_MODEL = [
     *("manifoldmix", "alignmix", "recursivemix", "snapmix", "decouplemix", "augmix", "nfm", "noisymix"),
-    *("mixtoken", "tokenmixup", "regmixup", "lumix", "sumix"),
+    *("mixtoken", "tokenmixup", "regmixup", "lumix", "sumix", "patchup", "softpatchup", "catchupmix"),
 ]
 
 

@@ -13,11 +13,11 @@ the module at all.
 
 from ..weights import NoWeights
 from .attending import Attention, ahead, attention, attention_layers, attentions
-from .features import before_classifier, from_tokens, grid, last_feature, to_map, to_tokens
+from .features import before_classifier, channel_axis, from_tokens, grid, last_feature, to_map, to_tokens
 from .gradient import as_is, clean_pass, evaluating, looking, magnitude, saliency
 from .hooks import edit, entering, record
 from .merging import merging, merging_blocks
-from .published import classifier, compile_stages, early_stages, reductions, stages
+from .published import classifier, compile_stages, early_stages, first_convolution, parts, reductions, stages
 from .teacher import PLACES, Frozen, asking_once, fingerprint, pretrained, teachers, why
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "attention_layers",
     "attentions",
     "before_classifier",
+    "channel_axis",
     "classifier",
     "clean_pass",
     "compile_stages",
@@ -40,6 +41,7 @@ __all__ = [
     "entering",
     "evaluating",
     "fingerprint",
+    "first_convolution",
     "from_tokens",
     "grid",
     "last_feature",
@@ -47,6 +49,7 @@ __all__ = [
     "magnitude",
     "merging",
     "merging_blocks",
+    "parts",
     "pretrained",
     "record",
     "reductions",

@@ -30,6 +30,15 @@ def from_tokens(model: nn.Module, tokens: Float[Tensor, "B P C"], like: Tensor) 
     return tokens.transpose(1, 2).reshape(like.shape)
 
 
+def channel_axis(model: nn.Module, module: str, feature: Tensor) -> int:
+    """Which axis of the output of ``module`` holds the channels: 1 of a map (B, C, h, w), else -1, the last one.
+
+    A convolution's output is such a map in every model, whatever timm's ``output_fmt`` says of the stages.
+    """
+    first = getattr(model, "output_fmt", "NCHW") == "NCHW" or isinstance(model.get_submodule(module), nn.Conv2d)
+    return 1 if first and feature.ndim == 4 else -1
+
+
 @contextmanager
 def last_feature(model: Any) -> Iterator[list[Tensor]]:
     """A list that holds, after one forward in the block, what ``forward_features`` gave, with its graph."""

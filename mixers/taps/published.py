@@ -28,6 +28,26 @@ def reductions(model: nn.Module) -> dict[str, int]:
     return {name: by for name, by in found.items() if not isinstance(model.get_submodule(name), stems)}
 
 
+def parts(model: nn.Module) -> list[str]:
+    """Module paths at whose outputs the parts of a network end, four as a rule: its last published stages.
+
+    A network whose stages all have one resolution, such as a ViT, is taken as four equal parts. Raises like ``stages``.
+    """
+    found = reductions(model)
+    names = list(found)
+    if len(names) > 1 and len(set(found.values())) == 1:
+        return [names[math.ceil(k * len(names) / 4) - 1] for k in (1, 2, 3, 4)]
+    return names[-4:]
+
+
+def first_convolution(model: nn.Module) -> str:
+    """Module path of the convolution that sees the images. Raises ``ValueError`` when the model has none."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            return name
+    raise ValueError(f"{type(model).__name__} has no convolution; models that have: resnet50, deit_small_patch16_224")
+
+
 def early_stages(model: nn.Module, number: int, method: str) -> list[str]:
     """Module paths of the first ``number`` of the model's last four stages, after which a ``method`` mixes features.
 
@@ -38,9 +58,7 @@ def early_stages(model: nn.Module, number: int, method: str) -> list[str]:
     names, flat = list(found), len(set(found.values())) == 1
     if len(names) < (min(number, 2) if flat else number):
         raise ValueError(f"{method} needs {number} stages, {type(model).__name__} publishes {len(names)}; use resnet50")
-    if flat:
-        return [names[math.ceil(k * len(names) / 4) - 1] for k in range(1, number + 1)]
-    return names[-4:][:number]
+    return parts(model)[:number]
 
 
 def compile_stages(model: nn.Module, **options: Any) -> None:

@@ -15,6 +15,7 @@ ALONE = {
     "grafting": "its code is not public",
     "lumix": "its code was not published",
 }
+ALONE |= {"catchupmix": "its code could not be had"}
 """Methods without a row, and why."""
 UNITS = {"absolute": "", "relative": " of the largest value", "share": " of all"}
 INTRODUCTION = """# Held against the original code
