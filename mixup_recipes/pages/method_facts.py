@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from mixers import Step, build, signature, weights
+from mixers.registry import docstring
 from mixup_recipes import files
 from mixup_recipes.data import images
 from mixup_recipes.pages import preview
 from mixup_recipes.pages.method_page import NETWORKS, check, facts
-from mixup_recipes.pages.methods import own
+from mixup_recipes.pages.methods import kinds, own, parse
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.training.known_weights import find_weights
@@ -142,9 +143,9 @@ def draw(names: list[str], photos: str | None, folder: Path, table: Path = TABLE
         row, path = tried(name, args), folder / f"{name}.jpg"
         row |= {"seed": "", "looked": ""}
         if changed(made, given).any():
-            looks = ["teacher"] * bool(args) + [
-                note.split()[1] for note in made.notes if note.endswith("trained model")
-            ]
+            looks = ["teacher"] * bool(args)
+            if "feature" not in kinds(parse(docstring(name)))[0]:  # which goes through the network, and looks at nothing
+                looks += [note.split()[1] for note in made.notes if note.endswith("trained model")]
             row |= {"seed": str(recipe.seed), "looked": next(iter(looks), "")}
             files.write_into(path, picture(recipe, made, given))
             drawn += 1
