@@ -144,7 +144,7 @@ def draw(names: list[str], photos: str | None, folder: Path, table: Path = TABLE
         row |= {"seed": "", "looked": ""}
         if changed(made, given).any():
             looks = ["teacher"] * bool(args)
-            if "feature" not in kinds(parse(docstring(name)))[0]:  # which goes through the network, and looks at nothing
+            if "feature" not in kinds(parse(docstring(name)))[0]:  # that goes through the network and looks at nothing
                 looks += [note.split()[1] for note in made.notes if note.endswith("trained model")]
             row |= {"seed": str(recipe.seed), "looked": next(iter(looks), "")}
             files.write_into(path, picture(recipe, made, given))
