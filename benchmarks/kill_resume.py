@@ -45,7 +45,7 @@ def main() -> int:
     options = parser.parse_args()
     teachers.stand_in()
     draw, began = random.Random(options.seed), time.monotonic()
-    shapes = list(itertools.product(MIXERS, (1, 2), (0, 2), ("epoch", 1, 2)))
+    shapes = list(itertools.product(MIXERS.rows, (1, 2), (0, 2), ("epoch", 1, 2)))
     draw.shuffle(shapes)
     kills, runs, different = 0, 0, []
     stages: collections.Counter[str] = collections.Counter()

@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--mixers", nargs="+", default=list(MIXERS), choices=list(MIXERS), metavar="MIXER")
+    parser.add_argument("--mixers", nargs="+", default=list(MIXERS.rows), choices=list(MIXERS.rows), metavar="MIXER")
     parser.add_argument("--system_malloc", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -52,7 +52,7 @@ def main() -> None:
     """A table for each thing measured."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="MODEL")
-    parser.add_argument("--mixers", nargs="+", default=list(MIXERS), choices=list(MIXERS), metavar="MIXER")
+    parser.add_argument("--mixers", nargs="+", default=list(MIXERS.rows), choices=list(MIXERS.rows), metavar="MIXER")
     parser.add_argument("--updates", type=int, default=12, help="over which FLOPs and memory are averaged")
     parser.add_argument("--repeats", type=int, default=0, help="timed updates; 0 leaves the time out")
     parser.add_argument("--threads", type=int, default=1)
@@ -132,7 +132,7 @@ def show(found: dict[str, dict[str, str | dict[str, float]]]) -> None:
 def write(path: Path, model: str, rows: dict[str, str | dict[str, float]], timed_on: str) -> None:
     """Put the rows into the CSV file that `mixup-recipes card` quotes; a time that was not measured now stays."""
     old = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    lines = {(row["model"], row["mixer"]): row for row in old if row["mixer"] in MIXERS}
+    lines = {(row["model"], row["mixer"]): row for row in old if row["mixer"] in MIXERS.rows}
     names = {"flops": "FLOPs", "kept": "kept for backward", "time": "time", "least": "least", "most": "most"}
     for mixer, cost in rows.items():
         row = lines.pop((model, mixer), {})
@@ -144,7 +144,7 @@ def write(path: Path, model: str, rows: dict[str, str | dict[str, float]], timed
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, ["model", "mixer", *names, "timed_on"], lineterminator="\n")
     table.writeheader()
-    table.writerows(sorted(lines.values(), key=lambda row: (row["model"], list(MIXERS).index(row["mixer"]))))
+    table.writerows(sorted(lines.values(), key=lambda row: (row["model"], list(MIXERS.rows).index(row["mixer"]))))
     path.write_text(text.getvalue())
 
 

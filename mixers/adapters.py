@@ -293,7 +293,7 @@ def require(mixer: Mixer, where: str, *works: Needs) -> None:
         "step": ("performs the training step itself", "LightningMixin"),
     }[mixer.needs]
     name, here = type(mixer).__name__, []
-    for known in MIXERS:
+    for known in MIXERS.rows:
         with contextlib.suppress(TypeError, ValueError):  # one that needs arguments, weights or a module not there
             here += [known] if MIXERS[known]().needs in works else []
     raise ValueError(

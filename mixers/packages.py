@@ -1,16 +1,16 @@
 """Mixers of other packages, which register them by an entry point: ``name = "package.module:Class"``.
 
 What is registered is read off the metadata of what is installed, the arguments and the docstring of a mixer off its
-source: nothing of a package is run before one of its mixers is built. What is wrong with a package is one line that
-names it, and no error for those who ask for something else.
+source: a package is run when one of its mixers is built, or when arguments are asked for that its source does not tell
+plainly. What is wrong with a package is one line that names it, and no error for those who ask for something else.
 """
 
 import ast
+import contextlib
 import importlib.util
 import inspect
 import logging
 import re
-import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,27 +51,27 @@ class Registered:
 
     @property
     def spec(self) -> ModuleSpec | None:
-        """Where its module lies; None where there is none. Not even the packages around the module are run."""
+        """Where its module lies; None where there is none."""
         try:
-            first, *rest = self.point.module.split(".")
-            spec = importlib.util.find_spec(first)
-        except (ImportError, ValueError, AttributeError):  # the last two: an address that is none
+            return found(self.point.module)
+        except AttributeError:  # an address that is none
             return None
-        for depth, _ in enumerate(rest, 2):
-            if spec is None or spec.submodule_search_locations is None:
-                return None
-            name = ".".join([first, *rest][:depth])
-            spec = PathFinder.find_spec(name, spec.submodule_search_locations)
-        return spec
 
     @cached_property
-    def tree(self) -> ast.Module | None:
-        """Its file, read and not run; None where there is no source that can be read."""
-        loader: Any = self.spec and self.spec.loader
-        try:
-            return ast.parse(loader.get_source(self.point.module))
-        except (ImportError, OSError, AttributeError, TypeError, SyntaxError, ValueError):
-            return None
+    def written(self) -> tuple[ast.Module | None, str]:
+        """The file that has its class or function, and the name there: its own file may import it from another one."""
+        tree, name = parsed(self.point.module, self.spec), self.point.attr or ""
+        if tree is None or named(tree, name):
+            return tree, name
+        is_package = self.spec is not None and self.spec.submodule_search_locations is not None
+        around = self.point.module if is_package else self.point.module.rpartition(".")[0]
+        for node in (node for node in tree.body if isinstance(node, ast.ImportFrom)):
+            for alias in node.names:
+                if name == (alias.asname or alias.name):
+                    with contextlib.suppress(ImportError):  # more dots than there are packages
+                        module = importlib.util.resolve_name("." * node.level + (node.module or ""), around)
+                        return parsed(module, found(module)), alias.name
+        return tree, name
 
     def load(self) -> Callable[..., Any]:
         """Its class or function. Raises ``PackageError`` when there is none."""
@@ -86,7 +86,8 @@ class Registered:
     @cached_property
     def signature(self) -> Signature:
         """Parameters and defaults, read off the source where it tells them plainly. Raises ``PackageError``."""
-        read = signature_in(self.tree, self.point.attr or "") if self.tree else None
+        tree, name = self.written
+        read = signature_in(tree, name) if tree else None
         if read is None:
             many = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)  # no recipe can name these
             parameters = inspect.signature(self.load()).parameters.values()
@@ -98,14 +99,9 @@ class Registered:
 
     @cached_property
     def docstring(self) -> str:
-        """What its file says of the method; empty where that cannot be read."""
-        if self.tree and named(self.tree, self.point.attr or ""):
-            return ast.get_docstring(self.tree) or ""
-        try:
-            module = sys.modules.get(self.load().__module__)
-        except PackageError:
-            return ""
-        return inspect.cleandoc(getattr(module, "__doc__", None) or "")
+        """What the file of its class or function says of the method; empty where that cannot be read."""
+        tree, name = self.written
+        return (ast.get_docstring(tree) if tree and named(tree, name) else None) or ""
 
 
 class Found(NamedTuple):
@@ -114,6 +110,29 @@ class Found(NamedTuple):
     mixers: dict[str, Registered]
     problems: dict[str, str]
     """A mixer's name, or a package's where that is all that is known, and why there is no such mixer."""
+
+
+def found(module: str) -> ModuleSpec | None:
+    """Where a module lies; None where there is none. Not even the packages around it are run."""
+    try:
+        first, *rest = module.split(".")
+        spec = importlib.util.find_spec(first)
+    except (ImportError, ValueError):  # the second: an address that is none
+        return None
+    for depth, _ in enumerate(rest, 2):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        spec = PathFinder.find_spec(".".join([first, *rest][:depth]), spec.submodule_search_locations)
+    return spec
+
+
+def parsed(module: str, spec: ModuleSpec | None) -> ast.Module | None:
+    """A module's file, read and not run; None where there is no source that can be read."""
+    loader: Any = spec and spec.loader
+    try:
+        return ast.parse(loader.get_source(module))
+    except (ImportError, OSError, AttributeError, TypeError, SyntaxError, ValueError):
+        return None
 
 
 def plain(value: Any) -> bool:

@@ -205,14 +205,15 @@ def why_not(name: str) -> str:
 
 
 def usable() -> list[str]:
-    """All mixers but those of other packages that cannot be imported, which is told. Imports every one of those."""
+    """All mixers but those of other packages that cannot be built by their name alone, which is told."""
     names = list(MIXERS.rows)
     for name, row in others().items():
         try:
-            row.load()
+            build(name)
             names.append(name)
-        except packages.PackageError as error:
-            packages.log.warning(str(error))
+        except Exception as error:  # whatever a stranger's code raises
+            told = str(error)
+            packages.log.warning(told if isinstance(error, packages.PackageError) else f"package {row}: {told}")
     return names
 
 

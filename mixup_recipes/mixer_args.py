@@ -137,7 +137,10 @@ def with_mixer_args(
     check_mixer_name(recipe.mixer)
     given = recipe.mixer_args.get(recipe.mixer, {})
     own_args = convert(own_args, dict, "command line: mixer")
-    args = complete(recipe, recipe.mixer, given | own_args)
+    try:
+        args = complete(recipe, recipe.mixer, given | own_args)
+    except ValueError as e:  # of a package, whose mixer is inside
+        raise UserError(str(e)) from None
     for key in args:
         path = f"mixer_args.{recipe.mixer}.{key}"
         source = f"the recipe's {key}" if key in NORMALISED else "the data" if key == COUNTED else "mixer's default"

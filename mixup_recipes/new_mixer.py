@@ -9,12 +9,14 @@ from datetime import date
 from pathlib import Path
 from string import Template
 
+import yaml
+
 from mixers import BLOCKS, MIXERS, REGRESSION
 from mixers.packages import GROUP, NAME
 from mixers.registry import package_of
 from mixup_recipes import __version__
 from mixup_recipes.files import writing
-from mixup_recipes.names import letters
+from mixup_recipes.names import BY_MEANING, letters
 from mixup_recipes.resolve import settings
 from mixup_recipes.typed import UserError
 
@@ -233,6 +235,10 @@ def check_name(name: str) -> None:
             f"a mixer's name is at most {LONGEST} lower-case letters and digits, begins with a letter and is no word "
             f"of Python{advice}; got {name!r}"
         )
+    if not isinstance(yaml.safe_load(name), str):
+        raise UserError(f"{name!r} is no text in a YAML file, where recipes name their mixer; take another name")
+    if name in BY_MEANING:
+        raise UserError(f"{name!r} means {BY_MEANING[name]!r} in a recipe's name; take another name")
     if any(name in table.rows for table in (MIXERS, REGRESSION, BLOCKS)):
         raise UserError(f"Mixup Recipes has a mixer {name!r}; give yours another name")
     if package := package_of(name):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from runs import edit
+from strangers import MIXER
 from tiny import ROOT, environment
 
 from mixers import BLOCKS, MIXERS, CutMix, build, signature
@@ -15,9 +16,12 @@ from mixers.testing import check_mixer
 from mixup_recipes.conformance import subject
 from mixup_recipes.mixer_args import used_packages
 from mixup_recipes.pages.card import card
+from mixup_recipes.pages.preview import chosen
 from mixup_recipes.resolve import load_recipe
 from mixup_recipes.runs.run import Run
+from mixup_recipes.training.backbones import create_model
 from mixup_recipes.training.folder import begun
+from mixup_recipes.training.update import new_step
 from mixup_recipes.typed import UserError
 
 
@@ -70,7 +74,7 @@ OTHERWISE = {
     "def X(alpha=1.0, *rest): return CutMix(alpha)": "(alpha=1.0)",
     "@functools.cache\ndef Y(beta=2): return CutMix(beta)\ndef X(base=None): return build('cutmix')": "(base=None)",
     "class Y:\n    class X(Mixer): pass\nX = Y.X": "()",
-    "from its.mine import Mine as X": "(share: float = 0.5, *, sides: tuple = (1, 2))",
+    "from its.mine import Mine as X": "(share=0.5, *, sides=(1, 2))",
 }
 
 
@@ -122,7 +126,8 @@ def test_what_is_wrong_with_a_package_is_one_line_that_names_it_and_stops_nothin
     assert status == 2 and ("broken 1.0" in err or "no argument" in err) and err.count("\n") == 1
     for line in ("recipes list", "methods list", "recipes show quickstart_mine", "recipes show quickstart_cutmix"):
         assert console(*line.split())[0] == 0
-    assert type(build("cutmix")) is CutMix and build("mine") and "mine" in usable()
+    assert type(build("cutmix")) is CutMix and build("mine")
+    assert "mine" in usable() and name not in usable() and name not in {r.mixer for r in chosen([], [])}
 
 
 def test_names_that_are_taken_are_told_when_something_is_made(site, console, caplog):
@@ -167,7 +172,7 @@ def test_commands_about_names_import_neither_torch_nor_the_package(site):
     code = """
 import sys
 from mixup_recipes.cli import app
-for line in ("recipes list", "recipes show quickstart_mine", "recipes explain deit_s_mine"):
+for line in ("recipes list", "recipes show quickstart_mine", "recipes explain deit_s_mine", "methods list"):
     app(line.split())
 print([name for name in ("torch", "its") if name in sys.modules])
 """
@@ -225,3 +230,13 @@ def test_what_was_trained_is_read_without_the_package_and_the_card_names_it(site
     assert "Mine" in with_it and "mine@nobody-2026" in with_it
     status, shown, _ = console("replay", run, "--step", 0)
     assert status == 0 and "the run had the mixer 'mine' of its-mixers 1.0, this is that of its-mixers 1.1" in shown
+    site.module("its.mine", MIXER.replace("share", "part"))  # a version that calls its argument otherwise
+    assert Run.open(run).recipe == opened.recipe
+
+
+def test_a_mixer_for_values_is_refused_where_its_name_does_not_tell(site):
+    site.module("far", MIXER.replace("    def __init__", "    regression = True\n\n    def __init__"))
+    site.package("far-mixers", far="far:Mine")
+    recipe = load_recipe("quickstart_far")
+    with pytest.raises(UserError, match="mixer 'far' is for regression"):
+        new_step(create_model(recipe), recipe)

@@ -323,8 +323,11 @@ def test_loader_processes_leave_when_a_run_is_killed(case, when):
     assert run.wait() == [-KILL], run.output()
 
     def holders():
-        out = os.path.realpath(run.out.with_suffix(".0"))
-        return [link for link in Path("/proc").glob("[0-9]*/fd/1") if os.path.realpath(link) == out]
+        found, out = [], os.path.realpath(run.out.with_suffix(".0"))
+        for link in Path("/proc").glob("[0-9]*/fd/1"):
+            with contextlib.suppress(OSError):  # of another user, or gone just now
+                found += [link] if os.readlink(link) == out else []
+        return found
 
     deadline = time.monotonic() + 12  # torch's workers look every 5 seconds
     while holders() and time.monotonic() < deadline:

@@ -143,11 +143,12 @@ def trials(cell: Cell, planned: int) -> int:
 
 
 def known(cell: Cell) -> list[str]:
-    """What is known to be wrong with a number that OpenMixup measured, beside the cell's own note."""
-    if cell.top1 is None or not cell.trained_upstream:
+    """What is known to be wrong with a number, beside the cell's own note; ``trained``: whose runs it is true of."""
+    if cell.top1 is None:
         return []
+    trained = "upstream" if cell.trained_upstream else "official"
     fits = [r for r in rows("known.csv") if r["benchmark"] in ("", cell.benchmark) and r["mixer"] in ("", cell.mixer)]
-    return [row["known"] for row in fits]
+    return [row["known"] for row in fits if row["trained"] == trained]
 
 
 def hours(cell: Cell) -> tuple[float, float, float]:

@@ -86,11 +86,13 @@ def draw_methods(
 ) -> None:
     """Draw the pictures of the pages, and try which networks the mixers take, into model_cards/methods.csv.
 
-    Needs the groceries and the weights of efficientnet_lite0: see prepare.
+    With other photos, or into another folder, the table goes beside the pictures. It needs the groceries and the
+    weights of efficientnet_lite0: see prepare.
     """
     from mixup_recipes.pages.method_facts import draw
 
-    print(draw(list(mixers), photos, out))
+    theirs = photos is not None or out != Path("docs/methods")
+    print(draw(list(mixers), photos, out, *([out / "methods.csv"] if theirs else [])))
 
 
 @cell_commands.command(name="list")

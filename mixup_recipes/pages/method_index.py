@@ -33,8 +33,8 @@ mixup-recipes methods list --kind label --works_with vit    # of one kind, for t
 mixup-recipes methods show cutmix                           # the page of one method
 ```
 """
-LEGEND = """* `kind` is what the method itself changes: {kinds}. A method that stands on
-  another one has the kind of what it adds.
+LEGEND = """* `kind` is what the method itself changes: {kinds}.
+  A method that stands on another one has the kind of what it adds.
 * `teacher`: it needs another network, which was trained before.
 * `CNN`, `ViT`: whether it takes a small ResNet and a small ViT, tried on timm's `test_resnet` and `test_vit`.
 * `needs` is what a loop hands over, [batch, model or step](../loops.md).

@@ -97,6 +97,8 @@ def picture(name: str, method: Method) -> str:
         f"defaults and the draws of seed {row['seed']}. Under a mixed photo stand the shares of its own label and of "
         "that of its partner."
     )
+    if name in REGRESSION:
+        text += " The values of the photos are their numbers, one-hot, so that all are equally far apart."
     text += LOOKS.get(row["looked"], "")
     text += " Its mask has learned nothing yet." if "learned" in kinds(method)[0] else ""
     inside = " What it mixes inside of the network no picture shows." if "feature" in kinds(method)[0] else ""

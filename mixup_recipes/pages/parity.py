@@ -14,8 +14,8 @@ ALONE = {
     "vanilla": "there is nothing to compare",
     "grafting": "its code is not public",
     "lumix": "its code was not published",
+    "catchupmix": "its code could not be had",
 }
-ALONE |= {"catchupmix": "its code could not be had"}
 """Methods without a row, and why."""
 UNITS = {"absolute": "", "relative": " of the largest value", "share": " of all"}
 INTRODUCTION = """# Held against the original code

@@ -109,7 +109,7 @@ def teacher_there(recipe: Recipe) -> bool:
 
 def defaults(mixer: str) -> dict[str, Any]:
     """A mixer's published defaults."""
-    return {name: p.default for name, p in signature(mixer).parameters.items()}
+    return {name: p.default for name, p in signature(mixer).parameters.items() if p.default is not p.empty}
 
 
 # --------------------------------------------------------------------------------------------- images

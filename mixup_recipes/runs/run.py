@@ -17,7 +17,6 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from mixers import MIXERS
 from mixup_recipes import fetch
 from mixup_recipes.data.identity import difference
 from mixup_recipes.files import file_hash
@@ -157,10 +156,9 @@ class Run:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The resolved recipe. Nobody needs the package of its mixer to read what a run found."""
+        """The resolved recipe. Nobody needs the package of its mixer, in any version, to read what a run found."""
         names = noted(self.folder, "env.json").get("mixers")
-        absent = [name for name in names if name not in MIXERS] if isinstance(names, dict) else []
-        return resolve(str(self.folder / RECIPE), absent=absent)[0]
+        return resolve(str(self.folder / RECIPE), absent=list(names) if isinstance(names, dict) else ())[0]
 
     @cached_property
     def log(self) -> Rows:

@@ -21,7 +21,7 @@ from mixup_recipes.data import images, keys
 from mixup_recipes.data.loading import Loaded
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.data.splits import Splits
-from mixup_recipes.mixer_args import fill_counts
+from mixup_recipes.mixer_args import check_labels, fill_counts
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training import losses, optimisation, sharding
 from mixup_recipes.training.distillation import Distilled, Teacher
@@ -58,11 +58,12 @@ def load_teacher(recipe: Recipe) -> Teacher | None:
 
 
 def new_step(model: nn.Module, recipe: Recipe, teacher: Teacher | None = None) -> Step:
-    """The recipe's mixer on a model, with its teacher. Raises ``ValueError`` when they do not go together.
+    """The recipe's mixer on a model, with its teacher. Raises ``ValueError`` where they do not fit.
 
     Without ``teacher`` the step mixes the same, and learns by labels alone.
     """
     mixer = build(recipe.mixer, **recipe.mixer_args[recipe.mixer])
+    check_labels(recipe, mixer)  # of another package's mixer a name and arguments do not tell it
     if recipe.mix_prob < 1:
         mixer = Switch([mixer, Vanilla()], [recipe.mix_prob, 1 - recipe.mix_prob])
     return Distilled(model, mixer, criterion(recipe), teacher) if teacher else Step(model, mixer, criterion(recipe))
