@@ -23,6 +23,8 @@ Cost: no extra pass; with a teacher one forward of it, and h on all tokens.
 Where it mixes: a token of an embedding whose patches do not overlap (ViT, DeiT, Swin) is made of its own pixels alone,
 so there the same is done to the images, and the method without a teacher is CutMix of whole patches. Behind an
 embedding that looks across patches (VOLO, PVT.V2) the tokens are mixed, and ``mix`` returns the images as they are.
+Not mixed are XCiT, PiT, CrossViT and MViTv2, whose tokens are no grid of the stride that timm publishes, or come with
+more than themselves: ``setup`` refuses them.
 
 Deviations: this was written from the code. What else it calls LV-ViT is an architecture and not here: its embedding of
 four convolutions, its scaled residual connections, and a prediction to which half of the largest patch logits is added.
@@ -52,6 +54,7 @@ from . import ops, taps
 from .base import Criterion, Mixer, Out, Plan
 
 EMBEDDING = "patch_embed"  # its name in timm
+USE = "use deit_small_patch16_224, swin_tiny_patch4_window7_224, volo_d1_224 or pvt_v2_b1"
 
 
 class MixToken(Mixer):
@@ -78,15 +81,31 @@ class MixToken(Mixer):
     def setup(self, model: nn.Module) -> None:
         """Load the teacher, make the head for tokens.
 
-        Raises ``ValueError`` for a model without a patch embedding, and for a teacher that has other classes or no
-        linear classifier.
+        Raises ``ValueError`` for a model without a patch embedding, or with one whose tokens are no grid of the
+        published stride, for a teacher that has other classes or no linear classifier, and for one with a model whose
+        last tokens are not those of patches alone.
         """
-        if not hasattr(model, EMBEDDING):
+        if not hasattr(model, EMBEDDING) or isinstance(model.get_submodule(EMBEDDING), nn.ModuleList):
             raise ValueError(
-                f"MixToken needs a transformer with a patch embedding, which {type(model).__name__} lacks; models that "
-                "have: deit_small_patch16_224, swin_tiny_patch4_window7_224, volo_d1_224, pvt_v2_b1"
+                f"MixToken needs a transformer with a patch embedding, which {type(model).__name__} lacks; {USE}"
             )
-        taps.reductions(model)
+        try:
+            strides = taps.reductions(model).values()
+        except AttributeError as error:  # a stage under a name that the model does not have
+            raise ValueError(
+                f"{type(model).__name__} publishes stages that it does not have ({error}); {USE}"
+            ) from error
+        if overlaps(model) and not on_grid(model, min(strides), max(strides)):
+            raise ValueError(
+                f"MixToken needs a patch embedding that gives a token for every {min(strides)} pixels, that of "
+                f"{type(model).__name__} does not; {USE}"
+            )
+        # The tokens of patches are those behind the number of others, which VOLO does not publish.
+        if self.teacher and getattr(model, "cls_token", None) is not None and not hasattr(model, "num_prefix_tokens"):
+            raise ValueError(
+                f"MixToken cannot tell the last tokens of {type(model).__name__} from its class token; leave the "
+                "teacher out, or use deit_small_patch16_224 or swin_tiny_patch4_window7_224"
+            )
         self.frozen = taps.Frozen(self.teacher) if self.teacher else None
         if self.frozen:
             head, of_teacher = taps.classifier(model), taps.classifier(self.frozen.model)
@@ -146,9 +165,14 @@ class MixToken(Mixer):
         with contextlib.ExitStack() as stack:
             if plan["hidden"]:
                 own = every(plan["mask"], min(taps.reductions(model).values()))
-                stack.enter_context(
-                    taps.edit(model, EMBEDDING, lambda tokens: blend_tokens(tokens, plan["index"], own))
-                )
+                place = tokens_at(model)
+
+                def change(tokens: Tensor) -> Tensor:
+                    cells = own if tokens.ndim == 4 else own.flatten(1)
+                    cells = cells.unsqueeze(taps.channel_axis(model, place, tokens))
+                    return ops.blend(tokens, plan["index"], cells)
+
+                stack.enter_context(taps.edit(model, place, change))
             if self.frozen:
                 features = stack.enter_context(taps.last_feature(model))
             logits = model(mixed)
@@ -179,11 +203,27 @@ def every(mask: Float[Tensor, "B 1 H W"], stride: int) -> Float[Tensor, "B h w"]
     return mask[:, 0, ::stride, ::stride]
 
 
-def blend_tokens(tokens: Tensor, index: Int[Tensor, " B"], own: Float[Tensor, "B h w"]) -> Tensor:
-    """Tokens (B, h*w, C), or a map of them in either layout, with the partner's where ``own`` is 0."""
-    if tokens.ndim == 3:
-        return ops.blend(tokens, index, own.flatten(1)[:, :, None])
-    return ops.blend(tokens, index, own[:, None] if tokens.shape[2:] == own.shape[1:] else own[..., None])
+def tokens_at(model: nn.Module) -> str:
+    """Where the tokens of an embedding are to be had: its last convolution, whose layout is known, if it has one.
+
+    PVT.V2 and VOLO call it ``proj``. What comes behind it in an embedding is done to each token alone.
+    """
+    projection = getattr(model.get_submodule(EMBEDDING), "proj", None)
+    return f"{EMBEDDING}.proj" if isinstance(projection, nn.Conv2d) else EMBEDDING
+
+
+def on_grid(model: nn.Module, stride: int, cell: int) -> bool:
+    """Whether the embedding makes of an image a tensor with a token for every ``stride`` pixels."""
+    embedding, place = model.get_submodule(EMBEDDING), tokens_at(model)
+    first = next(m for m in embedding.modules() if isinstance(m, nn.Conv2d))
+    height, width = getattr(embedding, "img_size", None) or (2 * cell, 2 * cell)
+    with taps.looking(model):
+        tokens = embedding(first.weight.new_zeros(1, first.in_channels, height, width))
+    if not isinstance(tokens, Tensor):
+        return False
+    axis = taps.channel_axis(model, place, tokens)
+    channels = getattr(model.get_submodule(place), "out_channels", tokens.shape[axis])
+    return tokens.numel() == channels * (height // stride) * (width // stride)
 
 
 @torch.no_grad()

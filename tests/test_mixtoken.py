@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from small_models import CRITERION, DEIT, SWIN, backbone, hooks, photos
+from small_models import CRITERION, DEIT, SWIN, backbone, hooks, photos, unchanged
 from teachers import fill
 from timm.models import save_for_hf
 from torch.nn import functional
@@ -14,18 +14,18 @@ from mixers.mixtoken import token_labels
 from mixers.testing import batch, rng_of
 
 
-def volo():
-    """A small one, whose embedding looks across patches and whose grid gets coarser."""
+def volo(post=()):
+    """A small one, whose embedding looks across patches and whose grid gets coarser; without a class token."""
     torch.manual_seed(0)
-    small = {"embed_dims": (24, 48), "num_heads": (2, 4), "mlp_ratio": 2.0, "post_layers": (), "layers": (1, 1)}
+    small = {"embed_dims": (24, 48), "num_heads": (2, 4), "mlp_ratio": 2.0, "post_layers": post, "layers": (1, 1)}
     kept = {"outlook_attention": (True, False), "downsamples": (True, False), "stem_hidden_dim": 8}
     return timm.models.volo.VOLO(img_size=64, num_classes=5, global_pool="avg", **small, **kept).train()
 
 
-def pvt():
-    """A small one, whose embedding looks across patches."""
+def pvt(width=8):
+    """A small one, whose embedding looks across patches and gives tokens (B, h, w, ``width``)."""
     torch.manual_seed(0)
-    small = {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 32), "num_heads": (1, 1, 1, 1)}
+    small = {"depths": (1, 1, 1, 1), "embed_dims": (width, 16, 16, 32), "num_heads": (1, 1, 1, 1)}
     return timm.create_model("pvt_v2_b0", num_classes=5, **small).train()
 
 
@@ -58,7 +58,7 @@ def test_a_box_of_whole_last_tokens_comes_from_the_partner_and_the_label_is_its_
         mixer.plan(*batch(3, 72, 64), rng_of(0), model)
 
 
-@pytest.mark.parametrize(("make", "size"), [(pvt, 128), (volo, 64)])
+@pytest.mark.parametrize(("make", "size"), [(pvt, 128), (lambda: pvt(32), 128), (volo, 64)])
 def test_where_patches_overlap_the_tokens_are_mixed_and_not_the_images(make, size):
     model, (x, y) = make(), batch(4, size, size)
     step, passed = Step(model, MixToken(), CRITERION), []
@@ -132,7 +132,7 @@ def slow_labels(scores, side):
 
 
 def test_what_cannot_be_is_refused_in_words(model, transformer, tmp_path):
-    with pytest.raises(ValueError, match="patch embedding, which ResNet lacks; models that have: deit_small"):
+    with pytest.raises(ValueError, match="patch embedding, which ResNet lacks; use deit_small"):
         Step(model, MixToken(), CRITERION)
     save_for_hf(timm.create_model("test_resnet", num_classes=7), tmp_path / "seven", safe_serialization=True)
     with pytest.raises(ValueError, match="seven' knows 7 classes, expected 5, those of the model"):
@@ -141,3 +141,30 @@ def test_what_cannot_be_is_refused_in_words(model, transformer, tmp_path):
     swin = Step(backbone(SWIN), MixToken(teacher=str(tmp_path / "five")), CRITERION)
     out = swin(*photos(), rng_of(0))
     assert set(out.logs) == {"mix", "tokens"} and out.loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "says"),
+    [
+        (
+            "xcit_nano_12_p16_224",
+            {"depth": 1},
+            "gives a token for every 16 pixels, that of Xcit does not; use deit_small",
+        ),
+        ("pit_ti_224", {}, "for every 8 pixels, that of PoolingVisionTransformer does not; use deit_small"),
+        ("mvitv2_tiny", {}, "MultiScaleVit publishes stages that it does not have .*; use deit_small"),
+        ("crossvit_tiny_240", {}, "which CrossVit lacks; use deit_small"),
+    ],
+)
+def test_a_model_that_cannot_be_mixed_is_refused_before_the_first_step(name, args, says):
+    model = timm.create_model(name, num_classes=5, **args)
+    with unchanged(model), pytest.raises(ValueError, match=says):
+        Step(model, MixToken(), CRITERION)
+
+
+def test_a_teacher_is_refused_at_once_where_the_class_token_cannot_be_told_from_the_last_tokens():
+    with pytest.raises(
+        ValueError, match="last tokens of VOLO from its class token; leave the teacher out, or use deit"
+    ):
+        Step(volo(("ca",)), MixToken(teacher="resnet18"), CRITERION)
+    assert Step(volo(("ca",)), MixToken(), CRITERION)

@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from small_models import CRITERION, DEIT, SWIN, attention_unfused, backbone, photos, unchanged
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mixers import Step, TokenMixup, build
 from mixers.testing import batch, differences, rng_of
@@ -54,7 +55,7 @@ def test_easy_samples_get_the_partners_and_tokens_of_the_largest_gain(seed):
             assert kept[n, at] == (not easy[n] or saliency[index[n], at] - saliency[rows[0], at] <= rho)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 16, 64])
+@pytest.mark.parametrize("size", [1, 2, 3, 16, 64, 128])
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_what_a_device_does_without_reading_a_value_is_near_the_largest_sum(size, share):
     rows = torch.tensor(np.random.default_rng(size).random(size) < share)
@@ -67,6 +68,26 @@ def test_what_a_device_does_without_reading_a_value_is_near_the_largest_sum(size
             assert torch.equal(found[~rows], torch.arange(size)[~rows])
             bought = [j for i, j in enumerate(found.tolist()) if i != j]
             assert len(set(bought)) == len(bought)
+
+
+class Count(TorchDispatchMode):
+    """Counts the operations that are dispatched in the block."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.total += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_operations_of_an_auction_are_few_and_do_not_depend_on_the_values():
+    totals = []
+    for saliency in (attended(32, 49), attended(32, 49, 1, 2.0), torch.ones(32, 49)):
+        gain = (saliency[None] - saliency[:, None] - 0.002).clamp(min=0).sum(2)
+        with Count() as count:
+            auctioned(gain, saliency[:, 0] >= 0)
+        totals.append(count.total)
+    assert len(set(totals)) == 1 and totals[0] <= 2000
 
 
 def by_hand(model, mixer, x, y):
@@ -146,6 +167,14 @@ def test_hard_samples_and_a_step_without_easy_ones_stay_as_they_are(transformer)
         step.mixer.score.bias.copy_(torch.tensor([3.0, 3.0, 0, 0, 0]))
     out = step(x, y, rng_of(0))
     assert (out.plan["lam"][2:] == 1).all() and torch.equal(out.plan["index"][2:], torch.tensor([2, 3]))
+
+
+def test_the_score_net_is_of_the_type_of_the_model(transformer):
+    x, y = batch()
+    step = Step(transformer.double(), build("tokenmixup", **EASY), CRITERION)
+    out = step(x.double(), y.double(), rng_of(0))
+    assert step.mixer.score.weight.dtype == out.loss.dtype == torch.float64 and (out.plan["lam"] < 1).any()
+    out.loss.backward()
 
 
 def test_it_goes_over_a_base_that_mixes_images(transformer):
