@@ -143,7 +143,13 @@ def with_mixer_args(
         raise UserError(str(e)) from None
     for key in args:
         path = f"mixer_args.{recipe.mixer}.{key}"
-        source = f"the recipe's {key}" if key in NORMALISED else "the data" if key == COUNTED else "mixer's default"
+        source = (
+            f"the recipe's {key}"
+            if key in NORMALISED
+            else "counted in the training data"
+            if key == COUNTED
+            else "mixer's default"
+        )
         origin[path] = "command line" if key in own_args else origin.get(path, source)
     if own_args or not proven or recipe.multi_label or recipe.streaming:
         try:
@@ -162,7 +168,8 @@ def check_labels(recipe: Recipe, mixer: "nn.Module") -> None:
             "cutmix, mixup, puzzlemix or another"
         )
     if any(getattr(module, "regression", False) for module in mixer.modules()):
-        raise UserError(of_regression(recipe.mixer))
+        inside = named(recipe.mixer, recipe.mixer_args.get(recipe.mixer))
+        raise UserError(of_regression(next((name for name in inside if name in REGRESSION), recipe.mixer)))
     for module in counting(mixer):
         if recipe.streaming and module.class_counts is None:
             raise UserError(

@@ -228,7 +228,7 @@ def new_mixer(name: str, out: Path | None = None) -> list[Path]:
 
 def check_name(name: str) -> None:
     """Raise ``UserError`` for what cannot be the name of a new mixer."""
-    if not NAME.fullmatch(name) or len(name) > LONGEST or keyword.iskeyword(name):
+    if not NAME.fullmatch(name) or len(name) > LONGEST or keyword.iskeyword(name) or keyword.iskeyword(name.title()):
         meant = letters(name)[:LONGEST].lstrip("0123456789")
         advice = f", such as {meant!r}" if meant and meant != name and not keyword.iskeyword(meant) else ""
         raise UserError(

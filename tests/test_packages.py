@@ -220,7 +220,7 @@ def test_what_was_trained_is_read_without_the_package_and_the_card_names_it(site
     assert console("report", run, "--out", run.parent / "report")[0] == 0
     assert console("evaluate", run)[0] == 0
     status, _, err = console("replay", run, "--step", 0)
-    assert status == 2 and "unknown mixer 'mine'" in err and err.count("\n") == 1
+    assert status == 2 and "of its-mixers 1.1, which is not installed here" in err and err.count("\n") == 1
     edit(run / "env.json", mixers={})
     with pytest.raises(UserError, match="unknown mixer 'mine'"):
         _ = Run.open(run).recipe

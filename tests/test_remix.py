@@ -83,7 +83,7 @@ def test_the_job_counts_what_it_trains_on_for_a_mixer_at_any_depth_and_what_is_g
     own = recipe(tmp_path / "photos", "finetune_decouplemix", num_classes=3, **small, **deep)
     assert counts_in(own, splits) == [counts, [5, 3, 1]]
     own, origin = resolve("finetune_remix", {"num_classes": 3})
-    assert origin["mixer_args.remix.class_counts"] == "the data"
+    assert origin["mixer_args.remix.class_counts"] == "counted in the training data"
     (tmp_path / "saved.yaml").write_text(to_yaml(own))
     assert load_recipe(str(tmp_path / "saved.yaml")) == own
 

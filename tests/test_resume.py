@@ -1,5 +1,6 @@
 """A run that is killed anywhere and resumed equals, to the bit, the run that was left alone."""
 
+import contextlib
 import os
 import random
 import shutil

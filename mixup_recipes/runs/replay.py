@@ -25,7 +25,7 @@ from mixup_recipes.data.multi_label import BETWEEN
 from mixup_recipes.data.order import TrainOrder
 from mixup_recipes.data.pictures import sample_sheet
 from mixup_recipes.data.splits import Splits, load_splits
-from mixup_recipes.mixer_args import used_packages
+from mixup_recipes.mixer_args import absent_mixers, used_packages
 from mixup_recipes.recipe import Recipe, to_yaml
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training import backbones, checkpoint
@@ -100,6 +100,10 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
     remarks: list[str] = []
     if env.get("device_type", device.type) != device.type:
         notes.append(f"the run was on {env['device_type']}, this is {device.type}: equal but for rounding and noise")
+    noted_mixers = env.get("mixers")
+    for name in absent_mixers(recipe):
+        if isinstance(noted_mixers, dict) and noted_mixers.get(name):
+            raise UserError(f"the run had the mixer {name!r} of {noted_mixers[name][-1]}, which is not installed here")
     net = backbones.create_model(recipe)  # before any image, whose keys move the generator of the initial weights
     try:
         module = new_step(net, recipe)
@@ -107,8 +111,7 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
         raise UserError(f"mixer {recipe.mixer!r} with model {recipe.model!r}: {e}") from None
     check_mixer(folder, module)
     for name, package in used_packages(recipe).items():
-        told = env.get("mixers")
-        last = told.get(name) if isinstance(told, dict) else None
+        last = noted_mixers.get(name) if isinstance(noted_mixers, dict) else None
         if isinstance(last, list) and last and last[-1] != package:
             notes.append(f"the run had the mixer {name!r} of {last[-1]}, this is that of {package}")
     meet_data(module, recipe, splits, device, notes.append)
