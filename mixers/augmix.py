@@ -14,8 +14,10 @@ CIFAR); its command for ImageNet has severity 1.
 Sampling law: ``augmix@hendrycks-2020``: everything is drawn per image and view; each operation of a chain is one of
 nine, equally likely, of a level that is uniform from 0.1 to the severity, to either side.
 
-Cost: the model sees three images for each one. ``jsd_weight=0`` trains on one view alone, without the clean image, at
-the cost of a plain step (reference code: ``--no-jsd``).
+Cost: the model sees three images for each one, which is all that the counted FLOPs hold. To make a view takes about 290
+tensor operations on the whole batch besides, with three chains of up to three operations, whatever the number and the
+size of its images (counted without those that only index or reshape). ``jsd_weight=0`` trains on one view alone,
+without the clean image, at the cost of making it and of a plain step (reference code: ``--no-jsd``).
 
 Deviations: operations start from the pixels of the normalised batch, rounded to 8 bits, on its device; the reference
 code works on files in the loader, on the same 8 bits. Tables of values and shifts are Pillow's to the bit; rotations

@@ -12,8 +12,8 @@ the targets and chosen for each data set, 0.05 to 50 in the code's commands: 0.2
 its sets of images; 1 is the default of its command line.
 
 Sampling law: ``cmixup@yao-2022``: one lambda for the whole batch, not folded; each sample draws its partner by itself,
-with replacement, so that one may be the partner of many. A probability is a multiple of 2**-24 of that of the sample
-itself, relative to which partners of less than half of that are never drawn.
+with replacement, so that one may be the partner of many. Weights are rounded to multiples of 2**-24 of the sample's
+own, so a partner whose weight is below 2**-25 is never drawn.
 
 Cost: the distances of all pairs of a batch, on its device: B x B numbers, next to nothing for batches up to thousands.
 
@@ -63,7 +63,7 @@ class CMixup(Mixer):
 
     def near(self, y: Float[Tensor, "B K"], rng: np.random.Generator) -> Int[Tensor, " B"]:
         """A partner for each sample, by the kernel of the distance between their targets."""
-        values = y.detach().float() / self.bandwidth
+        values = y.detach().to(torch.promote_types(y.dtype, torch.float32)) / self.bandwidth
         apart = torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist")
         # Whole numbers, whose sum does not depend on the order in which a device adds: a GPU draws the same each time.
         near = torch.exp(-(apart**2) / 2).nan_to_num(0).fill_diagonal_(1)  # a missing value mixes with itself alone

@@ -90,3 +90,19 @@ class Switch(Mixer):
 def planned(choice: int, plan: Plan) -> Plan:
     """The plan of the chosen member with the choice; that of a ``Switch`` keeps its own choice, as ``inner``."""
     return {"choice": choice, "inner": plan} if "choice" in plan else {"choice": choice, **plan}
+
+
+def inmost(plan: Plan) -> Plan:
+    """The plan of the member that was drawn in the end, in a switch of switches; it has ``choice`` in any switch.
+
+    Where that member mixes nothing, there is no other key.
+    """
+    while "inner" in plan:
+        plan = plan["inner"]
+    return plan
+
+
+def check_base(base: object, example: str = "CutMix()") -> None:
+    """Raise ValueError unless a method that performs the step itself can have its images mixed by ``base``."""
+    if not isinstance(base, Mixer) or base.needs == "step":
+        raise ValueError(f"base must be a mixer that only mixes images, such as {example}, got {base!r}")

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .base import Criterion, Mixer, Out, Plan
+from .compose import inmost
 from .registry import build
 
 
@@ -89,9 +90,7 @@ class DecoupleMix(Mixer):
             return criterion(logits, target)
 
         out = self.base(model, lifted, x, y, rng)
-        plan = out.plan
-        while "inner" in plan:  # a switch inside a switch
-            plan = plan["inner"]
+        plan = inmost(out.plan)
         if "index" in plan and plan["index"].ndim == 1:
             part = (
                 self.eta * self.regulariser(out.logits, y, out.target.detach(), plan["index"], plan.get("lam")).mean()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import ops
 from .base import Plan
+from .compose import inmost
 
 COORDINATES = 4
 """A last side of so many numbers is that of points or boxes, no row of pixels."""
@@ -98,8 +99,7 @@ def in_place(plan: Plan) -> tuple[Tensor, Tensor] | None:
 
     Raises ``ValueError`` for a plan that holds more, or that has no mask.
     """
-    while "inner" in plan:  # of a Switch of Switches
-        plan = plan["inner"]
+    plan = inmost(plan)
     keys = plan.keys() - {"choice", "lam"}
     if not keys:
         return None

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .base import Criterion, Mixer, Out, Plan
+from .compose import check_base, inmost
 from .registry import build
 
 
@@ -47,8 +48,7 @@ class LUMix(Mixer):
 
     def __init__(self, base: Mixer, predicted: float = 0.4, noise: float = 0.1, alpha: float = 1.0):
         super().__init__()
-        if not isinstance(base, Mixer) or base.needs == "step":
-            raise ValueError(f"base must be a mixer that only mixes images, such as CutMix(), got {base!r}")
+        check_base(base)
         ops.check_between("predicted", predicted, 0.0, 1.0)
         ops.check_between("noise", noise, 0.0, 1.0)
         if predicted + noise > 1:
@@ -83,9 +83,7 @@ class LUMix(Mixer):
         ops.check_batch(x, y)
         drawn = ops.beta(self.alpha, self.alpha, rng)
         plan = self.plan(x, y, rng, model, criterion)
-        blended = plan
-        while "inner" in blended:  # a switch inside a switch
-            blended = blended["inner"]
+        blended = inmost(plan)
         if blended.keys() <= {"choice"}:  # the member that does not mix
             logits = model(x)
             return Out.of(logits, y, plan, mix=criterion(logits, y))

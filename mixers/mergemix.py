@@ -47,6 +47,7 @@ from torch import Tensor, nn
 
 from . import ops, taps
 from .base import Criterion, Mixer, Out, Plan
+from .compose import check_base
 from .registry import build
 
 TINY = 1e-5
@@ -74,8 +75,7 @@ class MergeMix(Mixer):
         ops.check_choice("rescale", rescale, (False, True))
         ops.check_choice("as_released", as_released, (False, True))
         base = build("vanilla") if base is None else base
-        if not isinstance(base, Mixer) or base.needs == "step":
-            raise ValueError(f"base must be a mixer that only mixes images, such as Mixup(), got {base!r}")
+        check_base(base, "Mixup()")
         self.alpha = alpha
         self.merged = merged
         self.base = base

@@ -12,7 +12,7 @@ CIFAR-100); its script for ImageNet has 0.1 and 0.1.
 Sampling law: ``nfm@lim-2022``: one lambda, one layer and one strength of each noise for the whole batch, the four
 layers equally likely; the partner is a uniformly random permutation of the batch, fixed points allowed. The noise
 itself comes from a generator on the device of h, whose seed is drawn, so that a CPU and a GPU draw other noise of the
-same law; micro-batches of an update get the same noise.
+same law; all micro-batches and processes of an update get the same noise.
 
 Where a stage ends: as in Manifold Mixup, see ``taps.early_stages``; the third is one stage further. Placement ours: a
 ViT is taken as four equal parts, with all of its tokens mixed and noisy.

@@ -16,10 +16,12 @@ AugMix of severity 3 with three chains of one to three operations (reference cod
 Sampling law: ``noisymix@erichson-2022``: one lambda and one layer for the whole batch, the four layers equally likely;
 a strength of each noise for each of the three parts; the partner is a uniformly random permutation of the batch, fixed
 points allowed; views as in ``augmix@hendrycks-2020`` with alpha 1. The noise itself comes from generators on the device
-of h, whose seeds are drawn, so that a CPU and a GPU draw other noise of the same law; micro-batches of an update get
-the same noise.
+of h, whose seeds are drawn, so that a CPU and a GPU draw other noise of the same law; all micro-batches and processes
+of an update get the same noise.
 
-Cost: the model sees three images for each one.
+Cost: the model sees three images for each one, which is all that the counted FLOPs hold. Each of the two views takes
+about 290 tensor operations on the whole batch besides, as in AugMix, and the noise of each of the three parts takes 14
+on h.
 
 Where a stage ends: as in Manifold Mixup, see ``taps.early_stages``; the third is one stage further. Placement ours: a
 ViT is taken as four equal parts, with all of its tokens mixed and noisy.
@@ -59,7 +61,6 @@ class NoisyMix(Mixer):
     """
 
     inside = True
-    one_label = True  # the divergence is of softmaxes
 
     def __init__(
         self,
@@ -88,6 +89,7 @@ class NoisyMix(Mixer):
         self.mult_noise_level = mult_noise_level
         self.sparse_level = sparse_level
         self.jsd_weight = jsd_weight
+        self.one_label = jsd_weight > 0  # the divergence is of softmaxes
         self.severity = severity
         self.width = width
         self.depth = depth
@@ -139,11 +141,11 @@ class NoisyMix(Mixer):
     ) -> Float[Tensor, "n *rest"]:
         """``lam*h + (1-lam)*h[index]`` with noise, for each of the parts that ``noise`` is of."""
         share = lam.view(-1, *[1] * (h.ndim - 1))
-        parts = (
+        parts = [
             ops.noisy(ops.blend(part, index, share), **own, sparse=self.sparse_level)
             for part, own in zip(h.chunk(len(noise)), noise, strict=True)
-        )
-        return torch.cat([*parts])
+        ]
+        return torch.cat(parts)
 
     def forward(
         self,

@@ -197,7 +197,8 @@ def blend_targets(y: Float[Tensor, "B K"], index: Int[Tensor, " B"], lam: Float[
 def noisy(h: Float[Tensor, "..."], add: float, mult: float, seed: int, sparse: float = 0.0) -> Float[Tensor, "..."]:
     """``(1 + mult*U)*h + add*N`` for U uniform in [-1, 1] and N standard normal, of a generator on the device of ``h``.
 
-    ``sparse``: the share of numbers that either noise spares. Drawn at least in float32, in the order of ``h.shape``.
+    ``sparse``: the share of numbers that a noise spares; each noise spares its own, drawn separately. Drawn at least in
+    float32, in the order of ``h.shape``.
     """
     if torch.compiler.is_compiling():  # a compiler knows no generators, and would make new code for each seed
         return torch.compiler.disable(noisy)(h, add, mult, seed, sparse)

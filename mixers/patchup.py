@@ -197,4 +197,4 @@ def laid_out(model: nn.Module, name: str, weight: Float[Tensor, "1 c h w"], h: T
         weight = weight.permute(0, 2, 3, 1)
     if h.ndim == 3:
         weight = F.pad(weight.flatten(1, 2), (0, 0, getattr(model, "num_prefix_tokens", 0), 0), value=1.0)
-    return weight.expand(h.shape)
+    return weight.to(h.dtype).expand(h.shape)  # cast first: a cast of what is expanded is a mask for each sample

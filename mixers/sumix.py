@@ -43,6 +43,7 @@ from torch import Tensor, nn
 
 from . import ops, taps
 from .base import Criterion, Mixer, Out, Plan
+from .compose import check_base, inmost
 from .registry import build
 
 STD = 0.01  # of the initial weights of the second layer
@@ -60,8 +61,7 @@ class SUMix(Mixer):
 
     def __init__(self, base: Mixer, gamma: float = 0.5, scale: float = 100.0, as_released: bool = False):
         super().__init__()
-        if not isinstance(base, Mixer) or base.needs == "step":
-            raise ValueError(f"base must be a mixer that only mixes images, such as CutMix(), got {base!r}")
+        check_base(base)
         ops.check_between("gamma", gamma, 0.0)
         ops.check_positive("scale", scale)
         ops.check_choice("as_released", as_released, (False, True))
@@ -80,12 +80,18 @@ class SUMix(Mixer):
         nn.init.zeros_(self.uncertainty.bias)
 
     def plan(self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: Any) -> Plan:
-        """``index`` (B,), and as ``images`` the plan of ``base``; a step adds ``lam`` (B,), the share by distances."""
+        """``index`` (B,), and as ``images`` the plan of ``base``; a step adds ``lam`` (B,), the share by distances.
+
+        Where ``base`` mixes nothing, each sample is its own partner, so that its label stays as it is.
+        """
         ops.check_look(look)
         images = self.base.plan(x, y, rng, *look)
-        if "index" not in images:
-            raise ValueError(f"SUMix needs a base whose plan has index, got {', '.join(images)}; use CutMix()")
-        return {"index": images["index"], "images": images}
+        drawn = inmost(images)
+        if drawn.keys() <= {"choice"}:  # the member that does not mix
+            return {"index": torch.arange(len(x), device=x.device), "images": images}
+        if "index" not in drawn:
+            raise ValueError(f"SUMix needs a base whose plan has index, got {', '.join(drawn)}; use CutMix()")
+        return {"index": drawn["index"], "images": images}
 
     def mix(  # type: ignore[override]
         self,
@@ -122,7 +128,9 @@ class SUMix(Mixer):
             own, other = self.distances(p, seen, a, index)
             near = torch.stack([share.log() - taken(own, a), (1 - share).log() - taken(other, a[index])], 1).softmax(1)
             says = [torch.exp(-(u + doubt + d)) for u, d in ((uncertain, own), (uncertain[index], other))]
-            of_own, of_partner = (cross_entropy(z, t.to(dtype)) for z, t in zip(says, (y, y[index]), strict=True))
+            of_own, of_partner = (
+                F.cross_entropy(z, t.to(dtype), reduction="none") for z, t in zip(says, (y, y[index]), strict=True)
+            )
             part = self.gamma * (share * of_own + (1 - share) * of_partner)
         learned = near[:, 0].mean().expand(len(x)) if self.as_released else near[:, 0]
         plan = plan | {"lam": learned}
@@ -156,8 +164,3 @@ def sumix(base: Mixer | None = None, gamma: float = 0.5, scale: float = 100.0, a
 def taken(values: Float[Tensor, "B K"], at: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """One entry of each row."""
     return values.gather(1, at[:, None])[:, 0]
-
-
-def cross_entropy(logits: Float[Tensor, "B K"], target: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
-    """That of a softmax, with a dense target."""
-    return -(target * logits.log_softmax(1)).sum(1)

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from . import ops, taps
 from .base import Criterion, Mixer, Out, Plan
-from .compose import Switch
+from .compose import Switch, check_base, inmost
 from .registry import build
 
 
@@ -47,8 +47,7 @@ class TransMix(Mixer):
 
     def __init__(self, base: Mixer):
         super().__init__()
-        if not isinstance(base, Mixer) or base.needs == "step":
-            raise ValueError(f"base must be a mixer that only mixes images, such as CutMix(), got {base!r}")
+        check_base(base)
         self.base = base
 
     def setup(self, model: nn.Module) -> None:
@@ -77,12 +76,16 @@ class TransMix(Mixer):
         """One forward on the mixed batch, whose attention decides on the labels."""
         ops.check_batch(x, y)
         plan = self.plan(x, y, rng, model, criterion)
-        mask, area = self.stays(plan)
+        blended = inmost(plan)
+        if blended.keys() <= {"choice"}:  # the member that does not mix
+            logits = model(x)
+            return Out.of(logits, y, plan, mix=criterion(logits, y))
+        mask, area = self.stays(blended)
         mixed, _ = self.mix(x, y, **plan)
         with taps.attention(model) as look:
             logits = model(mixed)
-        plan = plan | {"lam": (area + look.share(mask)) / 2}
-        target = ops.blend_targets(y, plan["index"], plan["lam"])
+        blended["lam"] = (area + look.share(mask)) / 2  # of a plan that was made for this step
+        target = ops.blend_targets(y, blended["index"], blended["lam"])
         return Out.of(logits, target, plan, mix=criterion(logits, target))
 
     def stays(self, plan: Plan) -> tuple[Float[Tensor, "B 1 h w"], Float[Tensor, " B"]]:

@@ -143,13 +143,8 @@ def with_mixer_args(
         raise UserError(str(e)) from None
     for key in args:
         path = f"mixer_args.{recipe.mixer}.{key}"
-        source = (
-            f"the recipe's {key}"
-            if key in NORMALISED
-            else "counted in the training data"
-            if key == COUNTED
-            else "mixer's default"
-        )
+        filled = {COUNTED: "counted in the training data"} | {n: f"the recipe's {n}" for n in NORMALISED}
+        source = filled.get(key, "mixer's default")
         origin[path] = "command line" if key in own_args else origin.get(path, source)
     if own_args or not proven or recipe.multi_label or recipe.streaming:
         try:

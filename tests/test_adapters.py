@@ -18,7 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import Trainer, TrainingArguments
 
-from mixers import MIXERS, CutMix, Mixup, Out, Switch, adapters
+from mixers import MIXERS, REGRESSION, CutMix, Mixup, Out, Switch, adapters
 from mixers.adapters import BatchMixer, MixCollate, TrainerMixin, mix_batch
 from mixers.taps import evaluating
 from mixers.testing import differences, expect_global_rngs, global_rngs
@@ -147,7 +147,8 @@ def test_the_tables_of_the_loops_page_say_what_each_adapter_runs_and_what_each_m
             with contextlib.nullcontext() if needs in said[name] else pytest.raises(ValueError, match="Here work"):
                 make(mixer)
     listed = {row[0]: row[-1].split(", ") for row in rows if row[0] in made}
-    assert listed == {needs: [name for name, make in MIXERS.items() if make().needs == needs] for needs in made}
+    known = (MIXERS | REGRESSION).items()
+    assert listed == {needs: [name for name, make in known if make().needs == needs] for needs in made}
 
 
 @pytest.mark.parametrize("name", ANY_LOOP)

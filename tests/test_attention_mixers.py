@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixers import CutMix, MixPro, Mixup, ResizeMix, Step, TLAlign, TransMix, build, ops, taps
+from mixers import CutMix, MixPro, Mixup, ResizeMix, Step, Switch, TLAlign, TransMix, Vanilla, build, ops, taps
 from mixers.testing import batch, differences, rng_of
 from mixers.tlalign import align
 
@@ -179,6 +179,23 @@ def test_transmix_over_mixup_which_shows_as_much_everywhere_is_mixup():
     out, plain = (Step(network(), mixer, CRITERION)(*photos(), rng_of(0)) for mixer in (TransMix(Mixup()), Mixup()))
     torch.testing.assert_close(out.target, plain.target)
     assert torch.equal(out.logits, plain.logits)
+
+
+@pytest.mark.parametrize("base", [lambda: Switch([Vanilla()]), lambda: build("guidedmix", share=0.0)])
+def test_transmix_leaves_a_batch_that_its_base_does_not_mix(base):
+    x, y = photos()
+    out, plain = (Step(network(), mixer, CRITERION)(x, y, rng_of(0)) for mixer in (TransMix(base()), Vanilla()))
+    assert torch.equal(out.target, y) and torch.equal(out.loss, plain.loss)
+
+
+def test_transmix_takes_a_switch_in_a_switch():
+    x, y = photos()
+    step, rng = Step(network(), TransMix(Switch([Switch([CutMix()])])), CRITERION), rng_of(3)
+    out = step(x, y, rng_of(3))
+    rng.choice(1), rng.choice(1)  # the members
+    alone = Step(network(), TransMix(CutMix()), CRITERION)(x, y, rng)
+    assert torch.equal(out.target, alone.target) and torch.equal(out.loss, alone.loss)
+    assert not differences(step.mixer.mix(x, y, **out.plan), TransMix(CutMix()).mix(x, y, **alone.plan))
 
 
 @pytest.mark.parametrize(("height", "width", "cell"), [(64, 96, 16), (50, 70, 32), (16, 8, 32)])

@@ -58,9 +58,12 @@ def test_gmix_mask_is_a_gaussian_around_the_smaller_share_and_its_mean_the_label
     assert halves == {False, True}
 
 
+@pytest.mark.parametrize("covers", [False, True])
 @pytest.mark.parametrize("mixer", [HMix(), HMix(r=1.0), GMix(), RegMixup()], ids=str)
-def test_a_share_of_0_or_1_is_one_image_bit_for_bit(mixer, monkeypatch):
-    monkeypatch.setattr(ops, "half_sides", lambda height, width, lam: (0, 0) if lam == 1 else (height, width))
+def test_a_share_of_0_or_1_is_one_image_bit_for_bit(mixer, covers, monkeypatch):
+    """Where a box goes over the border some of the image is around it; one that ``covers`` all leaves nothing."""
+    if covers:
+        monkeypatch.setattr(ops, "half_sides", lambda height, width, lam: (0, 0) if lam == 1 else (height, width))
     x, y = batch(5)
     for lam in (0.0, 1.0):
         monkeypatch.setattr(ops, "beta", lambda *_, lam=lam: lam)

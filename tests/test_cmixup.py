@@ -46,6 +46,13 @@ def test_values_of_any_size_and_missing_ones_find_a_partner():
         assert index[1:5] == [1, 2, 3, 4] and {index[0], index[5]} <= {0, 5}
 
 
+def test_values_of_64_bits_are_not_rounded_before_their_differences_are_taken():
+    y = 1e8 + 2 * torch.arange(8, dtype=torch.float64)[:, None]  # float32 knows each eighth number there
+    for seed in range(20):
+        plan = CMixup(bandwidth=0.2).plan(torch.zeros(8, 3, 2, 2), y, np.random.default_rng(seed))
+        assert plan["index"].tolist() == [*range(8)]
+
+
 def test_a_regressor_trains_on_near_pairs_in_a_loop_of_ones_own():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
     step = Step(model, build("cmixup", bandwidth=0.3), lambda out, y: mse_loss(out, y, reduction="none").mean(1))

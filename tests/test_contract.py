@@ -106,6 +106,11 @@ OPTIONS: dict[Callable[[], Mixer], set[str]] = {
         "label_share_is_pixel_share",
         "model_left_as_found",
     },
+    lambda: mixers.NoisyMix(jsd_weight=0.0): {
+        "label_share_is_pixel_share",
+        "identical_images_stay",
+        "model_left_as_found",
+    },
     mixers.SMMix: {"identical_images_stay"},
     lambda: mixers.Remix(class_counts=[90, 30, 10, 3, 1]): {"label_share_is_pixel_share"},
     lambda: mixers.CMixup(bandwidth=0.1): {"it_mixes"},

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from teachers import fill
 from test_resume import AUTO, UPDATE, Case
 from timm.models import create_model, save_for_hf
 from timm.utils import ModelEmaV3
+from tiny import ROOT
 
 from mixers import MIXERS, build
 from mixers.testing import batch, rng_of, tiny_step
@@ -25,11 +27,9 @@ from mixup_recipes.typed import UserError
 
 CPU = torch.device("cpu")
 NAMES = ["a", "b", "c", "d", "e"]
-INSIDE = {"manifoldmix", "alignmix", "nfm", "noisymix", "mixtoken", "tokenmixup"} | {
-    "patchup",
-    "softpatchup",
-    "catchupmix",
-}
+INSIDE = {
+    "manifoldmix", "alignmix", "nfm", "noisymix", "mixtoken", "tokenmixup", "patchup", "softpatchup", "catchupmix",
+}  # fmt: skip
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
 
@@ -98,6 +98,12 @@ def test_the_loss_is_its_formula_with_the_classes_and_the_normalisation_of_the_t
     assert out.logs["mix"] == out.loss
     if alpha == 1:
         assert step(x, y.roll(1, 1), rng_of(0)).loss == out.loss  # no label counts
+
+
+def test_the_page_names_the_mixers_that_are_refused():
+    page = (ROOT / "docs/learned.md").read_text()
+    listed = page.partition("are refused, since there is no image to show:")[2].partition(". So is")[0]
+    assert {*re.findall("`(.*?)`", listed)} == INSIDE
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

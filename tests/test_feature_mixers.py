@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from mixers import CatchUpMix, CutMix, PatchUp, Step, Switch, Vanilla, build
 from mixers.catchupmix import kept
+from mixers.patchup import laid_out, shape_of
 from mixers.testing import batch, differences, footprint, rng_of, tiny_step
 
 # By the beginnings of names: the convolution that sees the images.
@@ -214,6 +215,18 @@ def test_without_blocks_nothing_is_mixed_and_a_map_of_one_position_can_be_swappe
         index = out.plan["index"] if lam == 0 else torch.arange(4)
         assert_close(out.logits, copy.deepcopy(model)(x[index]), rtol=1e-4, atol=1e-5)
         assert torch.equal(out.target, y[index])
+
+
+@pytest.mark.parametrize(("name", "path"), [("resnet18", "layer1"), (SWIN, "layers.0"), (DEIT, "blocks.0")])
+def test_a_mask_of_patchup_takes_the_memory_of_one_sample_in_the_type_of_the_feature(name, path):
+    model, found = backbone(name), []
+    model.get_submodule(path).register_forward_hook(lambda _module, _args, h: found.append(h.bfloat16()))
+    x, _ = photos()
+    model(x)
+    (h,) = found
+    weight = laid_out(model, path, torch.rand(1, *shape_of(model, path, h, x)), h)
+    assert weight.shape == h.shape and weight.dtype == h.dtype
+    assert weight.untyped_storage().nbytes() == h[0].nbytes
 
 
 def test_catchup_mix_keeps_all_or_no_channels_at_the_ends_and_silent_channels_are_no_trouble():

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 
 import datasets
@@ -16,7 +17,7 @@ import torch
 from odd import END, sample
 from resuming import small_model_for
 from safetensors.numpy import load_file, save_file
-from tiny import jpeg
+from tiny import ROOT, jpeg
 
 from mixers import MIXERS, build
 from mixup_recipes.data import holdout
@@ -237,22 +238,10 @@ def test_a_recipe_changes_what_means_one_label_and_says_where_that_is_from():
 
 
 def test_mixers_that_take_each_image_for_one_of_one_class_are_refused_by_name():
-    one = set(
-        [
-            "snapmix",
-            "supermix",
-            "smmix",
-            "recursivemix",
-            "mixpro",
-            "decouplemix",
-            "augmix",
-            "noisymix",
-            "tokenmixup",
-            "remix",
-        ]
-    )
-    one |= {"lumix"}
-    one |= {"sumix"}
+    one = {
+        "snapmix", "supermix", "smmix", "recursivemix", "mixpro", "decouplemix", "augmix", "noisymix", "tokenmixup",
+        "remix", "lumix", "sumix",
+    }  # fmt: skip
     for mixer in MIXERS:
         own = {"model": small_model_for(mixer), "num_classes": 5}
         if mixer in one:
@@ -261,7 +250,13 @@ def test_mixers_that_take_each_image_for_one_of_one_class_are_refused_by_name():
         else:
             assert new_step(backbones.create_model(made := recipe("photos", f"finetune_{mixer}", **own)), made)
     assert not build("decouplemix", eta=0.0, two_hot=0.8).one_label  # the paper's form for binary cross-entropy
-    assert not build("lumix", predicted=0.0).one_label  # noise alone
+    page = (ROOT / "docs/photos.md").read_text()
+    listed = " ".join(page.partition("one of one class are refused:")[2].partition("\n\n")[0].split())
+    assert {*re.findall(r"`(\w+)`", listed)} == one | {"mixtoken"} and "`mixtoken` with a teacher" in listed
+    assert build("mixtoken", teacher="any").one_label  # the labels of its tokens
+    unless = {"decouplemix": "eta", "lumix": "predicted", "augmix": "jsd_weight", "noisymix": "jsd_weight"}
+    assert [*re.findall(r"`--mixer\.(\w+) 0`", listed)] == [*dict.fromkeys(unless.values())]
+    assert not any(build(mixer, **{name: 0.0}).one_label for mixer, name in unless.items())
 
 
 def slow_average_precision(label, score):

@@ -10,7 +10,7 @@ from small_models import CRITERION, DEIT, backbone, photos
 from torch import nn
 
 from mixers import CutMix, GridMix, Mixup, Step, SUMix, Switch, Vanilla, build
-from mixers.testing import batch
+from mixers.testing import batch, differences
 
 ALMOST = {"rel": 1e-4, "abs": 1e-6}
 
@@ -126,13 +126,38 @@ def test_the_layer_is_trained_with_a_weight_of_0_too_and_is_not_exported(model):
     assert set(group) == {"params"} and len(group["params"]) == 2
 
 
+@pytest.mark.parametrize("as_released", [False, True])
+@pytest.mark.parametrize("base", [Vanilla, lambda: Switch([Vanilla()]), lambda: build("guidedmix", share=0.0)])
+def test_where_the_base_does_not_mix_the_label_stays_as_it_is(base, as_released, model):
+    x, y = batch()
+    y, step = 0.9 * y + 0.02, Step(model.eval(), SUMix(base(), as_released=as_released), CRITERION)
+    out = step(x, y, np.random.default_rng(8))
+    assert torch.equal(out.target, y) and out.plan["lam"].tolist() == [1.0] * len(x)
+    assert not differences(step.mixer.mix(x, y, **out.plan), (x, y))
+    torch.testing.assert_close(out.logs["mix"], CRITERION(model(x), y).mean().detach())
+    out.loss.backward()
+    assert torch.isfinite(out.loss) and step.mixer.uncertainty.weight.grad.any()
+
+
+def test_a_published_mixer_that_mixes_some_batches_only_and_a_switch_in_a_switch_are_bases(model):
+    step, seen = Step(model, build("sumix", base="guidedmix"), CRITERION), set()
+    for update in range(8):
+        seen.add(step(*batch(), np.random.default_rng((9, update))).plan["images"]["choice"])
+    assert seen == {0, 1}
+    x, y = batch()
+    base = Switch([Switch([CutMix()])])
+    out = Step(model, SUMix(base), CRITERION)(x, y, np.random.default_rng(10))
+    drawn = base.plan(x, y, np.random.default_rng(10))["inner"]
+    assert torch.equal(out.plan["index"], drawn["index"])
+    assert torch.equal(SUMix(base).mix(x, y, **out.plan)[0], base.mix(x, y, choice=0, inner=drawn)[0])
+
+
 def test_bases_that_do_more_and_plans_without_a_partner_are_refused(model):
     for base in ("manifoldmix", "automix", "transmix"):
         with pytest.raises(ValueError, match=r"base must be a mixer that only mixes images, such as CutMix\(\), got"):
             build("semantic", base=base)
-    for base, has in ((Vanilla(), ""), (Switch([Vanilla(), Vanilla()]), "choice")):
-        with pytest.raises(ValueError, match=f"a base whose plan has index, got {has}; use CutMix"):
-            Step(model, SUMix(base), CRITERION)(*batch(), np.random.default_rng(7))
+    with pytest.raises(ValueError, match="a base whose plan has index, got view; use CutMix"):
+        Step(model, SUMix(build("augmix", jsd_weight=0.0)), CRITERION)(*batch(), np.random.default_rng(7))
     model.reset_classifier(0)
     with pytest.raises(ValueError, match="has no linear classifier"):
         Step(model, SUMix(CutMix()), CRITERION)

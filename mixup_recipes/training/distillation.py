@@ -11,8 +11,9 @@ is. Hard: ``D = L(z, onehot(argmax t))``, for which tau means nothing.
 
 What is distilled is each prediction of the model itself that a mixer has a loss of: that of the mixed batch, of
 AugMix that of the clean one, of RegMixup both. What else a mixer's loss has is as without a teacher: second
-classifiers, momentum encoders, masks, regularisers, and the clean batch of MergeMix, and of PuzzleMix and Co-Mixup,
-whose gradient says where a class is. A mixer that weighs samples weighs the whole.
+classifiers, momentum encoders, masks, regularisers, the clean prediction of SUMix, the second batch of MergeMix, and
+the clean batch of PuzzleMix and Co-Mixup, whose gradient says where a class is. A mixer that weighs samples weighs the
+whole.
 
 Deviations: DeiT has a second classifier and token for the teacher, here there is one head; its code divides the
 divergence by the number of classes, here it is summed over them, as in both papers.

@@ -49,12 +49,10 @@ def shard(step: Step, ema: ModelEmaV3 | None, device: torch.device, world: int) 
     Every process calls it with the same values, before the optimiser is made. Raises ``UserError`` for a model with
     parameters that cannot be cut.
     """
-    # a mixer may return a part of the model's logits (RegMixup); nothing is written into what a step returns
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     networks = step.model, *step.mixer.models(step.model).values()  # some of these share all but a classifier
     averages = [ema.module] if ema is not None else []
     mesh = init_device_mesh(device.type, (world,))
-    # Such are the logits of a batch that was seen together with others; nobody writes into them.
+    # A mixer may return a part of the model's logits (RegMixup); nothing is written into what a step returns.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     try:
         for net in (*networks, *averages):

@@ -70,9 +70,10 @@ def new_step(model: nn.Module, recipe: Recipe, teacher: Teacher | None = None) -
 
 
 def meet_data(step: Step, recipe: Recipe, splits: Splits, device: torch.device, say: Callable[[str], Any]) -> None:
-    """Tell a step of the data, once they are open: how many images a class has, what it weighs, where a teacher has it.
+    """Tell a step of the data, once they are open.
 
-    What to know of it is said. Raises ``UserError`` when a teacher does not know the classes, or a mixer other ones.
+    That is the class counts, the class weights, and which of the teacher's classes each one is. What to
+    know of it is said. Raises ``UserError`` when a teacher does not know the classes, or a mixer other ones.
     """
     fill_counts(step.mixer, splits.per_class)
     step.criterion = criterion(recipe, class_weights(recipe, splits.per_class, device))
