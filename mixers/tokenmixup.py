@@ -54,6 +54,7 @@ from torch import Tensor, nn
 
 from . import ops, taps
 from .base import Criterion, Mixer, Out, Plan
+from .compose import check_base
 from .registry import build
 
 EASE = 10.0  # the reference code divides cross entropies by it
@@ -91,8 +92,7 @@ class TokenMixup(Mixer):
         shifted: bool = False,
     ):
         super().__init__()
-        if not isinstance(base, Mixer) or base.needs == "step":
-            raise ValueError(f"base must be a mixer that only mixes images, such as CutMix(), got {base!r}")
+        check_base(base)
         for name, place in (("layer", layer), ("vertical_layer", vertical_layer)):
             if place is not None:
                 ops.check_count(name, place)
