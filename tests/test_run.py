@@ -74,7 +74,9 @@ def whole(tmp_path):
 
 def test_whatever_is_made_of_a_run_reads_each_file_once_and_through_the_run(whole, tmp_path, watch, monkeypatch):
     resolved = []
-    monkeypatch.setattr(runs_run, "load_recipe", lambda name: resolved.append(name) or load_recipe(name))
+    monkeypatch.setattr(
+        runs_run, "resolve", lambda name, **more: resolved.append(name) or resolve.resolve(name, **more)
+    )
     run, other = Run.open(whole), Run.open(make_run(tmp_path / "other", right=300))
     for make in (report.runs_table, seeds_table, lambda runs: plots.curves_figure(seeds.grouped(runs))):
         make([run])
@@ -95,8 +97,9 @@ def test_whatever_is_made_of_a_run_reads_each_file_once_and_through_the_run(whol
 def test_a_card_and_a_report_resolve_the_package_s_recipe_once_and_read_each_file_once(tmp_path, watch, monkeypatch):
     folder, resolved, original = tmp_path / "run", [], resolve.resolve
     make_run(folder, load_recipe("r18_100e_cutmix"), last=100, sizes=IMAGENET)
-    for module in (resolve, card_facts):
-        monkeypatch.setattr(module, "resolve", lambda name, *args: resolved.append(name) or original(name, *args))
+    for module in (resolve, card_facts, runs_run):
+        said = lambda name, *args, **more: resolved.append(name) or original(name, *args, **more)  # noqa: E731
+        monkeypatch.setattr(module, "resolve", said)
     for make in (write_card, lambda run: report.report([run], tmp_path / "out")):
         resolve.shipped_recipe.cache_clear()
         resolved.clear()

@@ -38,7 +38,6 @@ from mixup_recipes.runs.shapes import (
     read_text,
 )
 from mixup_recipes.training import checkpoint, protocols
-from mixup_recipes.training.folder import noted
 from mixup_recipes.training.format import OF_SEVERAL, PLACE, PREDICTIONS, TRACKERS, check_format
 from mixup_recipes.typed import UserError
 
@@ -157,7 +156,11 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """The resolved recipe. Nobody needs the package of its mixer, in any version, to read what a run found."""
-        names = noted(self.folder, "env.json").get("mixers")
+        path = self.folder / "env.json"
+        try:
+            names = object_in(self.environment_text, path).get("mixers") if path.is_file() else None
+        except UserError:  # damage is told where it is asked for
+            names = None
         return resolve(str(self.folder / RECIPE), absent=list(names) if isinstance(names, dict) else ())[0]
 
     @cached_property
