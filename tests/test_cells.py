@@ -23,15 +23,16 @@ CELLS = list(cells.cells().values())
 
 
 def test_numbers_rows_marks_dates_and_upstream_configs_are_those_of_the_published_tables():
-    assert (len(CELLS), sum(c.top1 is not None for c in CELLS)) == (820, 763)
+    assert (len(CELLS), sum(c.top1 is not None for c in CELLS)) == (828, 771)
     all_, numbered = (Counter((c.page, c.benchmark) for c in CELLS if c.top1 is not None or not n) for n in (0, 1))
     assert {" ".join(key): (all_[key], numbered[key]) for key in all_} == {
         "imagenet pytorch_100e": (85, 58), "imagenet pytorch_300e": (48, 42), "imagenet rsb_a3": (33, 33),
         "imagenet rsb_a2": (33, 32), "imagenet deit": (98, 89), "imagenet tiny": (32, 30), "cifar cifar10": (108, 105),
         "cifar cifar100": (130, 127), "cifar cifar100_vit": (84, 81), "fine_grained cub200": (20, 20),
         "fine_grained aircraft": (20, 20), "fine_grained inat2017": (30, 29), "fine_grained inat2018": (20, 20),
-        "fine_grained places205": (20, 20), "imagenet_2025 deit": (15, 13), "awesome deit": (17, 17),
-        "awesome cifar10": (1, 1), "awesome cifar100": (1, 1),
+        "fine_grained places205": (20, 20), "imagenet_2025 deit": (15, 13), "awesome deit": (21, 21),
+        "awesome cifar10": (1, 1), "awesome cifar100": (3, 3),
+        "awesome pytorch_300e": (1, 1), "awesome tiny": (1, 1),
         "adautomix pytorch_100e": (3, 3), "adautomix tiny": (2, 2), "adautomix cifar100": (2, 2),
         "adautomix cifar100_vit": (2, 2), "adautomix cub200": (1, 1), "adautomix aircraft": (2, 2),
         "sumix pytorch_100e": (1, 1), "sumix tiny": (2, 2), "sumix cifar100": (3, 3), "sumix cifar100_vit": (2, 2),
@@ -70,7 +71,7 @@ def test_numbers_rows_marks_dates_and_upstream_configs_are_those_of_the_publishe
     foreign = {c.method for c in CELLS if not c.trained_upstream}
     assert foreign == {
         "Co-Mixup", "SuperMix", "Grafting", "AlignMix", "TokenMix", "AdAutoMix", "TL-Align", "SMMix", "MixPro",
-        "CutMix+SUMix", "MergeMix",
+        "CutMix+SUMix", "MergeMix", "LUMix", "Catch-up Mix",
     }  # fmt: skip
     assert {c.method for c in CELLS if c.source == "arxiv"} == {"FMix", "ResizeMix", "SAMix"}
     for c in CELLS:
@@ -80,7 +81,7 @@ def test_numbers_rows_marks_dates_and_upstream_configs_are_those_of_the_publishe
     assert len(late) == 21 and sum(c.setting == "deit_b" for c in late) == 13
     assert cells.find("deit_s_samix").first_seen == "2022-03-31"
     names = {kind: {c.name for c in CELLS if c.upstream_config == kind} for kind in ("yes", "base", "no")}
-    assert sum(map(len, names.values())) == 820
+    assert sum(map(len, names.values())) == 828
     assert {c.benchmark for c in seed if c.upstream_config == "base"} == {"rsb_a3", "rsb_a2"}
     assert {
         "r50_100e_gridmix", "r50_100e_deit", "deit_s_samix", "deit_b_automix", "deit_t_tokenmix",
@@ -172,10 +173,10 @@ def test_the_published_numbers_beside_runs_are_those_of_their_setting(tmp_path):
 def test_list_is_one_line_per_cell_explain_names_origins_and_show_knows_recipes_that_are_no_cells(console):
     status, out, _ = console("cells", "list", "--setting", "deit_s", "--numbered")
     *lines, last = out.splitlines()
-    assert status == 0 and len(lines) == 17
+    assert status == 0 and len(lines) == 18
     assert lines[12].split(maxsplit=2) == ["deit_s_samix", "80.94†", "published: not run here"]
-    assert last.startswith("17 cells, 17 with a published number.")
-    assert len(console("cells", "list")[1].splitlines()) == 821
+    assert last.startswith("18 cells, 18 with a published number.")
+    assert len(console("cells", "list")[1].splitlines()) == 829
     status, out, _ = console("cells", "explain", "r18_100e_saliencymix")
     rows = {line.split()[0]: line for line in out.splitlines()}
     assert status == 0 and rows["mixer"].endswith("recipe name")
