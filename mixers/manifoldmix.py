@@ -68,7 +68,7 @@ class ManifoldMix(Mixer):
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
         """Mixed targets, and the images: mixed for layer 0, as they are when it is a hidden feature that is mixed."""
         ops.check_batch(x, y)
-        return blend(x, index, lam) if layer == 0 else x, ops.blend_targets(y, index, lam)
+        return ops.blend_samples(x, index, lam) if layer == 0 else x, ops.blend_targets(y, index, lam)
 
     def forward(
         self,
@@ -85,11 +85,6 @@ class ManifoldMix(Mixer):
             logits = model(mixed)
         else:
             name = self.modules_mixed[plan["layer"]]
-            with taps.edit(model, name, lambda h: blend(h, plan["index"], plan["lam"])):
+            with taps.edit(model, name, lambda h: ops.blend_samples(h, plan["index"], plan["lam"])):
                 logits = model(mixed)
         return Out.of(logits, target, plan, mix=criterion(logits, target))
-
-
-def blend(h: Float[Tensor, "B *rest"], index: Int[Tensor, " B"], lam: Float[Tensor, " B"]) -> Float[Tensor, "B *rest"]:
-    """``lam*h + (1-lam)*h[index]``, for images, maps and tokens."""
-    return ops.blend(h, index, lam.view(-1, *[1] * (h.ndim - 1)))

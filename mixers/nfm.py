@@ -33,7 +33,6 @@ from . import ops, taps
 from .base import Criterion, Mixer, Out, Plan
 
 HIDDEN = 3  # stages after which features may be mixed
-MODULATION = (2.0, 5.0)  # of the Beta law of the strength of noise
 
 
 class NFM(Mixer):
@@ -64,10 +63,8 @@ class NFM(Mixer):
         """``lam`` (B,), ``layer`` 0 (the input) to 3, ``index`` (B,); ``add``, ``mult`` and ``seed`` of the noise."""
         lam = ops.beta(self.alpha, self.alpha, rng)
         layer = int(rng.integers(1 + HIDDEN))
-        add, mult = (level * ops.beta(*MODULATION, rng) for level in (self.add_noise_level, self.mult_noise_level))
-        seed = int(rng.integers(ops.SEEDS))
-        index = ops.partners(x, rng)
-        return {"index": index, "lam": ops.per_sample(lam, x), "layer": layer, "add": add, "mult": mult, "seed": seed}
+        noise = ops.draw_noise(self.add_noise_level, self.mult_noise_level, rng)
+        return {"index": ops.partners(x, rng), "lam": ops.per_sample(lam, x), "layer": layer, **noise}
 
     def mix(  # type: ignore[override]
         self,
@@ -110,4 +107,4 @@ def blend_with_noise(
     h: Float[Tensor, "B *rest"], index: Int[Tensor, " B"], lam: Float[Tensor, " B"], add: float, mult: float, seed: int
 ) -> Float[Tensor, "B *rest"]:
     """``lam*h + (1-lam)*h[index]`` with noise, for images, maps and tokens."""
-    return ops.noisy(ops.blend(h, index, lam.view(-1, *[1] * (h.ndim - 1))), add, mult, seed)
+    return ops.noisy(ops.blend_samples(h, index, lam), add, mult, seed)

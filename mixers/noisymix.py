@@ -48,7 +48,6 @@ from .base import Criterion, Mixer, Out, Plan
 
 HIDDEN = 3  # stages after which features may be mixed
 PARTS = 3  # the clean batch and two views
-MODULATION = (2.0, 5.0)  # of the Beta law of the strength of noise
 CHAINS_ALPHA = 1.0  # of AugMix's own laws
 
 
@@ -109,11 +108,8 @@ class NoisyMix(Mixer):
         """
         lam = ops.beta(self.alpha, self.alpha, rng)
         layer = int(rng.integers(1 + HIDDEN))
-        noise = []
-        for part in range(1, 1 + PARTS):
-            levels = (part * self.add_noise_level, self.mult_noise_level)
-            add, mult = (level * ops.beta(*MODULATION, rng) for level in levels)
-            noise.append({"add": add, "mult": mult, "seed": int(rng.integers(ops.SEEDS))})
+        parts = range(1, 1 + PARTS)
+        noise = [ops.draw_noise(part * self.add_noise_level, self.mult_noise_level, rng) for part in parts]
         index = ops.partners(x, rng)
         chains = (self.severity, self.width, self.depth, CHAINS_ALPHA)
         view, other = (augmentations.draw_view(x, rng, *chains) for _ in range(2))
@@ -140,9 +136,8 @@ class NoisyMix(Mixer):
         self, h: Float[Tensor, "n *rest"], index: Int[Tensor, " B"], lam: Float[Tensor, " B"], noise: list[Any]
     ) -> Float[Tensor, "n *rest"]:
         """``lam*h + (1-lam)*h[index]`` with noise, for each of the parts that ``noise`` is of."""
-        share = lam.view(-1, *[1] * (h.ndim - 1))
         parts = [
-            ops.noisy(ops.blend(part, index, share), **own, sparse=self.sparse_level)
+            ops.noisy(ops.blend_samples(part, index, lam), **own, sparse=self.sparse_level)
             for part, own in zip(h.chunk(len(noise)), noise, strict=True)
         ]
         return torch.cat(parts)
