@@ -21,10 +21,11 @@ from datasets import ClassLabel, Features, Value
 from datasets import Image as ImageFeature
 from tiny import CLASSES, jpeg, make_photos
 
-from mixup_recipes.data import keys
+from mixup_recipes.data import keys, loading
 from mixup_recipes.data.images import EvalTransform, TrainTransform
 from mixup_recipes.data.loading import Samples, on_device
 from mixup_recipes.data.order import Key, TrainOrder, cut
+from mixup_recipes.data.picture import Picture
 from mixup_recipes.data.prepare import PREPARED
 from mixup_recipes.data.splits import load_splits
 from mixup_recipes.recipe import Recipe
@@ -249,6 +250,24 @@ def test_a_bad_image_stops_with_its_index_and_path_in_one_line(tmp_path):
     for workers in (0, 1):
         with pytest.raises(RankError, match=says):  # printed by whichever process meets it
             list(samples.batches([[Key(0, 2, 0)], [Key(0, 3, 0)]], 1, workers, CPU))
+
+
+def test_a_small_picture_of_a_table_is_decoded_once_and_as_before_while_there_is_room(tmp_path, monkeypatch):
+    folder = write_table(tmp_path, NAMES, GOOD * 2, GOOD)
+    order = [Key(epoch, index, 0) for epoch in range(3) for index in range(8)]
+    kept = []
+    for room, decoded in ((loading.KEPT, 8), (3 * loading.SMALL, 3 + 5 * 3), (0, 24)):
+        monkeypatch.setattr(loading, "KEPT", room)
+        samples = make_samples(folder)
+        pictures = Mock(wraps=Picture)
+        monkeypatch.setattr(loading, "Picture", pictures)
+        kept.append([(image.tolist(), *rest) for image, *rest in map(samples.__getitem__, order)])
+        assert pictures.call_count == decoded
+        monkeypatch.setattr(loading, "Picture", Picture)
+    assert kept[0] == kept[1] == kept[2] and len({str(image) for image, *_ in kept[0]}) > 8  # each epoch's crop anew
+    monkeypatch.setattr(loading, "SMALL", 10)
+    large = make_samples(folder)
+    assert large[order[0]] and not large.kept
 
 
 def test_a_skipped_image_is_replaced_by_the_next_good_one_and_counted(tmp_path):

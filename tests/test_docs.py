@@ -172,7 +172,7 @@ def test_the_head_of_each_setting_states_command_and_source() -> None:
         head = path.read_text().split("\ndataset:")[0]
         assert f"--recipe {name}_" in head
         if not name.startswith(
-            ("quickstart", "cifar10_small", "cifar10_vit", "finetune")
+            ("quickstart", "cifar10_small", "cifar10_vit", "small_data", "finetune")
         ):  # ours: there is no source to differ from
             assert all(word in head for word in ("Needs: ", "Hours: ", "Published: ", "Where sources differ")), name
 

@@ -1,6 +1,7 @@
 """From rows of a table to batches: the augmentation of a sample is a function of (seed, epoch, index, copy)."""
 
 import atexit
+import math
 import multiprocessing
 import os
 import signal
@@ -25,6 +26,8 @@ from mixup_recipes.data.splits import labels_of
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.typed import RankError
 
+SMALL = 64 * 64 * 3  # bytes of a decoded picture that is kept
+KEPT = 2**27  # bytes of all that a process keeps, at least 10,000 pictures
 PREFETCHED = 3  # batches of a loader process: two that wait, one that is being made
 Sample = tuple[Tensor, int | Tensor, int, int]
 """image uint8 (3, S, S), label, index, and ``bad``: how many unreadable images were passed over for it.
@@ -74,6 +77,8 @@ class Samples(torch.utils.data.Dataset[Sample]):
         if recipe.sampler == "balanced":
             self.labels = np.asarray(labels_of(table, recipe.label_column))
         self.paths = isinstance(table.features[recipe.image_column], datasets.Value)
+        self.kept: dict[int, tuple[Tensor, Any]] = {}  # decoded pictures and their labels, of small ones in a table
+        self.room = KEPT
         self.several = None  # how many classes there are, where an image may have several
         if is_many(feature := table.features[recipe.label_column]):
             self.several = len(feature.feature.names)
@@ -97,8 +102,19 @@ class Samples(torch.utils.data.Dataset[Sample]):
 
     def row(self, index: int) -> tuple[Any, Any]:
         """Image and label, as the table holds them."""
+        if index in self.kept:
+            return self.kept[index]
         row = self.table[index]
         return row[self.image_column], row[self.label_column]
+
+    def picture(self, index: int, image: Any, label: Any) -> Picture | Tensor:
+        """The picture of a row; a small one is kept decoded, as reading it takes as long as training on it."""
+        picture = Picture(encoded(image, self.origin), self.limit, self.upright)
+        if self.paths or self.room < SMALL or math.prod(picture.shape) > SMALL:
+            return picture
+        self.room -= SMALL
+        self.kept[index] = picture.pixels, label
+        return picture.pixels
 
     def sample(self, key: Key, image: Any, label: Any) -> Sample:
         """The sample of a key and its row, or of the next row whose image can be read."""
@@ -107,7 +123,7 @@ class Samples(torch.utils.data.Dataset[Sample]):
             if bad:
                 image, label = self.row(index)
             try:
-                picture = Picture(encoded(image, self.origin), self.limit, self.upright)
+                picture = image if isinstance(image, Tensor) else self.picture(index, image, label)
                 label = label if self.several is None else multi_hot(label, self.several)
                 return self.transform(picture, (self.seed, *key)), label, key.index, bad
             except BadImage as e:
