@@ -1,12 +1,17 @@
 """Promise: what was trained here is shown from the records, seed by seed, and nothing that has not finished."""
 
 import copy
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from runs import markdown_rows
 
+import mixup_recipes.benchmark.small_runs as small_runs_module
+from mixup_recipes.benchmark.agreement import rank_correlation
 from mixup_recipes.benchmark.small_runs import small_runs
 from mixup_recipes.runs import records
 from mixup_recipes.typed import UserError
@@ -41,9 +46,64 @@ def cells(*against, **changed):
 def test_every_mixer_of_the_setting_stands_beside_the_same_seeds_of_the_base():
     found, other = cells(), cells("mixup")
     assert list(found) == ["supermix (steps=5)", "cutmix", "vanilla", "mixup"]  # best mean first
-    assert found["cutmix"] == ["0, 1, 2, 10", "33.25 ± 2.10", "+0.75 (+0.50 to +1.00)", "3.325 ± 0.210", "8.31 ± 0.53"]
-    assert found["vanilla"][2] == "-" and found["mixup"] == ["1", "31.00", "-1.00", "3.100", "7.75"]
+    assert found["cutmix"] == [
+        *("0, 1, 2, 10", "33.25 ± 2.10", "+0.75 (+0.50 to +1.00)", "±5.42", "3.325 ± 0.210", "8.31 ± 0.53")
+    ]
+    assert found["vanilla"][2:4] == ["-", "-"] and found["mixup"] == ["1", "31.00", "-1.00", "±7.67", "3.100", "7.75"]
     assert [other[mixer][2] for mixer in ("cutmix", "mixup", "supermix (steps=5)")] == ["+1.50", "-", "-"]
+
+
+def test_the_interval_is_students_of_the_spread_that_all_mixers_share_over_the_seeds_in_both():
+    values = {"vanilla": [30.0, 32.0], "cutmix": [31.0, 32.5, 33.5, 36.0], "mixup": [31.0], "supermix": [34.0]}
+    off = [v - statistics.fmean(group) for group in values.values() for v in group]
+    deviation = math.sqrt(sum(v * v for v in off) / 4)  # eight runs of four mixers
+    by_seeds = {2: "cutmix", 1: "mixup"}
+    for seeds, mixer in by_seeds.items():
+        t = 2.7764451  # Student's t of 4 degrees of freedom, 97.5 %
+        assert cells()[mixer][3] == f"±{t * deviation * math.sqrt(1 / seeds + 1 / seeds):.2f}"
+    lone = {"a": record("vanilla", {"0": 30.0}), "b": record("cutmix", {"0": 31.0})}
+    assert markdown_rows(small_runs("cifar10_vit", lone))[1][4] == "-"  # no spread was seen
+
+
+def test_time_is_that_of_updates_beside_the_same_seeds_of_the_base():
+    found = copy.deepcopy(FOUND)
+    for key, speeds in {"a": {"0": 100.0, "1": 90.0}, "b": {"0": 50.0, "1": 60.0, "2": 1.0}}.items():
+        for seed, speed in speeds.items():
+            found[key]["seeds"][seed] = found[key]["seeds"][seed] | {"img_per_s": speed}
+    rows = {row[0]: row[-1] for row in markdown_rows(small_runs("cifar10_vit", found, time=True))}
+    assert rows["mixer"] == "time" and rows["cutmix"] == "1.75x" and rows["vanilla"] == "1.00x"
+    assert "Time is " not in small_runs("cifar10_vit", found)
+
+
+def test_the_order_of_the_mixers_is_compared_with_published_tables(monkeypatch):
+    tables = {
+        "one": dict(zip("abcdef", (1, 2, 3, 4, 5, 9), strict=True)),
+        "two": dict(zip("edcba", range(1, 6), strict=True)),
+    }
+    monkeypatch.setattr(small_runs_module, "published_tops", lambda s: {k: [v] for k, v in tables[s].items()})
+    ours = {"a": [10.0, 12.0], "b": [12.0, 12.4], "c": [13.0], "d": [15.0], "e": [14.0], "z": [99.0]}
+    rows = markdown_rows(small_runs_module.order(ours, ("one", "two")))
+    found = {row[0]: row[1:] for row in rows}
+    # by hand, without ties: 1 - 6 sum(d^2) / (n (n^2 - 1)), the places of d and e are exchanged
+    assert found["ours and `one`"][0] == "5" and found["ours and `one`"][1].startswith(f"{1 - 6 * 2 / (5 * 24):.2f} (")
+    assert found["ours and `two`"][1].startswith(f"-{1 - 6 * 2 / (5 * 24):.2f} (")
+    assert found["`one` and `two`"] == ["5", "-1.00 (-1.00 to -1.00)"]
+    assert found["d"] == ["1 of 5", "3.0", "4 of 8"]  # 2nd and 4th there; ahead of a, b, c as in one, of e as in two
+    assert "z" not in found and "f" not in found
+
+
+def test_the_interval_of_a_rank_correlation_knows_noise_and_how_few_mixers_there_are():
+    rng = np.random.default_rng(0)
+    low = {}
+    for mixers, noise in ((6, 0.0), (30, 0.0), (30, 30.0)):
+        theirs = {str(i): [float(i)] for i in range(mixers)}
+        ours = {name: [value + noise * float(rng.normal()) for _ in range(3)] for name, (value,) in theirs.items()}
+        found = rank_correlation(ours, theirs)
+        assert found.low <= found.rho <= found.high and found == rank_correlation(ours, theirs)
+        low[mixers, noise] = found.low
+    assert min(low[6, 0.0], low[30, 0.0]) > 1 - 1e-9 and low[30, 30.0] < 0.5
+    with pytest.raises(UserError, match=r"needs 5 common mixers or more, got 0, 1, 2, 3$"):
+        rank_correlation({str(i): [1.0] for i in range(4)}, theirs)
 
 
 def test_an_argument_that_a_run_left_out_is_shown_too_and_the_folder_is_named():
@@ -88,6 +148,14 @@ def test_the_command_prints_the_table_of_the_package_and_no_setting_is_a_benchma
         (*setting, "--out", "table.csv"): "Markdown and without --benchmark, got csv",
         (*setting, "--benchmark", "deit"): "Markdown and without --benchmark, got deit",
         ("--against", "mixup"): "--against mixup needs --setting",
+        ("--beside", "cifar10_r18_200e"): "--beside cifar10_r18_200e needs --setting",
+        ("--time",): "--time needs --setting",
+        (
+            *setting,
+            "--beside",
+            "cifar10_r18_20e",
+        ): "unknown setting 'cifar10_r18_20e'; did you mean 'cifar10_r18_200e'?",
+        ("--setting", "cifar10_small", "--beside", "quickstart"): "no published cell has setting 'quickstart'",
     }.items():
         status, _, err = console("table", *more)
         assert status == 2 and says in err

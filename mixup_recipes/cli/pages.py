@@ -34,6 +34,17 @@ def table(
         str | None, text("such as cifar10_small: all mixers that were trained with it, seed by seed")
     ] = None,
     against: Annotated[str, text("with --setting: the mixer that the others are compared with")] = "vanilla",
+    beside: Annotated[
+        tuple[str, ...],
+        Parameter(
+            metavar="TEXT",
+            consume_multiple=True,
+            help="with --setting: published settings whose order of mixers is compared with it, cifar10_r18_200e ...",
+        ),
+    ] = (),
+    time: Annotated[
+        bool, said("with --setting: how long an update takes; of runs that had a core to themselves")
+    ] = False,
     format: Annotated[
         Literal["md", "csv", "latex", "html"] | None, said("default: by the ending of --out, else md")
     ] = None,
@@ -49,10 +60,11 @@ def table(
     if setting is not None:
         if benchmark is not None or written != "md":
             raise UserError(f"--setting goes with Markdown and without --benchmark, got {benchmark or written}")
-        put(small_runs.small_runs(setting, records.all_records(results), against, results), out)
+        put(small_runs.small_runs(setting, records.all_records(results), against, results, beside, time), out)
         return
-    if against != "vanilla":
-        raise UserError(f"--against {against} needs --setting")
+    alone = {f"--against {against}": against != "vanilla", f"--beside {' '.join(beside)}": beside, "--time": time}
+    if given := [flag for flag, there in alone.items() if there]:
+        raise UserError(f"{given[0]} needs --setting")
     put(tables.published_table(benchmark, verdicts.of_cells(results), written, results), out)
 
 
