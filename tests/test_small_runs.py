@@ -65,14 +65,14 @@ def test_the_interval_is_students_of_the_spread_that_all_mixers_share_over_the_s
     assert markdown_rows(small_runs("cifar10_vit", lone))[1][4] == "-"  # no spread was seen
 
 
-def test_time_is_that_of_updates_beside_the_same_seeds_of_the_base():
-    found = copy.deepcopy(FOUND)
-    for key, speeds in {"a": {"0": 100.0, "1": 90.0}, "b": {"0": 50.0, "1": 60.0, "2": 1.0}}.items():
-        for seed, speed in speeds.items():
-            found[key]["seeds"][seed] = found[key]["seeds"][seed] | {"img_per_s": speed}
-    rows = {row[0]: row[-1] for row in markdown_rows(small_runs("cifar10_vit", found, time=True))}
-    assert rows["mixer"] == "time" and rows["cutmix"] == "1.75x" and rows["vanilla"] == "1.00x"
-    assert "Time is " not in small_runs("cifar10_vit", found)
+def test_time_is_what_was_measured_for_the_setting(monkeypatch):
+    costs = [
+        {"setting": s, "mixer": m, "time": t} for s, m, t in (("cifar10_vit", "cutmix", "1.746"), ("x", "mixup", 3))
+    ]
+    assert "time" not in markdown_rows(small_runs("cifar10_vit", FOUND))[0]
+    monkeypatch.setattr(small_runs_module, "table", {"small_costs.csv": costs}.get)
+    rows = {row[0]: row[-1] for row in markdown_rows(small_runs("cifar10_vit", FOUND))}
+    assert [rows[mixer] for mixer in ("mixer", "cutmix", "mixup")] == ["time", "1.75x", "-"]
 
 
 def test_the_order_of_the_mixers_is_compared_with_published_tables(monkeypatch):
@@ -149,7 +149,6 @@ def test_the_command_prints_the_table_of_the_package_and_no_setting_is_a_benchma
         (*setting, "--benchmark", "deit"): "Markdown and without --benchmark, got deit",
         ("--against", "mixup"): "--against mixup needs --setting",
         ("--beside", "cifar10_r18_200e"): "--beside cifar10_r18_200e needs --setting",
-        ("--time",): "--time needs --setting",
         (
             *setting,
             "--beside",

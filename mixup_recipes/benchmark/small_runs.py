@@ -13,6 +13,7 @@ from typing import Any
 from scipy.special import stdtrit
 
 from mixup_recipes.benchmark.agreement import Tops, pairs_as_published, places, published_tops, rank_correlation
+from mixup_recipes.benchmark.cells import rows as table
 from mixup_recipes.resolve import settings, split_name
 from mixup_recipes.runs.records import earlier_law, finished_seeds
 from mixup_recipes.training.protocols import plainly
@@ -25,36 +26,48 @@ def small_runs(
     against: str = "vanilla",
     results: Path | None = None,
     beside: tuple[str, ...] = (),
-    time: bool = False,
 ) -> str:
     """The finished seeds of every mixer under a setting, best mean first.
 
     ``records``: all records (``all_records``), from ``results`` if not from the default folder. ``against``: the mixer
     whose top-1 is subtracted seed by seed. ``beside``: published settings whose order of mixers is compared with this
-    one. ``time``: adds a column of it, which means something where the runs did not disturb each other. Raises
-    ``UserError`` for an unknown setting, or one of which there is no record of ``against``.
+    one. Where ``small_costs.csv`` has the setting, a column says what an update takes. Raises ``UserError`` for an
+    unknown setting, or one of which there is no record of ``against``.
     """
     for name in (setting, *beside):
         if name not in settings():
             raise UserError(f"unknown setting {name!r}; {nearest(name, settings())}")
     shown = [c for c in records.values() if setting_of(c["recipe"]) == setting and finished_seeds(c)]
     found = {label(content): finished_seeds(content) for content in shown}
+    mixers = {label(content): content["fields"]["mixer"] for content in shown}
+    times = {r["mixer"]: f"{float(r['time']):.2f}x" for r in table("small_costs.csv") if r["setting"] == setting}
     if against not in found:
         known = f"--against takes one of: {', '.join(found)}" if found else "there is none of this setting"
         raise UserError(f"no finished run of {setting}_{against} is recorded; {known}")
     base, spread = found[against], pooled({name: tops(seeds) for name, seeds in found.items()})
     rows = sorted(found.items(), key=lambda row: -statistics.fmean(tops(row[1])))
-    head = ["mixer", "seeds", "top-1", f"minus `{against}`, seed by seed", "95 %", "NLL", "ECE", *["time"] * time]
+    head = [
+        "mixer",
+        "seeds",
+        "top-1",
+        f"minus `{against}`, seed by seed",
+        "95 %",
+        "NLL",
+        "ECE",
+        *["time"] * bool(times),
+    ]
     lines = []
     for name, own in rows:
         seeds, top1, gap, nll, ece = numbers(own, base)
-        lines.append([name, seeds, top1, gap, band(own, base, spread), nll, ece, *[time_of(own, base)] * time])
+        lines.append(
+            [name, seeds, top1, gap, band(own, base, spread), nll, ece, *[times.get(mixers[name], "-")] * bool(times)]
+        )
     words = sorted({plainly(c["protocol"]) for c in shown})
     command = f"mixup-recipes table --setting {setting}"
     command += f" --against {shlex.quote(against)}" if against != "vanilla" else ""
     command += f" --beside {' '.join(beside)}" if beside else ""
-    command += " --time" * time + (f" --results {results}" if results else "")
-    timed = f" Time is that of a training update, without evaluation, as a multiple of `{against}`'s." * time
+    command += f" --results {results}" if results else ""
+    timed = " Time is that of forward and backward, as a multiple of that without mixing." if times else ""
     notes = (
         "Top-1 and ECE are in percent, NLL in nats, each as mean ± standard deviation over seeds. Differences are mean "
         f'(lowest to highest). The 95 % interval of a difference is the mean ± what stands under "95 %": it takes the '
@@ -121,12 +134,6 @@ def band(own: dict[str, Any], base: dict[str, Any], spread: tuple[float, int]) -
         return "-"
     both = len(own.keys() & base.keys())  # the difference is that of common seeds
     return f"±{float(stdtrit(freedom, 0.975)) * deviation * math.sqrt(2 / both):.2f}"
-
-
-def time_of(own: dict[str, dict[str, Any]], base: dict[str, dict[str, Any]]) -> str:
-    """How many times as long as the base's an update takes, mean over common seeds of one kind of machine."""
-    ratios = [base[s]["img_per_s"] / own[s]["img_per_s"] for s in own if s in base and own[s]["img_per_s"] > 0]
-    return f"{statistics.fmean(ratios):.2f}x" if ratios else "-"
 
 
 def plain(content: dict[str, Any]) -> bool:

@@ -42,9 +42,6 @@ def table(
             help="with --setting: published settings whose order of mixers is compared with it, cifar10_r18_200e ...",
         ),
     ] = (),
-    time: Annotated[
-        bool, said("with --setting: how long an update takes; of runs that had a core to themselves")
-    ] = False,
     format: Annotated[
         Literal["md", "csv", "latex", "html"] | None, said("default: by the ending of --out, else md")
     ] = None,
@@ -60,9 +57,9 @@ def table(
     if setting is not None:
         if benchmark is not None or written != "md":
             raise UserError(f"--setting goes with Markdown and without --benchmark, got {benchmark or written}")
-        put(small_runs.small_runs(setting, records.all_records(results), against, results, beside, time), out)
+        put(small_runs.small_runs(setting, records.all_records(results), against, results, beside), out)
         return
-    alone = {f"--against {against}": against != "vanilla", f"--beside {' '.join(beside)}": beside, "--time": time}
+    alone = {f"--against {against}": against != "vanilla", f"--beside {' '.join(beside)}": beside}
     if given := [flag for flag, there in alone.items() if there]:
         raise UserError(f"{given[0]} needs --setting")
     put(tables.published_table(benchmark, verdicts.of_cells(results), written, results), out)

@@ -15,7 +15,7 @@ FACTORS = (8, 4, 2)  # what libjpeg can divide the sides of a picture by while i
 SPARE = 2
 """The sides of a reduced part are at least this many times those of what is made of it.
 
-``benchmarks/reduced.py`` measures what that changes, docs/speed.md has the table.
+``benchmarks/reduced.py`` measures what that changes, docs/speed_measured.md has the table.
 """
 LARGE = 400_000
 """Pixels of a picture from which on this is faster."""
