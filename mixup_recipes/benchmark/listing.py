@@ -25,6 +25,11 @@ from mixup_recipes.words import many
 
 def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
     """All that is known about a cell, for ``cells show``; ``record`` is our own (``runs/records.py``)."""
+    return "\n".join(f"{key:10} {text}" for key, text in known_lines(cell, record))
+
+
+def known_lines(cell: Cell, record: dict[str, Any] | None = None) -> list[tuple[str, str]]:
+    """What ``describe`` says, line by line: key and text. The key is empty where a line goes on from the one before."""
     recipe, origin = resolve(cell.name)
     plain = published_recipe(f"{cell.setting}_vanilla")
     changed = differences(plain, recipe, ignore=("name", "mixer", "mixer_args"))
@@ -57,7 +62,7 @@ def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
         ("status", ": ".join(status(cell, record))),
         *(("known", text) for text in wrong),
     ]
-    return "\n".join(f"{key:10} {text}" for key, text in lines if text)
+    return [(key, text) for key, text in lines if text]
 
 
 def brief(hours: float) -> str:
