@@ -1,4 +1,4 @@
-"""A real browser for tests: headless Chromium, driven through chromedriver by the WebDriver protocol, over plain HTTP."""
+"""A real browser for tests: headless Chromium, which chromedriver drives by the WebDriver protocol over HTTP."""
 
 import base64
 import contextlib
@@ -76,8 +76,8 @@ class Browser:
 
     def texts(self, css: str) -> list[str]:
         """The text of each element that can be seen."""
-        script = "return [...document.querySelectorAll(arguments[0])].filter(e => e.offsetParent).map(e => e.innerText.trim())"
-        return self.js(script, css)
+        found = "[...document.querySelectorAll(arguments[0])].filter(e => e.offsetParent)"
+        return self.js(f"return {found}.map(e => e.innerText.trim())", css)
 
     def console(self) -> list[str]:
         """What was written to the console since the last call: errors of scripts and of loading."""
@@ -95,7 +95,8 @@ def browsing(dark: bool = False) -> Iterator[Browser]:
     with subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            port = next(found[1] for line in process.stdout if (found := re.search(r"successfully on port (\d+)", line)))
+            said = (re.search(r"successfully on port (\d+)", line) for line in process.stdout)
+            port = next(found[1] for found in said if found)
             browser = Browser(f"http://127.0.0.1:{port}", chromium, dark)
             try:
                 yield browser

@@ -17,7 +17,7 @@ from mixup_recipes.benchmark.cells import (
 )
 from mixup_recipes.benchmark.verdicts import status
 from mixup_recipes.recipe import differences
-from mixup_recipes.resolve import resolve
+from mixup_recipes.resolve import resolve, shipped_recipe
 from mixup_recipes.runs.records import published_recipe
 from mixup_recipes.training.protocols import rule_in_words
 from mixup_recipes.words import many
@@ -30,7 +30,7 @@ def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
 
 def known_lines(cell: Cell, record: dict[str, Any] | None = None) -> list[tuple[str, str]]:
     """What ``describe`` says, line by line: key and text. The key is empty where a line goes on from the one before."""
-    recipe, origin = resolve(cell.name)
+    recipe, origin = shipped_recipe(cell.name) or resolve(cell.name)  # the first is kept once it was read
     plain = published_recipe(f"{cell.setting}_vanilla")
     changed = differences(plain, recipe, ignore=("name", "mixer", "mixer_args"))
     args = recipe.mixer_args.get(cell.mixer, {})

@@ -64,7 +64,8 @@ def leaderboard(
 ) -> None:
     """A page to browse and share: published numbers, our runs beside them, accuracy against cost.
 
-    The folder holds index.html, which works as a file and on GitHub Pages, and a README.md that makes it a static Space.
+    The folder gets an index.html, which works as a file and on GitHub Pages, and a README.md that makes it a static
+    Space.
     """
     from mixup_recipes.pages.leaderboard import leaderboard
 

@@ -137,26 +137,25 @@ def row_facts(
 def provenance(content: dict[str, Any], own: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     """Who trained the runs of a record, on what and with what, and the command that repeats them."""
     data = content["dataset"]["splits"]
-    there = [f"{data[content['fields'][k]]['images']:,} images of {content['fields'][k]}" for k in ("train_split",)]
-    there += [f"{content['images']:,} evaluated of {content['fields']['eval_split']}"]
+    fields = content["fields"]
+    there = f"{data[fields['train_split']]['images']:,} images of {fields['train_split']} to train on, "
+    there += f"{content['images']:,} of {fields['eval_split']} to evaluate on"
     seeds = [f"seed {k}: {environment(seed.get('env') or {})}" for k, seed in own.items()]
-    if own and content["recipe"] and settings().get(place_of(content)) is not None:
-        command = repeat(content, list(own))
-    else:
-        command = "a recipe of somebody's own, which this package does not have"
+    ours = place_of(content) in settings()
+    command = repeat(content, list(own)) if ours else "a recipe of somebody's own, which this package does not have"
     return [
         ("measured", "trained here; the numbers are those of the run record"),
         ("protocol", plainly(content["protocol"]) if content["protocol"] else ""),
-        ("data", f"{content['fields'].get('dataset') or ''}: {', '.join(there)}".removeprefix(": ")),
+        ("data", f"{content['dataset'].get('dataset') or 'not named'}: {there}"),
         ("run", command),
-        *(("runs", text) for text in seeds),
+        *(("" if i else "runs", text) for i, text in enumerate(seeds)),
     ]
 
 
 def environment(env: dict[str, Any]) -> str:
     """Device, commit and versions of a run in a line."""
     packages = env.get("packages") or {}
-    words = [str(env[key]) for key in ("device",) if env.get(key)]
+    words = [str(env["device"])] if env.get("device") else []
     words += [f"commit {str(env['commit'])[:12]}"] if env.get("commit") else []
     words += [f"{name} {packages[name]}" for name in ("torch", "timm") if name in packages]
     return ", ".join(words) or "nothing is known of the machine"

@@ -35,7 +35,7 @@ for (const cell of DATA.cells) benchmarkOf[cell.setting] = cell.benchmark;
 const VIEWS = {
   published: "Published",
   trained: "Trained here",
-  cost: "Accuracy and cost",
+  cost: "Cost",
   ...(DATA.curves.length ? { curves: "Curves" } : {}),
 };
 const EMPTY = { view: "published", text: "", setting: "", backbone: "", method: "", year: "", status: "", sort: "" };

@@ -1,5 +1,5 @@
 /* The plots: accuracy against cost, and accuracy over the epochs. */
-const WIDE = 460, HIGH = 300, LEFT = 56, RIGHT = 16, TOP = 12, BOTTOM = 40;
+const WIDE = innerWidth < 672 ? 340 : 460, HIGH = 300, LEFT = 56, RIGHT = 16, TOP = 12, BOTTOM = 40;
 const HUES = [232, 18, 152, 42, 285, 195, 340, 95];
 
 /** Round steps of an axis, about ``n`` of them. */
@@ -11,17 +11,25 @@ function steps(low, high, n = 5) {
   return { found, digits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
 }
 
-/** Axes with their grid, and where a value is drawn. */
-function axes(xs, ys, xTitle, yTitle) {
+/** The same on a logarithmic axis: 1, 2 and 5 of each power of ten. ``low`` and ``high`` are logarithms. */
+function powers(low, high) {
+  const found = [];
+  for (let power = Math.floor(low); power <= high; power++) for (const k of [1, 2, 5]) found.push(k * 10 ** power);
+  return { found: found.filter((v) => Math.log10(v) >= low && Math.log10(v) <= high), digits: 0 };
+}
+
+/** Axes with their grid, and where a value is drawn. ``log``: whether the values of x are on a logarithmic axis. */
+function axes(xs, ys, xTitle, yTitle, log = false) {
+  const put = log ? Math.log10 : (v) => v;
   const widen = (values) => {
     const low = Math.min(...values), high = Math.max(...values), room = (high - low || 1) * 0.08;
     return [low - room, high + room];
   };
-  const [x0, x1] = widen(xs), [y0, y1] = widen(ys);
-  const x = (v) => LEFT + ((v - x0) / (x1 - x0)) * (WIDE - LEFT - RIGHT);
+  const [x0, x1] = widen(xs.map(put)), [y0, y1] = widen(ys);
+  const x = (v) => LEFT + ((put(v) - x0) / (x1 - x0)) * (WIDE - LEFT - RIGHT);
   const y = (v) => HIGH - BOTTOM - ((v - y0) / (y1 - y0)) * (HIGH - TOP - BOTTOM);
   const made = svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img" });
-  const down = steps(y0, y1), along = steps(x0, x1);
+  const down = steps(y0, y1), along = log ? powers(x0, x1) : steps(x0, x1);
   for (const v of down.found) {
     made.append(svg("line", { x1: LEFT, x2: WIDE - RIGHT, y1: y(v), y2: y(v), class: "grid" }));
     made.append(svg("text", { x: LEFT - 6, y: y(v) + 4, "text-anchor": "end" }, v.toFixed(down.digits)));
@@ -48,9 +56,9 @@ function nameBeside(made, taken, px, py, name, strong) {
 }
 
 /** Points of cost and accuracy; those that nothing cheaper beats stand on a line. */
-function costPlot(points, xTitle, title) {
+function costPlot(points, xTitle, title, log) {
   const reachOf = (p) => (known(p.std) ? [p.y - p.std, p.y + p.std] : [p.y]);
-  const { made, x, y } = axes(points.map((p) => p.x), points.flatMap(reachOf), xTitle, "top-1, %");
+  const { made, x, y } = axes(points.map((p) => p.x), points.flatMap(reachOf), xTitle, "top-1, %", log);
   made.setAttribute("aria-label", `${title}: ${points.map((p) => `${p.name} ${fixed(p.y)} at ${fixed(p.x)}`).join(", ")}`);
   const sorted = [...points].sort((a, b) => a.x - b.x || b.y - a.y), front = [];
   for (const p of sorted) if (!front.length || p.y > front[front.length - 1].y) front.push(p);
@@ -58,9 +66,9 @@ function costPlot(points, xTitle, title) {
   const taken = points.map((p) => [x(p.x) - 4, y(p.y) - 4, x(p.x) + 4, y(p.y) + 4]);
   for (const p of [...points].sort((a, b) => front.includes(b) - front.includes(a) || b.y - a.y)) {
     const on = front.includes(p), about = `${p.name}: ${spread(p.y, p.std)} at ${p.cost}`;
-    if (known(p.std)) made.append(svg("line", { x1: x(p.x), x2: x(p.x), y1: y(p.y - p.std), y2: y(p.y + p.std), class: on ? "bar" : "grid" }));
+    if (known(p.std)) made.append(svg("line", { x1: x(p.x), x2: x(p.x), y1: y(p.y - p.std), y2: y(p.y + p.std), class: on ? "bar" : "whisker" }));
     made.append(svg("circle", { cx: x(p.x), cy: y(p.y), r: 4, class: on ? "dot" : "plain", "data-name": p.name }, svg("title", {}, about)));
-    nameBeside(made, taken, x(p.x), y(p.y), p.name, on);
+    nameBeside(made, taken, x(p.x), y(p.y), p.name.replace(/ \(.*/, "…"), on);
   }
   return made;
 }
@@ -76,14 +84,14 @@ function costCards() {
   }
   for (const [name, rows] of Object.entries(DATA.trained)) {
     const own = rows.filter((r) => passes({ ...r, setting: name }));
-    const points = own.filter((r) => known(r.seconds)).map((r) => ({ name: r.label, x: r.seconds, y: r.top1, std: r.top1_std, cost: `${fixed(r.seconds, 0)} seconds` }));
-    if (points.length > 1) cards.push(costCard(name, points, "seconds of a whole run, median over seeds", "trained here, times as the records have them"));
+    const points = own.filter((r) => r.seconds > 0).map((r) => ({ name: r.label, x: r.seconds, y: r.top1, std: r.top1_std, cost: `${fixed(r.seconds, 0)} seconds` }));
+    if (points.length > 1) cards.push(costCard(name, points, "seconds of a run, median over seeds (log scale)", "trained here, times as the records have them", true));
   }
   return cards;
 }
 
-function costCard(name, points, xTitle, about) {
-  return el("section", { class: "card", "data-card": name }, cardHead(name, about), costPlot(points, xTitle, name));
+function costCard(name, points, xTitle, about, log = false) {
+  return el("section", { class: "card", "data-card": name }, cardHead(name, about), costPlot(points, xTitle, name, log));
 }
 
 /* ------------------------------------------------------------------------------------------ curves */

@@ -10,7 +10,7 @@ function scale(values, width, margin = 6) {
 
 /** A published number as a tick, our seeds as dots, our mean with its standard deviation. */
 function strip(x, { published, mean, std, values = [], zero }, label) {
-  const made = svg("svg", { class: "strip", viewBox: "0 0 130 20", role: "img", "aria-label": label });
+  const made = svg("svg", { class: "strip", viewBox: "0 0 130 20", preserveAspectRatio: "xMinYMid meet", role: "img", "aria-label": label });
   made.append(svg("line", { x1: 2, x2: 128, y1: 10, y2: 10, class: "grid" }));
   if (known(zero)) made.append(svg("line", { x1: x(zero), x2: x(zero), y1: 2, y2: 18, class: "zero" }));
   if (known(published)) made.append(svg("line", { x1: x(published), x2: x(published), y1: 5, y2: 15, class: "tick" }));
@@ -126,8 +126,9 @@ function publishedCard(name, own) {
     return rowPair(cells, c.method, null, columns.length, () => factList(c.facts));
   };
   const protocols = new Set(whole.map((c) => (c.facts.find(([key]) => key === "protocol") || [])[1]));
-  const said = [...protocols].filter(known).map(text);
-  return el("section", { class: "card", "data-card": name }, cardHead(name, `reported: ${said.join(" or ")}`),
+  const all = [...protocols].filter(known).map(text), said = all.filter((words) => !words.startsWith("not stated"));
+  if (said.length < all.length) said.push(said.length ? "some sources state no protocol" : all[0]);
+  return el("section", { class: "card", "data-card": name }, cardHead(name, `reported: ${said.join("; ")}`),
     sortable(columns, first, render, name));
 }
 
@@ -165,7 +166,7 @@ function trainedCard(name, own) {
       el("td", { class: "rank", role: "cell" }, String(i + 1)), null,
       td("Seeds", String(Object.keys(r.seeds).length), "wideonly"),
       td("Top-1", twoPart(r.top1, r.top1_std), bold(r, "top1")),
-      ...(any ? [td("Minus vanilla", known(r.gap) ? [signed(r.gap), el("span", { class: "small" }, range)] : "–"), td("", picture)] : []),
+      ...(any ? [td("Minus vanilla", known(r.gap) ? [signed(r.gap), el("span", { class: "small" }, range)] : "–"), td("", picture, "picture")] : []),
       td("NLL", twoPart(r.nll, r.nll_std, 3), bold(r, "nll")), td("ECE", twoPart(r.ece, r.ece_std), bold(r, "ece")),
       td("Seconds", fixed(r.seconds, 0), "wideonly"),
     ];
