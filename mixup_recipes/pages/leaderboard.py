@@ -73,10 +73,10 @@ def year_of(mixer: str) -> str:
 def cell_facts(cell: cells.Cell, content: dict[str, Any] | None, texts: Texts) -> dict[str, Any]:
     """One published cell with our runs of it, and all that ``cells show`` says."""
     state, words = status(cell, content)
-    found = {"name": cell.name, "benchmark": cell.benchmark, "setting": cell.setting, "mixer": cell.mixer}
-    found |= {"method": cell.method, "alpha": cell.alpha, "top1": cell.top1, "status": state, "words": texts(words)}
+    found: dict[str, Any] = {"name": cell.name, "benchmark": cell.benchmark, "setting": cell.setting}
+    found |= {"mixer": cell.mixer, "method": cell.method, "alpha": cell.alpha, "top1": cell.top1, "status": state}
     found |= {"mark": cells.MARKS[cell.source] if cell.top1 is not None else ""}
-    found |= {"trained_upstream": cell.trained_upstream}
+    found |= {"words": texts(words), "trained_upstream": cell.trained_upstream}
     found |= cost_of(published_recipe(cell.setting).model, cell.mixer)
     found["facts"] = [[key, texts(text)] for key, text in known_lines(cell, content)]
     if content and (own := ours(content)):
@@ -196,7 +196,12 @@ def curve_facts(runs: list[Run]) -> list[dict[str, Any]]:
         except UserError:
             place = recipe.name.removesuffix(f"_{recipe.mixer}")
         heads = {head: [[e, finite(v)] for e, v in values.items()] for head, values in curves_of(run).heads.items()}
-        row = {"run": run.folder.resolve().name, "recipe": recipe.name, "setting": place, "mixer": recipe.mixer}
+        row: dict[str, Any] = {
+            "run": run.folder.resolve().name,
+            "recipe": recipe.name,
+            "setting": place,
+            "mixer": recipe.mixer,
+        }
         row |= {"seed": recipe.seed, "metric": NAMES[headline(recipe)], "heads": heads}
         row |= {"model": recipe.model, "epochs": recipe.epochs}
         found.append(row)

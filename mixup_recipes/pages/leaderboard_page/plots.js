@@ -5,7 +5,7 @@ const HUES = [232, 18, 152, 42, 285, 195, 340, 95];
 /** Round steps of an axis, about ``n`` of them. */
 function steps(low, high, n = 5) {
   const raw = (high - low) / n || 1, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((k) => k * power).find((k) => k >= raw);
+  const step = [1, 2, 5, 10].map((k) => k * power).find((k) => k >= raw * 0.7);
   const found = [];
   for (let at = Math.ceil(low / step - 1e-9) * step; at <= high + step * 1e-6; at += step) found.push(Number(at.toPrecision(12)));
   return { found, digits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
