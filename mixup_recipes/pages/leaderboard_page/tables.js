@@ -1,6 +1,7 @@
 /* The two tables: published numbers with our runs beside them, and what was trained here, seed by seed. */
 const KINDS = { "reproduced within the band": "good", off: "bad", "too early to say": "wait", run: "ran" };
-const SHOWN = { published: "not run here", "not run": "no number, not run here" };
+const SHOWN = { published: "not run here", "not run": "no number, not run here",
+  "reproduced within the band": "reproduced" };
 
 /** A scale from values to pixels that holds all of them. */
 function scale(values, width, margin = 6) {
