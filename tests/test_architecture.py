@@ -101,6 +101,8 @@ def test_a_wheel_installs_two_packages_and_two_scripts_that_work_beside_files_wi
     assert names == {"mixers", "mixup_recipes", *SCRIPTS}
     own = [*ROOT.glob("recipes/*.yaml"), *ROOT.glob("model_cards/*.csv"), *ROOT.glob("model_cards/results/*.json")]
     assert all((site / "mixup_recipes/shipped" / path.relative_to(ROOT)).is_file() for path in own)
+    pages = [path for path in (ROOT / "mixup_recipes/pages/leaderboard_page").iterdir() if path.is_file()]
+    assert len(pages) > 5 and all((site / path.relative_to(ROOT)).is_file() for path in pages)
     assert not list(site.rglob("test_*"))
 
     (there / "recipes").mkdir(parents=True)

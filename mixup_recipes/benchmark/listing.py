@@ -17,7 +17,7 @@ from mixup_recipes.benchmark.cells import (
 )
 from mixup_recipes.benchmark.verdicts import status
 from mixup_recipes.recipe import differences
-from mixup_recipes.resolve import resolve
+from mixup_recipes.resolve import resolve, shipped_recipe
 from mixup_recipes.runs.records import published_recipe
 from mixup_recipes.training.protocols import rule_in_words
 from mixup_recipes.words import many
@@ -25,7 +25,12 @@ from mixup_recipes.words import many
 
 def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
     """All that is known about a cell, for ``cells show``; ``record`` is our own (``runs/records.py``)."""
-    recipe, origin = resolve(cell.name)
+    return "\n".join(f"{key:10} {text}" for key, text in known_lines(cell, record))
+
+
+def known_lines(cell: Cell, record: dict[str, Any] | None = None) -> list[tuple[str, str]]:
+    """What ``describe`` says, line by line: key and text. The key is empty where a line goes on from the one before."""
+    recipe, origin = shipped_recipe(cell.name) or resolve(cell.name)  # the first is kept once it was read
     plain = published_recipe(f"{cell.setting}_vanilla")
     changed = differences(plain, recipe, ignore=("name", "mixer", "mixer_args"))
     args = recipe.mixer_args.get(cell.mixer, {})
@@ -57,7 +62,7 @@ def describe(cell: Cell, record: dict[str, Any] | None = None) -> str:
         ("status", ": ".join(status(cell, record))),
         *(("known", text) for text in wrong),
     ]
-    return "\n".join(f"{key:10} {text}" for key, text in lines if text)
+    return [(key, text) for key, text in lines if text]
 
 
 def brief(hours: float) -> str:

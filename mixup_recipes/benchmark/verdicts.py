@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mixup_recipes.benchmark.cells import Cell, cells, trials
-from mixup_recipes.runs.noise import verdict
+from mixup_recipes.runs.noise import Verdict, verdict
 from mixup_recipes.runs.records import all_records, excluded, finished_top1, in_short
 from mixup_recipes.typed import UserError
 
@@ -34,9 +34,14 @@ def status(cell: Cell, content: dict[str, Any] | None) -> tuple[str, str]:
         return "too early to say", f"no run has finished: {progress}{foreign}"
     if cell.top1 is None:
         return "run", f"{in_short(content)}, no published number to compare with"
-    judged = verdict(values, cell.top1, trials(cell, content["fields"]["trials"]), content["images"])
+    judged = judged_by(cell, content, cell.top1, values)
     text = f"{in_short(content)}, {judged.difference:+.2f} from {cell.top1:.2f}, band ±{judged.band:.2f}"
     return judged.status, text + foreign
+
+
+def judged_by(cell: Cell, content: dict[str, Any], published: float, values: list[float]) -> Verdict:
+    """The top-1 of finished runs of a cell's record against its published number, all in percent."""
+    return verdict(values, published, trials(cell, content["fields"]["trials"]), content["images"])
 
 
 def of_cells(folder: Path | None = None) -> dict[str, dict[str, Any]]:

@@ -66,6 +66,22 @@ def table(
 
 
 @app.command
+def leaderboard(
+    *runs: Annotated[Path, Parameter(metavar="RUNS", help="run folders whose curves are shown too")],
+    out: Annotated[Path, said("folder to write to")] = Path("site"),
+    results: Results = None,
+) -> None:
+    """A page to browse and share: published numbers, our runs beside them, accuracy against cost.
+
+    The folder gets an index.html, which works as a file and on GitHub Pages, and a README.md that makes it a static
+    Space.
+    """
+    from mixup_recipes.pages.leaderboard import leaderboard
+
+    print(*leaderboard(out, results, list(runs)), sep="\n")
+
+
+@app.command
 def report(*runs: Runs, out: Annotated[Path, said("folder to write to")] = Path("runs/report")) -> None:
     """Tables, learning curves and mixed samples of runs; of each, scores by class, confusions, errors, calibration."""
     from mixup_recipes.pages.report import report
