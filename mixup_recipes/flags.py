@@ -8,6 +8,7 @@ Imports no torch, so that ``--help`` answers at once.
 import dataclasses
 import inspect
 import io
+import json
 import os
 import re
 import select
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import docstring_parser
+import yaml
 from cyclopts import (
     App,
     CycloptsError,
@@ -154,7 +156,8 @@ def tidy(argv: list[str], kinds: Mapping[str, Any], first: tuple[str, ...] = ())
     """A command line as cyclopts wants it.
 
     ``--sync_bn true``, as HF scripts write it, becomes ``--sync_bn=true``; ``--mean [0.5, 0.5, 0.5]`` becomes
-    ``--mean 0.5 0.5 0.5``; several values of an argument, as in ``--model_args.channels 16 32``, become one list.
+    ``--mean 0.5 0.5 0.5``; several values of an argument, as in ``--model_args.channels 16 32``, become one list;
+    ``--model_args '{depth: 2}'`` becomes ``--model_args.depth=2``.
     Raises ``UserError`` for a flag that means another one.
     """
     tokens: list[str] = []
@@ -183,6 +186,9 @@ def tidy(argv: list[str], kinds: Mapping[str, Any], first: tuple[str, ...] = ())
             text = " ".join(values)
             text = f"[{', '.join(values)}]" if len(values) > 1 and text[0] not in "[{" else text
             tokens += [".".join((start, *keys)) + (f"={text}" if values else "")]
+        elif bare(kind) is dict and (whole := value or (left[0] if left else "")).startswith("{"):
+            del left[: not equals]
+            tokens += table(flag, whole)
         elif is_tuple(kind):
             tokens += [flag, *re.split(r"[,\s]+", re.sub(r"[\[\]()]", " ", " ".join(values)).strip())]
         elif bare(kind) is bool and not equals and left and left[0].lower() in ("true", "false"):
@@ -190,6 +196,17 @@ def tidy(argv: list[str], kinds: Mapping[str, Any], first: tuple[str, ...] = ())
         else:
             tokens.append(token)
     return tokens
+
+
+def table(flag: str, text: str) -> list[str]:
+    """``{depth: 2, layers: [1, 1]}`` after a flag, as YAML or JSON, as a flag for each of its keys."""
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{flag}: expected a table such as '{{NAME: VALUE}}', got {text!r}")
+    return [f"{flag}.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in found.items()]
 
 
 def asked(app: App, argv: list[str]) -> Any:

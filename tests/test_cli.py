@@ -51,6 +51,8 @@ def parse(argv: str) -> dict[str, Any]:
         ("--model_args.channels 16 32 64", {"model_args": {"channels": "[16, 32, 64]"}}),
         ("--model_args.channels [16, 32, 64] --lr 1", {"model_args": {"channels": "[16, 32, 64]"}, "lr": "1"}),
         ("--model_args.channels=[16,32,64]", {"model_args": {"channels": "[16,32,64]"}}),
+        ('--model_args={"a":"b","c":null}', {"model_args": {"a": "b", "c": "null"}}),
+        ('--mixer_args {"alpha":0.5} --lr 1', {"mixer_args": {"alpha": "0.5"}, "lr": "1"}),
         ("--model_args.shift -1 --lr 1", {"model_args": {"shift": "-1"}, "lr": "1"}),
         ("--model_args.img_size 64 | --model-args.img_size 64", {"model_args": {"img_size": "64"}}),
         (
@@ -62,6 +64,11 @@ def parse(argv: str) -> dict[str, Any]:
 )
 def test_a_flag_may_be_spelt_in_every_usual_way(spellings, given):
     assert [parse(argv) for argv in spellings.split(" | ")] == [given] * (spellings.count(" | ") + 1)
+
+
+def test_a_table_that_is_none_is_refused_with_an_example():
+    with pytest.raises(UserError, match=r"^--model_args: expected a table such as '\{NAME: VALUE\}', got '\{depth'$"):
+        parse("--model_args {depth")
 
 
 def test_a_command_line_becomes_a_recipe_and_a_job() -> None:
