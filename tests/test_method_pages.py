@@ -18,9 +18,10 @@ from tiny import ROOT
 from mixers import MIXERS, Mixup, signature
 from mixers.registry import docstring
 from mixup_recipes.benchmark import cells
-from mixup_recipes.pages import method_facts, method_index, method_page
+from mixup_recipes.pages import method_facts, method_index, method_page, preview
 from mixup_recipes.pages.method_index import COLUMNS, rendered
 from mixup_recipes.pages.methods import KIND, METHODS, kinds, own, parse
+from mixup_recipes.recipe import Recipe
 
 FOLDER = ROOT / "docs/methods"
 PAGES = {path.name: path.read_text() for path in FOLDER.glob("*.md")}
@@ -162,6 +163,33 @@ def test_drawing_writes_a_picture_and_a_row_and_keeps_the_others(tmp_path, monke
     assert rows["tlalign"]["looked"] == "untrained" and not (tmp_path / "vanilla.jpg").exists()
     with Image.open(tmp_path / "mixup.jpg") as sheet:
         assert sheet.format == "JPEG" and sheet.width < 600
+
+
+def test_an_overview_has_a_tile_for_each_method_with_its_most_mixed_photo(tmp_path, monkeypatch, console):
+    network = timm.create_model("test_resnet", num_classes=3)
+    drawn = preview.find_photos(Recipe(dataset=preview.SYNTHETIC), "synthetic", 3)
+    photos = preview.Photos(drawn.images, list(method_facts.FRUIT), drawn.source)
+    monkeypatch.setattr(method_facts, "trained", lambda: network)
+    monkeypatch.setattr(method_facts, "fruit", lambda: photos)
+    sheet = method_facts.overview(["mixup", "cutmix", "hmix"], columns=2)
+    wide = preview.SIDE + preview.GAP
+    for place, name in enumerate(("mixup", "cutmix", "hmix")):
+        _, made = method_facts.shown(name, {}, photos, network)
+        x, y = place % 2 * wide, place // 2 * (preview.SIDE + method_facts.SIDE_TEXT + 2 * preview.GAP)
+        tile = np.array(sheet.crop((x, y, x + preview.SIDE, y + preview.SIDE))).transpose(2, 0, 1)
+        (best,) = [i for i, image in enumerate(made.pixels) if (image.numpy() == tile).all()]
+        even = (made.shares.diagonal() - 0.5).abs()[method_facts.changed(made, photos)]
+        assert abs(made.shares[best, best] - 0.5) == even.min()
+    status, said, _ = console("methods", "draw", "mixup", "--sheet", tmp_path / "a.jpg")
+    assert status == 0 and said == f"{tmp_path / 'a.jpg'}\n" and (tmp_path / "a.jpg").read_bytes()[:2] == b"\xff\xd8"
+    for words, says in {
+        ("mixup", "--sheet", tmp_path / "a.png"): "expected a file that ends in .jpg",
+        ("vanilla", "--sheet", tmp_path / "b.jpg"): "vanilla changes no photo",
+        ("--sheet", tmp_path / "b.jpg"): "--sheet is of mixers that are named",
+    }.items():
+        status, _, error = console("methods", "draw", *words)
+        assert status == 2 and says in error
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 
 def test_pages_wait_until_a_new_method_was_tried(console, monkeypatch, tmp_path):

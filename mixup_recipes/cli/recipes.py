@@ -15,6 +15,7 @@ from mixup_recipes.pages.method_index import Format, listing, render
 from mixup_recipes.pages.method_page import text as method_text
 from mixup_recipes.recipe import differences, explain, to_yaml
 from mixup_recipes.resolve import load_recipe, resolve, settings
+from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
 
 Kind = Literal["input", "feature", "learned", "label"]
@@ -83,14 +84,20 @@ def draw_methods(
     *mixers: Annotated[str, Parameter(metavar="MIXERS", help="default: all of this package")],
     photos: Annotated[str | None, text("folder of images, or 'synthetic' [default: the groceries]")] = None,
     out: Annotated[Path, said("folder of the pictures")] = Path("docs/methods"),
+    sheet: Annotated[Path | None, said("only one picture of these mixers, a tile for each, to this .jpg file")] = None,
 ) -> None:
     """Draw the pictures of the pages, and try which networks the mixers take, into model_cards/methods.csv.
 
     With other photos, or into another folder, the table goes beside the pictures. It needs the groceries and the
     weights of efficientnet_lite0: see prepare.
     """
-    from mixup_recipes.pages.method_facts import draw
+    from mixup_recipes.pages.method_facts import draw, overview, saved
 
+    if sheet is not None:
+        if not mixers or photos is not None:
+            raise UserError("--sheet is of mixers that are named, on the photos of the groceries")
+        print(saved(overview(list(mixers)), sheet))
+        return
     theirs = photos is not None or out != Path("docs/methods")
     print(draw(list(mixers), photos, out, *([out / "methods.csv"] if theirs else [])))
 

@@ -8,11 +8,13 @@ import copy
 import csv
 import dataclasses
 import io
+import math
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from PIL import Image, ImageDraw
 from torch import nn
 
 from mixers import Step, build, signature, weights
@@ -37,6 +39,8 @@ TRIED: dict[str, tuple[str, dict[str, Any]]] = {
 FIELDS = ["mixer", "needs", *NETWORKS, "seed", "looked"]
 FRUIT = ("Galia-Melon", "Red-Delicious", "Watermelon")  # of the groceries, three that are told apart at a glance
 PHOTOS, SEEDS = len(FRUIT), 20
+WORDS = {"Galia-Melon": "melon", "Red-Delicious": "apple", "Watermelon": "watermelon"}
+SIDE_TEXT = 60  # pixels of the three lines under a tile of an overview
 QUALITY = 75  # of the JPEGs, some 35 KB each
 TABLE = files.shipped("model_cards") / "methods.csv"
 
@@ -110,9 +114,23 @@ def fruit() -> preview.Photos:
 
 def picture(recipe: Recipe, made: preview.Row, photos: preview.Photos) -> bytes:
     """A JPEG: the sheet of a preview without the line above it, which the page says in other words."""
-    sheet, buffer = preview.draw([(recipe, made)], photos), io.BytesIO()
-    sheet.crop((0, preview.HEAD, *sheet.size)).save(buffer, "JPEG", quality=QUALITY, optimize=True, progressive=True)
+    sheet = preview.draw([(recipe, made)], photos)
+    return jpeg(sheet.crop((0, preview.HEAD, *sheet.size)))
+
+
+def jpeg(image: Image.Image) -> bytes:
+    """An image as the bytes of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY, optimize=True, progressive=True)
     return buffer.getvalue()
+
+
+def saved(image: Image.Image, path: Path) -> Path:
+    """Write an image to a JPEG file. Raises ``UserError`` for another ending."""
+    if path.suffix.lower() not in (".jpg", ".jpeg"):
+        raise UserError(f"{path}: expected a file that ends in .jpg")
+    files.write_into(path, jpeg(image))
+    return path
 
 
 def write(rows: dict[str, dict[str, str]], table: Path) -> None:
@@ -154,3 +172,34 @@ def draw(names: list[str], photos: str | None, folder: Path, table: Path = TABLE
         rows[name] = row
         write(rows, table)  # at once: a method that fails takes nothing with it
     return f"{table}: {many(len(names or own()), 'method')}; {folder}: {many(drawn, 'picture')} ({given.source})"
+
+
+def overview(names: list[str], columns: int = 6) -> Image.Image:
+    """A tile for each method: one photo that it mixed, its name, and the label of the mixed photo.
+
+    Of the photos of the groceries it is the one whose label is divided most evenly. Raises ``UserError`` for an unknown
+    method, or one that leaves the photos as they are.
+    """
+    photos, network = fruit(), trained()
+    down, across = SIDE_TEXT + preview.SIDE + 2 * preview.GAP, preview.SIDE + preview.GAP
+    size = columns * across - preview.GAP, math.ceil(len(names) / columns) * down - 2 * preview.GAP
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    for place, name in enumerate(names):
+        check(name)
+        teacher = signature(name).parameters.get("teacher")
+        _, made = shown(name, {"teacher": TRAINED} if teacher and teacher.default else {}, photos, network)
+        differs, own_share = changed(made, photos), made.shares.diagonal()
+        if not differs.any():
+            raise UserError(f"{name} changes no photo, so there is nothing to show; leave it out")
+        best = int((own_share - 0.5).abs().masked_fill(~differs, 1).argmin())
+        (row, column), shares = divmod(place, columns), made.shares[best]
+        x, y = column * across, row * down
+        sheet.paste(preview.picture(made.pixels[best], preview.SIDE), (x, y))
+        preview.write(pen, (x, y + preview.SIDE + 3), name, preview.SIDE, 18)
+        parts = [
+            f"{shares[i]:.2f} {WORDS[FRUIT[int(i)]]}" for i in shares.argsort(descending=True) if shares[i] > 0.005
+        ]
+        for line, text in enumerate(parts[:2]):
+            preview.write(pen, (x, y + preview.SIDE + 24 + 17 * line), text, preview.SIDE, 14, "dimgray")
+    return sheet
