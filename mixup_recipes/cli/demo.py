@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +35,7 @@ def demo(
         return
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the page needs: pip install 'mixup-recipes[demo]'")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the photos go
     with tempfile.TemporaryDirectory(prefix="mixup-recipes-demo-") as folder:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["GRADIO_TEMP_DIR"] = folder  # what people drop is gone when the command ends

@@ -1,6 +1,8 @@
 """The page of ``mixup-recipes demo``, by gradio: photos, a mixer with its arguments, and what comes of them."""
 
+import contextlib
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,9 @@ def serve(model: Model | None, photos: str | None, host: str, port: int | None, 
     except OSError as error:
         raise UserError(f"cannot open the page: {error}; name another --port") from None
     print(f"The page is at {address} (Ctrl-C ends it).", flush=True)
-    try:
-        blocks.block_thread()
-    finally:
-        blocks.close(verbose=False)
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+    blocks.close(verbose=False)
 
 
 def page(model: Model | None, photos: str | None, folder: Path) -> tuple[gr.Blocks, dict[str, Any]]:
