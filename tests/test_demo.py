@@ -90,8 +90,8 @@ def test_mistakes_are_one_sentence(photos, tmp_path, without_shape_checks):
     for given, mixer, held, seed, says in (
         (photos[:1], "cutmix", [1.0], 0, "^Mixing needs 2 to 4 photos, and there is 1.$"),
         ([], "cutmix", [1.0], 0, "^Mixing needs 2 to 4 photos, and there are none.$"),
-        ([*photos, words], "cutmix", [1.0], 0, "^Mixing needs 2 to 4 photos, and there are 5.$"),
-        ([photos[0], words], "cutmix", [1.0], 0, "^words cannot be read as a photo: not an image of a known format.$"),
+        ([*photos, photos[0]], "cutmix", [1.0], 0, "^Mixing needs 2 to 4 photos, and there are 5.$"),
+        ([words], "cutmix", [1.0], 0, "^words cannot be read as a photo: not an image of a known format.$"),
         (photos, "cutmix", [-1], 0, "^cutmix: alpha must be a number above 0, got -1.0$"),
         (photos, "cutmix", [None], 0, "^alpha: enter a number$"),
         (photos, "cutmix", [1.0], 0.5, "^The seed must be a whole number of at least 0.$"),
@@ -139,11 +139,12 @@ def test_without_a_run_the_page_asks_the_prepared_weights_or_nobody(monkeypatch,
     assert models.examples(None, None).source == "drawn shapes"
 
 
-def test_names_of_photos_and_classes_are_text_on_the_page_whatever_they_hold(photos):
+def test_names_of_photos_and_classes_are_text_on_the_page_whatever_they_hold(photos, tmp_path):
     odd = "<img src=x onerror=alert(1)>"
     shown = mix(None, [photos[0]._replace(name=odd), photos[1]], "cutmix", [1.0])
     shown.photos[0].says.append((odd, 0.5))
     html = cards.cards(shown, [odd, photos[1].name], 0, odd) + cards.problem(odd)
+    html += cards.thumbnails([photos[0]._replace(name=odd), Photo(tmp_path / "none.png", odd)])
     assert "<img src=x" not in html and html.count("<section") == 2 and html.count('role="alert"') == 1
 
 

@@ -77,12 +77,13 @@ def test_two_dropped_photos_are_mixed_by_cutmix_and_mistakes_are_one_message(add
     )
     for name in ("red", "green"):
         Image.new("RGB", (300, 200), name).save(tmp_path / f"{name}.png")
-    (tmp_path / "words.png").write_text("no photo")
+    (tmp_path / "words.txt").write_text("no photo")
 
     browser.get(address)
     wait(lambda: titles() == ["disc", "triangle", "square", "pentagon"])
     drop("red.png", "green.png")
     wait(lambda: titles() == ["red", "green"])
+    assert [name.text for name in found("#thumbnails figcaption")] == ["red", "green"]
     for mixer in ("mixup", "cutmix"):
         found("#mixer input")[0].click()
         wait(lambda name=mixer: found(f"[role=option][data-value={name}], [role=option][aria-label={name}]"))[0].click()
@@ -107,7 +108,7 @@ def test_two_dropped_photos_are_mixed_by_cutmix_and_mistakes_are_one_message(add
     browser.get(address)
     wait(lambda: len(titles()) == 4)
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
-    drop("red.png", "words.png")
+    drop("red.png", "words.txt")
     wait(lambda: told() == ["words cannot be read as a photo: not an image of a known format."])
 
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]

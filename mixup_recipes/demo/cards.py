@@ -8,13 +8,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mixup_recipes.demo.playground import Result, Shown
+from mixup_recipes.demo.playground import Photo, Result, Shown, thumbnail
 
 LEAST_SIDE = 256  # pixels of a picture on the page: a small one is shown larger, with its pixels to be seen
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#a21caf")  # of the photos, in their order
 STYLE = """
 .gradio-container { max-width: 1240px !important; }
-.cards { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
+#arguments .row, #arguments .form { display: grid; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); }
+#arguments .form .form, #arguments .row .form { display: contents; }
+#arguments .row { background: var(--block-background-fill); }
+.thumbnails { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 8px; }
+.thumbnails figure { margin: 0; font-size: .75rem; color: var(--body-text-color-subdued); min-width: 0; }
+.thumbnails img, .thumbnails .none { width: 100%; aspect-ratio: 1; border-radius: 8px; object-fit: cover; margin: 0;
+                                     display: grid; place-items: center; text-align: center; box-sizing: border-box; }
+.thumbnails .none { border: 1px dashed #dc2626; }
+.thumbnails figcaption { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; text-align: center; }
+.cards { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)); }
 .card { border: 1px solid var(--border-color-primary); border-radius: 12px; padding: 14px; min-width: 0;
         background: var(--background-fill-primary); }
 .card h3 { margin: 0 0 8px; font-size: 1rem; overflow-wrap: anywhere; }
@@ -46,6 +55,18 @@ STYLE = """
 def problem(message: str) -> str:
     """The one message of an error."""
     return f'<p class="problem" role="alert">{escape(message)}</p>'
+
+
+def thumbnails(photos: list[Photo]) -> str:
+    """The photos themselves, small, with their names."""
+    made = []
+    for photo in photos:
+        pixels = thumbnail(photo)
+        seen = '<div class="none">no photo</div>' if pixels is None else f'<img src="{png(pixels)}" alt="">'
+        made.append(
+            f'<figure>{seen}<figcaption title="{escape(photo.name)}">{escape(photo.name)}</figcaption></figure>'
+        )
+    return f'<div class="thumbnails">{"".join(made)}</div>'
 
 
 def cards(result: Result, names: list[str], seed: int, model: str | None) -> str:

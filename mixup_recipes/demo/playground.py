@@ -119,9 +119,6 @@ def mix(
     place of a drawn one. Raises ``UserError``: too few photos or too many, a file that is no photo, an argument out of
     its range.
     """
-    if not LEAST <= len(photos) <= MOST:
-        raise UserError(f"Mixing needs {LEAST} to {MOST} photos, and there {'is' if len(photos) == 1 else 'are'} "
-                        f"{len(photos) or 'none'}.")  # fmt: skip
     if isinstance(seed, bool) or not isinstance(seed, int | float) or seed < 0 or not float(seed).is_integer():
         raise UserError("The seed must be a whole number of at least 0.")
     check_mixer_name(mixer)
@@ -129,7 +126,12 @@ def mix(
     args = values(mixer, recipe, fields)
     made = built(mixer, args)
     transform = model.transform if model else EvalTransform(SIDE, SIDE, "bicubic")
-    pixels = torch.stack([seen(photo, transform, recipe.exif_orientation or model is None) for photo in photos])
+    upright = recipe.exif_orientation or model is None
+    found = [seen(photo, transform, upright) for photo in photos[: MOST + 1]]
+    if not LEAST <= len(photos) <= MOST:
+        have = "there is 1" if len(photos) == 1 else f"there are {len(photos) or 'none'}"
+        raise UserError(f"Mixing needs {LEAST} to {MOST} photos, and {have}.")
+    pixels = torch.stack(found)
     x = images.normalise(pixels, recipe, torch.device("cpu"))
     with torch.random.fork_rng(devices=[]):  # of what setup draws, and dropout
         torch.manual_seed(int(seed))
@@ -164,6 +166,14 @@ def seen(photo: Photo, transform: EvalTransform, upright: bool) -> Tensor:
         return transform(decode(read(photo.path), upright=upright))
     except BadImage as error:
         raise UserError(f"{photo.name} cannot be read as a photo: {error}.") from None
+
+
+def thumbnail(photo: Photo) -> Tensor | None:
+    """A photo as people see it, uint8 (3, 128, 128); None for a file that is none."""
+    try:
+        return EvalTransform(128, 128, "bicubic")(decode(read(photo.path), upright=True))
+    except BadImage:
+        return None
 
 
 def looking(model: Model | None, mixer: str, args: dict[str, Any], made: Mixer, x: Tensor) -> Looking:
