@@ -5,6 +5,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import re
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -151,12 +152,10 @@ def test_names_of_photos_and_classes_are_text_on_the_page_whatever_they_hold(pho
 # ----------------------------------------------------------------------------------------------- the Space
 
 
-def page_of(folder: Path):
-    """The ``app.py`` of a Space, imported."""
-    spec = importlib.util.spec_from_file_location("app_of_a_space", folder / "app.py")
-    app = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(app)
-    return app
+def page_of(folder: Path) -> SimpleNamespace:
+    """The ``app.py`` of a Space, imported from there."""
+    names = runpy.run_path(str(folder / "app.py"), run_name="app")
+    return SimpleNamespace(**names)
 
 
 def test_a_space_says_what_predict_says_and_needs_only_what_it_names(run, tmp_path, console):

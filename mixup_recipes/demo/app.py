@@ -28,7 +28,7 @@ def load() -> tuple[Any, Any, dict[str, Any]]:
 def classify(path: str) -> dict[str, float]:
     """The probability of each class for a picture file. Raises ``OSError`` for a file that is no picture."""
     model, transform, config = load()
-    picture = Image.open(path)
+    picture: Image.Image = Image.open(path)
     if config.get("exif_orientation"):
         picture = ImageOps.exif_transpose(picture)
     logits = model(transform(picture.convert("RGB"))[None])[0]

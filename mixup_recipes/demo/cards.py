@@ -81,7 +81,7 @@ def card(photo: Shown, name: str, names: list[str], model: str | None) -> str:
     mask = '<div class="none">no mask in this update</div>'
     if photo.mask is not None:
         mask = f'<img src="{grey(photo.mask)}" alt="mask of {escape(name)}">'
-        mask += "<figcaption>mask: white is this photo</figcaption>"
+        mask += "<figcaption>mask</figcaption>"
     colours = {other: COLOURS[i] for i, other in enumerate(names)}
     bar = "".join(f'<span style="width:{100 * s:.1f}%;background:{colours[n]}"></span>' for n, s in photo.labels)
     label = " + ".join(f'<b style="color:{colours[n]}">{s:.2f}</b> {escape(n)}' for n, s in photo.labels)

@@ -23,7 +23,7 @@ FIRST = "cutmix"
 ABOUT = """# Mixup Recipes: the playground
 
 Drop two to four photos or take these, choose a mixer, and see what a training step makes of them: the mixed photos,
-the masks, the labels{}.
+the masks, the labels{}. A mask is white where the photo itself stays.
 """
 
 

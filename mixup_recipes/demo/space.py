@@ -21,7 +21,7 @@ from mixup_recipes.words import many
 
 WEIGHTS = ("config.json", "model.safetensors")
 GRADIO = "6.31.0"  # with which the page was tried
-REQUIREMENTS = "gradio>=6\npillow>=11.3\nsafetensors>=0.8\ntimm>=1.0.31\ntorch>=2.7.1\ntorchvision>=0.22.1\n"
+REQUIREMENTS = "gradio>=6.18\npillow>=11.3\nsafetensors>=0.8\ntimm>=1.0.31\ntorch>=2.7.1\ntorchvision>=0.22.1\n"
 README = """---
 title: {title}
 sdk: gradio
@@ -99,7 +99,7 @@ def write_weights(name: str, net: nn.Module, folder: Path, title: str, classes: 
         shutil.copyfile(source / WEIGHTS[1], folder / WEIGHTS[1])
         config = read_object(source / WEIGHTS[0])
     else:
-        net = net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # safetensors takes no other
+        net = net.to(memory_format=torch.contiguous_format)  # safetensors takes no other
         save_for_hf(net, str(folder), safe_serialization=True, model_config={"label_names": classes})
         config = read_object(folder / WEIGHTS[0])
     config["title"] = title
