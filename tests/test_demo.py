@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -186,6 +187,15 @@ def test_a_space_says_what_predict_says_and_needs_only_what_it_names(run, tmp_pa
     (tmp_path / "words.png").write_text("no photo")
     with pytest.raises(OSError):
         app.classify(str(tmp_path / "words.png"))
+
+
+def test_a_space_of_timm_weights_is_complete_too(tmp_path, monkeypatch, photos):
+    net = timm.create_model("test_resnet", num_classes=3).eval()
+    monkeypatch.setattr(space, "open_model", lambda _: (net, None))
+    space.write_space("test_resnet.some_weights", tmp_path / "space")
+    likely = page_of(tmp_path / "space").classify(str(photos[0].path))
+    assert list(likely) == ["0", "1", "2"] and sum(likely.values()) == pytest.approx(1, abs=1e-5)
+    assert "The weights are `test_resnet.some_weights`." in (tmp_path / "space/README.md").read_text()
 
 
 def test_a_space_turns_photos_and_gives_several_labels_where_the_run_does(run, tmp_path):

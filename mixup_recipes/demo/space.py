@@ -34,7 +34,7 @@ pinned: false
 
 Drop a photo and see what {architecture} says of it: the likeliest of its {classes}.
 
-The model was trained with Mixup Recipes. `config.json` and `model.safetensors` are in timm's format:
+{source} `config.json` and `model.safetensors` are in timm's format:
 
 ```python
 import timm
@@ -54,7 +54,7 @@ def write_space(name: str, out: Path) -> str:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"cannot write {out}: it is there already; name a new folder")
-    net, _ = open_model(name)
+    net, run = open_model(name)
     architecture = str(cfg_of(net)["architecture"])
     if model_entrypoint(architecture).__module__.startswith("mixup_recipes."):
         raise UserError(
@@ -71,7 +71,9 @@ def write_space(name: str, out: Path) -> str:
             write_weights(name, net, aside, title, classes)
             shutil.copyfile(Path(__file__).with_name("app.py"), aside / "app.py")
             (aside / "requirements.txt").write_text(REQUIREMENTS)
-            (aside / "README.md").write_text(readme(name, title, architecture, len(classes), aside), encoding="utf-8")
+            said = "The model was trained with Mixup Recipes." if run else f"The weights are `{printable(title)}`."
+            text = readme(name, title, said, architecture, len(classes), aside)
+            (aside / "README.md").write_text(text, encoding="utf-8")
             if out.exists():
                 out.rmdir()
             os.rename(aside, out)
@@ -106,8 +108,8 @@ def write_weights(name: str, net: nn.Module, folder: Path, title: str, classes: 
     (folder / WEIGHTS[0]).write_text(json.dumps(config, indent=1) + "\n")
 
 
-def readme(name: str, title: str, architecture: str, classes: int, folder: Path) -> str:
-    """The page's README with what a Space reads of it."""
+def readme(name: str, title: str, source: str, architecture: str, classes: int, folder: Path) -> str:
+    """The page's README with what a Space reads of it. ``source``: a sentence that says where the weights are from."""
     cfg: dict[str, Any] = read_object(folder / WEIGHTS[0]).get("pretrained_cfg") or {}
     more = f"license: {json.dumps(cfg['license'])}\n" if cfg.get("license") else ""
     more += f"models:\n- {fetch_id(name)}\n" if fetch.is_hub(name) else ""
@@ -116,6 +118,7 @@ def readme(name: str, title: str, architecture: str, classes: int, folder: Path)
         gradio=GRADIO,
         more=more,
         name=printable(title),
+        source=source,
         architecture=f"a `{architecture}`",
         classes=many(classes, "class"),
     )
