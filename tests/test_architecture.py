@@ -14,7 +14,7 @@ CODE = sorted([*(ROOT / "mixers").rglob("*.py"), *(ROOT / "mixup_recipes").rglob
 ROOMS = (
     "typed files names words | recipe mixer_args resolve flags hub_errors | metrics fetch conformance new_mixer | data"
 )
-ROOMS += " | training | runs | robustness | benchmark | pages | hub | cli __main__ train_mixup evaluate_mixup"
+ROOMS += " | training | runs | robustness | benchmark | pages | hub demo | cli __main__ train_mixup evaluate_mixup"
 FLOORS = [rooms.split() for rooms in ROOMS.split(" | ")]  # a file imports from its own floor and from those before it
 MAY_WAIT = {
     ("train_mixup", "main"): "help needs no torch",
@@ -22,6 +22,7 @@ MAY_WAIT = {
     ("mixup_recipes.training.backbones.pvt", "PVT"): "transformers takes seconds, and one model needs it",
     ("mixup_recipes.runs.portable", "open_onnx"): "an extra, which may not be installed",
     ("mixup_recipes.runs.queued", "submitit"): "an extra, which may not be installed",
+    ("mixup_recipes.demo.app", "demo"): "gradio is there on a Space, or where the extra is installed",
     ("mixup_recipes.metrics.calibration.app", "demo"): "gradio is there on a Space only",
     ("mixup_recipes.metrics.topk_accuracy.app", "demo"): "gradio is there on a Space only",
 }

@@ -170,7 +170,7 @@ COMMANDS = {
     "train": "", "evaluate": "RUN", "predict": "RUN IMAGES", "export": "RUN", "verify": "RUN", "push": "RUN",
     "card": "RUN", "replay": "RUN", "masks": "RUN", "supermix": "RECIPE", "prepare": "NAME", "sweep": "FILE",
     "preview": "NAMES", "check": "TARGETS", "report": "RUNS", "record": "RUNS", "protocol": "LOGS", "table": "",
-    "soup": "RUNS", "probe": "RUN", "leaderboard": "RUNS",
+    "soup": "RUNS", "probe": "RUN", "leaderboard": "RUNS", "demo": "RUN",
     "compare": "", "plot curves": "RUNS", "plot cost": "RUNS", "plot dots": "RUNS", "recipes list": "",
     "recipes show": "RECIPE", "recipes explain": "RECIPE", "recipes diff": "FIRST SECOND", "cells list": "",
     "methods list": "", "methods show": "MIXER", "methods render": "", "methods draw": "MIXERS",

@@ -6,11 +6,11 @@ What needs torch is imported within a command, so that help, completion and what
 import sys
 
 from mixup_recipes import flags
-from mixup_recipes.cli import jobs, pages, recipes
+from mixup_recipes.cli import demo, jobs, pages, recipes
 from mixup_recipes.cli.base import app
 from mixup_recipes.typed import UserError
 
-__all__ = ["app", "jobs", "main", "pages", "recipes"]
+__all__ = ["app", "demo", "jobs", "main", "pages", "recipes"]
 
 app.register_install_completion_command(help="Complete commands and flags in this shell with the Tab key.")
 

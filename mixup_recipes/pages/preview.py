@@ -1,10 +1,11 @@
 """What mixers do to a few images, before any training: a contact sheet of methods by images."""
 
 import copy
+import functools
 import io
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mixers import Step, build, signature, taps
-from mixers.base import plan_alone
+from mixers.base import Plan, plan_alone
 from mixers.registry import usable
 from mixup_recipes import files
 from mixup_recipes.data import images, prepare
@@ -251,26 +252,49 @@ def mixed(recipe: Recipe, photos: Photos, given: Step | None = None) -> Row:
         classes = max(classes, recipe.num_classes)
     y = torch.eye(classes)[: len(x)]
     step, notes, looks = given or step_for(recipe, classes), set(), 0
-    history = step.mixer.history_bytes(1, 1) > 0
     results = []
     for update in range(len(x)):
-        plan = plan_alone(step.mixer, x, y, np.random.default_rng((recipe.seed, update)))
-        if plan is None:
-            one = copy.deepcopy(step) if history else step
-            if history:  # as if it were the second update, behind one in which each image stood in the next one's place
-                one(x.roll(1, 0), y.roll(1, 0), np.random.default_rng((recipe.seed, update)))
-                one.mixer.after_step(one.model, 0.0)
-            else:
-                notes.add("by trained model" if given else "by untrained model")
-                looks += 1
-            plan = one(x, y, np.random.default_rng((recipe.seed, update))).plan
+        drawn = draw_plan(step, x, y, functools.partial(np.random.default_rng, (recipe.seed, update)))
+        if drawn.looked:
+            notes.add("by trained model" if given else "by untrained model")
+            looks += 1
         with torch.no_grad():
-            images_, target = step.mixer.mix(x, y, **plan)
-        if step.mixer.needs == "step" and torch.equal(images_, x) and not torch.allclose(target, y, atol=0.01):
+            images_, target = step.mixer.mix(x, y, **drawn.plan)
+        if in_features(step, x, y, images_, target):
             notes.add("mixes features")
         results.append((images_[update], target[update, : len(x)]))
     made, shares = (torch.stack(values) for values in zip(*results, strict=True))
     return Row(to_uint8(made, recipe), shares, sorted(notes), looks)
+
+
+class Drawn(NamedTuple):
+    """What a mixer decided for a batch."""
+
+    plan: Plan
+    looked: bool
+    """Whether it looked at the network to decide."""
+
+
+def draw_plan(step: Step, x: Tensor, y: Tensor, rng: Callable[[], np.random.Generator]) -> Drawn:
+    """The plan of an update. ``rng``: makes the generator of the update, at its beginning each time.
+
+    The step itself runs only where the mixer asks for more than the batch. A mixer with a history is shown as in its
+    second update, behind one in which each image stood in the next one's place; ``step`` stays without a history.
+    """
+    plan = plan_alone(step.mixer, x, y, rng())
+    if plan is not None:
+        return Drawn(plan, False)
+    if step.mixer.history_bytes(1, 1) > 0:
+        step = copy.deepcopy(step)
+        step(x.roll(1, 0), y.roll(1, 0), rng())
+        step.mixer.after_step(step.model, 0.0)
+        return Drawn(step(x, y, rng()).plan, False)
+    return Drawn(step(x, y, rng()).plan, True)
+
+
+def in_features(step: Step, x: Tensor, y: Tensor, mixed: Tensor, target: Tensor) -> bool:
+    """Whether an update mixes features inside of the network: the labels are mixed, and the images are as before."""
+    return step.mixer.needs == "step" and torch.equal(mixed, x) and not torch.allclose(target, y, atol=0.01)
 
 
 def step_for(recipe: Recipe, classes: int) -> Step:
