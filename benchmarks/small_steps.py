@@ -24,12 +24,13 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # beside this file "mixers" would mean mixers.py
+HERE = Path(__file__).resolve().parent
+sys.path[:1] = [str(HERE.parent), str(HERE)]  # beside this file "mixers" would mean mixers.py
 
 import torch
+from step import Held, paired, train_once
 from timm.models import save_for_hf
 
-from benchmarks.step import Held, paired, train_once
 from mixers import MIXERS
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import resolve, settings

@@ -41,7 +41,8 @@ def rank_correlation(ours: Tops, theirs: Tops, seed: int = 0) -> Correlation:
     common = sorted(ours.keys() & theirs.keys())
     if len(common) < LEAST:
         raise UserError(f"a rank correlation needs {LEAST} common mixers or more, got {', '.join(common) or 'none'}")
-    rng, drawn = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    drawn: list[float] = []
     while len(drawn) < DRAWS:
         some = rng.choice(common, len(common))
         a, b = ([float(np.mean(rng.choice(side[name], len(side[name])))) for name in some] for side in (ours, theirs))

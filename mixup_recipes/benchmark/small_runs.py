@@ -76,8 +76,8 @@ def small_runs(
     )
     parts = [markdown(head, lines, 2), notes]
     if beside:
-        own = {c["fields"]["mixer"]: tops(finished_seeds(c)) for c in shown if plain(c)}
-        parts.append(order(own, beside))
+        ours = {c["fields"]["mixer"]: tops(finished_seeds(c)) for c in shown if plain(c)}
+        parts.append(order(ours, beside))
     return "\n\n".join(parts)
 
 
@@ -89,7 +89,8 @@ def order(ours: Tops, beside: tuple[str, ...]) -> str:
         found = rank_correlation(ours, theirs)
         rows.append([f"ours and `{setting}`", str(found.mixers), str(found)])
     for a, b in itertools.combinations(beside, 2):
-        found = rank_correlation(*({k: v for k, v in published[s].items() if k in ours} for s in (a, b)))
+        one, two = ({k: v for k, v in published[s].items() if k in ours} for s in (a, b))
+        found = rank_correlation(one, two)
         rows.append([f"`{a}` and `{b}`", str(found.mixers), str(found)])
     tables = list(published.values())
     common = {name: values for name, values in ours.items() if any(name in theirs for theirs in tables)}
