@@ -92,6 +92,11 @@ def test_a_table_of_our_runs_is_what_its_command_prints() -> None:
         assert card == found and path.stem == setting
 
 
+def test_the_citation_names_the_version_of_the_package() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == mixup_recipes.__version__ and cited["license"] == "Apache-2.0"
+
+
 HEAVY = {"composer", "fastai", "keras", "mmpretrain"}  # no test installs them, and what they warn of is theirs
 EXAMPLES = sorted((ROOT / "docs").glob("*/*.py"))
 IMPORTS = {path: set(re.findall(r"^(?:import|from) (\w+)", path.read_text(), re.M)) for path in EXAMPLES}
