@@ -11,10 +11,12 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from huggingface_hub.cli.hf import app as hub_tool
 from tiny import ROOT
 
+import mixup_recipes
 from mixers import MIXERS
 from mixup_recipes import flags
 from mixup_recipes.benchmark import cells
@@ -83,7 +85,7 @@ def test_the_python_of_the_documents_runs() -> None:
 
 def test_a_table_of_our_runs_is_what_its_command_prints() -> None:
     cards = {path: path.read_text() for path in (ROOT / "model_cards").glob("*.md")}
-    assert {path.stem for path in cards} == {"cifar10_small", "cifar10_vit", "quickstart"}
+    assert {path.stem for path in cards} == {"cifar10_small", "cifar10_vit", "quickstart", "small_data"}
     for path, card in cards.items():
         ((setting, against, beside),) = re.findall(
             r"`mixup-recipes table --setting (\w+)(?: --against (\w+))?(?: --beside ([\w ]+))?`", card
