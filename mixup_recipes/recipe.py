@@ -32,13 +32,13 @@ class Recipe:
     """
 
     name: str = ""
-    """Recipe name, SETTING_MIXER; set by the resolver."""
+    """Name of the recipe, SETTING_MIXER. The resolver sets it."""
     # --- data
     dataset: str = ""
-    """Hub id, a prepared set (`mixup-recipes prepare`), a folder of class folders or of parquet files, or a table of
-    paths and labels (CSV, TSV, JSON lines, parquet)."""
+    """The data: a Hub id, a prepared set (`mixup-recipes prepare`), a folder of class folders or of parquet files, or a
+    table of paths and labels (CSV, TSV, JSON lines, parquet)."""
     dataset_config: str | None = None
-    """Configuration of a Hub dataset that has several."""
+    """Configuration of a Hub dataset that has several configurations."""
     dataset_revision: str | None = None
     """Commit, tag or branch of a Hub dataset."""
     train_split: str = "train"
@@ -46,122 +46,129 @@ class Recipe:
     eval_split: str = "validation"
     """Split to evaluate on."""
     image_column: str = "image"
-    """Column with the encoded images."""
+    """Column that holds the encoded images."""
     label_column: str = "label"
-    """Column with the class."""
+    """Column that holds the class."""
     multi_label: bool = False
-    """An image may have several labels, or none: multi-hot targets, binary cross-entropy, mAP."""
+    """An image may have several labels or none. Targets are multi-hot, the loss is binary cross-entropy, the metric
+    mAP."""
     num_classes: Annotated[int, Between(0)] = 1000
-    """Number of classes, which must agree with the data; 0: as many as the data have, as for --dataset on its own."""
+    """Number of classes, which must agree with the data. 0 takes the number that the data have; so does --dataset on
+    its own."""
     holdout: Share = 0.2
-    """Of data with one split: the share of each class that is held out to evaluate on."""
+    """Share of each class that is held out for evaluation. It is used only where the data have a single split."""
     holdout_seed: Annotated[int, Between(0)] = 0
-    """Which images are held out: a function of this seed, the class and the file's name."""
+    """Seed of the hold-out. This seed, the class and the name of the file decide which images are held out."""
     exif_orientation: bool = False
-    """Turn photos as their camera noted it. Published recipes never do."""
+    """Turn photos upright as their camera noted it. Published recipes never do this."""
     streaming: bool = False
-    """Read a Hub dataset while training on it, without a copy; but for image files shuffled within 1000 images."""
+    """Read a Hub dataset during training, without a copy. Sets other than image files are shuffled within 1000
+    images."""
     max_train_samples: Count | None = None
-    """Train on the first n images of a fixed shuffle only, for tests."""
+    """For tests: train on only the first n images of a fixed shuffle."""
     max_eval_samples: Count | None = None
-    """Evaluate on the first n images of a fixed shuffle only, for tests."""
+    """For tests: evaluate on only the first n images of a fixed shuffle."""
     # --- model
     model: str = ""
-    """Name in timm's registry."""
+    """Name of the model in timm's registry."""
     model_args: dict = field(default_factory=dict)
     """Keyword arguments for timm.create_model."""
     drop_rate: Share | None = None
-    """Dropout, in most models before the classifier alone; none leaves the model's default."""
+    """Dropout. Most models apply it only before the classifier. 'none' keeps the model's default."""
     drop_path_rate: Share | None = None
-    """Stochastic depth; none leaves the model's default."""
+    """Stochastic depth rate. 'none' keeps the model's default."""
     init: Literal["timm", "mmcls_cnn", "mmcls_vit"] = "timm"
-    """Initial weights: timm's, or as in the published runs, which start the head (and class token) differently."""
+    """Initial weights: timm's, or those of the published runs, which start the head (and class token) differently."""
     pretrained: str | None = None
-    """Start from trained weights: timm (its own of this model), a timm name, hf-hub:OWNER/NAME, run folder or file."""
+    """Trained weights to start from: timm (its own of this model), a timm name, hf-hub:OWNER/NAME, run folder or
+    file."""
     data_config: Literal["recipe", "pretrained"] = "recipe"
-    """Where sizes, mean, std and interpolation come from that are not given: this recipe, or the trained weights."""
+    """Source of the sizes, mean, std and interpolation that are not given: this recipe, or the trained weights."""
     freeze: str | None = None
-    """Weights that stay as they are: body (all but the classifier), or all up to a stage such as layer2 or blocks.3."""
+    """Weights that do not train: body (all but the classifier), or all up to a stage such as layer2 or blocks.3."""
     unfreeze_epochs: Positive | None = None
-    """With freeze: every n epochs the next stage thaws, from the classifier down to the images; none: nothing thaws."""
+    """With freeze: every n epochs one more stage trains, from the classifier towards the image. 'none': no stage is
+    added."""
     # --- mixing
     mixer: str = "vanilla"
-    """Name in mixers.MIXERS; --mixer.ARGUMENT sets an argument of it, as in --mixer.alpha 0.5."""
+    """Name of the mixer, see --list. --mixer.ARGUMENT sets one of its arguments, such as --mixer.alpha 0.5."""
     mix_prob: Share = 1.0
-    """Share of the updates that mix; the others train on the images as they are."""
+    """Share of the updates that mix. The other updates train on unmixed images."""
     mixer_args: dict = field(default_factory=dict)
-    """Table of mixer -> arguments: what this setting changes in a mixer's published defaults."""
+    """Table of mixer -> arguments: what this setting changes in the published defaults of a mixer."""
     # --- optimisation
     epochs: Count = 100
-    """Passes over the training set."""
+    """Number of passes over the training set."""
     batch_size: Count = 256
-    """Images per update, over all processes and accumulation steps."""
+    """Images per update, summed over all processes and accumulation steps."""
     per_device_train_batch_size: Count = 64
-    """Images that go through the model at once: BatchNorm and mixing see these together. Divides batch_size."""
+    """Images per forward pass, which BatchNorm and mixing see together. This number must divide batch_size."""
     drop_last: bool = True
-    """Leave out the incomplete last update of an epoch; false completes it with the epoch's first images."""
+    """Leave out the incomplete last update of an epoch. 'false' completes it with the first images of the epoch."""
     sampler: Literal["shuffle", "balanced"] = "shuffle"
-    """Each image once an epoch; or, in an epoch as long, as many of each class: those of small ones come repeatedly."""
+    """shuffle: each image once per epoch. balanced: an epoch as long with equally many images of each class, so that
+    images of small classes repeat."""
     opt: str = "momentum"
-    """timm optimiser; 'momentum' is SGD with plain momentum ('sgd' would be Nesterov)."""
+    """Optimiser of timm. 'momentum' is SGD with plain momentum ('sgd' would be Nesterov)."""
     lr: Positive = 0.1
-    """Peak learning rate at this batch size; never rescaled."""
+    """Peak learning rate at this batch size. It is never rescaled."""
     head_lr: Positive | None = None
-    """Peak learning rate of the classifier; none: lr."""
+    """Peak learning rate of the classifier. 'none' takes lr."""
     layer_decay: Annotated[float, Between(0, 1, open_low=True)] | None = None
-    """Learning rate of each layer of the model, as a share of that of the layer above it; none: all have the same."""
+    """Learning rate of each layer, as a share of the rate of the layer above it. 'none': all layers have the same
+    rate."""
     momentum: Share = 0.9
     """Momentum of SGD."""
     opt_betas: tuple[float, float] | None = None
-    """Betas of Adam-like optimisers; none leaves the optimiser's default."""
+    """Betas of Adam-like optimisers. 'none' keeps the optimiser's default."""
     opt_eps: Positive | None = None
-    """Epsilon of Adam-like optimisers; none leaves the optimiser's default."""
+    """Epsilon of Adam-like optimisers. 'none' keeps the optimiser's default."""
     weight_decay: NotNegative = 1e-4
     """Weight decay."""
     decay_bias_and_norm: bool = False
-    """Decay biases, norm weights, tokens and position embeddings too."""
+    """Apply weight decay to biases, norm weights, tokens and position embeddings too."""
     clip_grad: Positive | None = None
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient. A longer gradient is scaled down to it. 'none' clips nothing."""
     sched: Literal["cosine", "constant"] = "cosine"
-    """Shape of the learning rate."""
+    """Shape of the learning rate over the run."""
     sched_on_updates: bool = True
-    """Move the cosine at every update; false: once per epoch."""
+    """Change the cosine at every update. 'false' changes it once per epoch."""
     min_lr: NotNegative = 0.0
     """Learning rate at the end of the cosine."""
     warmup_epochs: NotNegative = 0.0
-    """Linear warm-up, per update; the cosine runs from the start and is multiplied by it."""
+    """Epochs of linear warm-up, per update. The cosine runs from the start, and the warm-up multiplies it."""
     warmup_lr: NotNegative = 0.0
     """Learning rate at the first update of the warm-up."""
     warmup_prefix: bool = False
-    """Begin the cosine when the warm-up ends, instead of multiplying the two."""
+    """Start the cosine when the warm-up ends, instead of multiplying the two."""
     # --- loss
     loss: Literal["ce", "bce_sum", "bce_mean", "focal", "asymmetric"] = "ce"
     """Cross-entropy of soft targets (ce) or its focal form; binary cross-entropy, summed or averaged over classes, or
     the asymmetric form of the sum."""
     focal_gamma: NotNegative | None = None
-    """Focal loss: the exponent of (1-p)^gamma, by which sure predictions count less; none: 2."""
+    """Focal loss: exponent of (1-p)^gamma, which makes sure predictions count less. 'none' is 2."""
     asl_gamma_neg: NotNegative | None = None
-    """Asymmetric loss: the exponent of p^gamma, by which classes that are absent count less; none: 4."""
+    """Asymmetric loss: exponent of p^gamma, which makes absent classes count less. 'none' is 4."""
     asl_gamma_pos: NotNegative | None = None
-    """Asymmetric loss: the exponent of (1-p)^gamma, by which sure classes that are there count less; none: 1."""
+    """Asymmetric loss: exponent of (1-p)^gamma, which makes present classes that are sure count less. 'none' is 1."""
     asl_clip: Share | None = None
-    """Asymmetric loss: the margin that is taken off the probability p of classes that are absent; none: 0.05."""
+    """Asymmetric loss: margin that is subtracted from the probability p of absent classes. 'none' is 0.05."""
     bce_target_thresh: Share | None = None
     """Binarise targets at this value before the binary cross-entropy."""
     class_weights: Literal["none", "balanced"] = "none"
-    """Weigh what targets say for a class by N / (K n), so that all classes count the same."""
+    """balanced: multiply the targets of each class by N / (K n), so that all classes count the same."""
     smoothing: Share = 0.0
-    """Label smoothing, applied once, before mixing."""
+    """Label smoothing. It is applied once, before mixing."""
     # --- distillation
     distill_from: str | None = None
-    """Learn from a teacher too, of the same mixed images: a timm name, hf-hub:OWNER/NAME, run folder or prepared
+    """Teacher of the model, on the same mixed images: a timm name, hf-hub:OWNER/NAME, run folder or prepared
     weights."""
     distill: Literal["soft", "hard"] | None = None
-    """From the teacher's probabilities (KL divergence), or from its likeliest class as a label; none: soft."""
+    """soft: learn the teacher's probabilities (KL divergence). hard: learn its likeliest class. 'none' is soft."""
     distill_alpha: Annotated[float, Between(0, 1, open_low=True)] | None = None
-    """Share of the teacher in the loss; 1: no label counts; none: 0.5."""
+    """Share of the teacher in the loss. At 1 no label counts. 'none' is 0.5."""
     distill_tau: Positive | None = None
-    """Temperature at which soft distillation compares both, times its square; none: 1."""
+    """Temperature of soft distillation, whose loss is multiplied by its square. 'none' is 1."""
     # --- training images
     image_size: Count = 224
     """Training resolution in pixels."""
@@ -169,9 +176,9 @@ class Recipe:
     """RandomResizedCrop; a random crop after padding by an eighth, with reflection or with zeros; or resize and centre
     crop."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """RandomResizedCrop: area as a fraction of the image."""
+    """RandomResizedCrop: smallest and largest area, as a fraction of the image."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """RandomResizedCrop: width / height."""
+    """RandomResizedCrop: smallest and largest width / height."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Interpolation of training and evaluation images, antialiased."""
     pixels: Literal["v1", "v2"] = "v1"
@@ -184,45 +191,45 @@ class Recipe:
     hflip: Share = 0.5
     """Probability of a horizontal flip."""
     aa: str | None = None
-    """RandAugment policy in timm's notation, e.g. rand-m9-mstd0.5-inc1."""
+    """RandAugment policy in timm's notation, such as rand-m9-mstd0.5-inc1. 'none' is no RandAugment."""
     reprob: Share = 0.0
-    """Probability of random erasing, after normalisation."""
+    """Probability of random erasing, which comes after the normalisation."""
     remode: Literal["const", "rand", "pixel"] = "pixel"
     """Random erasing fills with zeros, one colour, or noise."""
     aug_repeats: Count = 1
-    """Repeated augmentation: copies of each image within an epoch of unchanged length, which has fewer images then."""
+    """Copies of each image in an epoch, for repeated augmentation. The epoch keeps its length and has fewer images."""
     mean: Rgb = (0.485, 0.456, 0.406)
     """Mean of the channels, for images in [0, 1]."""
     std: Rgb = (0.229, 0.224, 0.225)
-    """Standard deviation of the channels."""
+    """Standard deviation of the channels, for images in [0, 1]."""
     # --- evaluation
     eval_size: Count = 224
-    """Centre crop in pixels."""
+    """Side of the centre crop of evaluation images, in pixels."""
     eval_resize: Count = 256
-    """Shorter side before the centre crop, in pixels."""
+    """Shorter side of evaluation images before the centre crop, in pixels."""
     eval_epochs: Count = 1
-    """Evaluate every n epochs, and after the last."""
+    """Evaluate every n epochs, and after the last one."""
     protocol: Literal["median", "best", "best_of_last"] = "median"
-    """The reported number: median of the last epochs, the best epoch, or the best of the last epochs."""
+    """The reported number: the median of the last epochs, the best epoch, or the best of the last epochs."""
     protocol_epochs: Count = 5
-    """How many epochs the last ones are."""
+    """How many epochs the protocol means by the last epochs."""
     trials: Count = 1
-    """Runs with different seeds that the published number averages."""
+    """Number of runs with different seeds that the published number averages."""
     ema_decay: Share | None = None
-    """Decay of the exponential moving average of the weights; none: no average."""
+    """Decay of the exponential moving average of the weights. 'none' keeps no average."""
     ema_warmup_epochs: NotNegative = 0.0
-    """The decay of the average grows linearly from 0.9 times its value over these epochs."""
+    """Epochs in which the decay of the average grows linearly from 0.9 times its value to its value."""
     report_ema: bool = False
     """Report and export the average instead of the raw weights."""
     sync_bn: bool = False
-    """Share BatchNorm statistics between GPUs."""
+    """Share BatchNorm statistics between the GPUs."""
     precise_bn_samples: Count | None = None
     """Before each evaluation, average BatchNorm statistics anew over this many mixed training images (PreciseBN)."""
     # --- numerics
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast precision."""
     channels_last: bool = False
-    """NHWC memory layout: faster for convolutions."""
+    """Use the NHWC memory layout, which is faster for convolutions."""
     torch_compile: bool = False
     """Compile the model stage by stage."""
     grad_checkpointing: bool = False
@@ -230,7 +237,7 @@ class Recipe:
 
     The numbers are the same. Mixers that change or read what lies in there are refused."""
     seed: Annotated[int, Between(0)] = 0
-    """Seed of initial weights, order, augmentation and mixing."""
+    """Seed of the initial weights, the order, the augmentation and the mixing."""
 
 
 BINARY = ("bce_mean", "bce_sum", "asymmetric")

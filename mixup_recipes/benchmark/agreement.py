@@ -8,7 +8,7 @@ import statistics
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from mixup_recipes.benchmark.cells import select
 from mixup_recipes.typed import UserError
@@ -42,20 +42,21 @@ def rank_correlation(ours: Tops, theirs: Tops, seed: int = 0) -> Correlation:
     if len(common) < LEAST:
         raise UserError(f"a rank correlation needs {LEAST} common mixers or more, got {', '.join(common) or 'none'}")
     rng = np.random.default_rng(seed)
-    drawn: list[float] = []
-    while len(drawn) < DRAWS:
-        some = rng.choice(common, len(common))
-        a, b = ([float(np.mean(rng.choice(side[name], len(side[name])))) for name in some] for side in (ours, theirs))
-        if min(len(set(a)), len(set(b))) > 1:  # else there is no order
-            drawn.append(rho(a, b))
+    some = rng.integers(len(common), size=(DRAWS, len(common)))  # mixers, with replacement
+    drawn = np.empty((2, *some.shape))
+    for side, table in enumerate((ours, theirs)):
+        for i, name in enumerate(common):
+            at = some == i
+            runs = rng.choice(table[name], (int(at.sum()), len(table[name])))
+            drawn[side][at] = runs.mean(1)
+    ranks = rankdata(drawn, axis=2)
+    ranks -= ranks.mean(2, keepdims=True)
+    scale = np.sqrt((ranks**2).sum(2).prod(0))
+    found = ranks.prod(0).sum(1)[scale > 0] / scale[scale > 0]  # without draws of one mixer alone: they have no order
     means = [[statistics.fmean(side[name]) for name in common] for side in (ours, theirs)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Correlation(len(common), rho(*means), float(low), float(high))
-
-
-def rho(a: list[float], b: list[float]) -> float:
-    """Spearman's rank correlation."""
-    return float(spearmanr(a, b).statistic)
+    low, high = np.percentile(found, [2.5, 97.5])
+    rho = float(spearmanr(*means).statistic)
+    return Correlation(len(common), rho, float(low), float(high))
 
 
 def pairs_as_published(mixer: str, ours: Tops, published: list[Tops]) -> tuple[int, int]:
