@@ -17,8 +17,10 @@ from mixup_recipes.typed import UserError
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAKE = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-SCRIPTS = {"train": ("Run", {"Run": Job, "Recipe fields": Recipe}, ())}
-SCRIPTS |= {"evaluate": ("Evaluation", {"Evaluation": evaluate_mixup.Evaluation}, evaluate_mixup.MODEL)}
+SCRIPTS: dict[str, tuple[str, flags.Classes, tuple[str, ...]]] = {
+    "train": ("Run", {"Run": Job, "Recipe fields": Recipe}, ()),
+    "evaluate": ("Evaluation", {"Evaluation": evaluate_mixup.Evaluation}, evaluate_mixup.MODEL),
+}
 RUN_HERE = re.compile(r"((recipes|methods|cells) (list|show|explain|diff)|table --benchmark)\b")
 """Commands that need neither torch nor a file: the test runs them."""
 OTHERS = {

@@ -50,10 +50,8 @@ def test_the_reference_has_every_field_command_and_method(staged):
     assert "--output_dir TEXT" in text["commands"] and "--head_lr" not in text["commands"]
     assert {*MIXERS.rows} <= {*re.findall(r"^## (\w+)$", text["methods"], re.M)}
     assert 'py:class} CutMix(alpha: float=1.0)\n:module: "mixers.cutmix"' in text["methods"]
-    assert (
-        "py:method} Run.open(name: str | Path) -> 'Run'\n:module: \"mixup_recipes.runs.run\"\n:classmethod:"
-        in text["runs"]
-    )
+    opened = "py:method} Run.open(name: str | Path) -> 'Run'\n:module: \"mixup_recipes.runs.run\"\n:classmethod:"
+    assert opened in text["runs"]
 
 
 def test_a_name_that_the_code_has_no_more_is_an_error():

@@ -140,8 +140,8 @@ def recipe() -> str:
     """All fields of a recipe, by the parts of its class."""
     start = (
         "# Recipe\n\nA recipe decides the result of a run. A setting is a YAML file that assigns these fields, and "
-        "each field is a flag of the training command. `mixup-recipes recipes explain NAME` prints the fields of one recipe "
-        "with the origin of each value.\n\n```{py:class} Recipe\n:module: mixup_recipes.recipe\n```\n"
+        "each field is a flag of the training command. `mixup-recipes recipes explain NAME` prints the fields of one "
+        "recipe with the origin of each value.\n\n```{py:class} Recipe\n:module: mixup_recipes.recipe\n```\n"
     )
     return start + fields(Recipe, MODULE[Recipe])
 
@@ -264,10 +264,9 @@ def member(public: str, owner: str, node: ast.FunctionDef) -> str:
     marks = {ast.unparse(mark) for mark in node.decorator_list}
     name = f"{owner}.{node.name}"
     if any("property" in mark for mark in marks):
-        return directive(
-            "property", public, name, prose(doc), {"type": ast.unparse(node.returns or ast.Constant(None))}
-        )
-    options = {mark: "" for mark in ["classmethod", "staticmethod"] if mark in marks}
+        kind = {"type": ast.unparse(node.returns)} if node.returns else {}
+        return directive("property", public, name, prose(doc), kind)
+    options = {mark: "" for mark in sorted(marks & {"classmethod", "staticmethod"})}
     return directive("method", public, name + call(node, "staticmethod" not in marks), prose(doc), options)
 
 
