@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 # bf16 where the CPU knows it: without AVX-512 it is emulated, ten times slower
 PRECISION ?= $(shell grep -q avx512 /proc/cpuinfo 2>/dev/null && echo bf16 || echo no)
 
-.PHONY: quickstart finetune test test-lowest test-tomorrow pytest lint slow clean
+.PHONY: quickstart finetune test test-lowest test-tomorrow pytest lint slow docs clean
 
 # The virtual environment, installed from the package index under the tested versions of constraints.txt.
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
@@ -60,6 +60,15 @@ lint: $(VENV)/installed
 # The tests that take minutes: all cells, named options of mixers, launchers, kills beside those that `make test` has.
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m slow
+
+# The documentation site, from the pages in docs/ and the docstrings: build/site/index.html. A warning or a link that
+# leads nowhere fails; build/site-links.txt lists the links to other hosts, which are not asked.
+docs: $(VENV)/docs-installed
+	$(BIN)/python -m website build/site
+
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) $(PIP) --editable '.[docs]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) .venv-lowest .venv-tomorrow build *.egg-info

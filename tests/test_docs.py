@@ -21,7 +21,6 @@ from mixers import MIXERS
 from mixup_recipes import flags
 from mixup_recipes.benchmark import cells
 from mixup_recipes.benchmark.small_runs import small_runs
-from mixup_recipes.cli import app, jobs
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import resolve, settings
 from mixup_recipes.runs import records
@@ -44,15 +43,6 @@ def test_each_training_command_of_the_documents_and_the_settings_resolves(subtes
             given = flags.parse(shlex.split(line)[1:], "train_mixup.py", "", {"Run": Job, "Recipe fields": Recipe})
             job = flags.fill(Job, given["Run"])
             assert job.list or resolve(job.recipe, given["Recipe fields"])[0].epochs
-
-
-def test_each_console_command_of_the_documents_is_one(subtests):
-    for line in sorted({line for line in LINES if line.startswith("mixup-recipes ")}):
-        words = shlex.split(re.split(r" [|>&] ?", line)[0], comments=True)[1:]
-        if words[0] not in jobs.SCRIPTS:
-            with subtests.test(line):
-                command, *_ = app.parse_args(words, exit_on_error=False, print_error=False)
-                assert command.__module__.startswith("mixup_recipes.cli")
 
 
 @pytest.mark.skipif(huggingface_hub.__version__ < "2", reason="jobs know no --attempts yet")
