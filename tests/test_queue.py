@@ -131,7 +131,7 @@ def test_a_job_saves_and_is_queued_again_or_leaves_when_it_is_cancelled_and_a_fa
     assert f"{failing} failed: exit status 2; its output is in {local.out}" in text
     assert f"    {failing} line 8\n" in text and "submitted: 2 of 2 runs" in text
     soon(local.waits).join()
-    local.tell({})
+    local.tell({failing: "2"})  # the failing one may begin only now
     (job,) = psutil.Process(int(standings(local)["cutmix"].job)).children()
     job.send_signal(signal.SIGUSR1)  # its time is up
     assert settled(local) == {"vanilla": "failed", "cutmix": "finished"}
