@@ -44,7 +44,7 @@ class Evaluation:
     max_eval_samples: Annotated[int, Between(1)] | None = None
     """Score only the first n images of a fixed shuffle."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    """Autocast precision. The default is the recipe's, or no."""
+    """Autocast precision. The default is the recipe's, else 'no'."""
     dataloader_num_workers: Annotated[int, Between(0)] | None = None
     """Loader processes per evaluating process. 'none' is 0 on a CPU, else the number of cores, at most 16 and at most
     what /dev/shm holds."""

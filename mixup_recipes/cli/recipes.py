@@ -62,8 +62,8 @@ def list_methods(
     kind: Annotated[
         Kind | None,
         said(
-            "List only methods that change this: images, a hidden feature, a learned mask, or labels or the loss. The "
-            "default is all."
+            "List only methods that change this: the images (input), a hidden feature, a learned mask, or the labels "
+            "or the loss (label). The default is all."
         ),
     ] = None,
     works_with: Annotated[
