@@ -12,7 +12,8 @@ from runs import markdown_rows
 
 import mixup_recipes.benchmark.small_runs as small_runs_module
 from mixup_recipes.benchmark.agreement import rank_correlation
-from mixup_recipes.benchmark.small_runs import small_runs
+from mixup_recipes.benchmark.small_runs import Point, points, small_runs
+from mixup_recipes.pages.record_plot import cost_of_records, figure_of
 from mixup_recipes.runs import records
 from mixup_recipes.typed import UserError
 
@@ -73,6 +74,23 @@ def test_time_is_what_was_measured_for_the_setting(monkeypatch):
     monkeypatch.setattr(small_runs_module, "table", {"small_costs.csv": costs}.get)
     rows = {row[0]: row[-1] for row in markdown_rows(small_runs("cifar10_vit", FOUND))}
     assert [rows[mixer] for mixer in ("mixer", "cutmix", "mixup")] == ["time", "1.75x", "-"]
+
+
+def test_the_picture_names_the_best_mixers_and_those_that_take_long(monkeypatch, tmp_path):
+    costs = [{"setting": "cifar10_vit", "mixer": f"m{i}", "time": 1.0 + i / 12} for i in range(7)]
+    monkeypatch.setattr(small_runs_module, "table", {"small_costs.csv": costs}.get)
+    with pytest.raises(UserError, match="no time of a mixer of which a run of cifar10_vit is recorded"):
+        points("cifar10_vit", FOUND)
+    made = [Point("vanilla", 1.0, [20.0])]
+    made += [Point(row["mixer"], row["time"], [30.0 - i, 31.0 - i]) for i, row in enumerate(costs)]
+    (panel,) = figure_of("cifar10_vit", made).axes
+    assert {text.get_text() for text in panel.texts} == {"vanilla", "m0", "m1", "m2", "m3", "m4", "m6"}  # m6: 1.5 times
+    costs[0]["mixer"] = "cutmix"
+    assert [(point.mixer, point.time) for point in points("cifar10_vit", FOUND)] == [("cutmix", 1.0)]
+    with pytest.raises(UserError, match=r"ends in \.png or \.svg"):
+        cost_of_records("cifar10_vit", made, tmp_path / "a.pdf")
+    cost_of_records("cifar10_vit", made, tmp_path / "a.svg")
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.svg"]
 
 
 def test_the_order_of_the_mixers_is_compared_with_published_tables(monkeypatch):

@@ -8,7 +8,7 @@ import math
 import shlex
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scipy.special import stdtrit
 
@@ -79,6 +79,27 @@ def small_runs(
         ours = {c["fields"]["mixer"]: tops(finished_seeds(c)) for c in shown if plain(c)}
         parts.append(order(ours, beside))
     return "\n\n".join(parts)
+
+
+class Point(NamedTuple):
+    """What a mixer reached and took: top-1 of each seed in percent, time as a multiple of that without mixing."""
+
+    mixer: str
+    time: float
+    tops: list[float]
+
+
+def points(setting: str, records: dict[str, dict[str, Any]]) -> list[Point]:
+    """The mixers of a setting that have finished runs of its recipe and a row in ``small_costs.csv``.
+
+    Raises ``UserError`` where there is none.
+    """
+    times = {row["mixer"]: float(row["time"]) for row in table("small_costs.csv") if row["setting"] == setting}
+    shown = [c for c in records.values() if setting_of(c["recipe"]) == setting and finished_seeds(c) and plain(c)]
+    found = {c["fields"]["mixer"]: tops(finished_seeds(c)) for c in shown}
+    if not times.keys() & found.keys():
+        raise UserError(f"small_costs.csv has no time of a mixer of which a run of {setting} is recorded")
+    return [Point(mixer, times[mixer], values) for mixer, values in found.items() if mixer in times]
 
 
 def order(ours: Tops, beside: tuple[str, ...]) -> str:
