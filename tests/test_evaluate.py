@@ -69,7 +69,7 @@ def test_predictions_are_those_that_the_run_wrote_with_its_weights(run, results,
 def test_a_model_that_is_no_run_is_scored_by_its_configuration(run, results, console, tiny_recipe, tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(run / name, tmp_path)
-    which = f"error: which data? {tmp_path} carries no recipe; pass --dataset or --recipe\n"
+    which = f"error: {tmp_path} comes without a recipe, so the data are not known; pass --dataset or --recipe\n"
     assert console("evaluate", tmp_path)[::2] == (2, which)
     data = ("--dataset", tiny_recipe.parent / "photos", "--split", "test")
     assert console("evaluate", tmp_path, *data, "--output", tmp_path / "scores.json")[0] == 0
@@ -253,14 +253,14 @@ def test_a_model_that_is_no_run_sees_images_as_its_configuration_says(console, r
         ("evaluate --model RUN --split tests", "did you mean 'test'"),
         ("evaluate EMPTY", "no config.json"),
         ("evaluate --model RUN --bacth_size 3", "Did you mean --batch_size"),
-        ("predict RUN", "error: which images? pass files, folders or globs after the model"),
+        ("predict RUN", "error: no images were given; pass files, folders or globs after the model"),
         ("predict RUN nowhere.jpg", "error: no file or folder 'nowhere.jpg'"),
         ("predict RUN PHOTOS PHOTOS/*.gif", "error: no file or folder matches 'PHOTOS/*.gif'"),
         ("predict RUN EMPTY", "error: no image in folder 'EMPTY'"),
         ("predict RUN PHOTOS --top_k 0", "error: top_k: expected an integer at least 1, got 0"),
         (
             "predict RUN PHOTOS --out p.txt",
-            "error: predictions are written as .csv or .jsonl; expected a name",
+            "error: expected a file name that ends in .csv or .jsonl, got",
         ),
         ("predict RUN PHOTOS --out no/p.csv", "error: cannot write no/p.csv: there is no folder no"),
         (

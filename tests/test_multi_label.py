@@ -386,7 +386,7 @@ def test_from_a_table_to_a_report_predictions_and_a_file_for_a_phone(server, con
     assert session.get_modelmeta().custom_metadata_map["multi_label"] in ("true", "True")
 
     assert "row " in str(replay(found, 0))
-    with pytest.raises(UserError, match="images may have several labels, and records are of top-1"):
+    with pytest.raises(UserError, match="images may have several labels, and a record holds top-1"):
         recording.of_run(found)
     with pytest.raises(UserError, match="is in both groups"):
         compare([found], [found])

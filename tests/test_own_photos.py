@@ -318,7 +318,7 @@ def test_a_folder_becomes_a_classifier_its_report_predictions_and_a_file_for_a_p
         assert json.loads((tmp_path / "again.json").read_text())["count"] == len(held)
     status, output, errors = console("evaluate", run, "--split", "train", "--output", tmp_path / "train.json")
     assert json.loads((tmp_path / "train.json").read_text())["count"] == data["splits"]["train"]["images"]
-    assert f"these are the images that the run was trained on; {len(held)} images are held out, and not among" in output
+    assert f"these are the images that the run was trained on; {len(held)} images are held out and not among" in output
     assert console("report", run, "--out", report)[0] == 0
     assert {"classes.csv", "confusion.png", "reliability.png", "report.md"} <= {p.name for p in report.iterdir()}
     assert console("predict", run, root, "--out", tmp_path / "predictions.csv")[0] == 0

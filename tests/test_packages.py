@@ -229,7 +229,10 @@ def test_what_was_trained_is_read_without_the_package_and_the_card_names_it(site
     with_it = card(Run.open(run))
     assert "Mine" in with_it and "mine@nobody-2026" in with_it
     status, shown, _ = console("replay", run, "--step", 0)
-    assert status == 0 and "the run had the mixer 'mine' of its-mixers 1.0, this is that of its-mixers 1.1" in shown
+    assert (
+        status == 0
+        and "the run used the mixer 'mine' of its-mixers 1.0, and this replay uses that of its-mixers 1.1" in shown
+    )
     site.module("its.mine", MIXER.replace("share", "part"))  # a version that calls its argument otherwise
     assert Run.open(run).recipe == opened.recipe
 

@@ -80,7 +80,7 @@ def test_rows_are_all_mixers_or_recipes_or_runs_or_mixers_under_one_setting(refe
     assert preview.chosen([str(run), "deit_s_cutmix"], []) == [recipe, cutmix]
     (one,) = preview.chosen([str(run)], ["mixup"])
     assert (one.mixer, one.image_size, one.dataset) == ("mixup", recipe.image_size, recipe.dataset)
-    with pytest.raises(UserError, match=r"is no run folder: recipe\.yaml is missing"):
+    with pytest.raises(UserError, match=r"is not a run folder: recipe\.yaml is missing"):
         preview.chosen([str(tmp_path)], [])
     # a teacher keeps the classes of its recipe
     recipe, _ = resolve(str(tiny_recipe), {"mixer": "supermix", "mixer_args": {"teacher": str(run), "steps": 1}})

@@ -214,7 +214,7 @@ def test_what_is_wrong_with_predictions_is_one_line_and_nothing_is_written(tmp_p
             report([run], tmp_path / "out")
     run = predicted(absent(tmp_path / "other"), LABEL, BEST)
     edit(run.folder / "eval_results.json", exported={"epoch": 7, "top1": 90.0, "top5": 100.0, "count": 8})
-    with pytest.raises(UserError, match="is not of the exported weights"):
+    with pytest.raises(UserError, match="was not made with the exported weights"):
         report([run], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

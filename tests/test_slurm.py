@@ -68,7 +68,7 @@ def test_options_that_would_be_ignored_or_overruled_are_refused(stub, tmp_path):
     stub.runs()
     for options, more, says in (
         (["time=5"], {}, "slurm_options: they are for --launcher slurm or local, or for --slurm FILE"),
-        (["array=1"], {"slurm": tmp_path / "job.sh"}, "slurm_options: array cannot stand here"),
+        (["array=1"], {"slurm": tmp_path / "job.sh"}, "slurm_options: array cannot be set here"),
         (["time=5"], {"slurm": tmp_path / "job.sh", "jobs": 2}, "jobs: a script for Slurm"),
     ):
         with pytest.raises(UserError, match=says):

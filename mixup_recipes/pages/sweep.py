@@ -113,7 +113,7 @@ def sweep(
             print("nothing to submit: no run is new or resumable")
             return 0
         if any(option.lstrip("-").startswith("array") for option in asked.slurm_options):
-            raise UserError("slurm_options: array cannot stand here; the script has a task for each run")
+            raise UserError("slurm_options: array cannot be set here;  the script has a task for each run")
         script = slurm_script(left, out, asked.slurm_options)
         files.write_into(out / "sweep.yaml", to_yaml(asked))
         files.write_into(slurm, script)
