@@ -272,7 +272,7 @@ def test_what_could_not_be_compared_is_said(console, run, tmp_path, change, says
         ("export RUN --out no/m.pt", "cannot write no/m.pt: there is no folder no"),
         ("export RUN --out FOLDER.pt", "cannot write FOLDER.pt: it is a folder"),
         ("export RUN --out m.onnx", "export to onnx needs: pip install 'mixup-recipes[export]'\n"),
-        ("export FOLDER.pt --out m.pt", "FOLDER.pt has no config.json and model.safetensors: not a run that was"),
+        ("export FOLDER.pt --out m.pt", "FOLDER.pt has no config.json and model.safetensors, so it is not a run that"),
         (
             "export resnet5 --out m.pt",
             "model 'resnet5' is neither a run folder, hf-hub:owner/name nor in timm; did you m",

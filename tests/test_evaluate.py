@@ -148,7 +148,7 @@ def test_a_run_says_of_images_what_its_evaluation_says(console, run, photos, tmp
     out = tmp_path / "predictions.csv"
     (photos / "zzz.png").write_text("no image")
     done = console("predict", run, photos, "--top_k", 9, "--batch-size", 7, "--out", out)
-    left_out = f"1 left out, .txt files: {photos}/notes.txt\n1 left out, hidden: {photos}/.hidden.jpg\n"
+    left_out = f"1 left out (.txt files): {photos}/notes.txt\n1 left out (hidden): {photos}/.hidden.jpg\n"
     assert done == (0, f"{out}: 31 images, of which 1 cannot be read\n", left_out)
     expected, found = load_file(run / "predictions.safetensors"), rows(out)
     ranks = ("", "_2", "_3", "_4")  # as many as there are classes
@@ -195,10 +195,10 @@ def test_a_folder_is_read_by_the_rule_of_training_and_what_is_left_out_is_said(p
     names = [f"{i:02}.jpg" for i in range(20)] + [f"more/{i}.jpg" for i in range(20, 30)] + ["more/without_suffix"]
     assert found == [photos / name for name in names]  # each once
     assert notes == [
-        f"1 left out, .heic files: {photos}/more/phone.HEIC",
-        f"1 left out, .txt files: {photos}/notes.txt",
-        f"1 left out, hidden: {photos}/.hidden.jpg",
-        f"2 left out, links to a folder that is read already: {photos}/l0, {photos}/l1",
+        f"1 left out (.heic files): {photos}/more/phone.HEIC",
+        f"1 left out (.txt files): {photos}/notes.txt",
+        f"1 left out (hidden): {photos}/.hidden.jpg",
+        f"2 left out (links to a folder that is read already): {photos}/l0, {photos}/l1",
     ]
 
 
@@ -269,7 +269,7 @@ def test_a_model_that_is_no_run_sees_images_as_its_configuration_says(console, r
         ),
         (
             "predict PHOTOS PHOTOS",
-            "error: PHOTOS has no config.json and model.safetensors: not a run that was",
+            "error: PHOTOS has no config.json and model.safetensors, so it is not a run that",
         ),
     ],
 )

@@ -185,7 +185,7 @@ def other_weights(run, hub):
         (the_token_in_a_file, [REPO], "env.json holds your token"),
         (lambda run, _: (run / "eval_results.json").unlink(), [REPO], "not evaluated yet"),
         (lambda run, _: (run / "recipe.yaml").unlink(), [REPO], "is not a run folder: recipe.yaml is missing"),
-        (other_weights, [REPO], "eval_results.json is of other weights"),
+        (other_weights, [REPO], "eval_results.json belongs to other weights"),
         (None, ["a--b/c/d"], "expected NAME or OWNER/NAME"),
         (None, [REPO], "needs a token"),
         (lambda run, _: shutil.rmtree(run), [REPO], "no run folder"),

@@ -166,7 +166,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(tmp_path):
     for recipes, mixers, count, photos, name, says in (
         ([], ["cutmx"], 8, None, "a.png", "^unknown mixer 'cutmx'; did you mean 'cutmix'?"),
         (["r50_100e_mixp"], [], 8, None, "a.png", f"^{mixp}"),
-        (["r50_100e", "deit_s"], ["cutmix"], 8, None, "a.png", "^with --mixers one recipe gives the setting, got 2"),
+        (["r50_100e", "deit_s"], ["cutmix"], 8, None, "a.png", "^--mixers takes its setting from one recipe, got 2"),
         ([], [], 1, "synthetic", "a.png", "^images: expected 2 to 32, got 1"),
         ([], [], 8, "nowhere", "a.png", "^photos: expected a folder of images or 'synthetic', got 'nowhere'"),
         ([], [], 8, str(tmp_path), "a.png", "expected at least 2 images that can be read, found 0"),

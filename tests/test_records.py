@@ -254,5 +254,5 @@ def test_status_is_that_of_finished_runs_without_overrides_and_says_which_number
     ):
         result, text = status(cells.find(name), cell_record(name, found) if isinstance(found, list) else found)
         assert expected in ("", result) and re.match(words, text), (name, found, result, text)
-    with pytest.raises(UserError, match=f"a record of r50_100e_mixup cannot speak for the cell {CUTMIX}"):
+    with pytest.raises(UserError, match=f"a record of r50_100e_mixup cannot be used for the cell {CUTMIX}"):
         status(cells.find(CUTMIX), cell_record("r50_100e_mixup", [77.0]))

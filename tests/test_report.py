@@ -325,7 +325,7 @@ def test_no_pictures_of_images_that_are_not_the_runs_and_none_is_downloaded(phot
     record = run.data.splits["test"]
     plain = {k: v for k, v in record.items() if k != "fingerprint"}
     edit(run.folder / "data.json", splits={"test": plain})
-    assert note() == "The images were told by their number and labels: the run has no fingerprint of them."
+    assert note() == "The run has no fingerprint of its images, so only their number and labels were compared."
     edit(run.folder / "data.json", splits={"test": record})
     assert note() == ""
     with (tmp_path / "photos/test" / names[0]).open("ab") as file:

@@ -112,7 +112,7 @@ def paths_of(given: list[str]) -> tuple[list[Path], list[str]]:
 def notes_of(left_out: dict[str, list[str]]) -> list[str]:
     """A line for each reason for which files are left out."""
     each = {why: list(dict.fromkeys(names)) for why, names in sorted(left_out.items())}
-    return [f"{len(names):,} left out, {why}: {some(names)}" for why, names in each.items()]
+    return [f"{len(names):,} left out ({why}): {some(names)}" for why, names in each.items()]
 
 
 def images_in(path: Path, left_out: dict[str, list[str]]) -> list[Path]:
