@@ -1,10 +1,15 @@
-"""Score a model: accelerate launch evaluate_mixup.py RUN_FOLDER
+"""Score a model on a data set.
 
-The model is a run folder, a timm name (resnet50.a1_in1k) or a Hub id (hf-hub:owner/name). The data and the
-evaluation protocol come from the run's recipe, from --recipe, or from --dataset with the checkpoint's own
-resize, crop, interpolation, mean and standard deviation. Top-1, top-5, ECE (percent) and NLL (nats); mAP, F1 and NLL
-where images may have several labels. --suite robustness tries the model on attacked, corrupted, occluded and mixed
-images, and on images of other classes; --subset scores one whose classes are ImageNet's on a test set made for them.
+For example: `mixup-recipes evaluate RUN`. On several GPUs, start the script instead:
+`accelerate launch evaluate_mixup.py RUN`.
+
+The model is a run folder, a timm name (resnet50.a1_in1k) or a Hub id (hf-hub:OWNER/NAME). The data and the evaluation
+protocol come from the run's recipe or from --recipe. They may also come from --dataset, with the checkpoint's own
+resize, crop, interpolation, mean and standard deviation.
+
+The scores are top-1, top-5, ECE (percent) and NLL (nats). Where images may have several labels, they are mAP, F1 and
+NLL. --suite robustness tries the model on attacked, corrupted, occluded and mixed images, and on images of other
+classes. --subset scores a model whose classes are ImageNet's on a test set made for them.
 """
 
 import sys
@@ -23,45 +28,48 @@ class Evaluation:
     """What to score, and on what."""
 
     model: str | None = None
-    """Run folder, timm name, or hf-hub:owner/name."""
+    """Run folder, timm name or hf-hub:OWNER/NAME."""
     recipe: str | None = None
-    """Take data and evaluation fields from this recipe; a run folder has its own."""
+    """Take data and evaluation fields from this recipe. A run folder has its own recipe."""
     dataset: str | None = None
-    """Data to score on: Hub id, prepared set or folder; replaces the recipe's."""
+    """Data to score on instead of the recipe's: a Hub id, prepared set or folder."""
     split: str | None = None
-    """Split to score on; default the recipe's eval_split, or validation."""
+    """Split to score on. The default is the recipe's eval_split, or validation."""
     image_column: str | None = None
-    """Column with the encoded images."""
+    """Column that holds the encoded images. The default is the recipe's, or image."""
     label_column: str | None = None
-    """Column with the class."""
+    """Column that holds the class. The default is the recipe's, or label."""
     batch_size: Annotated[int, Between(1)] = 64
-    """Images per forward and process."""
+    """Images per forward pass of each process."""
     max_eval_samples: Annotated[int, Between(1)] | None = None
-    """Score the first n images of a fixed shuffle only."""
+    """Score only the first n images of a fixed shuffle."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    """Autocast precision; default the recipe's, else none."""
+    """Autocast precision. The default is the recipe's, else 'no'."""
     dataloader_num_workers: Annotated[int, Between(0)] | None = None
-    """Loader processes per process; none: 0 on a CPU, else the cores, at most 16."""
+    """Loader processes per evaluating process. 'none' is 0 on a CPU, else the number of cores, at most 16 and at most
+    what /dev/shm holds."""
     on_bad_image: Literal["stop", "skip"] = "stop"
-    """A corrupt image stops the evaluation, or is left out and counted."""
+    """stop: a corrupt image ends the evaluation. skip: it is left out and counted."""
     max_image_pixels: Annotated[int, Between(1)] = 178_956_970
-    """A picture of more pixels is a bad image."""
+    """A picture of more pixels is a bad image. The default is Pillow's limit, about 0.5 GB of decoded picture."""
     output: Path | None = None
     """Write the scores to this JSON file too."""
     predictions: Path | None = None
-    """Write what the model says of each image to this safetensors file."""
+    """Write what the model says of each image to this .safetensors file."""
     subset: Literal["imagenet-a", "imagenet-r", "imagenet-v2", "imagenet-sketch", "real"] | None = None
-    """The data are this test set of ImageNet's classes, whose labels and scores go by rules of their own."""
+    """Test set of ImageNet's classes that the data are. Its labels and scores follow rules of their own."""
     suite: Literal["robustness"] | None = None
-    """Measure robustness, into robustness.json and .png of the run folder, or --output; other parts there stay."""
+    """Measure robustness. The results go to robustness.json and robustness.png of the run folder, or to --output and a
+    .png beside it. Parts that were measured before stay there."""
     parts: tuple[Literal["attacks", "corruptions", "occlusion", "calibration", "ood"], ...] = ()
-    """What the suite measures; default everything, ood where there is --ood."""
+    """Parts of the suite to measure. The default is all parts, and ood only with --ood."""
     ood: str | None = None
     """Second data set for the suite, of classes that the model does not know."""
     ood_split: str | None = None
-    """Its split; default that which is scored on."""
+    """Split of the second data set. The default is the split that is scored on."""
     tta: Literal["none", "flip", "five_crop", "ten_crop"] = "none"
-    """Average the probabilities of several views of an image: its mirror image, corners and centre, or both."""
+    """Average the probabilities of several views of an image. flip: the image and its mirror image. five_crop: the four
+    corners and the centre. ten_crop: these and their mirror images."""
 
 
 MODEL = ("run", "model")  # the first argument

@@ -3,24 +3,26 @@ Classification. Walawalkar, Shen, Liu, Savvides. ICASSP 2020, in the form of Ope
 
 https://arxiv.org/abs/2003.13048, code of the form here https://github.com/Westlake-AI/openmixup
 
-Formula: a trained network looks at every image, resized to 224 x 224; its attention is the mean over channels of its
-last feature, 7 x 7 cells for a ResNet. A sample keeps its ``k = floor(49*lam0)``, at least 1, most attended cells and
-shows ``x[index]`` in the others; ``lam`` is the share of pixels kept, ``k/49`` where 7 divides the sides.
+Formula: a trained network looks at every image, resized to 224 x 224. Its attention is the mean over channels of its
+last feature, which has 7 x 7 cells for a ResNet. A sample keeps its ``k = floor(49*lam0)`` most attended cells, at
+least one, and shows ``x[index]`` in the others. ``lam`` is the share of pixels kept. That is ``k/49`` where 7 divides
+the sides.
 
-Published defaults: alpha = 2 (tables of OpenMixup); the teacher is ResNet-18 trained on ImageNet-1k (ResNet-50 for DeiT
-and the other networks of that column).
+Published defaults: alpha = 2 and a size of 224 (tables of OpenMixup). The teacher is a ResNet-18 that was trained on
+ImageNet-1k. DeiT and the other networks of that column have a ResNet-50.
 
 Sampling law: ``attentivemix@openmixup-2022``: ``lam0 ~ Beta(alpha, alpha)``, one k for the whole batch, cells of each
 sample's own attention, the first in reading order among equals; the partner is a uniformly random permutation of the
 batch, fixed points allowed. ``beta=8`` is ``Beta(alpha, 8)``, which OpenMixup's documentation and configurations name
 and no public version of its code draws.
 
-Cost: one forward of the teacher at 224 x 224, whatever the size of the images: 1.8 GMAC per image for ResNet-18,
-4.1 for ResNet-50.
+Cost: one forward of the teacher at 224 x 224, whatever the size of the images. That is 1.8 GMAC per image for
+ResNet-18 and 4.1 for ResNet-50. A smaller ``teacher_size`` costs less.
 
-Deviations: the teacher is in evaluation mode (OpenMixup's takes the statistics of the batch, and its running ones
-drift). ``lam`` is counted in pixels, for each sample, where cells are not of one size. Attentive CutMix itself pastes 6
-of 49 cells, by a single channel of ResNet-50, of images that are not normalised. The teacher sees images as the run
+Deviations: the teacher is in evaluation mode. (OpenMixup's takes the statistics of the batch, and its running ones
+drift.) ``teacher_size`` is ours: a teacher that was trained on images of 32 pixels needs to see images of that size.
+``lam`` is counted in pixels, for each sample, where the cells differ in size. Attentive CutMix itself pastes 6 of 49
+cells, by a single channel of ResNet-50, of images that are not normalised. Here the teacher sees images as the run
 normalises them.
 
 Kind: input; teacher.
@@ -35,39 +37,46 @@ from torch import Tensor, nn
 from . import ops, taps
 from .base import Mixer, Plan
 
-SIDE = 224
-
 
 class AttentiveMix(Mixer):
     """Keep the cells that a trained network attends to most, show the partner in the others.
 
-    ``alpha`` > 0 and ``beta`` > 0 are the Beta parameters of the share kept; None: beta is alpha. ``teacher``: timm
-    name, ``hf-hub:`` address or run folder of the trained network.
+    ``alpha`` > 0 and ``beta`` > 0 are the Beta parameters of the share that is kept. If ``beta`` is None, it equals
+    alpha. ``teacher``: timm name, ``hf-hub:`` address or run folder of the trained network. ``teacher_size``: side in
+    pixels, at least 1, at which the teacher sees the images.
     """
 
-    def __init__(self, alpha: float = 2.0, beta: float | None = None, teacher: str = "resnet18.tv_in1k"):
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        beta: float | None = None,
+        teacher: str = "resnet18.tv_in1k",
+        teacher_size: int = 224,
+    ):
         super().__init__()
         ops.check_positive("alpha", alpha)
         if beta is not None:
             ops.check_positive("beta", beta)
         if not (isinstance(teacher, str) and teacher):
             raise ValueError(f"teacher must be the name of timm weights or a folder, got {teacher!r}")
+        ops.check_count("teacher_size", teacher_size, "of pixels")
         self.alpha = alpha
         self.beta = beta
         self.teacher = teacher
+        self.teacher_size = teacher_size
         self.frozen: taps.Frozen | None = None
 
     def setup(self, model: nn.Module) -> None:
         """Load the teacher. Raises ``ValueError`` when its weights cannot be had or it is made for other images."""
         self.frozen = taps.Frozen(self.teacher)
-        like = next(self.frozen.model.parameters())
+        side, like = self.teacher_size, next(self.frozen.model.parameters())
         try:
-            self.attention(torch.zeros(1, 3, SIDE, SIDE, device=like.device, dtype=like.dtype))
+            self.attention(torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype))
         except (AssertionError, RuntimeError) as e:  # timm's layers assert the size that they are made for
             reason = " ".join(str(e).split())[:120]
             raise ValueError(
-                f"the teacher {self.teacher!r} does not take images of {SIDE} x {SIDE} ({reason}); "
-                "expected a network that does, such as 'resnet18.tv_in1k'"
+                f"the teacher {self.teacher!r} does not take images of {side} x {side} ({reason}); "
+                "expected a network that does, such as 'resnet18.tv_in1k', or another teacher_size"
             ) from None
 
     def plan(
@@ -88,7 +97,8 @@ class AttentiveMix(Mixer):
         """Mean over channels of the teacher's last feature, on the teacher's grid."""
         if self.frozen is None:
             raise ValueError("no teacher yet: setup(model) loads it")
-        images = x if x.shape[2:] == (SIDE, SIDE) else F.interpolate(x, (SIDE, SIDE), mode="bilinear")
+        side = (self.teacher_size, self.teacher_size)
+        images = x if x.shape[2:] == side else F.interpolate(x, side, mode="bilinear")
         teacher = self.frozen.model
         feature = teacher.forward_features(images)  # type: ignore[operator]
         kind = torch.promote_types(feature.dtype, torch.float32)

@@ -30,6 +30,8 @@ from cyclopts import (
     UnknownOptionError,
     UnusedCliTokensError,
 )
+from cyclopts.help import DefaultFormatter, NameRenderer
+from cyclopts.help.specs import get_default_parameter_columns
 
 from mixers.packages import PackageError
 from mixup_recipes.names import meant_by
@@ -38,6 +40,8 @@ from mixup_recipes.typed import RankError, UserError, convert
 
 Classes = Mapping[str, type]
 """Title of a group of flags -> the dataclass whose fields they are."""
+WIDEST = 30
+"""Characters that the help has for a flag: the longest name fits; choices that are longer go to its text."""
 SETTINGS: dict[str, Any] = {
     "version_flags": [],
     "result_action": "return_value",
@@ -85,8 +89,15 @@ def placeholder(kind: Any) -> str:
         parts = typing.get_args(kind)
         return f"{placeholder(parts[0])} ..." if parts[-1] is ... else " ".join(placeholder(part) for part in parts)
     if typing.get_origin(kind) is Literal:
-        return "|".join(map(str, typing.get_args(kind)))
-    return {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}.get(kind, "")
+        choices = "|".join(typing.get_args(kind))
+        return choices if len(choices) + 2 <= WIDEST else "CHOICE"
+    return {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT", dict: "TABLE"}.get(kind, "")
+
+
+def choices_of(kind: Any) -> str:
+    """What the help says of choices that ``placeholder`` has no room for."""
+    one = typing.get_args(bare(kind))[0] if is_tuple(kind) else bare(kind)
+    return f"choices: {', '.join(typing.get_args(one))}" if placeholder(one) == "CHOICE" else ""
 
 
 def limits_of(kind: Any) -> str:
@@ -101,11 +112,11 @@ def flag(cls: type, name: str, group: Group, text: str, first: tuple[str, ...] =
     """One parameter for cyclopts; None means that the flag was not given. ``first``: the first argument's names."""
     kind = schema(cls)[name]
     shape: Any = {bool: bool, dict: dict[str, str]}.get(bare(kind), list[str] if is_tuple(kind) else str)
-    if limits := limits_of(kind) if bare(kind) in (int, float) else "":
-        text += f" ({limits})"
     default = next(f.default for f in dataclasses.fields(cls) if f.name == name)
+    notes = [limits_of(kind) if bare(kind) in (int, float) else choices_of(kind)]
     if default not in (None, "", (), dataclasses.MISSING):
-        text += f" [default: {default}]"
+        notes.append(f"default: {default}")
+    text = " ".join([*text.split(), *(f"[{note}]" for note in notes if note)])  # paragraphs would be torn apart
     # --no_flag for what is true or false only: cyclopts would add --empty_flag to tuples and tables
     more: dict[str, Any] = {} if shape is bool else {"negative": (), "metavar": placeholder(kind) or None}
     more |= {"consume_multiple": True} if is_tuple(kind) else {}
@@ -115,14 +126,21 @@ def flag(cls: type, name: str, group: Group, text: str, first: tuple[str, ...] =
     return inspect.Parameter(name, place, default=None, annotation=annotation)
 
 
+def columns(console: Any, options: Any, entries: list[Any]) -> tuple[Any, ...]:
+    """The columns of cyclopts, but on a narrow screen the first is wide enough for the longest name of a flag."""
+    *others, names, texts = get_default_parameter_columns(console, options, entries)
+    width = max(names.max_width or 0, WIDEST)
+    return *others, names.copy(renderer=NameRenderer(max_width=width), max_width=width), texts
+
+
 def command(program: str, about: str, classes: Classes, first: tuple[str, ...] = ()) -> App:
     """The command whose flags are the fields of ``classes``; it returns the values that were given, as text.
 
     ``first``: a field that is the first argument too, and synonyms of its flag.
     """
-    parameters = []
+    parameters, formatter = [], DefaultFormatter(column_specs=columns)
     for order, (title, cls) in enumerate(classes.items()):
-        group, docs = Group(title, sort_key=order), field_docs(cls)
+        group, docs = Group(title, sort_key=order, help_formatter=formatter), field_docs(cls)
         parameters += [flag(cls, f.name, group, docs.get(f.name, ""), first) for f in dataclasses.fields(cls)]
 
     def given(*start: Any, **values: Any) -> dict[str, Any]:
@@ -218,7 +236,7 @@ def asked(app: App, argv: list[str]) -> Any:
             raise UserError(str(e)) from None
         wanted, about = e.argument.field_info.name, e.argument.parameter.help
         wanted = wanted.upper() if e.argument.field_info.is_positional else f"--{wanted}"
-        raise UserError(f"{' '.join(e.command_chain or ())}: {wanted} is missing: {about}") from None
+        raise UserError(f"{' '.join(e.command_chain or ())}: {wanted} is missing. {about}") from None
     except UnusedCliTokensError as e:
         raise UserError(f"too many arguments: {' '.join(e.unused_tokens or ())}") from None
     except UnknownOptionError as e:

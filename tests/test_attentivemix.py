@@ -50,7 +50,7 @@ def test_equal_cells_are_kept_in_reading_order_also_where_attention_is_not_a_num
         assert torch.equal(mask, torch.tensor([1.0] * kept + [0.0] * (49 - kept)).expand(2, -1))
 
 
-def test_a_teacher_that_takes_no_images_of_224_pixels_and_a_plan_before_setup_are_refused(tmp_path):
+def test_a_teacher_sees_images_of_teacher_size_and_one_that_cannot_or_none_at_all_is_refused(tmp_path):
     """What a teacher from a folder is, and weights that cannot be had: ``test_taps.py``."""
     with pytest.raises(ValueError, match="setup"):
         AttentiveMix().plan(*batch(), rng_of(0))
@@ -59,6 +59,11 @@ def test_a_teacher_that_takes_no_images_of_224_pixels_and_a_plan_before_setup_ar
     save_for_hf(vit, str(tmp_path), safe_serialization=True, model_config={"model_args": args})
     with pytest.raises(ValueError, match=r"does not take images of 224 x 224 \(Input height \(224\) doesn't match"):
         AttentiveMix(teacher=str(tmp_path)).setup(create_model("test_resnet", num_classes=5))
+    mixer = AttentiveMix(teacher=str(tmp_path), teacher_size=32)
+    mixer.setup(create_model("test_resnet", num_classes=5))
+    x, _ = batch(2, 64, 64)
+    seen = F.interpolate(x, (32, 32), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(mixer.attention(x), vit.eval().forward_features(seen)[:, 1:].mean(2).view(2, 4, 4))
 
 
 def test_a_fingerprint_is_of_the_weights_whatever_their_type_and_other_classes_than_theirs_are_refused(tmp_path):

@@ -52,7 +52,7 @@ block_lr=None, block_min_lr=None, block_momentum=None)
 decouplemix: DecoupleMix(eta=0.1, power=0.0, two_hot=None, xi=1.0 (base): Mixup(alpha=1.0))
 recursivemix: RecursiveMix(alpha=0.5, omega=0.5, swapped_roi=False)
 snapmix: SnapMix(alpha=5.0, same_label_twice=False)
-attentivemix: AttentiveMix(alpha=2.0, beta=None, teacher='resnet18.tv_in1k')
+attentivemix: AttentiveMix(alpha=2.0, beta=None, teacher='resnet18.tv_in1k', teacher_size=224)
 supermix: SuperMix(alpha=3.0, teacher=None, steps=5, grid=16, sigma=2.0, sparsity=25.0)
 grafting: Grafting(alpha=1.0, temperature=0.2, sigma=1.0, grid=None, label_norm=2, source='activation')
 augmix: AugMix(severity=3.0, width=3, depth=None, alpha=1.0, jsd_weight=12.0, mean=(0.485, 0.456, 0.406), std=(0.229, \
@@ -169,7 +169,7 @@ MUST_BE: dict[str, list[tuple[str, Any]]] = {
         ("remix tau", 1.5),
     ],
     "a number of at least 0.1 and at most 10": [("augmix severity", 0), ("noisymix severity", 11)],
-    "a whole number of pixels, at least 1": [("mixpro cell", 0)],
+    "a whole number of pixels, at least 1": [("mixpro cell", 0), ("attentivemix teacher_size", 32.0)],
     "a whole number of positions, at least 1": [("patchup block_size", 0)],
     "odd, so that a block has a centre": [("patchup block_size", 4)],
     "the name of timm weights or a folder": [("attentivemix teacher", None)],

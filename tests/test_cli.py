@@ -2,18 +2,23 @@
 
 import dataclasses
 import functools
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import rich.console
+from cyclopts import App
 from tiny import ROOT, environment
 
+import evaluate_mixup
 from mixup_recipes import __version__, flags
 from mixup_recipes.cli import app
 from mixup_recipes.recipe import Recipe
@@ -105,9 +110,9 @@ def test_a_wrong_flag_is_one_line(argv, says):
 
 
 OTHER = {
-    "card": "error: card: RUN is missing: run folder",
+    "card": "error: card: RUN is missing. Folder of a run.",
     "card a b c": "error: too many arguments: b c",
-    "replay runs/x": "error: replay: --step is missing: update, counted from 0",
+    "replay runs/x": "error: replay: --step is missing. Number of the update, counted from 0.",
     "sweep --epochs 1": "error: unknown flag --epochs; for the runs of a sweep: --set epochs=VALUE",
     "masks a --pairs x": "error: Invalid value for --pairs: expected an integer, got 'x'",
     "table --format pdf": 'error: Invalid value "pdf" for --format. Choose from: "md", "csv", "latex", "html".',
@@ -161,7 +166,7 @@ def test_help_shows_every_flag_as_it_is_written_with_its_type_its_choices_and_it
     shown = capsys.readouterr().out
     names = [f"--{field.name}" for cls in CLASSES.values() for field in dataclasses.fields(cls)]
     kinds = ["--epochs INT ", "--lr FLOAT ", "--scale FLOAT FLOAT ", "--model TEXT ", "--sync_bn --no-sync_bn "]
-    kinds += ["--mixed_precision no|fp16|bf16 ", "(at least 1) [default: 100]", "Stochastic depth", "What it does."]
+    kinds += ["--mixed_precision no|fp16|bf16 ", "[at least 1] [default: 100]", "Stochastic depth", "What it does."]
     assert not [part for part in (*CLASSES, *names, *kinds) if part not in shown]
     assert " STR" not in shown and "batch-size" not in shown
 
@@ -193,6 +198,35 @@ def test_each_command_says_what_it_is_its_first_arguments_and_types(console, mon
         assert " STR" not in shown, name
         assert "RUN" not in arguments.split() or "RUN --run --model " in shown
         assert name not in ("push", "card") or "--hub_model_id --repo_id TEXT" in shown
+
+
+def commands(group: App, *names: str) -> Iterator[tuple[str, App]]:
+    """All commands below a group with their whole names, and the group."""
+    yield " ".join(names), group
+    for name in group:
+        if not name.startswith("-"):
+            yield from commands(group[name], *names, name)
+
+
+def test_each_command_has_a_summary_and_each_flag_a_text_in_whole_sentences():
+    found = dict(commands(app))
+    assert {*COMMANDS} <= {*found}
+    for name, command in found.items():
+        summary = command.help.partition("\n\n")[0]
+        assert re.fullmatch(r"[A-Z].*\.", summary), f"{name}: {summary!r} is no sentence in one line"
+        for argument in command.assemble_argument_collection() if command.default_command else ():
+            text = re.sub(r"( \[[^]]+\])+$", "", argument.parameter.help or "")  # limits and default come last
+            assert text.endswith("."), f"{name} {argument.name}: {text!r} is no sentence"
+
+
+def test_a_screen_of_80_characters_has_room_for_the_whole_name_of_each_flag():
+    for name, classes in (("train", CLASSES), ("evaluate", {"Evaluation": evaluate_mixup.Evaluation})):
+        console = rich.console.Console(width=80, file=io.StringIO())
+        app.help_print([name], console=console)
+        shown = console.file.getvalue().splitlines()
+        assert max(map(len, shown)) <= 80
+        names = {f"--{field.name}" for cls in classes.values() for field in dataclasses.fields(cls)}
+        assert not names - {word for line in shown for word in line.split()}, name
 
 
 def test_old_and_new_names_of_the_run_and_of_the_repository_are_the_same(console, tmp_path, monkeypatch):

@@ -110,8 +110,8 @@ def train(recipe, updates):
     assert all(torch.isfinite(tensor).all() for tensor in (*after.values(), *step.buffers()))
 
 
-def test_the_settings_are_60_published_ones_eight_variants_and_nine_of_our_own_and_use_every_row_above() -> None:
-    assert len(settings()) == 60 + 8 + 9
+def test_the_settings_are_60_published_ones_eight_variants_and_ten_of_our_own_and_use_every_row_above() -> None:
+    assert len(settings()) == 60 + 8 + 10
     assert {family(load_recipe(s)) for s in settings()} == set(SMALLER)
 
 

@@ -21,7 +21,7 @@ from mixup_recipes.typed import convert
 ROWS = list(csv.DictReader((Path(__file__).parent / "published_settings.csv").read_text().splitlines()))
 PUBLISHED = [row["setting"] for row in ROWS]
 OURS = {"cifar10_small", "cifar10_vit", "quickstart", "small_data", "small_data_vit"}
-OURS |= {"finetune", "finetune_r50", "finetune_convnext_t", "finetune_vit_s"}
+OURS |= {"finetune", "finetune_groceries", "finetune_r50", "finetune_convnext_t", "finetune_vit_s"}
 SHARED = {
     "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "hflip": 0.5, "interpolation": "bicubic", "train_crop": "rrc",
     "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "sched": "cosine", "remode": "pixel", "seed": 0,

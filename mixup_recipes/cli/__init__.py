@@ -12,7 +12,7 @@ from mixup_recipes.typed import UserError
 
 __all__ = ["app", "demo", "jobs", "main", "pages", "recipes"]
 
-app.register_install_completion_command(help="Complete commands and flags in this shell with the Tab key.")
+app.register_install_completion_command(help="Let the Tab key complete commands and flags in this shell.")
 
 
 def main() -> None:

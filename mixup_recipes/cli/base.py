@@ -18,7 +18,7 @@ from mixup_recipes.typed import from_yaml
 
 app = App(
     name="mixup-recipes",
-    help="Train, evaluate and publish mixup recipes; tables, plots and pages of what was trained.",
+    help="Train, evaluate and publish mixup recipes, and make tables, plots and pages of what was trained.",
     version=__version__,
     **flags.SETTINGS | {"version_flags": ["--version"]},
 )
@@ -62,11 +62,13 @@ def text(words: str, *names: str) -> Parameter:
 
 
 Whole = Annotated[int, Parameter(converter=whole)]
-RunFolder = Annotated[Path, said("run folder", "--run", "--model")]
-Model = Annotated[str, text("run folder or hf-hub:OWNER/NAME", "--run", "--model")]
-Repository = Annotated[str | None, text("NAME or OWNER/NAME on the Hub", "--hub_model_id", "--repo_id")]
-RecipeName = Annotated[str, text("SETTING_MIXER, or the path of a recipe file", "--recipe", "--name")]
-Results = Annotated[Path | None, said("folder of run records [default: that of this package]")]
+RunFolder = Annotated[Path, said("Folder of a run.", "--run", "--model")]
+Model = Annotated[str, text("Run folder or hf-hub:OWNER/NAME.", "--run", "--model")]
+AnyModel = Annotated[str, text("Run folder, timm name or hf-hub:OWNER/NAME.", "--run", "--model")]
+Repository = Annotated[str | None, text("Repository on the Hub, NAME or OWNER/NAME.", "--hub_model_id", "--repo_id")]
+RecipeName = Annotated[str, text("Recipe name SETTING_MIXER, or the path of a recipe file.", "--recipe", "--name")]
+Results = Annotated[Path | None, said("Folder of run records. The default is that of this package.")]
+Output = Annotated[Path | None, said("Write to this file instead of printing.")]
 
 
 @contextlib.contextmanager

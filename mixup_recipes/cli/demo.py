@@ -13,18 +13,30 @@ from mixup_recipes.typed import UserError
 
 @app.command
 def demo(
-    run: Annotated[str | None, text("run folder, timm name or hf-hub:OWNER/NAME", "--run", "--model")] = None,
+    run: Annotated[
+        str | None, text("Model that the page asks: a run folder, timm name or hf-hub:OWNER/NAME.", "--run", "--model")
+    ] = None,
     *,
-    photos: Annotated[str | None, text("folder of photos to start with, or 'synthetic' for drawn shapes")] = None,
-    host: Annotated[str, text("address that the page listens at; 0.0.0.0 for other machines too")] = "127.0.0.1",
-    port: Annotated[Whole | None, said("its port [default: the first free one from 7860 on]")] = None,
-    share_to_space: Annotated[Path | None, said("write a page of RUN for a Space into this new folder instead")] = None,
+    photos: Annotated[
+        str | None,
+        text(
+            "Folder of photos to start with, or 'synthetic' for drawn shapes. The default is the run's own photos if "
+            "they are on this machine, else the prepared groceries, else drawn shapes."
+        ),
+    ] = None,
+    host: Annotated[str, text("Address that the page listens at. 0.0.0.0 lets other machines open it.")] = "127.0.0.1",
+    port: Annotated[
+        Whole | None, said("Port that the page listens at. The default is the first free one from 7860 on.")
+    ] = None,
+    share_to_space: Annotated[
+        Path | None, said("Write a page of RUN for a Space into this new folder, and open no page.")
+    ] = None,
 ) -> None:
-    """Open a page that mixes photos: mixed photos, masks, labels, and what a trained model says of them.
+    """Open a page that mixes photos and shows masks, labels and what a trained model says of the mixed photos.
 
-    Without RUN the page asks the prepared weights of efficientnet_lite0, where they are on this machine. Nothing is
-    sent to others. The page needs the extra: pip install 'mixup-recipes[demo]'. --share_to_space needs no extra: it
-    writes a folder that you can push to a Space of yours.
+    Without RUN the page asks the prepared weights of efficientnet_lite0, if they are on this machine. Nothing is sent
+    to others. The page needs the extra: `pip install 'mixup-recipes[demo]'`. --share_to_space does not need it. That
+    flag writes a folder that you can push to a Space of yours.
     """
     if share_to_space is not None:
         from mixup_recipes.demo.space import write_space

@@ -9,7 +9,18 @@ from cyclopts import Parameter
 import evaluate_mixup
 import train_mixup
 from mixup_recipes import flags
-from mixup_recipes.cli.base import Model, RecipeName, RunFolder, Whole, app, leaving_at_once, listed, said, text
+from mixup_recipes.cli.base import (
+    AnyModel,
+    Model,
+    RecipeName,
+    RunFolder,
+    Whole,
+    app,
+    leaving_at_once,
+    listed,
+    said,
+    text,
+)
 from mixup_recipes.files import aside
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.training.job import Job
@@ -18,26 +29,32 @@ from mixup_recipes.words import many
 
 # Their flags are those of the scripts, which read the command line themselves.
 SCRIPTS = {"train": train_mixup.main, "evaluate": evaluate_mixup.main}
-TRAIN = (
-    "Train one recipe: mixup-recipes train --recipe deit_s_cutmix. On several GPUs: accelerate launch train_mixup.py"
-)
-EVALUATE = "Score a model: mixup-recipes evaluate RUN. On several GPUs: accelerate launch evaluate_mixup.py"
+TRAIN = """Train one recipe.
+
+For example: `mixup-recipes train --recipe deit_s_cutmix`. On several GPUs, start the script instead:
+`accelerate launch train_mixup.py --recipe deit_s_cutmix`.
+"""
+EVALUATE = evaluate_mixup.__doc__ or ""
+VIEWS = flags.field_docs(evaluate_mixup.Evaluation)["tta"]
 app.command(flags.command("train", TRAIN, {"Run": Job, "Recipe fields": Recipe}))
 app.command(flags.command("evaluate", EVALUATE, {"Evaluation": evaluate_mixup.Evaluation}, evaluate_mixup.MODEL))
 
 
 @app.command
 def predict(
-    run: Annotated[str, text("run folder, timm name or hf-hub:OWNER/NAME", "--run", "--model")],
-    *images: Annotated[str, Parameter(metavar="IMAGES", help="files, folders or globs")],
-    top_k: Annotated[Whole, said("how many classes of each image")] = 5,
-    out: Annotated[Path | None, said("write them to this .csv or .jsonl file [default: print]")] = None,
-    batch_size: Annotated[Whole, said("images per forward")] = 64,
-    tta: Annotated[
-        Literal["none", "flip", "five_crop", "ten_crop"], said("average the probabilities of several views of an image")
-    ] = "none",
+    run: AnyModel,
+    *images: Annotated[str, Parameter(metavar="IMAGES", help="Image files, folders of images, or globs.")],
+    top_k: Annotated[Whole, said("Number of classes that are told of each image.")] = 5,
+    out: Annotated[
+        Path | None, said("Write the predictions to this .csv or .jsonl file instead of printing them.")
+    ] = None,
+    batch_size: Annotated[Whole, said("Images per forward pass.")] = 64,
+    tta: Annotated[Literal["none", "flip", "five_crop", "ten_crop"], said(VIEWS)] = "none",
 ) -> int:
-    """The likeliest classes of images, with probabilities. An image that cannot be read has a line that says so."""
+    """Predict the likeliest classes of images, with their probabilities.
+
+    An image that cannot be read gets a line that says so. The exit status is 1 when no image can be read.
+    """
     from mixup_recipes.runs.predict import predict
 
     return predict(run, list(images), top_k, batch_size, out, tta)
@@ -45,17 +62,18 @@ def predict(
 
 @app.command
 def export(
-    run: Annotated[str, text("run folder, timm name or hf-hub:OWNER/NAME", "--run", "--model")],
+    run: AnyModel,
     *,
-    out: Annotated[Path, said("file to write: .onnx, .pt (TorchScript) or .pt2 (torch.export)")],
+    out: Annotated[Path, said("File to write: .onnx, .pt (TorchScript) or .pt2 (torch.export).")],
     format: Annotated[
-        Literal["onnx", "torchscript", "torch_export"] | None, said("default: by the ending of --out")
+        Literal["onnx", "torchscript", "torch_export"] | None,
+        said("Format of the file. The default follows the ending of --out."),
     ] = None,
 ) -> None:
-    """A trained model as one file for other programs, checked against the model and its run; shows how to use it.
+    """Write a trained model as one file for other programs, and show how to use it.
 
-    The normalisation is inside, what else is done to a picture is in the file's metadata. ONNX needs the extra:
-    pip install 'mixup-recipes[export]'.
+    The file is checked against the model and its run. The normalisation is inside the file. Its metadata say what else
+    is done to a picture. ONNX needs the extra: `pip install 'mixup-recipes[export]'`.
     """
     with leaving_at_once(aside(out)):
         from mixup_recipes.runs.deploy import deploy
@@ -65,17 +83,22 @@ def export(
 
 @app.command
 def soup(
-    *runs: Annotated[str, Parameter(metavar="RUNS", help="run folders or hf-hub:OWNER/NAME, of one architecture")],
-    out: Annotated[Path, said("new folder for the model")],
-    greedy: Annotated[bool, said("best run first, and each of the others unless the held-out score falls")] = False,
-    last: Annotated[Whole | None, said("of one run: average its newest checkpoints, so many")] = None,
-    bn_samples: Annotated[Whole, said("training images of the first run, for BatchNorm's statistics")] = 1024,
-    dataset: Annotated[str | None, text("where the data of the first run are on this machine")] = None,
-    batch_size: Annotated[Whole, said("images per forward of an evaluation")] = 64,
+    *runs: Annotated[str, Parameter(metavar="RUNS", help="Run folders or hf-hub:OWNER/NAME, of one architecture.")],
+    out: Annotated[Path, said("New folder for the model.")],
+    greedy: Annotated[
+        bool, said("Start with the best run, and add each of the others unless the held-out score falls.")
+    ] = False,
+    last: Annotated[Whole | None, said("Average the newest n checkpoints of one run.")] = None,
+    bn_samples: Annotated[
+        Whole, said("Number of training images of the first run from which BatchNorm's statistics are taken.")
+    ] = 1024,
+    dataset: Annotated[str | None, text("Place of the first run's data on this machine.")] = None,
+    batch_size: Annotated[Whole, said("Images per forward pass of an evaluation.")] = 64,
 ) -> None:
-    """One model whose weights are the average of those of several runs, or of the last checkpoints of one run.
+    """Average the weights of several runs, or of the last checkpoints of one run, into one model.
 
-    Classes go by their names. The folder is one that evaluate, predict and export take; soup.json says what went in.
+    Classes are matched by their names. The commands evaluate, predict and export take the new folder. Its soup.json
+    says what went in.
     """
     from mixup_recipes.runs.soup import soup
 
@@ -85,31 +108,44 @@ def soup(
 
 @app.command
 def probe(
-    run: Annotated[str, text("run folder, timm name, hf-hub:OWNER/NAME or prepared weights", "--run", "--model")],
+    run: Annotated[str, text("Run folder, timm name, hf-hub:OWNER/NAME or prepared weights.", "--run", "--model")],
     *,
     method: Annotated[
-        Literal["knn", "linear", "both"], said("nearest neighbours, a linear classifier, or both")
+        Literal["knn", "linear", "both"], said("knn: nearest neighbours. linear: a linear classifier.")
     ] = "both",
-    recipe: Annotated[str | None, text("take data and evaluation fields from this recipe; a run has its own")] = None,
-    dataset: Annotated[str | None, text("data instead of the recipe's: Hub id, prepared set or folder")] = None,
-    train_split: Annotated[str | None, text("split to learn from [default: the recipe's, or train]")] = None,
-    split: Annotated[str | None, text("split to score on [default: the recipe's, or validation]")] = None,
-    image_column: Annotated[str | None, text("column with the encoded images")] = None,
-    label_column: Annotated[str | None, text("column with the class")] = None,
-    max_train_samples: Annotated[Whole | None, said("learn from the first n images of a fixed shuffle")] = None,
-    max_eval_samples: Annotated[Whole | None, said("score the first n images of a fixed shuffle")] = None,
-    k: Annotated[list[str] | None, listed("neighbours [default: 10 20 100 200]", metavar="INT...")] = None,
-    temperature: Annotated[float, said("of the neighbours' votes")] = 0.07,
-    batch_size: Annotated[Whole, said("images per forward")] = 64,
-    on_bad_image: Annotated[Literal["stop", "skip"], said("a corrupt image stops the probe, or is left out")] = "stop",
-    dataloader_num_workers: Annotated[Whole | None, said("loader processes [default: as in evaluate]")] = None,
-    features: Annotated[Path | None, said("keep the features in this .safetensors file, or take them from it")] = None,
-    output: Annotated[Path | None, said("write the scores to this JSON file too")] = None,
+    recipe: Annotated[
+        str | None, text("Take data and evaluation fields from this recipe. A run folder has its own recipe.")
+    ] = None,
+    dataset: Annotated[str | None, text("Data instead of the recipe's: a Hub id, prepared set or folder.")] = None,
+    train_split: Annotated[str | None, text("Split to learn from. The default is the recipe's, or train.")] = None,
+    split: Annotated[str | None, text("Split to score on. The default is the recipe's, or validation.")] = None,
+    image_column: Annotated[
+        str | None, text("Column that holds the encoded images. The default is the recipe's, or image.")
+    ] = None,
+    label_column: Annotated[
+        str | None, text("Column that holds the class. The default is the recipe's, or label.")
+    ] = None,
+    max_train_samples: Annotated[Whole | None, said("Learn from only the first n images of a fixed shuffle.")] = None,
+    max_eval_samples: Annotated[Whole | None, said("Score only the first n images of a fixed shuffle.")] = None,
+    k: Annotated[
+        list[str] | None,
+        listed("Numbers of neighbours, each scored on its own. The default is 10 20 100 200.", metavar="INT..."),
+    ] = None,
+    temperature: Annotated[float, said("Temperature of the neighbours' votes.")] = 0.07,
+    batch_size: Annotated[Whole, said("Images per forward pass.")] = 64,
+    on_bad_image: Annotated[
+        Literal["stop", "skip"], said("stop: a corrupt image ends the probe. skip: it is left out and counted.")
+    ] = "stop",
+    dataloader_num_workers: Annotated[Whole | None, said("Loader processes. The default is that of evaluate.")] = None,
+    features: Annotated[
+        Path | None, said("Keep the features in this .safetensors file, or read them from it if it exists.")
+    ] = None,
+    output: Annotated[Path | None, said("Write the scores to this JSON file too.")] = None,
 ) -> None:
-    """How good a frozen model's features are: top-1 and top-5 of nearest neighbours and of a linear classifier on them.
+    """Measure how good a frozen model's features are, by nearest neighbours and by a linear classifier on them.
 
-    Both learn from the training split's features and are scored on the evaluation split's; images are seen as in an
-    evaluation.
+    The scores are top-1 and top-5. Both methods learn from the features of the training split and are scored on those
+    of the evaluation split. Images are seen as in an evaluation.
     """
     from mixup_recipes.runs.probe import probe
 
@@ -124,23 +160,42 @@ def probe(
 
 @app.command
 def sweep(
-    file: Annotated[Path | None, said("sweep file; flags add to it")] = None,
+    file: Annotated[
+        Path | None, said("Sweep file. --set and --grid add to what it says, the other flags replace it.")
+    ] = None,
     *,
-    recipes: Annotated[list[str] | None, listed("recipe names or files")] = None,
-    seeds: Annotated[list[str] | None, listed("seeds of each recipe", metavar="INT...")] = None,
-    set_: Annotated[list[str] | None, listed("flags of train_mixup.py for all runs, epochs=20 ...", "--set")] = None,
-    grid: Annotated[list[str] | None, listed("fields to vary, lr=0.1,0.2 ...: every combination")] = None,
-    launcher: Annotated[str | None, text("what starts train_mixup.py, 'accelerate launch'; slurm: jobs of it")] = None,
-    output_dir: Annotated[str | None, text("folder of all runs and results [default: runs/sweep]")] = None,
-    jobs: Annotated[Whole | None, said("runs at a time, each on a GPU or a share of the cores [default: 1]")] = None,
-    dry_run: Annotated[bool, said("print commands and states only")] = False,
-    report: Annotated[bool, said("tables and plots of what is finished, no runs")] = False,
-    slurm: Annotated[Path | None, said("write an sbatch script instead of running")] = None,
-    slurm_options: Annotated[list[str] | None, listed("of sbatch, gres=gpu:1 time=12:00:00")] = None,
+    recipes: Annotated[list[str] | None, listed("Names or files of recipes.")] = None,
+    seeds: Annotated[list[str] | None, listed("Seeds that each recipe is trained with.", metavar="INT...")] = None,
+    set_: Annotated[
+        list[str] | None, listed("Flags of train_mixup.py for all runs, such as epochs=20.", "--set")
+    ] = None,
+    grid: Annotated[
+        list[str] | None, listed("Fields to vary, such as lr=0.1,0.2. Every combination is trained.")
+    ] = None,
+    launcher: Annotated[
+        str | None,
+        text(
+            "Command that starts train_mixup.py, such as 'accelerate launch'. The default is one Python process per "
+            "run. slurm: submit the runs as jobs of Slurm."
+        ),
+    ] = None,
+    output_dir: Annotated[str | None, text("Folder of all runs and results. The default is runs/sweep.")] = None,
+    jobs: Annotated[
+        Whole | None,
+        said(
+            "Number of runs at a time, each on a GPU or a share of the cores. The default is 1, and with a queue as "
+            "many as it will take."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, said("Only print the commands and states of the runs.")] = False,
+    report: Annotated[bool, said("Make tables and plots of the finished runs, and start no run.")] = False,
+    slurm: Annotated[Path | None, said("Write an sbatch script to this file, and start no run.")] = None,
+    slurm_options: Annotated[list[str] | None, listed("Options of sbatch, such as gres=gpu:1 time=12:00:00.")] = None,
 ) -> int:
-    """Recipes x grid x seeds, --jobs runs at a time; what is finished is skipped. Then tables and plots.
+    """Train every combination of recipes, grid and seeds, then make tables and plots.
 
-    --launcher slurm submits each run as a job of a Slurm cluster, and says what became of those submitted before.
+    --jobs says how many runs work at a time. Finished runs are skipped. --launcher slurm submits each run as a job of a
+    Slurm cluster, and says what became of the jobs that were submitted before.
     """
     from mixup_recipes.pages.sweep import sweep
 
@@ -151,16 +206,17 @@ def sweep(
 
 @app.command
 def prepare(
-    name: Annotated[str, text("a data set such as cifar100 or cub200, or weights: efficientnet_lite0")],
+    name: Annotated[str, text("Name of a data set, such as cifar100 or cub200, or of weights: efficientnet_lite0.")],
     *,
-    from_: Annotated[list[str] | None, listed("what its authors distribute: archives, or a folder", "--from")] = None,
-    folder: Annotated[Path | None, said("write its images too, as FOLDER/SPLIT/CLASS/IMAGE")] = None,
+    from_: Annotated[list[str] | None, listed("What the authors distribute: archives, or a folder.", "--from")] = None,
+    folder: Annotated[Path | None, said("Write the images to this folder too, as FOLDER/SPLIT/CLASS/IMAGE.")] = None,
 ) -> None:
-    """Write a data set, or trained weights, once and whole; recipes find it by its name.
+    """Write a data set or trained weights, once and whole, so that recipes find them by name.
 
-    Downloaded: groceries (61 MB), cifar10, cifar100, efficientnet_lite0. Of cub200, aircraft, inat2017, inat2018 and
-    places205 download what the authors have and pass it: prepare cub200 --from CUB_200_2011.tgz. Numbers of images and
-    classes must be those that the authors publish.
+    The command downloads groceries (61 MB), cifar10, cifar100 and efficientnet_lite0. For cub200, aircraft, inat2017,
+    inat2018 and places205, download what the authors distribute and pass it:
+    `mixup-recipes prepare cub200 --from CUB_200_2011.tgz`. The numbers of images and classes must be those that the
+    authors publish.
     """
     from mixup_recipes.data.prepare import PREPARED, prepare, unpack
     from mixup_recipes.training.known_weights import WEIGHTS, prepare_weights
@@ -181,16 +237,23 @@ def prepare(
 def supermix(
     recipe: RecipeName,
     *,
-    out: Annotated[Path, said("new folder; what was killed goes on with the same command")],
-    teacher: Annotated[str | None, text("run folder, hf-hub: or timm name [default: the recipe's]")] = None,
-    images: Annotated[Whole | None, said("how many [default: as many as the training split has]")] = None,
-    steps: Annotated[Whole, said("of the search, at most")] = 50,
-    seed: Whole = 0,
-    all_pairs: Annotated[bool, said("keep images whose classes the teacher misses")] = False,
-    with_originals: Annotated[bool, said("the training split's images too")] = False,
-    dataset: Annotated[str | None, text("where the recipe's data are on this machine")] = None,
+    out: Annotated[Path, said("New folder for the images. After a kill, the same command goes on.")],
+    teacher: Annotated[
+        str | None, text("Run folder, timm name or hf-hub:OWNER/NAME of the teacher. The default is the recipe's.")
+    ] = None,
+    images: Annotated[
+        Whole | None, said("Number of mixed images. The default is the number of training images.")
+    ] = None,
+    steps: Annotated[Whole, said("Largest number of steps of the search.")] = 50,
+    seed: Annotated[Whole, said("Seed of the pairs and of their shares.")] = 0,
+    all_pairs: Annotated[bool, said("Also keep images in which the teacher does not find both classes.")] = False,
+    with_originals: Annotated[bool, said("Add the unmixed images of the training split.")] = False,
+    dataset: Annotated[str | None, text("Place of the recipe's data on this machine.")] = None,
 ) -> None:
-    """Mix a recipe's images by SuperMix once, before training; a run takes the folder as its --dataset."""
+    """Mix a recipe's images by SuperMix once, before training.
+
+    A run takes the new folder as its --dataset.
+    """
     from mixup_recipes.training.premix import premix
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
@@ -200,16 +263,27 @@ def supermix(
 
 @app.command
 def preview(
-    *names: Annotated[str, Parameter(metavar="NAMES", help="recipes or run folders")],
-    mixers: Annotated[list[str] | None, listed("a row for each, under the recipe's setting or with defaults")] = None,
-    images: Annotated[Whole, said("how many")] = 8,
-    photos: Annotated[str | None, text("folder of images, or 'synthetic' for drawn shapes")] = None,
-    out: Annotated[Path, said("file to write, .png")] = Path("runs/preview.png"),
+    *names: Annotated[str, Parameter(metavar="NAMES", help="Recipes or run folders.")],
+    mixers: Annotated[
+        list[str] | None,
+        listed(
+            "Mixers, a row for each. They run under the recipe's setting, or without one with their published defaults."
+        ),
+    ] = None,
+    images: Annotated[Whole, said("Number of images, 2 to 32.")] = 8,
+    photos: Annotated[
+        str | None,
+        text(
+            "Folder of images, or 'synthetic' for drawn shapes. The default is the recipe's own images if they are on "
+            "this machine, else the prepared groceries, else drawn shapes."
+        ),
+    ] = None,
+    out: Annotated[Path, said("Picture to write, a .png file.")] = Path("runs/preview.png"),
 ) -> None:
-    """What recipes, runs or mixers do to a few images, as a picture: rows are methods, columns images.
+    """Draw what recipes, runs or mixers do to a few images.
 
-    Without names and mixers: all mixers with their published defaults. Without --photos: the recipe's own images
-    when they are on this machine, else the prepared groceries, else drawn shapes.
+    The rows of the picture are methods, its columns are images. Without NAMES and --mixers the picture shows all mixers
+    with their published defaults.
     """
     from mixup_recipes.pages.preview import preview
 
@@ -220,12 +294,12 @@ def preview(
 def masks(
     run: RunFolder,
     *,
-    pairs: Annotated[Whole, said("rows of the picture")] = 6,
-    out: Annotated[Path, said("file to write, .png")] = Path("runs/masks.png"),
+    pairs: Annotated[Whole, said("Number of pairs of photos, 1 to 16. Each pair is a row of the picture.")] = 6,
+    out: Annotated[Path, said("Picture to write, a .png file.")] = Path("runs/masks.png"),
 ) -> None:
-    """What a run of automix, samix or adautomix has learned: masks on photos of the evaluation split, as a picture.
+    """Draw the masks that a run of automix, samix or adautomix has learned, on photos of the evaluation split.
 
-    Prints how the mean of the masks follows lambda. Needs a checkpoint of the run.
+    The command also prints how the mean of the masks follows lambda. It needs a checkpoint of the run.
     """
     from mixup_recipes.pages.masks import masks
     from mixup_recipes.runs.run import Run
@@ -237,12 +311,12 @@ def masks(
 def replay(
     run: RunFolder,
     *,
-    step: Annotated[Whole, said("update, counted from 0")],
-    micro: Annotated[Whole, said("micro-batch within the update, counted from 0")] = 0,
-    out: Annotated[Path | None, said("draw it into this .png file")] = None,
-    data: Annotated[Path | None, said("write it to this .safetensors file")] = None,
+    step: Annotated[Whole, said("Number of the update, counted from 0.")],
+    micro: Annotated[Whole, said("Number of the micro-batch within the update, counted from 0.")] = 0,
+    out: Annotated[Path | None, said("Draw the batch into this .png file.")] = None,
+    data: Annotated[Path | None, said("Write the batch to this .safetensors file.")] = None,
 ) -> None:
-    """The mixed batch of any update of a run, rebuilt bit for bit: as text, picture or tensors.
+    """Rebuild the mixed batch of any update of a run bit for bit, as text, a picture or tensors.
 
     A mixer that looks at the model needs the run's checkpoint of that update.
     """
@@ -262,15 +336,22 @@ def replay(
 
 @app.command
 def check(
-    *targets: Annotated[str, Parameter(metavar="TARGETS", help="mixers, timm:cutmix, path/to/file.py:callable ...")],
-    alpha: Annotated[float | None, said("Beta parameter whose law a callable without such declares")] = None,
-    format: Literal["text", "md"] = "text",
+    *targets: Annotated[
+        str, Parameter(metavar="TARGETS", help="Mixers, such as cutmix, timm:cutmix or path/to/file.py:callable.")
+    ],
+    alpha: Annotated[
+        float | None,
+        said(
+            "Parameter of the Beta law that lambda should follow. It declares the law of a callable that has no alpha."
+        ),
+    ] = None,
+    format: Annotated[Literal["text", "md"], said("Format of the report: plain text or Markdown.")] = "text",
 ) -> int:
-    """Hold mixers against the contract: what they do to pixels, labels, lambda, pairs, and to the caller's tensors.
+    """Check mixers against the contract: what they do to pixels, labels, lambda, pairs and the caller's tensors.
 
-    A target is a mixer (cutmix), timm:mixup, timm:cutmix, torchvision:mixup, torchvision:cutmix, or
-    path/to/file.py:callable, a Mixer, a factory, or a function (x, y) -> (x', y'). The file is run. Exit status 1
-    when something fails that the contract asks for.
+    A target is a mixer (cutmix), timm:mixup, timm:cutmix, torchvision:mixup, torchvision:cutmix or
+    path/to/file.py:callable. The callable is a Mixer, a factory, or a function (x, y) -> (x', y'). The file is run. The
+    exit status is 1 when something fails that the contract asks for.
     """
     from mixup_recipes import conformance
 
@@ -283,12 +364,12 @@ def check(
 def verify(
     run: Model,
     *,
-    dataset: Annotated[str | None, text("where the recipe's data are on this machine")] = None,
-    batch_size: Annotated[Whole, said("images per forward")] = 64,
+    dataset: Annotated[str | None, text("Place of the recipe's data on this machine.")] = None,
+    batch_size: Annotated[Whole, said("Images per forward pass.")] = 64,
 ) -> int:
-    """Whether card, results, log and weights of a model on the Hub or of a run folder agree; exit status 1 when not.
+    """Check that card, results, log and weights of a model on the Hub or of a run folder agree.
 
-    The weights are evaluated again by the recipe's own protocol.
+    The weights are evaluated again by the recipe's own protocol. The exit status is 1 when something does not agree.
     """
     from mixup_recipes.hub.verify import verify
     from mixup_recipes.runs.run import Run

@@ -5,16 +5,21 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from mixup_recipes.cli.base import Repository, Results, RunFolder, Whole, app, group, listed, put, said, text
+from mixup_recipes.cli.base import Output, Repository, Results, RunFolder, Whole, app, group, listed, put, said, text
 from mixup_recipes.typed import UserError
 
-Runs = Annotated[Path, Parameter(metavar="RUNS", help="run folders")]
-Picture = Annotated[Path, said("file to write, .png or .svg")]
+Runs = Annotated[Path, Parameter(metavar="RUNS", help="Run folders.")]
+Picture = Annotated[Path, said("Picture to write, a .png or .svg file.")]
 plot = group("plot", "Draw runs into a .png or .svg file.")
 
 
 @app.command
-def record(*runs: Runs, out: Annotated[Path | None, said("folder of the records")] = None) -> None:
+def record(
+    *runs: Runs,
+    out: Annotated[
+        Path | None, said("Folder of the records. The default is model_cards/results of this package.")
+    ] = None,
+) -> None:
     """Write run folders of one recipe, one per seed, into its run record."""
     from mixup_recipes.runs import recording, records
     from mixup_recipes.runs.run import Run
@@ -29,26 +34,35 @@ def record(*runs: Runs, out: Annotated[Path | None, said("folder of the records"
 @app.command
 def table(
     *,
-    benchmark: Annotated[str | None, text("such as deit, rsb_a3, cifar100 or cub200 [default: all]")] = None,
-    setting: Annotated[
-        str | None, text("such as cifar10_small: all mixers that were trained with it, seed by seed")
+    benchmark: Annotated[
+        str | None, text("Benchmark, such as deit, rsb_a3, cifar100 or cub200. The default is all.")
     ] = None,
-    against: Annotated[str, text("with --setting: the mixer that the others are compared with")] = "vanilla",
+    setting: Annotated[
+        str | None,
+        text("Show our runs of a setting, such as cifar10_small: every mixer trained with it, seed by seed."),
+    ] = None,
+    against: Annotated[str, text("With --setting: the mixer that the others are compared with.")] = "vanilla",
     beside: Annotated[
         tuple[str, ...],
         Parameter(
             metavar="TEXT",
             consume_multiple=True,
-            help="with --setting: published settings whose order of mixers is compared with it, cifar10_r18_200e ...",
+            show_default=False,
+            help="With --setting: published settings, such as cifar10_r18_200e, whose order of mixers is compared with "
+            "that of our runs.",
         ),
     ] = (),
     format: Annotated[
-        Literal["md", "csv", "latex", "html"] | None, said("default: by the ending of --out, else md")
+        Literal["md", "csv", "latex", "html"] | None,
+        said("Format of the table. The default follows the ending of --out, else it is md."),
     ] = None,
     results: Results = None,
-    out: Annotated[Path | None, said("file to write to")] = None,
+    out: Output = None,
 ) -> None:
-    """The published tables with our runs beside them, as md, csv, latex or html; or our runs of one setting, as md."""
+    """Print the published tables with our runs beside them, or our runs of one setting.
+
+    The published tables can be md, csv, latex or html. The table of a setting is md.
+    """
     from mixup_recipes.benchmark import small_runs, tables, verdicts
     from mixup_recipes.runs import records
 
@@ -67,11 +81,11 @@ def table(
 
 @app.command
 def leaderboard(
-    *runs: Annotated[Path, Parameter(metavar="RUNS", help="run folders whose curves are shown too")],
-    out: Annotated[Path, said("folder to write to")] = Path("site"),
+    *runs: Annotated[Path, Parameter(metavar="RUNS", help="Run folders whose curves are shown too.")],
+    out: Annotated[Path, said("Folder to write to.")] = Path("site"),
     results: Results = None,
 ) -> None:
-    """A page to browse and share: published numbers, our runs beside them, accuracy against cost.
+    """Write a page to browse and share, with published numbers, our runs beside them, and accuracy against cost.
 
     The folder gets an index.html, which works as a file and on GitHub Pages, and a README.md that makes it a static
     Space.
@@ -82,8 +96,11 @@ def leaderboard(
 
 
 @app.command
-def report(*runs: Runs, out: Annotated[Path, said("folder to write to")] = Path("runs/report")) -> None:
-    """Tables, learning curves and mixed samples of runs; of each, scores by class, confusions, errors, calibration."""
+def report(*runs: Runs, out: Annotated[Path, said("Folder to write to.")] = Path("runs/report")) -> None:
+    """Write a report of runs: tables, learning curves and mixed samples.
+
+    For each run it also has scores by class, confusions, errors and calibration.
+    """
     from mixup_recipes.pages.report import report
     from mixup_recipes.runs.run import Run
 
@@ -93,17 +110,20 @@ def report(*runs: Runs, out: Annotated[Path, said("folder to write to")] = Path(
 
 @app.command
 def protocol(
-    *logs: Annotated[Path, Parameter(metavar="LOGS", help="run folders, logs or folders of logs")],
-    recipe: Annotated[str | None, text("whose rule is meant")] = None,
-    protocol: Annotated[Literal["median", "best", "best_of_last"] | None, said("the rule")] = None,
-    last: Annotated[Whole | None, said("how many epochs the last ones are")] = None,
-    epochs: Annotated[Whole | None, said("epochs that were planned")] = None,
+    *logs: Annotated[Path, Parameter(metavar="LOGS", help="Run folders, logs or folders of logs.")],
+    recipe: Annotated[str | None, text("Recipe whose rule is used.")] = None,
+    protocol: Annotated[
+        Literal["median", "best", "best_of_last"] | None,
+        said("Rule: the median of the last epochs, the best epoch, or the best of the last epochs."),
+    ] = None,
+    last: Annotated[Whole | None, said("Number of epochs that the rule means by the last epochs.")] = None,
+    epochs: Annotated[Whole | None, said("Number of epochs that were planned.")] = None,
 ) -> None:
-    """A log's number as the setting's text states it and as OpenMixup's tools compute it.
+    """Print a log's number as the setting's text states it and as OpenMixup's tools compute it.
 
     A log is a run folder, our log.jsonl or summary.csv, an OpenMixup JSON log or a folder of them, or timm's
-    summary.csv; of several logs the mean over the newest three is told too. The rule is the run's own, that of
-    --recipe, or --protocol, --last and --epochs.
+    summary.csv. For several logs the command also prints the mean over the newest three. The rule is the run's own,
+    that of --recipe, or that of --protocol, --last and --epochs.
     """
     from mixup_recipes.runs.curves import describe, opened
 
@@ -113,11 +133,11 @@ def protocol(
 @app.command
 def compare(
     *,
-    a: Annotated[list[Path], listed("runs of one method, a seed each", metavar="RUNS...")],
-    b: Annotated[list[Path], listed("runs of the other", metavar="RUNS...")],
-    ignore: Annotated[list[str] | None, listed("recipe fields that may differ beside the mixer")] = None,
+    a: Annotated[list[Path], listed("Runs of one method, one for each seed.", metavar="RUNS...")],
+    b: Annotated[list[Path], listed("Runs of the other method, one for each seed.", metavar="RUNS...")],
+    ignore: Annotated[list[str] | None, listed("Recipe fields that may differ, beside the mixer.")] = None,
 ) -> None:
-    """The difference of two methods' top-1, or mAP, on the same images, with its 95 % interval."""
+    """Compare the top-1, or mAP, of two methods on the same images, with the 95 % interval of the difference."""
     from mixup_recipes.runs.compare import compare
     from mixup_recipes.runs.run import Run
 
@@ -126,10 +146,13 @@ def compare(
 
 @app.command
 def robustness(
-    *runs: Annotated[Path, Parameter(metavar="RUNS", help="run folders, or JSON files that the suite wrote")],
-    out: Annotated[Path | None, said("file to write to")] = None,
+    *runs: Annotated[Path, Parameter(metavar="RUNS", help="Run folders, or JSON files that the suite wrote.")],
+    out: Output = None,
 ) -> None:
-    """What `evaluate RUN --suite robustness` found of several runs, side by side, as Markdown."""
+    """Show the robustness results of several runs side by side, as Markdown.
+
+    `mixup-recipes evaluate RUN --suite robustness` measures them.
+    """
     from mixup_recipes.pages.robustness import side_by_side
 
     put(side_by_side(runs), out)
@@ -140,10 +163,15 @@ def card(
     run: RunFolder,
     *,
     hub_model_id: Repository = None,
-    license: Annotated[str | None, text("of the weights, as the Hub names it: apache-2.0, mit, ...")] = None,
-    out: Annotated[Path | None, said("write the card alone to this file")] = None,
+    license: Annotated[
+        str | None, text("Licence of the weights, as the Hub names it, such as apache-2.0 or mit.")
+    ] = None,
+    out: Annotated[Path | None, said("Write only the card, to this file.")] = None,
 ) -> None:
-    """Write the model card of a run folder; what a person wrote around the generated part stays."""
+    """Write the model card of a run folder.
+
+    What a person wrote around the generated part stays.
+    """
     from mixup_recipes.pages import card
     from mixup_recipes.runs.run import Run
 
@@ -157,16 +185,22 @@ def push(
     *,
     hub_model_id: Repository = None,
     private: Annotated[
-        bool | None, Parameter(name=("--hub_private_repo", "--private"), help="make the repository private")
+        bool | None, Parameter(name=("--hub_private_repo", "--private"), help="Make the repository private.")
     ] = None,
     strategy: Annotated[
         Literal["end", "every_save", "checkpoint", "all_checkpoints"] | None,
-        said("with checkpoint or all_checkpoints: state of training too", "--hub_strategy", "--strategy"),
+        said(
+            "checkpoint also publishes the newest checkpoint, all_checkpoints all that the run keeps. The others "
+            "publish none.",
+            "--hub_strategy",
+            "--strategy",
+        ),
     ] = None,
 ) -> None:
-    """Publish a run folder on the Hub, or finish a push that failed: one commit, and none when nothing changed.
+    """Publish a run folder on the Hub, or finish a push that failed.
 
-    What is not given is as at the last push, or the usual name.
+    A push is one commit, and none when nothing changed. What is not given is as at the last push. At the first push the
+    repository has its usual name, MODEL.MIXER_eEPOCHS_DATASET of the token's user.
     """
     from mixup_recipes.hub import push as hub
     from mixup_recipes.runs.run import Run
@@ -177,7 +211,7 @@ def push(
 
 @plot.command
 def curves(*runs: Runs, out: Picture) -> None:
-    """Training loss and top-1 over epochs."""
+    """Draw training loss and top-1 over epochs."""
     from mixup_recipes.pages import plots
     from mixup_recipes.runs.run import Run
 
@@ -186,7 +220,10 @@ def curves(*runs: Runs, out: Picture) -> None:
 
 @plot.command
 def cost(*runs: Runs, out: Picture) -> None:
-    """Top-1 against training time, relative to vanilla where a vanilla run of the same machine is among the runs."""
+    """Draw top-1 against training time.
+
+    The time is relative to vanilla where a vanilla run of the same machine is among the runs.
+    """
     from mixup_recipes.pages import plots
     from mixup_recipes.runs.run import Run
 
@@ -195,9 +232,14 @@ def cost(*runs: Runs, out: Picture) -> None:
 
 @plot.command
 def dots(
-    *runs: Runs, out: Picture, published: Annotated[bool, said("the published numbers of the setting too")] = False
+    *runs: Runs,
+    out: Picture,
+    published: Annotated[bool, said("Draw the published numbers of the setting too.")] = False,
 ) -> None:
-    """Top-1 of each seed with mean and standard deviation, a row per mixer, a panel per setting."""
+    """Draw top-1 of each seed with mean and standard deviation.
+
+    Each mixer has a row, each setting a panel.
+    """
     from mixup_recipes.benchmark.published import published as published_numbers
     from mixup_recipes.pages import plots
     from mixup_recipes.runs.run import Run

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from mixers import MIXERS
 from mixup_recipes.benchmark import cells
-from mixup_recipes.cli.base import RecipeName, Results, app, group, put, said, text
+from mixup_recipes.cli.base import Output, RecipeName, Results, app, group, put, said, text
 from mixup_recipes.new_mixer import new_mixer
 from mixup_recipes.pages.method_index import Format, listing, render
 from mixup_recipes.pages.method_page import text as method_text
@@ -19,16 +19,18 @@ from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
 
 Kind = Literal["input", "feature", "learned", "label"]
-Text = Annotated[str | None, Parameter(metavar="TEXT")]
-Either = Annotated[str, Parameter(metavar="TEXT", help="SETTING_MIXER, or the path of a recipe file")]
+Either = Annotated[str, text("Recipe name SETTING_MIXER, or the path of a recipe file.")]
 recipe_commands = group("recipes", "List, show, explain and compare recipes.")
-method_commands = group("methods", "The mixers: papers, laws, arguments, and how far each is from its original code.")
-cell_commands = group("cells", "The published numbers: list, show, explain, diff, export.")
+method_commands = group(
+    "methods",
+    "List and show the mixers with their papers, laws, arguments and gaps to the original code, and make their pages.",
+)
+cell_commands = group("cells", "List, show, explain, compare and export the published cells and their numbers.")
 
 
 @recipe_commands.command(name="list")
 def list_recipes() -> None:
-    """All settings with the first line of their file, and all mixers."""
+    """List all settings with the first line of their file, and all mixers."""
     for name, path in settings().items():
         print(f"{name:25} {path.read_text().splitlines()[0].lstrip('# ')}")
     print(f"\nmixers: {' '.join(MIXERS)}\na recipe is <setting>_<mixer>")
@@ -36,19 +38,19 @@ def list_recipes() -> None:
 
 @recipe_commands.command(name="show")
 def show_recipe(recipe: RecipeName) -> None:
-    """The resolved recipe as a file that --recipe accepts."""
+    """Print the resolved recipe as a file that --recipe accepts."""
     print(to_yaml(resolve(recipe)[0]), end="")
 
 
 @recipe_commands.command(name="explain")
 def explain_recipe(recipe: RecipeName) -> None:
-    """Every value of a recipe with its origin."""
+    """Print every value of a recipe with its origin."""
     print(explain(*resolve(recipe)))
 
 
 @recipe_commands.command(name="diff")
 def diff_recipes(first: Either, second: Either) -> None:
-    """Fields in which two recipes differ."""
+    """Print the fields in which two recipes differ."""
     (a, _), (b, _) = (resolve(name) for name in (first, second))
     for key, (x, y) in differences(a, b).items():
         print(f"{key:32} {x!s:36} {y}")
@@ -57,23 +59,34 @@ def diff_recipes(first: Either, second: Either) -> None:
 @method_commands.command(name="list")
 def list_methods(
     *,
-    kind: Annotated[Kind | None, said("what the method changes [default: all]")] = None,
-    works_with: Annotated[Literal["cnn", "vit"] | None, said("a network that it takes [default: all]")] = None,
-    format: Annotated[Format, said("of the table")] = "md",
-    out: Annotated[Path | None, said("file to write to")] = None,
+    kind: Annotated[
+        Kind | None,
+        said(
+            "List only methods that change this: the images (input), a hidden feature, a learned mask, or the labels "
+            "or the loss (label). The default is all."
+        ),
+    ] = None,
+    works_with: Annotated[
+        Literal["cnn", "vit"] | None, said("List only methods that work with this kind of network. The default is all.")
+    ] = None,
+    format: Annotated[Format, said("Format of the table.")] = "md",
+    out: Output = None,
 ) -> None:
-    """All mixers side by side: year, kind, networks, what a loop hands over, cost, published numbers, title."""
+    """List all mixers side by side, with year, kind, networks, cost, published numbers and title.
+
+    The table also says what a loop hands over to each mixer.
+    """
     put(listing(kind, works_with, format), out)
 
 
 @method_commands.command(name="show")
-def show_method(mixer: Annotated[str, text("name of a mixer", "--mixer", "--name")]) -> None:
-    """The page of a mixer: formula, law, cost, numbers, the gaps to its original code, deviations, how to use it."""
+def show_method(mixer: Annotated[str, text("Name of the mixer.", "--mixer", "--name")]) -> None:
+    """Show the page of a mixer: formula, law, cost, numbers, gaps to its original code, deviations, and its use."""
     print(method_text(mixer), end="")
 
 
 @method_commands.command(name="render")
-def render_methods(*, out: Annotated[Path, said("folder to write to")] = Path("docs/methods")) -> None:
+def render_methods(*, out: Annotated[Path, said("Folder to write to.")] = Path("docs/methods")) -> None:
     """Write the page of every mixer of this package, and the page that compares them."""
     changed = render(out)
     print(*changed, f"{out}: {many(len(changed), 'page')} changed", sep="\n")
@@ -81,15 +94,19 @@ def render_methods(*, out: Annotated[Path, said("folder to write to")] = Path("d
 
 @method_commands.command(name="draw")
 def draw_methods(
-    *mixers: Annotated[str, Parameter(metavar="MIXERS", help="default: all of this package")],
-    photos: Annotated[str | None, text("folder of images, or 'synthetic' [default: the groceries]")] = None,
-    out: Annotated[Path, said("folder of the pictures")] = Path("docs/methods"),
-    sheet: Annotated[Path | None, said("only one picture of these mixers, a tile for each, to this .jpg file")] = None,
+    *mixers: Annotated[str, Parameter(metavar="MIXERS", help="Mixers to draw. The default is all of this package.")],
+    photos: Annotated[
+        str | None, text("Folder of images, or 'synthetic' for drawn shapes. The default is the groceries.")
+    ] = None,
+    out: Annotated[Path, said("Folder of the pictures.")] = Path("docs/methods"),
+    sheet: Annotated[
+        Path | None, said("Draw only one picture of the named mixers, a tile for each, into this .jpg file.")
+    ] = None,
 ) -> None:
-    """Draw the pictures of the pages, and try which networks the mixers take, into model_cards/methods.csv.
+    """Draw the pictures of the mixers' pages, and try which networks the mixers work with.
 
-    With other photos, or into another folder, the table goes beside the pictures. It needs the groceries and the
-    weights of efficientnet_lite0: see prepare.
+    What was tried goes to model_cards/methods.csv. With other photos, or another folder, that table goes beside the
+    pictures. The command needs the groceries and the weights of efficientnet_lite0: see `mixup-recipes prepare`.
     """
     from mixup_recipes.pages.method_facts import draw, overview, saved
 
@@ -105,16 +122,21 @@ def draw_methods(
 @cell_commands.command(name="list")
 def list_cells(
     *,
-    benchmark: Text = None,
-    setting: Text = None,
-    backbone: Text = None,
-    mixer: Text = None,
-    source: Text = None,
-    upstream_config: Text = None,
-    numbered: bool | None = None,
+    benchmark: Annotated[str | None, text("List only cells of this benchmark, such as deit or cifar100.")] = None,
+    setting: Annotated[str | None, text("List only cells of this setting, such as deit_s.")] = None,
+    backbone: Annotated[str | None, text("List only cells of this backbone, such as resnet50.")] = None,
+    mixer: Annotated[str | None, text("List only cells of this mixer, such as cutmix.")] = None,
+    source: Annotated[str | None, text("List only numbers of this source: own, arxiv or official.")] = None,
+    upstream_config: Annotated[
+        str | None,
+        text("List only cells whose original configuration is public (yes), public as a base (base), or not (no)."),
+    ] = None,
+    numbered: Annotated[
+        bool | None, Parameter(help="List only cells with a published number, or with --no-numbered those without.")
+    ] = None,
     results: Results = None,
 ) -> None:
-    """One line per published cell: number, marks, status of our runs."""
+    """List the published cells, one line each, with number, marks and status of our runs."""
     from mixup_recipes.benchmark.listing import listing
     from mixup_recipes.benchmark.verdicts import of_cells
 
@@ -125,7 +147,7 @@ def list_cells(
 
 @cell_commands.command(name="show")
 def show_cell(recipe: RecipeName, *, results: Results = None) -> None:
-    """A published number with its source, protocol, recipe, estimated hours and the status of our runs."""
+    """Show a published number with its source, protocol, recipe, estimated hours and the status of our runs."""
     from mixup_recipes.benchmark.listing import describe
     from mixup_recipes.benchmark.verdicts import of_cells
 
@@ -139,31 +161,33 @@ def show_cell(recipe: RecipeName, *, results: Results = None) -> None:
 
 @cell_commands.command(name="explain")
 def explain_cell(recipe: RecipeName) -> None:
-    """Every value of a cell's recipe with its origin."""
+    """Print every value of a cell's recipe with its origin."""
     print(explain(*resolve(recipe)))
 
 
 @cell_commands.command(name="diff")
 def diff_cells(first: Either, second: Either) -> None:
-    """Recipe fields, mixer arguments and published numbers in which two cells or recipes differ."""
+    """Print the recipe fields, mixer arguments and published numbers in which two cells or recipes differ."""
     from mixup_recipes.benchmark.listing import difference
 
     print(difference(first, second))
 
 
 @cell_commands.command
-def export(recipe: RecipeName, *, out: Annotated[Path | None, said("file to write to")] = None) -> None:
-    """A cell's recipe as a file that --recipe accepts."""
+def export(recipe: RecipeName, *, out: Output = None) -> None:
+    """Print a cell's recipe as a file that --recipe accepts."""
     put(to_yaml(resolve(recipe)[0]), out)
 
 
 @app.command(name="new-mixer")
 def write_new_mixer(
-    name: Annotated[str, text("of the mixer: lower-case letters and digits", "--name")],
+    name: Annotated[str, text("Name of the mixer, in lower-case letters and digits.", "--name")],
     *,
-    out: Annotated[Path | None, said("folder to write to, such as . [default: a new folder of that name]")] = None,
+    out: Annotated[
+        Path | None, said("Folder to write to, such as . for this one. The default is a new folder of that name.")
+    ] = None,
 ) -> None:
-    """Write a small package for a mixer of your own: a method that works, its test, its page.
+    """Write a small package for a mixer of your own, with a method that works, its test and its page.
 
     After `pip install -e .` in that folder the mixer is known by its name like ours, in recipes (quickstart_NAME),
     check, preview, sweep and methods. Change what it does, run pytest, and go on from there. No file is overwritten.
