@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int | None:
     given = flags.parse(argv, "evaluate_mixup.py", __doc__ or "", {"Evaluation": Evaluation}, MODEL)
     args = flags.fill(Evaluation, given["Evaluation"])
     if args.model is None:
-        raise UserError("which model? pass a run folder, a timm name, or hf-hub:owner/name")
+        raise UserError("no model was given; pass a run folder, a timm name, or hf-hub:owner/name")
     check(args)
 
     import evaluate
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int | None:
 
     net, run = open_model(args.model)
     if args.dataset is None and args.recipe is None and run is None:
-        raise UserError(f"which data? {args.model} carries no recipe; pass --dataset or --recipe")
+        raise UserError(f"{args.model} comes without a recipe, so the data are not known; pass --dataset or --recipe")
     recipe = evaluation_recipe(net, args.model, run, changes(args), args.recipe)
     asked = suite.chosen(args.parts, args.ood) if args.suite else ()
     target = suite.target(recipe, args.model, args.output, run, asked) if args.suite else None
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> int | None:
         about = suite.about(args.model, bench, found, run)
         old = robustness.before(target, about, run)
         if target.is_file() and not old:
-            accelerator.print(f"{target} is of other weights: it is made anew", flush=True)
+            accelerator.print(f"{target} belongs to other weights and is made again", flush=True)
         content = robustness.joined(old, about | suite.measure(bench, asked, found.classes, second))
         if accelerator.is_main_process:
             print(robustness.write(content, examples(bench, split.classes, tuple(content["budgets"])), target))
@@ -170,16 +170,16 @@ def check(args: Evaluation) -> None:
     of_suite = {"parts": args.parts, "ood": args.ood, "ood_split": args.ood_split}
     for name, value in of_suite.items():
         if value and args.suite is None:
-            raise UserError(f"--{name} is for --suite robustness, which is not asked for")
+            raise UserError(f"--{name} needs --suite robustness")
     if args.suite and (args.subset or args.predictions):
         other = "subset" if args.subset else "predictions"
-        raise UserError(f"--suite {args.suite} and --{other} do not go together; choose one of them")
+        raise UserError(f"--suite {args.suite} and --{other} cannot be combined; choose one of them")
     if args.tta != "none" and (args.suite or args.subset):
-        raise UserError(f"--tta {args.tta} is for plain scores: it does not go with --suite or --subset")
+        raise UserError(f"--tta {args.tta} is for plain scores and cannot be combined with --suite or --subset")
     if args.ood_split and args.ood is None:
-        raise UserError("--ood_split is the split of a second data set: --ood DATASET")
+        raise UserError("--ood_split is the split of a second data set; pass --ood DATASET too")
     if args.subset not in (None, "real") and args.dataset is None:
-        raise UserError(f"where are the images of {args.subset}? pass --dataset FOLDER")
+        raise UserError(f"no images of {args.subset} were given; pass --dataset FOLDER")
     for file in (args.output, args.predictions):
         if file and not file.parent.is_dir():
             raise UserError(f"cannot write {file}: there is no folder {file.parent}")

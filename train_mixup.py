@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int | None:
         print(f"settings: {' '.join(settings())}\nmixers:   {' '.join(MIXERS)}\nrecipe:   <setting>_<mixer>")
         return None
     if job.recipe is None:
-        raise UserError("which recipe? pass --recipe <setting>_<mixer>; --list shows what there is")
+        raise UserError("no recipe was given; pass --recipe <setting>_<mixer>; --list prints all settings and mixers")
     recipe, origin = resolve(job.recipe, given["Recipe fields"])
     folder = Path(job.output_dir or f"runs/{recipe.name}-seed{recipe.seed}")
 
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int | None:
     order = TrainOrder(len(samples), recipe, rank, world, state["update"], samples.labels)
     update, evaluated, total, per_epoch = order.start, state["evaluated"], order.updates, order.updates_per_epoch
     if isinstance(samples, streaming.Stream) and update % per_epoch:
-        accelerator.print("streaming: the rest of this epoch is drawn anew, so some images come twice or not at all")
+        accelerator.print("streaming: the rest of this epoch is drawn again, so some images come twice or not at all")
 
     # ----------------------------------------------------------------------------------------- folder
     forget_skipped(folder, accelerator, found)
@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> int | None:
             try:
                 card.write_card(Run.open(folder))
             except UserError as e:  # the run is whole without it
-                print(f"no model card: {e}; mend it, then run: mixup-recipes card {folder}")
+                print(f"the model card could not be written: {e}; fix this, then run: mixup-recipes card {folder}")
     trackers.finish(accelerator, folder, leaving)
     launch.end(accelerator, stop)
     if hub and not leaving:

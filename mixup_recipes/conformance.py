@@ -62,7 +62,9 @@ def check(targets: list[str], alpha: float | None = None) -> list[Report]:
     CutMix's law); None: those of ``ALPHAS`` where the target has an argument ``alpha``. Raises ``UserError``.
     """
     if not targets:
-        raise UserError(f"check what? a mixer ({', '.join(MIXERS)}), {', '.join(STRANGERS)}, or file.py:callable")
+        raise UserError(
+            f"no target was given; pass a mixer ({', '.join(MIXERS)}), {', '.join(STRANGERS)}, or file.py:callable"
+        )
     if alpha is not None and not 0 < alpha < float("inf"):
         raise UserError(f"alpha: expected a number above 0, got {alpha:g}")
     subjects = [(target, *subject(target, alpha)) for target in targets]  # all are found before the first is probed
@@ -110,7 +112,9 @@ def subject(target: str, alpha: float | None) -> tuple[probes.Subject, Factory |
     if colon and path.endswith(".py"):
         return of_file(Path(path), name, alpha)
     if target.endswith(".py"):
-        raise UserError(f"{target}: which callable? {target}:NAME; {contents(module_of(Path(target)))}")
+        raise UserError(
+            f"{target}: expected {target}:NAME with a callable of the file; {contents(module_of(Path(target)))}"
+        )
     near = why_not(target) or f"{nearest(target, [*MIXERS, *STRANGERS])} (or the path of a file.py:callable)"
     raise UserError(f"unknown target {target!r}; {near}")
 
@@ -139,7 +143,7 @@ def of_file(path: Path, name: str, alpha: float | None) -> tuple[probes.Subject,
     try:
         parameters = inspect.signature(found).parameters
     except ValueError:
-        raise UserError(f"{path}:{name} tells no signature; wrap it in a function (x, y)") from None
+        raise UserError(f"the signature of {path}:{name} cannot be read; wrap it in a function (x, y)") from None
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [p for p in parameters.values() if p.default is p.empty and p.kind in kinds]
     takes = "alpha" in parameters and parameters["alpha"] not in needed

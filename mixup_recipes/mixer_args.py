@@ -79,8 +79,8 @@ def named(mixer: Any, args: Any) -> Iterator[str]:
 def of_regression(name: str) -> str:
     """Why a recipe cannot use a mixer whose targets are values, and what can."""
     return (
-        f"mixer {name!r} is for regression: it goes by how far values are apart, and a recipe's targets are classes; "
-        "use mixup or another here, and this one in a loop of your own (docs/dense.md)"
+        f"mixer {name!r} is for regression and compares values, but a recipe's targets are classes; use mixup or "
+        f"another mixer here, and {name} in a loop of your own (docs/dense.md)"
     )
 
 
@@ -159,7 +159,7 @@ def check_labels(recipe: Recipe, mixer: "nn.Module") -> None:
     """Raise ``UserError`` where a mixer, or one inside of it, does not go with what the recipe says of its labels."""
     if recipe.multi_label and any(getattr(module, "one_label", False) for module in mixer.modules()):
         raise UserError(
-            f"mixer {recipe.mixer!r} takes each image for one of one class: it does not go with multi_label; use "
+            f"mixer {recipe.mixer!r} assumes one class per image, so it cannot be combined with multi_label; use "
             "cutmix, mixup, puzzlemix or another"
         )
     if any(getattr(module, "regression", False) for module in mixer.modules()):
@@ -168,8 +168,9 @@ def check_labels(recipe: Recipe, mixer: "nn.Module") -> None:
     for module in counting(mixer):
         if recipe.streaming and module.class_counts is None:
             raise UserError(
-                f"mixer {recipe.mixer!r} needs the training images of each class, which a stream does not tell before "
-                f"it is read: leave out streaming, or say them, --mixer.{COUNTED} '[500, 120, 30]'"
+                f"mixer {recipe.mixer!r} needs the number of training images of each class, and a stream does not "
+                f"tell it before it is read; leave out streaming, or pass the numbers: --mixer.{COUNTED} '[500, 120, "
+                "30]'"
             )
         if recipe.num_classes and module.class_counts is not None:
             check_counts(module.class_counts, recipe.num_classes)
@@ -184,8 +185,8 @@ def check_counts(counts: Sequence[int], classes: int) -> None:
     """Raise ``UserError`` unless there is a count for each class."""
     if len(counts) != classes:
         raise UserError(
-            f"{COUNTED} has {many(len(counts), 'number')} for {many(classes, 'class')}; leave it out, and the training "
-            "images are counted"
+            f"{COUNTED}: expected {many(classes, 'number')}, one for each class, got {len(counts)}; leave it out, "
+            "and the training images are counted"
         )
 
 

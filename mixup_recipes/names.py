@@ -94,7 +94,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if meant := meant_by(name, known):
         return f"did you mean {meant!r}?"
     text = nearest_by_letters(name, known)
-    return text if len(known) < 100 or len(text) < 200 else f"none of the {len(known)} valid names is like it"
+    return text if len(known) < 100 or len(text) < 200 else f"none of the {len(known)} valid names is similar"
 
 
 def setting_and_mixer(name: str, mixers: Collection[str]) -> tuple[str, str | None]:

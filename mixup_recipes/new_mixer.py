@@ -54,7 +54,7 @@ testpaths = ["tests"]
 README = """\
 # $Name
 
-A mixer for Mixup Recipes, known there as `$name`: what it does stands in `mixup_$name/$name.py`.
+A mixer for Mixup Recipes, which knows it as `$name`. `mixup_$name/$name.py` says what it does.
 
 ```bash
 pip install -e '.[test]'                          # registers it
@@ -76,8 +76,8 @@ mixed, target = mixer.mix(x, y, **plan)
 ```
 
 A run notes the version of this package in its `env.json`, and its card names it. Raise `version` in `pyproject.toml`
-when the mixer does something else, and the number behind the sampling law (`$name@unpublished-$year.2`) when it draws
-otherwise: a run that was begun by the law before is not continued by this one.
+when the mixer does something else. Raise the number behind the sampling law (`$name@unpublished-$year.2`) when it draws
+in another way: a run that was started with the old law cannot be continued with the new one.
 """
 
 MIXER = '''\
@@ -236,7 +236,7 @@ def check_name(name: str) -> None:
             f"of Python{advice}; got {name!r}"
         )
     if not isinstance(yaml.safe_load(name), str):
-        raise UserError(f"{name!r} is no text in a YAML file, where recipes name their mixer; take another name")
+        raise UserError(f"YAML does not read {name!r} as text, and recipes name their mixer in YAML; take another name")
     if name in BY_MEANING:
         raise UserError(f"{name!r} means {BY_MEANING[name]!r} in a recipe's name; take another name")
     if any(name in table.rows for table in (MIXERS, REGRESSION, BLOCKS)):
@@ -246,6 +246,6 @@ def check_name(name: str) -> None:
     if setting := next(
         (s for s in settings() if s.endswith(f"_{name}") and s.removesuffix(f"_{name}") in settings()), ""
     ):
-        raise UserError(f"{setting!r} is a setting, so {name!r} can be no mixer; take another name")
+        raise UserError(f"{setting!r} is a setting, so {name!r} cannot be a mixer; take another name")
     if importlib.util.find_spec(f"mixup_{name}"):
         raise UserError(f"there is a Python package 'mixup_{name}' already; give your mixer another name")

@@ -262,13 +262,13 @@ def check(recipe: Recipe) -> None:
         whole = {"max_train_samples": None, "max_eval_samples": None, "aug_repeats": 1}
         for name, usual in (whole | {"sampler": "shuffle", "class_weights": "none"}).items():
             if getattr(recipe, name) != usual:
-                raise UserError(f"{name} needs the whole table: it does not go with streaming")
+                raise UserError(f"{name} needs the whole table, so it cannot be combined with streaming")
     if recipe.multi_label:
         check_multi_label(recipe)
     if recipe.sampler == recipe.class_weights == "balanced":
-        raise UserError("sampler balanced and class_weights balanced each make all classes count the same; choose one")
+        raise UserError("sampler balanced and class_weights balanced both make all classes count the same; choose one")
     if recipe.multi_label and recipe.sampler == "balanced":
-        raise UserError("sampler balanced is for images of one class each: it does not go with multi_label")
+        raise UserError("sampler balanced needs images with one class each, so it cannot be combined with multi_label")
     if recipe.batch_size % recipe.per_device_train_batch_size:
         fits = max(n for n in range(1, recipe.per_device_train_batch_size + 1) if recipe.batch_size % n == 0)
         raise UserError(
@@ -286,7 +286,7 @@ def check(recipe: Recipe) -> None:
         raise UserError("report_ema and ema_warmup_epochs need ema_decay")
     if recipe.precise_bn_samples is not None and (recipe.report_ema or recipe.torch_compile):
         other = "report_ema" if recipe.report_ema else "torch_compile"
-        raise UserError(f"precise_bn_samples looks at the layers of the raw model: it does not go with {other}")
+        raise UserError(f"precise_bn_samples needs the layers of the raw model, so it cannot be combined with {other}")
     if recipe.eval_resize > LARGEST:  # such as in a stranger's recipe
         raise UserError(f"eval_resize: expected at most {LARGEST} pixels, got {recipe.eval_resize}")
     if recipe.eval_resize < recipe.eval_size:
@@ -301,7 +301,7 @@ def check(recipe: Recipe) -> None:
         raise UserError(f"std: expected 3 numbers above 0, got {recipe.std}")
     check_policy(recipe.aa)
     if recipe.opt in ("momentum", "sgd") and (recipe.opt_betas or recipe.opt_eps):
-        raise UserError(f"opt_betas and opt_eps mean nothing to opt {recipe.opt!r}; leave them out, or choose adamw")
+        raise UserError(f"opt {recipe.opt!r} has no opt_betas and opt_eps; leave them out, or choose adamw")
     if recipe.bce_target_thresh is not None and recipe.loss not in BINARY:
         raise UserError(f"bce_target_thresh needs loss {EITHER}, got {recipe.loss}")
     for name, loss in OF_A_LOSS.items():
@@ -313,22 +313,22 @@ def check(recipe: Recipe) -> None:
         if getattr(recipe, name) is not None and recipe.distill_from is None:
             raise UserError(f"{name} needs distill_from, the teacher")
     if recipe.distill == "hard" and recipe.distill_tau is not None:
-        raise UserError("distill_tau is of distill soft; leave it out, or take soft")
+        raise UserError("distill_tau needs distill soft, got hard; leave it out, or take soft")
 
 
 def check_unfreezing(recipe: Recipe) -> None:
     """Raise ``UserError`` for what a model that thaws does not go with."""
     if recipe.freeze is None:
-        raise UserError("unfreeze_epochs thaws what freeze froze: pass --freeze body too, or --freeze with a stage")
+        raise UserError("unfreeze_epochs unfreezes what freeze froze; pass --freeze body too, or --freeze with a stage")
     if recipe.unfreeze_epochs is not None and recipe.unfreeze_epochs >= recipe.epochs:
         raise UserError(
-            f"unfreeze_epochs {recipe.unfreeze_epochs:g}: in {recipe.epochs} epochs nothing would thaw; pass fewer, or "
-            "leave it out"
+            f"unfreeze_epochs {recipe.unfreeze_epochs:g} would unfreeze nothing in {recipe.epochs} epochs; pass "
+            "fewer, or leave it out"
         )
     if recipe.precise_bn_samples is not None:
         raise UserError(
-            "precise_bn_samples counts anew what unfreeze_epochs keeps, the BatchNorm statistics of frozen layers; "
-            "choose one"
+            "precise_bn_samples recomputes the BatchNorm statistics of frozen layers, and unfreeze_epochs keeps "
+            "them; choose one of them"
         )
 
 
@@ -337,11 +337,11 @@ def check_multi_label(recipe: Recipe) -> None:
     if recipe.loss not in BINARY:
         raise UserError(f"multi_label needs loss {EITHER}, got {recipe.loss}; leave out --loss")
     if recipe.smoothing:
-        raise UserError(f"smoothing {recipe.smoothing:g} is of one label per image, not of multi_label: --smoothing 0")
+        raise UserError(f"multi_label cannot be combined with smoothing {recipe.smoothing:g}; pass --smoothing 0")
     if recipe.streaming:
-        raise UserError("multi_label reads all labels first: it does not go with streaming; leave it out")
+        raise UserError("multi_label reads all labels first, so it cannot be combined with streaming; leave it out")
     if recipe.distill_from is not None:
-        raise UserError("distill_from compares probabilities that sum to 1: it does not go with multi_label")
+        raise UserError("distill_from compares probabilities that sum to 1, so it cannot be combined with multi_label")
 
 
 # magnitude, its noise, whether operations grow with it, operations per image, probability of each, and which

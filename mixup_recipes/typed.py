@@ -84,7 +84,9 @@ class Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.level -= 1
         if node.end_mark is None:  # not read to its end yet
-            raise yaml.MarkedYAMLError(problem="an alias within what it names", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem="an alias inside of the value that it names", problem_mark=node.start_mark
+            )
         return node
 
     def compose_mapping_node(self, anchor: Any) -> Any:

@@ -209,7 +209,7 @@ def wrong(files: Files, path: str, old: bytes, new: bytes) -> Files:
 BAD = {
     "an image that is missing": (
         "cub200", lambda f: f.pop("CUB_200_2011/images/001.Black_footed_Albatross/0.jpg"),
-        r"1 image of cub200 is not there: CUB_200_2011/images/001.Black_footed_Albatross/0.jpg$",
+        r"1 image of cub200 is missing: CUB_200_2011/images/001.Black_footed_Albatross/0.jpg$",
     ),
     "a list cut short": (
         "places205", lambda f: wrong(f, "trainvalsplit_places205/val_places205.csv", b"a/abbey/gsun_4.jpg 0\n", b""),
@@ -221,11 +221,11 @@ BAD = {
     ),
     "a name that leads out": (
         "cub200", lambda f: wrong(f, "CUB_200_2011/images.txt", b"001.Black_footed_Albatross/0", b"../../../secret"),
-        "names the file 'CUB_200_2011/images/../../../secret.jpg', which leads out of the data set",
+        "names the file 'CUB_200_2011/images/../../../secret.jpg', which is outside of the data set",
     ),
     "a class with the name of no folder": (
         "aircraft", lambda f: [wrong(f, k, b"F/A-18", b"..") for k in f if k.endswith(".txt")],
-        "names of classes must be words, each there once: '..'",
+        "names of classes must be words, and each must be there once: '..'",
     ),
     "an unknown variant": (
         "aircraft", lambda f: wrong(f, "fgvc-aircraft-2013b/data/images_variant_test.txt", b"F/A-18", b"F/A-19"), None,
@@ -252,7 +252,7 @@ BAD = {
     ),
     "half a record": (
         "cifar100", lambda f: wrong(f, "cifar-100-binary/test.bin", PIXELS[4].tobytes(), b""),
-        "test.bin have 3,076 bytes, no multiple of 3,074",
+        "test.bin have 3,076 bytes, which is not a multiple of 3,074",
     ),
 }  # fmt: skip
 
@@ -277,14 +277,14 @@ def test_an_archive_that_is_not_the_authors_is_refused_and_nothing_is_written(tm
     for path, message in (
         (cut, "cut.tgz is damaged or cut short .*; download it again"),
         (official, "CUB_200_2011.tgz has the MD5 [0-9a-f]{32}, expected 97eceeb196236b17998738112f37df78"),
-        (odd, "odd is no whole tar"),
+        (odd, "odd is not a whole tar"),
         (
             given("tgz", files | {"../evil.txt": b""}, tmp_path / "out.tgz"),
-            "'../evil.txt', which leads out of the",
+            "'../evil.txt', which is outside of the",
         ),
-        (given("zip", files | {"/evil.txt": b""}, tmp_path / "out.zip"), "'/evil.txt', which leads out of the"),
+        (given("zip", files | {"/evil.txt": b""}, tmp_path / "out.zip"), "'/evil.txt', which is outside of the"),
         (tmp_path / "none", "none is neither a folder nor a file"),
-        (tmp_path, "images.txt is not in .*; an archive is read by its own name, --from .*CUB_200_2011.tgz"),
+        (tmp_path, "images.txt is not in .*; pass an archive by its own name: --from .*CUB_200_2011.tgz"),
     ):
         with pytest.raises(UserError, match=message):
             prepare.prepare("cub200", [path])

@@ -420,7 +420,7 @@ def test_a_run_scores_and_exports_four_classifiers_and_its_masks_are_drawn_and_m
     learns_none = make_run(tmp_path / "deit", quick("deit", model="test_resnet"))
     for place, pairs, says in (
         (learns_none, 2, "mixer 'deit' learns no masks; expected a run of automix, samix or adautomix"),
-        (tmp_path, 2, "is no run folder: recipe.yaml is missing"),
+        (tmp_path, 2, "is not a run folder: recipe.yaml is missing"),
         (folder, 0, "pairs: expected 1 to 16, got 0"),
     ):
         with pytest.raises(UserError, match=says):

@@ -189,10 +189,10 @@ def test_the_run_is_held_against_the_published_number(made, real):
         text = card(made(top1=[number + offset] * 5))
         assert f"Published: **{number:.2f}** top-1" in text and "median of the last 5 epochs" in text
         assert f"{number + offset:.2f}, {offset:+.2f} from the published number" in text
-        assert f"±{band:.2f} is noise: **{words}**" in text
+        assert f"±{band:.2f} is noise. Verdict: **{words}**" in text
     text = card(made(smoothing=0.1))
     assert "Published: **" in text and "is noise" not in text
-    assert "does not speak for that number: runs with smoothing 0.1 instead of 0.0 do not count" in text
+    assert "cannot be compared with that number: runs with smoothing 0.1 instead of 0.0 do not count" in text
     text = card(made("r50_100e_alignmix"))
     assert f"**{float(numbers['r50_100e_alignmix']):.2f}‡**" in text and "not trained by OpenMixup" in text
     assert "No published number belongs to this recipe." in card(real)
@@ -426,5 +426,7 @@ def test_a_card_that_cannot_be_written_does_not_fail_the_run(real, tiny_recipe, 
     (out / "README.md").write_text(f"{BEGIN} -->\nmine\n")
     given = ["--recipe", tiny_recipe, "--output_dir", out, "--dataloader_num_workers", 0, *LOG, "--mixer", "deit"]
     status, output = server.run(*given, "--resume_from_checkpoint", "auto")
-    assert status == 0 and "no model card: " in output and f"mixup-recipes card {out}" in output, output
+    assert (
+        status == 0 and "the model card could not be written: " in output and f"mixup-recipes card {out}" in output
+    ), output
     assert (out / "README.md").read_text() == f"{BEGIN} -->\nmine\n"

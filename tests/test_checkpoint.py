@@ -152,7 +152,7 @@ def test_a_finished_run_without_checkpoints_is_not_said_to_be_one_of_other_data(
     assert checkpoint.finished_before(folder, own, Job()) == says
     other = changed(own, dataset="elsewhere/photos")
     with pytest.raises(
-        UserError, match="finished, on dataset 'groceries', not 'elsewhere/photos'; leave out --dataset"
+        UserError, match="finished and used dataset 'groceries', not 'elsewhere/photos'; leave out --dataset"
     ):
         checkpoint.finished_before(folder, other, Job())
     (folder / PLACE).write_text(json.dumps({"path": os.path.abspath("elsewhere/photos")}))  # where they lie by now

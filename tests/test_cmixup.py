@@ -73,9 +73,7 @@ def test_a_regressor_trains_on_near_pairs_in_a_loop_of_ones_own():
 
 @pytest.mark.parametrize("name", REGRESSION)
 def test_a_recipe_for_classes_refuses_it_by_name_wherever_it_stands(name, console):
-    says = (
-        f"mixer '{name}' is for regression: it goes by how far values are apart, and a recipe's targets are classes; "
-    )
+    says = f"mixer '{name}' is for regression and compares values, but a recipe's targets are classes; "
     nested = {"mixer_args": {"base": {"switch": {"mixers": ["cutmix", name]}}}}
     for make in (
         lambda: load_recipe(f"quickstart_{name}"),
@@ -83,7 +81,7 @@ def test_a_recipe_for_classes_refuses_it_by_name_wherever_it_stands(name, consol
         lambda: preview.chosen([], [name]),
         lambda: load_recipe("quickstart_decouplemix", **nested),
     ):
-        with pytest.raises(UserError, match="is for regression: it goes by how far values are apart") as caught:
+        with pytest.raises(UserError, match="is for regression and compares values") as caught:
             make()
         assert "\n" not in str(caught.value)
     status, out, error = console("train", "--recipe", f"quickstart_{name}")

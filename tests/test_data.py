@@ -246,7 +246,7 @@ def test_evaluation_sees_each_image_once_and_knows_which_to_leave_out(tmp_path):
 
 def test_a_bad_image_stops_with_its_index_and_path_in_one_line(tmp_path):
     samples = make_samples(write_table(tmp_path, NAMES, GOOD, GOOD, bad_train={3: JPEG[:200]}))
-    says = r"^image 3 \(train-3.jpg\) cannot be read: [^\n]*; mend it, or pass --on_bad_image skip\Z"
+    says = r"^image 3 \(train-3.jpg\) cannot be read: [^\n]*; fix it, or pass --on_bad_image skip\Z"
     for workers in (0, 1):
         with pytest.raises(RankError, match=says):  # printed by whichever process meets it
             list(samples.batches([[Key(0, 2, 0)], [Key(0, 3, 0)]], 1, workers, CPU))
@@ -318,7 +318,7 @@ def test_a_folder_of_parquet_files_is_a_dataset_and_its_shards_are_read_in_order
         (NAMES, GOOD, GOOD, {"image_column": "img"}, "no column 'img'; did you mean 'image'? (set image_column or"),
         (NAMES, GOOD, GOOD, {"image_column": "label"}, "column 'label' does not hold images (set image_column)"),
         (NAMES, GOOD, GOOD, {"label_column": "image"}, "column 'image', row 1: expected a word or a whole number, "),
-        (NAMES, GOOD, GOOD, {"num_classes": 5}, "has 4 classes, the recipe says num_classes 5; pass --"),
+        (NAMES, GOOD, GOOD, {"num_classes": 5}, "has 4 classes, but the recipe has num_classes 5; pass --"),
         (NAMES, GOOD, GOOD, {"num_classes": 3}, "3; pass --num_classes 4 if that is meant"),
         (Value("int64"), GOOD, [0, 1, 2, 7], {}, "'test', has classes that 'train' does not: 4, 5, 6, 7"),
         (NAMES, [0, 1, 2, 7], GOOD, {}, "split 'train' has label 7, but only 4 class names"),

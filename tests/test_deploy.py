@@ -103,7 +103,7 @@ def says_what_predict_says(console, photos, tmp_path, monkeypatch, capsys):
 def test_the_example_that_is_printed_says_of_photos_what_predict_says(exported, finished, says_what_predict_says):
     _, path, shown = exported
     assert shown.startswith(f"{path}: test_resnet of 4 classes, 1.")
-    assert "\nchecked with 30 images of split 'test': 30 get the class of predictions.safetensors\n" in shown
+    assert "\nchecked on 30 images of split 'test': 30 get the class of predictions.safetensors\n" in shown
     says_what_predict_says(finished, path, shown)
 
 
@@ -115,7 +115,7 @@ def test_a_model_that_is_no_run_goes_by_its_configuration(console, run, tmp_path
     names = [f"{name} stripes" for name in tiny.CLASSES]
     edit(run / "config.json", pretrained_cfg=config["pretrained_cfg"] | sizes, label_names=names)
     status, shown, _ = console("export", "--model", run, "--format", "torchscript", "--out", tmp_path / "model.pt")
-    assert status == 0 and "\nchecked not against predictions of a run: the model is no run folder\n" in shown
+    assert status == 0 and "\nchecked without predictions of a run: the model is not a run folder\n" in shown
     found = notes_of("torchscript", tmp_path / "model.pt")
     assert (found["resize"], found["input_size"], found["interpolation"]) == ([40, 35], [36, 32], "bicubic")
     assert found["class_names"] == names and "recipe" not in found
@@ -159,8 +159,8 @@ def test_the_weights_are_those_that_the_run_reports(console, reference, tmp_path
 def wrong_answers(answer):
     """Files that went wrong, by what is said of them."""
     return {
-        "away from the model's": lambda x: answer(x) + 0.01,
-        "its logits are nan away": lambda x: answer(x) * torch.nan,
+        "differ from the model's by up to 0.0": lambda x: answer(x) + 0.01,
+        "differ from the model's by up to nan": lambda x: answer(x) * torch.nan,
         "it gives (1, 4) for 3 images, not (3, 4)": lambda x: answer(x[:1]),
         "made for one image": lambda x: answer(x) if len(x) == 1 else 1 / 0,
     }
@@ -227,8 +227,8 @@ def test_a_file_that_differs_from_the_runs_predictions_is_not_written(console, r
     ("change", "says"),
     [
         ("moved", "its data, nowhere, are not on this machine"),
-        ("other", "its data are others now: 40 images then, 30 now"),
-        ("unnamed", "it has no fingerprint of its data"),
+        ("other", "the data of the run have changed: 40 images then, 30 now"),
+        ("unnamed", "the run has no fingerprint of its data"),
         ("damaged", "predictions.safetensors is damaged"),
         ("gone", "has no predictions.safetensors"),
     ],
@@ -247,8 +247,11 @@ def test_what_could_not_be_compared_is_said(console, run, tmp_path, change, says
     else:
         (run / "predictions.safetensors").unlink()
     status, out, _ = console("export", run, "--out", tmp_path / "model.pt")
-    assert status == 0 and "\nchecked with 1 and with 3 random images: its logits are those of the model\n" in out
-    assert re.search(f"\nchecked not against predictions of a run: .*{re.escape(says)}", out)
+    assert (
+        status == 0
+        and "\nchecked on batches of 1 and 3 random images: its logits agree with those of the model\n" in out
+    )
+    assert re.search(f"\nchecked without predictions of a run: .*{re.escape(says)}", out)
     assert (tmp_path / "model.pt").is_file()
 
 
@@ -257,16 +260,19 @@ def test_what_could_not_be_compared_is_said(console, run, tmp_path, change, says
     [
         ("export", "export: RUN is missing: run folder, timm name or hf-hub:OWNER/NAME"),
         ("export RUN", "export: --out is missing: file to write"),
-        ("export RUN --out m.tflite", "m.tflite: the ending says the format; expected one of .onnx (onnx), .pt (torch"),
+        (
+            "export RUN --out m.tflite",
+            "m.tflite: the ending of the name chooses the format; expected one of .onnx (onnx), .pt (torch",
+        ),
         (
             "export RUN --out m.onnx --format torchscript",
-            "torchscript is written as .pt; expected a name that ends so, g",
+            "torchscript: expected a file name that ends in .pt, got m.onnx",
         ),
         ("export RUN --out m.pt --format onx", 'Invalid value "onx" for --format. Choose from: "onnx", "torchscript",'),
         ("export RUN --out no/m.pt", "cannot write no/m.pt: there is no folder no"),
         ("export RUN --out FOLDER.pt", "cannot write FOLDER.pt: it is a folder"),
         ("export RUN --out m.onnx", "export to onnx needs: pip install 'mixup-recipes[export]'\n"),
-        ("export FOLDER.pt --out m.pt", "FOLDER.pt has no config.json and model.safetensors: not a run that was"),
+        ("export FOLDER.pt --out m.pt", "FOLDER.pt has no config.json and model.safetensors, so it is not a run that"),
         (
             "export resnet5 --out m.pt",
             "model 'resnet5' is neither a run folder, hf-hub:owner/name nor in timm; did you m",

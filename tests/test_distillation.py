@@ -164,8 +164,11 @@ def test_the_teacher_is_in_no_checkpoint_optimiser_or_average_and_nothing_else_c
     [
         ({"distill": "soft"}, "distill needs distill_from, the teacher"),
         ({"distill_alpha": 0.5}, "distill_alpha needs distill_from, the teacher"),
-        ({"distill_from": "x", "distill": "hard", "distill_tau": 2.0}, "distill_tau is of distill soft; leave it out"),
-        ({"distill_from": "x", "multi_label": True, "loss": "bce_sum"}, "it does not go with multi_label"),
+        (
+            {"distill_from": "x", "distill": "hard", "distill_tau": 2.0},
+            "distill_tau needs distill soft, got hard; leave it out",
+        ),
+        ({"distill_from": "x", "multi_label": True, "loss": "bce_sum"}, "it cannot be combined with multi_label"),
         ({"distill_from": "x", "distill_alpha": 0.0}, "distill_alpha: expected a number above 0 and at most 1 or none"),
     ],
 )

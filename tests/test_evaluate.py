@@ -69,7 +69,7 @@ def test_predictions_are_those_that_the_run_wrote_with_its_weights(run, results,
 def test_a_model_that_is_no_run_is_scored_by_its_configuration(run, results, console, tiny_recipe, tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(run / name, tmp_path)
-    which = f"error: which data? {tmp_path} carries no recipe; pass --dataset or --recipe\n"
+    which = f"error: {tmp_path} comes without a recipe, so the data are not known; pass --dataset or --recipe\n"
     assert console("evaluate", tmp_path)[::2] == (2, which)
     data = ("--dataset", tiny_recipe.parent / "photos", "--split", "test")
     assert console("evaluate", tmp_path, *data, "--output", tmp_path / "scores.json")[0] == 0
@@ -148,7 +148,7 @@ def test_a_run_says_of_images_what_its_evaluation_says(console, run, photos, tmp
     out = tmp_path / "predictions.csv"
     (photos / "zzz.png").write_text("no image")
     done = console("predict", run, photos, "--top_k", 9, "--batch-size", 7, "--out", out)
-    left_out = f"1 left out, .txt files: {photos}/notes.txt\n1 left out, hidden: {photos}/.hidden.jpg\n"
+    left_out = f"1 left out (.txt files): {photos}/notes.txt\n1 left out (hidden): {photos}/.hidden.jpg\n"
     assert done == (0, f"{out}: 31 images, of which 1 cannot be read\n", left_out)
     expected, found = load_file(run / "predictions.safetensors"), rows(out)
     ranks = ("", "_2", "_3", "_4")  # as many as there are classes
@@ -195,10 +195,10 @@ def test_a_folder_is_read_by_the_rule_of_training_and_what_is_left_out_is_said(p
     names = [f"{i:02}.jpg" for i in range(20)] + [f"more/{i}.jpg" for i in range(20, 30)] + ["more/without_suffix"]
     assert found == [photos / name for name in names]  # each once
     assert notes == [
-        f"1 left out, .heic files: {photos}/more/phone.HEIC",
-        f"1 left out, .txt files: {photos}/notes.txt",
-        f"1 left out, hidden: {photos}/.hidden.jpg",
-        f"2 left out, links to a folder that is read already: {photos}/l0, {photos}/l1",
+        f"1 left out (.heic files): {photos}/more/phone.HEIC",
+        f"1 left out (.txt files): {photos}/notes.txt",
+        f"1 left out (hidden): {photos}/.hidden.jpg",
+        f"2 left out (links to a folder that is read already): {photos}/l0, {photos}/l1",
     ]
 
 
@@ -253,14 +253,14 @@ def test_a_model_that_is_no_run_sees_images_as_its_configuration_says(console, r
         ("evaluate --model RUN --split tests", "did you mean 'test'"),
         ("evaluate EMPTY", "no config.json"),
         ("evaluate --model RUN --bacth_size 3", "Did you mean --batch_size"),
-        ("predict RUN", "error: which images? pass files, folders or globs after the model"),
+        ("predict RUN", "error: no images were given; pass files, folders or globs after the model"),
         ("predict RUN nowhere.jpg", "error: no file or folder 'nowhere.jpg'"),
         ("predict RUN PHOTOS PHOTOS/*.gif", "error: no file or folder matches 'PHOTOS/*.gif'"),
         ("predict RUN EMPTY", "error: no image in folder 'EMPTY'"),
         ("predict RUN PHOTOS --top_k 0", "error: top_k: expected an integer at least 1, got 0"),
         (
             "predict RUN PHOTOS --out p.txt",
-            "error: predictions are written as .csv or .jsonl; expected a name",
+            "error: expected a file name that ends in .csv or .jsonl, got",
         ),
         ("predict RUN PHOTOS --out no/p.csv", "error: cannot write no/p.csv: there is no folder no"),
         (
@@ -269,7 +269,7 @@ def test_a_model_that_is_no_run_sees_images_as_its_configuration_says(console, r
         ),
         (
             "predict PHOTOS PHOTOS",
-            "error: PHOTOS has no config.json and model.safetensors: not a run that was",
+            "error: PHOTOS has no config.json and model.safetensors, so it is not a run that",
         ),
     ],
 )

@@ -52,7 +52,7 @@ def test_classes_are_the_first_level_whatever_they_are_called_and_however_deep_t
     assert found.classes == ["ant", "bee"]
     inside = ["ant/cam1/x.jpg", "ant/cam2/x.jpg", "bee/0.jpg", "bee/cam1/x.jpg", "bee/cam2/x.jpg"]
     assert paths(found.train, root / "train") == inside and found.train["label"] == [0, 0, 1, 1, 1]
-    assert found.notes == ["train: 1 left out, beside the class folders: bee-2.jpg"]
+    assert found.notes == ["train: 1 left out (beside the class folders): bee-2.jpg"]
     odd = tree(tmp_path / "odd", ("__other__", ".net", "cow"))
     put(odd, "train/.ipynb_checkpoints/a.jpg", "train/__MACOSX/a.jpg", "train/cow/._0.jpg", "train/cow/.DS_Store")
     found = load_splits(recipe(odd, num_classes=3))
@@ -75,14 +75,14 @@ def test_images_are_told_by_suffix_or_content_and_all_else_is_counted_by_its_rea
         "ant/0.jpg", "ant/1.jpg", "ant/a", "ant/b.JPG", "ant/c.jfif"
     ]  # fmt: skip
     assert found.notes == [
-        "train: 1 left out, .heic files: ant/d.heic",
-        "train: 1 left out, .jpg_original files: ant/0.jpg_original",
-        "train: 1 left out, a broken link: ant/gone.jpg",
-        "train: 1 left out, beside the class folders: metadata.csv",
-        "train: 1 left out, links to a folder that is read already: ant/loop",
-        "train: 1 left out, names that are not UTF-8: 'ant/\\udcff.jpg'",
-        "train: 1 left out, no images by their content: ant/notes",
-        "train: 1 left out, no regular file: ant/pipe.jpg",
+        "train: 1 left out (.heic files): ant/d.heic",
+        "train: 1 left out (.jpg_original files): ant/0.jpg_original",
+        "train: 1 left out (a broken link): ant/gone.jpg",
+        "train: 1 left out (beside the class folders): metadata.csv",
+        "train: 1 left out (links to a folder that is read already): ant/loop",
+        "train: 1 left out (names that are not UTF-8): 'ant/\\udcff.jpg'",
+        "train: 1 left out (not images by their content): ant/notes",
+        "train: 1 left out (not a regular file): ant/pipe.jpg",
     ]
 
 
@@ -96,7 +96,7 @@ def test_the_folder_of_that_very_name_is_read_and_links_are_what_they_lead_to(tm
         (linked / split / "bee").rename(linked / "pool" / split)
         (linked / split / "bee").symlink_to(f"../pool/{split}")
     found = load_split(recipe(linked), "train", None)
-    assert found.classes == ["ant", "bee"] and found.notes == ["1 left out, folders beside the splits: pool"]
+    assert found.classes == ["ant", "bee"] and found.notes == ["1 left out (folders that are not a split): pool"]
 
 
 @pytest.mark.parametrize(
@@ -180,13 +180,15 @@ def test_parquet_files_are_of_the_very_split_and_configuration_that_are_asked_fo
         shard(extra / f"{name}{SHARD}", rows)
     found = load_splits(recipe(extra))
     assert len(found.train) == 2
-    assert found.notes[0] == f"train: 1 left out, parquet files of other places: backup/train{SHARD}"
+    assert found.notes[0] == f"train: 1 left out (parquet files of other places): backup/train{SHARD}"
     shard(tmp_path / "short/train-00001-of-00002.parquet", 2)
     with pytest.raises(UserError, match="shards 0 of 2 are missing"):
         load_split(recipe(tmp_path / "short"), "train", None)
     for number, names in enumerate((NAMES, NAMES[::-1])):
         shard(tmp_path / f"mixed/train-{number:05}-of-00002.parquet", 2, names)
-    with pytest.raises(UserError, match=r"has other columns or class names than train-00000-of-00002.parquet"):
+    with pytest.raises(
+        UserError, match=r"does not have the same columns and class names as train-00000-of-00002.parquet"
+    ):
         load_split(recipe(tmp_path / "mixed"), "train", None)
     for given, says in ({"dataset_revision": "v1"}, "a commit of the Hub"), ({"dataset_config": "x"}, "no config"):
         with pytest.raises(UserError, match=says):
@@ -226,7 +228,10 @@ def test_pictures_of_more_than_8_bits_are_scaled_from_their_own_range_or_refused
     wanted = decode(saved(grey.astype(np.uint8), "PNG"))
     for data in (saved(grey * 257, "PNG"), saved(grey * 257), saved(grey.astype(np.float32) / 255)):
         assert (decode(data) == wanted).all()
-    for array, says in ((grey.astype(np.int32) * 257, "no white of their own"), (grey.astype(np.float32), "0 to 255")):
+    for array, says in (
+        (grey.astype(np.int32) * 257, "do not say how bright white is"),
+        (grey.astype(np.float32), "0 to 255"),
+    ):
         with pytest.raises(BadImage, match=says):
             decode(saved(array))
 
@@ -251,8 +256,8 @@ def test_no_row_and_no_picture_opens_other_files_starts_a_program_or_fills_the_m
         encoded(load_split(recipe(tmp_path), "train", None).table[0]["image"])
     os.mkfifo(tmp_path / "pipe")
     for path, says in (
-        (tmp_path / "pipe", "no regular file"),
-        ("/dev/zero", "no regular file"),
+        (tmp_path / "pipe", "not a regular file"),
+        ("/dev/zero", "not a regular file"),
         (tmp_path, "directory|regular"),
     ):
         with pytest.raises(BadImage, match=says):
@@ -297,8 +302,8 @@ def test_links_lead_to_configurations_and_a_net_of_links_comes_to_an_end(tmp_pat
 
 NAMED = {  # and what is wrong with it
     "images/a.jpg": None, "beside.jpg": None, "images/./a.jpg": None, "images/inside.jpg": None,
-    "images/outside.jpg": "by a link", "away/secret.jpg": "by a link", "pipe": "no regular file",
-    "images": "no regular file",
+    "images/outside.jpg": "by a link", "away/secret.jpg": "by a link", "pipe": "not a regular file",
+    "images": "not a regular file",
     "../../secret.jpg": "outside", "images/../images/a.jpg": "outside", "{set}/images/a.jpg": "outside",
     "file://{set}/images/a.jpg": "outside", "hf://datasets/a/b@main/c.jpg": "outside", "/dev/zero": "outside",
     "gone.jpg": "not there", "": "no image", "a\0": "outside", ".": "outside", "a/" * 3000: "outside",
@@ -346,7 +351,7 @@ def test_the_layouts_of_the_hub_are_read_a_split_there_twice_is_refused_and_imag
         load_split(recipe(tmp_path / "d"), "train", None)
     shard(tree(tmp_path / "images") / "train/metadata.parquet", 6)
     found = load_split(recipe(tmp_path / "images"), "train", None)
-    assert len(found.table) == 4 and found.notes == ["1 left out, beside the class folders: metadata.parquet"]
+    assert len(found.table) == 4 and found.notes == ["1 left out (beside the class folders): metadata.parquet"]
     (tmp_path / "d/README.md").write_text(
         "---\nconfigs:\n- data_files: {train: [3, gone-*]}\n- data_files: [{split: [x]}]\n---\n"
     )

@@ -117,7 +117,7 @@ def test_a_run_is_probed_on_its_own_data_and_features_are_computed_once(
     status, again, _ = console("probe", run, "--features", kept, "--k", 5, 999, "--method", "linear")
     assert status == 0 and again.splitlines()[-2] == shown.splitlines()[-2]
     status, _, errors = console("probe", run, "--features", kept, "--max_train_samples", 40)
-    assert status == 2 and "holds features of other splits; remove it" in errors
+    assert status == 2 and "holds other features than these, which differ in splits; remove it" in errors
 
 
 def test_a_hold_out_is_divided_as_in_training_and_a_bad_image_is_left_out(run, console, tmp_path):
@@ -140,10 +140,10 @@ def test_a_hold_out_is_divided_as_in_training_and_a_bad_image_is_left_out(run, c
     ("argv", "says"),
     [
         ("resnet5", "did you mean 'resnet50'"),
-        ("MODEL", "carries no recipe; pass --dataset or --recipe"),
+        ("MODEL", "comes without a recipe, so the data are not known; pass --dataset or --recipe"),
         ("RUN --k 0", "k: expected integers at least 1, got '0'"),
         ("RUN --temperature 0", "temperature: expected a number above 0, got 0"),
-        ("RUN --split train", "would be both learnt from and scored"),
+        ("RUN --split train", "cannot learn from and score the same split"),
         ("RUN --features nowhere/f.safetensors", "there is no folder nowhere"),
         ("RUN --features RUN/README.md", "holds no features"),
         ("RUN --dataset nowhere", "neither a folder"),

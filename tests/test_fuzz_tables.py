@@ -37,8 +37,16 @@ from mixup_recipes.data import opening
 from mixup_recipes.data.splits import load_split
 from mixup_recipes.typed import UserError
 
-WHOLE, NO_IMAGES, NO_TYPE = "is not of whole numbers", "does not hold images", "not have a datasets dtype equivalent"
-UNOPENED, OTHERS, NO_FOLDER = "cannot open dataset", "other columns or class names", "has no folder for split 'train'"
+WHOLE, NO_IMAGES, NO_TYPE = (
+    "does not hold whole numbers",
+    "does not hold images",
+    "not have a datasets dtype equivalent",
+)
+UNOPENED, OTHERS, NO_FOLDER = (
+    "cannot open dataset",
+    "the same columns and class names",
+    "has no folder for split 'train'",
+)
 AGAIN, NO_LABEL = "in memory; expected images", "row 1: expected a word or a whole number"
 
 
@@ -150,7 +158,7 @@ TABLES: dict[str, tuple[Any, Any]] = {
     "two names that look alike": (names(1, "1"), "duplicated"), "no class": (names(), "only 0 class names"),
     "names as numbers": (names(7, 8), (2, 0)), "blank names": (names("", " "), (2, 0)),
     "names on lines": (names("a\nb", "\x1b[2J"), (2, 0)),
-    "names that are no text": (names("\ud800", "b"), "a class name that is no text: '\\ud800'"),
+    "names that are no text": (names("\ud800", "b"), "a class name that is not text: '\\ud800'"),
     "names of a file": (rows(head=said(label={"_type": "ClassLabel", "names_file": "/etc/passwd"})), UNOPENED),
     "names as a table": (rows(head=said(label=CLASSES | {"names": {"0": "a"}})), UNOPENED),
     "columns of the same name": (raw(as_bytes(TWICE)), "exists 2 times"),
@@ -255,7 +263,7 @@ def tar(*members, end=END):
 
 
 A, B = sample("a"), sample("b", 1)
-DAMAGED, NO_SAMPLE = "train.tar is no whole tar: ", "no sample has an image and a label; samples have "
+DAMAGED, NO_SAMPLE = "train.tar is not a whole tar: ", "no sample has an image and a label; samples have "
 HUGE = b"77777777777\0"
 FAR = b"\x80" + struct.pack(">Qxxx", 2**62)  # a size in binary
 PAX = b"28 size=4611686018427387904\n"
@@ -268,8 +276,8 @@ TARS = {
     "no end": (tar(A, B, end=b""), DAMAGED + "its end is missing"), "empty": (tar(end=b""), DAMAGED),
     "zeros": (tar(), NO_SAMPLE + "no members"), "no tar": (tar(JPEG * 9), DAMAGED),
     "wrong checksum": (tar(b"z" + A[1:], B), DAMAGED),
-    "wrong checksum of the second": (tar(A, b"z" + B[1:]), DAMAGED + "there is no header at byte"),
-    "two tars in one": (tar(A, END, B), DAMAGED + "there is no header at byte"),
+    "wrong checksum of the second": (tar(A, b"z" + B[1:]), DAMAGED + "expected a header at byte"),
+    "two tars in one": (tar(A, END, B), DAMAGED + "expected a header at byte"),
     "names with ..": (tar(sample("../a"), sample("../../../../tmp/b", 1)), (2, 0)),
     "absolute names": (tar(sample("/etc/a"), sample("/dev/b", 1)), (2, 0)),
     "names on two lines": (tar(sample("a\nb"), sample("\x1b[2J", 1)), (2, 0)),

@@ -60,7 +60,7 @@ def two_updates(r: Recipe) -> tuple[list[float], dict[str, torch.Tensor], dict[s
 def test_gradients_losses_and_statistics_are_equal_or_the_mixer_is_refused(model, mixer):
     r = recipe(model, mixer, grad_checkpointing=True)
     if mixer in REFUSED[model]:
-        with pytest.raises(UserError, match=f"^mixer '{mixer}' looks into '{model}' where grad_checkpointing"):
+        with pytest.raises(UserError, match=f"^mixer '{mixer}' needs activations of '{model}' that grad_checkpointing"):
             try_checkpointed(new_step(create_model(r), r), r)
         return
     try_checkpointed(new_step(create_model(r), r), r)
@@ -91,7 +91,7 @@ def test_layers_that_are_shared_between_gpus_count_once_too(monkeypatch):
 
 
 def test_a_model_that_cannot_is_refused():
-    with pytest.raises(UserError, match=r"^model 'none' cannot compute its activations anew; leave out grad_check"):
+    with pytest.raises(UserError, match=r"^model 'none' cannot compute its activations again; leave out grad_check"):
         checkpoint_activations(nn.Linear(2, 2), "none")
 
 

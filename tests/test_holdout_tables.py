@@ -113,7 +113,9 @@ def test_the_sides_are_those_of_the_rule_and_more_rows_move_none(tmp_path, kind)
         if kind != "bare":
             assert found.held_out == [name for name, *_ in held]
             left = count - len(train) - len(held)
-            assert found.notes[1].startswith(f"validation: {left} left out of training, their content is held out: ")
+            assert found.notes[1].startswith(
+                f"validation: {left} left out of training because the same content is held out:  "
+            )
     few = load_splits(recipe(tmp_path, max_eval_samples=5, **OWN))
     assert (
         len(few.eval) == len(few.held_out) == 5 and few.identity["splits"]["train"] == found.identity["splits"]["train"]
@@ -244,7 +246,10 @@ def test_a_set_of_the_hub_with_one_split_is_divided_and_one_with_two_is_not(hub,
     for answer in (by_name["three"], tested):
         assert [len(side) for side in answer["sides"]] == [48, 48] and answer["holdout"] is None
     for answer in (streamed, listed):
-        assert "no split 'validation', and a part of 'train' can be held out of a copy only; leave" in answer["says"]
+        assert (
+            "no split 'validation', and only a copy of the data can have a part of 'train' held out; leave"
+            in answer["says"]
+        )
     assert "sides" not in refused and "has no split 'validation'; valid names: train" in refused["says"]
 
 

@@ -148,7 +148,7 @@ def test_a_streamed_run_stopped_within_an_epoch_says_that_the_rest_is_drawn_anew
     status, printed = runs.run(*arguments, faults=stop)
     assert status == 75 and "SIGTERM at update 2: saved" in printed
     printed = finish(runs, *arguments, "--resume_from_checkpoint", "auto")
-    assert "streaming: the rest of this epoch is drawn anew, so some images come twice or not at all" in printed
+    assert "streaming: the rest of this epoch is drawn again, so some images come twice or not at all" in printed
     train = [line for line in log(tmp_path / "run") if line["mode"] == "train"]
     assert [line["update"] for line in train] == [4] and train[0]["images"] == 64
 
@@ -160,8 +160,8 @@ def test_a_stream_that_breaks_off_ends_the_run_in_one_line_and_it_can_go_on(runs
     hub.fault(r"GET .*/train-.*\.parquet", times=float("inf"), status=404)
     status, printed = runs.run(*arguments)
     hub.faults.clear()
-    assert status == 2 and "cannot go on reading dataset 'tester/photos': " in printed
-    assert "later, continue with --resume_from_checkpoint auto" in printed and "Traceback" not in printed
+    assert status == 2 and "cannot continue reading dataset 'tester/photos': " in printed
+    assert "continue later with --resume_from_checkpoint auto" in printed and "Traceback" not in printed
     finish(runs, *arguments, "--resume_from_checkpoint", "auto")
     finish(runs, *arguments[:-1], tmp_path / "whole")
     assert differences(tmp_path / "whole", tmp_path / "run") == []

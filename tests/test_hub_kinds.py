@@ -168,12 +168,12 @@ REFUSED = {  # and what is said
     "mixed": (
         two(shards) | {"data/train-00001-of-00003.parquet": parquet([None], [0], CLASSES[::-1])},
         {},
-        "data/train-00001-of-00003.parquet has other class names than train-00000-of-00003.parquet",
+        "data/train-00001-of-00003.parquet does not have the same class names as  train-00000-of-00003.parquet",
     ),
     "miscounted": (
         two(shards) | card(f"dataset_info: {{splits: [{', '.join(f'{{name: {s}, num_examples: 9}}' for s in BOTH)}]}}"),
         {},
-        "split 'train': the card says 9 images, the files have 12; mend its dataset_info",
+        "split 'train': the card says 9 images, the files have 12; fix its dataset_info",
     ),
     "local": (two(shards), {}, "Data files don't belong to tester/local"),
     "typo": (PHOTOS, {"train_split": "trian"}, "has no split 'trian'; did you mean 'train'?"),
@@ -246,7 +246,7 @@ def test_a_member_of_a_zip_is_read_from_its_place_or_is_a_bad_image():
     for part, size, says in (
         (data[2], sizes[2], "by method 14; expected stored or deflated"), (encrypted, sizes[0], "encrypted"),
         (data[0][:-9], sizes[0], "cut short"), (data[1][:-9], sizes[1], "cut short"), (data[1], sizes[1] - 9, "cut"),
-        (data[1][:60] + b"\xff" * len(data[1][60:]), sizes[1], "damaged|cut"), (b"PK", 1, "no member of a zip"),
+        (data[1][:60] + b"\xff" * len(data[1][60:]), sizes[1], "damaged|cut"), (b"PK", 1, "not a member of a zip"),
     ):  # fmt: skip
         with pytest.raises(BadImage, match=says):
             zips.unpacked(part, size)
@@ -264,7 +264,7 @@ def test_a_member_of_a_zip_whose_name_looks_like_a_place_leads_to_no_other_file(
     assert good[1] is None and encoded(good[0]) == PHOTOS["train/ant/0.jpg"]
     with pytest.raises(UserError, match="rows name files that are in no zip of"):
         in_zips([f"zip://{odd}::{archive}"], str(archive.parent))
-    with pytest.raises(BadImage, match="no regular file"):  # a pipe is not waited for
+    with pytest.raises(BadImage, match="not a regular file"):  # a pipe is not waited for
         encoded(f"zip:/{odd}")
 
 
@@ -277,7 +277,7 @@ def test_a_class_of_a_tar_is_digits_for_datasets_too(tmp_path):
 
     tar = next(iter(packed("train", "tar").values()))
     assert classes("good.tar", tar) == LABELS
-    with pytest.raises(ValueError, match=r"expected a whole number in digits, not '\+1'"):
+    with pytest.raises(ValueError, match=r"expected a whole number in digits, got '\+1'"):
         classes("bad.tar", tar.replace(b"1\n" + bytes(510), b"+1" + bytes(510)))
 
 
@@ -306,5 +306,5 @@ def test_classes_of_a_stream_are_those_of_training_wherever_labels_stand():
 def test_a_packed_member_of_a_tar_is_unpacked_or_the_library_that_it_needs_is_named(monkeypatch):
     assert samples.value_of("a.cls.gz", io.BytesIO(gzip.compress(b"7")), 99) == 7
     monkeypatch.setattr(samples, "compr", {})
-    with pytest.raises(UserError, match=r"a\.cls\.zst in a tar is packed by zstd: pip install zstandard"):
+    with pytest.raises(UserError, match=r"a\.cls\.zst in a tar is compressed by zstd: pip install zstandard"):
         samples.value_of("a.cls.zst", io.BytesIO(b"7"), 99)

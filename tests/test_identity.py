@@ -95,7 +95,7 @@ def test_a_run_does_not_go_on_over_other_data_unless_told_to_and_says_so_ever_af
     finally:
         (photos / "train/ant/8.jpg").unlink()
     words = "split 'train': 16 images then, 17 now; ant: 8 then, 9 now"
-    assert f"goes on over other images: {words}" in output
+    assert f"the run continues on other images: {words}" in output
     (row,), _ = lines_of(home / "run", "data")
     assert (row["update"], row["changed"]) == (2, words)
     run = Run.open(home / "run")
@@ -181,7 +181,7 @@ def test_the_outputs_of_a_model_are_told_by_name_synset_number_or_natural_order(
     numbers = [str(i) for i in range(12)]
     places, note = names.places(None, 12, numbers, "d", "m")
     assert places == list(range(12)) and "does not name its classes" in note
-    with pytest.raises(UserError, match="in an order of their own"):
+    with pytest.raises(UserError, match="so they cannot be matched"):
         names.places(None, 12, sorted(numbers), "d", "m")
     with pytest.raises(UserError, match="has 3 classes without names, d has 2"):
         names.places(None, 3, known[:2], "d", "m")
@@ -226,4 +226,7 @@ def test_a_signal_ends_a_run_whose_images_do_not_come_with_the_last_checkpoint_k
     stop.requested, stop.waiting = "SIGTERM", 0.0
     with pytest.raises(SystemExit):
         stop.watch()
-    assert left == [signals.STOPPED] and "no images for 0 s, left without a new checkpoint" in capsys.readouterr().err
+    assert (
+        left == [signals.STOPPED]
+        and "no images came for 0 s, so the run stopped without a new checkpoint" in capsys.readouterr().err
+    )

@@ -77,7 +77,7 @@ def test_weights_of_classes_are_balanced_and_multiply_what_targets_say():
     found = criterion(recipe("photos", loss="bce_sum"), weights)(logits, target)
     torch.testing.assert_close(found, slow)
     for field in ("sampler", "class_weights"):
-        with pytest.raises(UserError, match=f"{field} needs the whole table: it does not go with streaming"):
+        with pytest.raises(UserError, match=f"{field} needs the whole table, so it cannot be combined with streaming"):
             recipe("owner/photos", streaming=True, **{field: "balanced"})
 
 
@@ -100,7 +100,7 @@ def test_each_changes_a_run_which_goes_on_to_the_same_end(server, tmp_path):
     data = json.loads((tmp_path / "same/data.json").read_text())
     assert [*data["splits"]] == ["train"] and data["splits"]["train"]["per_class"] == [6, 26, 6]
     status, output = server.run(*balanced, "--class_weights", "balanced", "--output_dir", tmp_path / "both")
-    assert status == 2 and "each make all classes count the same; choose one" in output
+    assert status == 2 and "both make all classes count the same; choose one" in output
 
 
 def test_images_that_are_passed_over_are_listed_and_a_run_that_failed_on_its_first_does_not_block(server, tmp_path):
@@ -113,7 +113,7 @@ def test_images_that_are_passed_over_are_listed_and_a_run_that_failed_on_its_fir
     args = ["--recipe", "finetune_cutmix", "--dataset", root, "--output_dir", run, *SMALL]
     status, output = server.run(*args)
     assert status == 2, output
-    assert "cannot be read: not an image of a known format; mend it, or pass --on_bad_image skip" in output
+    assert "cannot be read: not an image of a known format; fix it, or pass --on_bad_image skip" in output
     # a second try, by another recipe, is not in the way of the first
     status, output = server.run(*args, "--on_bad_image", "skip", "--lr", 1e-4, "--dataloader_num_workers", 2)
     assert status == 0, output
@@ -171,7 +171,7 @@ def test_a_run_that_is_done_meanwhile_and_what_is_no_run_are_not_overwritten(tmp
         begin_folder(tmp_path / "run", own, None, {})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/recipe.yaml").write_text("# my notes\nbase: finetune\n")
-    with pytest.raises(UserError, match="is not empty and not a run"):
+    with pytest.raises(UserError, match="is not empty and is not a run folder"):
         check_folder(tmp_path / "mine", own, resume=False)
 
 
@@ -186,7 +186,10 @@ def without(args, *flags):
 
 def test_a_run_of_one_update_at_the_start_of_its_warm_up_would_learn_nothing_and_is_refused():
     one = recipe("photos", epochs=1, batch_size=32, per_device_train_batch_size=32)
-    with pytest.raises(UserError, match=r"24 images make one update, whose learning rate is 0.*--warmup_epochs 0"):
+    with pytest.raises(
+        UserError,
+        match=r"24 images make a single update, and the warm-up starts at a learning rate of 0.*--warmup_epochs 0",
+    ):
         check_rates(one, 24)
     check_rates(one, 33)
     check_rates(changed(one, warmup_epochs=0), 24)

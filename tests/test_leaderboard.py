@@ -119,7 +119,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, console):
         (("--results", tmp_path / "none"), f"no folder of run records {tmp_path / 'none'}"),
         ((tmp_path / "none",), f"no run folder {tmp_path / 'none'}"),
         (("--out", tmp_path / "file"), "is a file; --out takes a folder, such as site/"),
-        (("--out", tmp_path / "page"), "is no leaderboard and would be lost; name another folder with --out"),
+        (("--out", tmp_path / "page"), "is not a leaderboard and would be lost; name another folder with --out"),
         (("--out", run), "is a run folder; name another folder with --out"),
     ):
         status, out, err = console("leaderboard", *(() if "--out" in argv else ("--out", tmp_path / "new")), *argv)

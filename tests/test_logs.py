@@ -142,10 +142,10 @@ def test_what_is_no_log_or_a_damaged_summary_is_explained_in_one_line(tmp_path):
         '{\n "architecture": "resnet50"\n}\n': ": unknown format",
         "epoch,loss\n1,2.0\n": ": unknown format",
         "epoch,eval_top1\n1,2.0\n": ": unknown format; expected a column eval_loss (timm) or eval_nll (ours)",
-        "epoch,eval_loss,eval_top1\n": ": timm's summary.csv without validation lines",
-        '{"env_info": "linux", "seed": 0}\n': ": OpenMixup's log without validation lines",
-        '{"mode": "train", "epoch": 1, "update": 3}\n': ": our log without validation lines",
-        '{"mode": "val", "epoch": 1, "head0_mAP": 3}\n': ": OpenMixup's log without validation lines",
+        "epoch,eval_loss,eval_top1\n": ": timm's summary.csv has no validation lines",
+        '{"env_info": "linux", "seed": 0}\n': ": OpenMixup's log has no validation lines",
+        '{"mode": "train", "epoch": 1, "update": 3}\n': ": our log has no validation lines",
+        '{"mode": "val", "epoch": 1, "head0_mAP": 3}\n': ": OpenMixup's log has no validation lines",
         '{"mode": "val", "head0_top1": 3.0}\n': ", line 1: epoch is missing",
         '{"mode": "val", "epoch": 2, "head0_top1": "x"}\n': ", line 1: head0_top1: expected a number from 0 to 100",
         TIMM.replace("0,1,1,50", "nan,1,1,50"): ", line 2: epoch: expected a positive integer, got nan",
@@ -224,10 +224,10 @@ def test_another_log_needs_a_rule(tmp_path):
     assert [line.split()[0] for line in text[1:]] == ["4.000", "14.000", "24.000", "34.000", "33.500"]
     assert describe([path], "r50_100e_cutmix", None, None, 7) == "\n".join(text)
     for given, words in (
-        (NO_RULE, "which protocol"),
-        ((None, "mode", 5, 7), "which protocol"),
-        ((None, "median", 5, None), "which window"),
-        ((None, "median", None, 7), "which window"),
+        (NO_RULE, "the protocol is not known"),
+        ((None, "mode", 5, 7), "the protocol is not known"),
+        ((None, "median", 5, None), "the number of epochs is not known"),
+        ((None, "median", None, 7), "the number of epochs is not known"),
         ((None, "median", 0, 7), "--last 0: expected at least 1"),
         ((None, "best", None, 3), "only 3 epochs are planned"),
     ):

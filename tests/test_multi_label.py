@@ -107,7 +107,7 @@ def test_a_table_of_paths_says_labels_in_a_cell_or_in_a_list(tmp_path):
     (tmp_path / "odd.tsv").write_text("image\tlabel\n0.jpg\tb | a|b\n1.jpg\t\n\ta\n2.jpg\tb\n3.jpg\tb\n4.jpg\ta\n")
     odd = load_splits(recipe(tmp_path / "odd.tsv", holdout=0.5))
     assert sorted(map(sorted, words_in(odd) + words_in(odd, "eval"))) == [[], ["a"], ["a", "b"], ["b"], ["b"]]
-    assert "validation: 1 left out, rows without a path: row 3" in odd.notes
+    assert "validation: 1 left out (rows without a path): row 3" in odd.notes
     (tmp_path / "twice.csv").write_text("image,label\n0.jpg,a\n0.jpg,b\n")
     assert "two labels, 'a' and 'b'; write them into one row, as a|b" in refused(tmp_path / "twice.csv")
     (tmp_path / "turned.csv").write_text("image,label\n0.jpg,a|b\n0.jpg,b|a\n1.jpg,b\n2.jpg,a\n3.jpg,b\n")
@@ -115,8 +115,11 @@ def test_a_table_of_paths_says_labels_in_a_cell_or_in_a_list(tmp_path):
         "rows that are there twice: 0.jpg" in n for n in load_splits(recipe(tmp_path / "turned.csv", holdout=0.5)).notes
     )
     for cells, says in (
-        (({"label": [0, 1]}, {"label": [1, 1]}), "is of zeros and ones; expected the names or numbers"),
-        (({"label": ["a"]}, {}), "row 2 has a null; an image without labels has an empty list or text there"),
+        (({"label": [0, 1]}, {"label": [1, 1]}), "holds zeros and ones; expected the names or numbers"),
+        (
+            ({"label": ["a"]}, {}),
+            "row 2 has a null; an image without labels needs an empty list or an empty text there",
+        ),
         (({"label": ["a", None]}, {"label": []}), "row 1 has a null"),
     ):
         lines = [json.dumps({"image": f"{i}.jpg"} | cell) + "\n" for i, cell in enumerate(cells)]
@@ -151,14 +154,14 @@ def test_a_column_of_parquet_may_be_of_lists_words_or_numbers(tmp_path):
         (
             datasets.List(number),
             [[0, 1, 1], [1, 0, 0], [0, 0, 0]],
-            "is of zeros and ones; expected the names or numbers",
+            "holds zeros and ones; expected the names or numbers",
         ),
-        (datasets.List(number), [[0, 1], [1, 0], [0, 0]], "is of zeros and ones"),
-        (datasets.List(number), [[0], None], "'label': row 2 has a null; an image without labels has an empty list"),
+        (datasets.List(number), [[0, 1], [1, 0], [0, 0]], "holds zeros and ones"),
+        (datasets.List(number), [[0], None], "'label': row 2 has a null; an image without labels needs an empty list"),
         (datasets.List(names), [[0], [-1]], "has unlabelled images (label -1)"),
         (datasets.List(datasets.Value("float32")), [[0.5], [1.0]], "row 1: expected a word or a whole number, not 0.5"),
-        (datasets.List(datasets.Value("float32")), [[0.0, 1.0], [1.0, 1.0]], "is of zeros and ones"),
-        (datasets.List(datasets.Value("bool")), [[False, True], [True, True]], "is of zeros and ones"),
+        (datasets.List(datasets.Value("float32")), [[0.0, 1.0], [1.0, 1.0]], "holds zeros and ones"),
+        (datasets.List(datasets.Value("bool")), [[False, True], [True, True]], "holds zeros and ones"),
         (datasets.Value("float32"), [1.0, float("nan"), 2.0], "'label': row 2 has a null"),
         (datasets.List(datasets.Value("string")), [["a", None], []], "'label': row 1 has a null"),
         (datasets.List(number), [[], []], "no image has a label in column 'label'"),
@@ -230,8 +233,8 @@ def test_a_recipe_changes_what_means_one_label_and_says_where_that_is_from():
     assert load_recipe("r50_rsb_a3_cutmix", multi_label=True).loss == "bce_sum"
     for given, says in (
         ({"loss": "ce"}, "multi_label needs loss bce_mean, bce_sum or asymmetric, got ce"),
-        ({"smoothing": 0.1}, "smoothing 0.1 is of one label per image"),
-        ({"streaming": True}, "does not go with streaming"),
+        ({"smoothing": 0.1}, "cannot be combined with smoothing 0.1"),
+        ({"streaming": True}, "cannot be combined with streaming"),
     ):
         with pytest.raises(UserError, match=says):
             load_recipe("deit_s_cutmix", multi_label=True, **given)
@@ -245,7 +248,7 @@ def test_mixers_that_take_each_image_for_one_of_one_class_are_refused_by_name():
     for mixer in MIXERS:
         own = {"model": small_model_for(mixer), "num_classes": 5}
         if mixer in one:
-            with pytest.raises(UserError, match=f"mixer '{mixer}' takes each image for one of one class"):
+            with pytest.raises(UserError, match=f"mixer '{mixer}' assumes one class per image"):
                 recipe("photos", f"finetune_{mixer}", **own)
         else:
             assert new_step(backbones.create_model(made := recipe("photos", f"finetune_{mixer}", **own)), made)
@@ -386,7 +389,7 @@ def test_from_a_table_to_a_report_predictions_and_a_file_for_a_phone(server, con
     assert session.get_modelmeta().custom_metadata_map["multi_label"] in ("true", "True")
 
     assert "row " in str(replay(found, 0))
-    with pytest.raises(UserError, match="images may have several labels, and records are of top-1"):
+    with pytest.raises(UserError, match="images may have several labels, and a record holds top-1"):
         recording.of_run(found)
     with pytest.raises(UserError, match="is in both groups"):
         compare([found], [found])

@@ -82,7 +82,7 @@ def test_what_it_writes_passes_its_own_tests_trains_and_has_a_card(site, server,
     assert "`blend` of mixup-blend 0.1.0" in opened.card and "--recipe quickstart_blend" in opened.card
     (site.folder / "mixup_blend-0.1.0.dist-info/METADATA").write_text("Name: mixup-blend\nVersion: 0.2.0\n")
     status, text = server.run(*given, "--resume_from_checkpoint", "auto", faults=[["script", str(path)]])
-    assert status == 0 and "mixer 'blend' is that of mixup-blend 0.2.0 now, and was that of mixup-blend 0.1.0" in text
+    assert status == 0 and "mixer 'blend' now comes from mixup-blend 0.2.0, and came from mixup-blend 0.1.0" in text
     assert Run.open(tmp_path / "run").environment["mixers"] == {"blend": ["mixup-blend 0.1.0", "mixup-blend 0.2.0"]}
 
 
@@ -128,7 +128,7 @@ REFUSED = {
     "cutmix": "Mixup Recipes has a mixer 'cutmix'; give yours another name",
     "switch": "Mixup Recipes has a mixer 'switch'; give yours another name",
     "mine": "the package its-mixers 1.0 has a mixer 'mine'; give yours another name, or uninstall it",
-    "official": "is a setting, so 'official' can be no mixer; take another name",
+    "official": "is a setting, so 'official' cannot be a mixer; take another name",
     "recipes": "there is a Python package 'mixup_recipes' already; give your mixer another name",
 }
 

@@ -144,7 +144,7 @@ def test_two_groups_of_runs_are_compared_on_the_same_images(run):
     assert (found.difference, found.low, found.high) == expected
     assert "a - b of the exported weights: +12.00" in str(found)
     assert "2 runs and 2 runs" in str(found) and "one run" not in str(found)
-    assert "spread over seeds is not in the interval" in str(compare(a[:1], b[:1]))
+    assert "the interval does not include its spread over seeds" in str(compare(a[:1], b[:1]))
     assert compare(b, a).difference == pytest.approx(-12.0)
     written = load_file(a[0].folder / "predictions.safetensors")
     types = {"index": "int32", "label": "int32", "top": "int32", "confidence": "float32", "nll": "float32"}
@@ -169,8 +169,8 @@ def test_only_the_mixer_may_differ_between_groups_only_the_seed_within_and_what_
         ([a], [], (), "no run folders in group b"),
         ([a], [run("young", 50, done=2)], (), "young is not finished: 2 of 3 epochs"),
         ([a], [again], (), "/a is in both groups"),
-        ([a], [other_data], (), r"a and .*b were trained on other images: 675 .*then, 5 now.*--ignore dataset"),
-        ([a], [shown], (), r"labels was evaluated on other images than .*a: label differs"),
+        ([a], [other_data], (), r"a and .*b were trained on different images: 675 .*then, 5 now.*--ignore dataset"),
+        ([a], [shown], (), r"labels and .*a were evaluated on different images: label differs"),
         ([a], [blind], (), r"blind has no predictions.safetensors.*evaluate_mixup.py .*blind --predictions"),
     ):
         with pytest.raises(UserError, match=says):
@@ -182,7 +182,7 @@ def test_only_the_mixer_may_differ_between_groups_only_the_seed_within_and_what_
 def test_predictions_that_cannot_be_of_the_run_are_refused(run):
     a, b = run("a", 60), run("b", 50, mixer="mixup")
     p = load_file(b.folder / "predictions.safetensors")
-    lacking = "is not of the exported weights: top-1"
+    lacking = "was not made with the exported weights: it has top-1"
     for columns, says in (
         ({k: v for k, v in p.items() if k != "index"}, "is damaged"),
         (p | {"more": p["nll"]}, "is damaged"),

@@ -89,7 +89,7 @@ def test_a_photo_whose_content_is_held_out_is_not_trained_on(tmp_path):
     found = load_splits(recipe(root))
     copies = {*names} & files(found.train), {*names} & files(found.eval)
     assert not copies[0] and len(copies[1]) < 9
-    said = f"validation: {9 - len(copies[1])} left out of training, their content is held out: copy"
+    said = f"validation: {9 - len(copies[1])} left out of training because the same content is held out:  copy"
     assert any(note.startswith(said) for note in found.notes)
 
 
@@ -106,13 +106,15 @@ def test_which_folders_are_classes_and_what_is_refused(tmp_path):
     assert f"pass one of them: --dataset {tmp_path}/split" in refused(tmp_path)
     assert "has one class, 'ant'" in refused(put(tmp_path / "one", classes=("ant",)))
     assert "has no folder for split 'train'" in refused(put(tmp_path / "flat"), holdout=0)
-    assert "flat has no split 'trian', and divides" in refused(tmp_path / "flat", eval_split="trian")
+    assert "flat has no split 'trian' and no folders for splits" in refused(tmp_path / "flat", eval_split="trian")
     put(tmp_path / "one_split/train", 2)
     assert "has no folder for split 'trian'; did you mean 'train'" in refused(
         tmp_path / "one_split", eval_split="trian"
     )
     (tmp_path / "names.csv").write_text("image,label\n" + "".join(f"flat/{c}/0.jpg,{c}\n" for c in CLASSES))
-    assert "names.csv has no split 'trian', and divides" in refused(tmp_path / "names.csv", eval_split="trian")
+    assert "names.csv has no split 'trian' and no folders for splits" in refused(
+        tmp_path / "names.csv", eval_split="trian"
+    )
 
 
 def test_a_table_of_paths_has_labels_in_words_and_what_it_lacks_is_counted(tmp_path):
@@ -127,10 +129,10 @@ def test_a_table_of_paths_has_labels_in_words_and_what_it_lacks_is_counted(tmp_p
     assert found.classes == ["a ant", "a bee", "a cow"] and len(found.train) + len(found.eval) == 24
     said = "\n".join(found.notes)
     for words in (
-        "1 left out, files outside of the table's folder: ../secret.jpg",
-        "files that are not there: gone.jpg",
-        "2 left out, rows without a path or a label: row 26, row 27",
-        "rows that are there twice: ant/0.jpg",
+        "1 left out (files outside of the table's folder): ../secret.jpg",
+        "(files that are not there): gone.jpg",
+        "2 left out (rows without a path or a label): row 26, row 27",
+        "(rows that are there twice): ant/0.jpg",
     ):
         assert words in said
     assert "no column 'image'; valid names: file, what (set image_column" in refused(root / "labels.csv")
@@ -148,7 +150,7 @@ def test_a_table_of_paths_has_labels_in_words_and_what_it_lacks_is_counted(tmp_p
     rows = [{"image": name, "label": k} for k, name in enumerate(("ant/0.jpg", "bee/0.jpg", "ant/\0.jpg"))]
     (root / "null.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     notes = load_split(recipe(root / "null.jsonl", holdout=0), "train", None).notes
-    assert notes == ["1 left out, files that are not there: ant/\\x00.jpg"]
+    assert notes == ["1 left out (files that are not there): ant/\\x00.jpg"]
     (root / "twice.csv").write_text("image,label\nant/0.jpg,a\nant/0.jpg,b\n")
     assert "ant/0.jpg is there with two labels, 'a' and 'b'" in refused(root / "twice.csv")
     (root / "spaced.csv").write_text(
@@ -158,7 +160,7 @@ def test_a_table_of_paths_has_labels_in_words_and_what_it_lacks_is_counted(tmp_p
     (root / "splits.csv").write_text("image,label,split\nant/0.jpg,a,train\nbee/0.jpg,b,train\nant/1.jpg,a,Train\n"
                                      "ant/2.jpg,a,\nbee/3.jpg,b,val\n")  # fmt: skip
     notes = load_splits(recipe(root / "splits.csv")).notes
-    assert "train: 2 rows are of no split that is read: , Train" in notes
+    assert "train: 2 rows belong to no split that is read: , Train" in notes
     (root / "quote.csv").write_text('image,label\nant/0.jpg,"a\nant/1.jpg,b\nant/2.jpg,b"\n')
     assert "row 1 has a line break in its path or label; is a quote not closed?" in refused(root / "quote.csv")
     assert sorted(["1", "02", "01", "2"], key=natural(["1"])) == sorted(["2", "01", "02", "1"], key=natural(["1"]))
@@ -178,7 +180,7 @@ TEXT_DAY = "2020-01-02"
     [
         ([" ant", "bee "], ["ant", "bee"]), ([TEXT_DAY, "bee"], [TEXT_DAY, "bee"]), ([True, False], ["false", "true"]),
         ([1.0, 0.0], ["0", "1"]), ([1, 0.5], f"row 2: {NO_LABEL} 0.5"), ([DAY] * 2, f"row 1: {NO_LABEL} {TEXT_DAY}"),
-        ([2.0**53, 1.5], "row 1: expected a word or a whole number, and the float 9007199254740992.0 may stand for"),
+        ([2.0**53, 1.5], "row 1: expected a word or a whole number, but the float 9007199254740992.0 may stand for"),
         ([{"x": 1}] * 2, f"row 1: {NO_LABEL} {{'x': 1}}"), ([b"ant"] * 2, f"row 1: {NO_LABEL} b'ant'"),
     ],
 )  # fmt: skip
@@ -217,7 +219,7 @@ def test_labels_of_a_type_whose_values_python_lacks_are_refused(tmp_path, kind, 
         table = tmp_path / name / "train.parquet"
         pq.write_table(pa.table({"image": images, "label": pa.array([2**62, 5], kind)}), table)
         with pytest.raises(
-            UserError, match=r"column 'label': expected a word or a whole number, the column holds \w+\["
+            UserError, match=r"column 'label': expected a word or a whole number, but the column holds \w+\["
         ):
             own = recipe(table if name == "table" else table.parent, holdout=0, multi_label=several)
             load_split(own, "train", None)
@@ -318,7 +320,7 @@ def test_a_folder_becomes_a_classifier_its_report_predictions_and_a_file_for_a_p
         assert json.loads((tmp_path / "again.json").read_text())["count"] == len(held)
     status, output, errors = console("evaluate", run, "--split", "train", "--output", tmp_path / "train.json")
     assert json.loads((tmp_path / "train.json").read_text())["count"] == data["splits"]["train"]["images"]
-    assert f"these are the images that the run was trained on; {len(held)} images are held out, and not among" in output
+    assert f"these are the images that the run was trained on; {len(held)} images are held out and not among" in output
     assert console("report", run, "--out", report)[0] == 0
     assert {"classes.csv", "confusion.png", "reliability.png", "report.md"} <= {p.name for p in report.iterdir()}
     assert console("predict", run, root, "--out", tmp_path / "predictions.csv")[0] == 0
@@ -338,7 +340,7 @@ def test_a_dry_run_opens_data_of_this_machine_and_says_of_them_what_a_run_says(s
     assert len(lines) > 2 and [line for line in said.splitlines() if line in lines] == lines
     trained = json.loads((run / "data.json").read_text())["splits"]["train"]["images"]
     assert f"images        {trained}, " in said and "updates       " in said
-    note = "all of the run is warm-up, 1 epoch: its learning rate stays below 0.0005; --warmup_epochs 0 trains"
+    note = "the warm-up lasts for all of the run, 1 epoch, so the learning rate stays below 0.0005; --warmup_epochs 0"
     assert note in output and note in said
 
 
@@ -352,7 +354,7 @@ def test_a_dry_run_finds_what_is_wrong_with_the_data_and_asks_no_hub(tmp_path):
 
     assert "model         test_resnet, " in dry(root) and "train: " in dry(root)
     for dataset, changes, says in (
-        (root, {"num_classes": 4}, "has 3 classes, the recipe says num_classes 4"),
+        (root, {"num_classes": 4}, "has 3 classes, but the recipe has num_classes 4"),
         (tmp_path / "photso", {}, "is neither a folder, a Hub id"),
         (root / "names.csv", {}, "no column 'label'; valid names: image, name"),
     ):
@@ -393,7 +395,7 @@ def test_prepared_sets_are_written_as_files_whole_and_prepared_weights_are_no_we
         prepare.unpack(photos, tmp_path / "files")
     assert [path.name for path in tmp_path.iterdir()] == ["files"]
     (table,) = photos.rglob("train-*.parquet")
-    assert "column 'image' holds no paths; a file with images is read by its folder" in refused(table)
+    assert "column 'image' holds no paths; for a file that holds the images, pass its folder" in refused(table)
     assert card_facts.base_model(recipe("photos")) is None  # timm has an efficientnet_lite0 of its own
     with pytest.raises(UserError, match="are not those of the model, tensor by tensor"):
         known_weights.in_order({"a": torch.ones(2)}, {"b": torch.ones(3)})

@@ -196,7 +196,7 @@ def test_a_run_notes_its_packages_and_says_when_they_have_changed(site, tmp_path
     site.again()
     second = begun(tmp_path, recipe, None, said.append)
     assert second["mixers"] == {"mine": ["its-mixers 1.0", "its-mixers 1.1"]}
-    assert len(said) == 1 and "that of its-mixers 1.1 now, and was that of its-mixers 1.0 in" in said[0]
+    assert len(said) == 1 and "now comes from its-mixers 1.1, and came from its-mixers 1.0 in" in said[0]
     (tmp_path / "env.json").write_text(json.dumps(second))
     assert begun(tmp_path, recipe, None, said.append) == second and len(said) == 1
     assert begun(tmp_path, ours, None, said.append)["mixers"]["mine"][2:] == ["Mixup Recipes"] and len(said) == 2
@@ -229,7 +229,10 @@ def test_what_was_trained_is_read_without_the_package_and_the_card_names_it(site
     with_it = card(Run.open(run))
     assert "Mine" in with_it and "mine@nobody-2026" in with_it
     status, shown, _ = console("replay", run, "--step", 0)
-    assert status == 0 and "the run had the mixer 'mine' of its-mixers 1.0, this is that of its-mixers 1.1" in shown
+    assert (
+        status == 0
+        and "the run used the mixer 'mine' of its-mixers 1.0, and this replay uses that of its-mixers 1.1" in shown
+    )
     site.module("its.mine", MIXER.replace("share", "part"))  # a version that calls its argument otherwise
     assert Run.open(run).recipe == opened.recipe
 

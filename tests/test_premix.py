@@ -173,13 +173,13 @@ def test_a_killed_command_leaves_no_folder_and_goes_on_to_it(tiny_recipe, teache
         done = forks.run(COMMAND, "mixup_recipes.training.premix:card,1,SIGTERM", *args, "--out", out)
         stopped = "stopped: images that were made are kept; the same command goes on\n"
         assert done.returncode == 130 and done.output.endswith(stopped)
-        with pytest.raises(UserError, match=r"made.unfinished was begun with other arguments or data; delete it, or"):
+        with pytest.raises(UserError, match=r"made.unfinished was started with other arguments or data; delete it, or"):
             made_here(out, 41)
         done = forks.run(COMMAND, "", *args, "--out", out)
         assert done.returncode == 0 and done.output.endswith(f"{out}: 40 mixed images\n"), done.output
     assert files(out) == expected
     capsys.readouterr()
-    assert made_here(out) == 40 and capsys.readouterr().err == "made before, by the same command\n"
+    assert made_here(out) == 40 and capsys.readouterr().err == "was made before by the same command\n"
     damaged = next(out.glob("data/train-00001*"))
     content = damaged.read_bytes()
     for left, words in ((b"", r"train-00001.parquet is damaged \("), (None, "made is damaged: it holds ")):
@@ -203,7 +203,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(tiny_recipe, teacher, tmp_pa
     nothing, none_found = str(tmp_path / "nothing"), "take more --steps, a better teacher, or --all_pairs"
     for says, given, options in (
         ("unknown recipe 'no_such_setting'", ("no_such_setting", out), {}),
-        ("which teacher? pass --teacher with a run folder, hf-hub:owner/name or timm weights", (name, out), {}),
+        ("no teacher was given; pass --teacher with a run folder, hf-hub:owner/name or timm weights", (name, out), {}),
         ("images: expected at least 1, got 0", (name, out, teacher, 0), {}),
         ("steps must be a whole number, at least 1, got 0", (name, out, teacher), {"steps": 0}),
         (unknown, (name, out, "no_such_model"), {"dataset": nothing}),  # before any data is touched

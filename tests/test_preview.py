@@ -80,7 +80,7 @@ def test_rows_are_all_mixers_or_recipes_or_runs_or_mixers_under_one_setting(refe
     assert preview.chosen([str(run), "deit_s_cutmix"], []) == [recipe, cutmix]
     (one,) = preview.chosen([str(run)], ["mixup"])
     assert (one.mixer, one.image_size, one.dataset) == ("mixup", recipe.image_size, recipe.dataset)
-    with pytest.raises(UserError, match=r"is no run folder: recipe\.yaml is missing"):
+    with pytest.raises(UserError, match=r"is not a run folder: recipe\.yaml is missing"):
         preview.chosen([str(tmp_path)], [])
     # a teacher keeps the classes of its recipe
     recipe, _ = resolve(str(tiny_recipe), {"mixer": "supermix", "mixer_args": {"teacher": str(run), "steps": 1}})
@@ -166,7 +166,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(tmp_path):
     for recipes, mixers, count, photos, name, says in (
         ([], ["cutmx"], 8, None, "a.png", "^unknown mixer 'cutmx'; did you mean 'cutmix'?"),
         (["r50_100e_mixp"], [], 8, None, "a.png", f"^{mixp}"),
-        (["r50_100e", "deit_s"], ["cutmix"], 8, None, "a.png", "^with --mixers one recipe gives the setting, got 2"),
+        (["r50_100e", "deit_s"], ["cutmix"], 8, None, "a.png", "^--mixers takes its setting from one recipe, got 2"),
         ([], [], 1, "synthetic", "a.png", "^images: expected 2 to 32, got 1"),
         ([], [], 8, "nowhere", "a.png", "^photos: expected a folder of images or 'synthetic', got 'nowhere'"),
         ([], [], 8, str(tmp_path), "a.png", "expected at least 2 images that can be read, found 0"),

@@ -327,7 +327,7 @@ MISTAKES = {
     "nowhere.py:f": "no file nowhere.py; expected the path of a Python file",
     "{mine}:functon": "{mine} has no callable 'functon'; did you mean 'function'?",
     "{mine}:CONSTANT": "{mine} has no callable 'CONSTANT'; ",
-    "{mine}": "{mine}: which callable? {mine}:NAME; it has Mine, Writes, Transform, function, ",
+    "{mine}": "{mine}: expected {mine}:NAME with a callable of the file; it has Mine, Writes, Transform, function, ",
     "{mine}:needs_three": "{mine}:needs_three needs x, y, z; expected a Mixer, a factory without required ",
     "{mine}:number": "{mine}:number makes a int; expected a Mixer, or something called with (x, y)",
     "{mine}:only_images": "{mine}:only_images: expected mix(x, y) -> (images, float targets (B, K)); with classes: ",
@@ -349,7 +349,7 @@ def test_a_mistake_is_one_line(file, target):
 
 
 def test_no_target_and_a_wrong_alpha_are_one_line():
-    with pytest.raises(UserError, match=r"check what\? a mixer .*cutmix.*, timm:mixup"):
+    with pytest.raises(UserError, match=r"no target was given; pass a mixer .*cutmix.*, timm:mixup"):
         conformance.check([])
     with pytest.raises(UserError, match="alpha: expected a number above 0, got 0"):
         conformance.check(["mixup"], 0)

@@ -189,24 +189,24 @@ def test_slurm_gets_one_array_of_what_nobody_is_at_and_a_task_whose_time_is_up_i
     capsys.readouterr()
     (runs[3].folder / ".job.json").write_text('{"queue": "slurm", "job": "77_3", "start": 0}')
     assert sweep(None, asked, dry_run=True) == 0
-    assert f"{runs[3].name} failed: job 77_3 is gone without a word" in capsys.readouterr().out
+    assert f"{runs[3].name} failed: job 77_3 was killed: it ended and left no result" in capsys.readouterr().out
     assert sweep(None, asked) == 1 and "submitted: 2 of 4 runs" in capsys.readouterr().out
     assert json.loads((runs[1].folder / ".job.json").read_text()) == {"queue": "slurm", "job": "77_0"}
     assert "--array=0-1%" in (slurm.folder / "job.sh").read_text()
 
 
 MISTAKES = (
-    ("local", ["array=0-3"], "'array=0-3' cannot stand here; --jobs N says"),
+    ("local", ["array=0-3"], "'array=0-3' cannot be set here; --jobs N says"),
     ("local", ["--ntasks-per-node=2"], "a run is one task on one node"),
     ("local", ["time=soon"], "time: expected minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS, got 'soon'"),
     ("local", ["tiem=10"], "unknown option 'tiem'; did you mean time?"),
     ("local", ["time=10", "time=20"], "time is given twice"),
-    ("local", ["time=2"], "time=2 is no longer than the 120 seconds before its end"),
+    ("local", ["time=2"], "expected more than the 120 seconds that a run takes"),
     ("local", ["signal=TERM@9"], "signal: expected USR1@SECONDS"),
     ("local", ["gpus-per-node=a100:2"], "gpus_per_node: expected a number"),
     ("local", ["gres gpu"], "expected options of sbatch"),
-    ("slurm", ["gres=gpu:1"], "time is missing, as in --slurm_options time=12:00:00"),
-    ("slurm", ["time=5"], "needs a machine of a Slurm cluster: no sbatch in PATH"),
+    ("slurm", ["gres=gpu:1"], "time is missing; it says when a run is saved"),
+    ("slurm", ["time=5"], "needs a machine of a Slurm cluster, and sbatch is not in PATH"),
 )
 
 

@@ -237,7 +237,7 @@ def test_a_file_that_is_no_recipe_or_missing_is_explained(tmp_path):
         "'mixup' is given twice in line 3": ("per_mixer:\n  mixup: {lr: 1}\n  mixup: {lr: 2}",),
         "'lr' is given twice in line 1": ("<<: {lr: 1, lr: 2}",),
         "Exceeds the limit (4300 digits)": ("epochs: " + "9" * 5000,),
-        "an alias within what it names in line 1": ("model_args: &a {x: *a}", "model_args: &a [1, [*a]]"),
+        "an alias inside of the value that it names in line 1": ("model_args: &a {x: *a}", "model_args: &a [1, [*a]]"),
         "more than 50 levels in line 1": (f"aa: {'[' * 51}{']' * 51}", f"aa: {'{a: ' * 3000}1{'}' * 3000}"),
         "could not determine a constructor": ("lr: !!timestamp 2020-13-45", "model_args: {x: !!binary aGVsbG8=}"),
     }.items():  # fmt: skip

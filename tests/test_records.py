@@ -60,10 +60,10 @@ def test_runs_of_different_recipes_or_data_are_refused_and_a_run_from_before_a_f
     assert list(of_runs([first, Run.open(new)])["seeds"]) == ["0", "1"]
     edit(new / "data.json", commit="0" * 40)
     for second, says in (
-        (run("b", seed=1, lr=0.4), r"not the same recipe but for the seed: lr: 0\.2 and 0\.4; "),
-        (run("d", mixer="mixup", seed=1), "runs of two recipes, quickstart_cutmix and quickstart_mixup"),
-        (Run.open(other.folder), "not the same recipe but for the seed: dataset: "),
-        (Run.open(new), "not the same recipe but for the seed"),
+        (run("b", seed=1, lr=0.4), r"the recipes of these runs differ in more than the seed: lr: 0\.2 and 0\.4; "),
+        (run("d", mixer="mixup", seed=1), "the runs belong to two recipes, quickstart_cutmix and quickstart_mixup"),
+        (Run.open(other.folder), "the recipes of these runs differ in more than the seed: dataset: "),
+        (Run.open(new), "the recipes of these runs differ in more than the seed"),
         (run("h", MORE), r"seed 0 has top-1 43\.00 after 7 epochs already, and another run has 44\.00"),
     ):
         with pytest.raises(UserError, match=says):
@@ -75,7 +75,7 @@ def test_runs_by_another_version_of_a_mixer_s_law_are_recorded_apart_and_do_not_
     edit(now.folder / "env.json", laws=["guidedmix@kang-2023.2", "vanilla@1"])
     earlier, later = of_run(first), of_run(Run.open(now.folder))
     assert later["seeds"]["1"]["env"]["laws"] == ["guidedmix@kang-2023.2", "vanilla@1"]
-    says = r"laws of the mixer: \[\] and \['guidedmix@kang-2023\.2'\]; record them apart"
+    says = r"laws of the mixer: \[\] and \['guidedmix@kang-2023\.2'\]; record them separately"
     for one, other in ((earlier, later), (later, earlier)):
         with pytest.raises(UserError, match=says if one is earlier else "laws of the mixer"):
             records.merge(one, other, "here")
@@ -187,7 +187,7 @@ def test_a_damaged_record_is_refused_with_its_file_and_key(tmp_path):
     for key, value, says in (
         ("format", 2, "format 2, but this version of Mixup Recipes reads formats 1 to 1"),
         ("recipe", None, "recipe: expected text, got None"),
-        ("recipe", "r50_100e_mixup", "this record belongs into a file r50_100e_mixup.json"),
+        ("recipe", "r50_100e_mixup", "this record belongs in a file named r50_100e_mixup.json"),
         ("fields.trials", 0, "fields.trials: expected a positive integer, got 0"),
         ("overrides", [1], "overrides: expected null, or a table of pairs, got [1]"),
         ("overrides", {"lr": 3}, "overrides: expected null, or a table of pairs, got {'lr': 3}"),
@@ -254,5 +254,5 @@ def test_status_is_that_of_finished_runs_without_overrides_and_says_which_number
     ):
         result, text = status(cells.find(name), cell_record(name, found) if isinstance(found, list) else found)
         assert expected in ("", result) and re.match(words, text), (name, found, result, text)
-    with pytest.raises(UserError, match=f"a record of r50_100e_mixup cannot speak for the cell {CUTMIX}"):
+    with pytest.raises(UserError, match=f"a record of r50_100e_mixup cannot be used for the cell {CUTMIX}"):
         status(cells.find(CUTMIX), cell_record("r50_100e_mixup", [77.0]))

@@ -92,11 +92,19 @@ def test_what_cannot_be_counted_is_one_line_before_any_work(tmp_path):
     counts = {"mixer_args": {"class_counts": [5, 3]}}
     nested = {"mixer_args": {"base": "remix"}}
     for name, changes, says in (
-        ("remix", {"streaming": True}, "needs the training images of each class, which a stream does not tell"),
-        ("decouplemix", nested | {"streaming": True}, "'decouplemix' needs the training images of each class"),
-        ("remix", counts | {"num_classes": 3}, "class_counts has 2 numbers for 3 classes; leave it out"),
+        ("remix", {"streaming": True}, "needs the number of training images of each class, and a stream does not tell"),
+        (
+            "decouplemix",
+            nested | {"streaming": True},
+            "'decouplemix' needs the number of training images of each class",
+        ),
+        (
+            "remix",
+            counts | {"num_classes": 3},
+            "class_counts: expected 3 numbers, one for each class, got 2; leave it out",
+        ),
         ("remix", {"mixer_args": {"class_counts": [5, -1]}}, "must be the number of training images of each class"),
-        ("remix", {"multi_label": True}, "takes each image for one of one class"),
+        ("remix", {"multi_label": True}, "assumes one class per image"),
     ):
         with pytest.raises(UserError, match=says) as caught:
             recipe("owner/photos", f"finetune_{name}", **changes)

@@ -214,7 +214,7 @@ def test_what_is_wrong_with_predictions_is_one_line_and_nothing_is_written(tmp_p
             report([run], tmp_path / "out")
     run = predicted(absent(tmp_path / "other"), LABEL, BEST)
     edit(run.folder / "eval_results.json", exported={"epoch": 7, "top1": 90.0, "top5": 100.0, "count": 8})
-    with pytest.raises(UserError, match="is not of the exported weights"):
+    with pytest.raises(UserError, match="was not made with the exported weights"):
         report([run], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -248,7 +248,7 @@ def test_a_confusion_matrix_has_names_numbers_and_colours_by_row_and_grows(house
         run = predicted(absent(tmp_path / f"{size}"), np.arange(size), np.arange(size) // 2 * 2)
         report([run], tmp_path / f"out{size}")
         text = (tmp_path / f"out{size}/report.md").read_text()
-        assert (tmp_path / f"out{size}/confusion.png").exists() == drawn == ("No picture: 51 classes." not in text)
+        assert (tmp_path / f"out{size}/confusion.png").exists() == drawn == ("There is no picture, because 51 classes" not in text)
         assert text.count("* class") == 20 and "* class 1 taken for class 0: 1 of 1" in text
         assert len((tmp_path / f"out{size}/confusions.csv").read_text().splitlines()) == 1 + size // 2
 
@@ -325,7 +325,7 @@ def test_no_pictures_of_images_that_are_not_the_runs_and_none_is_downloaded(phot
     record = run.data.splits["test"]
     plain = {k: v for k, v in record.items() if k != "fingerprint"}
     edit(run.folder / "data.json", splits={"test": plain})
-    assert note() == "The images were told by their number and labels: the run has no fingerprint of them."
+    assert note() == "The run has no fingerprint of its images, so only their number and labels were compared."
     edit(run.folder / "data.json", splits={"test": record})
     assert note() == ""
     with (tmp_path / "photos/test" / names[0]).open("ab") as file:

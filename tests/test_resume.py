@@ -126,7 +126,7 @@ def test_a_teacher_that_is_gone_or_another_is_one_line_when_a_run_starts_or_goes
     c = case("--mixer", "supermix", "--mixer.teacher", teacher, "--checkpointing_steps", 1)
     c.kill_at(UPDATE, 2)
     gone = f"error: mixer 'supermix' with model 'test_resnet': no weights for the teacher '{teacher}' ("
-    other = f"error: the teacher '{teacher}' is not what it was when {c.out} was begun: its weights"
+    other = f"error: the teacher '{teacher}' is not what it was when {c.out} was started: its weights"
     weights = load_file(teacher / "model.safetensors")
     (teacher / "model.safetensors").rename(teacher / "elsewhere")
     for args, expected in ((AUTO, gone), (("--output_dir", tmp_path / "new"), gone), (AUTO, other)):
@@ -229,7 +229,7 @@ def test_results_without_a_checkpoint_are_not_trained_over(case, reference, proc
     shutil.rmtree(c.out / "checkpoints")
     before = contents(c.out)
     statuses, output = c.start(*AUTO)
-    says = f"error: {c.out} has results of 2 of 3 epochs, but no whole checkpoint to go on from; put its checkpoints"
+    says = f"error: {c.out} has results of 2 of 3 epochs, but no whole checkpoint to continue from; put its checkpoints"
     assert statuses[0] == 2 and says in output and contents(c.out) == before
     done = Path(shutil.copytree(reference("--mixer", "deit", processes=processes), c.out.parent / "done"))
     shutil.rmtree(done / "checkpoints")
@@ -251,7 +251,10 @@ def test_a_run_that_goes_on_with_another_number_of_processes_says_so(case):
     c = case(processes=2)
     c.kill_at(UPDATE, 7)
     c.processes = 1
-    assert c.finish(same=False) == ["resumed from step-00000004", "saved by 2 processes: goes on, but not bit for bit"]
+    assert c.finish(same=False) == [
+        "resumed from step-00000004",
+        "saved by 2 processes, so the run continues, but not bit for bit",
+    ]
 
 
 SIGNALS = {  # processes -> rank, moment, signal and the update at which all leave, one after the other in a run
@@ -299,9 +302,13 @@ if WHEN is None:
     data.load_splits = hang
 """
 HUNG = {  # what hangs -> the loader and its batch, what is said, and the checkpoint that is left
-    "the data": (None, "SIGTERM before the first update: left, there was nothing to save; continue", None),
-    "a batch": ((1, 5), "SIGTERM: no images for 0 s, left without a new checkpoint; continue", 2),
-    "a batch for BatchNorm": ((2, 1), "SIGTERM: no images for 0 s, left without a new checkpoint; continue", 3),
+    "the data": (None, "SIGTERM came before the first update, so the run stopped with nothing to save; continue", None),
+    "a batch": ((1, 5), "SIGTERM: no images came for 0 s, so the run stopped without a new checkpoint; continue", 2),
+    "a batch for BatchNorm": (
+        (2, 1),
+        "SIGTERM: no images came for 0 s, so the run stopped without a new checkpoint; continue",
+        3,
+    ),
 }
 
 

@@ -244,20 +244,23 @@ def test_a_run_is_measured_on_any_number_of_processes_and_says_so_in_its_card(
     status, shown, _ = console("robustness", run, other, "--out", tmp_path / "table.md")
     text = (tmp_path / "table.md").read_text()
     assert markdown_rows(text)[0] == ["robustness", "run", "other"]
-    assert "other is not to be compared with run: they are of other images, another device (cpu; cuda)." in text
-    assert text.count("Percent, but NLL in nats") == 1  # what is to be known of both
+    assert "other cannot be compared with run: the images differ, the device differs (cpu; cuda)." in text
+    assert text.count("Numbers are in percent, except NLL (in nats)") == 1  # the notes on both
 
     argv = (run, "--suite", "robustness", "--parts", "occlusion", "--max_eval_samples")
     status, shown, _ = console("evaluate", *argv, 6)
     assert status == 0 and "PGD, 8/255: top-1" in shown  # the other parts stay
     assert json.loads((run / "robustness.json").read_text()) == found
-    for images, more, says in ((5, (), "of other images"), (6, ("--output", other), "another device (cuda; cpu)")):
+    for images, more, says in (
+        (5, (), "the images differ"),
+        (6, ("--output", other), "the device differs (cuda; cpu)"),
+    ):
         status, _, errors = console("evaluate", *argv, images, *more)
         assert status == 2 and says in errors and "pass --output FILE.json" in errors
     (run / "robustness.json").write_text(json.dumps(found | {"weights_sha256": "0" * 64}))
     assert robustness.before(run / "robustness.json", found, Run.open(run)) == {}  # it is made anew
-    assert "is of other weights" in console("robustness", run)[2] and console("card", run)[0] == 0
-    assert "is of other weights than these" in (run / "README.md").read_text()
+    assert "belongs to other weights" in console("robustness", run)[2] and console("card", run)[0] == 0
+    assert "belongs to other weights, so nothing" in (run / "README.md").read_text()
     for damage in (
         {"clean": {}},
         {"attacks": {"fgsm": {"1": "much"}}},
@@ -272,16 +275,16 @@ def test_a_run_is_measured_on_any_number_of_processes_and_says_so_in_its_card(
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("RUN --parts ood", "--parts is for --suite robustness, which is not asked for"),
+        ("RUN --parts ood", "--parts needs --suite robustness"),
         ("RUN --suite robustness --parts attacks odd", "got 'odd'"),
         ("RUN --suite robustness --parts ood", "the part ood needs a second data set"),
-        ("RUN --suite robustness --parts attacks --ood RUN", "is for the part ood, which is not among --parts attacks"),
+        ("RUN --suite robustness --parts attacks --ood RUN", "needs the part ood, which is not among --parts attacks"),
         ("RUN --suite robustness --ood_split x", "--ood_split is the split of a second data set"),
         ("RUN --suite robustness --ood nowhere/x/y", "neither a folder"),
         ("RUN --suite robustness --output a.txt", "expected a name that ends in .json"),
-        ("RUN --suite robustness --subset real", "do not go together"),
+        ("RUN --suite robustness --subset real", "cannot be combined"),
         ("MODEL --dataset PHOTOS --split test --suite robustness", "pass --output FILE.json"),
-        ("SEVERAL --dataset PHOTOS --split test --suite robustness --output a.json", "mean one label per image"),
+        ("SEVERAL --dataset PHOTOS --split test --suite robustness --output a.json", "need one label per image"),
     ],
 )
 def test_a_mistake_is_explained_before_work_starts(finished, tiny_recipe, console, tmp_path, monkeypatch, argv, says):

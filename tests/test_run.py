@@ -129,7 +129,7 @@ def test_nobody_else_reads_a_file_of_a_run():
 def test_what_is_no_run_is_said_and_one_of_the_hub_is_fetched_whole_and_never_changes(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=f"^no run folder {tmp_path}/nothing$"):
         Run.open(tmp_path / "nothing")
-    with pytest.raises(UserError, match=f"^{tmp_path} is no run folder: recipe.yaml is missing$"):
+    with pytest.raises(UserError, match=f"^{tmp_path} is not a run folder: recipe.yaml is missing$"):
         Run.open(tmp_path)
     asked, folder = [], make_run(tmp_path / "run")
     monkeypatch.setattr(fetch, "snapshot", lambda *names: asked.append(names) or folder)

@@ -184,7 +184,7 @@ def test_a_folder_that_holds_a_run_or_something_else_is_not_overwritten(server, 
     letter.mkdir()
     (letter / "letter.txt").write_text("dear")
     for place, resume in itertools.product((letter, strange, letter / "letter.txt"), (False, True)):
-        with pytest.raises(UserError, match="is not empty and not a run; choose another --output_dir"):
+        with pytest.raises(UserError, match="is not empty and is not a run folder; choose another --output_dir"):
             check_folder(place, load_recipe(str(tiny_recipe)), resume)
     expect_refused(server, f"{letter} is not empty", *args(tiny_recipe, letter, *AUTO))
     assert contents(tmp_path) == {"letter/letter.txt": b"dear"} and (strange / "checkpoints/step-00000100").exists()
@@ -206,7 +206,12 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(server, reference, tiny_r
 def test_a_loss_that_is_not_a_number_stops_the_run_and_pushes_out_no_checkpoint(server, tiny_recipe, tmp_path):
     for out, more, says, left in (
         (tmp_path / "a", LOG, "loss nan at update 6: lower lr, or use bf16, not fp16", [4]),
-        (tmp_path / "b", ("--checkpointing_steps", 1), "loss not finite at update 6: no checkpoint is written", [4, 5]),
+        (
+            tmp_path / "b",
+            ("--checkpointing_steps", 1),
+            "the loss is not finite at update 6; no checkpoint is written",
+            [4, 5],
+        ),
     ):
         given = ["--recipe", tiny_recipe, "--output_dir", out, "--dataloader_num_workers", 0, *more]
         status, output = server.run(*given, faults=[["not_a_number", 14]])
@@ -261,10 +266,14 @@ def test_a_run_that_was_begun_by_an_earlier_law_of_its_mixer_is_neither_continue
         if program is None:
             check_mixer(folder, step)
         else:
-            with pytest.raises(UserError, match=f"by an earlier law of its mixer, which is guided.*{program}"):
+            with pytest.raises(
+                UserError, match=f"with an earlier sampling law of its mixer, which is now guided.*{program}"
+            ):
                 check_mixer(folder, step)
     (folder / "env.json").write_text(json.dumps({"python": "3.11"}))
     check_mixer(folder, nn.ModuleList([build("cutmix")]))  # whose law is still the first one
     check_mixer(folder, nn.ModuleList([build("adautomix")]))  # of two samples, where it is the first one too
-    with pytest.raises(UserError, match=r"by an earlier law of its mixer, which is adautomix@qin-2024\.2 now"):
+    with pytest.raises(
+        UserError, match=r"with an earlier sampling law of its mixer, which is now adautomix@qin-2024\.2"
+    ):
         check_mixer(folder, nn.ModuleList([build("adautomix", samples=3)]))

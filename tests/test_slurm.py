@@ -67,9 +67,9 @@ def test_a_slurm_task_saves_before_its_time_is_up_and_is_queued_again_and_no_tas
 def test_options_that_would_be_ignored_or_overruled_are_refused(stub, tmp_path):
     stub.runs()
     for options, more, says in (
-        (["time=5"], {}, "slurm_options: they are for --launcher slurm or local, or for --slurm FILE"),
-        (["array=1"], {"slurm": tmp_path / "job.sh"}, "slurm_options: array cannot stand here"),
-        (["time=5"], {"slurm": tmp_path / "job.sh", "jobs": 2}, "jobs: a script for Slurm"),
+        (["time=5"], {}, "slurm_options need --launcher slurm or local, or --slurm FILE"),
+        (["array=1"], {"slurm": tmp_path / "job.sh"}, "slurm_options: array cannot be set here"),
+        (["time=5"], {"slurm": tmp_path / "job.sh", "jobs": 2}, "jobs: Slurm itself decides"),
     ):
         with pytest.raises(UserError, match=says):
             sweep(None, stub.base | {"slurm_options": options}, **more)

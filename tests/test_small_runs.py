@@ -153,7 +153,7 @@ def test_a_mistake_is_one_line():
     for setting, against, says in (
         ("cifar10_vot", "vanilla", "unknown setting 'cifar10_vot'; did you mean 'cifar10_vit'?"),
         ("cifar10_vit", "mixupp", f"no finished run of cifar10_vit_mixupp is recorded; {takes}"),
-        ("deit_s", "vanilla", "no finished run of deit_s_vanilla is recorded; there is none of this setting"),
+        ("deit_s", "vanilla", "no finished run of deit_s_vanilla is recorded; the setting has no records"),
     ):
         with pytest.raises(UserError) as caught:
             small_runs(setting, FOUND, against)

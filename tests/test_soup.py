@@ -106,7 +106,7 @@ def test_the_last_checkpoints_of_a_run_are_averaged(runs, console, tmp_path, rep
     exported = json.loads((run / "eval_results.json").read_text())["exported"]
     assert rows[1]["score"] == exported["ema_top1" if reported == "ema" else "top1"]
     status, _, errors = console("soup", run, "--last", 9, "--out", tmp_path / "other")
-    assert status == 2 and "keeps 2 checkpoints, --last asks for 9" in errors
+    assert status == 2 and "keeps 2 checkpoints, but --last asks for 9" in errors
 
 
 def test_a_network_without_batchnorm_needs_no_data(runs, console, tmp_path):
@@ -152,7 +152,7 @@ def test_classes_go_by_their_names_and_others_are_refused(runs, console, tmp_pat
     assert all(torch.equal(found[k], v) for k, v in own.items() if not is_statistic(k))
     edit(other / "config.json", label_names=[*tiny.CLASSES[:3], "black"])
     status, _, errors = console("soup", runs[0], other, "--out", tmp_path / "new")
-    assert status == 2 and "has other classes than" in errors and "it has black; it lacks white" in errors
+    assert status == 2 and "does not have the same classes as" in errors and "it has black; it lacks white" in errors
     assert not (tmp_path / "new").exists()
 
 
@@ -197,14 +197,14 @@ def test_low_precision_is_summed_in_float64():
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("A", "needs two runs or more"),
+        ("A", "needs two or more runs"),
         ("A A", "is given twice"),
         ("A B --last 2", "pass one run"),
         ("A --last 1", "last: expected an integer at least 2, got 1"),
         ("A B --bn_samples 0", "bn_samples: expected an integer at least 1"),
         ("A nowhere", "no run folder nowhere"),
         ("A WIDE", "has eval_size 64, "),
-        ("A B --dataset nowhere", "statistics are taken anew over training images, and the data of"),
+        ("A B --dataset nowhere", "statistics have to be computed again on training images, and the data of"),
         ("A B --out A", "it is there already"),
     ],
 )

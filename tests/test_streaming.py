@@ -168,7 +168,7 @@ def test_a_card_that_miscounts_is_one_line(tmp_path, told):
     stream, _ = open_stream(tmp_path)
     stream.info.splits = datasets.SplitDict({"train": datasets.SplitInfo("train", num_examples=told)})
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4))
-    with pytest.raises(UserError, match=f"the card says {told} images, 40 were read; mend its dataset_info"):
+    with pytest.raises(UserError, match=f"the card says {told} images, 40 were read; fix its dataset_info"):
         evaluation.predict_all(
             model, streaming.Stream(stream, recipe(), EVALUATING), recipe(), Accelerator(cpu=True), 0
         )
@@ -176,7 +176,7 @@ def test_a_card_that_miscounts_is_one_line(tmp_path, told):
 
 def test_a_bad_image_stops_or_is_counted(tmp_path):
     stream, _ = open_stream(tmp_path, {7: b"no image", 8: b""})
-    with pytest.raises(RankError, match=r"an image \([78]\.png\) cannot be read: .*; mend it, or pass --on_bad_image"):
+    with pytest.raises(RankError, match=r"an image \([78]\.png\) cannot be read: .*; fix it, or pass --on_bad_image"):
         batches(stream, recipe())
     rows = list(itertools.islice(reading(stream, recipe(), "skip").train_rows(0, 1, 0, 0), 38))
     assert sorted(int(image[0, 0, 0]) // 6 for image, *_ in rows) == sorted({*range(40)} - {7, 8})
@@ -194,12 +194,12 @@ def test_what_a_stream_cannot_do_is_refused_and_one_that_breaks_is_one_line(tmp_
     with pytest.raises(RankError, match="label 3 is not one of the 3 classes"):
         batches(stream, recipe(num_classes=3))
     for field in ("max_train_samples", "max_eval_samples", "aug_repeats"):
-        with pytest.raises(UserError, match=f"{field} needs the whole table: it does not go with streaming"):
+        with pytest.raises(UserError, match=f"{field} needs the whole table, so it cannot be combined with streaming"):
             load_recipe("r18_100e_mixup", streaming=True, **{field: 2})
-    with pytest.raises(UserError, match=r"streaming is for datasets of the Hub, and .* is on this machine"):
+    with pytest.raises(UserError, match=r"streaming needs a dataset of the Hub, and .* is on this machine"):
         load_splits(load_recipe("r18_100e_mixup", streaming=True, dataset=str(tmp_path)))
 
     (tmp_path / "train-3.parquet").unlink()
-    with pytest.raises(RankError, match=r"cannot go on reading dataset .*; later, continue with --resume") as caught:
+    with pytest.raises(RankError, match=r"cannot continue reading dataset .*; continue later with --resume") as caught:
         batches(stream, recipe())
     assert "\n" not in str(caught.value)

@@ -184,4 +184,4 @@ def test_a_model_of_other_classes_is_refused_before_data_are_looked_for(classes,
     status, _, errors = console("evaluate", folder, "--dataset", "no/such/folder", "--subset", "imagenet-r")
     assert status == 2 and says in errors
     status, _, errors = console("evaluate", folder, "--subset", "imagenet-r")
-    assert status == 2 and "where are the images of imagenet-r? pass --dataset FOLDER" in errors
+    assert status == 2 and "no images of imagenet-r were given; pass --dataset FOLDER" in errors

@@ -71,7 +71,7 @@ def test_each_command_line_says_what_was_asked_for_and_flags_replace_and_extend_
 
 MISTAKES = (
     ("recipe: [quickstart_mixup]", "unknown key 'recipe'; did you mean 'recipes'"),
-    ("seeds: [1]", "which recipes?"),
+    ("seeds: [1]", "no recipes were given"),
     ("recipes: quickstart_mixup", "recipes: expected a list, got 'quickstart_mixup'"),
     ("recipes: [quickstart_mixup, quickstart_cutmx]", "unknown mixer 'cutmx'; did you mean 'cutmix'"),
     ("+ seeds: [-1]", "seeds: expected an integer at least 0, got -1"),
@@ -79,7 +79,7 @@ MISTAKES = (
     ("+ seeds: [1, 1]", "two runs would share the folder .*quickstart_mixup-seed1"),
     ("+ overrides: {epoch: 2}", "unknown field 'epoch'; did you mean 'epochs'"),
     ("+ overrides: [epochs]", "overrides: expected a table"),
-    ("+ overrides: {seed: 2}", "'seed' cannot stand here; write it under seeds"),
+    ("+ overrides: {seed: 2}", "'seed' cannot be set here; write it under seeds"),
     ("+ overrides: {output_dir: x}", "'output_dir' cannot .*; the sweep sets it"),
     ("+ overrides: {save_total_limit: 0}", "save_total_limit: expected an integer"),
     ("+ overrides: {mixer.alhpa: 2}", "no argument 'alhpa'; did you mean 'alpha'"),
@@ -89,13 +89,16 @@ MISTAKES = (
     ("+ grid: {lr: [0.1, '1e-1']}", "share the folder .*-lr0.1-seed0"),
     ("+ grid: {report_to: [none]}", "grid: unknown field 'report_to'"),
     ("+ overrides: {lr: 1}\ngrid: {lr: [2]}", "lr is both in overrides and in grid"),
-    ("+ launcher: acelerate launch", "no such executable in PATH: 'acelerate'; did you mean 'accelerate"),
-    ("+ launcher: ' '", "no such executable"),
+    ("+ launcher: acelerate launch", "there is no executable 'acelerate' in PATH; did you mean 'accelerate"),
+    ("+ launcher: ' '", "there is no executable"),
     ("- quickstart_mixup", "a sweep file must be a table of names and values, got list"),
     ("+ launcher: torchrun 'x", 'launcher "torchrun \'x": No closing quotation'),
     ('recipes: ["a\\0.yaml"]', r"recipes: expected text, got 'a\\x00.yaml'"),
     ('+ launcher: "a\\0b"', r"launcher: expected text or none, got 'a\\x00b'"),
-    (f"+ grid: {{dataset: [{'x' * 250}]}}", r"name quickstart_mixup-datasetx+\.\.\. has 280 letters, at most 244 fit"),
+    (
+        f"+ grid: {{dataset: [{'x' * 250}]}}",
+        r"name quickstart_mixup-datasetx+\.\.\. has 280 letters, and at most 244 fit",
+    ),
     ("+ overrides: {model: resnet10x}", "quickstart_mixup: unknown model 'resnet10x'"),
     ("+ overrides: {dataset: ./no-photos, eval_split: val}", "no-photos"),
     ("+ overrides: {opt: adamww}", "unknown optimiser 'adamww'; did you mean 'adamw'"),
@@ -224,7 +227,7 @@ def test_a_signal_reaches_the_run_which_saves_and_the_sweep_leaves_with_75(stub,
     for thread in threads:
         thread.join()
     text = capsys.readouterr().out
-    assert f"{first}: 0.0 min, stopped" in text and f"{name}: stopped; the same command goes on" in text
+    assert f"{first}: 0.0 min, stopped" in text and f"{name}: stopped; run the same command again to continue" in text
     assert (stub.folder / "saved").exists() == (what != "stubborn") and not (stub.folder / "over").exists()
     assert f"{second}: started" not in text and stub.called() == [first]
     assert signal.getsignal(number) == handler
@@ -268,7 +271,10 @@ def test_a_signal_reaches_all_runs_that_go_on(stub, capsys):
     assert stub(dict.fromkeys(names, "wait"), seeds=[0, 1], jobs=2) == 75
     both.join()
     assert sorted(p.name for p in stub.folder.glob("saved-*")) == sorted(f"saved-{name}" for name in names[:2])
-    assert len(stub.called()) == 2 and "SIGTERM: stopped; the same command goes on" in capsys.readouterr().out
+    assert (
+        len(stub.called()) == 2
+        and "SIGTERM: stopped; run the same command again to continue" in capsys.readouterr().out
+    )
     assert stub(seeds=[0, 1], jobs=3) == 0
 
 

@@ -155,7 +155,7 @@ def test_the_caption_names_source_protocol_marks_and_command():
         assert part in text
     assert "‡" not in published_table("rsb_a3", {}, "md")  # no such mark in that table
     assert "median of the last 10 epochs; AdAutoMix: not" in published_table("tiny", {}, "md")
-    assert "our runs, mean" not in text and "(4 cells)" in published_table("pytorch_100e", RECORDS, "md")
+    assert "Our runs stand beside" not in text and "(4 cells)" in published_table("pytorch_100e", RECORDS, "md")
 
 
 def test_latex_and_html_are_escaped_balanced_and_self_contained():

@@ -141,9 +141,9 @@ def test_columns_are_what_samples_have_or_what_is_asked_for_and_what_they_lack_i
         *map(member, ("__9.jpg", "x/.10.jpg", "x/._11.jpg", ".DS_Store")))  # fmt: skip
     found = load_splits(recipe(tmp_path / "set"))
     assert rows(found.train)[0] == (PHOTOS[0], 0) and found.classes == ["0", "1"]
-    for words in ("samples without an image: 8", "samples without a label: 7", "members without a suffix: nothing"):
-        assert f"validation: 1 left out, {words}" in found.notes
-    assert "validation: 2 left out, names that begin with . or __: __9.jpg, x/.10.jpg" in found.notes
+    for words in ("samples without an image): 8", "samples without a label): 7", "members without a suffix): nothing"):
+        assert f"validation: 1 left out ({words}" in found.notes
+    assert "validation: 2 left out (names that begin with . or __): __9.jpg, x/.10.jpg" in found.notes
     assert found.notes[0] == "validation: read from the files of val"
     masks = load_split(recipe(tmp_path / "set", image_column="mask.png"), "train", None).table
     assert masks[0]["mask.png"]["bytes"] == PNG
@@ -184,7 +184,7 @@ def test_large_tars_are_copied_and_copied_again_when_they_were_changed(tmp_path,
 def test_headers_that_lead_back_or_are_large_themselves_are_refused(tmp_path):
     back = member("a.jpg", type=b"S", at=124, field=b"\xff" * 10 + b"\xfe\x00")  # 512 bytes before its beginning
     put(tmp_path / "back/train-0.tar", back)
-    assert "is no whole tar" in refused(tmp_path / "back")
+    assert "is not a whole tar" in refused(tmp_path / "back")
     large = member("pax", b"9" * 2**15, type=b"x")
     put(tmp_path / "large/train-0.tar", large, sample("0"))
     assert "a header of 32,768 bytes, more than 16,384" in refused(tmp_path / "large")

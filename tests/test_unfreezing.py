@@ -114,12 +114,12 @@ def test_both_classifiers_of_a_distilled_transformer_learn_from_the_start():
 
 def test_what_does_not_go_with_it_is_refused():
     for fields, says in (
-        ({"freeze": None}, "unfreeze_epochs thaws what freeze froze: pass --freeze body too"),
-        ({"precise_bn_samples": 8}, "precise_bn_samples counts anew what unfreeze_epochs keeps"),
+        ({"freeze": None}, "unfreeze_epochs unfreezes what freeze froze; pass --freeze body too"),
+        ({"precise_bn_samples": 8}, "precise_bn_samples recomputes the BatchNorm statistics"),
     ):
         with pytest.raises(UserError, match=says):
             check(recipe(**fields))
-    with pytest.raises(UserError, match="shard cuts what learns from the start: it does not go with unfreeze_epochs"):
+    with pytest.raises(UserError, match="shard cannot be combined with unfreeze_epochs"):
         sharding.check(recipe(), 2)
     with pytest.raises(UserError, match="freeze 'layer9': did you mean 'layer"):
         create_model(recipe(freeze="layer9"))

@@ -62,7 +62,7 @@ WRAPPED = {  # what is saved, and what is said of it
     "timm.pth.tar": (lambda s: {"arch": "x", "args": argparse.Namespace(lr=1), "state_dict": s}, None),
     "average.pth.tar": (
         lambda s: {"state_dict": other(s), "state_dict_ema": under("module.", s)},
-        "takes state_dict_ema, not state_dict",
+        "has several state dicts: state_dict_ema is used, not state_dict",
     ),
     "facebook.pth": (lambda s: {"model": s}, None),
     "compiled.pth": (lambda s: under("module._orig_mod.", s), None),
@@ -72,13 +72,13 @@ WRAPPED = {  # what is saved, and what is said of it
         "does not use 1 (criterion.weight) of its tensors",
     ),
     "both.ckpt": (lambda s: {"state_dict": under("model.", other(s)) | under("ema_model.", s)}, "not model"),
-    "beside.ckpt": (lambda s: other(s) | under("ema.", s), "takes ema, not the names without it"),
+    "beside.ckpt": (lambda s: other(s) | under("ema.", s), "has several models: ema is used, not the names without it"),
     "split.ckpt": (lambda s: {k.replace("head.fc.", "head."): v for k, v in openmixup(s).items()}, None),
     "old.bin": (without_counters, None),
     "half.pth": (lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()}, None),
     "openmixup.pth": (lambda s: {"meta": {"CLASSES": ("a", "b")}, "state_dict": openmixup(s)}, None),
     "of_timm.pth": (lambda s: {"state_dict": under("module.", openmixup(s, "backbone.timm_model."))}, None),
-    "automix.pth": (lambda s: {"state_dict": automix(s)}, "takes backbone_k and head_mix_k, of its several models"),
+    "automix.pth": (lambda s: {"state_dict": automix(s)}, "has several models: backbone_k and head_mix_k are used"),
 }  # fmt: skip
 
 
@@ -214,7 +214,7 @@ REFUSED = {  # how the file comes about, and what is said of it
     "page.pth": (lambda p, s: p.write_text("<!DOCTYPE html>"), "it begins with b'<!DOCTYPE html>'"),
     "page.safetensors": (lambda p, s: p.write_text("<!DOCTYPE html>"), "SafetensorError"),
     "folder.pth": (lambda p, s: p.mkdir(), "has no config.json and model.safetensors"),
-    "pipe.pth": (lambda p, s: os.mkfifo(p), "is no regular file"),
+    "pipe.pth": (lambda p, s: os.mkfifo(p), "is not a regular file"),
     "weights.npz": (lambda p, s: p.touch(), "expected a weight file that ends .pth, .pth.tar"),
     "number.pt": (lambda p, s: torch.save(3, p), "holds no state dict"),
     "tensor.pt": (lambda p, s: torch.save(torch.ones(3), p), "but a Tensor"),
@@ -228,15 +228,15 @@ REFUSED = {  # how the file comes about, and what is said of it
         "save its state dict alone with safetensors.torch.save_file",
     ),
     "harm.ckpt": (lambda p, s: p.write_bytes(pickle.dumps(Harm(p.parent), protocol=4)), "is a pickle that needs more"),
-    "ancient.pt": (lambda p, s: p.write_bytes(pickle.dumps(Harm(p.parent), protocol=0)), "is no file of torch.save"),
+    "ancient.pt": (lambda p, s: p.write_bytes(pickle.dumps(Harm(p.parent), protocol=0)), "is not a file of torch.save"),
     "whole.pth": (lambda p, s: torch.save(torch.nn.Linear(2, 2), p), "needs 'torch.nn.modules.linear.Linear'"),
     "packed.pth": (lambda p, s: rewritten(p, s, compression=zipfile.ZIP_DEFLATED), "is a compressed zip"),
     "claim.pth": (
         lambda p, s: rewritten(p, {"a": torch.arange(10.0)}, lambda c: c.replace(b"K\n", b"J\xff\xff\xff\x00")),
-        "does not match expected size" if torch.__version__ >= "2.14" else "a claims 16,777,215 numbers",
+        "does not match expected size" if torch.__version__ >= "2.14" else "a claims to have 16,777,215 numbers",
     ),
-    "wide.pth": (lambda p, s: torch.save(s | {"x": torch.ones(1).expand(10**12)}, p), "x claims 1,000,000,000,000"),
-    "sparse.pth": (lambda p, s: torch.save(s | {"x": torch.eye(3).to_sparse()}, p), "x is no plain tensor"),
+    "wide.pth": (lambda p, s: torch.save(s | {"x": torch.ones(1).expand(10**12)}, p), "x claims to have 1,000,"),
+    "sparse.pth": (lambda p, s: torch.save(s | {"x": torch.eye(3).to_sparse()}, p), "x is not a plain tensor"),
     "escape.pth": (lambda p, s: torch.save({"\x1b[2J\n": torch.ones(1)}, p), "it has 1 (?[2J?) that"),
     "nan.pth": (
         lambda p, s: torch.save(swapped(s, "fc.bias", torch.full((5,), torch.nan)), p),
@@ -244,7 +244,7 @@ REFUSED = {  # how the file comes about, and what is said of it
     ),
     "bytes.pth": (
         lambda p, s: torch.save(swapped(s, "bn1.bias", s["bn1.bias"].to(torch.int8)), p),
-        "other kinds of numbers have 1 (bn1.bias): bn1.bias torch.int8",
+        "the number types of 1 (bn1.bias) differ: bn1.bias is torch.int8",
     ),
     "lacks.pth": (
         lambda p, s: torch.save({"arch": "resnet18", "model": {k: v for k, v in s.items() if "layer4" not in k}}, p),
@@ -252,7 +252,7 @@ REFUSED = {  # how the file comes about, and what is said of it
     ),
     "shape.pth": (
         lambda p, s: torch.save(swapped(s, "bn1.bias", torch.ones(3)), p),
-        "other shapes have 1 (bn1.bias): bn1.bias 3, here",
+        "the shapes of 1 (bn1.bias) differ: bn1.bias is 3 there and",
     ),
     "swin.pth": (
         lambda p, s: torch.save(under("backbone.", {"stages.0.w_msa.qkv": torch.ones(2), "norm3": torch.ones(2)}), p),
@@ -315,13 +315,13 @@ def test_a_run_starts_from_a_weight_file_or_not_at_all_and_its_record_and_card_s
 
     torch.save({"state_dict": net.state_dict(), "state_dict_ema": other(net.state_dict())}, path)
     status, output = server.run(*given)
-    assert status == 0 and "best.pth.tar takes state_dict_ema, not state_dict" in output, output
+    assert status == 0 and "best.pth.tar has several state dicts: state_dict_ema is used" in output, output
     assert f"starts from {path} with a new head for 4 classes" in output
     mark, card = file_hash(path), Run.open(tmp_path / "run").card
     assert noted(tmp_path) == {str(path): mark}
     assert f"| fine-tuned from | `best.pth.tar`, SHA-256 of the weights `{mark[:16]}` |" in card
     assert "private" not in card and "--pretrained WEIGHTS" in card
-    assert "`WEIGHTS` is what the run started from, `best.pth.tar`." in card
+    assert "`WEIGHTS` stands for `best.pth.tar`, the weights that the run started from." in card
 
 
 @pytest.mark.slow

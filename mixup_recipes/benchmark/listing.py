@@ -58,7 +58,7 @@ def known_lines(cell: Cell, record: dict[str, Any] | None = None) -> list[tuple[
         ("", f"once with each --seed {seeds}" if recipe.trials > 1 and not cell.obstacle else ""),
         ("hours", f"{brief(mid)} on one H200 ({brief(low)} to {brief(high)}), an estimate, not measured"),
         ("mixer", "; ".join(own)),
-        *(("deviation", f"{k} {b}, in {cell.setting} otherwise {a}") for k, (a, b) in changed.items()),
+        *(("deviation", f"{k} is {b}, and {a} in the rest of {cell.setting}") for k, (a, b) in changed.items()),
         ("status", ": ".join(status(cell, record))),
         *(("known", text) for text in wrong),
     ]

@@ -18,10 +18,11 @@ def published(runs: list[Run]) -> dict[str, float]:
         pairs = overrides(run.recipe)
         if pairs is None:
             raise UserError(
-                f"{run.folder} is no run of a published recipe: {run.recipe.name!r} is none; leave out --published"
+                f"{run.folder} is not a run of a published recipe: {run.recipe.name!r} is not published; leave out "
+                "--published"
             )
         if pairs:
             changed = ", ".join(f"{k} {b} instead of {a}" for k, (a, b) in pairs.items())
-            raise UserError(f"{run.folder} is no run of a published recipe: {changed}; leave out --published")
+            raise UserError(f"{run.folder} is not a run of a published recipe: {changed}; leave out --published")
     setting, _ = split_name(runs[0].recipe.name)
     return {c.mixer: c.top1 for c in select(setting=setting, numbered=True) if c.top1 is not None}

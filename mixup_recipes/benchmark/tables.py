@@ -120,13 +120,15 @@ def build(benchmark: str, records: dict[str, dict[str, Any]], command: str) -> T
     sources = dict.fromkeys(c.source for c in chosen if c.top1 is not None)
     marks = "".join(f" {MARKS[s]} {MEANING[s]}." for s in sources if MARKS[s])
     runs = sum(bool(e.status) for row in rows.values() for e in row.values())
-    below = f"Beside it our runs, mean ± standard deviation over seeds, where there are any ({many(runs, 'cell')})."
+    below = (
+        f"Our runs stand beside it as mean ± standard deviation over seeds, where there are any ({many(runs, 'cell')})."
+    )
     notes = [
         f"Top-1 accuracy in percent. Published numbers: {'; '.join(dict.fromkeys(map(source, chosen)))}.",
         f"Reported number: {'; '.join(reported)}.",
-        f"Bold: best number of the column that OpenMixup trained.{marks}",
+        f"The best number of each column that OpenMixup trained is bold.{marks}",
         below if runs else "No runs of ours are recorded for this table.",
-        f"A cell's recipe is SETTING_MIXER; settings: {', '.join(settings)}.",
+        f"The recipe of a cell is SETTING_MIXER. The settings are {', '.join(settings)}.",
     ]
     methods = list(dict.fromkeys(method for method, _ in rows))  # one may have several alphas
     ordered = sorted(rows.items(), key=lambda item: methods.index(item[0][0]))

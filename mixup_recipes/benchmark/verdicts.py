@@ -23,7 +23,7 @@ def status(cell: Cell, content: dict[str, Any] | None) -> tuple[str, str]:
     if content is None:
         return none[0], none[1] + foreign
     if content["recipe"] != cell.name:
-        raise UserError(f"a record of {content['recipe']} cannot speak for the cell {cell.name}")
+        raise UserError(f"a record of {content['recipe']} cannot be used for the cell {cell.name}")
     if why := excluded(content):
         return none[0], f"{none[1]}; {why}{foreign}"
     values = finished_top1(content)

@@ -39,9 +39,9 @@ configs:
 
 # {title}
 
-{counts}; {classes}. {images} Names of classes are the authors', whose terms hold: {page}
+{counts}; {classes}. {images} The names of the classes are the authors'. The authors' terms hold: {page}
 
-{citation} Written by `mixup-recipes prepare {name}`.
+{citation} This set was written by `mixup-recipes prepare {name}`.
 """
 KEPT = "Each image is the authors' file, byte for byte, in the order of their lists."
 MADE = "Each image is a PNG of the authors' pixels, in their order."
@@ -162,7 +162,7 @@ def inat(year: int, source: Source) -> Listing:
         except (ValueError, LookupError, TypeError, RecursionError) as e:
             if isinstance(e, UserError):
                 raise
-            raise UserError(f"{source}: {name} is no list in COCO's form: {type(e).__name__} {e}") from None
+            raise UserError(f"{source}: {name} is not a list in COCO's form: {type(e).__name__} {e}") from None
         rows[split] = [(path, of(places, number, name, "category")) for path, number in images]
     return Listing(names, rows, source.size, source.read)
 
@@ -178,7 +178,7 @@ def places205(source: Source) -> Listing:
         if label.isdecimal():
             folders.setdefault(int(label), path.rpartition("/")[0])
     if not first or sorted(folders) != [*range(len(folders))]:
-        raise UserError(f"{name}: expected a path and a label, 0 to 204, in each line; some labels are not there")
+        raise UserError(f"{name}: expected a path and a label, 0 to 204, in each line; some labels never occur")
     deep = "data/vision/torralba/deeplearning/images256/"
     root = source.root(first, deep, "images256/", "", f"imagesPlaces205_resize/{deep}")
     labels = {str(label): label for label in folders}
@@ -200,11 +200,13 @@ def cifar(sheets: dict[str, list[str]], folder: str, head: int, classes: str, so
     for split, files in sheets.items():
         data, length = b"".join(source.read(root + file) for file in files), head + 3072
         if len(data) % length:
-            raise UserError(f"{source}: {', '.join(files)} have {len(data):,} bytes, no multiple of {length:,}")
+            raise UserError(
+                f"{source}: {', '.join(files)} have {len(data):,} bytes, which is not a multiple of {length:,}"
+            )
         table = np.frombuffer(data, np.uint8).reshape(-1, length)
         rows[split] = [(f"{split}-{i:05d}.png", int(label)) for i, label in enumerate(table[:, head - 1])]
         if (most := max(table[:, head - 1], default=0)) >= len(names):
-            raise UserError(f"{source}: {', '.join(files)} have the label {most}; {classes} has {len(names)} names")
+            raise UserError(f"{source}: {', '.join(files)} have the label {most}, but {classes} has {len(names)} names")
         records |= {path: pixels for (path, _), pixels in zip(rows[split], table[:, head:], strict=True)}
 
     def read(path: str) -> bytes:
@@ -298,7 +300,7 @@ def check_files(name: str, listing: Listing, source: Source) -> int:
     if missing:
         words = many(missing, f"image of {name} is", f"images of {name} are")
         more = f", and {missing - SHOWN:,} more" * (missing > SHOWN)
-        raise UserError(f"{source}: {words} not there: {', '.join(shown)}{more}")
+        raise UserError(f"{source}: {words} missing: {', '.join(shown)}{more}")
     return size
 
 
@@ -310,10 +312,12 @@ def check_counts(name: str, names: Sequence[object], found: dict[str, int]) -> N
         for classes, splits in (Published(len(names), found), published)
     )
     if here != wanted:
-        raise UserError(f"{name} has {here}; expected {wanted}: nothing was written; is this copy whole?")
+        raise UserError(f"{name}: expected {wanted}, got {here}; nothing was written; is this copy complete?")
     strange = [n for n in names if not isinstance(n, str) or not n.isprintable() or not n.strip("./ ")]
     if strange := strange or [n for n, times in Counter(names).items() if times > 1]:
-        raise UserError(f"{name}: names of classes must be words, each there once: {some([repr(n) for n in strange])}")
+        raise UserError(
+            f"{name}: names of classes must be words, and each must be there once: {some([repr(n) for n in strange])}"
+        )
 
 
 def write_card(name: str, folder: Path, images: str) -> None:

@@ -25,7 +25,7 @@ def among(known: Sequence[str], found: Sequence[str], data: str, whose: str) -> 
         missing = [name for name in known if name not in set(found)]
         near = f"; {nearest(new[0], known)}" if len(new) == 1 else ""
         raise UserError(
-            f"{data} has classes that {whose} does not: {some(new)}{near}"
+            f"{data} has classes that {whose} does not have: {some(new)}{near}"
             + (f" (it lacks {some(missing)})" if missing else "")
         )
     return [place[name] for name in found]
@@ -46,16 +46,16 @@ def places(
             return among(known, found, data, whose), subset(len(found), count, data, whose)
         mine, theirs = synsets(known, count), synsets(found, count)
         if mine and theirs and not {*theirs} - {*mine}:
-            return among(mine, theirs, data, whose), f"{data}: its classes are told by ImageNet's synsets"
+            return among(mine, theirs, data, whose), f"{data}: its classes are matched by ImageNet's synsets"
         return among(known, found, data, whose), ""
     if (mine := synsets(None, count)) and (theirs := synsets(found, count)) and not {*theirs} - {*mine}:
-        return among(mine, theirs, data, whose), f"{data}: its classes are told by ImageNet's synsets"
+        return among(mine, theirs, data, whose), f"{data}: its classes are matched by ImageNet's synsets"
     if len(found) != count:
-        raise UserError(f"{whose} has {many(count, 'class')} without names, {data} has {len(found)}")
+        raise UserError(f"{whose} has {many(count, 'class')} without names, but {data} has {len(found)}")
     if list(found) != sorted(found, key=natural(found)):
         raise UserError(
-            f"{whose} does not name its classes, and those of {data} are in an order of their own ({some(found)}): "
-            "which is which is not known; give the model label_names in its config.json"
+            f"{whose} does not name its classes, and the classes of {data} are not in the model's order "
+            f"({some(found)}), so they cannot be matched; give the model label_names in its config.json"
         )
     return list(range(count)), f"{whose} does not name its classes: its outputs are taken in the order {some(found)}"
 

@@ -58,7 +58,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
-        raise BadImage("no regular file")
+        raise BadImage("not a regular file")
     return os.fdopen(number, "rb")
 
 
@@ -159,7 +159,7 @@ def check(image: ImageFile, data: bytes, limit: int) -> None:
         if width * length > limit:
             raise BadImage(f"tiles of {width:,} x {length:,} pixels, more than the {limit:,} of --max_image_pixels")
     if pixels > BY_PYTHON and any(tile[0] in Image.DECODERS for tile in image.tile):
-        raise BadImage(f"{pixels:,} pixels in a form of {image.format} that is slow to decode; save it as another one")
+        raise BadImage(f"{pixels:,} pixels in a form of {image.format} that is slow to decode; save it in another form")
 
 
 def check_size(width: int, height: int, limit: int, jpeg: bytes) -> None:
@@ -176,7 +176,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
     if image.mode == "I":
-        raise BadImage("32-bit integers, which have no white of their own; convert it to 8 or 16 bits")
+        raise BadImage("32-bit integers, which do not say how bright white is; convert it to 8 or 16 bits")
     if image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0 and values.max() <= 1):  # nan is neither

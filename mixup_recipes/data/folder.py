@@ -97,7 +97,7 @@ def entries(folder: str | Path) -> list[Entry]:
                 why = "a broken link" if entry.is_symlink() else str(e.strerror).lower()
                 found.append(Entry(name, name, entry.path, why, 0, NOWHERE))
                 continue
-            order, kind, place = name, "no regular file", NOWHERE
+            order, kind, place = name, "not a regular file", NOWHERE
             if stat.S_ISREG(status.st_mode):
                 kind = "file"
             elif stat.S_ISDIR(status.st_mode):
@@ -189,7 +189,7 @@ def alone(splits: set[str], own: tuple[str, str]) -> bool:
 def check_name(place: Path, split: str) -> None:
     """Raise ``UserError`` unless a split that is made of data without splits is called like one."""
     if split not in SPLITS:
-        raise UserError(f"{place} has no split {split!r}, and divides its images into none; {nearest(split, SPLITS)}")
+        raise UserError(f"{place} has no split {split!r} and no folders for splits; {nearest(split, SPLITS)}")
 
 
 def folders_in(path: str) -> list[str]:
@@ -202,7 +202,7 @@ def beside(folder: Path, own: tuple[str, ...]) -> list[str]:
     """A note of the folders that are no split, where a folder has some beside its splits."""
     names = SPLITS | {*own}
     others = [shown(entry.name) for entry in entries(folder) if entry.kind == "folder" and entry.name not in names]
-    return [f"{len(others):,} left out, folders beside the splits: {some(others)}"] if others else []
+    return [f"{len(others):,} left out (folders that are not a split): {some(others)}"] if others else []
 
 
 def scan(directory: Path) -> Listing:
@@ -232,7 +232,7 @@ def scan(directory: Path) -> Listing:
     labels = np.repeat([number[name] for name in classes], [len(part) for part in parts])
     features = datasets.Features({"image": datasets.Value("large_string"), "label": datasets.ClassLabel(names=names)})
     table = pa.table({"image": pa.concat_arrays(parts), "label": labels}, schema=features.arrow_schema)
-    notes = [f"{len(found):,} left out, {why}: {some(found)}" for why, found in sorted(left_out.items())]
+    notes = [f"{len(found):,} left out ({why}): {some(found)}" for why, found in sorted(left_out.items())]
     return Listing(datasets.Dataset(table), digest.hexdigest(), notes)
 
 
@@ -258,7 +258,7 @@ def images_below(
             elif (suffix := suffix_of(entry.name)) in SUFFIXES or (not suffix and is_image(entry.path)):
                 yield path, entry.size
             else:
-                why = f"{printable(suffix)} files" if suffix else "no images by their content"
+                why = f"{printable(suffix)} files" if suffix else "not images by their content"
                 left_out.setdefault(why, []).append(path)
         else:
             levels.pop()

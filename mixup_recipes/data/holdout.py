@@ -134,11 +134,11 @@ def notes_of(sides: Sides, labels: np.ndarray | Pairs, classes: Sequence[str]) -
     alike = {*sides.names} if several else {*zip(places.tolist(), sides.names, strict=True)}
     if len(alike) <= len(sides.names) // 2:
         within = "" if several else " within their classes"
-        few = f"{many(len(sides.names), 'image')} have {many(len(alike), 'name of a file', 'names of files')}{within}"
-        notes.append(f"{few}, and those of one name are held out together")
+        few = f"{many(len(sides.names), 'image')} share {many(len(alike), 'name of a file', 'names of files')}{within}"
+        notes.append(f"{few}, and images with the same name are held out together")
     if len(sides.left_out):
         again = some([sides.names[row] for row in sides.left_out])
-        notes.append(f"{len(sides.left_out):,} left out of training, their content is held out: {again}")
+        notes.append(f"{len(sides.left_out):,} left out of training because the same content is held out: {again}")
     if len(without):
         notes.append(f"classes with no image held out: {some([classes[k] for k in without])}")
     return notes

@@ -149,7 +149,7 @@ def resize(image: Tensor | Picture, size: int | tuple[int, int], interpolation: 
     height, width = image.shape[1:]
     scale = size / min(height, width) if isinstance(size, int) else max(size[0] / height, size[1] / width)
     if height * scale * width * scale > LIMIT:
-        raise BadImage(f"{width:,} x {height:,} pixels is too thin: its shorter side becomes {size}")
+        raise BadImage(f"{width:,} x {height:,} pixels is too thin: its shorter side would become {size}")
     shorter = min(height, width)
     wanted = (
         (int(size * height / shorter), int(size * width / shorter))  # as torchvision rounds

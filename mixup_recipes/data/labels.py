@@ -28,16 +28,16 @@ def label(value: Any) -> str | int | None:
         return str(value).lower()
     if isinstance(value, str):
         if not encodable(value):
-            raise ValueError(f"{value!a} is no text")
+            raise ValueError(f"{value!a} is not text")
         return value.strip()
     if value is None or value != value:
         return None
     if isinstance(value, float) and abs(value) >= EXACT:
-        raise ValueError(f"{EXPECTED}, and the float {value!r} may stand for several")
+        raise ValueError(f"{EXPECTED}, but the float {value!r} may stand for several of them")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int):
-        raise ValueError(f"{EXPECTED}, not {str(value)[:60]}")
+        raise ValueError(f"{EXPECTED}, got {str(value)[:60]}")
     if abs(value) >= LARGEST:
         raise ValueError(f"{EXPECTED} below 2 ** 63")
     return value
@@ -76,7 +76,7 @@ def cells_of(column: pa.ChunkedArray, where: str) -> list[Any]:
         return list(column.to_pylist())
     except (ArithmeticError, ValueError, pa.ArrowException) as e:
         reason = " ".join(str(e).split())[:200]
-        raise UserError(f"{where}: {EXPECTED}, the column holds {str(column.type)[:60]}: {reason}") from None
+        raise UserError(f"{where}: {EXPECTED}, but the column holds {str(column.type)[:60]}: {reason}") from None
 
 
 def text(cell: Any) -> Any:
@@ -91,5 +91,5 @@ def whole_number(text: str | bytes) -> int:
     found = text.decode() if isinstance(text, bytes) else text
     digits = found.removesuffix("\n").removesuffix("\r")
     if not CLASS.fullmatch(digits):
-        raise ValueError(f"expected a whole number in digits, not {digits[:60]!r}")
+        raise ValueError(f"expected a whole number in digits, got {digits[:60]!r}")
     return int(digits)

@@ -130,7 +130,7 @@ class Samples(torch.utils.data.Dataset[Sample]):
                 where = image if isinstance(image, str) else (image or {}).get("path") or "no path"
                 line = f"image {index} ({where}) cannot be read: {e}"
                 if self.on_bad_image == "stop":
-                    raise RankError(f"{line}; mend it, or pass --on_bad_image skip") from None
+                    raise RankError(f"{line}; fix it, or pass --on_bad_image skip") from None
                 if self.note:
                     self.note(line)
         raise RankError("no image of the dataset can be read")

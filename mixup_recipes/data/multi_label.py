@@ -58,10 +58,12 @@ def check_cells(cells: Sequence[Any], where: str) -> None:
     lists = [cell if isinstance(cell, list) else str(cell).split(BETWEEN) for cell in cells if cell is not None]
     if len(lists) < len(cells) or any(None in found for found in lists):
         row = next(i for i, cell in enumerate(cells) if cell is None or (isinstance(cell, list) and None in cell))
-        raise UserError(f"{where}: row {row + 1} has a null; an image without labels has an empty list or text there")
+        raise UserError(
+            f"{where}: row {row + 1} has a null; an image without labels needs an empty list or an empty text there"
+        )
     said = {str(value) for found in lists for value in found}
     if len({len(found) for found in lists}) == 1 < len(lists[0]) and (said <= {"0", "1"} or said <= {"false", "true"}):
-        raise UserError(f"{where} is of zeros and ones; expected the names or numbers of an image's classes")
+        raise UserError(f"{where} holds zeros and ones; expected the names or numbers of an image's classes")
 
 
 def named(cells: list[tuple[str, ...]]) -> tuple[Pairs, list[str]]:
@@ -128,7 +130,7 @@ def class_names(kind: Any, numbers: np.ndarray, recipe: Recipe, where: str) -> l
         return [str(k) for k in range(max(recipe.num_classes, high + 1))]
     names = [str(name) for name in kind.names]
     if odd := [name for name in names if not encodable(name)]:
-        raise UserError(f"{where} has a class name that is no text: {odd[0]!a}")
+        raise UserError(f"{where} has a class name that is not text: {odd[0]!a}")
     if len(numbers) and high >= len(names):
         raise UserError(f"{where} has label {high}, but only {many(len(names), 'class name')}")
     return names

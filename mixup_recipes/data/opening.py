@@ -33,7 +33,7 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
     if len(name) > 4096 or any(len(part) > 255 for part in folder.parts):  # which the system would not look for
         raise UserError(f"dataset {name[:40]!r}... is too long for the name of a folder")
     if streaming and (name in PREPARED or folder.exists()):
-        raise UserError(f"streaming is for datasets of the Hub, and {name!r} is on this machine; leave it out")
+        raise UserError(f"streaming needs a dataset of the Hub, and {name!r} is on this machine; leave out streaming")
     if name in PREPARED:
         if (found := find_prepared(name)) is None:
             meant = f"; the folder of that name is ./{name}" * folder.exists()
@@ -65,7 +65,9 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
 def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
     """A folder of parquet files in the Hub's layout, of tars or images by classes, or a table of paths and labels."""
     if recipe.dataset_revision is not None:
-        raise UserError(f"dataset_revision is a commit of the Hub, and {folder} is on this machine; leave it out")
+        raise UserError(
+            f"dataset_revision is a commit of the Hub, and {folder} is on this machine; leave out dataset_revision"
+        )
     own = (recipe.train_split, recipe.eval_split)
     held_out = holdout.wanted(recipe)
     if not folder.is_dir():
@@ -88,9 +90,7 @@ def open_folder(recipe: Recipe, folder: Path, split: str) -> Opened:
         directory = all_of_it or directory
         if directory is None:
             tables = sorted(path for path in folder.iterdir() if path.suffix.lower() in files_table.SUFFIXES)
-            raise (
-                UserError(f"{why}; a table of paths is read by its own name: --dataset {tables[0]}") if tables else why
-            )
+            raise (UserError(f"{why}; pass a table of paths by its own name: --dataset {tables[0]}") if tables else why)
         if recipe.dataset_config is not None:
             raise UserError(f"{folder} is a folder of images, which has no configurations; leave out dataset_config")
         table, fingerprint, notes = image_folder.listing(directory)

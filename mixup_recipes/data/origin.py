@@ -185,7 +185,7 @@ def content_of(address: str, first: int = 0, last: int = LARGEST_FILE) -> bytes:
         raise FileNotFoundError(address) from None
     except Exception as e:  # of one of the libraries below, after its own retries
         raise RankError(
-            f"cannot go on reading {address}: {reason(e)}; later, continue with --resume_from_checkpoint auto"
+            f"cannot continue reading {address}: {reason(e)}; continue later with --resume_from_checkpoint auto"
         ) from None
     if len(content) > LARGEST_FILE:
         raise BadImage(f"more than {LARGEST_FILE:,} bytes")

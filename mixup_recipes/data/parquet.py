@@ -95,7 +95,7 @@ def taken(
     others = {*found} - {path for files in splits.values() for path in files}
     if others:
         words = some(sorted(path.relative_to(folder).as_posix() for path in others))
-        notes.append(f"{len(others):,} left out, {found[0].suffix[1:]} files of other places: {words}")
+        notes.append(f"{len(others):,} left out ({found[0].suffix[1:]} files of other places): {words}")
     notes += gaps(paths)
     return Files(paths, notes, whole)
 
@@ -141,7 +141,7 @@ def by_place(
         place = "/".join(above)
         if forms.setdefault((place, split), form) != form:
             forms_found = f"{forms[place, split]} and {form}"
-            raise UserError(f"{folder}: split {split!r} is there twice, as {forms_found}; leave one of them")
+            raise UserError(f"{folder}: split {split!r} is there twice, as {forms_found}; keep one of them")
         places.setdefault(place, {}).setdefault(split, []).append(path)
     return places
 
@@ -180,7 +180,7 @@ def configurations(folder: Path, tables: list[Path]) -> dict[str, tuple[dict[str
         configs = yaml.load(text[0], yaml.BaseLoader)["configs"]  # all scalars are text: 2019 is the name of a split
     except (yaml.YAMLError, RecursionError) as e:
         reason = " ".join(str(e).split())[:200]
-        raise UserError(f"{folder}: the configs of README.md cannot be read: {reason}; mend them") from None
+        raise UserError(f"{folder}: the configs of README.md cannot be read: {reason}; fix them") from None
     if not isinstance(configs, list):
         return None
     found = {}
@@ -228,7 +228,9 @@ def check_shards(paths: Iterable[Path]) -> None:
             series.setdefault(int(stem["count"]), []).append(int(stem["number"]))
     for (parent, _), sets in numbers.items():
         if len(sets) > 1:
-            raise UserError(f"{parent}: shards of {many(len(sets), 'set')}, of {some([str(n) for n in sets])} files")
+            raise UserError(
+                f"{parent}: the shards belong to {many(len(sets), 'set')}, of {some([str(n) for n in sets])} files"
+            )
         ((count, there),) = sets.items()
         if missing := sorted({*range(count)} - {*there}):
             raise UserError(f"{parent}: shards {some([str(n) for n in missing])} of {count} are missing")
@@ -265,7 +267,7 @@ def check_schemas(paths: list[Path]) -> None:
     first, *rest = (schema_of(path) for path in paths)
     for path, schema in zip(paths[1:], rest, strict=True):
         if not schema.equals(first, check_metadata=True) and features(schema) != features(first):
-            raise UserError(f"{path} has other columns or class names than {paths[0].name}")
+            raise UserError(f"{path} does not have the same columns and class names as {paths[0].name}")
 
 
 def schema_of(path: Path) -> pa.Schema:

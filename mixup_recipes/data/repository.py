@@ -47,8 +47,8 @@ def open_hub(recipe: Recipe, split: str, streaming: bool) -> Opened:
     whole = wanted(recipe) and split in own and alone({str(name) for name in known}, own)
     if whole and streaming:
         raise UserError(
-            f"dataset {recipe.dataset!r} has no split {recipe.eval_split!r}, and a part of {own[0]!r} can be held "
-            "out of a copy only; leave out --streaming"
+            f"dataset {recipe.dataset!r} has no split {recipe.eval_split!r}, and only a copy of the data can have a "
+            f"part of {own[0]!r} held out; leave out --streaming"
         )
     split = recipe.train_split if whole else split
     if known and split not in known:
@@ -130,7 +130,7 @@ def in_zips(addresses: Sequence[str | None], root: str) -> list[str | None]:
             with hub or open(archive, "rb") as file:
                 known[archive] = zips.addresses(archive, file)
         except zipfile.BadZipFile as e:
-            raise UserError(f"{archive} is no whole zip: {e}") from None
+            raise UserError(f"{archive} is not a whole zip: {e}") from None
     moved = [
         known.get(part["zip"], {}).get(part["name"], address) if part else address
         for address, part in zip(addresses, parts, strict=True)

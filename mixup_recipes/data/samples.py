@@ -74,7 +74,7 @@ def value_of(name: str, file: Any, most: int) -> Any:
         unpack = compr.get(PACKED[kind])
         if unpack is None:
             library = {"lz4": "lz4", "zstd": "zstandard"}.get(PACKED[kind], "fsspec")
-            raise UserError(f"{printable(name)} in a tar is packed by {PACKED[kind]}: pip install {library}")
+            raise UserError(f"{printable(name)} in a tar is compressed by {PACKED[kind]}: pip install {library}")
         kind = parts[-2]
         with unpack(file, mode="rb") as unpacked:
             content = unpacked.read(most + 1)

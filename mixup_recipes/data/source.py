@@ -142,7 +142,7 @@ class Source:
             return found.removesuffix(name)
         expected = f"expected {', '.join(self.archives)}, or a folder with what they hold"
         packed = [p for path in self.paths if path.is_dir() for p in sorted(path.iterdir()) if p.suffix in ARCHIVES]
-        hint = f"; an archive is read by its own name, --from {packed[0]}" if packed else ""
+        hint = f"; pass an archive by its own name: --from {packed[0]}" if packed else ""
         raise UserError(f"{name} is not in {self}; {expected}{hint}")
 
 
@@ -188,7 +188,7 @@ def told(what: object) -> Iterator[None]:
 def inside(name: str, where: object) -> str:
     """The name of a file. Raises ``UserError`` for one that leads out of the data set."""
     if name.startswith("/") or ".." in name.split("/") or "\0" in name:
-        raise UserError(f"{where} names the file {name!a}, which leads out of the data set; nothing of it is read")
+        raise UserError(f"{where} names the file {name!a}, which is outside of the data set, so nothing of it is read")
     return name
 
 

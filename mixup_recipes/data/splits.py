@@ -70,8 +70,8 @@ def load_splits(recipe: Recipe, like: Sequence[str] = ()) -> Splits:
     among(train.classes, evaluation.classes, f"{what}, split {recipe.eval_split!r},", f"{recipe.train_split!r}")
     if recipe.num_classes and len(train.classes) != recipe.num_classes:
         raise UserError(
-            f"{what} has {many(len(train.classes), 'class')}, the recipe says num_classes {recipe.num_classes}; pass "
-            f"--num_classes {len(train.classes)} if that is meant"
+            f"{what} has {many(len(train.classes), 'class')}, but the recipe has num_classes {recipe.num_classes}; "
+            f"pass --num_classes {len(train.classes)} if that is meant"
         )
     identity: dict[str, Any] = {
         "dataset": recipe.dataset,
@@ -239,7 +239,7 @@ def split_classes(recipe: Recipe, split: str, table: Any) -> list[str]:
     whole = label_rule.is_whole(feature)
     used = np.unique(np.asarray(labels_of(table, recipe.label_column))) if whole else np.empty(0)
     if used.dtype.kind not in "iu":  # an integer column with gaps becomes one of floats
-        raise UserError(f"dataset {recipe.dataset!r}: label column {recipe.label_column!r} is not of whole numbers")
+        raise UserError(f"dataset {recipe.dataset!r}: label column {recipe.label_column!r} does not hold whole numbers")
     return multi_label.class_names(feature, used, recipe, f"dataset {recipe.dataset!r}, split {split!r}")
 
 

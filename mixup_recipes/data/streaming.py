@@ -140,8 +140,8 @@ class Stream:
             except Exception as e:  # of one of the libraries below, after its own retries
                 reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
                 raise RankError(
-                    f"cannot go on reading dataset {self.recipe.dataset!r}: {reason}; "
-                    "later, continue with --resume_from_checkpoint auto"
+                    f"cannot continue reading dataset {self.recipe.dataset!r}: {reason}; continue later with "
+                    "--resume_from_checkpoint auto"
                 ) from None
             if batch is None:
                 return
@@ -159,7 +159,7 @@ class Stream:
         except BadImage as e:
             line = f"an image ({(row[self.recipe.image_column] or {}).get('path') or 'no path'}) cannot be read: {e}"
             if self.on_bad_image == "stop":
-                raise RankError(f"{line}; mend it, or pass --on_bad_image skip") from None
+                raise RankError(f"{line}; fix it, or pass --on_bad_image skip") from None
             if self.note:
                 self.note(line)
             return None

@@ -46,7 +46,7 @@ def stream(builder: Any, recipe: Recipe, split: str, files: list[str]) -> datase
         if images and images != rows:
             raise UserError(
                 f"dataset {recipe.dataset!r}, split {split!r}: the card says {many(images, 'image')}, the files have "
-                f"{rows:,}; mend its dataset_info"
+                f"{rows:,}; fix its dataset_info"
             )
         images = rows
     column = recipe.label_column
@@ -136,7 +136,7 @@ def count_rows(recipe: Recipe, files: list[str], named: bool) -> int:
     if not named:
         names = [schema_classes(found.schema.to_arrow_schema(), recipe.label_column) for found in footers]
         if others := [file for file, found in zip(files, names, strict=True) if found != names[0]]:
-            raise UserError(f"{others[0]} has other class names than {Path(files[0]).name}")
+            raise UserError(f"{others[0]} does not have the same class names as {Path(files[0]).name}")
     return sum(found.num_rows for found in footers)
 
 

@@ -49,7 +49,9 @@ def columns(path: Path, wanted: tuple[str, ...]) -> dict[str, list[Any]]:
             table = read_table(path)
             kind = table.schema.field(wanted[0]).type if wanted[0] in table.column_names else pa.string()
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise ValueError(f"column {wanted[0]!r} holds no paths; a file with images is read by its folder")
+                raise ValueError(
+                    f"column {wanted[0]!r} holds no paths; for a file that holds the images, pass its folder"
+                )
     except (pa.ArrowException, OSError, ValueError) as e:
         raise UserError(f"cannot read the table {path}: {' '.join(str(e).split())[:300]}") from None
     names = [bare(name) for name in table.column_names]
@@ -119,7 +121,7 @@ def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
         rows = [i for i in rows if found[SPLIT][i] == (taken or recipe.train_split)]
         if others:
             which = some(sorted({*map(str, others)}))
-            notes.append(f"{many(len(others), 'row is', 'rows are')} of no split that is read: {which}")
+            notes.append(f"{many(len(others), 'row belongs', 'rows belong')} to no split that is read: {which}")
     paths, labels, digest = [], [], hashlib.sha256()
     left_out: dict[str, list[str]] = {}
     seen: dict[str, tuple[str, ...]] = {}
@@ -146,7 +148,7 @@ def listing(path: Path, split: str, recipe: Recipe) -> tuple[Listing, bool]:
         digest.update(f"{name}\0{size}\0{word}\n".encode(errors="replace"))
         paths.append(where)
         labels.append(words)
-    notes += [f"{len(names):,} left out, {why}: {some(names)}" for why, names in sorted(left_out.items())]
+    notes += [f"{len(names):,} left out ({why}): {some(names)}" for why, names in sorted(left_out.items())]
     if not paths:
         raise UserError(f"{path} names no image for split {split!r}" + (f"; {notes[-1]}" if left_out else ""))
     pairs, classes = multi_label.named(labels)
@@ -171,4 +173,4 @@ def row_file(root: str, name: str | None) -> tuple[str, str | None, int]:
         status = os.stat(where)
     except (OSError, ValueError):
         return where, "files that are not there", 0
-    return where, None if stat.S_ISREG(status.st_mode) else "no regular file", status.st_size
+    return where, None if stat.S_ISREG(status.st_mode) else "not a regular file", status.st_size

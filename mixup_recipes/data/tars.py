@@ -142,7 +142,7 @@ def scan(paths: list[Path], recipe: Recipe) -> tuple[list[Row], list[str]]:
             f"{paths[0]}: no sample has an image and a label; samples have {some(sorted(suffixes)) or 'no members'} "
             "(set image_column or label_column)"
         )
-    return rows, [f"{len(names):,} left out, {why}: {some(names)}" for why, names in sorted(left_out.items())]
+    return rows, [f"{len(names):,} left out ({why}): {some(names)}" for why, names in sorted(left_out.items())]
 
 
 def samples(path: Path, file: BinaryIO, left_out: dict[str, list[str]]) -> Iterator[tuple[str, dict[str, Member]]]:
@@ -183,7 +183,7 @@ def members_of(path: Path, file: BinaryIO, left_out: dict[str, list[str]]) -> It
             elif not encodable(info.name):
                 left_out.setdefault("names that are not UTF-8", []).append(ascii(info.name))
             elif not regular:
-                left_out.setdefault("no regular file", []).append(info.name)
+                left_out.setdefault("not a regular file", []).append(info.name)
             elif name is None:
                 left_out.setdefault("members without a suffix", []).append(info.name)
             else:
@@ -194,11 +194,11 @@ def members_of(path: Path, file: BinaryIO, left_out: dict[str, list[str]]) -> It
             raise tarfile.ReadError("its end is missing")
         while end:
             if end.strip(b"\0"):
-                raise tarfile.ReadError(f"there is no header at byte {tar.offset:,}, but more data")
+                raise tarfile.ReadError(f"expected a header at byte {tar.offset:,}, found other data")
             end = file.read(BLOCK)
     except (tarfile.TarError, OSError, ValueError, OverflowError, MemoryError) as e:
         reason = " ".join(str(e).split())[:200] or type(e).__name__
-        raise UserError(f"{path} is no whole tar: {reason}; write it or copy it again") from None
+        raise UserError(f"{path} is not a whole tar: {reason}; write it or copy it again") from None
 
 
 def check_header(file: BinaryIO, offset: int) -> bool:

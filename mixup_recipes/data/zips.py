@@ -41,7 +41,7 @@ def name_of(path: str) -> str:
 def unpacked(part: bytes, size: int) -> bytes:
     """A member's content, of the bytes from its first to its end; ``size``: of its data. Raises ``BadImage``."""
     if len(part) < HEAD.size or part[:4] != b"PK\3\4":
-        raise BadImage("no member of a zip")
+        raise BadImage("not a member of a zip")
     _, flags, method, name, extra = HEAD.unpack_from(part)
     data = part[HEAD.size + name + extra :][:size]
     if flags & ENCRYPTED:
@@ -51,7 +51,7 @@ def unpacked(part: bytes, size: int) -> bytes:
     if method == zipfile.ZIP_STORED:
         return data
     if method != zipfile.ZIP_DEFLATED:
-        raise BadImage(f"packed in its zip by method {method}; expected stored or deflated")
+        raise BadImage(f"compressed in its zip by method {method}; expected stored or deflated")
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         content = unpacker.decompress(data, LARGEST_FILE)

@@ -32,7 +32,7 @@ pinned: false
 
 # {name}
 
-Drop a photo and see what {architecture} says of it: the likeliest of its {classes}.
+Drop a photo, and {architecture} says which of its {classes} are the likeliest.
 
 {source} `config.json` and `model.safetensors` are in timm's format:
 

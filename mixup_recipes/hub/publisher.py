@@ -80,7 +80,7 @@ class Publisher:
                 said = self.process.communicate()[0].splitlines()
                 outcome = said[-1] if said and said[-1].startswith(("done", "warn")) else ""
                 if not outcome:
-                    self.warn(f"the push left with status {self.process.returncode}")
+                    self.warn(f"the push ended with status {self.process.returncode}")
                 elif outcome.startswith("warn"):
                     self.warn(outcome.removeprefix("warn "))
                 elif url := outcome.removeprefix("done").strip():
@@ -103,7 +103,7 @@ class Publisher:
         while self.poll():
             waited = time.monotonic() - began
             if stop() or waited > PATIENCE:
-                self.warn(f"not waiting any longer after {waited:.0f} s")
+                self.warn(f"the run stopped waiting after {waited:.0f} s")
                 break
             if waited - told > NEWS:
                 told = waited
@@ -196,7 +196,7 @@ def check_token(repo_id: str, token: str) -> str:
     owners = [me["name"], *(o["name"] for o in me.get("orgs", []))]
     owner = repo_id.rpartition("/")[0]
     if owner and owner not in owners:
-        return f"warn {repo_id}: the token is of {', '.join(owners)}, not of {owner}"
+        return f"warn {repo_id}: the token belongs to {', '.join(owners)}, not to {owner}"
     return "done"
 
 

@@ -120,12 +120,12 @@ def check_whole(run: Run, strategy: str = "end") -> None:
     if not (run.folder / "eval_results.json").exists() or not (run.folder / "model.safetensors").exists():
         if strategy in ("checkpoint", "all_checkpoints") and run.checkpoints:
             return
-        raise UserError(f"{run.folder} was not evaluated yet: there is nothing to publish")
+        raise UserError(f"{run.folder} was not evaluated yet, so there is nothing to publish")
     expected = run.results.get("weights_sha256")
     if expected is not None and expected != run.weights_hash:
         raise UserError(
-            f"{run.folder}: eval_results.json is of other weights: the run was stopped while it wrote them; "
-            "continue it with --resume_from_checkpoint auto first"
+            f"{run.folder}: eval_results.json belongs to other weights, because the run was stopped while it wrote "
+            "them; continue it with --resume_from_checkpoint auto first"
         )
 
 
@@ -134,7 +134,7 @@ def check_secrets(found: dict[str, Path], token: str) -> None:
     for name, path in found.items():
         text = path.suffix not in (".safetensors", ".png", ".pt") and path.stat().st_size <= SECRETS
         if text and token.encode() in path.read_bytes():
-            raise UserError(f"{path} holds your token for the Hub: nothing is pushed; remove it from {name}")
+            raise UserError(f"{path} holds your token for the Hub, so nothing is pushed; remove it from {name}")
 
 
 # --------------------------------------------------------------------------------------------- push
@@ -199,7 +199,9 @@ def attempt(folder: Path, home: Path, repo_id: str, private: bool, strategy: str
     repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
     there = api.model_info(repo_id)
     if private and not there.private:
-        raise UserError(f"{repo_id} exists and is public: not pushed; make it private on the Hub, or take another name")
+        raise UserError(
+            f"{repo_id} exists and is public, so nothing is pushed; make it private on the Hub, or take another name"
+        )
     names = {s.rfilename for s in there.siblings or ()}
     check_same_run(api, repo_id, there.sha, names, run.recipe)
     # a push since the picture was taken may have taken an edit over
@@ -238,16 +240,18 @@ def check_same_run(api: Any, repo_id: str, commit: str | None, names: set[str], 
     if "recipe.yaml" not in names:
         others = sorted(n for n in names if n not in ("README.md", ".gitattributes", "LICENSE"))
         if others:
-            raise UserError(f"{repo_id} holds something else ({others[0]}, ...): not pushed; take another name")
+            raise UserError(
+                f"{repo_id} holds something else ({others[0]}, ...), so nothing is pushed; take another name"
+            )
         return
     try:
         saved = api.hf_hub_download(repo_id, "recipe.yaml", revision=commit)
         there, _ = resolve(saved, absent=absent_mixers(own))
     except UserError as e:
-        raise UserError(f"{repo_id} holds another recipe ({e}): not pushed; take another name") from None
+        raise UserError(f"{repo_id} holds another recipe ({e}), so nothing is pushed; take another name") from None
     if different := differences(there, own, ignore=("name",)):
         rows = "; ".join(f"{k}: {a} there, {b} here" for k, (a, b) in list(different.items())[:3])
-        raise UserError(f"{repo_id} holds a run of another recipe ({rows}): not pushed; take another name")
+        raise UserError(f"{repo_id} holds a run of another recipe ({rows}), so nothing is pushed; take another name")
 
 
 def edited_card(content: bytes, where: str) -> str:

@@ -84,9 +84,9 @@ def scores_table(found: list[Scored]) -> str:
         rows.append([escaped(run.title), f"{run.run.exported['epoch']}", *(f"{n:.2f}" for n in numbers),
                      *(f"{n:,}" for n in counts)])  # fmt: skip
     note = (
-        "Of the weights that the runs export, in percent. Balanced accuracy (macro recall), precision and F1 are means "
-        "over the classes that have images, each class counting the same; the precision of a class that is never "
-        "predicted counts as 0."
+        "The scores are those of the weights that the runs export, in percent. Balanced accuracy (macro recall), "
+        "precision and F1 are means over the classes that have images, and each class counts the same. The "
+        "precision of a class that is never predicted counts as 0."
     )
     return f"{markdown_table(head, rows, right=1)}\n\n{note}\n"
 
@@ -165,10 +165,11 @@ def scores_part(found: Scored) -> str:
     which = "All classes" if len(lowest) == len(found.classes) else f"The {len(lowest)} classes with the lowest F1"
     count, split = len(found.right), code(found.run.recipe.eval_split)
     text = (
-        f"{which}, the lowest F1 first, over {many(count, 'image')} of {split}; in percent. `predicted`: images taken \
-for the class. Precision is 0 for a class that is never predicted, recall for one without images."
+        f"{which}, ordered by F1 with the lowest first, over {many(count, 'image')} of {split}, in percent. "
+        "`predicted` is the number of images that are taken for the class. Precision is 0 for a class that is never "
+        "predicted, and recall is 0 for a class without images."
     )
-    return f"## Scores by class\n\n{text} All of them: [classes.csv](classes.csv).\n\n{table}"
+    return f"## Scores by class\n\n{text} All classes are in [classes.csv](classes.csv).\n\n{table}"
 
 
 def confusions_part(found: Scored) -> str:
@@ -179,7 +180,8 @@ def confusions_part(found: Scored) -> str:
     lines = [f"* {prose(words)}" for words in worst_pairs(found, LISTED)]
     text = "The most frequent pairs" if len(found.confusions) > LISTED else "All pairs"
     drawn = len(found.classes) <= diagrams.LARGEST
-    picture = "![Confusion matrix](confusion.png)" if drawn else f"No picture: {many(len(found.classes), 'class')}."
+    none = f"There is no picture, because {many(len(found.classes), 'class')} are too many for one."
+    picture = "![Confusion matrix](confusion.png)" if drawn else none
     return f"{head}\n\n{text}, as a table in [confusions.csv](confusions.csv):\n\n" + "\n".join([*lines, "", picture])
 
 
@@ -191,13 +193,18 @@ def errors_part(found: Scored, worst: list[errors.Error], note: str) -> str:
     rows = [[code(e.file) if e.file else "", f"{e.row}", prose(e.true), prose(e.said), f"{100 * e.confidence:.2f}"]
             for e in worst]  # fmt: skip
     count = len(found.right) - int(found.right.sum())
-    text = f"{len(worst)} of {many(count, 'error')}, the highest confidence first, in percent; rows count from 0."
+    text = (
+        f"The table shows {len(worst)} of {many(count, 'error')}, with the highest confidence first. Confidence is "
+        "in percent, and rows count from 0."
+    )
     table = markdown_table(["file", "row", "class", "taken for", "confidence"], rows)
     return f"{head}\n\n{text}\n\n{note}\n\n{table}"
 
 
 def calibration_part(found: Scored) -> str:
     """The reliability diagram."""
-    text = f"Accuracy by confidence, in the bins of the calibration error (ECE {found.ece:.2f} %), \
-and the images in each of them."
+    text = (
+        f"The diagram shows the accuracy by confidence, in the bins of the calibration error (ECE {found.ece:.2f} "
+        "%), and the number of images in each bin."
+    )
     return f"## Calibration\n\n{text}\n\n![Reliability diagram](reliability.png)"

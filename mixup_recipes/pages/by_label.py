@@ -67,8 +67,9 @@ def scores_table(found: list[Scored]) -> str:
         rows.append([escaped(run.title), f"{run.run.exported['epoch']}", *(f"{n:.2f}" for n in numbers),
                      *(f"{n:,}" for n in never)])  # fmt: skip
     note = (
-        "Of the weights that the runs export, in percent. mAP and what is called macro are means over the classes that "
-        "have images, micro F1 counts each image and class the same. A class is predicted at a probability of one half."
+        "The scores are those of the weights that the runs export, in percent. mAP and the macro scores are means "
+        "over the classes that have images. Micro F1 counts each image and class the same. A class is predicted at "
+        "a probability of at least one half."
     )
     return f"{markdown_table(head, rows, right=1)}\n\n{note}\n"
 
@@ -120,10 +121,13 @@ def scores_part(found: Scored) -> str:
     table = markdown_table(["class", "images", "predicted", "AP", "precision", "recall", "F1"], rows, right=1)
     which = "All classes" if len(lowest) == len(found.classes) else f"The {len(lowest)} classes with the lowest AP"
     count, split = len(found.columns["label"]), code(found.run.recipe.eval_split)
-    text = f"{which}, the lowest average precision (AP) first, over {many(count, 'image')} of {split}; in percent. \
-`predicted`: images with a probability of at least one half, of which precision, recall and F1 are."
-    none = "There is no confusion matrix: an image may be of several classes, so that none is taken for another one."
-    return f"## Scores by class\n\n{text} All of them: [classes.csv](classes.csv).\n\n{table}\n\n{none}"
+    text = (
+        f"{which}, ordered by average precision (AP) with the lowest first, over {many(count, 'image')} of {split}, "
+        "in percent. `predicted` is the number of images with a probability of at least one half. Precision, recall "
+        "and F1 follow from these."
+    )
+    none = "There is no confusion matrix: an image may be of several classes, so no class is taken for another one."
+    return f"## Scores by class\n\n{text} All classes are in [classes.csv](classes.csv).\n\n{table}\n\n{none}"
 
 
 def errors_part(found: Scored, most: list[errors.Error], note: str) -> str:
@@ -135,7 +139,9 @@ def errors_part(found: Scored, most: list[errors.Error], note: str) -> str:
             for e in most]  # fmt: skip
     s = found.scores
     count = int((s.images + s.predicted - 2 * s.right).sum())
-    text = f"{len(most)} of {many(count, 'error')}, each of an image and a class, the farthest probability first, in \
-percent; rows count from 0."
+    text = (
+        f"The table shows {len(most)} of {many(count, 'error')}, each of an image and a class. The probability that "
+        "is farthest from the label comes first. Confidence is in percent, and rows count from 0."
+    )
     table = markdown_table(["file", "row", "is", "the model says", "confidence"], rows)
     return f"{head}\n\n{text}\n\n{note}\n\n{table}"

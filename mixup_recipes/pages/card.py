@@ -43,7 +43,8 @@ from mixup_recipes.typed import UserError, from_yaml
 CARD = "README.md"
 EVAL_RESULTS = ".eval_results/mixup-recipes.yaml"
 BEGIN = (
-    "<!-- mixup-recipes: begin. Generated: write above this line or below the last one; what is between is lost. -->"
+    "<!-- mixup-recipes: begin. Generated text. Write above this line or below the last one; text between them is "
+    "lost. -->"
 )
 END = "<!-- mixup-recipes: end -->"
 MARK = re.compile(r"^<!-- mixup-recipes: (begin|end)\b.*?-->", re.M)
@@ -63,7 +64,7 @@ def body(run: Run, name: str, repo_id: str | None) -> str:
     used, wanted = s.epochs_used, s.epochs_wanted
     protocol = s.protocol + (f": {used} of {wanted} epochs" if used < wanted else "")
     text.append(
-        f"{code(recipe.model)} trained with {made[0].title} (`{recipe.mixer}`) by Mixup Recipes: "
+        f"{code(recipe.model)} was trained with {made[0].title} (`{recipe.mixer}`) by Mixup Recipes. It reaches "
         f"**{s.reading.value:.2f} %** {NAMES[s.metric]} ({protocol}, seed {recipe.seed})."
     )
     sections = [model_section(run), recipe_section(run, made), results_section(run, repo_id), robustness_section(run)]

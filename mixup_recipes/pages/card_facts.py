@@ -182,7 +182,7 @@ def job_flags(words: Sequence[str]) -> list[str]:
 def against_published(run: Run) -> list[str]:
     """What the run says about the published number of its recipe, in sentences."""
     if run.recipe.multi_label:
-        return ["Images may have several labels: no published number belongs to this run."]
+        return ["The images may have several labels, so no published number belongs to this run."]
     cell = cells.cells().get(run.recipe.name)
     if cell is None:
         return ["No published number belongs to this recipe."]
@@ -196,14 +196,14 @@ def against_published(run: Run) -> list[str]:
     )
     content = recording.of_run(run)
     if why := records.excluded(content):
-        return [published, f"This run does not speak for that number: {prose(why)}."]
+        return [published, f"This run cannot be compared with that number: {prose(why)}."]
     if not (values := records.finished_top1(content)):
-        return [published, "This run is not finished: nothing to compare yet."]
+        return [published, "This run is not finished, so there is nothing to compare yet."]
     found = verdict(values, cell.top1, cells.trials(cell, run.recipe.trials), content["images"])
     return [
         published,
-        f"This run: {found.mean:.2f}, {found.difference:+.2f} from the published number; a difference of one run up to "
-        f"±{found.band:.2f} is noise: **{found.status}**.",
+        f"This run has {found.mean:.2f}, {found.difference:+.2f} from the published number. A difference of one run "
+        f"up to ±{found.band:.2f} is noise. Verdict: **{found.status}**.",
     ]
 
 

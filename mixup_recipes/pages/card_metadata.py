@@ -74,7 +74,7 @@ def model_index(run: Run, name: str, old: Any, where: str) -> list[dict[str, Any
     try:
         _, theirs = model_index_to_eval_results(old) if old else ("", [])
     except (AttributeError, KeyError, TypeError) as e:
-        raise UserError(f"{where}: model-index cannot be read ({e!r:.80}); mend it or take it out") from None
+        raise UserError(f"{where}: model-index cannot be read ({e!r:.80}); fix it or take it out") from None
     ours += [result for result in theirs if key(result) not in {key(mine) for mine in eval_entries(run)}]
     return eval_results_to_model_index(name, ours) if ours else []
 

@@ -83,7 +83,8 @@ def recipe_section(run: Run, made: list[Method]) -> str:
         files = {"default", f"{setting}.yaml", f"{read_yaml(settings()[setting]).get('base')}.yaml"}
         own = [cell for (_, _, o), cell in zip(rows, cells, strict=True) if o not in files]
         text.append(
-            f"Setting `{setting}`; what is not the setting's:\n\n{markdown_table(['field', 'value', 'origin'], own)}"
+            f"The setting is `{setting}`. These values do not come from it:\n\n"
+            f"{markdown_table(['field', 'value', 'origin'], own)}"
         )
     every = markdown_table(["field", "value", "origin"], cells)
     text.append(f"<details><summary>All {len(cells)} values</summary>\n\n{every}\n\n</details>")
@@ -122,7 +123,7 @@ def results_section(run: Run, repo_id: str | None) -> str:
         *against_published(run),
     ]
     if len(labels) > 1:
-        text.append("The folders under `models/` hold the run's other classifiers, loadable like this one.")
+        text.append("The folders under `models/` hold the run's other classifiers, which load in the same way.")
     return "\n\n".join(text)
 
 
@@ -131,8 +132,8 @@ def cost_section(run: Run, made: list[Method]) -> str:
     env, s = run.environment, run.summary
     processes = many(env["processes"], "process")
     text = [
-        f"## Cost\n\n{s.seconds / 3600:.3g} hours on {processes}, device {prose(env['device'])}, "
-        f"{prose(env['mixed_precision'])} mixed precision: {s.img_per_s:,.0f} images/s while training."
+        f"## Cost\n\nThe run took {s.seconds / 3600:.3g} hours on {processes}, device {prose(env['device'])}, with "
+        f"{prose(env['mixed_precision'])} mixed precision, at {s.img_per_s:,.0f} images/s while training."
     ]
     if cell := cells.cells().get(run.recipe.name):
         low, middle, high = cells.hours(cell)
@@ -148,8 +149,8 @@ def cost_section(run: Run, made: list[Method]) -> str:
         on = sorted({row["timed_on"] for row in counted if row["timed_on"]})
         text += [
             markdown_table([*head, "time"], lines, right=1),
-            "8 images of 224 pixels, by `python benchmarks/step.py --csv model_cards/costs.csv`: FLOPs and memory "
-            + (f"counted, time measured ({'; '.join(on)})." if on else "counted."),
+            "These are for 8 images of 224 pixels, by `python benchmarks/step.py --csv model_cards/costs.csv`. "
+            "FLOPs and memory are counted" + (f", and time is measured ({'; '.join(on)})." if on else "."),
         ]
     return "\n\n".join(text)
 
@@ -185,13 +186,13 @@ print(classify("image.jpg"{', function_to_apply="sigmoid"' * recipe.multi_label}
     flags += ["--dataset", "PATH" if kind == "local" else name, "--split", recipe.eval_split]
     for key, usual in (("image_column", "image"), ("label_column", "label")):
         flags += [f"--{key}", getattr(recipe, key)] if getattr(recipe, key) != usual else []
-    where = "" if repo_id else "In this folder. "
-    scored = "mAP and F1," if recipe.multi_label else "Top-1 and top-5 through `evaluate`,"
+    where = "" if repo_id else "Run this code in this folder. "
+    scored = "mAP and F1" if recipe.multi_label else "top-1 and top-5 through `evaluate`"
     left_out = "".join(f" {flag}" for flag in job_flags(run.environment["command"]))
     score = fence("bash", f"accelerate launch evaluate_mixup.py {shlex.join(map(line, flags))}{left_out}")
     return "\n\n".join([
         f"## How to use\n\n{where}With timm:", fence("python", by_timm), "With transformers:",
-        fence("python", by_transformers), f"{scored} from a copy of Mixup Recipes:", score,
+        fence("python", by_transformers), f"To score it from a copy of Mixup Recipes ({scored}):", score,
     ])  # fmt: skip
 
 
@@ -204,20 +205,22 @@ def reproduce_section(run: Run, repo_id: str | None) -> str:
     packages = env.get("packages")
     versions = [f"{k} {v}" for k, v in packages.items()] if isinstance(packages, dict) else []
     with_ = [f"Python {env['python']}", *versions]
-    at = f"commit {env['commit']}" if env.get("commit") else "an installed copy, commit not known"
+    at = f"commit {env['commit']}" if env.get("commit") else "an installed copy whose commit is not known"
     text = [f"## How to reproduce\n\n{fence('bash', f'{get}{launch} train_mixup.py {flags}')}"]
     kind, name = data_source(run.recipe)
     if kind == "prepared":
-        text.append(f"The data: `mixup-recipes prepare {name}`.")
+        text.append(f"To get the data: `mixup-recipes prepare {name}`.")
     if kind == "local":
-        text.append(f"`PATH` is the folder {code(name)} of the run.")
+        text.append(f"`PATH` stands for {code(name)}, the data folder of the run.")
     if mixer_packages(run):
-        text.append(f"It needs what Mixup Recipes does not have: {of_packages(run)}.")
+        text.append(f"The run needs mixers that Mixup Recipes does not have: {of_packages(run)}.")
     if start := local_start(run.recipe):
-        text.append(f"`WEIGHTS` is what the run started from, {code(start)}.")
+        text.append(f"`WEIGHTS` stands for {code(start)}, the weights that the run started from.")
     if teacher := local_weights(run.recipe.distill_from):
-        text.append(f"`TEACHER` is what the run learned from beside the labels, {code(teacher)}.")
-    return "\n\n".join([*text, f"Run with Mixup Recipes, {prose(at)}; {prose(', '.join(with_))}."])
+        text.append(
+            f"`TEACHER` stands for {code(teacher)}, the teacher that the run learned from in addition to the labels."
+        )
+    return "\n\n".join([*text, f"The run was made with Mixup Recipes ({prose(at)}), {prose(', '.join(with_))}."])
 
 
 def deviations_section(run: Run, made: list[Method]) -> str:
@@ -227,7 +230,9 @@ def deviations_section(run: Run, made: list[Method]) -> str:
         text.append(f"The published cell: {prose(cell.note)}.")
     if found := shipped_recipe(run.recipe.name):
         setting = split_name(found[0].name)[0]
-        text.append(f"Where the sources of the setting differ: head of `recipes/{setting}.yaml` in Mixup Recipes.")
+        text.append(
+            f"The head of `recipes/{setting}.yaml` in Mixup Recipes says where the sources of the setting differ."
+        )
     return "\n\n".join(["## Deviations", *text])
 
 
@@ -243,7 +248,7 @@ def files_section(run: Run, repo_id: str | None) -> str:
         "log.jsonl": "a row for each log of training and evaluation",
         "summary.csv": "one row per evaluated epoch",
         "eval_results.json": "the numbers above",
-        "predictions.safetensors": "what these weights say of each evaluation image",
+        "predictions.safetensors": "the predictions of these weights for each evaluation image",
         "robustness.json": "what attacks, corruptions, occlusion and mixing do to these weights",
         "env.json": "versions, device, commit",
         "data.json": "the images",

@@ -73,7 +73,9 @@ def with_images(run: Run, found: list[Error]) -> tuple[list[Error], str]:
     except UserError as e:
         return found, f"No pictures: {e}."
     marked = run.data.splits[recipe.eval_split].get("fingerprint") and split.identity.get("fingerprint")
-    note = "" if marked else "The images were told by their number and labels: the run has no fingerprint of them."
+    note = (
+        "" if marked else ("The run has no fingerprint of its images, so only their number and labels were compared.")
+    )
     at = origin(split.table)
     return [with_image(error, split.table[error.row], recipe, at) for error in found], note
 
@@ -138,6 +140,8 @@ def sheet(run: Run, title: str, found: list[Error], folder: Path) -> tuple[list[
     most, note = with_images(run, found)
     note = prose(note)
     if any(error.picture or error.why for error in most):
-        write_sheet(most, f"{title}: the most confident errors, in red what the model says", folder / "errors.png")
+        write_sheet(
+            most, f"{title}: the most confident errors, with the answers of the model in red", folder / "errors.png"
+        )
         note = f"![The most confident errors](errors.png)\n\n{note}".rstrip()
     return most, note

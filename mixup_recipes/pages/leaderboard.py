@@ -271,7 +271,7 @@ def leaderboard(out: Path, results: Path | None = None, runs: list[Path] | None 
         raise UserError(f"{out} is a file; --out takes a folder, such as site/")
     page, readme = out / "index.html", out / "README.md"
     if page.exists() and MARK not in page.read_text(encoding="utf-8", errors="replace"):
-        raise UserError(f"{page} is no leaderboard and would be lost; name another folder with --out")
+        raise UserError(f"{page} is not a leaderboard and would be lost; name another folder with --out")
     if (out / "recipe.yaml").exists():
         raise UserError(f"{out} is a run folder; name another folder with --out")
     content = facts(results, [Run.open(run) for run in runs or []])

@@ -46,7 +46,7 @@ def masks(run: Run, pairs: int, path: Path) -> str:
             f"{run.folder}: mixer {recipe.mixer!r} learns no masks; expected a run of automix, samix or adautomix"
         )
     if recipe.multi_label:
-        raise UserError(f"{run.folder}: its images may have several labels, and the sheet is of photos of one class")
+        raise UserError(f"{run.folder}: its images may have several labels, and the sheet needs photos of one class")
     kept = run.checkpoints
     if not kept:
         raise UserError(f"{run.folder} keeps no checkpoint")

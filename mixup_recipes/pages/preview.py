@@ -80,7 +80,7 @@ def chosen(names: list[str], mixers: list[str]) -> list[Recipe]:
         check_mixer_name(name)
     if names and mixers:
         if len(names) > 1:
-            raise UserError(f"with --mixers one recipe gives the setting, got {len(names)}: {' '.join(names)}")
+            raise UserError(f"--mixers takes its setting from one recipe, got {len(names)}: {' '.join(names)}")
         setting = str(Run.open(names[0]).folder / RECIPE) if is_run(names[0]) else names[0]
         return [resolve(setting, {"mixer": mixer, "name": mixer})[0] for mixer in mixers]
     if names:

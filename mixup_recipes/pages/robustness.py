@@ -102,19 +102,25 @@ def corruption_rows(found: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def notes(content: dict[str, Any]) -> Iterator[str]:
-    """What is to be known of the numbers of one result, in sentences."""
+    """What a reader needs to know about the numbers of one result, in sentences."""
     data = content["data"]
-    yield f"{many(content['clean']['count'], 'image')} of {code(data['split'])} of {code(data['dataset'])}."
-    yield f"Percent, but NLL in nats and the temperature; what is drawn follows from seed {content['seed']}."
+    yield (
+        f"Measured on {many(content['clean']['count'], 'image')} of the split {code(data['split'])} of "
+        f"{code(data['dataset'])}."
+    )
+    yield (
+        "Numbers are in percent, except NLL (in nats) and the temperature. All that is random follows from seed "
+        f"{content['seed']}."
+    )
     if at(content, ("corruptions", "mean")) is not None and at(content, ("corruptions", "mce")) is None:
         yield (
-            "No mCE: AlexNet's errors are known for ImageNet's thousand classes alone, each with an image, at 224 "
-            "pixels; the mean error stands instead."
+            "There is no mCE, because AlexNet's errors are known only for ImageNet's thousand classes, each with an "
+            "image, at 224 pixels. The mean error is given instead."
         )
     second = content.get("ood", {}).get("data")
     if isinstance(second, dict):
         images = at(content, ("ood", "images")) or 0
-        yield f"The second data set: {many(int(images), 'image')} of {code(second.get('dataset'))}."
+        yield f"The second data set has {many(int(images), 'image')} of {code(second.get('dataset'))}."
 
 
 def table(content: dict[str, Any]) -> str:
@@ -133,7 +139,7 @@ def side_by_side(places: Sequence[Path]) -> str:
     ``places``: run folders, or files that ``--output`` wrote. Raises ``UserError`` where one has no results.
     """
     if not places:
-        raise UserError("which runs? pass run folders, or files that evaluate --suite robustness wrote")
+        raise UserError("no runs were given; pass run folders, or files that evaluate --suite robustness wrote")
     runs = [Run.open(place) for place in places if not place.is_file()]
     names = iter(labels(runs))
     titles = [place.stem if place.is_file() else next(names) for place in places]
@@ -147,7 +153,7 @@ def side_by_side(places: Sequence[Path]) -> str:
     first, *others = found
     for title, content in zip(titles[1:], others, strict=True):
         if apart := differences(first, content):
-            words.append(f"{prose(title)} is not to be compared with {prose(titles[0])}: {', '.join(apart)}.")
+            words.append(f"{prose(title)} cannot be compared with {prose(titles[0])}: {', '.join(apart)}.")
     return "\n\n".join([shown, *words]) + "\n"
 
 
@@ -158,7 +164,7 @@ def own(run: Run) -> dict[str, Any]:
     if found is None:
         raise UserError(f"{run.folder} has no {robustness_file.NAME}; make it with {again}")
     if found.get("weights_sha256") != run.weights_hash:
-        raise UserError(f"{run.folder / robustness_file.NAME} is of other weights; make it anew with {again}")
+        raise UserError(f"{run.folder / robustness_file.NAME} belongs to other weights; make it again with {again}")
     return found
 
 
@@ -167,16 +173,18 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     told = []
     keys = ("images", "labels_sha256", "fingerprint")
     if any(one["data"].get(key) != other["data"].get(key) for key in keys):
-        told.append("they are of other images")
+        told.append("the images differ")
     if one.get("transform") != other.get("transform"):
-        told.append(f"images are prepared otherwise ({one.get('transform')}; {other.get('transform')})")
+        told.append(f"the preparation of the images differs ({one.get('transform')}; {other.get('transform')})")
     for key, what in (("mixed_precision", "mixed precision"), ("device", "device")):
         if one.get(key) != other.get(key):
-            told.append(f"another {what} ({one.get(key)}; {other.get(key)})")
+            told.append(f"the {what} differs ({one.get(key)}; {other.get(key)})")
     shared = one["budgets"].keys() & other["budgets"].keys()
-    told += [f"other budgets of {part}" for part in sorted(shared) if one["budgets"][part] != other["budgets"][part]]
+    told += [
+        f"the budgets of {part} differ" for part in sorted(shared) if one["budgets"][part] != other["budgets"][part]
+    ]
     if "ood" in shared and one["ood"].get("data") != other["ood"].get("data"):
-        told.append("the second data set is another")
+        told.append("the second data set differs")
     return told
 
 
@@ -186,7 +194,10 @@ def section(run: Run) -> str:
     if found is None:
         return ""
     if found.get("weights_sha256") != run.weights_hash:
-        return "## Robustness\n\n`robustness.json` is of other weights than these: their numbers are not known."
+        return (
+            "## Robustness\n\n`robustness.json` belongs to other weights, so nothing is known of the robustness of "
+            "these."
+        )
     text = ["## Robustness", markdown_table(["", "these weights"], rows([found]), right=1), " ".join(notes(found))]
     if each := corruption_rows([found]):
         inside = markdown_table(["corruption", "mean error"], each, right=1)
@@ -195,7 +206,7 @@ def section(run: Run) -> str:
     if picture.is_file() and files.file_hash(picture) == found.get("picture_sha256"):  # not one of other results
         text.append(f"![images as the suite changes them, and what the model says]({robustness_file.PICTURE})")
     name = robustness_file.NAME
-    text.append(f"Measured by `mixup-recipes evaluate RUN --suite robustness`: budgets in [{name}]({name}).")
+    text.append(f"Measured by `mixup-recipes evaluate RUN --suite robustness`. The budgets are in [{name}]({name}).")
     return "\n\n".join(text)
 
 
@@ -215,11 +226,11 @@ def before(path: Path, about: dict[str, Any], run: Run | None) -> dict[str, Any]
     other = old.get(which) != about[which]
     if run and other and path == run.folder / robustness_file.NAME:
         return {}
-    apart = ["they are of other weights"] * other + differences(old, about | {"budgets": {}})
+    apart = ["the weights differ"] * other + differences(old, about | {"budgets": {}})
     if apart:
         raise UserError(
-            f"{path} has results, beside which new ones cannot stand: {', '.join(apart)}; pass --output FILE.json for "
-            "a file of its own, or remove this one"
+            f"new results cannot be added to {path}: {', '.join(apart)}; pass --output FILE.json to write another "
+            "file, or remove this one"
         )
     return old
 
@@ -232,7 +243,7 @@ def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 def write(content: dict[str, Any], examples: list[Row], path: Path) -> str:
     """Write the results to a JSON file and the sheet of examples beside it; returns the table."""
     picture = path.with_suffix(".png")
-    drawn = sheet(examples, f"{line(content['model'])}: green what it gets right, red what it gets wrong")
+    drawn = sheet(examples, f"{line(content['model'])}: right answers are green, wrong ones are red")
     files.write(picture, drawn)
     files.write_json(path, content | {"picture_sha256": hashlib.sha256(drawn).hexdigest()})
     return f"{table(content)}\n{path}\n{picture}"

@@ -93,9 +93,11 @@ def sweep(
     if queue and slurm is None and not report_only:
         return on_queue(asked, runs, queue, jobs, dry_run)
     if asked.slurm_options and slurm is None and not report_only:
-        raise UserError("slurm_options: they are for --launcher slurm or local, or for --slurm FILE; add one of them")
+        raise UserError("slurm_options need --launcher slurm or local, or --slurm FILE; add one of them")
     if jobs and slurm is not None:
-        raise UserError("jobs: a script for Slurm runs as many at a time as Slurm lets it; leave out --jobs or --slurm")
+        raise UserError(
+            "jobs: Slurm itself decides how many jobs of a script run at a time; leave out --jobs or --slurm"
+        )
     states = [state(run) for run in runs]
     if not report_only:
         new = [run for run, now in zip(runs, states, strict=True) if now == "new"]
@@ -113,11 +115,14 @@ def sweep(
             print("nothing to submit: no run is new or resumable")
             return 0
         if any(option.lstrip("-").startswith("array") for option in asked.slurm_options):
-            raise UserError("slurm_options: array cannot stand here; the script has a task for each run")
+            raise UserError("slurm_options: array cannot be set here; the script has a task for each run")
         script = slurm_script(left, out, asked.slurm_options)
         files.write_into(out / "sweep.yaml", to_yaml(asked))
         files.write_into(slurm, script)
-        print(f"To be done: {len(left)} of {many(len(runs), 'run')}. Submit them; when they have ended:")
+        print(
+            f"{len(left)} of {many(len(runs), 'run')} are to be done. Submit them, and make the report when they "
+            "have ended:"
+        )
         print(
             f"  sbatch {shlex.quote(str(slurm))}\n  mixup-recipes sweep {shlex.quote(str(out / 'sweep.yaml'))} --report"
         )

@@ -93,7 +93,7 @@ def corruption_errors(errors: Mapping[str, Sequence[float]]) -> dict[str, float]
         if name not in ALEXNET:
             raise UserError(f"unknown corruption {name!r}; {nearest(name, NAMES)}")
         if len(values) != 5 or not all(0 <= value <= 100 for value in values):
-            raise UserError(f"{name} needs 5 errors in percent, one of each severity, got {list(values)}")
+            raise UserError(f"{name} needs 5 errors in percent, one for each severity, got {list(values)}")
     return {name: 100 * sum(errors[name]) / (5 * ALEXNET[name]) for name in NAMES if name in errors}
 
 

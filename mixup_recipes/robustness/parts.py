@@ -169,7 +169,10 @@ def calibrate(bench: Bench, columns: Columns) -> dict[str, Any]:
     images = len(bench.table)
     first = np.isin(columns["index"], rng(0, HALVES).permutation(images)[: images // 2])
     if first.all() or not first.any():
-        raise UserError(f"calibration fits on one half of the images and scores on the other, got {len(first)}")
+        raise UserError(
+            "calibration fits on one half of the images and scores on the other, so it needs at least 2 images, got "
+            f"{len(first)}"
+        )
     logits, labels = columns["logits"], columns["label"]
     temperature = measures.fitted_temperature(logits[first], labels[first])
     rest = logits[~first], labels[~first]

@@ -80,8 +80,8 @@ def check(net: nn.Module, name: str, subset: str) -> list[str]:
     if outputs is None:
         count: Any = net.num_classes
         raise UserError(
-            f"--subset {subset} is for models whose classes are ImageNet's thousand; {name} has {many(count, 'class')}"
-            + (" of another kind" if count == 1000 else "")
+            f"--subset {subset} needs a model whose classes are ImageNet's thousand, and {name} has "
+            f"{many(count, 'class')}" + (" of another kind" if count == 1000 else "")
         )
     return outputs
 
@@ -115,7 +115,7 @@ def synsets_of(classes: Sequence[str], subset: str, where: str) -> list[str]:
     if wrong:
         other = [name for name in SUBSETS[:-1] if name != subset and fits(classes, name)]
         hint = f"; they are called like those of {' and '.join(other)}" if other else ""
-        raise UserError(f"{where}: the class folders of {subset} are {expected}; got {some(wrong)}{hint}")
+        raise UserError(f"{where}: expected class folders of {subset}, which are {expected}; got {some(wrong)}{hint}")
     return [known[int(name)] for name in classes] if subset == NUMBERED else list(classes)
 
 

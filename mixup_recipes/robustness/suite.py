@@ -36,9 +36,11 @@ def chosen(asked: tuple[str, ...], second: str | None) -> tuple[str, ...]:
     ``second``: the name of a second data set, which ``ood`` needs. Raises ``UserError``.
     """
     if "ood" in asked and second is None:
-        raise UserError("the part ood needs a second data set, whose classes the model does not know: --ood DATASET")
+        raise UserError(
+            "the part ood needs a second data set, whose classes the model does not know; pass --ood DATASET"
+        )
     if asked and "ood" not in asked and second is not None:
-        raise UserError(f"--ood {second} is for the part ood, which is not among --parts {' '.join(asked)}")
+        raise UserError(f"--ood {second} needs the part ood, which is not among --parts {' '.join(asked)}")
     wanted = {*(asked or robustness_file.PARTS)} - ({"ood"} if second is None else set())
     return tuple(part for part in robustness_file.PARTS if part in wanted)
 
@@ -51,15 +53,17 @@ def target(recipe: Recipe, name: str, output: Path | None, run: Run | None, aske
     """
     if recipe.multi_label:
         raise UserError(
-            f"{name}: its images may have several labels, and {', '.join(asked)} mean one label per image; without "
-            "--suite, evaluate has their mAP, F1 and NLL"
+            f"{name}: its images may have several labels, and {', '.join(asked)} need one label per image; evaluate "
+            "without --suite reports mAP, F1 and NLL"
         )
     if output is not None:
         if output.suffix != ".json":
-            raise UserError(f"--output {output}: expected a name that ends in .json, beside which a .png goes")
+            raise UserError(f"--output {output}: expected a name that ends in .json; a .png is written beside it")
         return output
     if run is None or is_hub(name):
-        raise UserError(f"where to write? {name} is no run folder of this machine; pass --output FILE.json")
+        raise UserError(
+            f"{name} is not a run folder on this machine, so the results have no place there; pass --output FILE.json"
+        )
     return run.folder / robustness_file.NAME
 
 
@@ -149,10 +153,16 @@ def measure(bench: Bench, asked: tuple[str, ...], classes: list[str], second: Se
     ``UserError`` before any image is read where there are too few of them, or too few pixels.
     """
     if "calibration" in asked and len(bench.table) < 2:
-        raise UserError(f"calibration fits on one half of the images and scores on the other, got {len(bench.table)}")
+        raise UserError(
+            "calibration fits on one half of the images and scores on the other, so it needs at least 2 images, got "
+            f"{len(bench.table)}"
+        )
     if "occlusion" in asked and min(bench.transform.size) < occlusion.GRID:
         given = " x ".join(map(str, bench.transform.size))
-        raise UserError(f"occlusion hides cells of {occlusion.GRID} a side, got images of {given} pixels; leave it out")
+        raise UserError(
+            f"occlusion hides cells of {occlusion.GRID} a side, got images of {given} pixels; leave out the part "
+            "occlusion"
+        )
     bench.net.eval().requires_grad_(False)
 
     def say(part: str) -> None:

@@ -44,8 +44,8 @@ class Comparison(NamedTuple):
             f"(paired bootstrap, {many(self.images, 'image')}, {of_a} and {of_b})"
         )
         if min(self.runs) == 1:
-            return numbers + "\nA group of one run: its spread over seeds is not in the interval."
-        few = "\nFewer than four runs a group: their spread over seeds is known poorly, and so is the interval."
+            return numbers + "\nA group has only one run, so the interval does not include its spread over seeds."
+        few = "\nA group has fewer than four runs. Their spread over seeds is poorly known, and so is the interval."
         return numbers + few * (min(self.runs) < 4)
 
 
@@ -86,7 +86,7 @@ def compare(runs_a: list[Run], runs_b: list[Run], ignore: tuple[str, ...] = (), 
             for column in ("index", "label"):
                 if not np.array_equal(columns[column], shown[column]):
                     raise UserError(
-                        f"{run.folder} was evaluated on other images than {runs_a[0].folder}: {column} differs"
+                        f"{run.folder} and {runs_a[0].folder} were evaluated on different images: {column} differs"
                     )
             found.append(columns["score"] if several else columns["top"][:, 0] == columns["label"])
     assert shown is not None
@@ -124,18 +124,16 @@ def check_same(one: Run, other: Run, ignore: tuple[str, ...]) -> None:
     own = ("dataset",) if traced and not trained and not evaluated else ()
     if different := differences(one.recipe, other.recipe, (*ignore, *own)):
         rows = "; ".join(f"{field}: {x} and {y}" for field, (x, y) in different.items())
-        raise UserError(
-            f"{one.folder} and {other.folder} differ in {rows}; pass --ignore FIELD to compare them all the same"
-        )
+        raise UserError(f"{one.folder} and {other.folder} differ in {rows}; pass --ignore FIELD to compare them anyway")
     if one.data.changes != other.data.changes:
-        trained = trained or "one of them went on over changed data"
+        trained = trained or "one of them continued on changed data"
     if trained and not set(ignore) & set(TRAINED_ON):
         raise UserError(
-            f"{one.folder} and {other.folder} were trained on other images: {trained}; pass --ignore dataset to "
-            "compare them even so"
+            f"{one.folder} and {other.folder} were trained on different images: {trained}; pass --ignore dataset to "
+            "compare them anyway"
         )
     if evaluated and traced and not set(ignore) & set(TRAINED_ON):
-        raise UserError(f"{other.folder} was evaluated on other images than {one.folder}: {evaluated}")
+        raise UserError(f"{other.folder} and {one.folder} were evaluated on different images: {evaluated}")
 
 
 def exported_predictions(run: Run) -> dict[str, np.ndarray]:
@@ -155,7 +153,7 @@ def exported_predictions(run: Run) -> dict[str, np.ndarray]:
     # made anew on other hardware, a prediction may flip
     if count != images or abs(now - noted) > max(0.1, 100 / images) + 1e-9:
         raise UserError(
-            f"{path} is not of the exported weights: {NAMES[metric]} {now:.2f} of {many(images, 'image')}, but "
-            f"eval_results.json has {noted:.2f} of {count}; {again}"
+            f"{path} was not made with the exported weights: it has {NAMES[metric]} {now:.2f} on "
+            f"{many(images, 'image')}, but eval_results.json has {noted:.2f} on {count}; {again}"
         )
     return columns

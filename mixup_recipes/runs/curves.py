@@ -49,7 +49,7 @@ def curves_of(source: Run | Path) -> Curves:
     if isinstance(source, Run):
         heads = protocols.by_head([row.line for row in source.log.val], protocols.headline(source.recipe))
         if not heads:
-            raise UserError(f"{source.folder / 'log.jsonl'}: our log without validation lines")
+            raise UserError(f"{source.folder / 'log.jsonl'}: our log has no validation lines")
         return Curves(f"{source.folder / 'log.jsonl'}: our log", True, heads)
     file = newest_log(source) if source.is_dir() else source
     text = read_text(file)
@@ -62,7 +62,7 @@ def curves_of(source: Run | Path) -> Curves:
         raise unknown(file)
     heads = protocols.by_head(lines) or protocols.by_head(lines, "map")
     if not heads:
-        raise UserError(f"{file}: {kind} without validation lines")
+        raise UserError(f"{file}: {kind} has no validation lines")
     return Curves(f"{file}: {kind}", kind.startswith("our"), heads)
 
 
@@ -151,7 +151,7 @@ def describe(
     ``Recipe``, so many ``last`` epochs, planned ``epochs``.
     """
     if not sources:
-        raise UserError("which log? pass a run folder, a log or a summary.csv")
+        raise UserError("no log was given; pass a run folder, a log or a summary.csv")
     for flag, value in (("--last", last), ("--epochs", epochs)):
         if value is not None and value < 1:
             raise UserError(f"{flag} {value}: expected at least 1")
@@ -176,10 +176,12 @@ def readings_of(
         protocol, last, epochs = protocol or known.protocol, last or known.protocol_epochs, epochs or known.epochs
     if protocol not in ("median", "best", "best_of_last"):
         given = "" if protocol is None else f", not {protocol!r}"
-        raise UserError(f"which protocol? pass --recipe NAME, or --protocol median, best or best_of_last{given}")
+        raise UserError(
+            f"the protocol is not known; pass --recipe NAME, or --protocol median, best or best_of_last{given}"
+        )
     if epochs is None or (protocol != "best" and last is None):
         example = "--epochs 300" if protocol == "best" else "--last 5 --epochs 100"
-        raise UserError(f"which window? pass --recipe NAME, or {example}")
+        raise UserError(f"the number of epochs is not known; pass --recipe NAME, or {example}")
     ema = known.report_ema if known and curves.ours else False
     heads = protocols.reported_heads(curves.heads, ema)
     if not heads:

@@ -89,10 +89,10 @@ def checked_format(format: str | None, out: Path) -> str:
     endings = {found.ending: name for name, found in FORMATS.items()}
     if format is None and out.suffix not in endings:
         which = ", ".join(f"{ending} ({name})" for ending, name in endings.items())
-        raise UserError(f"{out}: the ending says the format; expected one of {which}, or --format")
+        raise UserError(f"{out}: the ending of the name chooses the format; expected one of {which}, or --format")
     format = format or endings[out.suffix]
     if out.suffix != FORMATS[format].ending:
-        raise UserError(f"{format} is written as {FORMATS[format].ending}; expected a name that ends so, got {out}")
+        raise UserError(f"{format}: expected a file name that ends in {FORMATS[format].ending}, got {out}")
     if out.is_dir():
         raise UserError(f"cannot write {out}: it is a folder")
     if not out.parent.is_dir():
@@ -136,10 +136,13 @@ def check(classifier: Classifier, answer: Answer, run: Run | None, transform: Ev
     pixels = torch.rand(sum(TIMES), 3, *transform.size, generator=torch.Generator().manual_seed(0))
     for some in pixels.split(TIMES):
         same_logits(classifier, answer, some)
-    lines = [f"with {' and with '.join(map(str, TIMES))} random images: its {classifier.output} are those of the model"]
+    lines = [
+        f"on batches of {' and '.join(map(str, TIMES))} random images: its {classifier.output} agree with those of "
+        "the model"
+    ]
     found = evaluated(run, transform)
     if run is None or isinstance(found, str):
-        return [*lines, f"not against predictions of a run: {found}"]
+        return [*lines, f"without predictions of a run: {found}"]
     say(f"checking it against the run's predictions for {many(len(found.images), 'image')}")
     return [*lines, agreement(classifier, answer, run, found)]
 
@@ -152,7 +155,8 @@ def same_logits(classifier: Classifier, answer: Answer, pixels: Tensor) -> Tenso
     apart, most = (found - expected).abs().max().item(), expected.abs().max().item()
     if not apart <= SAME * most:  # nan is not
         raise UserError(
-            f"its {classifier.output} are {apart:.2g} away from the model's, the largest of which is {most:.2g}"
+            f"its {classifier.output} differ from the model's by up to {apart:.2g}; the largest of the model's is "
+            f"{most:.2g}"
         )
     return found
 
@@ -160,7 +164,7 @@ def same_logits(classifier: Classifier, answer: Answer, pixels: Tensor) -> Tenso
 def evaluated(run: Run | None, transform: EvalTransform) -> Evaluated | str:
     """Up to ``MOST`` images of a run's evaluation and what it said of them, or why they cannot be had."""
     if run is None:
-        return "the model is no run folder"
+        return "the model is not a run folder"
     recipe = run.recipe_here
     if recipe.dataset not in PREPARED and not Path(recipe.dataset).expanduser().exists():
         return f"its data, {recipe.dataset}, are not on this machine"
@@ -169,9 +173,9 @@ def evaluated(run: Run | None, transform: EvalTransform) -> Evaluated | str:
         columns = run.predictions
         found = load_split(recipe, split, recipe.max_eval_samples, like=run.data.classes)
         if not run.data.splits[split].get("fingerprint"):
-            return "it has no fingerprint of its data"
+            return "the run has no fingerprint of its data"
         if other := run.data.difference(split, found.identity, found.classes):
-            return f"its data are others now: {other}"
+            return f"the data of the run have changed: {other}"
         drawn = np.random.default_rng(0).permutation(len(columns["index"]))[:MOST]  # the first may be of one class
         some = {name: torch.from_numpy(column[np.sort(drawn)]) for name, column in columns.items()}
         at = origin(found.table)
@@ -198,12 +202,12 @@ def agreement(classifier: Classifier, answer: Answer, run: Run, given: Evaluated
     other, apart = int((log_p.max(1).values - said > limit).sum()), (given.columns["nll"] + right).abs().max()
     if other or not apart <= limit:
         raise UserError(
-            f"of {what}, {other} get another class than in predictions.safetensors, and their NLL is up to {apart:.2g} "
-            "away; were the weights or the recipe changed?"
+            f"of {what}, {other} get another class than in predictions.safetensors, and the NLL of an image differs "
+            f"by up to {apart:.2g}; were the weights or the recipe changed?"
         )
     tied = int((log_p.argmax(1) != top).sum())
-    rest = f", {tied} another that is as likely within rounding" if tied else ""
-    return f"with {what}: {len(logits) - tied} get the class of predictions.safetensors{rest}"
+    rest = f", and {tied} get another class that is as likely within rounding" if tied else ""
+    return f"on {what}: {len(logits) - tied} get the class of predictions.safetensors{rest}"
 
 
 def agreement_of_several(found: Tensor, noted: Tensor, rounding: float, what: str) -> str:
@@ -214,11 +218,11 @@ def agreement_of_several(found: Tensor, noted: Tensor, rounding: float, what: st
     apart, limit = (found - noted).abs().max(), rounding * found.double().logit(1e-9).abs().max() / 4
     if not apart <= limit:
         raise UserError(
-            f"of {what}, probabilities are up to {apart:.2g} away from those of predictions.safetensors; were the "
-            "weights or the recipe changed?"
+            f"on {what}, the probabilities differ from those of predictions.safetensors by up to {apart:.2g}; were "
+            "the weights or the recipe changed?"
         )
     same = int(((found >= THRESHOLD) == (noted >= THRESHOLD)).all(1).sum())
-    return f"with {what}: {same} get the labels of predictions.safetensors, all probabilities but for rounding"
+    return f"on {what}: {same} get the labels of predictions.safetensors, and all probabilities agree within rounding"
 
 
 def example(format: str, out: Path, transform: EvalTransform, upright: bool = False, several: bool = False) -> str:

@@ -96,5 +96,6 @@ def kept(path: Path, of: dict[str, Any]) -> dict[str, Features] | None:
             f"{path} holds no features ({type(e).__name__}: {e}); remove it, or name another file"
         ) from None
     raise UserError(
-        f"{path} holds features of other {', '.join(differing)}; remove it, or name another file for --features"
+        f"{path} holds other features than these, which differ in {', '.join(differing)}; remove it, or name another "
+        "file for --features"
     )

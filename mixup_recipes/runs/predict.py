@@ -60,7 +60,7 @@ def predict(name: str, given: list[str], top_k: int, batch_size: int, out: Path 
     ``runs/tta.py``. 1 when no image could be read. Raises ``UserError`` before anything is computed.
     """
     if out is not None and out.suffix not in FORMATS:
-        raise UserError(f"predictions are written as {' or '.join(FORMATS)}; expected a name that ends so, got {out}")
+        raise UserError(f"expected a file name that ends in {' or '.join(FORMATS)}, got {out}")
     if out is not None and not out.parent.is_dir():
         raise UserError(f"cannot write {out}: there is no folder {out.parent}")
     for what, number in (("top_k", top_k), ("batch_size", batch_size)):
@@ -88,14 +88,15 @@ def check_between(classes: list[str]) -> None:
     """Raise ``UserError`` for a class whose name holds what stands between two labels of an image in a CSV file."""
     if inside := [name for name in classes if BETWEEN in name]:
         raise UserError(
-            f"class {inside[0]!r} holds {BETWEEN!r}, which stands between two labels in a .csv; write .jsonl"
+            f"class {inside[0]!r} contains {BETWEEN!r}, which separates the labels of an image in a .csv; write a "
+            ".jsonl file"
         )
 
 
 def paths_of(given: list[str]) -> tuple[list[Path], list[str]]:
     """The images that files, folders and globs name, in the order given, folders whole and sorted; what is left out."""
     if not given:
-        raise UserError("which images? pass files, folders or globs after the model")
+        raise UserError("no images were given; pass files, folders or globs after the model")
     found: list[Path] = []
     left_out: dict[str, list[str]] = {}
     for name in given:
@@ -111,7 +112,7 @@ def paths_of(given: list[str]) -> tuple[list[Path], list[str]]:
 def notes_of(left_out: dict[str, list[str]]) -> list[str]:
     """A line for each reason for which files are left out."""
     each = {why: list(dict.fromkeys(names)) for why, names in sorted(left_out.items())}
-    return [f"{len(names):,} left out, {why}: {some(names)}" for why, names in each.items()]
+    return [f"{len(names):,} left out ({why}): {some(names)}" for why, names in each.items()]
 
 
 def images_in(path: Path, left_out: dict[str, list[str]]) -> list[Path]:

@@ -41,14 +41,16 @@ def probe(
     check_arguments(temperature, keep, output)
     net, run = open_model(name)
     if "dataset" not in changes and source is None and run is None:
-        raise UserError(f"which data? {name} carries no recipe; pass --dataset or --recipe")
+        raise UserError(f"{name} comes without a recipe, so the data are not known; pass --dataset or --recipe")
     # as many classes as the data have; float32, so that features are the same whatever the training's precision was
     changes = changes | {"num_classes": 0, "streaming": False, "mixed_precision": "no"}
     recipe = evaluation_recipe(net, name, run, changes, source)
     if recipe.multi_label:
-        raise UserError(f"{name}: a probe asks for the one class of an image; these may have several labels")
+        raise UserError(f"{name}: a probe needs images with one class each, and these may have several labels")
     if recipe.train_split == recipe.eval_split:
-        raise UserError(f"split {recipe.eval_split!r} would be both learnt from and scored; pass another --split")
+        raise UserError(
+            f"a probe cannot learn from and score the same split {recipe.eval_split!r}; pass another --split"
+        )
     transform = eval_transform(net, recipe, own=run is None and source is None)
     frozen = UpToClassifier(net)
     wide = features.width(frozen, tuple(transform.size), name)
@@ -75,7 +77,7 @@ def probe(
         if keep:
             features.keep(keep, found, of)
     else:
-        print(f"{keep}: the features of these images", flush=True)
+        print(f"{keep} has the features of these images", flush=True)
 
     train, held = found[recipe.train_split], found[recipe.eval_split]
     # float64 is not on every accelerator
@@ -137,7 +139,7 @@ def lines(scores: dict[str, Any]) -> str:
     """The scores for people."""
     rows = [(f"knn k={k}", said(found)) for k, found in scores.get("knn", {}).get("k", {}).items()]
     if linear := scores.get("linear"):
-        edge = ", the first or last that was tried" * (linear["l2"] in (linear["tried"][0], linear["tried"][-1]))
+        edge = ", the first or last value that was tried" * (linear["l2"] in (linear["tried"][0], linear["tried"][-1]))
         rows.append(("linear", f"{said(linear)}  (l2 {linear['l2']:g}{edge})"))
     rows.append(("bad_images", str(scores["bad_images"])))
     return "\n".join(f"{name:14}{value}" for name, value in rows)

@@ -85,7 +85,7 @@ class QueuedRun:
         environment = submitit().JobEnvironment()
         job, again = environment.job_id, signal.Signals[f"SIG{environment.USR_SIG}"]
         if (holder := claim(self.folder, self.queue, job)) != job:
-            print(f"left: {self.folder} was given to job {holder}", flush=True)
+            print(f"nothing to do: {self.folder} was given to job {holder}", flush=True)
             return
         times = noted(self.folder).get("times", 0) + 1
         start = self.output.stat().st_size if self.output.exists() else 0
@@ -97,7 +97,7 @@ class QueuedRun:
         finally:
             stop.restore()
         if status is None:
-            print(f"left: another process is running {self.folder}", flush=True)
+            print(f"nothing to do: another process is running {self.folder}", flush=True)
         stopped = status is None or status == STOPPED or (status != 0 and bool(stop.asked))
         files.write_json(self.folder / NOTE, note | {"status": STOPPED if stopped else status})
         print(f"the run ended with status {status}; signals: {', '.join(stop.asked) or 'none'}", flush=True)

@@ -26,7 +26,10 @@ def of_run(run: Run) -> dict[str, Any]:
             f"{run.folder}: recipe name {recipe.name!r} cannot name a record; expected letters, digits and _ . -"
         )
     if recipe.multi_label:
-        raise UserError(f"{run.folder}: images may have several labels, and records are of top-1; make a report of it")
+        raise UserError(
+            f"{run.folder}: its images may have several labels, and a record holds top-1; make a report of the run "
+            "instead"
+        )
     packages = run.environment.get("mixers")
     numbers = ("epochs", "epochs_planned", "seconds", "img_per_s")
     seed = {

@@ -32,7 +32,7 @@ KEYS = {"recipe": TEXT, "fields": FIELDS, "protocol": TEXT, "images": COUNT, "da
 READING = {"name": TEXT, "value": PERCENT, "used": COUNT, "wanted": COUNT, "epoch": COUNT, "missing": TEXT}
 SEED = {"top1": PERCENT, "reading": READING, "tool": READING, "top5": PERCENT, "nll": NUMBER, "ece": PERCENT}
 SEED |= {"epochs": COUNT, "epochs_planned": COUNT, "seconds": NUMBER, "img_per_s": NUMBER, "env": OBJECT}
-APART = "record them apart, into another --out folder or under another name in recipe.yaml"
+APART = "record them separately, in another --out folder or under another name in recipe.yaml"
 PLACE = ("dataset", "dataset_config", "dataset_revision", "image_column", "label_column", "train_split", "eval_split")
 """Fields that say where the images come from: no override, as long as their numbers are those of the benchmark."""
 
@@ -67,7 +67,7 @@ def published_recipe(name: str) -> Recipe:
     """This package's recipe of a name. Raises ``UserError`` if it has none."""
     found = shipped_recipe(name)
     if found is None:
-        raise UserError(f"{name!r} is no recipe of this package")
+        raise UserError(f"{name!r} is not a recipe of this package")
     return found[0]
 
 
@@ -155,7 +155,8 @@ def merge(record: dict[str, Any], other: dict[str, Any], where: str) -> dict[str
     """
     if record["recipe"] != other["recipe"]:
         raise UserError(
-            f"{where}: runs of two recipes, {record['recipe']} and {other['recipe']}; record each recipe by itself"
+            f"{where}: the runs belong to two recipes, {record['recipe']} and {other['recipe']}; record each recipe "
+            "by itself"
         )
     defaults = fields_of(Recipe())  # a record may be older than a field
     pairs = different(defaults | record["fields"], defaults | other["fields"])
@@ -163,7 +164,9 @@ def merge(record: dict[str, Any], other: dict[str, Any], where: str) -> dict[str
     pairs |= different(*({"images": r["images"], "dataset": d} for r, d in zip((record, other), datasets, strict=True)))
     pairs |= different({"laws of the mixer": later_laws(record)}, {"laws of the mixer": later_laws(other)})
     if pairs:
-        raise UserError(f"{where}: not the same recipe but for the seed: {pairs_in_words(pairs)}; {APART}")
+        raise UserError(
+            f"{where}: the recipes of these runs differ in more than the seed: {pairs_in_words(pairs)}; {APART}"
+        )
     seeds = dict(record["seeds"])
     for seed, new in other["seeds"].items():
         old = seeds.get(seed, new)
@@ -190,7 +193,7 @@ def read_record(path: Path) -> dict[str, Any]:
     content = read_object(path)
     validate(content, str(path))
     if path.name != file_name(content):
-        raise UserError(f"{path}: this record belongs into a file {file_name(content)}")
+        raise UserError(f"{path}: this record belongs in a file named {file_name(content)}")
     return content
 
 

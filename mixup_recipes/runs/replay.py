@@ -80,30 +80,38 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
     """
     folder, recipe = run.folder, run.recipe
     if recipe.streaming:
-        raise UserError(f"{folder} is a run on a stream: which images an update saw is not known, nothing to replay")
+        raise UserError(
+            f"cannot replay {folder}: it is a run on a stream, which does not tell which images an update saw"
+        )
     noted = (folder / "data.json").is_file()
     splits = load_splits(run.recipe_here, run.data.classes if noted else ())
     if noted:
         check_data(run, splits)
         if before := [c["update"] for c in run.data.changes if step < c["update"]]:
-            raise UserError(f"{folder} went on over other images at update {before[0]}: those before are not known")
+            raise UserError(
+                f"{folder} continued on other images at update {before[0]}, and the images before that update are "
+                "not known"
+            )
     samples = Samples(splits.train, recipe, images.TrainTransform(recipe), on_bad_image="skip")
     order = TrainOrder(len(samples), recipe, 0, 1, step, samples.labels)
     for name, asked, size in (("step", step, order.updates), ("micro", micro, order.micro_batches)):
         if not 0 <= asked < size:
             what = "updates" if name == "step" else "micro-batches per update"
-            raise UserError(f"{name} {asked}: {recipe.name} has {size} {what}, 0 to {size - 1}")
+            raise UserError(f"{name}: expected 0 to {size - 1}, because {recipe.name} has {size} {what}, got {asked}")
 
     env = run.environment if (folder / "env.json").is_file() else {}
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     notes: list[str] = []
     remarks: list[str] = []
     if env.get("device_type", device.type) != device.type:
-        notes.append(f"the run was on {env['device_type']}, this is {device.type}: equal but for rounding and noise")
+        notes.append(
+            f"the run used {env['device_type']} and this replay uses {device.type}: they are equal except for "
+            "rounding and noise"
+        )
     noted_mixers = env.get("mixers")
     for name in absent_mixers(recipe):
         if isinstance(noted_mixers, dict) and noted_mixers.get(name):
-            raise UserError(f"the run had the mixer {name!r} of {noted_mixers[name][-1]}, which is not installed here")
+            raise UserError(f"the run used the mixer {name!r} of {noted_mixers[name][-1]}, which is not installed here")
     net = backbones.create_model(recipe)  # before any image, whose keys move the generator of the initial weights
     try:
         module = new_step(net, recipe)
@@ -113,7 +121,7 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
     for name, package in used_packages(recipe).items():
         last = noted_mixers.get(name) if isinstance(noted_mixers, dict) else None
         if isinstance(last, list) and last and last[-1] != package:
-            notes.append(f"the run had the mixer {name!r} of {last[-1]}, this is that of {package}")
+            notes.append(f"the run used the mixer {name!r} of {last[-1]}, and this replay uses that of {package}")
     meet_data(module, recipe, splits, device, notes.append)
     module.to(device).to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     module.train()
@@ -125,7 +133,9 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
         """What the step is given for one micro-batch, its labels and rows."""
         pixels, labels, indices, bad = default_collate([samples[key] for key in parts[number]])
         if bad.any():
-            notes.append(f"{many(int(bad.gt(0).sum()), 'image')} cannot be read; the next ones of the table stand in")
+            notes.append(
+                f"{many(int(bad.gt(0).sum()), 'image')} cannot be read; the next images of the table replace them"
+            )
         return *inputs(pixels, labels, recipe, step, number, device), labels, indices
 
     x, y, rng, labels, indices = given(micro)
@@ -140,14 +150,20 @@ def replay(run: Run, step: int, micro: int = 0) -> Replayed:
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 plan = module(x, y, rng).plan
         if recipe.torch_compile:
-            notes.append("the run compiled the model that the mixer looks at, this did not: equal but for rounding")
+            notes.append(
+                "the run compiled the model that the mixer looks at, and this replay did not: they are equal except "
+                "for rounding"
+            )
     assert plan is not None
     with torch.no_grad():
         mixed, targets = module.mixer.mix(x, y, **plan)
     if torch.equal(mixed, x) and not torch.equal(targets, y):
-        remarks.append("this update mixed inside the network: the images are unmixed, the targets are mixed")
+        remarks.append("this update mixed inside the network, so the images are unmixed and the targets are mixed")
     if "second" in plan:
-        remarks.append("mosaics: an image is made of any of its part, the row beside it need not be among them")
+        remarks.append(
+            "this update made mosaics: an image may be made of any images of its part, so the row beside it need "
+            "not be one of them"
+        )
     return Replayed(mixed, targets, plan, labels, indices, recipe, splits.classes, notes, remarks)
 
 
@@ -165,14 +181,17 @@ def load_weights(module: Step, run: Run, update: int, rank: int, world: int) -> 
     mixer, start = run.recipe.mixer, run.recipe.pretrained
     if update == 0:
         if start is not None:
-            raise UserError(f"mixer {mixer!r} looks at the model, which began as {start}: take a later step")
+            raise UserError(
+                f"mixer {mixer!r} looks at the model, which started from {start}, so update 0 cannot be replayed; "
+                "take a later step"
+            )
         return
     found = run.folder / "checkpoints" / f"step-{update:08d}"
     if not found.is_dir():
         kept = [0, *(int(path.name.removeprefix("step-")) for path in run.checkpoints)]
         raise UserError(
-            f"mixer {mixer!r} looks at the model, and {run.folder} keeps no weights of update {update}; it has "
-            f"those of {', '.join(map(str, kept))}"
+            f"mixer {mixer!r} looks at the model, and {run.folder} keeps no weights of update {update}; it has those "
+            f"of {', '.join(map(str, kept))}"
         )
     if why := checkpoint.damage(found):
         raise UserError(f"checkpoint {found} is damaged: {why}")

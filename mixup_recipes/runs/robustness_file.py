@@ -34,7 +34,7 @@ def read(path: Path) -> dict[str, Any]:
                 check(content[part], OBJECT, str(path), part)
                 check_numbers(content[part], str(path), part)
     except UserError as e:
-        raise UserError(f"{e}; remove the file, or measure anew with evaluate RUN --suite robustness") from None
+        raise UserError(f"{e}; remove the file, or measure again with evaluate RUN --suite robustness") from None
     return content
 
 

@@ -138,7 +138,7 @@ class Run:
         if not folder.is_dir():
             raise UserError(f"no run folder {name}")
         if not (folder / RECIPE).is_file():
-            raise UserError(f"{name} is no run folder: {RECIPE} is missing")
+            raise UserError(f"{name} is not a run folder: {RECIPE} is missing")
         run = cls(folder, str(name))
         run.check_version()
         return run
@@ -172,7 +172,7 @@ class Run:
     def evaluated_log(self) -> Rows:
         """The log of a run that was trained and evaluated at least once."""
         if not (self.folder / "log.jsonl").is_file():
-            raise UserError(f"{self.folder} is no run folder: log.jsonl is missing")
+            raise UserError(f"{self.folder} is not a run folder: log.jsonl is missing")
         if not self.log.train or not self.log.val:
             done = "evaluated" if self.log.train else "trained"
             raise UserError(f"{self.folder}: log.jsonl has no {done} epoch yet")
@@ -247,7 +247,9 @@ class Run:
         except (OSError, SafetensorError, KeyError, TypeError, AttributeError) as e:  # the last three: unknown types
             raise UserError(f"{path} is damaged ({e}); {again}") from None
         if views:
-            raise UserError(f"{path} averages over the views of --tta {views}, which no score of the run does; {again}")
+            raise UserError(
+                f"{path} averages over the views of --tta {views}, and no score of the run does that; {again}"
+            )
         found = {k: (str(v.dtype), v.ndim) for k, v in columns.items()}
         if found != shape or len({len(v) for v in columns.values()}) > 1 or not all(v.size for v in columns.values()):
             raise UserError(f"{path} is damaged (expected a row per image in each of {', '.join(shape)}); {again}")

@@ -26,7 +26,8 @@ def load_scored(run: Run | None, recipe: Recipe, like: Sequence[str]) -> Split:
     )
     if found.sides is not None and has_holdout(run) and split not in run.data.splits:
         raise UserError(
-            f"the data of {run.name} are divided by its hold-out: no split {split!r}; {nearest(split, run.data.splits)}"
+            f"the data of {run.name} are divided by its hold-out and have no split {split!r}; "
+            f"{nearest(split, run.data.splits)}"
         )
     return found
 
@@ -69,14 +70,16 @@ def other_data(run: Run | None, recipe: Recipe, split: Split) -> list[str]:
             return []
         found = run.data.difference(recipe.eval_split, split.identity, split.classes)
     except UserError as e:
-        return [f"whether these are the images of the run is not known: {e}"]
+        return [f"it is not known whether these are the images of the run: {e}"]
     trained = recipe.eval_split == run.recipe.train_split
     if found:
-        return [f"other images than those that the run was {'trained' if trained else 'evaluated'} on: {found}"]
+        return [
+            f"these are other images than those that the run was {'trained' if trained else 'evaluated'} on: {found}"
+        ]
     if not run.data.splits[recipe.eval_split].get("fingerprint"):
-        return ["the run has no fingerprint of its data: they were compared by their number and labels"]
+        return ["the run has no fingerprint of its data, so only the number and the labels of the images were compared"]
     if not trained:
         return []
     held_out = many(len(split.sides.held_out), "image is", "images are") if split.sides else ""
-    apart = f"; {held_out} held out, and not among them" if held_out else ""
+    apart = f"; {held_out} held out and not among them" if held_out else ""
     return [f"these are the images that the run was trained on{apart}"]

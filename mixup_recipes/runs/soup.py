@@ -100,12 +100,16 @@ def soup(
     classes = output_names(net)
     found = of_runs(runs, net) if last is None else of_checkpoints(first, last)
     if again := [a.name for a, b in itertools.combinations(found, 2) if a.sha256 == b.sha256]:
-        raise UserError(f"{again[0]} is given twice: the same weights, by their SHA-256")
+        raise UserError(f"{again[0]} is given twice: two of the models have weights with the same SHA-256")
     fresh = any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in net.modules())
     metric = headline(first.recipe)
     kitchen, why = opened(first, net, dataset, batch, bn_samples if fresh else None, fresh or greedy)
     if kitchen is None and (fresh or greedy):
-        need = "BatchNorm's statistics are taken anew over training images" if fresh else "greedy scores each soup"
+        need = (
+            "BatchNorm's statistics have to be computed again on training images"
+            if fresh
+            else "greedy scores each soup"
+        )
         raise UserError(f"{need}, and the data of {first.name} cannot be opened: {why}")
     notes = [] if kitchen is None else same_images(runs, kitchen, greedy)
     for note in notes:
@@ -142,7 +146,9 @@ def soup(
     number = f"{told(metric, scores[metric])} on {many(scores['count'], 'image')} of {split}" if scores else ""
     said.append(f"{out}: the average of {average.models}, {number or f'not scored: {why}'}")
     if greedy:
-        said.append(f"what went in was chosen by {split}: only other images tell how good the soup is")
+        said.append(
+            f"the score on {split} decided which runs are in the soup, so only other images tell how good it is"
+        )
     return "\n".join(said)
 
 
@@ -159,9 +165,9 @@ def check_arguments(
         if number is not None and number < least:
             raise UserError(f"{what}: expected an integer at least {least}, got {number}")
     if last is None and len(names) < 2:
-        raise UserError("a soup needs two runs or more, or one run and --last N, of its newest checkpoints")
+        raise UserError("a soup needs two or more runs, or one run and --last N to average its newest checkpoints")
     if last is not None and (len(names) != 1 or greedy):
-        raise UserError("--last averages all of the newest checkpoints of one run: pass one run, and no --greedy")
+        raise UserError("--last averages the newest checkpoints of one run; pass a single run, and leave out --greedy")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"cannot write {out}: it is there already; name a new folder")
     if not out.absolute().parent.is_dir():
@@ -182,7 +188,9 @@ def of_runs(runs: Sequence[Run], net: nn.Module) -> list[Ingredient]:
         def read(run: Run = run, where: list[int] = where) -> Weights:
             given = load_file(run.weights[""])
             if wrong := sorted(k for k in own.keys() | given.keys() if shape(own.get(k)) != shape(given.get(k))):
-                raise UserError(f"{run.name}: its weights are not those of {first.name} in shape: {some(wrong)}")
+                raise UserError(
+                    f"{run.name}: the shapes of its weights differ from those of {first.name}: {some(wrong)}"
+                )
             moved = {k for k in given for head in heads if k.startswith(f"{head}.") and len(given[k]) == len(where)}
             return {k: v[where] if k in moved else v for k, v in given.items()}
 
@@ -205,17 +213,19 @@ def check_alike(first: Run, other: Run) -> None:
     differing += [pair for pair in pairs if pair[1] != pair[2]]
     if differing:
         what, mine, theirs = differing[0]
-        raise UserError(f"{other.name} has {what} {theirs}, {first.name} has {mine}: weights of both have no average")
+        raise UserError(
+            f"{other.name} has {what} {theirs} and {first.name} has {mine}, so their weights cannot be averaged"
+        )
 
 
 def places(classes: list[str], other: Any, first: str, name: str) -> list[int]:
     """Where each of the first run's classes is among those of another. Raises ``UserError`` where they are others."""
     if not isinstance(other, list):
-        raise UserError(f"{name} does not name its classes, {first} does: which is which is not known")
+        raise UserError(f"{first} names its classes and {name} does not, so the classes cannot be matched")
     if sorted(map(str, other)) != sorted(classes):
         new, gone = ([str(c) for c in a if c not in b] for a, b in ((other, classes), (classes, other)))
         words = [f"it has {some(new)}"] * bool(new) + [f"it lacks {some(gone)}"] * bool(gone)
-        raise UserError(f"{name} has other classes than {first}: {'; '.join(words) or 'some come twice'}")
+        raise UserError(f"{name} does not have the same classes as {first}: {'; '.join(words) or 'some come twice'}")
     return [other.index(name) for name in classes]
 
 
@@ -224,8 +234,8 @@ def of_checkpoints(run: Run, last: int) -> list[Ingredient]:
     kept, recipe = run.checkpoints, run.recipe
     if len(kept) < last:
         raise UserError(
-            f"{run.name} keeps {many(len(kept), 'checkpoint')}, --last asks for {last}; a run keeps as many as "
-            "--save_total_limit says"
+            f"{run.name} keeps {many(len(kept), 'checkpoint')}, but --last asks for {last}; --save_total_limit says "
+            "how many a run keeps"
         )
     noted = {row.update: row.line.get(run.prefix + headline(recipe)) for row in run.log.val}
     file = "ema.safetensors" if recipe.report_ema else "model.safetensors"
@@ -309,7 +319,7 @@ def opened(
         raise UserError(f"dataset {recipe.dataset!r} has other classes than {run.name}: {some(splits.classes)}")
     if bn_samples is not None:
         seen = f"{many(min(bn_samples, count(splits.train)), 'image')} of {recipe.train_split}, in whole updates"
-        print(f"BatchNorm's statistics are taken anew over {seen} (--bn_samples)", flush=True)
+        print(f"BatchNorm's statistics are computed again on {seen} (--bn_samples)", flush=True)
     return Kitchen(net, splits, recipe, batch), ""
 
 
@@ -329,7 +339,7 @@ def same_images(runs: Sequence[Run], kitchen: Kitchen, greedy: bool) -> list[str
         if change:
             notes.append(f"{run.name} was not evaluated on these images of {split}, and may have seen them: {change}")
     if notes and greedy:
-        raise UserError(f"greedy chooses by images that no run was trained on, but {notes[0]}")
+        raise UserError(f"--greedy needs images that no run was trained on, but {notes[0]}")
     return notes
 
 

@@ -32,7 +32,7 @@ OURS = {
     **dict.fromkeys(("error", "open_mode", "output", "parsable", "requeue"), "the sweep sets it"),
     **dict.fromkeys(
         ("nodes", "ntasks", "ntasks_per_node", "tasks_per_node"),
-        "a run is one task on one node; launcher: slurm torchrun --standalone --nproc_per_node gpu is on all its GPUs",
+        "a run is one task on one node; launcher: slurm torchrun --standalone --nproc_per_node gpu uses all its GPUs",
     ),
 }
 """Options of sbatch that cannot be given here, and why."""
@@ -90,7 +90,7 @@ def standing(run: Planned, asked: str | None, alive: dict[tuple[str, str], str],
     lines = last_lines(run.output, note["start"]) if "start" in note and run.output.exists() else []
     why = f"job {job} ended, but epoch {run.recipe.epochs} was not evaluated"
     if status is None:
-        why = f"job {job} is gone without a word: it was killed"
+        why = f"job {job} was killed: it ended and left no result"
     elif status:
         why = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
     return Standing("failed", job, why, lines or (last_lines(log, 0) if log.exists() else []))
@@ -139,7 +139,7 @@ def read_options(options: list[str], queue: str) -> Options:
         name, equals, value = option.lstrip("-").partition("=")
         name = name.replace("-", "_")
         if name in OURS:
-            raise UserError(f"slurm_options: {option!r} cannot stand here; {OURS[name]}")
+            raise UserError(f"slurm_options: {option!r} cannot be set here; {OURS[name]}")
         if name in given:
             raise UserError(f"slurm_options: {name} is given twice")
         near = difflib.get_close_matches(name.lower(), ("time", "signal"), 1, 0.7)
@@ -149,15 +149,16 @@ def read_options(options: list[str], queue: str) -> Options:
     time, warning = given.pop("time", None), given.pop("signal", f"USR1@{WARNING}")
     if queue == "slurm" and time is None:
         raise UserError(
-            "slurm_options: time is missing, as in --slurm_options time=12:00:00: when a run is saved and queued again"
+            "slurm_options: time is missing; it says when a run is saved and queued again, as in --slurm_options "
+            "time=12:00:00"
         )
     if not (before := re.fullmatch(r"(?:B:)?(?:SIG)?USR1@(\d+)", str(warning))):
         raise UserError(f"slurm_options: signal: expected USR1@SECONDS, as in signal=USR1@300, got {warning!r}")
     limit = None if time is None else minutes(str(time))
     if limit is not None and limit * 60 <= int(before[1]):
         raise UserError(
-            f"slurm_options: time={time} is no longer than the {before[1]} seconds before its end in which it saves; "
-            "expected more, or a shorter signal=USR1@SECONDS"
+            f"slurm_options: time={time}: expected more than the {before[1]} seconds that a run takes to save before "
+            "its end; pass a longer time, or a shorter signal=USR1@SECONDS"
         )
     return Options(limit, int(before[1]), given)
 
@@ -187,8 +188,8 @@ def executor(queue: str, out: Path, options: Options, jobs: int | None) -> Any:
     missing = [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]
     if missing:
         raise UserError(
-            f"the launcher slurm needs a machine of a Slurm cluster: no {missing[0]} in PATH; --slurm FILE writes a "
-            "script for one, --launcher local tries jobs on this machine"
+            f"the launcher slurm needs a machine of a Slurm cluster, and {missing[0]} is not in PATH; --slurm FILE "
+            "writes a script for a cluster, and --launcher local runs the jobs on this machine"
         )
     made = library.SlurmExecutor(out / "submitit", max_num_timeout=TIMES)
     made.update_parameters(

@@ -87,7 +87,7 @@ def read_sweep(file: Path | None, given: dict[str, Any]) -> Sweep:
     simple = ("recipes", "seeds", "launcher", "slurm_options", "output_dir")
     content |= {k: given[k] for k in simple if given.get(k) is not None}
     if not content.get("recipes"):
-        raise UserError("which recipes? write them under recipes: in a file, or pass --recipes")
+        raise UserError("no recipes were given; list them under recipes: in a sweep file, or pass --recipes")
     lists = {k: content[k] for k in ("recipes", "seeds", "slurm_options") if k in content}
     for key, values in (lists | {f"grid: {k}": v for k, v in content["grid"].items()}).items():
         if not isinstance(values, list) or not values:
@@ -140,7 +140,7 @@ def launcher_of(sweep: Sweep) -> tuple[str | None, list[str]]:
     if not words or shutil.which(words[0]) is None:
         first = words[0] if words else ""
         hint = nearest(first, (*QUEUES, "accelerate launch", "torchrun", "python"))
-        raise UserError(f"launcher {sweep.launcher!r}: no such executable in PATH: {first!r}; {hint}")
+        raise UserError(f"launcher {sweep.launcher!r}: there is no executable {first!r} in PATH; {hint}")
     return queue, words
 
 
@@ -167,7 +167,7 @@ def plan(sweep: Sweep) -> list[Planned]:
 def check_key(key: str, where: str, known: set[str]) -> None:
     """Raise ``UserError`` unless the key is a flag of train_mixup.py that a sweep may set."""
     if key in FIXED:
-        raise UserError(f"{where}: {key!r} cannot stand here; {FIXED[key]}")
+        raise UserError(f"{where}: {key!r} cannot be set here; {FIXED[key]}")
     if key not in known and not key.startswith("mixer."):
         raise UserError(f"{where}: unknown field {key!r}; {nearest(key, sorted(known - FIXED.keys()))}")
 
@@ -192,7 +192,9 @@ def make_run(
     parts = [recipe.name, *(k.removeprefix("mixer.") + in_path(typed[k]) for k in grid), f"seed{seed}"]
     name = re.sub(r"[^\w.+-]+", "_", "-".join(parts), flags=re.ASCII)
     if len(name) > LONGEST:
-        raise UserError(f"{recipe_name}: the folder name {name[:60]}... has {len(name)} letters, at most {LONGEST} fit")
+        raise UserError(
+            f"{recipe_name}: the folder name {name[:60]}... has {len(name)} letters, and at most {LONGEST} fit"
+        )
     script = str(find_spec("train_mixup").origin)  # type: ignore[union-attr]  # it is installed with this module
     command = [*launcher, script, "--recipe", recipe_name, "--seed", str(seed)]
     command += ["--output_dir", str(out / name), "--resume_from_checkpoint", "auto", *as_flags(typed)]
@@ -200,7 +202,7 @@ def make_run(
     said, origin = resolve(recipe_name, given["Recipe fields"])
     if said != recipe:
         raise UserError(
-            f"{recipe_name}: cannot be written as flags: {shlex.join(as_flags(typed))}; write a recipe file"
+            f"{recipe_name}: its values cannot be written as flags: {shlex.join(as_flags(typed))}; write a recipe file"
         )
     flags.fill(Job, given["Run"])
     try:  # as training does

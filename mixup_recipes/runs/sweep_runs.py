@@ -189,9 +189,9 @@ def run_all(runs: list[Planned], say: Callable[[str], object] = print, jobs: int
     for run, what, lines in failures:
         say("\n".join((f"\n{run.name} failed: {what}; its output is in {run.output}", *(f"    {x}" for x in lines))))
     if stop.asked:
-        say(f"\n{stop.asked[0]}: stopped; the same command goes on")
+        say(f"\n{stop.asked[0]}: stopped; run the same command again to continue")
         return STOPPED
     if failures:
-        say(f"\n{len(failures)} of {many(len(runs), 'run')} failed; the same command tries them again")
+        say(f"\n{len(failures)} of {many(len(runs), 'run')} failed; run the same command again to retry them")
         return 1
     return STOPPED if unfinished else 0

@@ -50,8 +50,8 @@ class Views:
         cover = centre.resize if isinstance(centre.resize, tuple) else (centre.resize,) * 2
         if self.crops > 1 and cover == self.size:
             raise UserError(
-                f"tta {kind}: images are resized to {centre.size[0]} x {centre.size[1]}, the size of the crop, so that "
-                "all crops of a square one are the same; pass --tta flip, or a recipe whose eval_resize is larger"
+                f"tta {kind}: images are resized to {centre.size[0]} x {centre.size[1]}, the size of the crop, so "
+                "all crops of a square image are the same; pass --tta flip, or a recipe whose eval_resize is larger"
             )
         self.transform: Transform = FiveCrops(centre) if self.crops > 1 else centre
         """What an image becomes: its crops, one below the other."""

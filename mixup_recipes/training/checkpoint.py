@@ -52,7 +52,9 @@ def save(
             own |= {f"{name}/{k}": v.detach().cpu().clone() for k, v in module.named_buffers()}
     gathered = gather_object([own])
     if not all(part["sums/loss"].isfinite() for part in gathered if "sums/loss" in part):
-        raise RuntimeError(f"loss not finite at update {update}: no checkpoint is written, earlier ones are kept")
+        raise RuntimeError(
+            f"the loss is not finite at update {update}; no checkpoint is written, and the earlier ones are kept"
+        )
     keep = accelerator.is_main_process
     gathered_whole = {name: tensors(module, keep) for name, module in modules.items() if sharding.sharded(module)}
     states = [{} if one is None else sharding.whole(one.state_dict(), keep) for one in optimizers]
@@ -172,7 +174,7 @@ def finished_before(folder: Path, recipe: Recipe, job: Job) -> str:
         known = [place for place in places if isinstance(place, str)]
         if known and not any(same_place(recipe.dataset, place) for place in known):
             raise UserError(
-                f"the run in {folder} is finished, on dataset {known[0]!r}, not {recipe.dataset!r}; leave out "
+                f"the run in {folder} is finished and used dataset {known[0]!r}, not {recipe.dataset!r}; leave out "
                 "--dataset, or choose another --output_dir"
             )
         publish = f"; publish it with: mixup-recipes push {folder}" if job.push_to_hub else ""
@@ -182,8 +184,8 @@ def finished_before(folder: Path, recipe: Recipe, job: Job) -> str:
         return ""
     done = f"of {epoch} of {many(recipe.epochs, 'epoch')}" if epoch else "without a log"
     raise UserError(
-        f"{folder} has results {done}, but no whole checkpoint to go on from; put its checkpoints back, or train anew "
-        "into another --output_dir"
+        f"{folder} has results {done}, but no whole checkpoint to continue from; put its checkpoints back, or train "
+        "again into another --output_dir"
     )
 
 
@@ -207,7 +209,7 @@ def forget(folder: Path, after: int, say: Any) -> None:
             aside = checkpoint.with_name(f"given-up-{checkpoint.name}")
             shutil.rmtree(aside, ignore_errors=True)
             checkpoint.rename(aside)
-            say(f"the run goes on from update {after}: {checkpoint.name} is put aside as {aside.name}")
+            say(f"the run continues from update {after}, and {checkpoint.name} is renamed to {aside.name}")
 
 
 def restore(
@@ -242,7 +244,11 @@ def restore(
 
 def resumed(checkpoint: Path, saved_by: int, world: int) -> str:
     """What is said of a run of ``world`` processes that goes on from what ``saved_by`` processes saved."""
-    other = "" if saved_by == world else f"\nsaved by {many(saved_by, 'process')}: goes on, but not bit for bit"
+    other = (
+        ""
+        if saved_by == world
+        else (f"\nit was saved by {many(saved_by, 'process')}, so the run continues, but not bit for bit")
+    )
     return f"resumed from {checkpoint.name}{other}"
 
 

@@ -42,8 +42,8 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
     then, classes = told(saved) or told(before) or (None, None)
     if checkpoint and not (then and classes) and not accept:
         raise UserError(
-            f"{folder / 'data.json'} is missing or damaged, so what the run was trained on is not known; put it back, "
-            "or go on all the same with --accept_changed_data"
+            f"{folder / 'data.json'} is missing or damaged, so it is not known what the run was trained on; put it "
+            "back, or pass --accept_changed_data to continue anyway"
         )
     then = then or {}
     moved = before.get("dataset", recipe.dataset) != recipe.dataset
@@ -53,7 +53,7 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
     now = splits.identity
     traced = any(found.get("fingerprint") for found in then.values())
     if then and moved and not traced:
-        raise UserError(f"{folder} says no fingerprint of its data, so dataset must stay {before['dataset']!r}")
+        raise UserError(f"{folder} has no fingerprint of its data, so dataset must stay {before['dataset']!r}")
     words = []
     for split, found in now["splits"].items():
         if split in then and (change := difference(then[split], found, classes or splits.classes, splits.classes)):
@@ -63,7 +63,7 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
     if words and not accept:
         raise UserError(
             f"dataset {recipe.dataset!r} is not what {folder} was trained on: {'; '.join(words)}; put the old data "
-            "back, train anew into another --output_dir, or go on all the same with --accept_changed_data"
+            "back, train again into another --output_dir, or pass --accept_changed_data to continue anyway"
         )
     update = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
     kept = [c for c in listed(before.get("changed")) if isinstance(c, dict) and type(c.get("update")) is int]
@@ -71,15 +71,18 @@ def open_data(folder: Path, recipe: Recipe, checkpoint: Path | None, accept: boo
     notes = splits.notes
     if words:
         now["changed"].append({"update": update, "changed": "; ".join(words)})
-        notes = [*notes, f"goes on over other images: {'; '.join(words)}"]
+        notes = [*notes, f"the run continues on other images: {'; '.join(words)}"]
         images, here = then.get(recipe.train_split, {}).get("images"), count(splits.train)
         if checkpoint and images and updates_per_epoch(images, recipe) != updates_per_epoch(here, recipe):
             raise UserError(
-                f"{folder}: {many(images, 'image')} then and {here:,} now make epochs of other lengths, so the run "
-                "cannot go on; train anew into another --output_dir"
+                f"{folder}: the training split had {many(images, 'image')} and now has {here:,}, so its epochs have "
+                "another length and the run cannot continue; train again into another --output_dir"
             )
     elif then and not traced:
-        notes = [*notes, "the run has no fingerprint of its data: they were compared by their number and labels"]
+        notes = [
+            *notes,
+            "the run has no fingerprint of its data, so only the number and the labels of the images were compared",
+        ]
     check_rates(recipe, count(splits.train))
     for line in split_lines(splits) + notes:
         say(line)
@@ -91,8 +94,8 @@ def check_rates(recipe: Recipe, images: int) -> None:
     per_epoch = updates_per_epoch(images, recipe)
     if per_epoch * recipe.epochs == 1 and learning_rate(recipe, 0, per_epoch) == 0:
         raise UserError(
-            f"{many(images, 'image')} make one update, whose learning rate is 0, where the warm-up starts: nothing "
-            "would be learnt; pass --warmup_epochs 0, or more --epochs"
+            f"{many(images, 'image')} make a single update, and the warm-up starts at a learning rate of 0, so "
+            "nothing would be learnt; pass --warmup_epochs 0, or more --epochs"
         )
 
 

@@ -115,7 +115,9 @@ class Distilled(Step):
         with self.model.register_forward_hook(watch):
             out = self.mixer(self.model, criterion, x, y, rng)
         if not any(logits is out.logits for logits in learned):
-            raise ValueError(f"{type(self.mixer).__name__} has no loss of what the model says of its mixed images")
+            raise ValueError(
+                f"{type(self.mixer).__name__} computes no loss from what the model says of its mixed images"
+            )
         return out
 
     def taught(self, logits: Float[Tensor, "B K"], said: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:

@@ -56,8 +56,8 @@ def try_checkpointed(step: Step, recipe: Recipe) -> None:
         except RuntimeError as e:
             reason = " ".join(str(e).split())[:200]
             raise UserError(
-                f"mixer {recipe.mixer!r} looks into {recipe.model!r} where grad_checkpointing keeps nothing: leave it "
-                f"out, or take another mixer ({reason})"
+                f"mixer {recipe.mixer!r} needs activations of {recipe.model!r} that grad_checkpointing does not "
+                f"keep; leave out grad_checkpointing, or take another mixer ({reason})"
             ) from None
 
 

@@ -87,10 +87,12 @@ def gathered(parts: list[dict[str, Tensor]], rounds: int | None, total: int, rec
     if rounds is None and len(columns["index"]) != total:
         raise UserError(
             f"dataset {recipe.dataset!r}: the card says {many(total, 'image')}, {len(columns['index']):,} were read; "
-            "mend its dataset_info"
+            "fix its dataset_info"
         )
     if not np.array_equal(columns["index"], np.arange(total)):
-        raise RuntimeError(f"evaluation saw {many(len(columns['index']), 'image')} instead of {total}, each once")
+        raise RuntimeError(
+            f"expected an evaluation of {total} different images, got {many(len(columns['index']), 'image')}"
+        )
     kept = columns["bad"] == 0
     return {k: v[kept] for k, v in columns.items()}
 

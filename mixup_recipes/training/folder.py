@@ -51,7 +51,7 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool, ignore: tuple[str, 
     elif saved.exists() and ((folder / ".lock").exists() or saved.read_text() == to_yaml(resolve(str(saved))[0])):
         return  # of a try that failed before its first evaluation, and no recipe of the user's own
     elif folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
-        raise UserError(f"{folder} is not empty and not a run; choose another --output_dir")
+        raise UserError(f"{folder} is not empty and is not a run folder; choose another --output_dir")
 
 
 def noted(folder: Path, name: str) -> dict[str, Any]:
@@ -81,8 +81,8 @@ def check_mixer(folder: Path, step: nn.Module) -> None:
         if law not in env.get("laws", [law.partition(".")[0]]):
             program = f"commit {env['commit']}" if env.get("commit") else "0.1" if "laws" not in env else "another one"
             raise UserError(
-                f"{folder} was begun by an earlier law of its mixer, which is {law} now; finish it with the version of "
-                f"this program that began it ({program}), or train anew into another folder"
+                f"{folder} was started with an earlier sampling law of its mixer, which is now {law}; finish it with "
+                f"the version of this program that started it ({program}), or train again into another folder"
             )
     before = env.get("teachers")
     if not isinstance(before, dict):
@@ -90,8 +90,8 @@ def check_mixer(folder: Path, step: nn.Module) -> None:
     for source, now in taps.teachers(step).items():
         if before.get(source, now) != now:
             raise UserError(
-                f"the teacher {source!r} is not what it was when {folder} was begun: its weights have changed; put "
-                "the old ones back, or train anew into another folder"
+                f"the teacher {source!r} is not what it was when {folder} was started: its weights have changed; put "
+                "the old ones back, or train again into another folder"
             )
 
 
@@ -120,8 +120,8 @@ def packages_of(folder: Path, recipe: Recipe, env: dict[str, Any], say: Callable
         if package != last:
             found.setdefault(name, []).append(package)
             say(
-                f"mixer {name!r} is that of {package} now, and was that of {last} in {folder}: the run goes on, but "
-                "may mix otherwise from here on"
+                f"mixer {name!r} now comes from {package}, and came from {last} in {folder}: the run continues, but "
+                "it may mix differently from here on"
             )
     return found
 
@@ -137,8 +137,8 @@ def start_of(folder: Path, recipe: Recipe, sha256: str | None, env: dict[str, An
         return now
     if now and now != before:
         raise UserError(
-            f"pretrained {recipe.pretrained!r} is not what it was when {folder} was begun: its weights have changed; "
-            "put the old ones back, or train anew into another folder"
+            f"pretrained {recipe.pretrained!r} is not what it was when {folder} was started: its weights have "
+            "changed; put the old ones back, or train again into another folder"
         )
     return before
 

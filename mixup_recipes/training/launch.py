@@ -118,8 +118,8 @@ def announce(recipe: Recipe, accelerator: Accelerator) -> None:
         accelerator.print("bf16 is emulated on this CPU, about ten times slower than --mixed_precision no", flush=True)
     if recipe.warmup_epochs == recipe.epochs:
         accelerator.print(
-            f"all of the run is warm-up, {many(recipe.epochs, 'epoch')}: its learning rate stays below {recipe.lr:g}; "
-            "--warmup_epochs 0 trains without one",
+            f"the warm-up lasts for all of the run, {many(recipe.epochs, 'epoch')}, so the learning rate stays below "
+            f"{recipe.lr:g}; --warmup_epochs 0 trains without a warm-up",
             flush=True,
         )
 

@@ -59,18 +59,18 @@ configs:
 
 # Images mixed by SuperMix
 
-{count:,} images of {size} x {size} pixels in the split `{train}`, each mixed from two of `{dataset}`, as PNG;
-written by `mixup-recipes supermix` with the teacher `{teacher}`, at most {steps} steps and seed {seed}.
+{count:,} images of {size} x {size} pixels in the split `{train}`, as PNG, each mixed from two images of `{dataset}`.
+They were written by `mixup-recipes supermix` with the teacher `{teacher}`, at most {steps} steps and seed {seed}.
 {kept}{originals}
 
 | column | |
 |---|---|
 | `{label}` | the class that the teacher sees first in the image |
-| `first`, `second` | the classes that it sees in the two sources, which were to be found in the image |
-| `lam` | the share of `first` that was searched for, 1 - `lam` that of `second` |
+| `first`, `second` | the classes that it sees in the two sources; the search was for both of them in the image |
+| `lam` | the share of `first` that was searched for; that of `second` is 1 - `lam` |
 | `first_row`, `second_row` | the sources: rows of the original split |
 
-Rows of an original image, in `{train}` and in `{eval}`, have its own class three times, `lam` 1, and its own row.
+An original image, in `{train}` or in `{eval}`, has its own class in all three columns, `lam` 1, and its own row.
 SuperMix: Supervising the Mixing Data Augmentation. Dabouei et al. CVPR 2021. https://arxiv.org/abs/2003.05034
 """
 
@@ -101,10 +101,11 @@ def premix(
     own = {"steps": steps} | ({"teacher": teacher} if teacher else {})
     recipe, _ = resolve(name, given | {"mixer_args": own})
     if recipe.streaming:
-        raise UserError("sources are drawn from the whole table: it does not go with streaming")
+        raise UserError("the sources are drawn from the whole table, so this cannot be combined with streaming")
     if recipe.train_split == recipe.eval_split:
         raise UserError(
-            f"train_split and eval_split are both {recipe.eval_split!r}: mixed images would be evaluated on"
+            f"train_split and eval_split are both {recipe.eval_split!r}, so the model would be evaluated on mixed "
+            "images"
         )
     if out.exists() and not (out / SETTINGS).is_file():
         raise UserError(f"{out} is there already; choose another --out")
@@ -130,7 +131,7 @@ def premix(
             raise UserError(f"{out} was made with other arguments or data; delete it, or choose another --out")
         if (there := sum(map(rows_in, (out / "data").glob(f"{recipe.train_split}-0*.parquet")))) != count:
             raise UserError(f"{out} is damaged: it holds {there:,} of {many(count, 'mixed image')}; delete it")
-        print("made before, by the same command", file=sys.stderr)
+        print(f"{out} was made before by the same command", file=sys.stderr)
         return count
     work = out.with_name(f"{out.name}.unfinished")
     with working(work, text):
@@ -161,7 +162,7 @@ def load_teacher(recipe: Recipe) -> taps.Frozen:
     """The network that is asked. Raises ``UserError`` when there is none that fits."""
     name = recipe.mixer_args[recipe.mixer]["teacher"]
     if name is None:
-        raise UserError("which teacher? pass --teacher with a run folder, hf-hub:owner/name or timm weights")
+        raise UserError("no teacher was given; pass --teacher with a run folder, hf-hub:owner/name or timm weights")
     try:
         teacher = trained(name, recipe.num_classes)
     except ValueError as e:
@@ -330,7 +331,7 @@ def working(work: Path, settings: str) -> Iterator[None]:
             raise UserError(f"another command is writing to {work}; wait, or choose another --out") from None
         try:
             if saved.exists() and saved.read_bytes() != settings.encode():
-                raise UserError(f"{work} was begun with other arguments or data; delete it, or choose another --out")
+                raise UserError(f"{work} was started with other arguments or data; delete it, or choose another --out")
             for leftover in work.glob("data/.*.tmp"):
                 leftover.unlink()
             files.write(saved, settings)

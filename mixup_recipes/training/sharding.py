@@ -32,15 +32,20 @@ OPTIMIZERS = (
 def check(recipe: Recipe, world: int) -> None:
     """Raise ``UserError`` for what does not go together with sharding, before a run begins."""
     if world == 1:
-        raise UserError("shard divides a model between processes, and there is one; start several, by torchrun")
+        raise UserError(
+            "shard divides a model between processes, and there is only one process; start several with torchrun"
+        )
     if recipe.opt not in OPTIMIZERS:
         raise UserError(
-            f"shard: the optimiser {recipe.opt!r} is none of those that were tried: {', '.join(OPTIMIZERS)}"
+            f"shard: expected an optimiser that was tested with it ({', '.join(OPTIMIZERS)}), got {recipe.opt!r}"
         )
     if recipe.unfreeze_epochs is not None:
-        raise UserError("shard cuts what learns from the start: it does not go with unfreeze_epochs; leave one out")
+        raise UserError(
+            "shard cannot be combined with unfreeze_epochs, because it divides what learns from the start; leave "
+            "out one of them"
+        )
     if recipe.mixed_precision == "fp16":
-        raise UserError("shard was not tried with fp16; pass --mixed_precision bf16")
+        raise UserError("shard was not tested with fp16; pass --mixed_precision bf16")
 
 
 def shard(step: Step, ema: ModelEmaV3 | None, device: torch.device, world: int) -> None:

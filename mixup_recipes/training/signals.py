@@ -84,7 +84,7 @@ class Stop:
             pass
         self.requested = signal.Signals(asked[0]).name
         if not self.begun:
-            leave(f"{self.requested} before the first update: left, there was nothing to save")
+            leave(f"{self.requested} came before the first update, so the run stopped with nothing to save")
         self.watch()
 
     def watch(self) -> None:
@@ -93,7 +93,10 @@ class Stop:
         while True:
             time.sleep(0.2)
             if (since := self.waiting) is not None and time.monotonic() - max(since, asked) > PATIENCE:
-                leave(f"{self.requested}: no images for {PATIENCE:.0f} s, left without a new checkpoint")
+                leave(
+                    f"{self.requested}: no images came for {PATIENCE:.0f} s, so the run stopped without a new "
+                    "checkpoint"
+                )
 
     def agreed(self, accelerator: Any, what: str = "update") -> bool:
         """Whether all processes leave now. Each must call it equally often for each ``what``.
@@ -116,7 +119,7 @@ class Stop:
         except RuntimeError:
             if self.requested is None:
                 raise
-            leave(f"{self.requested}: another process has left, so this one did without a new checkpoint")
+            leave(f"{self.requested}: another process has stopped, so this one stopped without a new checkpoint")
         leaving, slowest = said.tolist()
         self.paces[what] = Pace(since=now, due=max(1, min(MOST_CALLS, int(BETWEEN / slowest))) if slowest else 1)
         return bool(leaving)

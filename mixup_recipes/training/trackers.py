@@ -31,7 +31,7 @@ def chosen(report_to: str) -> list[str]:
     names = [] if report_to == "none" else list(dict.fromkeys(report_to.split(",")))
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            known = [*LOGGER_TYPE_TO_CLASS, "none, which stands alone"]
+            known = [*LOGGER_TYPE_TO_CLASS, "none (alone)"]
             raise UserError(f"report_to: unknown tracker {name!r}; {nearest(name, known)}")
         if name not in map(str, get_available_trackers()):  # accelerate would leave it out without a word
             raise UserError(f"report_to: the tracker {name!r} is not installed; pip install {name}, or leave it out")
@@ -62,7 +62,7 @@ def start(accelerator: Any, recipe: Recipe, folder: Path, project: str, update: 
             if update == 0:
                 raise UserError(f"report_to: the tracker {name!r} cannot start: {words(e)}") from None
             hint = f" (it looked for the run that {folder / TRACKERS} names)" if name in known else ""
-            print(f"the tracker {name!r} is given up, it cannot start{hint}: {words(e)}", flush=True)
+            print(f"the run continues without the tracker {name!r}, which cannot start{hint}: {words(e)}", flush=True)
             continue
         accelerator.trackers.append(tracker)
         if name in IDENTITY:
@@ -184,7 +184,10 @@ def alive(accelerator: Any, tracker: Any) -> Iterator[None]:
         accelerator.trackers.remove(tracker)
         with contextlib.suppress(Exception):
             tracker.finish()  # it may still write down what it has
-        print(f"the tracker {tracker.name!r} is given up: {words(e)}; log.jsonl has every number", flush=True)
+        print(
+            f"the run continues without the tracker {tracker.name!r}: {words(e)}; log.jsonl has every number",
+            flush=True,
+        )
 
 
 def words(error: Exception) -> str:

@@ -90,7 +90,7 @@ def read(path: Path) -> Any:
     if not os.path.exists(path):
         raise UserError(f"no weight file {path}")
     if not path.is_file():
-        raise UserError(f"{path} is no regular file")
+        raise UserError(f"{path} is not a regular file")
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
@@ -114,14 +114,16 @@ def check_archive(path: Path) -> None:
         head = file.read(16)
     if not head.startswith((b"PK", b"\x80")):
         what = f"it begins with {head!r}" if head else "it is empty"
-        raise UserError(f"{path} is no file of torch.save: {what}")
+        raise UserError(f"{path} is not a file of torch.save: {what}")
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
     packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
     if packed or sum(part.file_size for part in parts) > path.stat().st_size:
-        raise UserError(f"{path} is a compressed zip, of TorchScript or an archiver, and not what torch.save writes")
+        raise UserError(
+            f"{path} is a compressed zip, as TorchScript or an archiver writes it, and not a file of torch.save"
+        )
 
 
 def check_tensors(state: State, size: int, where: str) -> None:
@@ -129,9 +131,13 @@ def check_tensors(state: State, size: int, where: str) -> None:
     for name, value in state.items():
         plain = value.layout is torch.strided and not value.is_nested and not value.is_quantized
         if not plain or value.device.type != "cpu":
-            raise UserError(f"{where}: {printable(name)} is no plain tensor: sparse, quantised or without numbers")
+            raise UserError(
+                f"{where}: {printable(name)} is not a plain tensor: it is sparse, quantised or without numbers"
+            )
         if value.numel() * value.element_size() > size:
-            raise UserError(f"{where}: {printable(name)} claims {value.numel():,} numbers, the file has fewer")
+            raise UserError(
+                f"{where}: {printable(name)} claims to have {value.numel():,} numbers, but the file has fewer"
+            )
 
 
 def set_classes(model: Any, state: State, heads: tuple[str, ...]) -> int:
@@ -171,7 +177,9 @@ def unfit(state: State, own: State) -> str:
             words.append(f"it has {few(unknown)} that the model does not")
     if other:
         first = other[0]
-        words.append(f"other shapes have {few(other)}: {first} {shape(state[first])}, here {shape(own[first])}")
+        words.append(
+            f"the shapes of {few(other)} differ: {first} is {shape(state[first])} there and {shape(own[first])} here"
+        )
     if kind:
-        words.append(f"other kinds of numbers have {few(kind)}: {kind[0]} {state[kind[0]].dtype}")
+        words.append(f"the number types of {few(kind)} differ: {kind[0]} is {state[kind[0]].dtype}")
     return ", ".join(words)

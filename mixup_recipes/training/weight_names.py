@@ -66,13 +66,15 @@ def contained(content: Any, where: str) -> tuple[State, list[str]]:
         if not tables:
             break
         if len(tables) > 1:
-            notes.append(f"takes {tables[0]}, not {' or '.join(tables[1:])}")
+            notes.append(f"has several state dicts: {tables[0]} is used, not {' or '.join(tables[1:])}")
         content = inside[tables[0]]
     table = content if isinstance(content, dict) else {}
     state = {k: v for k, v in table.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not state:
         what = f"{few(map(str, table))} of other things" if table else f"a {type(content).__name__}"
-        raise UserError(f"{where} holds no state dict, neither by itself nor under {', '.join(CONTAINERS)}, but {what}")
+        raise UserError(
+            f"{where} holds no state dict, neither by itself nor under {', '.join(CONTAINERS)}; it holds {what}"
+        )
     return state, notes
 
 
@@ -85,7 +87,7 @@ def choose(state: State, model: nn.Module, heads: tuple[str, ...]) -> Chosen:
     bodies = {top: unwrapped(body, tops) for top, body in groups.items() if top not in tops}
     notes, head = [], State()
     if {"backbone_k", "backbone_q"} <= bodies.keys():  # AutoMix: what a run of it here exports at its root
-        notes.append("takes backbone_k and head_mix_k, of its several models")
+        notes.append("has several models: backbone_k and head_mix_k are used")
         body, head = bodies["backbone_k"], classifier(groups.get("head_mix_k", {}), heads)
     elif "backbone" in bodies:
         body, head = bodies["backbone"], classifier(groups.get("head", {}), heads)
@@ -94,7 +96,11 @@ def choose(state: State, model: nn.Module, heads: tuple[str, ...]) -> Chosen:
         fits = {top: len(own & body.keys()) for top, body in bodies.items()}
         best = max(fits, key=lambda top: (fits[top], fits[top] > 0 and "ema" in top, not top))
         rivals = [top or "the names without it" for top in fits if fits[top] == fits[best] and top != best]
-        notes += [f"takes {printable(best)}, not {' or '.join(map(printable, rivals))}"] if best and rivals else []
+        notes += (
+            [f"has several models: {printable(best)} is used, not {' or '.join(map(printable, rivals))}"]
+            if best and rivals
+            else []
+        )
         body = bodies[best]
     taken = {id(value) for value in (*body.values(), *head.values())}
     left = [k for k, value in state.items() if id(value) not in taken]

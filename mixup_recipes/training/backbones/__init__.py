@@ -85,7 +85,7 @@ def checkpoint_activations(model: nn.Module, name: str) -> None:
     try:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError):
-        raise UserError(f"model {name!r} cannot compute its activations anew; leave out grad_checkpointing") from None
+        raise UserError(f"model {name!r} cannot compute its activations again; leave out grad_checkpointing") from None
     count_once(model)
 
 
@@ -119,7 +119,7 @@ def layers(model: nn.Module, stages: bool = False) -> dict[str, int]:
     model that does not tell its layers.
     """
     if not hasattr(model, "group_matcher"):
-        raise UserError(f"{type(model).__name__} does not tell its layers; leave out layer_decay and freeze")
+        raise UserError(f"{type(model).__name__} does not say which layers it has; leave out layer_decay and freeze")
     found: dict[str, int] = group_parameters(model, model.group_matcher(coarse=stages), reverse=True)  # type: ignore[operator]
     return found
 
@@ -188,7 +188,7 @@ def folder_of(name: str) -> Path | None:
     if not folder.is_dir():
         return None
     if not (folder / "config.json").exists() or not (folder / "model.safetensors").exists():
-        raise UserError(f"{name} has no config.json and model.safetensors: not a run that was evaluated once")
+        raise UserError(f"{name} has no config.json and model.safetensors, so it is not a run that was evaluated")
     return folder
 
 
@@ -214,7 +214,9 @@ def load_start(recipe: Recipe) -> Start | None:
     source = fetch.model_of(folder, name, **recipe.model_args) if folder else load_model(name, **recipe.model_args)
     there, here = cfg_of(source).get("architecture"), recipe.model.split(".")[0]
     if there != here:
-        raise UserError(f"pretrained {name!r} is a {there!r}, the recipe's model a {here!r}; pass --model {there}")
+        raise UserError(
+            f"pretrained {name!r} is a {there!r}, and the recipe's model is a {here!r}; pass --model {there}"
+        )
     return Start(source, file_hash(folder / "model.safetensors") if folder else None, [])
 
 
@@ -250,7 +252,7 @@ def start_from(model: nn.Module, source: nn.Module, classes: list[str]) -> str:
 def check_classes(model: nn.Module, classes: list[str], name: str) -> None:
     """Raise ``UserError`` when a trained model's classes are not those of the data."""
     if model.num_classes != len(classes):
-        raise UserError(f"model {name!r} has {model.num_classes} classes, the data {len(classes)}")
+        raise UserError(f"model {name!r} has {model.num_classes} classes, and the data have {len(classes)}")
     known = list(cfg_of(model).get("label_names") or [])
     if sorted(known) == sorted(classes) and known != classes:
         raise UserError(f"model {name!r} and the data number the same classes differently")
