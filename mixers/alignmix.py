@@ -109,8 +109,7 @@ class AlignMix(Mixer):
 
 
 def alignmixup(alpha: float = 2.0, partner: str = "mixup") -> Switch:
-    """Make the published method: it aligns the last feature or mixes as ``partner`` does, with probability one half
-    each.
+    """Make the published method: align the last feature, or mix as ``partner`` does, with probability one half each.
 
     ``alpha`` is the Beta parameter of both and must be above 0. ``partner`` is "mixup", as in the reference code, whose
     numbers the tables print, or "manifoldmix", as in OpenMixup's configurations.

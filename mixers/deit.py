@@ -1,4 +1,4 @@
-"""Training data-efficient image transformers and distillation through attention. Touvron, Cord, et al. ICML 2021.
+"""DeiT. Training data-efficient image transformers and distillation through attention. Touvron, Cord, et al. ICML 2021.
 
 https://arxiv.org/abs/2012.12877, reference code https://github.com/facebookresearch/deit
 

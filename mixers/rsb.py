@@ -1,4 +1,4 @@
-"""ResNet strikes back: An improved training procedure in timm. Wightman, Touvron, Jegou. 2021.
+"""RSB. ResNet strikes back: An improved training procedure in timm. Wightman, Touvron, Jegou. 2021.
 
 https://arxiv.org/abs/2110.00476, reference code https://github.com/huggingface/pytorch-image-models
 

@@ -63,8 +63,9 @@ class SmoothMix(Mixer):
 
 
 def bell(length: int, spread: float, rng: np.random.Generator) -> np.ndarray:
-    """Return one axis of the Gaussian, ``(length,)``, with 1 at its centre. In two dimensions the Gaussian is the
-    product of its axes.
+    """Return one axis of the Gaussian, ``(length,)``, with 1 at its centre.
+
+    In two dimensions the Gaussian is the product of its axes.
     """
     centre = (length - 1) / 2 + rng.integers(-(length // 2), length - length // 2)
     return np.exp(-((np.arange(length) - centre) ** 2) / (2 * spread**2))

@@ -1,4 +1,4 @@
-"""Token-Label Alignment for Vision Transformers. Xiao, Zheng, Zhu, Zhou, Lu. ICCV 2023.
+"""TL-Align. Token-Label Alignment for Vision Transformers. Xiao, Zheng, Zhu, Zhou, Lu. ICCV 2023.
 
 https://arxiv.org/abs/2210.06455, reference code https://github.com/Euphoria16/TL-Align
 
