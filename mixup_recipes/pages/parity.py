@@ -102,9 +102,8 @@ def section(subject: str, rows: list[dict[str, Any]]) -> str:
     parts = [f"\n## {subject}\n"]
     for row in (row for row in rows if row["subject"] == subject):
         files = ", ".join(f"`{file}`" for file in row["files"])
-        parts.append(
-            f"Compared with {original(row)}: {files}. `tests/{row['held']}` tests the same without the checkout.\n"
-        )
+        held = f"`tests/{row['held']}` tests the same formula without the checkout."
+        parts.append(f"Compared with {original(row)}: {files}. {held}\n")
         lines = [[escaped(gap["compared"]), number(gap), escaped(gap["why"])] for gap in row["gaps"]]
         parts.append(markdown_table(["compared", "gap", "why"], lines) + "\n")
     if subject not in ALONE:
