@@ -24,7 +24,7 @@ code works on files in the loader, on the same 8 bits. Tables of values and shif
 and shears are interpolated in 32 bits and can differ by 1 of 255. A shift is a share of the width or of the height. The
 reference code knows square images only. The four operations of ``--all-ops`` are left out, as in the published runs;
 they are among the corruptions that ImageNet-C tests. Erased pixels (``reprob``) are distorted like others; the
-reference code erases nothing. The target of the clean image may be soft. Of the paper only the abstract and the parts
+reference code erases nothing. The target of the clean image may be soft. Only the abstract of the paper and the parts
 that others quote could be read here. All numbers are those of its code.
 
 Kind: input, label.

@@ -9,9 +9,9 @@ from ``x[index]``. After clipping, ``lam = 1 - area(box)/(H*W)``.
 Published defaults: alpha = 1 (paper, section 4.1).
 
 Sampling law: ``cutmix@clova-2019``: One box is drawn for the whole batch. Half sizes are rounded down, so a box that is
-not clipped has an even height and width. Lambda is computed from the exact clipped area. Hence E[lam] = 0.683 at alpha
-= 1 and 0.703 at alpha = 0.2 for images of 224 x 224. The partners are a uniformly random permutation of the batch.
-Fixed points are allowed: an image may be its own partner.
+not clipped has an even height and width. Lambda is computed from the exact clipped area. Hence E[lam] = 0.683 at
+alpha = 1 and 0.703 at alpha = 0.2 for images of 224 x 224. The partners are a uniformly random permutation of the
+batch. Fixed points are allowed: an image may be its own partner.
 
 Deviations: CutMix is applied to every batch, as in the paper's ImageNet runs. The paper's CIFAR runs apply it to every
 second batch; use ``Switch`` with ``Vanilla`` for that. timm 1.0.31 rounds the far corner up, which is another law.

@@ -1,5 +1,5 @@
-"""GMix. A Unified Analysis of Mixed Sample Data Augmentation: A Loss Function Perspective. Park, Yun, Chun. NeurIPS
-2022.
+"""GMix. A Unified Analysis of Mixed Sample Data Augmentation: A Loss Function Perspective. Park, Yun, Chun.
+NeurIPS 2022.
 
 https://arxiv.org/abs/2208.09913, reference code https://github.com/naver-ai/hmix-gmix
 
@@ -21,8 +21,8 @@ Cost: The cost is that of CutMix.
 Deviations: The reference code takes the height for both sides, so it takes square images only. Here ``H*W`` stands in
 place of its ``H*H``, which keeps the Gaussian a circle in pixels. A share of exactly 0 leaves the other image as it is.
 In the reference code 0 gives no number at the centre. The reference code pairs a batch with its reverse, which needs an
-even batch. It has a probability of mixing, 1 by default, and a switch to Mixup. Here ``Switch`` does both. Of the paper
-only the abstract and captions were read for this file. The formula is that of the code.
+even batch. It has a probability of mixing, 1 by default, and a switch to Mixup. Here ``Switch`` does both. Only the
+abstract and captions of the paper were read for this file. The formula is that of the code.
 
 Kind: input.
 """

@@ -5,8 +5,8 @@ https://arxiv.org/abs/2306.16612, reference code https://github.com/3neutronstar
 Formula: s is the saliency of an image. It is smoothed by a Gaussian of 7 x 7 pixels and standard deviation 3, and it
 sums to 1. Images are mixed pixel by pixel, ``m = s / (s + s[index])``, ``x' = m*x + (1-m)*x[index]``.
 ``lam = mean of m`` for each sample. Partners are images whose saliency is apart. They are found greedily. The two
-farthest images (Euclidean distance of s) come first. Then always comes the one that is farthest from the last, of those
-left. Each image is the partner of the one before it, and the first is the partner of the last.
+farthest images (Euclidean distance of s) come first. After that, the image that is farthest from the last one, of those
+left, always comes next. Each image is the partner of the one before it, and the first is the partner of the last.
 
 Published defaults: Half of the batches are mixed with spectral residual (GuidedMixup-SR), 0.8 of them with gradients
 (GuidedMixup-AP). The others are not mixed. ``guidedmix`` does this; this class mixes every batch.

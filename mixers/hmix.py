@@ -1,5 +1,5 @@
-"""HMix. A Unified Analysis of Mixed Sample Data Augmentation: A Loss Function Perspective. Park, Yun, Chun. NeurIPS
-2022.
+"""HMix. A Unified Analysis of Mixed Sample Data Augmentation: A Loss Function Perspective. Park, Yun, Chun.
+NeurIPS 2022.
 
 https://arxiv.org/abs/2208.09913, reference code https://github.com/naver-ai/hmix-gmix
 
@@ -22,8 +22,8 @@ Cost: The cost is that of Mixup.
 
 Deviations: The reference code pairs a batch with its reverse, which needs an even batch. It has a probability of
 mixing, 1 by default, and a switch to Mixup. Here ``Switch`` does both. With r = 1 it is not CutMix, there or here:
-where the box was clipped, the label stays as it was drawn and the rest is blended. Of the paper only the abstract and
-captions were read for this file. The formula is that of the code.
+where the box was clipped, the label stays as it was drawn and the rest is blended. Only the abstract and captions of
+the paper were read for this file. The formula is that of the code.
 
 Kind: input.
 """

@@ -10,7 +10,7 @@ its partner. ``lam_r ~ Beta(alpha, alpha)`` is drawn. ``y' = lam*y + (1-lam)*y[i
 
 Published defaults: None could be read. The defaults here are ours, see the deviations.
 
-Sampling law: ``lumix@sun-2022``: First ``lam_r`` is drawn, one for the whole batch. Then follows the law of the base.
+Sampling law: ``lumix@sun-2022``: First ``lam_r`` is drawn, one for the whole batch. Then the law of the base follows.
 
 Cost: There is no extra pass. A softmax is computed.
 

@@ -23,15 +23,15 @@ images. This makes 2.3 steps of the model itself.
 Models: The method takes DeiT and other plain ViTs of timm. For those without a class token it takes the mean over all
 patches as queries, which is a variant of ours. Other models keep a grid that a merged token has no place on.
 
-Deviations: The look is in evaluation mode and without gradient (reference code: in training mode, its graph kept and
-not used). Patches with equal attention, as those of one token have, stay in reading order (reference code: in no
-particular order). The partners are any permutation. The reference code tries ten times for one without fixed points.
-The paper's Eq. 8 is on in the configurations of small data sets and off in that of ImageNet. It draws the label
-instead: normal with the share of tokens as its mean and lam as its deviation, moved and scaled so that the least in the
-batch is 0 and the largest 1. Mean and deviation are those of the whole batch, so they cancel, and the label depends on
-neither the images nor lam. This is why it is no default: ``rescale=True``. OpenMixup's loss replaces the shares of a
-batch by their mean. Here each sample keeps its own. Tokens have no weight in the attention after the number of patches
-that they stand for, as in the reference code.
+Deviations: The look at the clean images is in evaluation mode and without gradient (reference code: in training mode,
+its graph kept and not used). Patches with equal attention, as those of one token have, stay in reading order (reference
+code: in no particular order). The partners are any permutation. The reference code tries ten times for one without
+fixed points. The paper's Eq. 8 is on in the configurations of small data sets and off in that of ImageNet. It draws the
+label instead: normal with the share of tokens as its mean and lam as its deviation, moved and scaled so that the least
+in the batch is 0 and the largest 1. Mean and deviation are those of the whole batch, so they cancel, and the label
+depends on neither the images nor lam. This is why it is no default: ``rescale=True``. OpenMixup's loss replaces the
+shares of a batch by their mean. Here each sample keeps its own. In the attention a token is not weighted by the number
+of patches that it stands for, as in the reference code.
 What made the published number of DeiT-S:
 - The second part of the loss is of images mixed by Mixup with alpha = 0.8, ``base: {mixup: {alpha: 0.8}}``.
 - The code for classification takes what the patches give the class token for what the class token gives them. It looks

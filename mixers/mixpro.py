@@ -9,8 +9,8 @@ forward, as the mean over heads. Progressive attention labeling trusts the atten
 ``s = cos(softmax(logits), y_area)`` with the target mixed by area, and ``lam = s*attention + (1-s)*area``. The loss is
 ``lam*CE(y) + (1-lam)*CE(y[index])``.
 
-Published defaults: alpha = 1, and cells of 56 pixels on a ViT with patches of 14. Here patches are of 16 and cells of
-32. The published method, ``mixpro``, does so for half of the batches and mixes the others as DeiT does.
+Published defaults: alpha = 1, and cells of 56 pixels on a ViT with patches of 14. Here patches are of 16 and cells
+of 32. The published method, ``mixpro``, does so for half of the batches and mixes the others as DeiT does.
 
 Sampling law: ``mixpro@zhao-2023``: One count is drawn for the whole batch. It is at least one cell unless rho is 0,
 hence the mean share is (n+1)/(2n) at alpha = 1. Each sample has a uniformly random subset of that many cells. The

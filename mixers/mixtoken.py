@@ -5,8 +5,8 @@ https://arxiv.org/abs/2104.10858, reference code https://github.com/zihangJiang/
 
 This file has two parts of the paper: MixToken and, with a teacher, token labels.
 
-Formula: This is CutMix of tokens behind the patch embedding E. Inside a box of the token grid stand the tokens of the
-partner, ``T' = M*E(x) + (1-M)*E(x[index])``. ``y' = lam*y + (1-lam)*y[index]``, where lam is the mean of M. With a
+Formula: This is CutMix of tokens behind the patch embedding E. The tokens of the partner stand inside a box of the
+token grid, ``T' = M*E(x) + (1-M)*E(x[index])``. ``y' = lam*y + (1-lam)*y[index]``, where lam is the mean of M. With a
 teacher each patch has a label too. It is what the teacher's classifier says of each position of its last feature on the
 clean image, brought to the token grid bilinearly, then a softmax. These labels P are mixed like the tokens,
 ``P' = M*P + (1-M)*P[index]``. The loss is ``L(z, y') + dense_weight * mean over patches of L(h(t), P')`` with logits z,

@@ -20,7 +20,7 @@ ViT the placement is ours: it is taken as four equal parts, with all of its toke
 
 Deviations: Noise is drawn in float32 and rounded to the type of h under autocast. ``alpha`` and the levels of noise are
 numbers of the recipe. The reference code turns mixing off with an alpha of 0. ``mix`` returns the images as the network
-receives them, so they are unmixed when the layer is hidden. Of the paper only the abstract and the introduction could
+receives them, so they are unmixed when the layer is hidden. Only the abstract and the introduction of the paper could
 be read here. All numbers are those of its code.
 
 Kind: input, feature.
@@ -39,8 +39,8 @@ HIDDEN = 3  # stages after which features may be mixed
 class NFM(Mixer):
     """Blend images or a hidden feature by one lambda per batch, and add noise.
 
-    ``alpha`` is the Beta parameter and must be above 0. ``add_noise_level`` and ``mult_noise_level`` must be at least
-    0. They are the levels of the noise that is added to, and multiplied with, what was mixed.
+    ``alpha`` is the Beta parameter and must be above 0. ``add_noise_level`` and ``mult_noise_level`` must be at
+    least 0. They are the levels of the noise that is added to, and multiplied with, what was mixed.
     """
 
     inside = True

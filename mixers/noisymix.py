@@ -28,7 +28,7 @@ Where a stage ends: A stage ends as in Manifold Mixup, see ``taps.early_stages``
 ViT the placement is ours: it is taken as four equal parts, with all of its tokens mixed and noisy.
 
 Deviations: The views are those of our AugMix and have its deviations. The added noise grows with the number of the
-part, as in the reference code. Of the paper only the abstract and the introduction could be read here, and all numbers
+part, as in the reference code. Only the abstract and the introduction of the paper could be read here, and all numbers
 are those of its code. Noise is drawn in float32 and rounded to the type of h under autocast. The reference code can do
 without views, mixing or the divergence. Here these cases are ``nfm``, ``augmix`` and others. ``mix`` returns the clean
 part as the network receives it, so the images are unmixed when the layer is hidden.
@@ -55,10 +55,10 @@ CHAINS_ALPHA = 1.0  # of AugMix's own laws
 class NoisyMix(Mixer):
     """Mix features of an image and of two distorted views of it, with noise, and predict the same of all three.
 
-    ``alpha`` is the Beta parameter and must be above 0. ``add_noise_level`` and ``mult_noise_level`` must be at least
-    0. They are the levels of the noise that is added to, and multiplied with, what was mixed. ``sparse_level``, in [0,
-    1], is the share of numbers that the noise spares. ``jsd_weight`` is the weight of the divergence and must be at
-    least 0. ``severity``, ``width``, ``depth``, ``mean`` and ``std`` are those of AugMix.
+    ``alpha`` is the Beta parameter and must be above 0. ``add_noise_level`` and ``mult_noise_level`` must be at
+    least 0. They are the levels of the noise that is added to, and multiplied with, what was mixed. ``sparse_level``,
+    in [0, 1], is the share of numbers that the noise spares. ``jsd_weight`` is the weight of the divergence and must be
+    at least 0. ``severity``, ``width``, ``depth``, ``mean`` and ``std`` are those of AugMix.
     """
 
     inside = True

@@ -7,8 +7,8 @@ of a b x b grid and scaled to sum to 1. Each sample has a mask z, with values in
 minimises ``sum z*s[index] + (1-z)*s`` (the saliency that is lost) ``+ eta/b^2 * -log Binomial(z; lam0) + sum
 (beta/16b)*(1 + gamma*d)*(z-z')^2`` over touching blocks, with ``lam0 ~ Beta(alpha, alpha)``. Here d says by how much
 more the images differ across the boundary when one gives way to the other there. For equal z there is a cost of its own
-of staying with either image. Then comes transport: In each image blocks move, at ``t_eps`` times the squared distance,
-so that salient blocks come to lie where the image shows. ``x' = z*T(x) + (1-z)*T'(x[index])``,
+of staying with either image. Transport follows: In each image blocks move, at ``t_eps`` times the squared distance, so
+that salient blocks come to lie where the image shows. ``x' = z*T(x) + (1-z)*T'(x[index])``,
 ``y' = lam*y + (1-lam)*y[index]``. lam is the mean of z, for each sample.
 
 Published defaults: alpha = 1, three levels, beta = 1.2, gamma = 0.5, eta = 0.2, strips of 4 pixels, t_eps = 0.8. The

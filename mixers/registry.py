@@ -2,7 +2,7 @@
 
 A row is the address of a class or a function, ``"file:name"`` within this package. Its file is imported when the row is
 asked for. When only its signature is asked for, the file is read and not imported, so every default of a row is written
-as a literal. Behind the rows stand the mixers that other packages register (``packages``). They are looked for when a
+as a literal. The mixers that other packages register (``packages``) come behind the rows. They are looked for when a
 name is none of the rows.
 """
 

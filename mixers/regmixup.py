@@ -19,7 +19,7 @@ reference code. So BatchNorm normalises both by the statistics of both, and its 
 
 Deviations: The reference code averages over both halves, so its loss is half of this one. ``averaged=True`` divides by
 ``1 + eta``, as in the runs of its commands. Its two Beta parameters are equal in all of these runs. Here they are one.
-Of the paper only the abstract was read for this file.
+Only the abstract of the paper was read for this file.
 
 Kind: input, label.
 """
@@ -36,8 +36,8 @@ from .base import Criterion, Mixer, Out, Plan
 class RegMixup(Mixer):
     """Learn from the clean batch, and from its Mixup beside it.
 
-    ``alpha`` is the Beta parameter and must be above 0. ``eta`` is the weight of the mixed batch and must be at least
-    0. ``averaged`` divides the loss by ``1 + eta``, as the reference code does.
+    ``alpha`` is the Beta parameter and must be above 0. ``eta`` is the weight of the mixed batch and must be at
+    least 0. ``averaged`` divides the loss by ``1 + eta``, as the reference code does.
     """
 
     def __init__(self, alpha: float = 20.0, eta: float = 1.0, averaged: bool = False):

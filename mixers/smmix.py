@@ -24,8 +24,8 @@ Cost: A step takes one more forward, which makes 1.33 steps of the model itself.
 steps, so 1.17 are expected.
 
 Deviations: L is the recipe's loss (reference code: cross-entropy), with labels smoothed as the recipe says. In the
-reference code h starts from a draw of its own, and a batch is paired with its reverse. Of this method OpenMixup keeps
-only the pasted square. It takes the class token's attention and looks with drop path on.
+reference code h starts from a draw of its own, and a batch is paired with its reverse. OpenMixup keeps only the pasted
+square of this method. It takes the class token's attention and looks with drop path on.
 
 Kind: input, label.
 """

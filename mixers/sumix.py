@@ -3,9 +3,9 @@
 https://arxiv.org/abs/2407.07805, reference code https://github.com/JinXins/SUMix
 
 Formula: The base mixes the images and gives ``lam``. The model sees the clean images and the mixed ones. p and p' are
-its predictions, without gradient. a and b are the classes of a sample and of its partner. N scales a vector to length
-1. How far the mixed image is from its sample, class by class, is
-    ``d = scale * N(softmax(p without b - p'))``, and how far from its partner
+its predictions, without gradient. a and b are the classes of a sample and of its partner. N scales a vector to
+length 1. Class by class, the distance of the mixed image from its sample is
+    ``d = scale * N(softmax(p without b - p'))``, and its distance from the partner is
     ``e = scale * N(softmax(p[index] without a - p'))``,
 where "without" puts a 0 in place of one class. The label follows what is near:
     ``lam' = lam*exp(-d_a) / (lam*exp(-d_a) + (1-lam)*exp(-e_b))``, ``y' = lam'*y + (1-lam')*y[index]``.
@@ -20,10 +20,10 @@ Sampling law: ``sumix@qin-2024``: The law is that of the base. Nothing else is d
 
 Cost: A step takes a second step for the clean images, from which u learns. This makes 2 steps of the model itself.
 
-Deviations: Of the paper only the abstract could be had. The formula is that of the reference code, but for a sign. The
-reference code takes ``p' - p without b`` for d. This is the larger the nearer the mixed image is to its sample, so lam'
+Deviations: Only the abstract of the paper could be read. The formula is that of the reference code, except for a sign.
+The reference code takes ``p' - p without b`` for d. This is larger the nearer the mixed image is to its sample, so lam'
 goes to the class that the model sees less of. The README of the reference code says distance, as here. Its loss is
-averaged over the batch before it is weighted, so the mean of lam' stands for each of them, which hides this.
+averaged over the batch before it is weighted, so the mean of lam' stands for each of them. This hides the error.
 ``as_released=True`` does both. The head of the reference code returns a name that it never makes. It runs once that is
 mended. In the reference code ``scale`` is the number of images per process (100 on CIFAR and Tiny-ImageNet, 64 on
 ImageNet, 16 on fine-grained sets), so a label would depend on how a batch is divided. Here it is an argument. The

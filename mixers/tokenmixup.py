@@ -9,8 +9,8 @@ partners are assigned so that the sum of ``sum over patches of max(s_partner - s
 ``s_partner - s_i > rho`` the partner's token replaces that of the sample. The sample's class token stays.
 ``y' = lam*y + (1-lam)*y_partner``, ``lam = a/(a+b)``. Here a is the sum of s_i over the tokens that stay, and b is that
 of s_partner over those that came. The loss is that of the prediction for y' plus ``score_weight`` times that of f for
-y. This is the horizontal method. With ``kappa`` there is the vertical one too: to block ``vertical_layer`` go, as keys
-and values alone, the kappa most attended tokens that went into each block before.
+y. This is the horizontal method. With ``kappa`` there is the vertical one too: the kappa most attended tokens that went
+into each block before go to block ``vertical_layer``, as keys and values alone.
 
 Published defaults: rho = 0.01, tau = 0.1, score_weight = 1, no gradient from the score net to the model, block 3 of 12
 counted from 0, alone (ImageNet, fine-tuning of ViT-B/16). With the vertical part kappa = 3 at block 4, or at block 3
@@ -40,7 +40,7 @@ Research 14, 1988) of at most 100 rounds with bids of 2 % of the largest gain. T
 sum on simulated attention, and leaves a sample that got no partner as it is. The loss of the score net is the recipe's.
 By default ``layer`` is a quarter of the blocks, rounded up (3 of 12, 2 of 7), and the vertical part is one block later.
 The plain model is exported. As in the reference code, both parts are of training alone. CCT, which has no class token,
-is not here. This was written from the code, and of the paper from its abstract and figure 1.
+is not here. This was written from the code and from the paper's abstract and figure 1.
 
 Kind: feature, label.
 """

@@ -1,6 +1,6 @@
 """Models of others: a configuration that is looked at before it is used, and weights that can be nothing but numbers.
 
-Of a folder or a repository only ``config.json`` and ``model.safetensors`` are read, by these names. Those of a
+Only ``config.json`` and ``model.safetensors`` of a folder or a repository are read, by these names. Those of a
 repository are of one commit. Pickles are not read, no code of a repository is run, and what a configuration asks of
 timm is checked.
 """

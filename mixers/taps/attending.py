@@ -40,9 +40,9 @@ def attention_layers(model: nn.Module) -> list[str]:
 class Attention:
     """Where one attention layer looked in the forward just done.
 
-    There are B images with N tokens each. First come ``prefix`` tokens that are no patches, the class token first, and
-    then a grid of h x w patches. Everything is detached and at least in float32. Nothing is computed before it is asked
-    for.
+    There are B images with N tokens each. The ``prefix`` tokens, which are no patches, come first, and the class token
+    is the first of them. A grid of h x w patches follows. Everything is detached and at least in float32. Nothing is
+    computed before it is asked for.
     """
 
     def __init__(self, layer: Any, prefix: int, has_class_token: bool):

@@ -80,7 +80,7 @@ def teachers(module: nn.Module) -> dict[str, str]:
 def pretrained(name: str) -> nn.Module:
     """Return a trained model, by timm name, ``hf-hub:`` or ``local-dir:`` address, or folder. Raises ``NoWeights``.
 
-    Of folders and repositories only safetensors are read: see ``mixers.weights``.
+    Only safetensors are read from folders and repositories: see ``mixers.weights``.
     """
     folder = Path(name.removeprefix("local-dir:"))
     try:
