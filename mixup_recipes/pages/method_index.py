@@ -94,8 +94,8 @@ def listing(kind: str | None = None, works_with: str | None = None, fmt: Format 
     """The table as ``csv``, ``latex`` or ``html``; as ``md``, for a terminal, it has fewer columns."""
     rows = chosen(kind, works_with)
     if fmt == "md":
-        lines = [list(map(escaped, short(r))) for r in rows]
-        return aligned(markdown_table(SHORT, lines, right=SHORT.index("FLOPs")))
+        shown = [list(map(escaped, short(r))) for r in rows]
+        return aligned(markdown_table(SHORT, shown, right=SHORT.index("FLOPs")))
     if fmt == "csv":
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([COLUMNS, *rows])
