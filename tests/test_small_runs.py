@@ -93,6 +93,23 @@ def test_the_picture_names_the_best_mixers_and_those_that_take_long(monkeypatch,
     assert list(tmp_path.iterdir()) == [tmp_path / "a.svg"]
 
 
+def test_what_the_suite_of_robustness_found_has_columns_if_all_was_measured_alike():
+    found = copy.deepcopy(FOUND)
+    suite = {"data": {"images": 100}, "budgets": {"occlusion": 1}, "clean": {}, "occlusion": {"auc": 40.0}}
+    shown = [content for content in found.values() if content["fields"]["mixer"] in ("vanilla", "cutmix")]
+    for content in shown:
+        for seed, top in zip(content["seeds"].values(), (40.0, 43.0), strict=False):
+            seed["robustness"] = suite | {"occlusion": {"auc": top}, "corruptions": {"mean": 100 - top}}
+    text = small_runs("cifar10_vit", found)
+    rows = {row[0]: row[-2:] for row in markdown_rows(text)}
+    assert rows["mixer"] == ["corrupted", "occluded"] and rows["mixup"] == ["-", "-"]
+    assert rows["cutmix"] == ["41.50 ± 2.12"] * 2
+    assert 'top-1 of 0 to 2 runs of each mixer on 100 images ("corrupted": on corrupted images' in text
+    seed["robustness"] = suite | {"budgets": {"occlusion": 2}}
+    text = small_runs("cifar10_vit", found)
+    assert markdown_rows(text)[0][-1] == "ECE" and "not measured alike for all runs, so it is left out" in text
+
+
 def test_the_order_of_the_mixers_is_compared_with_published_tables(monkeypatch):
     tables = {
         "one": dict(zip("abcdef", (1, 2, 3, 4, 5, 9), strict=True)),
