@@ -224,7 +224,7 @@ def test_a_run_is_measured_on_any_number_of_processes_and_says_so_in_its_card(
     table = {cells[0]: cells[1] for cells in markdown_rows(shown)}
     assert table["FGSM, 8/255: top-1"] == f"{found['attacks']['fgsm']['8']:.2f}"
     assert table["second data set by energy: AUROC"] == f"{found['ood']['energy']['auroc']:.2f}"
-    assert table["jpeg compression: mean error"] and "No mCE" in shown
+    assert table["jpeg compression: mean error"] and "There is no mCE" in shown
     with Image.open(run / "robustness.png") as sheet:
         assert sheet.width > 8 * 128 and sheet.height > 4 * 128
 
@@ -234,6 +234,15 @@ def test_a_run_is_measured_on_any_number_of_processes_and_says_so_in_its_card(
     status, said = server.run(*given, processes=2, faults=[["script", str(script)]])
     assert status == 0, said
     assert flat(json.loads((tmp_path / "two.json").read_text())) == pytest.approx(flat(found), rel=1e-4)
+
+    assert console("record", run, "--out", tmp_path / "results")[0] == 0
+    (record,) = (tmp_path / "results").glob("*.json")
+    (seed,) = json.loads(record.read_text())["seeds"].values()
+    assert seed["robustness"]["corruptions"] == found["corruptions"] and seed["robustness"]["data"] == found["data"]
+    (run / "robustness.json").rename(tmp_path / "kept.json")  # recorded again without it, the record keeps it
+    assert console("record", run, "--out", tmp_path / "results")[0] == 0
+    assert list(json.loads(record.read_text())["seeds"].values()) == [seed]
+    (tmp_path / "kept.json").rename(run / "robustness.json")
 
     assert console("card", run)[0] == 0
     card = (run / "README.md").read_text()
