@@ -3,4 +3,4 @@
 The methods are in ``mixers``. Importing this package imports nothing heavy; the console command is ``cli``.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
