@@ -1,8 +1,9 @@
 """Mixing methods for image classification, one file per paper.
 
-``MIXERS`` maps every name that a recipe may use to what builds it; a name in it works. ``REGRESSION`` does so for
-targets that are values, which no recipe has. ``build`` makes a mixer from a name and arguments, nested mixers included.
-Names and signatures are known without torch: what needs it is loaded when asked for.
+``MIXERS`` maps every name that a recipe may use to what builds the mixer. Every name in it works. ``REGRESSION`` does
+the same for methods whose targets are values, which no recipe has. ``build`` makes a mixer from a name and arguments,
+and also makes nested mixers. Names and signatures are known without torch. A mixer that needs torch is loaded when it
+is asked for.
 """
 
 from importlib.util import find_spec
@@ -71,7 +72,7 @@ __all__ = ["BLOCKS", "MIXERS", "REGRESSION", "build", "deit", "made", "nearest",
 
 
 def __getattr__(name: str) -> Any:
-    """A public class, or a file of this package as a module."""
+    """Return a public class, or a file of this package as a module."""
     if name in LAZY:
         return found_at(LAZY[name])
     if find_spec(f"{__name__}.{name}"):

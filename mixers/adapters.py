@@ -1,10 +1,10 @@
-"""One mixer, every loop: a plain function, timm's loop, torchvision's transforms, a DataLoader, the Trainer, Lightning.
+"""One mixer for any loop: a function, timm's loop, torchvision's transforms, a DataLoader, the Trainer, Lightning.
 
 Each adapter gives a mixer ``numpy.random.default_rng((seed, step))``, where ``step`` is the index of the optimiser
-update: with equal seeds and steps all of them plan the same, on every process, and a run that goes on at a step goes
-on with the plans that it would have had. Labels are integers ``(B,)`` or dense targets ``(B, K)``; smoothing happens
-once, before mixing. Only torch is imported: the two mix-ins are written against transformers' ``Trainer`` and
-Lightning's ``LightningModule`` and get them from the class that the user derives.
+update. With equal seeds and steps all adapters plan the same, on every process. A run that goes on at a step goes on
+with the plans that it would have had. Labels are integers ``(B,)`` or dense targets ``(B, K)``. They are smoothed once,
+before mixing. Only torch is imported. The two mix-ins are written against transformers' ``Trainer`` and Lightning's
+``LightningModule`` and get them from the class that the user derives.
 
 ============================  =====================================  ==================================
 adapter                       where ``step`` comes from              mixers (see ``Mixer.needs``)
@@ -33,7 +33,7 @@ from .registry import MIXERS
 
 
 class Mixed(NamedTuple):
-    """What ``mix_batch`` returns."""
+    """The result of ``mix_batch``."""
 
     x: Tensor
     """``(B, C, H, W)`` mixed images."""
@@ -44,9 +44,9 @@ class Mixed(NamedTuple):
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy with targets ``(B, K)`` or labels ``(B,)``, one loss per sample ``(B,)``: that of all adapters.
+    """Return the cross-entropy with targets ``(B, K)`` or labels ``(B,)``, one loss per sample ``(B,)``.
 
-    It is computed in float32, or in float64 where the logits are of it.
+    All adapters use it. It is computed in float32, or in float64 if the logits are float64.
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
     target = target.to(wide) if target.is_floating_point() else target
@@ -54,9 +54,9 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def dense_targets(labels: Tensor, num_classes: int | None = None, label_smoothing: float = 0.0) -> Tensor:
-    """Integer labels ``(B,)`` or float targets ``(B, K)`` to float targets ``(B, K)``: ``(1-s)*y + s/K``.
+    """Turn integer labels ``(B,)`` or float targets ``(B, K)`` into float targets ``(B, K)``: ``(1-s)*y + s/K``.
 
-    Raises ``ValueError`` when the shape, ``num_classes`` or ``label_smoothing`` (0 to 1) do not fit.
+    Raises ``ValueError`` if the shape, ``num_classes`` or ``label_smoothing`` (0 to 1) does not fit.
     """
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
@@ -87,10 +87,10 @@ def mix_batch(
     model: nn.Module | None = None,
     criterion: Criterion = cross_entropy,
 ) -> Mixed:
-    """Mix one batch: images ``(B, C, H, W)``, float and normalised, and labels as ``dense_targets`` takes them.
+    """Mix one batch of images ``(B, C, H, W)``, float and normalised, with labels as ``dense_targets`` takes them.
 
-    ``model`` and ``criterion`` are for mixers that look at the model when they plan; the forward stays with the
-    caller. Raises ``ValueError`` for a mixer that is more than a mixed batch, ``TypeError`` for integer images.
+    ``model`` and ``criterion`` are for mixers that look at the model when they plan. The caller runs the forward pass.
+    Raises ``ValueError`` for a mixer that is more than a mixed batch, and ``TypeError`` for integer images.
     """
     require(mixer, "mix_batch", *(("batch",) if model is None else ("batch", "model")))
     y = dense_targets(labels, num_classes, label_smoothing)
@@ -101,11 +101,12 @@ def mix_batch(
 
 
 class BatchMixer:
-    """``(images, labels) -> (mixed images, dense targets)``, in the place of timm's ``Mixup`` or of ``v2.MixUp``.
+    """Turn ``(images, labels)`` into ``(mixed images, dense targets)``, in the place of timm's ``Mixup`` or
+    ``v2.MixUp``.
 
     ``num_classes`` and ``label_smoothing`` are those of timm's ``Mixup`` (whose smoothing is 0.1 unless given).
-    ``mixup_enabled = False``, which timm's loop sets, gives images as they are and unmixed targets. ``step`` counts
-    the calls; a loop that accumulates sets it to the index of the update before each call. Nothing is written to,
+    ``mixup_enabled = False``, which timm's loop sets, gives images as they are and unmixed targets. ``step`` counts the
+    calls. A loop that accumulates gradients sets it to the index of the update before each call. Nothing is written to,
     and any batch size works.
     """
 
@@ -146,13 +147,14 @@ class BatchMixer:
 
 
 class MixCollate:
-    """A DataLoader's ``collate_fn`` that mixes in the worker: ``collate(samples)`` through a ``BatchMixer``.
+    """A ``collate_fn`` for a DataLoader that mixes in the worker: ``collate(samples)`` goes through a ``BatchMixer``.
 
-    A worker knows its number, and that a loader with ``in_order=True`` (the default) and a map-style dataset hands out
-    batches in turn: its n-th batch of an epoch is number ``n*num_workers + id``. No worker knows the epoch, so call
-    ``start(epoch * len(loader))`` before each; a loader with fresh workers that is started again without it raises
-    ``RuntimeError``. Then a batch has the same plan with any number of workers. Persistent workers collate ahead, so
-    every epoch must be read to its end. On a GPU, mixing after the transfer is faster: use the ``BatchMixer`` there.
+    A worker knows its number. A loader with ``in_order=True`` (the default) and a map-style dataset hands out batches
+    in turn, so the worker also knows that its n-th batch of an epoch is number ``n*num_workers + id``. No worker knows
+    the epoch, so call ``start(epoch * len(loader))`` before each epoch. A loader with fresh workers that is started
+    again without this call raises ``RuntimeError``. With the call, a batch has the same plan with any number of
+    workers. Persistent workers collate ahead, so every epoch must be read to its end. On a GPU, mixing after the
+    transfer is faster: use the ``BatchMixer`` there.
     """
 
     def __init__(self, mixer: BatchMixer, collate: Callable[[list[Any]], Any] = default_collate):
@@ -184,9 +186,9 @@ class MixCollate:
 def soft_cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
     """A ``compute_loss_func`` for transformers' ``Trainer``: cross-entropy with labels ``(B,)`` or ``(B, K)``.
 
-    Without it, models of transformers take float labels for multi-label ones: binary cross-entropy, and
-    ``problem_type`` in the saved config. ``num_items_in_batch`` is what the ``Trainer`` counts in all micro-batches of
-    an update: numbers, not images, of which dense targets have K per image.
+    Without it, models of transformers treat float labels as multi-label ones. They take the binary cross-entropy and
+    write ``problem_type`` into the saved config. ``num_items_in_batch`` is what the ``Trainer`` counts in all
+    micro-batches of an update. It counts numbers, not images, and dense targets have K numbers per image.
     """
     losses = cross_entropy(outputs["logits"], labels)
     return losses.mean() if num_items_in_batch is None else losses.sum() * labels[0].numel() / num_items_in_batch
@@ -195,11 +197,11 @@ def soft_cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Tensor 
 class TrainerMixin:
     """Mixing for transformers' ``Trainer``: ``class MixTrainer(TrainerMixin, Trainer)`` takes ``mixer=`` as well.
 
-    The mix is made in ``compute_loss``, on the device and in training only: a ``Trainer`` has one collator for
-    training and evaluation. Batches hold ``pixel_values`` and ``labels``, as the default collator gives them. The
-    seed is ``args.seed``, the smoothing ``args.label_smoothing_factor`` (training only), the number of classes
-    ``model.config.num_labels``. The loss is ``soft_cross_entropy``, or the ``compute_loss_func`` that was given: a mean
-    over the batch, of dense targets in training and of the dataset's labels in evaluation.
+    The batch is mixed in ``compute_loss``, on the device and in training only, because a ``Trainer`` has one collator
+    for training and evaluation. Batches hold ``pixel_values`` and ``labels``, as the default collator gives them. The
+    seed is ``args.seed``. The smoothing is ``args.label_smoothing_factor`` (training only). The number of classes is
+    ``model.config.num_labels``. The loss is ``soft_cross_entropy``, or the ``compute_loss_func`` that was given. It is
+    a mean over the batch, of dense targets in training and of the dataset's labels in evaluation.
     """
 
     def __init__(self: Any, *args: Any, mixer: Mixer, **kwargs: Any):
@@ -235,7 +237,7 @@ class TrainerMixin:
 
 
 class Logits(nn.Module):
-    """A model of transformers as mixers know models: images in, logits out."""
+    """A model of transformers in the form that mixers know: images in, logits out."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -248,8 +250,9 @@ class Logits(nn.Module):
 class LightningMixin:
     """A training step for Lightning: ``class Lit(LightningMixin, LightningModule)`` with ``configure_optimizers``.
 
-    The module is ``self.step``, a ``Step`` of model, mixer and criterion, so every mixer works and what it owns is
-    trained and saved; ``self(x)`` is the model. Batches are ``(images, labels)``. Logs ``train_loss`` and its parts.
+    The module ``self.step`` is a ``Step`` of model, mixer and criterion. So every mixer works, and what the mixer owns
+    is trained and saved. ``self(x)`` is the model. Batches are ``(images, labels)``. It logs ``train_loss`` and its
+    parts.
     """
 
     def __init__(

@@ -2,34 +2,37 @@
 
 https://arxiv.org/abs/2312.11954, reference code https://github.com/JinXins/Adversarial-AutoMixup
 
-Formula: the pipeline of AutoMix (q, its momentum encoder k, two classifiers each, masks from k's hidden map z) with an
-adversarial generator for n = 2 or 3 samples, ``z_i`` being the maps of a sample and its partners, with lambda_i as one
-more channel: ``u_i = softmax(sum_{j != i} relu(Q(z_i))^T relu(K(z_j)) / sqrt(d)) V(z_i)`` and
-``masks = softmax over i of upsample(u_i)``. The classifier's losses are those of AutoMix; with three samples the
-classifier for mixed images also sees the plain three-way Mixup of the batch: ``(1-rho)*L_one_hot + rho*L_mixup``. The
-generator has a batch of its own and is judged through the frozen k: in every second step by ``CE(k(x_k), y_k)``, in
-the others, the first among them, by ``-beta*CE(k(x_k), y_k) + (1-beta)*cos``; cos is the mean over samples of ``sum_i
-lam_i cos(k(x_k), k(x_i))``.
+Formula: This is the pipeline of AutoMix (q, its momentum encoder k, two classifiers each, masks from k's hidden map z)
+with an adversarial generator for n = 2 or 3 samples. ``z_i`` are the maps of a sample and its partners, with lambda_i
+as one more channel: ``u_i = softmax(sum_{j != i} relu(Q(z_i))^T relu(K(z_j)) / sqrt(d)) V(z_i)`` and ``masks = softmax
+over i of upsample(u_i)``. The classifier's losses are those of AutoMix. With three samples the classifier for mixed
+images also sees the plain three-way Mixup of the batch: ``(1-rho)*L_one_hot + rho*L_mixup``. The generator has a batch
+of its own and is judged through the frozen k. In every second step it is judged by ``CE(k(x_k), y_k)``. In the others,
+the first step among them, it is judged by ``-beta*CE(k(x_k), y_k) + (1-beta)*cos``. Here cos is the mean over samples
+of ``sum_i lam_i cos(k(x_k), k(x_i))``.
 
-Published defaults: alpha = 1, margin 0.03; ImageNet: n = 2, beta = 0.1, a lambda channel, BatchNorm behind Q and K for
-ResNet-50; Tiny-ImageNet: n = 3, beta = 0.4, neither. m from 0.999 to 0.99999 (ImageNet).
+Published defaults: alpha = 1, margin 0.03. For ImageNet: n = 2, beta = 0.1, a lambda channel, and BatchNorm behind Q
+and K for ResNet-50. For Tiny-ImageNet: n = 3, beta = 0.4, and neither of the two. m goes from 0.999 to 0.99999
+(ImageNet).
 
-Sampling law: ``adautomix@qin-2024``: as AutoMix, lambda ~ Beta(alpha, alpha), twice; for n = 3 three draws of
-Beta(alpha, alpha), divided by their sum, once for both batches. Near the ends (lambda, or for n = 3 the first share, or
-one minus it at most the margin) the classifier's batch is plain Mixup of n samples. Partners: one uniformly random
-permutation for each. With n = 3 this is ``adautomix@qin-2024.2``: the first version drew a second triple, looked at one
-minus the first share alone, and passed the plain mixture through the classifier for mixed images.
+Sampling law: ``adautomix@qin-2024``: As in AutoMix, lambda ~ Beta(alpha, alpha) is drawn twice. For n = 3 there are
+three draws of Beta(alpha, alpha), divided by their sum, once for both batches. Near the ends the classifier's batch is
+plain Mixup of n samples. It is near the ends if lambda (for n = 3 the first share) or one minus it is at most the
+margin. Each partner has a uniformly random permutation. With n = 3 this is ``adautomix@qin-2024.2``. The first version
+drew a second triple, looked at one minus the first share alone, and passed the plain mixture through the classifier for
+mixed images.
 
-Cost: 3.1 x a vanilla step in FLOPs, about 4 x with three samples.
+Cost: A step takes 3.1 times the FLOPs of a vanilla step, and about 4 times with three samples.
 
-What is reported: as with AutoMix, the momentum encoder for mixed images; the other three classifiers beside it.
+What is reported: The reported model is the momentum encoder for mixed images, as with AutoMix. The other three
+classifiers are reported beside it.
 
-Deviations: one forward of k on the clean batch serves masks and logits, for which both reference codes run it three
-times, four with three samples; so half of the batches in the BatchNorm statistics of k are mixed, in theirs a quarter
-or a fifth. The stated purpose of cos is to keep the mixed image near its sources, but minimised with this sign, as both
-reference codes do, it drives them apart; ``cos_sign = -1`` is the stated purpose. OpenMixup's condition on the margin
-for three samples is turned round (margin < 1 - lambda for margin > 1 - lambda), so that it hardly ever mixes by masks;
-here it is the reference code's.
+Deviations: One forward of k on the clean batch serves masks and logits. Both reference codes run k three times for
+these, and four times with three samples. So half of the batches in the BatchNorm statistics of k are mixed; in theirs a
+quarter or a fifth are. The stated purpose of cos is to keep the mixed image near its sources. But both reference codes
+minimise it with this sign, which drives the mixed image and its sources apart. ``cos_sign = -1`` is the stated purpose.
+OpenMixup's condition on the margin for three samples is turned round (margin < 1 - lambda for margin > 1 - lambda), so
+it hardly ever mixes by masks. Here the condition is that of the reference code.
 
 Kind: input, learned.
 """
@@ -49,9 +52,9 @@ from .base import Criterion, Mixer, Out, Plan
 
 
 class AdaptiveMask(nn.Module):
-    """Logits of the masks of n samples, from their hidden maps.
+    """Make the logits of the masks of n samples from their hidden maps.
 
-    ``lam_concat``: lambda is one more channel. ``norm``: BatchNorm behind query and key.
+    ``lam_concat`` gives lambda as one more channel. ``norm`` puts BatchNorm behind query and key.
     """
 
     def __init__(self, channels: int, lam_concat: bool, norm: bool):
@@ -80,11 +83,12 @@ class AdaptiveMask(nn.Module):
 class AdAutoMix(Mixer):
     """Learn masks against the classifier.
 
-    ``samples``: 2 or 3 to a mixed image. ``alpha`` > 0: Beta parameter. ``beta`` in [0, 1]: weight of the adversarial
-    loss. ``adv_interval``: of so many steps one is adversarial. ``cos_sign``: 1 as in the reference code, -1 as stated.
-    ``mixup_share``: rho, with three samples. ``margin``: lambdas this close to 0 or 1 mix by constants. ``lam_concat``,
-    ``norm``: see ``AdaptiveMask``; ``upsample``: "bilinear" or "nearest". What begins with ``momentum`` or ``block_``:
-    see ``AutoMix``.
+    ``samples`` is the number of samples in a mixed image, 2 or 3. ``alpha`` is the Beta parameter and must be above 0.
+    ``beta``, in [0, 1], is the weight of the adversarial loss. ``adv_interval`` is the number of steps of which one is
+    adversarial. ``cos_sign`` is 1 as in the reference code, or -1 as stated. ``mixup_share`` is rho, with three
+    samples. ``margin`` says how close to 0 or 1 a lambda mixes by constants. For ``lam_concat`` and ``norm`` see
+    ``AdaptiveMask``. ``upsample`` is "bilinear" or "nearest". For the arguments that begin with ``momentum`` or
+    ``block_`` see ``AutoMix``.
     """
 
     def __init__(

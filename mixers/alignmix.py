@@ -2,30 +2,30 @@
 
 https://arxiv.org/abs/2103.15375, reference code https://github.com/shashankvkt/AlignMixup_CVPR22
 
-Formula: f and f' are the last feature maps of a sample and its partner, P positions of C channels each. The transport
-plan T (P, P) minimises ``sum_ij T_ij |f_i - f'_j|^2 - eps * entropy(T)`` with 1/P of the mass at each position, and
-``R = P*T`` says which position of one corresponds to which of the other. With equal probability the partner is laid
-over the sample, ``lam*f + (1-lam)*R f'``, or the sample over the partner, ``lam*R^T f + (1-lam)*f'``; then pooled
-and classified, with ``y' = lam*y + (1-lam)*y[index]`` and ``lam ~ Beta(alpha, alpha)``. Gradient flows through
-both features, not through R.
+Formula: f and f' are the last feature maps of a sample and its partner, with P positions of C channels each. The
+transport plan T (P, P) minimises ``sum_ij T_ij |f_i - f'_j|^2 - eps * entropy(T)`` with 1/P of the mass at each
+position. ``R = P*T`` says which position of one corresponds to which of the other. With equal probability the partner
+is laid over the sample, ``lam*f + (1-lam)*R f'``, or the sample over the partner, ``lam*R^T f + (1-lam)*f'``. The
+result is then pooled and classified, with ``y' = lam*y + (1-lam)*y[index]`` and ``lam ~ Beta(alpha, alpha)``. The
+gradient flows through both features, but not through R.
 
 Published defaults: alpha = 2, eps = 0.1, at most 100 Sinkhorn iterations (reference code). This class aligns every
-batch; the published method, ``alignmixup``, does so for half of them and mixes the input of the others.
+batch. The published method, ``alignmixup``, aligns half of the batches and mixes the input of the others.
 
-Sampling law: ``alignmix@venkataramanan-2022``: one lambda and one direction for the whole batch; the partner is a
-uniformly random permutation of the batch, fixed points allowed.
+Sampling law: ``alignmix@venkataramanan-2022``: One lambda and one direction are drawn for the whole batch. The partners
+are a uniformly random permutation of the batch. Fixed points are allowed: an image may be its own partner.
 
-Which feature: the output of the last published stage. ResNet, MogaNet, ConvNeXt: what is pooled (ConvNeXt normalises
-it afterwards). Placement ours: Swin before its last norm, EfficientNet and MobileNet.V2 before their last 1x1
-convolution. DeiT and PVT classify a class token, which no alignment of the patches after the last attention can
-reach: there, one published stage earlier (DeiT: after block 11 of 12, PVT: after stage 3), with the class token, if
-there is one yet, blended as it is.
+Which feature: The feature is the output of the last published stage. In ResNet, MogaNet and ConvNeXt this is what is
+pooled (ConvNeXt normalises it afterwards). For the others the placement is ours. Swin is aligned before its last norm,
+EfficientNet and MobileNet.V2 before their last 1x1 convolution. DeiT and PVT classify a class token, which no alignment
+of the patches after the last attention can reach. They are aligned one published stage earlier (DeiT: after block 11 of
+12, PVT: after stage 3). If there is a class token there already, it is blended as it is.
 
-Deviations: Sinkhorn always takes its 100 iterations, in float32 also under autocast (in bfloat16 it would stop after a
-few with a wrong plan), and keeps the first result that meets the published stopping rule, a mean change of the
-potentials below 0.1: the same result without reading the device. With costs of the size that features have, the
-iterations rarely converge before; the columns of R sum to 1, its rows need not, as in the reference code. The
-paper's autoencoder, of which no code was published, is left out.
+Deviations: Sinkhorn always takes its 100 iterations, in float32 also under autocast. (In bfloat16 it would stop after a
+few iterations with a wrong plan.) It keeps the first result that meets the published stopping rule, a mean change of
+the potentials below 0.1. This gives the same result without reading the device. With costs of the size that features
+have, the iterations rarely converge before. The columns of R sum to 1; its rows need not, as in the reference code. The
+paper's autoencoder is left out, because no code of it was published.
 
 Kind: input, feature.
 """
@@ -46,7 +46,10 @@ EPS, ITERATIONS, TOLERANCE = 0.1, 100, 0.1
 
 
 class AlignMix(Mixer):
-    """Blend the last feature with a partner's after aligning their positions. ``alpha`` > 0 is the Beta parameter."""
+    """Blend the last feature with a partner's after aligning their positions.
+
+    ``alpha`` is the Beta parameter and must be above 0.
+    """
 
     inside = True
 
@@ -106,10 +109,10 @@ class AlignMix(Mixer):
 
 
 def alignmixup(alpha: float = 2.0, partner: str = "mixup") -> Switch:
-    """The published method: alignment of the last feature, or ``partner``, with probability one half each.
+    """Make the published method: align the last feature, or mix as ``partner`` does, with probability one half each.
 
-    ``alpha`` > 0: the Beta parameter of both. ``partner``: "mixup" as in the reference code, whose numbers the tables
-    print, or "manifoldmix" as in OpenMixup's configurations.
+    ``alpha`` is the Beta parameter of both and must be above 0. ``partner`` is "mixup", as in the reference code, whose
+    numbers the tables print, or "manifoldmix", as in OpenMixup's configurations.
     """
     ops.check_choice("partner", partner, ("mixup", "manifoldmix"))
     return Switch([build(partner, alpha=alpha), AlignMix(alpha)])

@@ -1,4 +1,4 @@
-"""AttentiveMix+: Attentive CutMix: An Enhanced Data Augmentation Approach for Deep Learning Based Image
+"""AttentiveMix+. Attentive CutMix: An Enhanced Data Augmentation Approach for Deep Learning Based Image
 Classification. Walawalkar, Shen, Liu, Savvides. ICASSP 2020, in the form of OpenMixup, whose tables call it that.
 
 https://arxiv.org/abs/2003.13048, code of the form here https://github.com/Westlake-AI/openmixup

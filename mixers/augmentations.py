@@ -1,12 +1,13 @@
 """AugMix's views of a batch: chains of nine operations on 8-bit pixels, blended. AugMix and NoisyMix share them.
 
-``draw_view`` decides on the CPU, with everything drawn per image as in the paper, and ``view`` does it, on the device,
+``draw_view`` decides on the CPU. Everything is drawn per image, as in the paper. ``view`` then does it on the device,
 for all images of a batch at once. At each step of the chains the images are grouped by the operation that was drawn for
-them: operations that map a value to a value become one table per image and channel, the others one matrix per image.
+them. Operations that map a value to a value become one table per image and channel. The others become one matrix per
+image.
 
-The operations are Pillow's, on integers from 0 to 255, after each of which pixels are integers again. Tables are equal
-to Pillow's to the bit, and so is a shift. Rotations and shears are interpolated in 32 bits, Pillow's in 64, and rounded
-down: where a value lies next to an integer, as one in 40 does, both can differ by 1.
+The operations are Pillow's, on integers from 0 to 255. After each operation pixels are integers again. Tables are equal
+to Pillow's to the bit, and so is a shift. Rotations and shears are interpolated in 32 bits, where Pillow uses 64, and
+are rounded down. Where a value lies next to an integer, as one in 40 does, the two can differ by 1.
 """
 
 from collections.abc import Sequence

@@ -2,30 +2,30 @@
 
 https://arxiv.org/abs/1912.02781, reference code https://github.com/google-research/augmix
 
-Formula: three chains of one to three operations each, drawn from nine (autocontrast, equalize, posterize, rotate,
-solarize, shear in x and in y, translate in x and in y), distort an image; ``v = lam*x + (1-lam) * sum_c
-w_c*chain_c(x)`` with ``w ~ Dirichlet(alpha)`` and ``lam ~ Beta(alpha, alpha)``. The model is given x and two such views
-v, v' as one batch: ``loss = CE(x, y) + jsd_weight * JSD(p(x), p(v), p(v'))``, where JSD is the mean divergence of the
-three predictions from their mean. The labels stay as they are.
+Formula: Three chains of one to three operations each distort an image. The operations are drawn from nine
+(autocontrast, equalize, posterize, rotate, solarize, shear in x and in y, translate in x and in y).
+``v = lam*x + (1-lam) * sum_c w_c*chain_c(x)`` with ``w ~ Dirichlet(alpha)`` and ``lam ~ Beta(alpha, alpha)``. The model
+is given x and two such views v, v' as one batch: ``loss = CE(x, y) + jsd_weight * JSD(p(x), p(v), p(v'))``. JSD is the
+mean divergence of the three predictions from their mean. The labels stay as they are.
 
 Published defaults: severity 3, three chains, depth drawn from 1 to 3, alpha = 1, jsd_weight = 12 (reference code,
-CIFAR); its command for ImageNet has severity 1.
+CIFAR). Its command for ImageNet has severity 1.
 
-Sampling law: ``augmix@hendrycks-2020``: everything is drawn per image and view; each operation of a chain is one of
-nine, equally likely, of a level that is uniform from 0.1 to the severity, to either side.
+Sampling law: ``augmix@hendrycks-2020``: Everything is drawn per image and view. Each operation of a chain is one of
+nine, equally likely. Its level is uniform from 0.1 to the severity, to either side.
 
-Cost: the model sees three images for each one, which is all that the counted FLOPs hold. To make a view takes about 290
-tensor operations on the whole batch besides, with three chains of up to three operations, whatever the number and the
-size of its images (counted without those that only index or reshape). ``jsd_weight=0`` trains on one view alone,
-without the clean image, at the cost of making it and of a plain step (reference code: ``--no-jsd``).
+Cost: The model sees three images for each one. The counted FLOPs hold this and nothing else. In addition, making a view
+takes about 290 tensor operations on the whole batch, with three chains of up to three operations, whatever the number
+and the size of its images (counted without those that only index or reshape). ``jsd_weight=0`` trains on one view
+alone, without the clean image. It costs the making of that view and a plain step (reference code: ``--no-jsd``).
 
-Deviations: operations start from the pixels of the normalised batch, rounded to 8 bits, on its device; the reference
-code works on files in the loader, on the same 8 bits. Tables of values and shifts are Pillow's to the bit; rotations
-and shears are interpolated in 32 bits and can differ by 1 of 255. A shift is a share of the width or of the height; the
-reference code knows square images only. The four operations of ``--all-ops``, which are among the corruptions that
-ImageNet-C tests, are left out, as in the published runs. Erased pixels (``reprob``) are distorted like others; the
-reference code erases nothing. The target of the clean image may be soft. Of the paper only the abstract and the parts
-that others quote could be read here; all numbers are those of its code.
+Deviations: Operations start from the pixels of the normalised batch, rounded to 8 bits, on its device. The reference
+code works on files in the loader, on the same 8 bits. Tables of values and shifts are Pillow's to the bit. Rotations
+and shears are interpolated in 32 bits and can differ by 1 of 255. A shift is a share of the width or of the height. The
+reference code knows square images only. The four operations of ``--all-ops`` are left out, as in the published runs;
+they are among the corruptions that ImageNet-C tests. Erased pixels (``reprob``) are distorted like others; the
+reference code erases nothing. The target of the clean image may be soft. Only the abstract of the paper and the parts
+that others quote could be read here. All numbers are those of its code.
 
 Kind: input, label.
 """
@@ -43,9 +43,10 @@ from .base import Criterion, Mixer, Needs, Out, Plan
 class AugMix(Mixer):
     """Train on an image, and on predicting the same of two distorted views of it.
 
-    ``severity`` in [0.1, 10]: of the operations. ``width`` chains of ``depth`` operations, None for 1 to 3 each.
-    ``alpha`` > 0: of the Dirichlet and Beta laws. ``jsd_weight`` >= 0: of the divergence; with 0 only a view is learned
-    from. ``mean``, ``std``: those that the images were normalised with.
+    ``severity``, in [0.1, 10], is that of the operations. ``width`` is the number of chains, and ``depth`` is the
+    number of operations of each. If ``depth`` is None, each chain has 1 to 3. ``alpha``, above 0, is the parameter of
+    the Dirichlet and Beta laws. ``jsd_weight`` is the weight of the divergence and must be at least 0. If it is 0, only
+    a view is learned from. ``mean`` and ``std`` are those that the images were normalised with.
     """
 
     pairs = False

@@ -2,40 +2,40 @@
 
 https://arxiv.org/abs/2103.13027, reference code https://github.com/Westlake-AI/openmixup
 
-Formula: q is the model in training, k its momentum encoder, each with two classifiers on one feature, for mixed and
-for clean images. The mix block makes a mask of the hidden map z of k at stride 16: with ``a = [z; lam]`` and
-``b = [z[index]; 1-lam]``, lambda being one more channel, ``u = softmax(Q(a)^T Q(b) / sqrt(d)) V(b)`` and
+Formula: q is the model in training and k is its momentum encoder. Each has two classifiers on one feature, one for
+mixed and one for clean images. The mix block makes a mask of the hidden map z of k at stride 16. With ``a = [z; lam]``
+and ``b = [z[index]; 1-lam]``, where lambda is one more channel, ``u = softmax(Q(a)^T Q(b) / sqrt(d)) V(b)`` and
 ``mask = 1 - sigmoid(upsample(u))``. One step draws two lambdas and two partners, and mixes two batches:
 
 * x_q, its mask without gradient, trains the classifier: ``L_mix = CE(q(x_q), y_q) + CE(q_one_hot(x), y)``;
 * x_k trains the mix block, through the frozen k: ``L_generator = CE(k(x_k), y_k)``, and
   ``L_mask = gamma * max(0, |mean(mask) - lam| - 0.1)`` over all pixels of the batch.
 
-``y' = lam*y + (1-lam)*y[index]`` with the drawn lambda. After the update k follows q:
-``k <- m*k + (1-m)*q``.
+``y' = lam*y + (1-lam)*y[index]`` with the drawn lambda. After the update k follows q: ``k <- m*k + (1-m)*q``.
 
 Published defaults: alpha = 2, margin 0.08, gamma from 0.1 to 0, m from 0.999 to 0.99999 (OpenMixup, ImageNet).
 
-Sampling law: ``automix@openmixup-2022``: lambda ~ Beta(alpha, alpha), twice, one for the batch of the classifier and
-one for that of the mix block, each with a uniformly random permutation, fixed points allowed. Where the classifier's
-lambda or one minus it is at most the margin (3.6 % of the steps), its batch is plain Mixup. ``switch_off`` is the share
-of the steps that train the mix block through k; 0 and 1 both mean every step.
+Sampling law: ``automix@openmixup-2022``: lambda ~ Beta(alpha, alpha) is drawn twice, once for the batch of the
+classifier and once for that of the mix block. Each batch has a uniformly random permutation as partners. Fixed points
+are allowed: an image may be its own partner. Where the classifier's lambda or one minus it is at most the margin (3.6 %
+of the steps), its batch is plain Mixup. ``switch_off`` is the share of the steps that train the mix block through k; 0
+and 1 both mean every step.
 
-Cost: 2.9 (DeiT-S) to 3.0 (ResNet-50) x a vanilla step in FLOPs; k and its gradients with respect to the mask come on
-top in memory.
+Cost: A step takes 2.9 (DeiT-S) to 3.0 (ResNet-50) times the FLOPs of a vanilla step. In memory, k and its gradients
+with respect to the mask come on top.
 
-What is reported: the classifier of k for mixed images (``""``), which the published numbers usually are; the other
-three are evaluated and exported beside it: ``k_one``, ``q`` and ``q_one``.
+What is reported: The reported model is the classifier of k for mixed images (``""``). The published numbers are usually
+of this one. The other three are evaluated and exported beside it: ``k_one``, ``q`` and ``q_one``.
 
-Deviations: where later layers keep no statistics (DeiT, Swin, PVT, ConvNeXt), k stops behind the stage that masks are
-made from; the result is the same. Both masks of a step share one projection of the map. The classifier for clean images
+Deviations: Where later layers keep no statistics (DeiT, Swin, PVT, ConvNeXt), k stops behind the stage that masks are
+made from. The result is the same. Both masks of a step share one projection of the map. The classifier for clean images
 starts from the numbers of the other one. OpenMixup makes the mask of the classifier's batch also where the margin
-discards it; here it is not made. OpenMixup's ViT configurations keep this behaviour of ``switch_off``; the paper trains
-the mix block in every step. Its hook multiplies gamma's cosine factor onto the value of the last update: gamma is below
-a tenth of its start after 2 % of the ImageNet runs, and 0 in effect for the rest. That is ``mask_loss_law =
-"compounded"``, which the settings of its tables take; the default goes from start to end over the whole training. Its
-encoder takes the momentum of the progress before an update, here it is that behind it: a gap of at most 0.000145, in
-the update at which the delay ends.
+discards it; here it is not made. OpenMixup's ViT configurations keep this behaviour of ``switch_off``. The paper trains
+the mix block in every step. OpenMixup's hook multiplies gamma's cosine factor onto the value of the last update. So
+gamma is below a tenth of its start after 2 % of the ImageNet runs, and 0 in effect for the rest. That is
+``mask_loss_law = "compounded"``, which the settings of its tables take. The default goes from start to end over the
+whole training. OpenMixup's encoder takes the momentum of the progress before an update. Here the momentum is that of
+the progress behind it. The gap is at most 0.000145, in the update at which the delay ends.
 
 Kind: input, learned.
 """
@@ -54,10 +54,10 @@ from .base import Criterion, Mixer, Out, Plan
 
 
 class MixBlock(nn.Module):
-    """Mask logits of the partner, from the map of a sample and that of its partner; query and key share one layer.
+    """Make mask logits of the partner from the map of a sample and that of its partner. Query and key share one layer.
 
-    ``lam_concat``: lambda is one more channel; without it, as on Tiny-ImageNet, the mask does not know lambda.
-    ``upsample``: "nearest" or "bilinear". ``setup`` makes the layers.
+    ``lam_concat`` gives lambda as one more channel. Without it, as on Tiny-ImageNet, the mask does not know lambda.
+    ``upsample`` is "nearest" or "bilinear". ``setup`` makes the layers.
     """
 
     def __init__(self, lam_concat: bool = True, upsample: str = "nearest"):
@@ -103,13 +103,15 @@ class MixBlock(nn.Module):
 class AutoMix(Mixer):
     """Learn masks and classifier together. SAMix is the same step with another ``block``.
 
-    ``block`` makes masks. ``alpha`` > 0: Beta parameter. ``margin``: lambdas this near to 0 or 1 mix by a constant.
-    ``switch_off``: share of the steps that train the block through the momentum encoder. ``momentum``: of that
-    encoder at the start; from ``momentum_delay`` of the training on it follows a cosine to ``momentum_end``.
-    ``mask_loss``, ``mask_loss_end``: weight of the mask's loss at the start and at the end. ``mask_loss_law``: "cosine"
-    over the whole training, or "compounded", each update's cosine factor on what the last one left, as in OpenMixup.
-    ``block_lr``, ``block_min_lr``: the block's own cosine, without warm-up; None: the recipe's ``lr``, and a hundredth
-    of where it starts. ``block_momentum``: of SGD, for the block; None: the recipe's.
+    ``block`` makes masks. ``alpha`` is the Beta parameter and must be above 0. ``margin`` says how near to 0 or 1 a
+    lambda mixes by a constant. ``switch_off`` is the share of the steps that train the block through the momentum
+    encoder. ``momentum`` is that of the encoder at the start. From the share ``momentum_delay`` of the training on it
+    follows a cosine to ``momentum_end``. ``mask_loss`` and ``mask_loss_end`` are the weights of the mask's loss at the
+    start and at the end. ``mask_loss_law`` is "cosine", over the whole training, or "compounded", where each update's
+    cosine factor is applied to what the last one left, as in OpenMixup. ``block_lr`` and ``block_min_lr`` are the ends
+    of the block's own cosine, without warm-up. If ``block_lr`` is None, it is the recipe's ``lr``. If ``block_min_lr``
+    is None, it is a hundredth of where the cosine starts. ``block_momentum`` is the momentum of SGD for the block. If
+    it is None, it is the recipe's.
     """
 
     def __init__(
@@ -280,7 +282,7 @@ def automix(
     lam_concat: bool = True,
     upsample: str = "nearest",
 ) -> AutoMix:
-    """The step with its own mix block: takes the arguments of both, ``AutoMix`` and ``MixBlock``."""
+    """Make the step with its own mix block. It takes the arguments of both, ``AutoMix`` and ``MixBlock``."""
     return AutoMix(
         MixBlock(lam_concat, upsample),
         alpha=alpha,

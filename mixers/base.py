@@ -1,9 +1,9 @@
 """The contract: a mixer is one training step.
 
-Five verbs, of which a method overrides the smallest that differs:
+A mixer has five verbs. A method overrides the smallest one that differs:
 
-* ``plan``  decides: all randomness is here, and it returns plain, detached data;
-* ``mix``   does: a pure function of the batch and the plan;
+* ``plan`` decides: all randomness is here, and it returns plain, detached data;
+* ``mix`` does: it is a pure function of the batch and the plan;
 * ``forward`` performs the step up to the loss;
 * ``setup`` builds what depends on the model, once, before the optimiser is made;
 * ``after_step`` runs after each update of the optimiser.
@@ -36,7 +36,7 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 class Out(NamedTuple):
-    """What a step returns. A NamedTuple, so that DDP and accelerate can walk through it."""
+    """The result of a step. It is a NamedTuple, so that DDP and accelerate can walk through it."""
 
     loss: Tensor
     """Scalar, the sum of the named parts."""
@@ -58,7 +58,7 @@ class Out(NamedTuple):
 
 
 class Mixer(nn.Module):
-    """Base of all mixers. ``__init__`` stores hyperparameters under their own names, nothing else."""
+    """The base of all mixers. ``__init__`` stores the hyperparameters under their own names and does nothing else."""
 
     pairs: bool = True
     """Whether a mixed sample ``i`` is made of ``i`` and ``index[i]``, or of ``i`` alone: what ``DecoupleMix`` needs."""
@@ -91,9 +91,9 @@ class Mixer(nn.Module):
 
     @property
     def needs(self) -> Needs:
-        """What a loop has to hand over, so that an adapter can refuse in time; read off what the class defines.
+        """What a loop has to hand over, so that an adapter can refuse in time. It is read off what the class defines.
 
-        ``"batch"``: the step is ``mix(x, y, **plan(x, y, rng))``, then the model and the loss; any loop will do.
+        ``"batch"``: the step is ``mix(x, y, **plan(x, y, rng))``, then the model and the loss. Any loop will do.
         ``"model"``: the same, but ``plan`` names the model and the criterion that it looks at behind ``rng``. A
         ``plan`` that takes them out of ``*look`` says so in its class: ``needs = "model"``.
         ``"step"``: the mixer defines another verb, so the loop must run it through ``Step`` and ``after_step``.
@@ -105,16 +105,17 @@ class Mixer(nn.Module):
         return "model" if any(look.kind is not look.VAR_POSITIONAL for look in looks) else "batch"
 
     def setup(self, model: nn.Module) -> None:
-        """Build what depends on the model: blocks, encoders, stage names. Called once, before the optimiser.
+        """Build what depends on the model: blocks, encoders, stage names.
 
-        Raises ``ValueError`` when the model lacks what the method needs, naming models that have it.
+        It is called once, before the optimiser is made. Raises ``ValueError`` if the model lacks what the method needs,
+        and names models that have it.
         """
 
     def plan(self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: Any) -> Plan:
         """Decide this step. The keys of the result are exactly the keyword arguments of ``mix``.
 
-        ``look`` is what the method wants to see: the default ``forward`` hands over ``model`` and
-        ``criterion``; a method with a ``forward`` of its own may hand over a gradient or a map.
+        ``look`` is what the method wants to see. The default ``forward`` hands over ``model`` and ``criterion``. A
+        method with a ``forward`` of its own may hand over a gradient or a map.
         """
         raise TypeError(f"{type(self).__name__} must define plan(x, y, rng, *look)")
 
@@ -129,8 +130,8 @@ class Mixer(nn.Module):
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
         """Do what was planned: ``x' = mask*x + (1-mask)*x[index]``, ``y' = lam*y + (1-lam)*y[index]``.
 
-        ``mask`` is ``(B, 1, H, W)`` or ``(B, 1, 1, 1)`` in [0, 1]; without ``lam`` the label share is the
-        mask's mean. Pure: new tensors come back, ``x`` and ``y`` are never written to.
+        ``mask`` is ``(B, 1, H, W)`` or ``(B, 1, 1, 1)`` in [0, 1]. Without ``lam`` the label share is the mask's mean.
+        The function is pure: new tensors come back, and ``x`` and ``y`` are never written to.
         """
         ops.check_batch(x, y)
         share = mask.mean((1, 2, 3)) if lam is None else lam
@@ -170,11 +171,11 @@ class Mixer(nn.Module):
         return []
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimiser groups of the mixer's own parameters; a method with settings of its own overrides this.
+        """Return optimiser groups of the mixer's own parameters. A method with settings of its own overrides this.
 
-        ``lr``, ``weight_decay``: those of the recipe. A group may have ``lr``, and ``min_lr`` and ``warmup_epochs`` of
-        its own cosine, ``weight_decay``, and what else the optimiser knows by group; what it leaves out is as for the
-        model's parameters.
+        ``lr`` and ``weight_decay`` are those of the recipe. A group may have ``lr``, the ``min_lr`` and
+        ``warmup_epochs`` of its own cosine, ``weight_decay``, and what else the optimiser knows by group. What it
+        leaves out is as for the model's parameters.
         """
         own = [p for p in self.parameters() if p.requires_grad]
         return [{"params": own}] if own else []
@@ -190,9 +191,9 @@ class Mixer(nn.Module):
 
 
 class Step(nn.Module):
-    """Model, mixer and criterion as one module: what accelerate wraps, the optimiser sees, the checkpoint saves.
+    """Model, mixer and criterion as one module, which accelerate wraps, the optimiser sees and the checkpoint saves.
 
-    The model inside stays a plain timm model; an export takes ``step.model`` and drops the rest.
+    The model inside stays a plain timm model. An export takes ``step.model`` and drops the rest.
     """
 
     def __init__(self, model: nn.Module, mixer: Mixer, criterion: Criterion):
@@ -207,7 +208,10 @@ class Step(nn.Module):
 
 
 def plan_alone(mixer: Mixer, x: Tensor, y: Tensor, rng: np.random.Generator) -> Plan | None:
-    """The plan of a mixer that looks at nothing but the batch; None when it asks for more. May use up ``rng``."""
+    """Return the plan of a mixer that looks at nothing but the batch, or None if it asks for more.
+
+    It may use up ``rng``.
+    """
     if mixer.needs == "model":
         return None
     try:

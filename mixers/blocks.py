@@ -14,10 +14,10 @@ from . import ops, taps
 
 
 class MomentumEncoder(nn.Module):
-    """A copy of the model, and of a second classifier, that follows both slowly: no gradient moves its parameters.
+    """A copy of the model, and of a second classifier, that follows both slowly. No gradient moves its parameters.
 
-    ``stage``, ``index``, ``channels``: see ``mixed_stage``. Parameters are averaged (``follow``); buffers are not:
-    BatchNorm statistics are its own, of what it sees itself.
+    For ``stage``, ``index`` and ``channels`` see ``mixed_stage``. Parameters are averaged (``follow``). Buffers are
+    not: the BatchNorm statistics are its own, of what it sees itself.
     """
 
     def __init__(self, model: nn.Module, one_hot: nn.Module, stage: str, index: int, channels: int):

@@ -2,27 +2,29 @@
 
 https://arxiv.org/abs/2401.13193, code https://github.com/kdst-team/CatchupMix, which could not be had
 
-Formula: a place is drawn from {the images, after the first convolution, after each of the four stages}. Of a hidden
+Formula: A place is drawn from {the images, after the first convolution, after each of the four stages}. In a hidden
 feature h the influence of channel c is ``|h_c| / sum over all channels of |h_c|``, with the Euclidean norm over its
 positions. The sample keeps the ``floor(lam*C)`` of its C channels whose influence is lowest compared with the
-partner's, ``influence(h_c) - influence(h[index]_c)``; the partner's take the place of the others.
+partner's, ``influence(h_c) - influence(h[index]_c)``. The partner's channels take the place of the others.
 ``y' = lam*y + (1-lam)*y[index]``, with ``lam ~ Beta(alpha, alpha)``. Images are mixed by CutMix with the same alpha.
-Gradient flows through both features, not through the choice.
+The gradient flows through both features, but not through the choice.
 
-Published defaults: the places 0 to 5, as above. The published alpha could not be read; 1 is CutMix's.
+Published defaults: The places are 0 to 5, as above. The published alpha could not be read; 1 is CutMix's.
 
-Sampling law: ``catchupmix@kang-2024``: one place for the whole batch, all equally likely, and one lambda; the partner
-is a uniformly random permutation of the batch, fixed points allowed.
+Sampling law: ``catchupmix@kang-2024``: One place and one lambda are drawn for the whole batch. All places are equally
+likely. The partners are a uniformly random permutation of the batch. Fixed points are allowed: an image may be its own
+partner.
 
-Cost: one forward and one backward; the norms of one feature's channels, and two sorts of as many numbers.
+Cost: A step takes one forward and one backward, the norms of one feature's channels, and two sorts of as many numbers.
 
-Deviations: neither the code nor the whole text of the paper could be had. What could be read of it: the abstract, the
-caption of its figure 2 (norms of a pair are compared, the maps with the lower ones are mixed by a mask), summaries of
-others (a relative influence of filters, a mask that is 0 or 1, the places 0 to 5 with CutMix at 0), and of the authors'
-code for GuidedMixup where such places lie. That the influence is a share of the sum, that the two of a pair are
-subtracted, and the rounding of ``lam*C``, are taken from the code of others (https://github.com/JohnR31N/AllTheMiXLA).
-So nothing was compared with the original. Placement ours: the stages are the last four published ones, of a ViT four
-quarters of its blocks, with all of its tokens; the first place is before the norm of the first convolution.
+Deviations: Neither the code nor the whole text of the paper could be had. These parts could be read: the abstract, the
+caption of figure 2 (norms of a pair are compared, the maps with the lower ones are mixed by a mask), summaries of
+others (a relative influence of filters, a mask that is 0 or 1, the places 0 to 5 with CutMix at 0), and, in the
+authors' code for GuidedMixup, where such places lie. Three things are taken from the code of others
+(https://github.com/JohnR31N/AllTheMiXLA): that the influence is a share of the sum, that the two of a pair are
+subtracted, and the rounding of ``lam*C``. So nothing was compared with the original. The placement is ours: The stages
+are the last four published ones. In a ViT they are four quarters of its blocks, with all of its tokens. The first place
+is before the norm of the first convolution.
 
 Kind: input, feature.
 """
@@ -39,7 +41,7 @@ from .base import Criterion, Mixer, Out, Plan
 class CatchUpMix(Mixer):
     """Keep the channels that count least and take the others of a partner, or paste a box of its image.
 
-    ``alpha`` > 0 is the Beta parameter, of the box as well.
+    ``alpha`` is the Beta parameter, also that of the box, and must be above 0.
     """
 
     inside = True

@@ -2,27 +2,28 @@
 
 https://arxiv.org/abs/2210.05775, reference code https://github.com/huaxiuyao/C-Mixup
 
-Formula: the partner j of sample i is drawn with a probability in proportion to
-``exp(-|y_i - y_j|^2 / (2*bandwidth^2))``, over all samples of the batch, i itself among them; ``lam ~ Beta(alpha,
-alpha)``, ``x' = lam*x + (1-lam)*x[index]``, ``y' = lam*y + (1-lam)*y[index]``. Targets are values, such as an age or a
-pose, and not shares of classes.
+Formula: The partner j of sample i is drawn with a probability in proportion to
+``exp(-|y_i - y_j|^2 / (2*bandwidth^2))``, over all samples of the batch, i itself among them.
+``lam ~ Beta(alpha, alpha)``, ``x' = lam*x + (1-lam)*x[index]``, ``y' = lam*y + (1-lam)*y[index]``. Targets are values,
+such as an age or a pose, and not shares of classes.
 
 Published defaults: alpha = 2 (the code; 1.5 for one of the time series, 0.2 for video). The bandwidth is in the unit of
-the targets and chosen for each data set, 0.05 to 50 in the code's commands: 0.2 for RCF-MNIST and 0.5 for PovertyMap,
-its sets of images; 1 is the default of its command line.
+the targets and is chosen for each data set. In the code's commands it is 0.05 to 50, with 0.2 for RCF-MNIST and 0.5 for
+PovertyMap, its sets of images. The default of its command line is 1.
 
-Sampling law: ``cmixup@yao-2022``: one lambda for the whole batch, not folded; each sample draws its partner by itself,
-with replacement, so that one may be the partner of many. Weights are rounded to multiples of 2**-24 of the sample's
-own, so a partner whose weight is below 2**-25 is never drawn.
+Sampling law: ``cmixup@yao-2022``: One lambda is drawn for the whole batch. It is not folded. Each sample draws its
+partner by itself, with replacement, so one image may be the partner of many. Weights are rounded to multiples of 2**-24
+of the sample's own, so a partner whose weight is below 2**-25 is never drawn.
 
-Cost: the distances of all pairs of a batch, on its device: B x B numbers, next to nothing for batches up to thousands.
+Cost: A step takes the distances of all pairs of a batch, on its device. These are B x B numbers, next to nothing for
+batches up to thousands.
 
-Deviations: partners come from the batch. The paper's algorithm draws them from the whole training set, by a matrix of
-all pairs that its code computes ahead of time; a mixer sees one batch. The code has a form for batches too
-(``batch_type`` 1, for RCF-MNIST): it joins the batch and a second one that is drawn at random, and draws from both;
-here one batch is all, so that no image is loaded that is not trained on. PovertyMap's loop draws a lambda for each
-sample, the others one for a batch, as here. Mixing hidden features, an option of the code that is on for some of its
-data sets, is not offered.
+Deviations: Partners come from the batch. The paper's algorithm draws them from the whole training set, by a matrix of
+all pairs that its code computes ahead of time. A mixer sees one batch. The code has a form for batches too
+(``batch_type`` 1, for RCF-MNIST): it joins the batch and a second one that is drawn at random, and draws from both.
+Here one batch is all, so no image is loaded that is not trained on. PovertyMap's loop draws a lambda for each sample.
+The other loops draw one for a batch, as here. The code has an option to mix hidden features, which is on for some of
+its data sets. It is not offered here.
 
 Kind: input.
 """
@@ -40,10 +41,10 @@ STEPS = 24
 
 
 class CMixup(Mixer):
-    """Mixup between images of near values, for regression.
+    """Mix images of near values as Mixup does, for regression.
 
-    ``alpha`` > 0 is the Beta parameter; ``bandwidth`` > 0: the width of the kernel, in the unit of the targets: values
-    that are several times as far apart are not mixed.
+    ``alpha`` is the Beta parameter and must be above 0. ``bandwidth``, above 0, is the width of the kernel in the unit
+    of the targets. Values that are several times as far apart are not mixed.
     """
 
     regression = True

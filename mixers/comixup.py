@@ -2,33 +2,36 @@
 
 https://arxiv.org/abs/2102.03065, reference code https://github.com/snu-mllab/Co-Mixup
 
-Formula: a part of m images becomes m mosaics of g x g cells, each cell showing one of the m images, or half of each of
-two. Labels of the cells minimise, per mosaic, ``sum -s_j - eta/g^2 * log r_j`` (saliency s of image j in the cell, of
-sum 1 per image; ``r ~ Dirichlet(alpha)`` per part) ``+ beta/g^2`` per pair of neighbours that differ, a quarter between
-a half and its whole, ``+ 2*gamma/g^2 * p_j [p_j > tau*g^2]`` per cell that shows j, where ``p = A n``, n counts the
-cells that the other mosaics give to each image, and ``A = (1-omega)*I + omega*m*D/sum(D)``, D being how far apart the
-most salient windows of two images lie. One mosaic after the other, ``niter`` times, from random labels; halves, of the
-three images that a mosaic shows most, from the second time on; before the last, mosaics of the same several images are
+Formula: A part of m images becomes m mosaics of g x g cells. Each cell shows one of the m images, or half of each of
+two. The labels of the cells say which images these are. For each mosaic they minimise a sum of three terms. The first
+is ``sum -s_j - eta/g^2 * log r_j``, where s is the saliency of image j in the cell, of sum 1 per image, and
+``r ~ Dirichlet(alpha)`` is drawn per part. The second is ``+ beta/g^2`` per pair of neighbours that differ, and a
+quarter of it between a half and its whole. The third is ``+ 2*gamma/g^2 * p_j [p_j > tau*g^2]`` per cell that shows j.
+In it ``p = A n``, n counts the cells that the other mosaics give to each image, and
+``A = (1-omega)*I + omega*m*D/sum(D)``, where D says how far apart the most salient windows of two images lie. The
+labels begin at random and are found one mosaic after the other, ``niter`` times. From the second time on there are
+halves, of the three images that a mosaic shows most. Before the last time, mosaics of the same several images are
 pushed apart (``set_resolve``). ``y'`` is the mean over cells; ``loss = CE(mosaics, y') + clean_lam*CE(x, y)``.
 
 Published defaults: alpha = 2, beta = 0.32, gamma = 1, tau = 0.83, eta = 0.05, omega = 0.001, 4 x 4 cells, parts of 20,
 4 iterations, clean_lam = 1 (CIFAR and Tiny-ImageNet). The reference code for ImageNet has parts of 16, 3 iterations and
-windows that do not overlap, ``stride=8``, and does not hand alpha on: it draws from Dirichlet(1), ``alpha=1``.
+windows that do not overlap, ``stride=8``. It does not hand alpha on, so it draws from Dirichlet(1), ``alpha=1``.
 
-Sampling law: ``comixup@kim-2021.2``: one Dirichlet draw per part, uniform random first labels; parts are consecutive
-images of the batch, the last one shorter where m does not divide the batch. (``comixup@kim-2021`` swept once, and
-stayed in fragments where the saliency is flat.)
+Sampling law: ``comixup@kim-2021.2``: There is one Dirichlet draw per part, and the first labels are uniformly random.
+Parts are consecutive images of the batch. The last part is shorter where m does not divide the batch. (The first
+version of this law, ``comixup@kim-2021``, swept once and stayed in fragments where the saliency is flat.)
 
-Cost: a forward and a backward pass of the clean batch, which are learned from: BatchNorm sees both batches.
+Cost: A step takes a forward and a backward pass of the clean batch besides. The model learns from them, so BatchNorm
+sees both batches.
 
-Deviations: labels of a mosaic by row and column sweeps instead of alpha-beta swaps, all parts at once; from the second
-time on also from the one label that is best for all cells, and the labels of less energy are taken: on 384 mosaics of
-flat saliency the labels are those of the swaps on 46 percent, of less energy on 38 and of more on 16. With the hard
-threshold the reference code sums the distances to those images that are above it, because of a bracket; here an image
-that is above it counts with all of them: over a batch two thirds of the cells differ. No early stop, which skipped
-pushing equal mosaics apart. ``sum(D) = 0`` counts as no distance. An image without any gradient has saliency
-everywhere. The clean loss has the weight ``clean_lam`` beside the mixed one, as in the reference code for ImageNet (for
-CIFAR: 2/K beside a binary loss averaged over K).
+Deviations: The labels of a mosaic are found by row and column sweeps instead of alpha-beta swaps, for all parts at
+once. From the second time on the sweeps also start from the one label that is best for all cells, and the labels of
+less energy are taken. On 384 mosaics of flat saliency the labels are those of the swaps on 46 percent, of less energy
+on 38 and of more on 16. With the hard threshold the reference code sums the distances to those images that are above
+it, because of a bracket. Here an image that is above it counts with all of them. Because of this, two thirds of the
+cells of a batch differ. There is no early stop, which skipped pushing equal mosaics apart. ``sum(D) = 0`` counts as no
+distance. An image without any gradient has saliency everywhere. The clean loss has the weight ``clean_lam`` beside the
+mixed loss, as in the reference code for ImageNet (for CIFAR: 2/K beside a binary loss averaged over K).
 
 Kind: input.
 """
@@ -52,13 +55,15 @@ MEMBER = 0.25  # of the price of a boundary, between a half and one of its image
 
 
 class CoMixup(Mixer):
-    """Mosaics that together keep what is salient in a part of the batch, and differ from each other.
+    """Make mosaics that together keep what is salient in a part of the batch, and that differ from each other.
 
-    ``alpha`` > 0: Dirichlet parameter. ``part``: images that are mixed together. ``block_num``: cells a side, None for
-    one of 2, 4, 8, 16 per batch. ``beta``, ``gamma``, ``eta`` >= 0: smoothness, diversity, prior. ``thres``: share of a
-    mosaic from which an image counts as used too often, ``thres_type``: "hard" or "soft". ``omega`` in [0, 1]:
-    compatibility, ``stride``: of its windows. ``set_resolve``: push equal mosaics apart. ``niter``: rounds.
-    ``clean_lam`` >= 0: weight of the clean loss; without it the saliency is that of the model in evaluation mode.
+    ``alpha`` is the Dirichlet parameter and must be above 0. ``part`` is the number of images that are mixed together.
+    ``block_num`` is the number of cells a side. If it is None, one of 2, 4, 8, 16 is drawn per batch. ``beta``,
+    ``gamma`` and ``eta`` must be at least 0. They weigh the smoothness, the diversity and the prior. ``thres`` is the
+    share of a mosaic from which an image counts as used too often, and ``thres_type`` is "hard" or "soft". ``omega``,
+    in [0, 1], weighs the compatibility, and ``stride`` is the step of its windows. ``set_resolve`` pushes equal mosaics
+    apart. ``niter`` is the number of rounds. ``clean_lam`` is the weight of the clean loss and must be at least 0. If
+    it is 0, the saliency is that of the model in evaluation mode.
     """
 
     pairs = False

@@ -10,10 +10,10 @@ from .base import Criterion, Mixer, Needs, Out, Plan
 
 
 class Switch(Mixer):
-    """One of several mixers per step, drawn with ``rng``: the same one on every rank and micro-batch of an update.
+    """Draw one of several mixers per step with ``rng``: the same one on every rank and micro-batch of an update.
 
-    ``mixers``: the members; ``probs``: their probabilities, uniform when None. The drawn member performs the
-    whole step, so any mixer can be a member.
+    ``mixers`` lists the members. ``probs`` lists their probabilities. If it is None, they are uniform. The drawn member
+    performs the whole step, so any mixer can be a member.
     """
 
     def __init__(self, mixers: list[Mixer], probs: list[float] | None = None):

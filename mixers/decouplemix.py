@@ -2,25 +2,25 @@
 
 https://arxiv.org/abs/2203.10761, code in OpenMixup https://github.com/Westlake-AI/openmixup
 
-Formula: in a sample mixed of classes a and b the partner's class leaves the denominator of the softmax,
-``p(a without b) = exp z_a / sum over c != b of exp z_c``, so that both classes can be certain at once:
-``loss = loss of the base mixer - eta * (lam^power * log p(a without b) + (1-lam)^power * log p(b without a))``.
-Samples of one class, or of one image (lam 0 or 1), have the base's loss alone.
+Formula: A sample is mixed of classes a and b. The partner's class leaves the denominator of the softmax,
+``p(a without b) = exp z_a / sum over c != b of exp z_c``, so that both classes can be certain at once: ``loss = loss of
+the base mixer - eta * (lam^power * log p(a without b) + (1-lam)^power * log p(b without a))``. Samples of one class, or
+of one image (lam 0 or 1), have the base's loss alone.
 
-Published defaults: eta = 0.1, both terms alike (power = 0). OpenMixup's ImageNet configurations weight the terms by
-their shares, power = 1, over Mixup with alpha = 1, which is what ``decouplemix`` puts it over.
+Published defaults: eta = 0.1, and both terms weigh alike (power = 0). OpenMixup's ImageNet configurations weight the
+terms by their shares, power = 1, over Mixup with alpha = 1. ``decouplemix`` puts it over the same Mixup.
 
 For binary cross entropy the paper lifts the targets instead: a share t becomes ``min(1, (t/two_hot)^xi)``, so that both
-classes count as present. ``DecoupleMix(base, eta=0, two_hot=0.8)`` is that, xi = 1.
+classes count as present. ``DecoupleMix(base, eta=0, two_hot=0.8)`` is that, with xi = 1.
 
-Sampling law: ``decouplemix@liu-2023``: that of the base; nothing else is drawn.
+Sampling law: ``decouplemix@liu-2023``: The law is that of the base. Nothing else is drawn.
 
-Cost: two logsumexp per sample.
+Cost: A step takes two logsumexp per sample besides.
 
-Deviations: a and b are the largest entries of the two unmixed targets, and lam, one per sample, is read off the mixed
-target, so that label smoothing, and any mixer that plans ``index``, is right. OpenMixup orders eta by the class numbers
+Deviations: a and b are the largest entries of the two unmixed targets. lam, one per sample, is read off the mixed
+target. So label smoothing is right, and so is any mixer that plans ``index``. OpenMixup orders eta by the class numbers
 of the first sample, decouples a smoothed target into ones, and leaves out lam = 0.5 and shares of at most 0.001. Where
-both samples are of one class, its two-hot target is the sum of both lifted shares, up to 1.25; here it is at most 1.
+both samples are of one class, its two-hot target is the sum of both lifted shares, up to 1.25. Here it is at most 1.
 
 Kind: label.
 """
@@ -39,10 +39,12 @@ from .registry import build
 
 
 class DecoupleMix(Mixer):
-    """A mixer with the decoupled regulariser: ``base`` performs the step, its plan must name each partner, ``index``.
+    """Add the decoupled regulariser to a mixer.
 
-    ``eta`` >= 0 weights the regulariser; ``power`` >= 0 of the share weights its terms; ``two_hot`` in (0, 1], with the
-    exponent ``xi`` > 0, lifts the targets for a binary cross entropy, None leaves them.
+    ``base`` performs the step. Its plan must name each partner, as ``index``. ``eta`` weights the regulariser and must
+    be at least 0. ``power``, at least 0, is the power of the share that weights its terms. ``two_hot``, in (0, 1],
+    lifts the targets for a binary cross entropy, with the exponent ``xi`` above 0. If it is None, the targets stay as
+    they are.
     """
 
     def __init__(
@@ -136,7 +138,10 @@ class DecoupleMix(Mixer):
 def decouplemix(
     base: Mixer | None = None, eta: float = 0.1, power: float = 0.0, two_hot: float | None = None, xi: float = 1.0
 ) -> DecoupleMix:
-    """The regulariser over ``base``, or over Mixup with alpha = 1, as in OpenMixup's ImageNet configurations."""
+    """Put the regulariser over ``base``.
+
+    If ``base`` is None, it is Mixup with alpha = 1, as in OpenMixup's ImageNet configurations.
+    """
     return DecoupleMix(build("mixup", alpha=1.0) if base is None else base, eta, power, two_hot, xi)
 
 

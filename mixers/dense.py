@@ -1,10 +1,10 @@
 """Mixing more than class labels: what lies on the pixels of an image follows them by the plan of a mixer.
 
-``mix_like`` mixes label maps, heatmaps or frames, ``mix_boxes`` the boxes of objects. Both take plans that blend two
-images of a batch in place, with ``index`` and ``mask``: those of Mixup, CutMix, FMix, GridMix, SmoothMix, SaliencyMix,
-of methods that look at the model and plan no more than this, and of a ``Switch`` of such. Plans that move or shrink
-pixels or mix features are refused. ResizeMix shrinks by nearest neighbours, so its ``mixer.mix(maps, y, **plan)`` is
-right for float maps ``(B, K, H, W)`` of the images' size, one-hot ones included.
+``mix_like`` mixes label maps, heatmaps or frames. ``mix_boxes`` mixes the boxes of objects. Both take plans that blend
+two images of a batch in place, with ``index`` and ``mask``. These are the plans of Mixup, CutMix, FMix, GridMix,
+SmoothMix, SaliencyMix, of methods that look at the model and plan no more than this, and of a ``Switch`` of such
+methods. Plans that move or shrink pixels or mix features are refused. ResizeMix shrinks by nearest neighbours, so its
+``mixer.mix(maps, y, **plan)`` is right for float maps ``(B, K, H, W)`` of the images' size, one-hot ones included.
 
 Targets that are numbers per image, for a regression, need nothing of this file: ``mix`` blends any float ``(B, K)``.
 """
@@ -36,11 +36,12 @@ class Boxes(NamedTuple):
 
 
 def mix_like(plan: Plan, maps: Tensor) -> Tensor:
-    """Mix ``maps`` ``(B, ..., h, w)`` as the images were: each pixel comes from where the image's pixel came from.
+    """Mix ``maps`` ``(B, ..., h, w)`` as the images were mixed, pixel by pixel.
 
-    Class numbers ``(B, h, w)``, one-hot maps or heatmaps ``(B, K, h, w)``, frames ``(B, T, C, h, w)``. Their size is
-    that of the images, or another one of the same proportions: the mask is then read at the nearest pixel. Float maps
-    are blended, ``mask*maps + (1-mask)*maps[index]``; integers and booleans are taken from one image or the other.
+    Each pixel comes from where the image's pixel came from. The maps are class numbers ``(B, h, w)``, one-hot maps or
+    heatmaps ``(B, K, h, w)``, or frames ``(B, T, C, h, w)``. Their size is that of the images, or another one of the
+    same proportions. For another size the mask is read at the nearest pixel. Float maps are blended,
+    ``mask*maps + (1-mask)*maps[index]``. Integers and booleans are taken from one image or the other.
 
     Raises ``ValueError`` for integers under a mask that blends (make them one-hot floats), for a shape that does not
     lie on the pixels (coordinates of keypoints do not), and for a plan that is more than ``index`` and ``mask``. For
@@ -67,13 +68,14 @@ def mix_like(plan: Plan, maps: Tensor) -> Tensor:
 
 
 def mix_boxes(plan: Plan, boxes: Sequence[Tensor], labels: Sequence[Tensor], least: float = 0.1) -> list[Boxes]:
-    """The objects of each mixed image: those of the image itself, then those of its partner, as far as they show.
+    """Return the objects of each mixed image, as far as they show: those of the image itself, then those of its
+    partner.
 
-    ``boxes``: for each image ``(n, 4)`` left, top, right, bottom in its pixels, on the device of the plan; ``labels``:
-    for each image ``(n, ...)``. A box is cut down to the smallest one around the pixels that show; ``least`` in
-    (0, 1]: an object of whose box a smaller share shows is left out. Under one lambda for all pixels (Mixup) a box
-    stays whole, whatever ``least`` is, and its share is the image's. Raises ``ValueError`` as ``mix_like`` does for a
-    plan. The plan's index is read, which waits for the device.
+    ``boxes`` has, for each image, ``(n, 4)``: left, top, right, bottom in its pixels, on the device of the plan.
+    ``labels`` has, for each image, ``(n, ...)``. A box is cut down to the smallest one around the pixels that show.
+    ``least``, in (0, 1], leaves out an object if a smaller share of its box shows. Under one lambda for all pixels
+    (Mixup) a box stays whole, whatever ``least`` is, and its share is the image's. Raises ``ValueError`` as
+    ``mix_like`` does for a plan. The plan's index is read, which waits for the device.
     """
     ops.check_between("least", least, 1e-6, 1.0)
     parts = in_place(plan)

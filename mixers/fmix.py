@@ -2,23 +2,23 @@
 
 https://arxiv.org/abs/2002.12047, reference code https://github.com/ecs-vlc/FMix
 
-Formula: ``lam ~ Beta(alpha, alpha)``; a random grey image whose Fourier amplitudes fall with the frequency f as
-``1/max(f, 1/max(H, W))^decay_power``; its brightest ``k`` pixels, ``k = lam*H*W``, are the mask;
+Formula: ``lam ~ Beta(alpha, alpha)``. A random grey image is made whose Fourier amplitudes fall with the frequency f as
+``1/max(f, 1/max(H, W))^decay_power``. The mask is 1 in the brightest ``k`` pixels of this image, with ``k = lam*H*W``.
 ``x' = mask*x + (1-mask)*x[index]``, ``y' = k/(H*W)*y + (1 - k/(H*W))*y[index]``.
 
 Published defaults: alpha = 1, decay_power = 3, max_soft = 0 (paper, section 4 and appendix).
 
-Sampling law: ``fmix@harris-2020``: one mask for the whole batch; k is lam*H*W rounded up or down with equal odds.
-The published code takes the random numbers of the spectrum's first two rows for its real and imaginary part, so
-that what is transformed has W/2+1 rows and two columns: across the image only the frequencies 0 and 1 occur, with
-0.12 and 0.88 of the energy at 64 x 64. ``isotropic=True`` is the spectrum of the paper, with 0.30, 0.67 and 0.03 in
-the frequencies 0, 1 and 2. The partner is a uniformly random permutation of the batch, fixed points
-allowed.
+Sampling law: ``fmix@harris-2020``: One mask is drawn for the whole batch. k is lam*H*W rounded up or down with equal
+odds. The published code takes the random numbers of the spectrum's first two rows as its real and its imaginary part.
+So the spectrum that it transforms has W/2+1 rows and two columns. Across the image only the frequencies 0 and 1 occur,
+with 0.12 and 0.88 of the energy at 64 x 64. ``isotropic=True`` is the spectrum of the paper, which has 0.30, 0.67 and
+0.03 of the energy in the frequencies 0, 1 and 2. The partners are a uniformly random permutation of the batch. Fixed
+points are allowed: an image may be its own partner.
 
-Deviations: the label share is the mask's mean, which is within 1/(H*W) of the published lam; the mask has the size of
-the batch's images; for an odd width the published code transforms one more row of the spectrum, which changes one pixel
-in 100,000. OpenMixup redraws the partners up to ten times until no image is its own, since March 2025 (commit 9fc838b);
-its tables are older, and made with plain permutations, as here.
+Deviations: The label share is the mean of the mask, which is within 1/(H*W) of the published lam. The mask has the size
+of the batch's images. For an odd width the published code transforms one more row of the spectrum, which changes one
+pixel in 100,000. Since March 2025 (commit 9fc838b) OpenMixup redraws the partners up to ten times, until no image is
+its own partner. Its tables are older. They were made with plain permutations, as here.
 
 Kind: input.
 """
@@ -35,12 +35,13 @@ from .base import Mixer, Plan
 
 
 class FMix(Mixer):
-    """Mix by a random binary mask of few smooth blobs, the same for the whole batch.
+    """Mix by a random binary mask of a few smooth blobs. The whole batch has the same mask.
 
-    ``alpha`` > 0 is the Beta parameter, ``decay_power`` >= 0 how fast amplitudes fall. ``max_soft`` in [0, 0.5]: a
-    linear ramp over that share of the pixels, in order of brightness, on either side of the threshold.
-    ``reformulate``: lam ~ Beta(alpha+1, alpha) and the sample's own label, the equivalent by Huszar that the paper's
-    code offers. ``isotropic``: the spectrum of the paper instead of the published code's.
+    ``alpha`` is the Beta parameter and must be above 0. ``decay_power`` says how fast the amplitudes fall and must be
+    at least 0. ``max_soft``, in [0, 0.5], replaces the sharp edge by a linear ramp. The ramp covers that share of the
+    pixels, in order of brightness, on either side of the threshold. ``reformulate`` draws lam from Beta(alpha+1, alpha)
+    and keeps the sample's own label. This is an equivalent by Huszar, which the paper's code offers. ``isotropic``
+    takes the spectrum of the paper instead of that of the published code.
     """
 
     def __init__(

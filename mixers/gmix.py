@@ -1,27 +1,28 @@
-"""A Unified Analysis of Mixed Sample Data Augmentation: A Loss Function Perspective. Park, Yun, Chun. NeurIPS 2022.
+"""GMix. A Unified Analysis of Mixed Sample Data Augmentation: A Loss Function Perspective. Park, Yun, Chun.
+NeurIPS 2022.
 
 https://arxiv.org/abs/2208.09913, reference code https://github.com/naver-ai/hmix-gmix
 
-GMix is the paper's CutMix by a Gaussian in place of a box; its other method is HMix.
+GMix is the paper's CutMix by a Gaussian in place of a box. The paper's other method is HMix.
 
-Formula: ``lam ~ Beta(alpha, alpha)``, ``s = min(lam, 1-lam)`` and ``G(i, j) = exp(-pi*((i-r)^2 + (j-c)^2) / (s*H*W))``
-with a uniform centre (r, c) on the pixel grid: on an endless image it would cover the share s. The image with the
-smaller share shows inside it: the mask, 1 where the sample itself stays, is G where ``lam < 0.5``, else ``1 - G``;
-``x' = mask*x + (1-mask)*x[index]``, and the label share of the sample itself is the mask's mean.
+Formula: ``lam ~ Beta(alpha, alpha)``, ``s = min(lam, 1-lam)`` and ``G(i, j) = exp(-pi*((i-r)^2 + (j-c)^2) / (s*H*W))``.
+The centre (r, c) is uniform on the pixel grid. On an endless image G would cover the share s. The image with the
+smaller share shows inside G. The mask is 1 where the sample itself stays: it is G where ``lam < 0.5``, else ``1 - G``.
+``x' = mask*x + (1-mask)*x[index]``. The label share of the sample itself is the mask's mean.
 
 Published defaults: alpha = 1 (reference code, as of timm's Mixup).
 
-Sampling law: ``gmix@park-2022``: one lambda and one Gaussian for the whole batch; what lies beyond the border is lost,
-so the smaller share is smaller than it was drawn, 0.17 in the mean in place of 0.25 at alpha = 1; the partner is a
-uniformly random permutation of the batch, fixed points allowed.
+Sampling law: ``gmix@park-2022``: One lambda and one Gaussian are drawn for the whole batch. What lies beyond the border
+is lost, so the smaller share is smaller than it was drawn. At alpha = 1 it is 0.17 in the mean in place of 0.25. The
+partners are a uniformly random permutation of the batch. Fixed points are allowed: an image may be its own partner.
 
-Cost: that of CutMix.
+Cost: The cost is that of CutMix.
 
-Deviations: the reference code takes the height for both sides, so that it takes square images only; here ``H*W`` stands
-in place of its ``H*H``, which keeps the Gaussian a circle in pixels. A share of exactly 0 leaves the other image as it
-is; there 0 gives no number at the centre. It pairs a batch with its reverse, which needs an even batch, and has a
-probability of mixing, 1 by default, and a switch to Mixup; here ``Switch`` does both. Of the paper only the abstract
-and captions were read for this file; the formula is that of the code.
+Deviations: The reference code takes the height for both sides, so it takes square images only. Here ``H*W`` stands in
+place of its ``H*H``, which keeps the Gaussian a circle in pixels. A share of exactly 0 leaves the other image as it is.
+In the reference code 0 gives no number at the centre. The reference code pairs a batch with its reverse, which needs an
+even batch. It has a probability of mixing, 1 by default, and a switch to Mixup. Here ``Switch`` does both. Only the
+abstract and captions of the paper were read for this file. The formula is that of the code.
 
 Kind: input.
 """
@@ -38,9 +39,9 @@ from .base import Mixer, Plan
 
 
 class GMix(Mixer):
-    """Show the image with the smaller share inside one Gaussian blob, the same for the whole batch.
+    """Show the image with the smaller share inside one Gaussian blob. The whole batch has the same blob.
 
-    ``alpha`` > 0 is the Beta parameter.
+    ``alpha`` is the Beta parameter and must be above 0.
     """
 
     def __init__(self, alpha: float = 1.0):

@@ -2,26 +2,28 @@
 
 https://arxiv.org/abs/2112.08796; no code was published.
 
-Formula: S is where the network looks in an image, on a grid of cells, scaled to a largest value of 1. Cells with
-``softmax(S/temperature) >= sigma * mean`` may be grafted; each of them is with probability ``p ~ Beta(alpha, alpha)``.
-M is 1 in those of x that were; they are pasted on ``x[index]``: ``x' = M*x + (1-M)*x[index]``. The label goes by the
-share of its saliency that each image shows, ``I(S, M) = ||S*M|| / ||S||``:
-``lam = I(S, M) / (I(S, M) + I(S[index], 1-M))``. It is not the share of the pixels.
+Formula: S says where the network looks in an image, on a grid of cells. It is scaled to a largest value of 1. Cells
+with ``softmax(S/temperature) >= sigma * mean`` may be grafted. Each of these cells is grafted with the probability
+``p ~ Beta(alpha, alpha)``. M is 1 in the cells of x that were grafted. They are pasted on ``x[index]``:
+``x' = M*x + (1-M)*x[index]``. The label goes by the share of its saliency that each image shows,
+``I(S, M) = ||S*M|| / ||S||``: ``lam = I(S, M) / (I(S, M) + I(S[index], 1-M))``. It is not the share of the pixels.
 
-Published defaults: alpha = 1 (tables of OpenMixup). See below for the others.
+Published defaults: alpha = 1 (tables of OpenMixup). For the other arguments see the deviations.
 
-Sampling law: ``grafting@mixup-recipes-1``: one p for the whole batch, then every cell of every sample by itself; the
-partner is a uniformly random permutation of the batch, fixed points allowed.
+Sampling law: ``grafting@mixup-recipes-1``: One p is drawn for the whole batch. Then every cell of every sample is drawn
+by itself. The partners are a uniformly random permutation of the batch. Fixed points are allowed: an image may be its
+own partner.
 
-Cost: one forward without gradient (``source="activation"``), 1.33 plain steps; one forward and the backward pass to the
-image (``source="gradient"``), 1.67.
+Cost: ``source="activation"`` takes one more forward, without gradient. A step then costs 1.33 plain steps.
+``source="gradient"`` takes one more forward and the backward pass to the image. A step then costs 1.67 plain steps.
 
-Deviations: this is a reconstruction. The paper's abstract and its surveys say that the saliency is scaled by a
-temperature and thresholded, that a Bernoulli draw picks among what is left, and that labels are mixed by saliency.
-Ours, for want of a source, and arguments therefore: the temperature 0.2, a threshold of one mean, the norm of the
-label's share (2), untempered S in it, and the grid, which is that of the network's last feature. Activation saliency is
-the mean over channels of the absolute last feature, gradient saliency the root mean square over channels of the loss's
-gradient, mean over a cell; both in evaluation mode. A map without any saliency counts as even.
+Deviations: This is a reconstruction. The paper's abstract and its surveys say that the saliency is scaled by a
+temperature and thresholded, that a Bernoulli draw picks among what is left, and that labels are mixed by saliency. No
+source has the rest, so these choices are ours, and they are arguments: the temperature 0.2, a threshold of one mean,
+the norm of the label's share (2), untempered S in it, and the grid, which is that of the network's last feature.
+Activation saliency is the mean over channels of the absolute last feature. Gradient saliency is the root mean square
+over channels of the loss's gradient, as the mean over a cell. Both are taken in evaluation mode. A map without any
+saliency counts as even.
 
 Kind: input, label.
 """
@@ -39,11 +41,12 @@ from .base import Criterion, Mixer, Plan
 
 
 class Grafting(Mixer):
-    """Paste a random part of what is salient on the partner; labels by the saliency that shows.
+    """Paste a random part of what is salient on the partner. The labels go by the saliency that shows.
 
-    ``alpha`` > 0 is the Beta parameter of the share grafted. ``temperature`` > 0 and ``sigma`` >= 0, a multiple of the
-    mean, decide what may be. ``grid``: cells per side, None: as the last feature. ``label_norm``: 1 or 2.
-    ``source``: "activation" or "gradient".
+    ``alpha`` is the Beta parameter of the share that is grafted and must be above 0. ``temperature`` (above 0) and
+    ``sigma`` (at least 0, a multiple of the mean) decide which cells may be grafted. ``grid`` is the number of cells
+    per side. If it is None, the grid is that of the last feature. ``label_norm`` is 1 or 2. ``source`` is "activation"
+    or "gradient".
     """
 
     def __init__(

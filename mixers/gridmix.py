@@ -1,25 +1,27 @@
 """GridMixup: mixing by a grid of holes. Dobrynin. 2020, code only, https://github.com/IlyaDobrynin/GridMixup
 
-OpenMixup's tables call it GridMix. GridMix: Strong regularization through local context mapping, Baek et al. Pattern
-Recognition 2021, https://www.sciencedirect.com/science/article/pii/S0031320320303976, is another method, with a loss
-per grid cell, and has no public code.
+OpenMixup's tables call it GridMix. There is another method of that name: GridMix: Strong regularization through local
+context mapping, Baek et al. Pattern Recognition 2021,
+https://www.sciencedirect.com/science/article/pii/S0031320320303976. That method has a loss for each grid cell and has
+no public code.
 
-Formula: a crop with random area, shape and place is cut into ``n`` patches across and as many of its height as
-fit; the upper left ``sqrt(1-lam0)`` of each side of every patch is a hole in which ``x[index]`` shows,
-``lam0 ~ Beta(alpha, alpha)``; ``lam = 1 - (pixels in holes)/(H*W)``.
+Formula: A crop with a random area, shape and place is cut into ``n`` patches across, and into as many patches of its
+height as fit. Every patch has a hole in its upper left corner. The hole covers ``sqrt(1-lam0)`` of each side of the
+patch, with ``lam0 ~ Beta(alpha, alpha)``, and shows ``x[index]``. ``lam = 1 - (pixels in holes)/(H*W)``.
 
-Published defaults: alpha = 0.2 in OpenMixup's tables, n in 2 to 6, square patches, area of the crop 0.5 to 1 of the
-image, height over width of the crop 0.5 to 2.
+Published defaults: alpha = 0.2 in OpenMixup's tables. n is 2 to 6, and patches are square. The area of the crop is 0.5
+to 1 of the image, and its height over its width is 0.5 to 2.
 
-Sampling law: ``gridmix@gridmixup-2020``: one grid for the whole batch; a hole is at least one pixel and leaves at
-least one pixel of its patch; the crop may be larger than the image, and then starts at a negative pixel, from
-which python's slices count backwards: what of a hole lies before the border comes back at the far side or
-vanishes. That happens in 56 % of the draws at 224 x 224; there E[lam] = 0.69 at alpha = 0.2. The
-partner is a uniformly random permutation of the batch, fixed points allowed.
+Sampling law: ``gridmix@gridmixup-2020``: One grid is drawn for the whole batch. A hole has at least one pixel and
+leaves at least one pixel of its patch. The crop may be larger than the image. Then it starts at a negative pixel, and
+python's slices count such a pixel backwards from the end. The part of a hole that lies before the border therefore
+comes back at the far side or vanishes. This happens in 56 % of the draws at 224 x 224. There E[lam] = 0.69 at alpha =
+0.2. The partners are a uniformly random permutation of the batch. Fixed points are allowed: an image may be its own
+partner.
 
-Deviations: OpenMixup takes square images only, draws the holes' aspect from a range and refuses images narrower than
-2n, here it is one number and any size works; a patch of one pixel has no hole. With ``clip=True`` the crop is cut to
-the image instead, and E[lam] is 0.66.
+Deviations: OpenMixup takes square images only. It draws the aspect of the holes from a range, and it refuses images
+narrower than 2n. Here the aspect is one number, and images of any size work. A patch of one pixel has no hole. With
+``clip=True`` the crop is cut to the image, and then E[lam] is 0.66.
 
 Kind: input.
 """
@@ -36,11 +38,12 @@ from .base import Mixer, Plan
 
 
 class GridMix(Mixer):
-    """Show the partner through a grid of holes, the same for the whole batch.
+    """Show the partner through a grid of holes. The whole batch has the same grid.
 
-    ``alpha`` > 0 is the Beta parameter. ``n_holes``: least and most holes across the crop. ``hole_aspect_ratio``:
-    height over width of a patch. ``cut_area_ratio``, ``cut_aspect_ratio``: range of the crop's share of the image
-    and of its height over width. ``clip``: keep the crop inside the image, against the published law.
+    ``alpha`` is the Beta parameter and must be above 0. ``n_holes`` gives the least and the largest number of holes
+    across the crop. ``hole_aspect_ratio`` is the height over the width of a patch. ``cut_area_ratio`` is the range of
+    the crop's share of the image, and ``cut_aspect_ratio`` is the range of its height over its width. ``clip`` keeps
+    the crop inside the image, which is not the published law.
     """
 
     def __init__(

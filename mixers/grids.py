@@ -1,9 +1,9 @@
 """Images as grids of cells: their saliency, one label per cell, images put together from cells.
 
-Labels minimise a sum of costs per cell and per pair of neighbours: what a graph cut does image by image on the CPU,
-here a batch at a time on the device, without a loop over samples and, but on a CPU, without reading a value. B grids of
-h x w cells, L labels. ``down`` (B, h-1, w) weighs a cell and the one below it, ``right`` (B, h, w-1) a cell and the one
-on its right.
+Labels minimise a sum of costs per cell and per pair of neighbours. A graph cut does this image by image on the CPU.
+Here it is done a batch at a time on the device, without a loop over samples and, but on a CPU, without reading a value.
+There are B grids of h x w cells and L labels. ``down`` (B, h-1, w) weighs a cell and the one below it, ``right`` (B, h,
+w-1) a cell and the one on its right.
 """
 
 import functools

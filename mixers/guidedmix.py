@@ -2,27 +2,29 @@
 
 https://arxiv.org/abs/2306.16612, reference code https://github.com/3neutronstar/GuidedMixup
 
-Formula: s is the saliency of an image, smoothed by a Gaussian of 7 x 7 pixels and standard deviation 3, of sum 1. Mix
-pixel by pixel, ``m = s / (s + s[index])``, ``x' = m*x + (1-m)*x[index]``, ``lam = mean of m`` for each sample. Partners
-are images whose saliency is apart: greedily, the two farthest (Euclidean distance of s) come first, then always the one
-farthest from the last, of those left; each is the partner of the one before it, and the first of the last.
+Formula: s is the saliency of an image. It is smoothed by a Gaussian of 7 x 7 pixels and standard deviation 3, and it
+sums to 1. Images are mixed pixel by pixel, ``m = s / (s + s[index])``, ``x' = m*x + (1-m)*x[index]``.
+``lam = mean of m`` for each sample. Partners are images whose saliency is apart. They are found greedily. The two
+farthest images (Euclidean distance of s) come first. After that, the image that is farthest from the last one, of those
+left, always comes next. Each image is the partner of the one before it, and the first is the partner of the last.
 
-Published defaults: half of the batches with spectral residual (GuidedMixup-SR), 0.8 of them with gradients
-(GuidedMixup-AP); the others are not mixed (``guidedmix``; this class mixes every batch).
+Published defaults: Half of the batches are mixed with spectral residual (GuidedMixup-SR), 0.8 of them with gradients
+(GuidedMixup-AP). The others are not mixed. ``guidedmix`` does this; this class mixes every batch.
 
-Sampling law: ``guidedmix@kang-2023.2``: nothing is drawn; a plan follows from the images (and the model).
-(``guidedmix@kang-2023`` squared the spectral saliency and smoothed it once.)
+Sampling law: ``guidedmix@kang-2023.2``: Nothing is drawn. A plan follows from the images (and the model). (The first
+version of this law, ``guidedmix@kang-2023``, squared the spectral saliency and smoothed it once.)
 
-Cost: "spectral" no pass; "gradient" one forward and the backward pass to the image, 1.67 plain steps.
+Cost: "spectral" takes no pass. "gradient" takes one more forward and the backward pass to the image, which makes 1.67
+plain steps.
 
-Spectral residual (Hou and Zhang. Saliency Detection: A Spectral Residual Approach. CVPR 2007): of the grey image, no
-side above 128 pixels, the amplitude of each frequency is divided by the geometric mean of the 3 x 3 around it; saliency
-is the magnitude of the image that comes back, smoothed by the same Gaussian before it is resized.
+Spectral residual (Hou and Zhang. Saliency Detection: A Spectral Residual Approach. CVPR 2007): The grey image is taken
+with no side above 128 pixels. The amplitude of each frequency is divided by the geometric mean of the 3 x 3 around it.
+Saliency is the magnitude of the image that comes back. It is smoothed by the same Gaussian before it is resized.
 
-Deviations: pairs are searched on the device, in B short steps, and nothing is read back. The authors' main script asks
-for a search ("greedy_c") that its code does not know, so that it pairs by a random permutation; the paper and their
-code for fine-grained sets search (OpenMixup's search comes after the images were paired at random, and has no effect).
-Saliency is looked at in evaluation mode (reference code: in training mode) and leaves no gradient. Grey is the luma of
+Deviations: Pairs are searched on the device, in B short steps, and nothing is read back. The authors' main script asks
+for a search ("greedy_c") that its code does not know, so it pairs by a random permutation. The paper and their code for
+fine-grained sets search. (OpenMixup's search comes after the images were paired at random, and has no effect.) The
+saliency is computed in evaluation mode (reference code: in training mode) and leaves no gradient. Grey is the luma of
 the normalised channels, with 0.299 parts of red (reference code: 0.2989, by which masks differ by up to 0.013). A pixel
 where neither image is salient is half of each (reference code: not a number). An image without contrast, or without
 gradient, is salient everywhere.
@@ -53,7 +55,7 @@ CONTRAST = 1e-3  # in standard deviations of the dataset; a step of 8 bits is 0.
 class GuidedMix(Mixer):
     """Mix each pixel by the saliency of both images, with a partner whose saliency lies elsewhere.
 
-    ``source``: "spectral", from the image alone, or "gradient", of the loss.
+    ``source`` is "spectral", which needs the image alone, or "gradient", which takes the gradient of the loss.
     """
 
     def __init__(self, source: str = "spectral"):
@@ -88,9 +90,9 @@ class GuidedMix(Mixer):
 
 
 def guidedmix(source: str = "spectral", share: float | None = None) -> Switch:
-    """The published method: ``share`` of the batches mixed by saliency, the others as they are.
+    """Make the published method: it mixes ``share`` of the batches by saliency and leaves the others as they are.
 
-    None: half with "spectral" saliency, 0.8 with that of the "gradient".
+    If ``share`` is None, it is half with "spectral" saliency and 0.8 with that of the "gradient".
     """
     mixer = GuidedMix(source)
     share = {"spectral": 0.5, "gradient": 0.8}[source] if share is None else share

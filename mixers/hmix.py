@@ -1,27 +1,29 @@
-"""A Unified Analysis of Mixed Sample Data Augmentation: A Loss Function Perspective. Park, Yun, Chun. NeurIPS 2022.
+"""HMix. A Unified Analysis of Mixed Sample Data Augmentation: A Loss Function Perspective. Park, Yun, Chun.
+NeurIPS 2022.
 
 https://arxiv.org/abs/2208.09913, reference code https://github.com/naver-ai/hmix-gmix
 
-HMix is the paper's hybrid of Mixup and CutMix; its other method is GMix.
+HMix is the paper's hybrid of Mixup and CutMix. The paper's other method is GMix.
 
-Formula: ``lam ~ Beta(alpha, alpha)``; a box of height ``floor(H*sqrt(r*(1-lam)))`` and width
-``floor(W*sqrt(r*(1-lam)))`` with a uniform centre on the pixel grid, clipped at the border, is pasted from
-``x[index]``. Outside of it ``x' = m*x + (1-m)*x[index]`` with ``m = lam / (1 - area(box)/(H*W))``, so that the sample
-itself has the share lam of the pixels, whatever was clipped; ``y' = lam*y + (1-lam)*y[index]``. r = 0 is Mixup.
+Formula: ``lam ~ Beta(alpha, alpha)``. A box has the height ``floor(H*sqrt(r*(1-lam)))`` and the width
+``floor(W*sqrt(r*(1-lam)))``. Its centre is uniform on the pixel grid, and it is clipped at the border. The box is
+pasted from ``x[index]``. Outside of it ``x' = m*x + (1-m)*x[index]`` with ``m = lam / (1 - area(box)/(H*W))``. So the
+sample itself has the share lam of the pixels, whatever was clipped. ``y' = lam*y + (1-lam)*y[index]``. With r = 0 it is
+Mixup.
 
 Published defaults: alpha = 1 (reference code, as of timm's Mixup), r = 0.5 (the paper's examples and the authors'
-notebook). The reference code has r = 1 where nothing is said, and does not say which r made the published numbers.
+notebook). The reference code has r = 1 where nothing is said. It does not say which r made the published numbers.
 
-Sampling law: ``hmix@park-2022``: one lambda and one box for the whole batch; half sizes are rounded down, so a box that
-is not clipped has an even height and width; the partner is a uniformly random permutation of the batch, fixed points
-allowed.
+Sampling law: ``hmix@park-2022``: One lambda and one box are drawn for the whole batch. Half sizes are rounded down, so
+a box that is not clipped has an even height and width. The partners are a uniformly random permutation of the batch.
+Fixed points are allowed: an image may be its own partner.
 
-Cost: that of Mixup.
+Cost: The cost is that of Mixup.
 
-Deviations: the reference code pairs a batch with its reverse, which needs an even batch. It has a probability of
-mixing, 1 by default, and a switch to Mixup; here ``Switch`` does both. r = 1 is no CutMix, there or here:
-where the box was clipped, the label stays as it was drawn and the rest is blended. Of the paper only the abstract
-and captions were read for this file; the formula is that of the code.
+Deviations: The reference code pairs a batch with its reverse, which needs an even batch. It has a probability of
+mixing, 1 by default, and a switch to Mixup. Here ``Switch`` does both. With r = 1 it is not CutMix, there or here:
+where the box was clipped, the label stays as it was drawn and the rest is blended. Only the abstract and captions of
+the paper were read for this file. The formula is that of the code.
 
 Kind: input.
 """
@@ -35,9 +37,9 @@ from .base import Mixer, Plan
 
 
 class HMix(Mixer):
-    """Paste one box of the partner and blend what is around it, the same for the whole batch.
+    """Paste one box of the partner and blend what is around it. The whole batch has the same box.
 
-    ``alpha`` > 0 is the Beta parameter; ``r`` in [0, 1]: the box's part of the partner's share.
+    ``alpha`` is the Beta parameter and must be above 0. ``r``, in [0, 1], is the box's part of the partner's share.
     """
 
     def __init__(self, alpha: float = 1.0, r: float = 0.5):

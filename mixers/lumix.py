@@ -2,25 +2,25 @@
 
 https://arxiv.org/abs/2211.15846, no code was published: https://github.com/kevin-ssy/LUMix says that it is to come.
 
-Formula: images are mixed as by the base, which gives the sample itself the share ``lam0`` of the label. How much of
-each image is to be seen is not certain, so the share is perturbed: ``lam = (1-predicted-noise)*lam0 + predicted*lam_p +
-noise*lam_r``. ``lam_p = p_a / (p_a + p_b)`` is what the model says, p the softmax of its logits of the mixed image
-without gradient, a and b the classes of the sample and of its partner; ``lam_r ~ Beta(alpha, alpha)`` is drawn.
-``y' = lam*y + (1-lam)*y[index]``.
+Formula: The base mixes the images and gives the sample itself the share ``lam0`` of the label. How much of each image
+is to be seen is not certain, so the share is perturbed:
+``lam = (1-predicted-noise)*lam0 + predicted*lam_p + noise*lam_r``. ``lam_p = p_a / (p_a + p_b)`` is what the model
+says. p is the softmax of its logits of the mixed image without gradient. a and b are the classes of the sample and of
+its partner. ``lam_r ~ Beta(alpha, alpha)`` is drawn. ``y' = lam*y + (1-lam)*y[index]``.
 
-Published defaults: none that could be read; those here are ours, see Deviations.
+Published defaults: None could be read. The defaults here are ours, see the deviations.
 
-Sampling law: ``lumix@sun-2022``: ``lam_r``, one for the whole batch, then that of the base.
+Sampling law: ``lumix@sun-2022``: First ``lam_r`` is drawn, one for the whole batch. Then the law of the base follows.
 
-Cost: no extra pass; a softmax.
+Cost: There is no extra pass. A softmax is computed.
 
-Deviations: without code, and of the paper with the abstract alone, this is a reading of the method and no copy of it.
-The abstract has that the label is perturbed during training, at next to no cost, with any network; that a random part
-and the model's prediction do it is known at second hand. That they are shares of one sum, their weights, alpha, one
-``lam_r`` per batch, and CutMix in every batch as the base of ``lumix`` are ours: who wants to meet a number of the
-paper's compares these with its text first. So is that a share of 0 or 1 stays: where one image alone is to be seen, its
-label is certain. Of a smoothed or soft target ``p_a`` is the sum of p times the target. Where the model gives neither
-class any probability, ``lam_p`` is ``lam0``.
+Deviations: There is no code, and only the abstract of the paper was at hand. So this is a reading of the method and no
+copy of it. The abstract says that the label is perturbed during training, at next to no cost, with any network. It is
+known at second hand that a random part and the model's prediction do it. These choices are ours: that the two are
+shares of one sum, their weights, alpha, one ``lam_r`` per batch, and CutMix in every batch as the base of ``lumix``. If
+you want to meet a number of the paper, compare these choices with its text first. It is also our choice that a share of
+0 or 1 stays: where one image alone is to be seen, its label is certain. With a smoothed or soft target, ``p_a`` is the
+sum of p times the target. Where the model gives neither class any probability, ``lam_p`` is ``lam0``.
 
 Kind: input, label.
 """
@@ -39,11 +39,12 @@ from .registry import build
 
 
 class LUMix(Mixer):
-    """Mix like ``base``, which blends images by ``index`` and ``mask``, and perturb the share of the label.
+    """Mix like ``base`` and perturb the share of the label.
 
-    ``predicted``, ``noise`` in [0, 1], of sum at most 1: weights of what the model says and of what is drawn; ``alpha``
-    > 0: Beta parameter of the latter. Raises ``ValueError`` for a base that does more than blend images, in a step for
-    one that plans something else.
+    ``base`` blends images by ``index`` and ``mask``. ``predicted`` and ``noise`` are the weights of what the model says
+    and of what is drawn. Both are in [0, 1], and their sum is at most 1. ``alpha`` is the Beta parameter of what is
+    drawn and must be above 0. Raises ``ValueError`` for a base that does more than blend images. A step raises it for a
+    base that plans something else.
     """
 
     def __init__(self, base: Mixer, predicted: float = 0.4, noise: float = 0.1, alpha: float = 1.0):
@@ -112,5 +113,5 @@ def share(
 
 
 def lumix(base: Mixer | None = None, predicted: float = 0.4, noise: float = 0.1, alpha: float = 1.0) -> LUMix:
-    """Perturbed labels over ``base``, or over CutMix with alpha = 1."""
+    """Make perturbed labels over ``base``, or over CutMix with alpha = 1."""
     return LUMix(build("cutmix", alpha=1.0) if base is None else base, predicted, noise, alpha)

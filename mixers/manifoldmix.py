@@ -2,24 +2,25 @@
 
 https://arxiv.org/abs/1806.05236, reference code https://github.com/vikasverma1077/manifold_mixup
 
-Formula: a layer is drawn from {the input, after stage 1, after stage 2}; up to it the network sees the clean batch,
-``h' = lam*h + (1-lam)*h[index]`` replaces its output, and the rest of the network sees h';
-``y' = lam*y + (1-lam)*y[index]`` with ``lam ~ Beta(alpha, alpha)``. Gradient flows through both parts of h'.
+Formula: A layer is drawn from {the input, after stage 1, after stage 2}. Up to this layer the network sees the clean
+batch. ``h' = lam*h + (1-lam)*h[index]`` replaces the output of the layer, and the rest of the network sees h'.
+``y' = lam*y + (1-lam)*y[index]`` with ``lam ~ Beta(alpha, alpha)``. The gradient flows through both parts of h'.
 
-Published defaults: alpha = 2 (paper, CIFAR); the tables of the benchmark use 0.2 throughout.
+Published defaults: alpha = 2 (paper, CIFAR). The tables of the benchmark use 0.2 throughout.
 
-Sampling law: ``manifoldmix@verma-2019``: one lambda and one layer for the whole batch, the three layers equally
-likely, so that a third of the batches is plain Mixup, to the bit; the partner is a uniformly random permutation of
-the batch, fixed points allowed.
+Sampling law: ``manifoldmix@verma-2019``: One lambda and one layer are drawn for the whole batch. The three layers are
+equally likely, so a third of the batches is plain Mixup, to the bit. The partners are a uniformly random permutation of
+the batch. Fixed points are allowed: an image may be its own partner.
 
-Where a stage ends: of a network whose maps get coarser, stages 1 and 2 are the first two of its last four published
-stages. These are layer1 and layer2 of a ResNet and the first two stages of ConvNeXt, Swin, PVT and MogaNet, as in
-the reference code and OpenMixup. Placement ours: EfficientNet and MobileNet.V2 are mixed after the blocks that end at
-strides 4 and 8, for which no code was published; a ViT, whose blocks all have one resolution, is taken as four equal
-parts (DeiT: after blocks 3 and 6 of 12), with all of its tokens mixed. The tables have no such cell.
+Where a stage ends: In a network whose maps get coarser, stages 1 and 2 are the first two of its last four published
+stages. These are layer1 and layer2 of a ResNet and the first two stages of ConvNeXt, Swin, PVT and MogaNet, as in the
+reference code and OpenMixup. For two kinds of networks the placement is ours. EfficientNet and MobileNet.V2 are mixed
+after the blocks that end at strides 4 and 8; no code was published for them. The blocks of a ViT all have one
+resolution, so a ViT is taken as four equal parts (DeiT: after blocks 3 and 6 of 12), and all of its tokens are mixed.
+The tables have no such cell.
 
-Deviations: the target is compared with the logits by the recipe's loss (reference code: binary cross entropy on the
-softmax). OpenMixup blends by a constant mask whose size it guesses from the layer; here lambda is a scalar, and any
+Deviations: The recipe's loss compares the target with the logits. (The reference code uses the binary cross entropy on
+the softmax.) OpenMixup blends by a constant mask whose size it guesses from the layer. Here lambda is a scalar, and any
 stride works. ``mix`` returns the images as the network receives them, so they are unmixed when the layer is hidden.
 
 Kind: input, feature.
@@ -36,7 +37,10 @@ LAYERS = 3
 
 
 class ManifoldMix(Mixer):
-    """Blend images or a hidden feature by one lambda per batch. ``alpha`` > 0 is the Beta parameter."""
+    """Blend images or a hidden feature by one lambda per batch.
+
+    ``alpha`` is the Beta parameter and must be above 0.
+    """
 
     inside = True
 

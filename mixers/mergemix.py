@@ -3,39 +3,41 @@
 https://arxiv.org/abs/2510.23479, reference code in OpenMixup https://github.com/Westlake-AI/openmixup (classification)
 and https://github.com/JinXins/MergeMix (language models)
 
-Formula: in a look at the clean images similar patches become one token on the way (ToMe). ``A`` is where the class
-token looks in the last attention layer, mean over heads; each patch takes the attention of the token that it is in. Of
-P patches the ``p = floor(lam0*P)`` with the most attention stay, the others show ``x[index]``:
+Formula: The model first looks at the clean images, and on the way similar patches become one token (ToMe). ``A`` is
+where the class token looks in the last attention layer, as the mean over heads. Each patch takes the attention of the
+token that it is in. Of P patches the ``p = floor(lam0*P)`` with the most attention stay, and the others show
+``x[index]``:
     ``x' = M*x + (1-M)*x[index]``, ``y' = lam*y + (1-lam)*y[index]``, ``lam = p/P``,
     ``loss = L(f(x'), y') + L(f(x), y)``.
 
-Published defaults: alpha = 1; a quarter of the patches is merged (49 of 196) on ImageNet, half of them (98) on small
-data sets; both parts of the loss weigh the same.
+Published defaults: alpha = 1. A quarter of the patches is merged (49 of 196) on ImageNet, half of them (98) on small
+data sets. Both parts of the loss weigh the same.
 
-Sampling law: ``mergemix@jin-2026``: ``lam0 ~ Beta(alpha, alpha)``, one for the whole batch; the partner is a uniformly
-random permutation of the batch, fixed points allowed; with ``rescale`` a normal draw for each sample, last. Then what
-``base`` draws.
+Sampling law: ``mergemix@jin-2026``: ``lam0 ~ Beta(alpha, alpha)`` is drawn once for the whole batch. The partners are a
+uniformly random permutation of the batch. Fixed points are allowed: an image may be its own partner. With ``rescale`` a
+normal draw for each sample comes last. Then comes what ``base`` draws.
 
-Cost: a look, of fewer tokens than a forward, and a second step for the clean images: 2.3 steps of the model itself.
+Cost: A step takes the look at the clean images, which has fewer tokens than a forward, and a second step for the clean
+images. This makes 2.3 steps of the model itself.
 
-Models: DeiT and other plain ViTs of timm; those without a class token by the mean over all patches as queries (variant
-ours). Others keep a grid that a merged token has no place on.
+Models: The method takes DeiT and other plain ViTs of timm. For those without a class token it takes the mean over all
+patches as queries, which is a variant of ours. Other models keep a grid that a merged token has no place on.
 
-Deviations: the look is in evaluation mode and without gradient (reference code: in training mode, its graph kept and
-not used); patches with equal attention, as those of one token have, stay in reading order (reference code: in no
-particular order). The partner is any permutation; the reference code tries ten times for one without fixed points. The
-paper's Eq. 8, on in the configurations of small data sets and off in that of ImageNet, draws the label instead: normal
-with the share of tokens as its mean and lam as its deviation, moved and scaled so that the least in the batch is 0 and
-the largest 1. As mean and deviation are those of the whole batch, they cancel, and the label depends on neither the
-images nor lam, so that it is no default: ``rescale=True``. OpenMixup's loss replaces the shares of a batch by their
-mean; here each sample keeps its own. Tokens have no weight in the attention after the number of patches that they stand
-for, as in the reference code.
+Deviations: The look at the clean images is in evaluation mode and without gradient (reference code: in training mode,
+its graph kept and not used). Patches with equal attention, as those of one token have, stay in reading order (reference
+code: in no particular order). The partners are any permutation. The reference code tries ten times for one without
+fixed points. The paper's Eq. 8 is on in the configurations of small data sets and off in that of ImageNet. It draws the
+label instead: normal with the share of tokens as its mean and lam as its deviation, moved and scaled so that the least
+in the batch is 0 and the largest 1. Mean and deviation are those of the whole batch, so they cancel, and the label
+depends on neither the images nor lam. This is why it is no default: ``rescale=True``. OpenMixup's loss replaces the
+shares of a batch by their mean. Here each sample keeps its own. In the attention a token is not weighted by the number
+of patches that it stands for, as in the reference code.
 What made the published number of DeiT-S:
-- its second part of the loss is of images mixed by Mixup with alpha = 0.8, ``base: {mixup: {alpha: 0.8}}``;
-- it takes what the patches give the class token for what the class token gives them, and looks up the token of a patch
-  among those left after the last layer's merge, two fewer than that layer's attention saw, ``as_released=True``. (The
-  code for language models takes the class token's row.) The configurations of small data sets take the attention of the
-  ninth layer of twelve with the tokens left after the last.
+- The second part of the loss is of images mixed by Mixup with alpha = 0.8, ``base: {mixup: {alpha: 0.8}}``.
+- The code for classification takes what the patches give the class token for what the class token gives them. It looks
+  up the token of a patch among those left after the last layer's merge, two fewer than that layer's attention saw.
+  ``as_released=True`` does both. (The code for language models takes the class token's row.) The configurations of
+  small data sets take the attention of the ninth layer of twelve with the tokens left after the last.
 
 Kind: input.
 """
@@ -56,9 +58,10 @@ TINY = 1e-5
 class MergeMix(Mixer):
     """Keep the patches with the most attention after similar ones were merged, and learn from a second batch.
 
-    ``alpha`` > 0 is the Beta parameter of the share of patches; ``merged`` in [0, 1) the share of patches that the look
-    merges; ``base`` a mixer of images for the second part of the loss, None for the clean images. ``rescale`` and
-    ``as_released``: the named options above.
+    ``alpha`` is the Beta parameter of the share of patches and must be above 0. ``merged``, in [0, 1), is the share of
+    patches that the look at the clean images merges. ``base`` is a mixer of images for the second part of the loss. If
+    it is None, that part is of the clean images. ``rescale`` draws the label as the paper's Eq. 8 does. ``as_released``
+    takes the attention as the released code does. The deviations say more of both.
     """
 
     def __init__(

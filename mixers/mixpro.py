@@ -2,35 +2,36 @@
 
 Zhao, Huang, Hu, Zhang, Liu. https://arxiv.org/abs/2304.12043, reference code https://github.com/fistyee/MixPro
 
-Formula: MaskMix cuts the images into square cells; ``count = ceil(rho*n)`` of the n cells, ``rho ~ Beta(alpha,
-alpha)``, show the sample itself and the others its partner. ``area`` is the share of the pixels that stay;
-``attention`` the share of what the class token looks at in the last layer of the same forward, mean over heads, that
-falls on them. Progressive attention labeling trusts the attention as far as the model is right: ``s =
-cos(softmax(logits), y_area)`` with the target mixed by area, ``lam = s*attention + (1-s)*area``, and the loss is
+Formula: MaskMix cuts the images into n square cells. ``count = ceil(rho*n)`` of the cells, with
+``rho ~ Beta(alpha, alpha)``, show the sample itself. The others show its partner. ``area`` is the share of the pixels
+that stay. ``attention`` is the share of what the class token looks at that falls on them, in the last layer of the same
+forward, as the mean over heads. Progressive attention labeling trusts the attention as far as the model is right:
+``s = cos(softmax(logits), y_area)`` with the target mixed by area, and ``lam = s*attention + (1-s)*area``. The loss is
 ``lam*CE(y) + (1-lam)*CE(y[index])``.
 
-Published defaults: alpha = 1; cells of 56 pixels on a ViT with patches of 14. Here patches are of 16 and cells of 32.
-The published method, ``mixpro``, does so for half of the batches and mixes the others as DeiT does.
+Published defaults: alpha = 1, and cells of 56 pixels on a ViT with patches of 14. Here patches are of 16 and cells
+of 32. The published method, ``mixpro``, does so for half of the batches and mixes the others as DeiT does.
 
-Sampling law: ``mixpro@zhao-2023``: one count for the whole batch, at least one cell unless rho is 0, hence a mean share
-of (n+1)/(2n) at alpha = 1; for each sample a uniformly random subset of that many cells; the partner is a uniformly
-random permutation of the batch, fixed points allowed.
+Sampling law: ``mixpro@zhao-2023``: One count is drawn for the whole batch. It is at least one cell unless rho is 0,
+hence the mean share is (n+1)/(2n) at alpha = 1. Each sample has a uniformly random subset of that many cells. The
+partners are a uniformly random permutation of the batch. Fixed points are allowed: an image may be its own partner.
 
-Cost: no extra pass; one row of the last layer's attention. A stage that was compiled runs uncompiled when that layer
-lies in it (DeiT: the last block of 12).
+Cost: There is no extra pass. One row of the last layer's attention is computed. If a stage was compiled and that layer
+lies in it, the stage runs uncompiled (DeiT: the last block of 12).
 
-Label smoothing: the loss of these batches is of class labels, as in the reference code: the largest entry of each row
-of y. ``s`` compares with the targets as they come, smoothed. ``smoothed=True`` keeps them for the loss too.
+Label smoothing: The loss of these batches is of class labels, as in the reference code. The class is the largest entry
+of each row of y. ``s`` compares with the targets as they come, smoothed. ``smoothed=True`` keeps the smoothed targets
+for the loss too.
 
-Models: those of TransMix, Swin by the mean over all patches as queries. A cell must be a whole number of the model's
-coarsest patches (DeiT 16 pixels, PVT and Swin 32), so that each shows one image.
+Models: The method takes the models of TransMix. Swin takes the mean over all patches as queries. A cell must be a whole
+number of the model's coarsest patches (DeiT 16 pixels, PVT and Swin 32), so that each patch shows one image.
 
-Deviations: ``s`` carries no gradient; in the reference code it does (``detach=False``). The attention carries none in
-either. The published numbers are of patches of 14, hence 1.3 times the compute of DeiT at 16; the shipped
-configurations have the labeling off, and the README describes it as on. Images whose sides are no whole number of cells
-have smaller ones at the far border, with ``area`` that of the pixels, where the reference code and OpenMixup count
-cells. OpenMixup cuts the cells to 64 pixels, looks at the unmixed images in another forward, and replaces the shares of
-a batch by their mean, as with TransMix.
+Deviations: ``s`` carries no gradient. In the reference code it does (``detach=False``). The attention carries no
+gradient in either. The published numbers are of patches of 14, which take 1.3 times the compute of DeiT at 16. The
+shipped configurations have the labeling off, and the README describes it as on. Images whose sides are no whole number
+of cells have smaller cells at the far border, and ``area`` is that of the pixels. The reference code and OpenMixup
+count cells. OpenMixup cuts the cells to 64 pixels and looks at the unmixed images in another forward. It replaces the
+shares of a batch by their mean, as with TransMix.
 
 Kind: input, label.
 """
@@ -48,10 +49,11 @@ from .registry import build
 
 
 class MixPro(Mixer):
-    """MaskMix with progressive attention labeling, on every batch.
+    """Mix every batch by MaskMix with progressive attention labeling.
 
-    ``alpha`` > 0: the Beta parameter; ``cell``: side of a cell in pixels; ``detach``: whether s carries no gradient;
-    ``smoothed``: whether the loss is of the targets as they come instead of class labels.
+    ``alpha`` is the Beta parameter and must be above 0. ``cell`` is the side of a cell in pixels. ``detach`` says
+    whether s carries no gradient. ``smoothed`` says whether the loss is of the targets as they come instead of class
+    labels.
     """
 
     one_label = True  # targets become one-hot, and are compared with a softmax
@@ -136,7 +138,7 @@ def mixpro(
     detach: bool = True,
     smoothed: bool = False,
 ) -> Switch:
-    """The published method: ``MixPro`` for ``share`` of the batches, Mixup or CutMix for the rest."""
+    """Make the published method: ``MixPro`` for ``share`` of the batches, Mixup or CutMix for the rest."""
     ops.check_between("share", share, 0.0, 1.0)
     each = round((1 - share) / 2, 12)
     others = [build("mixup", alpha=mixup_alpha), build("cutmix", alpha=cutmix_alpha)]

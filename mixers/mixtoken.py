@@ -1,41 +1,43 @@
-"""All Tokens Matter: Token Labeling for Training Better Vision Transformers. Jiang, Hou, Yuan, Zhou, Shi, Jin, Wang,
-Feng. NeurIPS 2021. What this file has of it is MixToken and, with a teacher, token labels.
+"""MixToken. All Tokens Matter: Token Labeling for Training Better Vision Transformers. Jiang, Hou, Yuan, Zhou, Shi,
+Jin, Wang, Feng. NeurIPS 2021.
 
 https://arxiv.org/abs/2104.10858, reference code https://github.com/zihangJiang/TokenLabeling
 
-Formula: CutMix of tokens behind the patch embedding E: inside a box of the token grid stand the tokens of the partner,
-``T' = M*E(x) + (1-M)*E(x[index])``, and ``y' = lam*y + (1-lam)*y[index]`` with lam the mean of M. With a teacher each
-patch has a label too: what the teacher's classifier says of each position of its last feature on the clean image,
-brought to the token grid bilinearly, then a softmax. These labels P are mixed like the tokens, ``P' = M*P +
-(1-M)*P[index]``, and the loss is ``L(z, y') + dense_weight * mean over patches of L(h(t), P')`` with logits z, the last
-tokens t and a head h for tokens, which starts as a copy of the model's classifier and is dropped when the model is
+This file has two parts of the paper: MixToken and, with a teacher, token labels.
+
+Formula: This is CutMix of tokens behind the patch embedding E. The tokens of the partner stand inside a box of the
+token grid, ``T' = M*E(x) + (1-M)*E(x[index])``. ``y' = lam*y + (1-lam)*y[index]``, where lam is the mean of M. With a
+teacher each patch has a label too. It is what the teacher's classifier says of each position of its last feature on the
+clean image, brought to the token grid bilinearly, then a softmax. These labels P are mixed like the tokens,
+``P' = M*P + (1-M)*P[index]``. The loss is ``L(z, y') + dense_weight * mean over patches of L(h(t), P')`` with logits z,
+the last tokens t and a head h for tokens. h starts as a copy of the model's classifier and is dropped when the model is
 exported.
 
-Published defaults: alpha = 1, both losses weigh the same (reference code); every batch.
+Published defaults: alpha = 1, and both losses weigh the same (reference code). Every batch is mixed.
 
-Sampling law: ``mixtoken@jiang-2021``: CutMix's box on the grid of the last tokens (14 x 14 for DeiT, 7 x 7 for Swin at
-224 pixels), so that each of them is of one image: ``lam0 ~ Beta(alpha, alpha)``, half sides rounded down to whole
-tokens, uniform centre, clipped at the border; one box for the whole batch. The partner is a uniformly random
-permutation of the batch, fixed points allowed.
+Sampling law: ``mixtoken@jiang-2021``: CutMix's box is drawn on the grid of the last tokens (14 x 14 for DeiT, 7 x 7 for
+Swin at 224 pixels), so that each of them is of one image. ``lam0 ~ Beta(alpha, alpha)``. Half sides are rounded down to
+whole tokens, the centre is uniform, and the box is clipped at the border. The whole batch has one box. The partners are
+a uniformly random permutation of the batch. Fixed points are allowed: an image may be its own partner.
 
-Cost: no extra pass; with a teacher one forward of it, and h on all tokens.
+Cost: There is no extra pass. With a teacher there is one forward of the teacher, and h on all tokens.
 
-Where it mixes: a token of an embedding whose patches do not overlap (ViT, DeiT, Swin) is made of its own pixels alone,
-so there the same is done to the images, and the method without a teacher is CutMix of whole patches. Behind an
-embedding that looks across patches (VOLO, PVT.V2) the tokens are mixed, and ``mix`` returns the images as they are.
-Not mixed are XCiT, PiT, CrossViT and MViTv2, whose tokens are no grid of the stride that timm publishes, or come with
-more than themselves: ``setup`` refuses them.
+Where it mixes: In an embedding whose patches do not overlap (ViT, DeiT, Swin) a token is made of its own pixels alone.
+There the same is done to the images, and the method without a teacher is CutMix of whole patches. Behind an embedding
+that looks across patches (VOLO, PVT.V2) the tokens are mixed, and ``mix`` returns the images as they are. XCiT, PiT,
+CrossViT and MViTv2 are not mixed: ``setup`` refuses them. Their tokens are no grid of the stride that timm publishes,
+or come with more than themselves.
 
-Deviations: this was written from the code. What else it calls LV-ViT is an architecture and not here: its embedding of
-four convolutions, its scaled residual connections, and a prediction to which half of the largest patch logits is added.
-The reference code reads labels that a network (NFNet-F6 at 576 pixels) made of whole images in advance; it keeps the
-five largest scores of a position, as if all others were 0, and crops the labels as the image was cropped. Here the
-teacher looks at the crop itself. The reference code takes the teacher's label of the crop for y (``--ground-truth``
-adds y to it), smooths P, and gives every patch the label of its image where there are no label maps. Here y is the
-recipe's, P is as the teacher has it, and without a teacher there is no head for tokens. The reference code moves the
-patch outputs back to their images in place of mixing P, which gives the same mean; it pairs a batch with its reverse,
-and draws h anew. It is of one grid of tokens; that the box follows the last of several grids is as in VOLO, by some of
-the same authors. VOLO itself is mixed, but gets no token labels here.
+Deviations: This was written from the code. What the code also calls LV-ViT is an architecture and is not here: its
+embedding of four convolutions, its scaled residual connections, and a prediction to which half of the largest patch
+logits is added. The reference code reads labels that a network (NFNet-F6 at 576 pixels) made of whole images in
+advance. It keeps the five largest scores of a position, as if all others were 0, and crops the labels as the image was
+cropped. Here the teacher looks at the crop itself. The reference code takes the teacher's label of the crop for y
+(``--ground-truth`` adds y to it), smooths P, and gives every patch the label of its image where there are no label
+maps. Here y is the recipe's, P is as the teacher has it, and without a teacher there is no head for tokens. The
+reference code moves the patch outputs back to their images in place of mixing P, which gives the same mean. It pairs a
+batch with its reverse, and draws h anew. The reference code is of one grid of tokens. That the box follows the last of
+several grids is as in VOLO, by some of the same authors. VOLO itself is mixed, but gets no token labels here.
 
 Kind: input, feature.
 """
@@ -58,11 +60,12 @@ USE = "use deit_small_patch16_224, swin_tiny_patch4_window7_224, volo_d1_224 or 
 
 
 class MixToken(Mixer):
-    """CutMix of whole tokens, with labels for tokens where a teacher gives them.
+    """Mix whole tokens as CutMix does, with labels for tokens where a teacher gives them.
 
-    ``alpha`` > 0 is the Beta parameter. ``teacher``: timm name, ``hf-hub:`` address or run folder of a network trained
-    on the same classes, for images of the size and normalisation of the run; None: only class labels. ``dense_weight``
-    >= 0: what the loss of the tokens weighs beside that of the class.
+    ``alpha`` is the Beta parameter and must be above 0. ``teacher`` is the timm name, ``hf-hub:`` address or run folder
+    of a network trained on the same classes, for images of the size and normalisation of the run. If it is None, there
+    are only class labels. ``dense_weight`` says what the loss of the tokens weighs beside that of the class and must be
+    at least 0.
     """
 
     inside = True

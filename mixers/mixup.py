@@ -6,11 +6,11 @@ Formula: ``lam ~ Beta(alpha, alpha)``, ``x' = lam*x + (1-lam)*x[index]``, ``y' =
 
 Published defaults: alpha = 1 on CIFAR, 0.2 on ImageNet (paper, section 3).
 
-Sampling law: ``mixup@zhang-2018``: one lambda for the whole batch, not folded to max(lam, 1-lam); the
-partner is a uniformly random permutation of the batch, fixed points allowed.
+Sampling law: ``mixup@zhang-2018``: One lambda is drawn for the whole batch. It is not folded to max(lam, 1-lam). The
+partners are a uniformly random permutation of the batch. Fixed points are allowed: an image may be its own partner.
 
-Deviations: none from the paper and its code. timm pairs a batch with its reverse, which needs an even
-batch; here any batch size works.
+Deviations: There are none from the paper and its code. timm pairs a batch with its reverse, which needs an even batch.
+Here any batch size works.
 
 Kind: input.
 """
@@ -24,7 +24,10 @@ from .base import Mixer, Plan
 
 
 class Mixup(Mixer):
-    """Blend each image with a partner by one lambda per batch. ``alpha`` > 0 is the Beta parameter."""
+    """Blend each image with a partner. One lambda holds for the whole batch.
+
+    ``alpha`` is the Beta parameter and must be above 0.
+    """
 
     def __init__(self, alpha: float = 1.0):
         super().__init__()

@@ -2,25 +2,26 @@
 
 https://arxiv.org/abs/2110.02180, reference code https://github.com/erichson/NFM
 
-Formula: a layer is drawn from {the input, after stage 1, 2 or 3}; its output h becomes ``h' = (1 + m*U) * (lam*h +
-(1-lam)*h[index]) + a*N`` with ``lam ~ Beta(alpha, alpha)``, N standard normal and U uniform in [-1, 1] for each number
-of h, ``a = add_noise_level * Beta(2, 5)``, ``m = mult_noise_level * Beta(2, 5)``; ``y' = lam*y + (1-lam)*y[index]``.
+Formula: A layer is drawn from {the input, after stage 1, 2 or 3}. Its output h becomes
+``h' = (1 + m*U) * (lam*h + (1-lam)*h[index]) + a*N`` with ``lam ~ Beta(alpha, alpha)``. N is standard normal and U is
+uniform in [-1, 1] for each number of h. ``a = add_noise_level * Beta(2, 5)``, ``m = mult_noise_level * Beta(2, 5)``;
+``y' = lam*y + (1-lam)*y[index]``.
 
 Published defaults: alpha = 1, add_noise_level = 0.4, mult_noise_level = 0.2 (reference code's commands for CIFAR-10 and
-CIFAR-100); its script for ImageNet has 0.1 and 0.1.
+CIFAR-100). Its script for ImageNet has 0.1 and 0.1.
 
-Sampling law: ``nfm@lim-2022``: one lambda, one layer and one strength of each noise for the whole batch, the four
-layers equally likely; the partner is a uniformly random permutation of the batch, fixed points allowed. The noise
-itself comes from a generator on the device of h, whose seed is drawn, so that a CPU and a GPU draw other noise of the
-same law; all micro-batches and processes of an update get the same noise.
+Sampling law: ``nfm@lim-2022``: One lambda, one layer and one strength of each noise are drawn for the whole batch. The
+four layers are equally likely. The partners are a uniformly random permutation of the batch. Fixed points are allowed:
+an image may be its own partner. The noise itself comes from a generator on the device of h, whose seed is drawn. So a
+CPU and a GPU draw different noise of the same law. All micro-batches and processes of an update get the same noise.
 
-Where a stage ends: as in Manifold Mixup, see ``taps.early_stages``; the third is one stage further. Placement ours: a
-ViT is taken as four equal parts, with all of its tokens mixed and noisy.
+Where a stage ends: A stage ends as in Manifold Mixup, see ``taps.early_stages``. The third is one stage further. For a
+ViT the placement is ours: it is taken as four equal parts, with all of its tokens mixed and noisy.
 
-Deviations: noise is drawn in float32 and rounded to the type of h under autocast; ``alpha`` and the levels of noise are
-numbers of the recipe, where the reference code turns mixing off with an alpha of 0. ``mix`` returns the images as the
-network receives them, so they are unmixed when the layer is hidden. Of the paper only the abstract and the introduction
-could be read here; all numbers are those of its code.
+Deviations: Noise is drawn in float32 and rounded to the type of h under autocast. ``alpha`` and the levels of noise are
+numbers of the recipe. The reference code turns mixing off with an alpha of 0. ``mix`` returns the images as the network
+receives them, so they are unmixed when the layer is hidden. Only the abstract and the introduction of the paper could
+be read here. All numbers are those of its code.
 
 Kind: input, feature.
 """
@@ -38,8 +39,8 @@ HIDDEN = 3  # stages after which features may be mixed
 class NFM(Mixer):
     """Blend images or a hidden feature by one lambda per batch, and add noise.
 
-    ``alpha`` > 0 is the Beta parameter; ``add_noise_level``, ``mult_noise_level`` >= 0: of noise that is added to, and
-    multiplied with, what was mixed.
+    ``alpha`` is the Beta parameter and must be above 0. ``add_noise_level`` and ``mult_noise_level`` must be at
+    least 0. They are the levels of the noise that is added to, and multiplied with, what was mixed.
     """
 
     inside = True

@@ -3,34 +3,35 @@
 https://arxiv.org/abs/2202.01263, reference code https://github.com/erichson/NoisyMix
 
 Formula: x and two views of it by AugMix, v and v', go through the model as one batch. A layer is drawn from {the input,
-after stage 1, 2 or 3}; its output h becomes ``h' = (1 + m_i*S*U) * (lam*h + (1-lam)*h[index]) + a_i*S'*N`` for each of
-the three parts i = 1, 2, 3, with the same ``lam ~ Beta(alpha, alpha)`` and the same partners. N is standard normal and
-U uniform in [-1, 1] for each number of h, S and S' are 0 for a share ``sparse_level`` of them and 1 for the others,
-``a_i = i * add_noise_level * Beta(2, 5)``, ``m_i = mult_noise_level * Beta(2, 5)``. ``loss = CE(p(x), y') + jsd_weight
-* JSD(p(x), p(v), p(v'))`` with ``y' = lam*y + (1-lam)*y[index]``, where JSD is the mean divergence of the three
-predictions from their mean.
+after stage 1, 2 or 3}. Its output h becomes ``h' = (1 + m_i*S*U) * (lam*h + (1-lam)*h[index]) + a_i*S'*N`` for each of
+the three parts i = 1, 2, 3, with the same ``lam ~ Beta(alpha, alpha)`` and the same partners. For each number of h, N
+is standard normal and U is uniform in [-1, 1]. S and S' are 0 for a share ``sparse_level`` of the numbers and 1 for the
+others. ``a_i = i * add_noise_level * Beta(2, 5)``, ``m_i = mult_noise_level * Beta(2, 5)``.
+``loss = CE(p(x), y') + jsd_weight * JSD(p(x), p(v), p(v'))`` with ``y' = lam*y + (1-lam)*y[index]``. JSD is the mean
+divergence of the three predictions from their mean.
 
 Published defaults: alpha = 1, add_noise_level = 0.5, mult_noise_level = 0.5, sparse_level = 0.65, jsd_weight = 12,
 AugMix of severity 3 with three chains of one to three operations (reference code's command for CIFAR-100).
 
-Sampling law: ``noisymix@erichson-2022``: one lambda and one layer for the whole batch, the four layers equally likely;
-a strength of each noise for each of the three parts; the partner is a uniformly random permutation of the batch, fixed
-points allowed; views as in ``augmix@hendrycks-2020`` with alpha 1. The noise itself comes from generators on the device
-of h, whose seeds are drawn, so that a CPU and a GPU draw other noise of the same law; all micro-batches and processes
-of an update get the same noise.
+Sampling law: ``noisymix@erichson-2022``: One lambda and one layer are drawn for the whole batch. The four layers are
+equally likely. A strength of each noise is drawn for each of the three parts. The partners are a uniformly random
+permutation of the batch. Fixed points are allowed: an image may be its own partner. Views are drawn as in
+``augmix@hendrycks-2020`` with alpha 1. The noise itself comes from generators on the device of h, whose seeds are
+drawn. So a CPU and a GPU draw different noise of the same law. All micro-batches and processes of an update get the
+same noise.
 
-Cost: the model sees three images for each one, which is all that the counted FLOPs hold. Each of the two views takes
-about 290 tensor operations on the whole batch besides, as in AugMix, and the noise of each of the three parts takes 14
-on h.
+Cost: The model sees three images for each one. The counted FLOPs hold this and nothing else. In addition, each of the
+two views takes about 290 tensor operations on the whole batch, as in AugMix. The noise of each of the three parts takes
+14 on h.
 
-Where a stage ends: as in Manifold Mixup, see ``taps.early_stages``; the third is one stage further. Placement ours: a
-ViT is taken as four equal parts, with all of its tokens mixed and noisy.
+Where a stage ends: A stage ends as in Manifold Mixup, see ``taps.early_stages``. The third is one stage further. For a
+ViT the placement is ours: it is taken as four equal parts, with all of its tokens mixed and noisy.
 
-Deviations: the views are those of our AugMix, see there. That the added noise grows with the number of the part is what
-the reference code does; of the paper only the abstract and the introduction could be read here, and all numbers are
-those of its code. Noise is drawn in float32 and rounded to the type of h under autocast. The reference code can do
-without views, mixing or the divergence; these are ``nfm``, ``augmix`` and others here. ``mix`` returns the clean part
-as the network receives it, so the images are unmixed when the layer is hidden.
+Deviations: The views are those of our AugMix and have its deviations. The added noise grows with the number of the
+part, as in the reference code. Only the abstract and the introduction of the paper could be read here, and all numbers
+are those of its code. Noise is drawn in float32 and rounded to the type of h under autocast. The reference code can do
+without views, mixing or the divergence. Here these cases are ``nfm``, ``augmix`` and others. ``mix`` returns the clean
+part as the network receives it, so the images are unmixed when the layer is hidden.
 
 Kind: input, feature, label.
 """
@@ -52,11 +53,12 @@ CHAINS_ALPHA = 1.0  # of AugMix's own laws
 
 
 class NoisyMix(Mixer):
-    """Noisy feature mixup of an image and of two distorted views of it, and predicting the same of all three.
+    """Mix features of an image and of two distorted views of it, with noise, and predict the same of all three.
 
-    ``alpha`` > 0 is the Beta parameter; ``add_noise_level``, ``mult_noise_level`` >= 0: of noise that is added to, and
-    multiplied with, what was mixed; ``sparse_level`` in [0, 1]: the share of numbers that it spares. ``jsd_weight`` of
-    at least 0: of the divergence. ``severity``, ``width``, ``depth``, ``mean``, ``std``: of AugMix.
+    ``alpha`` is the Beta parameter and must be above 0. ``add_noise_level`` and ``mult_noise_level`` must be at
+    least 0. They are the levels of the noise that is added to, and multiplied with, what was mixed. ``sparse_level``,
+    in [0, 1], is the share of numbers that the noise spares. ``jsd_weight`` is the weight of the divergence and must be
+    at least 0. ``severity``, ``width``, ``depth``, ``mean`` and ``std`` are those of AugMix.
     """
 
     inside = True

@@ -1,7 +1,7 @@
 """What all mixers share: drawing partners and lambdas, blending images and targets.
 
-B batch, C channels, H W pixels, K classes. Scalars are drawn on the CPU in float64 and sent to the
-device once; nothing here reads a value back from the device.
+B batch, C channels, H W pixels, K classes. Scalars are drawn on the CPU in float64 and sent to the device once. Nothing
+here reads a value back from the device.
 """
 
 import contextlib

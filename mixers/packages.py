@@ -1,8 +1,9 @@
 """Mixers of other packages, which register them by an entry point: ``name = "package.module:Class"``.
 
-What is registered is read off the metadata of what is installed, the arguments and the docstring of a mixer off its
-source: a package is run when one of its mixers is built, or when arguments are asked for that its source does not tell
-plainly. What is wrong with a package is one line that names it, and no error for those who ask for something else.
+What is registered is read off the metadata of the installed packages. The arguments and the docstring of a mixer are
+read off its source. A package is run when one of its mixers is built, or when arguments are asked for that its source
+does not tell plainly. If something is wrong with a package, one line says so and names it. It is no error for those who
+ask for something else.
 """
 
 import ast
@@ -105,7 +106,7 @@ class Registered:
 
 
 class Found(NamedTuple):
-    """What the packages that are installed register."""
+    """What the installed packages register."""
 
     mixers: dict[str, Registered]
     problems: dict[str, str]

@@ -1,31 +1,34 @@
-"""PatchUp: A Feature-Space Block-Level Regularization Technique for Convolutional Neural Networks.
-Faramarzi, Amini, Badrinaaraayanan, Verma, Chandar. AAAI 2022.
+"""PatchUp: A Feature-Space Block-Level Regularization Technique for Convolutional Neural Networks. Faramarzi, Amini,
+Badrinaaraayanan, Verma, Chandar. AAAI 2022.
 
 https://arxiv.org/abs/2006.07794, reference code https://github.com/chandar-lab/PatchUp
 
-Formula: a place is drawn from {the images, after the first convolution, after stage 1}. In a hidden feature h, of
-height H and width W, blocks of b x b positions are drawn, others in each channel, the same for the whole batch: each
-position is the centre of one with probability ``gamma*H*W / (b^2 * (H-b+1) * (W-b+1))``. Inside of the blocks h becomes
-``share*h + (1-share)*h[index]``, with ``share = 0`` in Hard PatchUp, which swaps them, and ``share ~ Beta(alpha,
-alpha)`` in Soft PatchUp. Images are mixed by CutMix in both. With p for the part that no block covers,
+Formula: A place is drawn from {the images, after the first convolution, after stage 1}. In a hidden feature h, of
+height H and width W, blocks of b x b positions are drawn. They differ in each channel and are the same for the whole
+batch. Each position is the centre of a block with the probability ``gamma*H*W / (b^2 * (H-b+1) * (W-b+1))``. Inside of
+the blocks h becomes ``share*h + (1-share)*h[index]``. Hard PatchUp has ``share = 0``, which swaps the blocks. Soft
+PatchUp has ``share ~ Beta(alpha, alpha)``. Images are mixed by CutMix in both. p is the part that no block covers.
 ``Y = share*y + (1-share)*y[index]`` and ``W = p*y + (1-p)*Y``, ``loss = p*l(y) + (1-p)*l(Y) + l(W)``.
 
-Published defaults: b = 7, and 1 for CutMix's alpha; hard: gamma = 0.5, seven batches of ten, the others stay as they
-are; soft: gamma = 0.75, alpha = 2, every batch (reference code, its commands for CIFAR). ``patchup`` is the hard form,
-``softpatchup`` the soft one; the class ``PatchUp``, ``patch`` within a switch, is either, in every batch.
+Published defaults: b = 7, and 1 for CutMix's alpha. Hard PatchUp has gamma = 0.5 in seven batches of ten; the others
+stay as they are. Soft PatchUp has gamma = 0.75, alpha = 2 and every batch. (These are from the reference code, its
+commands for CIFAR.) ``patchup`` is the hard form, ``softpatchup`` the soft one. The class ``PatchUp``, ``patch`` within
+a switch, is either, in every batch.
 
-Sampling law: ``patchup@faramarzi-2022``: one place for the whole batch, the three equally likely, one share, and one
-pattern of blocks; blocks may overlap and are cut at the border; the partner is a uniformly random permutation of the
-batch, fixed points allowed.
+Sampling law: ``patchup@faramarzi-2022``: One place, one share and one pattern of blocks are drawn for the whole batch.
+The three places are equally likely. Blocks may overlap and are cut at the border. The partners are a uniformly random
+permutation of the batch. Fixed points are allowed: an image may be its own partner.
 
-Cost: one forward and one backward; three losses of one prediction, and a mask of the size of one sample's feature.
+Cost: A step takes one forward and one backward, three losses of one prediction, and a mask of the size of one sample's
+feature.
 
 Deviations: l is the recipe's loss (reference code: binary cross entropy on the softmax). Both are linear in the target,
-so that the two halves of the loss are equal, and it is twice that of W. The mask is drawn as how many centres there
-are, then as which: the same law. The reference code computes the probability once, for the size that it meets first;
-here it is that of each map, at most 1. Blocks are no larger than the map: b is then the largest odd number that fits.
-Placement ours: stage 1 is the first of the last four published stages, of a ViT the first quarter of its blocks, where
-the class token stays as it is. After the first convolution means before its norm, as in the reference code's networks.
+so the two halves of the loss are equal, and it is twice that of W. The mask is drawn in two parts: how many centres
+there are, and then which. This is the same law. The reference code computes the probability once, for the size that it
+meets first. Here it is that of each map, at most 1. Blocks are no larger than the map: b is then the largest odd number
+that fits. The placement is ours: Stage 1 is the first of the last four published stages. In a ViT it is the first
+quarter of the blocks, where the class token stays as it is. After the first convolution means before its norm, as in
+the reference code's networks.
 
 Kind: input, feature.
 """
@@ -49,8 +52,8 @@ Shape = tuple[int, int, int]
 class PatchUp(Mixer):
     """Swap or blend blocks of an early feature with a partner's, or paste a box of its image.
 
-    ``alpha``: None swaps the blocks (hard), a number above 0 is the Beta parameter of what stays in them (soft).
-    ``gamma`` in [0, 1]: about the part that blocks cover; ``block_size``: their side, an odd number of positions.
+    ``alpha`` is None to swap the blocks (hard). A number above 0 is the Beta parameter of what stays in them (soft).
+    ``gamma``, in [0, 1], is about the part that blocks cover. ``block_size`` is their side, an odd number of positions.
     """
 
     inside = True
@@ -172,12 +175,15 @@ class PatchUp(Mixer):
 
 
 def patchup(gamma: float = 0.5, block_size: int = 7) -> Made:
-    """Hard PatchUp as published: in seven batches of ten, the others stay as they are."""
+    """Make Hard PatchUp as published: it mixes seven batches of ten, and the others stay as they are."""
     return build("switch", mixers=[PatchUp(None, gamma, block_size), build("vanilla")], probs=[0.7, 0.3])
 
 
 def softpatchup(alpha: float = 2.0, gamma: float = 0.75, block_size: int = 7) -> PatchUp:
-    """Soft PatchUp as published. ``alpha`` > 0: the Beta parameter of what stays of the sample in the blocks."""
+    """Make Soft PatchUp as published.
+
+    ``alpha`` is the Beta parameter of what stays of the sample in the blocks. It must be above 0.
+    """
     return PatchUp(alpha, gamma, block_size)
 
 

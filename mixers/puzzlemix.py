@@ -2,30 +2,32 @@
 
 https://arxiv.org/abs/2009.06962, reference code https://github.com/snu-mllab/PuzzleMix
 
-Formula: saliency s is the norm over channels of the gradient of the loss in a pixel, averaged over blocks of a b x b
-grid and scaled to sum to 1. The mask z in {1, 1/2, 0} of the blocks, per sample, minimises ``sum z*s[index] +
-(1-z)*s`` (the saliency that is lost) ``+ eta/b^2 * -log Binomial(z; lam0) + sum (beta/16b)*(1 + gamma*d)*(z-z')^2``
-over touching blocks, where d is by how much more the images differ across the boundary when one gives way to the
-other there, and for equal z a cost of its own of staying with either; ``lam0 ~ Beta(alpha, alpha)``. Then transport:
-in each image blocks move, at ``t_eps`` times the squared distance, so that salient ones come to lie where the image
-shows. ``x' = z*T(x) + (1-z)*T'(x[index])``, ``y' = lam*y + (1-lam)*y[index]`` with lam the mean of z, per sample.
+Formula: The saliency s of a pixel is the norm over channels of the gradient of the loss. It is averaged over the blocks
+of a b x b grid and scaled to sum to 1. Each sample has a mask z, with values in {1, 1/2, 0} for the blocks. The mask
+minimises ``sum z*s[index] + (1-z)*s`` (the saliency that is lost) ``+ eta/b^2 * -log Binomial(z; lam0) + sum
+(beta/16b)*(1 + gamma*d)*(z-z')^2`` over touching blocks, with ``lam0 ~ Beta(alpha, alpha)``. Here d says by how much
+more the images differ across the boundary when one gives way to the other there. For equal z there is a cost of its own
+of staying with either image. Transport follows: In each image blocks move, at ``t_eps`` times the squared distance, so
+that salient blocks come to lie where the image shows. ``x' = z*T(x) + (1-z)*T'(x[index])``,
+``y' = lam*y + (1-lam)*y[index]``. lam is the mean of z, for each sample.
 
-Published defaults: alpha = 1, three levels, beta = 1.2, gamma = 0.5, eta = 0.2, strips of 4 pixels, t_eps = 0.8; blocks
-by OpenMixup, whose numbers the tables print: 2, 4 or 8 a side (reference code: also 16).
+Published defaults: alpha = 1, three levels, beta = 1.2, gamma = 0.5, eta = 0.2, strips of 4 pixels, t_eps = 0.8. The
+numbers of blocks are those of OpenMixup, whose numbers the tables print: 2, 4 or 8 a side (reference code: also 16).
 
-Sampling law: ``puzzlemix@kim-2020``: one lam0 and one b, uniform among ``blocks``, for the whole batch; the partner is
-a uniformly random permutation of the batch, fixed points allowed.
+Sampling law: ``puzzlemix@kim-2020``: One lam0 and one b are drawn for the whole batch. b is uniform among ``blocks``.
+The partners are a uniformly random permutation of the batch. Fixed points are allowed: an image may be its own partner.
 
-Cost: one forward in evaluation mode and the gradient in the images; with ``clean_lam`` a forward and a backward pass,
-which counts as learned: BatchNorm then sees the clean batch too.
+Cost: A step takes one forward in evaluation mode and the gradient in the images. With ``clean_lam`` this is a forward
+and a backward pass from which the model learns, so BatchNorm then sees the clean batch too.
 
-Deviations: the minimum is exact up to 8 x 8 blocks (reference code: alpha-beta swaps on integers, which overflow where
-a block holds a third of the saliency), by descent on convex labels, for which lam0 is kept 1e-4 from 0 and 1 inside the
-logarithm; finer grids get row and column sweeps. Labels follow each sample's own lam, also with label smoothing
-(OpenMixup: the batch's mean). Images of any size: blocks differ by a pixel where the grid does not divide it. Where an
-image is not shown, a block that nothing moved to stays; a block without saliency keeps its place (reference code: the
-place is left black). An image without any gradient has saliency everywhere. The clean loss has the weight ``clean_lam``
-beside the mixed one (reference code: 2/K beside a binary loss averaged over K).
+Deviations: Up to 8 x 8 blocks the minimum is exact. It is found by descent on convex labels, for which lam0 is kept
+1e-4 from 0 and 1 inside the logarithm. (The reference code makes alpha-beta swaps on integers, which overflow where a
+block holds a third of the saliency.) Finer grids get row and column sweeps. Labels follow each sample's own lam, also
+with label smoothing (OpenMixup: the batch's mean). Images may have any size: blocks differ by a pixel where the grid
+does not divide the image. Where an image is not shown, a block stays if nothing moved to its place. A block without
+saliency keeps its place (reference code: the place is left black). An image without any gradient has saliency
+everywhere. The clean loss has the weight ``clean_lam`` beside the mixed loss (reference code: 2/K beside a binary loss
+averaged over K).
 
 Kind: input.
 """
@@ -51,12 +53,13 @@ Cells = Int[Tensor, "B t t"]
 class PuzzleMix(Mixer):
     """Cut two images into blocks, keep what matters to the model, and move it to where it shows.
 
-    ``alpha`` > 0 is the Beta parameter. ``blocks``: numbers of blocks a side, one is drawn per batch. ``n_labels``:
-    levels of the mask, 2 to 4. ``beta``, ``gamma``, ``eta`` >= 0: smoothness, of the images' share in it, and the
-    prior's weight. ``neigh_size``: pixels on either side of a boundary that are compared. ``transport``: move blocks,
-    at cost ``t_eps``; ``t_size``: of at most so many pixels. ``adv_p``: how often, per batch and image of a pair,
-    adversarial noise of at most ``adv_eps`` (of 1) is added. ``clean_lam``: weight of the clean batch's loss. ``mean``,
-    ``std``: those that the images were normalised with.
+    ``alpha`` is the Beta parameter and must be above 0. ``blocks`` lists the numbers of blocks a side, of which one is
+    drawn per batch. ``n_labels`` is the number of levels of the mask, 2 to 4. ``beta``, ``gamma`` and ``eta`` must be
+    at least 0. They weigh the smoothness, the images' share in it, and the prior. ``neigh_size`` is the number of
+    pixels on either side of a boundary that are compared. ``transport`` says whether blocks are moved, at the cost
+    ``t_eps``. ``t_size`` is the largest size in pixels of a block that is moved. ``adv_p`` is how often, per batch and
+    image of a pair, adversarial noise is added, of at most ``adv_eps`` (of 1). ``clean_lam`` is the weight of the clean
+    batch's loss. ``mean`` and ``std`` are those that the images were normalised with.
     """
 
     def __init__(

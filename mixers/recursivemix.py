@@ -3,29 +3,30 @@
 https://arxiv.org/abs/2203.06844, reference code https://github.com/implus/RecursiveMix-pytorch
 
 Formula: x°, y°, p° are the mixed images, mixed targets and predictions (softmax of the logits, no gradient) of the
-previous update. x°, as a whole, shrunk by nearest neighbours, is pasted into a box of x; ``y' = lam*y + (1-lam)*y°``
-with ``lam = 1 - area(box)/(H*W)``; a second linear classifier sees the last feature averaged over the box (RoIAlign,
-1x1), and ``loss = CE(logits, y') + omega*(1-lam)*CE(logits of the box, p°)``.
+previous update. The whole of x°, shrunk by nearest neighbours, is pasted into a box of x. ``y' = lam*y + (1-lam)*y°``
+with ``lam = 1 - area(box)/(H*W)``. A second linear classifier sees the last feature averaged over the box (RoIAlign,
+1x1). ``loss = CE(logits, y') + omega*(1-lam)*CE(logits of the box, p°)``.
 
 Published defaults: alpha = 0.5, omega = 0.5 (reference code, ImageNet).
 
-Sampling law: ``recursivemix@yang-2022``: one box for the whole batch, of height ``floor(H*sqrt(r))`` and width
-``floor(W*sqrt(r))`` with ``r ~ U(0, alpha)``, half sides rounded down, uniform centre on the pixel grid, clipped at
-the border. Sample i meets row i of the history: nobody is drawn.
+Sampling law: ``recursivemix@yang-2022``: One box is drawn for the whole batch. It has the height ``floor(H*sqrt(r))``
+and the width ``floor(W*sqrt(r))`` with ``r ~ U(0, alpha)``. Half sides are rounded down, the centre is uniform on the
+pixel grid, and the box is clipped at the border. Sample i meets row i of the history, so no partner is drawn.
 
-History: that of the i-th forward of an update is what the i-th forward of the update before left on this process, so a
-micro-batch meets the same place of the previous update however many processes share it; ``after_step`` hands it on.
-Row i of a batch that has no row i in the history stays as it is. A forward in evaluation mode or without gradient
-(PreciseBN) sees the history and leaves none. It is saved with the checkpoint: one batch per process and micro-batch.
+History: The history of the i-th forward of an update is what the i-th forward of the update before left on this
+process. So a micro-batch meets the same place of the previous update however many processes share it. ``after_step``
+hands the history on. Row i of a batch that has no row i in the history stays as it is. A forward in evaluation mode or
+without gradient (PreciseBN) sees the history and leaves none. The history is saved with the checkpoint: one batch per
+process and micro-batch.
 
-Cost: no extra pass; the second classifier, and one batch of memory per micro-batch.
+Cost: There is no extra pass. The method takes the second classifier, and one batch of memory per micro-batch.
 
-Deviations: until April 2023 (commit ed381bf) the reference code handed rows to RoIAlign as columns, so that its box was
-mirrored at the diagonal; ``swapped_roi=True`` is that; the paper is of March 2022. It forgets the history at the start
-of an epoch; here it is kept. A box without area leaves the batch as it is; the reference code skips most such boxes.
-The second classifier starts as a copy of the first (reference code: drawn anew). Placement ours: of token networks
-(DeiT, PVT) the patches are the last feature, and the head's own norm, where there is one, comes before the second
-classifier.
+Deviations: Until April 2023 (commit ed381bf) the reference code handed rows to RoIAlign as columns, so its box was
+mirrored at the diagonal. ``swapped_roi=True`` does the same. The paper is of March 2022. The reference code forgets the
+history at the start of an epoch. Here it is kept. A box without area leaves the batch as it is; the reference code
+skips most such boxes. The second classifier starts as a copy of the first (reference code: drawn anew). For token
+networks (DeiT, PVT) the placement is ours: the patches are the last feature, and the head's own norm, where there is
+one, comes before the second classifier.
 
 Kind: input, label.
 """
@@ -50,8 +51,8 @@ Box = tuple[int, int, int, int]
 class RecursiveMix(Mixer):
     """Paste the previous update's mixed images, shrunk, and learn what was said of them.
 
-    ``alpha`` in [0, 1] is the largest share of the box, ``omega`` >= 0 the weight of the box's loss. ``swapped_roi``:
-    look at the box mirrored at the diagonal, as the code did until 2023.
+    ``alpha``, in [0, 1], is the largest share of the box. ``omega`` is the weight of the box's loss and must be at
+    least 0. ``swapped_roi`` looks at the box mirrored at the diagonal, as the code did until 2023.
     """
 
     one_label = True  # what the box is compared with is a softmax

@@ -1,8 +1,9 @@
-"""What can be built, by name: names and signatures are known without torch, which comes with the first mixer.
+"""What can be built, by name. Names and signatures are known without torch, which comes with the first mixer.
 
 A row is the address of a class or a function, ``"file:name"`` within this package. Its file is imported when the row is
-asked for, and only read when its signature is: so every default of a row is written as a literal. Behind the rows stand
-the mixers that other packages register (``packages``), which are looked for when a name is none of the rows.
+asked for. When only its signature is asked for, the file is read and not imported, so every default of a row is written
+as a literal. The mixers that other packages register (``packages``) come behind the rows. They are looked for when a
+name is none of the rows.
 """
 
 import ast
@@ -26,9 +27,9 @@ Make = Callable[..., Made]
 
 
 class Rows(Mapping[str, Make]):
-    """Names, and what builds a mixer for each. ``rows``: addresses, or callables, of mixers from elsewhere.
+    """Names, and what builds a mixer for each. ``rows`` are addresses, or callables for mixers from elsewhere.
 
-    ``others``: gives the mixers of other packages. It is called when a name is not among the rows, and for a list.
+    ``others`` gives the mixers of other packages. It is called when a name is not among the rows, and for a list.
     """
 
     def __init__(self, rows: Mapping[str, str | Make], others: Callable[[], Mapping[str, packages.Registered]] = dict):
@@ -156,8 +157,8 @@ BLOCKS = Rows(
 def build(spec: str | Mapping[str, Any], **args: Any) -> Made:
     """Make a mixer: ``build("cutmix", alpha=0.2)`` or ``build({"cutmix": {"alpha": 0.2}})``.
 
-    Arguments called ``base`` or ``mixers`` are mixers, written in the same way, and are built first. Raises
-    ``ValueError`` for an unknown name, argument or value, naming the nearest valid one.
+    Arguments called ``base`` or ``mixers`` are mixers, written in the same way. They are built first. Raises
+    ``ValueError`` for an unknown name, argument or value, and names the nearest valid one.
     """
     if not isinstance(spec, str):
         if not isinstance(spec, Mapping) or len(spec) != 1 or not isinstance(next(iter(spec.values())), Mapping | None):
@@ -226,9 +227,9 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 def signature(name: str) -> Signature:
-    """Parameters and defaults of whatever ``build`` knows, without torch and without annotations.
+    """Return the parameters and defaults of whatever ``build`` knows, without torch and without annotations.
 
-    Raises ``ValueError`` for an unknown name, naming the nearest valid one.
+    Raises ``ValueError`` for an unknown name, and names the nearest valid one.
     """
     known = MIXERS | REGRESSION | BLOCKS
     if name not in known:
@@ -247,7 +248,7 @@ def written(address: str) -> Signature:
 
 
 def docstring(name: str) -> str:
-    """What the file of whatever ``build`` knows says of its method, without torch."""
+    """Return what the file of whatever ``build`` knows says of its method, without torch."""
     row = (MIXERS | REGRESSION | BLOCKS).row(name)
     if isinstance(row, packages.Registered):
         return row.docstring
@@ -257,8 +258,9 @@ def docstring(name: str) -> str:
 
 
 def sampling_law(name: str) -> str:
-    """``cutmix@clova-2019``: how the file of a mixer names its law; a number behind a point counts its versions.
+    """Return the law that the file of a mixer names, such as ``cutmix@clova-2019``.
 
-    Empty for a mixer from elsewhere that names none, and for a name that nothing here has.
+    A number behind a point counts the versions of a law. The result is empty for a mixer from elsewhere that names
+    none, and for a name that nothing here has.
     """
     return law_in(docstring(name)) if name in MIXERS | REGRESSION | BLOCKS else ""

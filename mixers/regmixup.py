@@ -4,22 +4,22 @@ NeurIPS 2022.
 https://arxiv.org/abs/2206.14502, reference code https://github.com/FrancescoPinto/RegMixup
 
 Formula: ``lam ~ Beta(alpha, alpha)``, ``x' = lam*x + (1-lam)*x[index]``, ``y' = lam*y + (1-lam)*y[index]``;
-``loss = CE(x, y) + eta*CE(x', y')``: what Mixup would train on alone is added to the loss of the clean batch.
+``loss = CE(x, y) + eta*CE(x', y')``. What Mixup would train on alone is added to the loss of the clean batch.
 
-Published defaults: alpha = 20 (reference code; its commands take 20 for CIFAR-10 and 10 for CIFAR-100), so that lambda
-is near one half; eta = 1.
+Published defaults: alpha = 20 (reference code; its commands take 20 for CIFAR-10 and 10 for CIFAR-100), so lambda is
+near one half. eta = 1.
 
-Sampling law: ``regmixup@pinto-2022``: one lambda for the whole batch, not folded to max(lam, 1-lam); the partner is a
-uniformly random permutation of the batch, fixed points allowed.
+Sampling law: ``regmixup@pinto-2022``: One lambda is drawn for the whole batch. It is not folded to max(lam, 1-lam). The
+partners are a uniformly random permutation of the batch. Fixed points are allowed: an image may be its own partner.
 
-Cost: 2.0 x a vanilla step, in FLOPs and in what is kept for the backward pass.
+Cost: A step takes 2.0 times a vanilla step, in FLOPs and in what is kept for the backward pass.
 
-Batches: clean and mixed images go through the model as one batch of twice the size, the clean ones first, as in the
+Batches: Clean and mixed images go through the model as one batch of twice the size, the clean ones first, as in the
 reference code. So BatchNorm normalises both by the statistics of both, and its running statistics are of both.
 
-Deviations: the reference code averages over both halves, so that its loss is half of this one: ``averaged=True``
-divides by ``1 + eta``, as in the runs of its commands. Its two Beta parameters are equal in all of these; here they are
-one. Of the paper only the abstract was read for this file.
+Deviations: The reference code averages over both halves, so its loss is half of this one. ``averaged=True`` divides by
+``1 + eta``, as in the runs of its commands. Its two Beta parameters are equal in all of these runs. Here they are one.
+Only the abstract of the paper was read for this file.
 
 Kind: input, label.
 """
@@ -36,8 +36,8 @@ from .base import Criterion, Mixer, Out, Plan
 class RegMixup(Mixer):
     """Learn from the clean batch, and from its Mixup beside it.
 
-    ``alpha`` > 0 is the Beta parameter, ``eta`` >= 0 the weight of the mixed batch. ``averaged``: divide the loss by
-    ``1 + eta``, as the reference code does.
+    ``alpha`` is the Beta parameter and must be above 0. ``eta`` is the weight of the mixed batch and must be at
+    least 0. ``averaged`` divides the loss by ``1 + eta``, as the reference code does.
     """
 
     def __init__(self, alpha: float = 20.0, eta: float = 1.0, averaged: bool = False):

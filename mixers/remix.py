@@ -3,19 +3,20 @@
 https://arxiv.org/abs/2007.03943. The authors published no code; the one in use is
 https://github.com/ntucllab/imbalanced-DL
 
-Formula: images are blended as Mixup does, ``x' = lam_x*x + (1-lam_x)*x[index]``, and the label goes to the rarer class
-where one is ``kappa`` times as frequent as the other and has less than ``tau`` of the image: with n images of the
+Formula: Images are blended as Mixup does, ``x' = lam_x*x + (1-lam_x)*x[index]``. The label goes to the rarer class
+where one class is ``kappa`` times as frequent as the other and has less than ``tau`` of the image. With n images of the
 sample's class and m of its partner's, ``lam_y = 0`` if ``n >= kappa*m and lam_x < tau``; ``lam_y = 1`` if
 ``m >= kappa*n and 1-lam_x < tau``; else ``lam_y = lam_x``. ``y' = lam_y*y + (1-lam_y)*y[index]``.
 
 Published defaults: kappa = 3, tau = 0.5 (paper, as the code quotes it), alpha = 1 (the code).
 
-Sampling law: ``remix@chou-2020``: one lambda for the whole batch, drawn from Beta(alpha, alpha) and not folded; the
-partner is a uniformly random permutation of the batch, fixed points allowed. Draws and images are those of Mixup.
+Sampling law: ``remix@chou-2020``: One lambda is drawn for the whole batch from Beta(alpha, alpha). It is not folded.
+The partners are a uniformly random permutation of the batch. Fixed points are allowed: an image may be its own partner.
+Draws and images are those of Mixup.
 
-Deviations: none from the paper's formula as the code quotes it. The class of a soft target is that of its largest
-value, where the code takes whole labels. The code's loss weighs the classes from a late epoch on (DRW), which is a
-schedule of the loop and no part of the mixer; a recipe's ``class_weights`` weighs them from the first epoch. Without
+Deviations: There are none from the paper's formula as the code quotes it. The class of a soft target is that of its
+largest value; the code takes whole labels. From a late epoch on, the code's loss weighs the classes (DRW). This is a
+schedule of the loop and no part of the mixer. A recipe's ``class_weights`` weighs them from the first epoch. Without
 ``class_counts`` no class is known to be rarer than another, and Remix is Mixup.
 
 Kind: input, label.
@@ -33,12 +34,12 @@ from .base import Mixer, Plan
 
 
 class Remix(Mixer):
-    """Mixup whose label goes to the rarer class.
+    """Mix as Mixup does, with a label that goes to the rarer class.
 
-    ``alpha`` > 0 is the Beta parameter; ``kappa`` >= 1: how many times as frequent a class is that gives its label
-    away; ``tau`` in [0, 1]: the share of the image below which it does. ``class_counts``: training images of each of
-    the K classes, in the order of the targets; None: the training job counts them, and until it does all classes are
-    alike, which is Mixup, so give them in a loop of your own.
+    ``alpha`` is the Beta parameter and must be above 0. ``kappa``, at least 1, says how many times as frequent a class
+    is that gives its label away. ``tau``, in [0, 1], is the share of the image below which it does so. ``class_counts``
+    lists the training images of each of the K classes, in the order of the targets. If it is None, the training job
+    counts them. Until it does, all classes are alike, which is Mixup, so give the counts in a loop of your own.
     """
 
     one_label = True  # the class of an image is the one of its largest target

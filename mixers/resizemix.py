@@ -2,22 +2,23 @@
 
 https://arxiv.org/abs/2012.11101, reference code https://github.com/JayQine/ResizeMix
 
-Formula: ``x[index]`` as a whole, shrunk by nearest neighbours to ``tau`` of its height and width, is pasted on
-``x``; ``lam = 1 - area(patch)/(H*W)``.
+Formula: The whole of ``x[index]`` is shrunk by nearest neighbours to ``tau`` of its height and width. Then it is pasted
+on ``x``. ``lam = 1 - area(patch)/(H*W)``.
 
 Published defaults: tau ~ U(0.1, 0.8) (paper, section 3.3).
 
-Sampling law: ``resizemix@openmixup-2021``: tau ~ Beta(alpha, alpha), and U(0.1, 0.8) instead where that lies outside
-0.1 to 0.8, which at alpha = 1 is the paper's law; one box of even sides, ``2*floor(floor(H*tau)/2)`` by
-``2*floor(floor(W*tau)/2)``, for the whole batch, with a uniform centre on the pixel grid, is clipped at the border,
-and the partner is shrunk to what is left of it, hence E[lam] = 0.827 at alpha = 1 for 224 x 224. With
-``placement="inside"`` it is ``resizemix@qin-2020``: ``floor(H*tau)`` by ``floor(W*tau)``, one box per sample, shifted
-until it lies inside the image; E[lam] = 0.756. The partner is a uniformly random permutation of the batch, fixed
-points allowed.
+Sampling law: ``resizemix@openmixup-2021``: tau ~ Beta(alpha, alpha). Where that lies outside 0.1 to 0.8, tau ~ U(0.1,
+0.8) instead. At alpha = 1 this is the paper's law. The whole batch has one box of even sides,
+``2*floor(floor(H*tau)/2)`` by ``2*floor(floor(W*tau)/2)``. Its centre is uniform on the pixel grid, and it is clipped
+at the border. The partner is shrunk to what is left of the box. Hence E[lam] = 0.827 at alpha = 1 for 224 x 224. With
+``placement="inside"`` the law is ``resizemix@qin-2020``: The box is ``floor(H*tau)`` by ``floor(W*tau)``, each sample
+has its own box, and the box is shifted until it lies inside the image. Then E[lam] = 0.756. The partners are a
+uniformly random permutation of the batch. Fixed points are allowed: an image may be its own partner.
 
-Deviations: a side of the box is at least 2 pixels before clipping (1 inside), where OpenMixup would fail on images
-of less than 20 pixels. The reference code hands tau itself to the interpolation, here and in OpenMixup the source pixel
-follows from the sizes: nearly every patch differs towards its far end, by up to one and a half pixels of the patch.
+Deviations: A side of the box has at least 2 pixels before clipping (1 with ``placement="inside"``). There OpenMixup
+would fail on images of less than 20 pixels. The reference code hands tau itself to the interpolation. Here and in
+OpenMixup the source pixel follows from the sizes. So nearly every patch differs towards its far end, by up to one and a
+half pixels of the patch.
 
 Kind: input.
 """
@@ -36,8 +37,9 @@ from .base import Mixer, Plan
 class ResizeMix(Mixer):
     """Paste the whole partner, shrunk, on each image.
 
-    ``alpha`` > 0 is the Beta parameter of the scale, used with ``use_alpha`` only; ``scope``: least and largest scale.
-    ``placement``: ``"clip"``, one box for the batch, clipped at the border, or ``"inside"``, one per sample.
+    ``alpha`` is the Beta parameter of the scale and must be above 0. It is used only with ``use_alpha``. ``scope``
+    gives the least and the largest scale. ``placement`` is ``"clip"`` for one box for the whole batch, clipped at the
+    border, or ``"inside"`` for one box per sample.
     """
 
     def __init__(

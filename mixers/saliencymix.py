@@ -2,23 +2,25 @@
 
 https://arxiv.org/abs/2006.01791, reference code https://github.com/SaliencyMix/SaliencyMix
 
-Formula: CutMix, but the box, of height ``floor(H*sqrt(1-lam0))`` and width ``floor(W*sqrt(1-lam0))``,
-``lam0 ~ Beta(alpha, alpha)``, is centred on the most salient pixel of ``x[index]`` before it is clipped at the border;
-``lam = 1 - area(box)/(H*W)``. Saliency is fine-grained static saliency (Montabone and Soto, 2010), as in OpenCV.
+Formula: This is CutMix with another place for the box. The box has the height ``floor(H*sqrt(1-lam0))`` and the width
+``floor(W*sqrt(1-lam0))``, with ``lam0 ~ Beta(alpha, alpha)``. It is centred on the most salient pixel of ``x[index]``
+and then clipped at the border. ``lam = 1 - area(box)/(H*W)``. Saliency is fine-grained static saliency (Montabone and
+Soto, 2010), as in OpenCV.
 
 Published defaults: alpha = 1 (paper, section 4).
 
-Sampling law: ``saliencymix@mixup-recipes-1``: half sides of the box are rounded down; every sample has its own box,
-around the most salient pixel of its partner, the first in reading order among equals, or the middle of an image
-without any contrast. The partner is a uniformly random permutation of the batch, fixed points allowed.
+Sampling law: ``saliencymix@mixup-recipes-1``: Half sides of the box are rounded down. Every sample has its own box
+around the most salient pixel of its partner. Among equal pixels the first in reading order is taken. In an image
+without any contrast the middle is taken. The partners are a uniformly random permutation of the batch. Fixed points are
+allowed: an image may be its own partner.
 
-Deviations: the published code hands normalised float images to a detector that reads bytes, so that its map has
-nothing to do with the image, takes the centre from the first partner alone, and pastes one box for the whole
-batch. ``box_from="first"`` is that with a working detector. ``box_from="noise"`` is what the published code does in
-effect: one centre in a uniform column and, the map having many equal maxima of which the first in reading order
-wins, in a row near the top, here Exp(18 pixels) modulo H. (OpenCV 5.0.0 on 400 float photos of each size: mean row
-16 of 224, 18 of 160, 18 of 64, 12 of 32; this law: 18, 18, 16, 11.) The detector here takes RGB for RGB, and drops
-an overflow that turns OpenCV's strongest pixels dark.
+Deviations: The published code hands normalised float images to a detector that reads bytes, so its map has nothing to
+do with the image. It also takes the centre from the first partner alone and pastes one box for the whole batch.
+``box_from="first"`` does the same with a detector that works. ``box_from="noise"`` is what the published code does in
+effect: It draws one centre, in a uniform column and in a row near the top. The row is near the top because the map has
+many equal maxima, of which the first in reading order wins. Here the row is Exp(18 pixels) modulo H. (With OpenCV 5.0.0
+on 400 float photos of each size the mean row was 16 of 224, 18 of 160, 18 of 64 and 12 of 32. This law gives 18, 18, 16
+and 11.) The detector here takes RGB for RGB. It also leaves out an overflow that turns OpenCV's strongest pixels dark.
 
 Kind: input.
 """
@@ -42,8 +44,9 @@ WINDOWS = (12, 24, 48, 28, 56, 112)
 class SaliencyMix(Mixer):
     """Paste a box around the partner's most salient pixel.
 
-    ``alpha`` > 0 is the Beta parameter. ``box_from``: ``"each"`` partner, the ``"first"`` partner for the whole
-    batch, or top-biased ``"noise"`` for the whole batch. ``mean``, ``std``: those that the images were normalised with.
+    ``alpha`` is the Beta parameter and must be above 0. ``box_from`` says what the box is placed by: ``"each"``
+    partner, the ``"first"`` partner for the whole batch, or ``"noise"`` near the top for the whole batch. ``mean`` and
+    ``std`` are those that the images were normalised with.
     """
 
     def __init__(

@@ -2,25 +2,27 @@
 
 https://arxiv.org/abs/2111.15454, reference code https://github.com/Westlake-AI/openmixup
 
-Formula: the step of AutoMix (``automix.AutoMix``), with another mix block. Lambda multiplies the maps, ``a = z*(1 +
-r(lam))`` and ``b = z[index]*(2 - r(lam))``; query and key are two different layers on ``[a; b]``; the value is a
-small network of b, ``V(b) = dropout(W2 ELU(BN(W1 b)))``. Then ``u = softmax(Q([a; b])^T K([a; b]) / sqrt(d)) V(b)``
-and ``mask = 1 - sigmoid(upsample(u))``. ``L_mask = gamma * (max(0, |mean(mask) - lam| - 0.1) - 2*Var(mask))`` over
-all pixels of the batch: a mask of one value for all is worth less, and the loss can be negative.
+Formula: This is the step of AutoMix (``automix.AutoMix``) with another mix block. Lambda multiplies the maps,
+``a = z*(1 + r(lam))`` and ``b = z[index]*(2 - r(lam))``. Query and key are two different layers on ``[a; b]``. The
+value is a small network of b, ``V(b) = dropout(W2 ELU(BN(W1 b)))``. Then
+``u = softmax(Q([a; b])^T K([a; b]) / sqrt(d)) V(b)`` and ``mask = 1 - sigmoid(upsample(u))``.
+``L_mask = gamma * (max(0, |mean(mask) - lam| - 0.1) - 2*Var(mask))`` over all pixels of the batch. So a mask of one
+value for all pixels is worth less, and the loss can be negative.
 
-``r(lam) = lam``, or with ``lam_mul_k >= 0`` and ``c = lam_mul_k + 1`` the curve
-``r(lam) = (4/3 lam^3 - 2 lam^2 + c lam) / (c - 2/3)``: it fixes 0, 1/2 and 1.
+``r(lam) = lam``. With ``lam_mul_k >= 0`` and ``c = lam_mul_k + 1`` it is the curve
+``r(lam) = (4/3 lam^3 - 2 lam^2 + c lam) / (c - 2/3)`` instead. The curve fixes 0, 1/2 and 1.
 
-Published defaults: those of AutoMix; dropout 0.1 and bilinear upsampling on ImageNet (OpenMixup).
+Published defaults: The defaults are those of AutoMix, with dropout 0.1 and bilinear upsampling on ImageNet (OpenMixup).
 
-Sampling law: ``samix@openmixup-2022``: that of AutoMix; dropout switches positions of the value off, by a draw for each
-sample and position, the same in every micro-batch of an update.
+Sampling law: ``samix@openmixup-2022``: The law is that of AutoMix. In addition dropout switches positions of the value
+off, by a draw for each sample and position. The draw is the same in every micro-batch of an update.
 
-Cost: 2.9 (DeiT-S) to 3.1 (ResNet-50) x a vanilla step in FLOPs.
+Cost: A step takes 2.9 (DeiT-S) to 3.1 (ResNet-50) times the FLOPs of a vanilla step.
 
-Deviations: those of AutoMix. OpenMixup's ``neg_weight`` (eta), 1 on ImageNet and 0.5 on Tiny-ImageNet, weights the
-classes that are not mixed, whose share in the target is 0: in a softmax cross entropy it multiplies zeros. There is no
-such argument here. The running statistics of the mix block, which no step reads, see the two masks in another order.
+Deviations: Those of AutoMix hold here too. OpenMixup's ``neg_weight`` (eta) is 1 on ImageNet and 0.5 on Tiny-ImageNet.
+It weights the classes that are not mixed, whose share in the target is 0, so in a softmax cross entropy it multiplies
+zeros. There is no such argument here. The running statistics of the mix block see the two masks in another order. No
+step reads these statistics.
 
 Kind: input, learned.
 """
@@ -37,10 +39,10 @@ from .registry import found_at
 
 
 class SAMixBlock(nn.Module):
-    """Mask logits of the partner, from the map of a sample and that of its partner.
+    """Make mask logits of the partner from the map of a sample and that of its partner.
 
-    ``lam_mul_k``: of the curve of lambda; -1 is the straight line. ``dropout``: of the value, in [0, 1).
-    ``upsample``: "bilinear" or "nearest". ``setup`` makes the layers.
+    ``lam_mul_k`` sets the curve of lambda; -1 is the straight line. ``dropout``, in [0, 1), is that of the value.
+    ``upsample`` is "bilinear" or "nearest". ``setup`` makes the layers.
     """
 
     def __init__(self, lam_mul_k: float | int = -1, dropout: float = 0.1, upsample: str = "bilinear"):
@@ -111,7 +113,7 @@ def samix(
     dropout: float = 0.1,
     upsample: str = "bilinear",
 ) -> Mixer:
-    """The step of AutoMix with this mix block: takes the arguments of both, ``AutoMix`` and ``SAMixBlock``."""
+    """Make the step of AutoMix with this mix block. It takes the arguments of both, ``AutoMix`` and ``SAMixBlock``."""
     step: Callable[..., Mixer] = found_at("automix:AutoMix")  # papers do not import each other
     return step(
         block=SAMixBlock(lam_mul_k, dropout, upsample),

@@ -2,27 +2,30 @@
 
 https://arxiv.org/abs/2212.12977, reference code https://github.com/ChenMnZ/SMMix
 
-Formula: a pass over the clean images, in evaluation mode and without gradient, gives logits z and A, the attention that
-each patch gets from all patches in the last layer, mean over heads. Of all squares of s x s cells of the token grid
-(g x g), the one of ``x[index]`` with the most attention is pasted over the one of ``x`` with the least; ``lam = 1 -
-s*s/(g*g)``. With logits o of the mixed image, its tokens t after the last norm and a head h for tokens, the loss is
+Formula: A pass over the clean images, in evaluation mode and without gradient, gives logits z and A. A is the attention
+that each patch gets from all patches in the last layer, as the mean over heads. The token grid is g x g, and a square
+has s x s of its cells. Of all squares, the one of ``x[index]`` with the most attention is pasted over the one of ``x``
+with the least. ``lam = 1 - s*s/(g*g)``. The mixed image gives logits o and tokens t after the last norm. With a head h
+for tokens, the loss is
     ``L(o, lam*y + (1-lam)*y[index])``
     ``+ (L(h(mean of t outside the square), y) + L(h(mean of t inside), y[index])) / 2``
     ``+ KL(softmax(lam*z + (1-lam)*z[index]) || softmax(o))``.
 h starts as a copy of the model's classifier and is dropped when the model is exported.
 
-Published defaults: no hyperparameter; the three parts weigh the same. This class mixes every batch; the published
-method, ``smmix``, does so for half of them and takes Mixup with alpha = 0.8 for the others.
+Published defaults: There is no hyperparameter. The three parts weigh the same. This class mixes every batch. The
+published method, ``smmix``, does so for half of the batches and takes Mixup with alpha = 0.8 for the others.
 
-Sampling law: ``smmix@chen-2023``: one s for the whole batch, uniform on floor(g/4) ... floor(3g/4), but at least 1 (3
-to 10 for DeiT, 1 to 5 for PVT and Swin at 224 pixels), where g is the shorter side of the grid; every sample has its
-own squares; the partner is a uniformly random permutation of the batch, fixed points allowed.
+Sampling law: ``smmix@chen-2023``: One s is drawn for the whole batch, uniformly on floor(g/4) ... floor(3g/4), but at
+least 1, where g is the shorter side of the grid. This is 3 to 10 for DeiT and 1 to 5 for PVT and Swin at 224 pixels.
+Every sample has its own squares. The partners are a uniformly random permutation of the batch. Fixed points are
+allowed: an image may be its own partner.
 
-Cost: one more forward, 1.33 steps of the model itself (half of the steps in ``smmix``, 1.17 expected).
+Cost: A step takes one more forward, which makes 1.33 steps of the model itself. ``smmix`` does this in half of the
+steps, so 1.17 are expected.
 
 Deviations: L is the recipe's loss (reference code: cross-entropy), with labels smoothed as the recipe says. In the
-reference code h starts from a draw of its own, and a batch is paired with its reverse. OpenMixup keeps of this method
-only the pasted square, takes the class token's attention, and looks with drop path on.
+reference code h starts from a draw of its own, and a batch is paired with its reverse. OpenMixup keeps only the pasted
+square of this method. It takes the class token's attention and looks with drop path on.
 
 Kind: input, label.
 """
@@ -129,7 +132,7 @@ class SMMix(Mixer):
 
 
 def smmix(mixup_alpha: float = 0.8) -> Switch:
-    """The published method: Mixup or the attended square with probability one half each."""
+    """Make the published method: Mixup or the attended square, with probability one half each."""
     return Switch([build("mixup", alpha=mixup_alpha), SMMix()])
 
 

@@ -2,27 +2,30 @@
 
 https://arxiv.org/abs/2012.04846, reference code https://github.com/Shaoli-Huang/SnapMix
 
-Formula: a box of ``x[index]``, resized bilinearly with aligned corners, is pasted on another box of ``x``. S(x) is the
-class activation map of a sample's own class (the classifier's weights of that class times the last feature, at each
-position), resized bilinearly to the image, less its minimum, over its sum. ``w_a = 1 - sum of S(x) inside the box``
-and ``w_b = sum of S(x[index]) inside the partner's box`` need not sum to 1; ``loss = w_a*CE(y) + w_b*CE(y[index])``.
+Formula: A box of ``x[index]``, resized bilinearly with aligned corners, is pasted on another box of ``x``. S(x) is the
+class activation map of a sample's own class: the classifier's weights of that class times the last feature, at each
+position. The map is resized bilinearly to the image. Then its minimum is taken off, and it is divided by its sum.
+``w_a = 1 - sum of S(x) inside the box`` and ``w_b = sum of S(x[index]) inside the partner's box`` need not sum to 1.
+``loss = w_a*CE(y) + w_b*CE(y[index])``.
 
 Published defaults: alpha = 5, every batch (paper, section 4; fine-grained sets).
 
-Sampling law: ``snapmix@huang-2021``: two boxes for the whole batch, each CutMix's (half sides rounded down, clipped)
-from a lambda of its own, ``Beta(alpha, alpha)``; the partner is a uniformly random permutation of the batch, fixed
-points allowed. When a box is empty nothing is pasted and the weights are 1 and 0.
+Sampling law: ``snapmix@huang-2021``: Two boxes are drawn for the whole batch. Each is CutMix's box (half sides rounded
+down, clipped) from a lambda of its own, ``Beta(alpha, alpha)``. The partners are a uniformly random permutation of the
+batch. Fixed points are allowed: an image may be its own partner. When a box is empty, nothing is pasted and the weights
+are 1 and 0.
 
-The target is ``(w_a*y + w_b*y[index]) / (w_a + w_b)``, a distribution, and a sample's loss is multiplied by
-``w_a + w_b``: cross entropies are linear in the target, so this is the formula to the bit of rounding.
+The target is ``(w_a*y + w_b*y[index]) / (w_a + w_b)``, which is a distribution. A sample's loss is multiplied by
+``w_a + w_b``. Cross entropies are linear in the target, so this is the formula to the bit of rounding.
 
-Cost: one forward without gradient, a third of a plain step more.
+Cost: A step takes one more forward, without gradient. This is a third of a plain step more.
 
-Deviations: the map is made in evaluation mode (reference code: in training mode, which moves the running statistics
-twice). ``same_label_twice=True`` doubles the loss of pairs of one class, as the reference code does, which the paper
-does not mention. A map without contrast counts as uniform. No ReLU before the map: nothing to do for a ResNet.
-Placement ours: the map is of what the classifier would see at each position, after the head's norm where it has one; of
-token networks (DeiT, PVT) these are the patches, which the classifier of the class token was not trained on.
+Deviations: The map is made in evaluation mode. (The reference code makes it in training mode, which moves the running
+statistics twice.) ``same_label_twice=True`` doubles the loss of pairs of one class, as the reference code does. The
+paper does not mention this. A map without contrast counts as uniform. There is no ReLU before the map, which changes
+nothing for a ResNet. The placement is ours: The map is of what the classifier would see at each position, after the
+head's norm where it has one. In token networks (DeiT, PVT) these positions are the patches, which the classifier of the
+class token was not trained on.
 
 Kind: input, label.
 """
@@ -44,7 +47,8 @@ Box = tuple[int, int, int, int]
 class SnapMix(Mixer):
     """Paste a box of the partner, resized, and weight both labels by how much of their class is seen.
 
-    ``alpha`` > 0 is the Beta parameter. ``same_label_twice``: as published, see above.
+    ``alpha`` is the Beta parameter and must be above 0. ``same_label_twice`` doubles the loss of pairs of one class, as
+    published. The deviations say more.
     """
 
     one_label = True  # the map is of the class of the largest target

@@ -2,33 +2,34 @@
 
 https://arxiv.org/abs/2407.07805, reference code https://github.com/JinXins/SUMix
 
-Formula: images are mixed as by the base, which gives ``lam``. The model sees the clean images and the mixed ones; p and
-p' are its predictions, without gradient, a and b the classes of a sample and of its partner, N scales a vector to
-length 1. How far the mixed image is from its sample, class by class, is
-    ``d = scale * N(softmax(p without b - p'))``, and how far from its partner
+Formula: The base mixes the images and gives ``lam``. The model sees the clean images and the mixed ones. p and p' are
+its predictions, without gradient. a and b are the classes of a sample and of its partner. N scales a vector to
+length 1. Class by class, the distance of the mixed image from its sample is
+    ``d = scale * N(softmax(p without b - p'))``, and its distance from the partner is
     ``e = scale * N(softmax(p[index] without a - p'))``,
 where "without" puts a 0 in place of one class. The label follows what is near:
     ``lam' = lam*exp(-d_a) / (lam*exp(-d_a) + (1-lam)*exp(-e_b))``, ``y' = lam'*y + (1-lam')*y[index]``.
-A second linear layer h on what the classifier is given says how uncertain each class is, ``u = N(softmax(h))`` of the
-clean images and ``u'`` of the mixed ones. With the cross-entropy CE of logits,
+A second linear layer h on what the classifier is given says how uncertain each class is. ``u = N(softmax(h))`` is that
+of the clean images and ``u'`` that of the mixed ones. With the cross-entropy CE of logits,
     ``loss = L(f(x'), y') + gamma * (lam*CE(exp(-(u+u'+d)), y) + (1-lam)*CE(exp(-(u[index]+u'+e)), y[index]))``.
 h is dropped when the model is exported.
 
-Published defaults: over CutMix with alpha = 0.2, gamma = 0.5 (1 on Tiny-ImageNet), scale = 100.
+Published defaults: The base is CutMix with alpha = 0.2. gamma = 0.5 (1 on Tiny-ImageNet), scale = 100.
 
-Sampling law: ``sumix@qin-2024``: that of the base; nothing else is drawn in a step.
+Sampling law: ``sumix@qin-2024``: The law is that of the base. Nothing else is drawn in a step.
 
-Cost: a second step for the clean images, from which u learns: 2 steps of the model itself.
+Cost: A step takes a second step for the clean images, from which u learns. This makes 2 steps of the model itself.
 
-Deviations: of the paper only the abstract could be had; the formula is that of the reference code, but for a sign. The
-reference code takes ``p' - p without b`` for d, which is the larger the nearer the mixed image is to its sample, so
-that lam' goes to the class that the model sees less of; its README says distance, as here. Its loss is averaged over
-the batch before it is weighted, so that the mean of lam' stands for each of them, which hides this. Both together are
-``as_released=True``. Its head returns a name that it never makes, and runs once that is mended. ``scale`` is the number
-of images per process there (100 on CIFAR and Tiny-ImageNet, 64 on ImageNet, 16 on fine-grained sets), so that a label
-would depend on how a batch is divided; here it is an argument. The published configuration of ImageNet has no layer h
-and takes the logits themselves for u, which pushes down the logit of the right class, and is not here. L is the
-recipe's loss, with labels smoothed as the recipe says, and a and b are the largest entries of the targets.
+Deviations: Only the abstract of the paper could be read. The formula is that of the reference code, except for a sign.
+The reference code takes ``p' - p without b`` for d. This is larger the nearer the mixed image is to its sample, so lam'
+goes to the class that the model sees less of. The README of the reference code says distance, as here. Its loss is
+averaged over the batch before it is weighted, so the mean of lam' stands for each of them. This hides the error.
+``as_released=True`` does both. The head of the reference code returns a name that it never makes. It runs once that is
+mended. In the reference code ``scale`` is the number of images per process (100 on CIFAR and Tiny-ImageNet, 64 on
+ImageNet, 16 on fine-grained sets), so a label would depend on how a batch is divided. Here it is an argument. The
+published configuration of ImageNet has no layer h and takes the logits themselves for u, which pushes down the logit of
+the right class. It is not here. L is the recipe's loss, with labels smoothed as the recipe says. a and b are the
+largest entries of the targets.
 
 Kind: label.
 """
@@ -52,9 +53,10 @@ STD = 0.01  # of the initial weights of the second layer
 class SUMix(Mixer):
     """Mix like ``base``, share the label by how near the mixed image is to both, and learn how uncertain classes are.
 
-    ``base``: a mixer whose plan names each partner, ``index``. ``gamma`` >= 0 weights the uncertainty; ``scale`` > 0
-    the distance, each of whose K entries is about ``scale / sqrt(K)``; ``as_released``: the named option above. Raises
-    ``ValueError`` for a base that does more than mix images, in a step for one that plans something else.
+    ``base`` is a mixer whose plan names each partner, as ``index``. ``gamma`` weights the uncertainty and must be at
+    least 0. ``scale``, above 0, scales the distance, each of whose K entries is about ``scale / sqrt(K)``.
+    ``as_released`` takes the distance and the mean of the released code; the deviations say more. Raises ``ValueError``
+    for a base that does more than mix images. A step raises it for a base that plans something else.
     """
 
     one_label = True  # the distance is between classes a and b
@@ -157,7 +159,7 @@ class SUMix(Mixer):
 
 
 def sumix(base: Mixer | None = None, gamma: float = 0.5, scale: float = 100.0, as_released: bool = False) -> SUMix:
-    """The method over ``base``, or over CutMix with alpha = 0.2, as in the published tables."""
+    """Make the method over ``base``, or over CutMix with alpha = 0.2, as in the published tables."""
     return SUMix(build("cutmix", alpha=0.2) if base is None else base, gamma, scale, as_released)
 
 

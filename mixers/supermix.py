@@ -2,29 +2,31 @@
 
 https://arxiv.org/abs/2003.05034, reference code https://github.com/alldbi/SuperMix. Experimental.
 
-Formula: a frozen network f, the teacher, sees ``x' = M*x + (1-M)*x[index]`` and should find both classes in their
-shares, ``t = lam*onehot(y) + (1-lam)*onehot(y[index])``. ``M = s_1 / (s_1 + s_2)`` of two sigmoids of logits m on a
-small grid, resized bilinearly; from m = 0 (half and half), a few times:
-``J = KL(t || softmax f(x')) + sparsity * mean |M*(M-1)|``, g its gradient by m, smoothed on the grid to G,
-``m = m - rho*G`` with ``rho = |J| / (g.G + 1e-10)`` in [0.0001, 2000], a Newton step to the root of J. A sample is
-done, and stays as it is, once its two classes are the teacher's first two. The label is ``lam``, not the share of the
-pixels.
+Formula: A frozen network f, the teacher, sees ``x' = M*x + (1-M)*x[index]``. It should find both classes in their
+shares, ``t = lam*onehot(y) + (1-lam)*onehot(y[index])``. ``M = s_1 / (s_1 + s_2)`` is made of two sigmoids of logits m
+on a small grid and is resized bilinearly. From m = 0 (half and half) these steps are taken a few times:
+``J = KL(t || softmax f(x')) + sparsity * mean |M*(M-1)|`` is computed. Its gradient g by m is smoothed on the grid to
+G. Then ``m = m - rho*G`` with ``rho = |J| / (g.G + 1e-10)`` in [0.0001, 2000], which is a Newton step to the root of J.
+A sample is done, and stays as it is, once its two classes are the teacher's first two. The label is ``lam``, not the
+share of the pixels.
 
-Published defaults: alpha = 3, sparsity = 25; grid 16 and sigma 2 with a ResNet-34 for ImageNet, 8 and 1 for CIFAR.
+Published defaults: alpha = 3, sparsity = 25. Grid 16 and sigma 2 are for a ResNet-34 and ImageNet, 8 and 1 are for
+CIFAR.
 
-Sampling law: ``supermix@mixup-recipes-1``: ``lam ~ Beta(alpha, alpha)`` for each sample; the partner of a sample is the
-next one in the batch. Pairs of one class are not mixed.
+Sampling law: ``supermix@mixup-recipes-1``: ``lam ~ Beta(alpha, alpha)`` is drawn for each sample. The partner of a
+sample is the next one in the batch. Pairs of one class are not mixed.
 
-Cost: ``steps`` forwards of the teacher with the backward passes to the image: 4.3 plain steps for 5 steps of a teacher
-of the model's own size.
+Cost: The teacher runs ``steps`` forwards, with the backward passes to the image. This is 4.3 plain steps for 5 steps of
+a teacher of the model's own size.
 
-Deviations: the reference code makes images for distillation before training: up to 50 steps, until 30 percent are done,
-those kept and stored, with the classes that the teacher sees: see ``mixup-recipes supermix``. Here masks are made
-during training, in ``steps`` steps, kept whether done or not, towards the classes of the dataset, and the student
-learns ``lam``. The tables' row is of the reference code, which lacks its classification part. Smoothing kernels have an
-odd size, so that they shift nothing. Without a ``teacher`` the model itself, in evaluation mode and as far as it has
-come, is asked: ours, for datasets without a trained network. A pair in which both classes are found at once, at half
-and half, stays that plain blend; the reference code takes one step before it looks.
+Deviations: The reference code makes images for distillation before training: see ``mixup-recipes supermix``. It takes
+up to 50 steps, until 30 percent of the images are done, and then keeps and stores those, with the classes that the
+teacher sees. Here masks are made during training, in ``steps`` steps. They are kept whether they are done or not. They
+aim at the classes of the dataset, and the student learns ``lam``. The tables' row is of the reference code, which lacks
+its classification part. Smoothing kernels have an odd size, so they shift nothing. Without a ``teacher`` the model
+itself is asked, in evaluation mode and as far as it has come. This option is ours, for datasets without a trained
+network. If both classes of a pair are found at once, at half and half, the pair stays that plain blend. The reference
+code takes one step before it looks.
 
 Kind: input; teacher.
 """
@@ -42,11 +44,12 @@ from .base import Mixer, Plan
 
 
 class SuperMix(Mixer):
-    """Search masks with which a teacher sees both classes in their shares. Experimental, and slow.
+    """Search masks with which a teacher sees both classes in their shares. This is experimental and slow.
 
-    ``alpha`` > 0 is the Beta parameter. ``teacher``: timm name, ``hf-hub:`` address or run folder of a network trained
-    on the classes of the run; None: the model itself. ``steps`` of the search; ``grid``: cells per side of the mask's
-    logits; ``sigma``: standard deviation, in cells, of what smooths their gradient; ``sparsity``: weight of its term.
+    ``alpha`` is the Beta parameter and must be above 0. ``teacher`` is the timm name, ``hf-hub:`` address or run folder
+    of a network trained on the classes of the run. If it is None, the model itself is asked. ``steps`` is the number of
+    steps of the search. ``grid`` is the number of cells per side of the mask's logits. ``sigma`` is the standard
+    deviation, in cells, of what smooths their gradient. ``sparsity`` is the weight of its term.
     """
 
     one_label = True  # the teacher is to find one class in each source

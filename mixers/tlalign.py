@@ -1,28 +1,29 @@
-"""Token-Label Alignment for Vision Transformers. Xiao, Zheng, Zhu, Zhou, Lu. ICCV 2023.
+"""TL-Align. Token-Label Alignment for Vision Transformers. Xiao, Zheng, Zhu, Zhou, Lu. ICCV 2023.
 
 https://arxiv.org/abs/2210.06455, reference code https://github.com/Euphoria16/TL-Align
 
-Formula: CutMix with a box of whole patches. Every token has a label: a patch that of its image, the class token the one
-mixed by area. In each block the labels follow the tokens: ``Y <- (A Y + Y) / 2`` with A the block's attention, mean
-over heads, and Y itself for the residual connection. The target is the class token's label after the last block. All
-labels lie between y and y[index] and the rows of A sum to 1, so one number per token says the same: ``w <- (A w + w) /
-2`` with w = 1 in a patch of the sample itself, 0 in one of its partner, and ``y' = w_class*y + (1-w_class)*y[index]``.
-No gradient flows through A.
+Formula: This is CutMix with a box of whole patches. Every token has a label. A patch has the label of its image, and
+the class token has the label mixed by area. In each block the labels follow the tokens: ``Y <- (A Y + Y) / 2``. A is
+the block's attention, as the mean over heads, and Y itself stands for the residual connection. The target is the class
+token's label after the last block. All labels lie between y and y[index], and the rows of A sum to 1, so one number per
+token says the same: ``w <- (A w + w) / 2``. At the start w = 1 in a patch of the sample itself and 0 in a patch of its
+partner. ``y' = w_class*y + (1-w_class)*y[index]``. No gradient flows through A.
 
 Published defaults: alpha = 1, every batch.
 
-Sampling law: ``tlalign@xiao-2023``: CutMix's box on the grid of patches, ``lam0 ~ Beta(alpha, alpha)``: its half sides
-are rounded down to whole patches, its centre is uniform on the grid, it is clipped at the border; one box for the whole
-batch. It is empty for 2 of 100 batches on a grid of 14 x 14, for all on one of 2 x 2. The partner is a uniformly random
-permutation of the batch, fixed points allowed.
+Sampling law: ``tlalign@xiao-2023``: CutMix's box is drawn on the grid of patches, with ``lam0 ~ Beta(alpha, alpha)``.
+Its half sides are rounded down to whole patches, its centre is uniform on the grid, and it is clipped at the border.
+The whole batch has one box. The box is empty for 2 of 100 batches on a grid of 14 x 14, and for all batches on one of 2
+x 2. The partners are a uniformly random permutation of the batch. Fixed points are allowed: an image may be its own
+partner.
 
-Cost: no extra pass; per block one more fused attention whose values have 8 channels, in the layer's precision. Blocks
-that were compiled one by one run uncompiled.
+Cost: There is no extra pass. Each block computes one more fused attention whose values have 8 channels, in the layer's
+precision. Blocks that were compiled one by one run uncompiled.
 
-Models: DeiT and other ViTs with a class token. Of Swin, whose number was published without code, and PVT the tokens
-change from stage to stage.
+Models: The method takes DeiT and other ViTs with a class token. It does not take Swin and PVT, because their tokens
+change from stage to stage. The number of Swin was published without code.
 
-Deviations: the reference code carries (B, N, K) labels through the network, which is the same; its partner is the batch
+Deviations: The reference code carries (B, N, K) labels through the network, which is the same. Its partner is the batch
 in reverse. What OpenMixup calls TLA has no alignment and is another method.
 
 Kind: input, label.
@@ -41,7 +42,10 @@ from .base import Criterion, Mixer, Out, Plan
 
 
 class TLAlign(Mixer):
-    """CutMix of whole patches, with labels that follow the tokens. ``alpha`` > 0 is the Beta parameter."""
+    """Paste a box of whole patches as CutMix does, with labels that follow the tokens.
+
+    ``alpha`` is the Beta parameter and must be above 0.
+    """
 
     def __init__(self, alpha: float = 1.0):
         super().__init__()

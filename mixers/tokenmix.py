@@ -2,32 +2,36 @@
 
 https://arxiv.org/abs/2207.08409, reference code https://github.com/Sense-X/TokenMix
 
-Formula: a set M of cells of the token grid, a union of rectangles, shows ``x[index]``, the other cells show ``x``. A is
-where an image has its content, a share of each cell that sums to 1: ``w = sum of A over the cells outside M``,
-``w' = sum of A[index] over M``, ``y' = lam*y + (1-lam)*y[index]`` with ``lam = w / (w + w')``.
-A is the attention, in the last layer, of the class token to the patches (of all patches in Swin, which has none), mean
-over heads, in a pass over the clean images in evaluation mode and without gradient.
+Formula: M is a set of cells of the token grid, a union of rectangles. The cells of M show ``x[index]``, the other cells
+show ``x``. A says where an image has its content, as a share of each cell. The shares sum to 1.
+``w = sum of A over the cells outside M``, ``w' = sum of A[index] over M``, ``y' = lam*y + (1-lam)*y[index]`` with
+``lam = w / (w + w')``. A is the attention of the class token to the patches in the last layer, as the mean over heads.
+(Swin has no class token; there it is the attention of all patches.) A is taken in a pass over the clean images in
+evaluation mode and without gradient.
 
-Published defaults: alpha = 1 for the share of cells (tables of OpenMixup). This class mixes every batch; the published
-method, ``tokenmix``, does so for half of them and takes Mixup with alpha = 0.8 for the others.
+Published defaults: alpha = 1 for the share of cells (tables of OpenMixup). This class mixes every batch. The published
+method, ``tokenmix``, does so for half of the batches and takes Mixup with alpha = 0.8 for the others.
 
-Sampling law: ``tokenmix@mixup-recipes-1``: ``lam0 ~ Beta(alpha, alpha)``; of N cells exactly ``round((1-lam0)*N)`` show
-the partner, the same for the whole batch. Until no cell is left to find: a rectangle with area U(1, cells left) and
-the logarithm of its aspect ratio U(log 0.3, -log 0.3), rounded to cells, is placed uniformly, and kept if it is smaller
-than the grid and has between one new cell and as many as are left; after ten refusals the cells left are drawn
-uniformly. The grid is that of the attention looked at: 14 x 14 for DeiT, 7 x 7 for PVT and Swin at 224 pixels. The
-partner is a uniformly random permutation of the batch, fixed points allowed.
+Sampling law: ``tokenmix@mixup-recipes-1``: ``lam0 ~ Beta(alpha, alpha)``. Of N cells exactly ``round((1-lam0)*N)`` show
+the partner. They are the same for the whole batch. Rectangles are drawn until no cell is left to find. A rectangle has
+the area U(1, cells left), and the logarithm of its aspect ratio is U(log 0.3, -log 0.3). It is rounded to cells and
+placed uniformly. It is kept if it is smaller than the grid and has between one new cell and as many as are left. After
+ten refusals the cells left are drawn uniformly. The grid is that of the attention that is looked at: 14 x 14 for DeiT,
+7 x 7 for PVT and Swin at 224 pixels. The partners are a uniformly random permutation of the batch. Fixed points are
+allowed: an image may be its own partner.
 
-Cost: one more forward, 1.33 steps of the model itself (half of the steps in ``tokenmix``, 1.17 expected).
+Cost: A step takes one more forward, which makes 1.33 steps of the model itself. ``tokenmix`` does this in half of the
+steps, so 1.17 are expected.
 
-Deviations: the reference code ignores Beta: 112 of 196 cells show the partner, 4/7 of any grid with
-``use_alpha=False``; after ten refusals it stops short of that. Its A are dense labels that a large network made
-offline, or none for a class that they miss, and its two label weights do not sum to 1; it takes half of the label
-smoothing from each of them, here it is in proportion. Here A is the model's own attention, as in OpenMixup, or with
-``teacher`` that of a trained transformer. OpenMixup looks with drop path on, weighs each image by the cells where it is
-hidden, by weights that do not sum to 1, and averages them over the batch; it adds 14 of 196 cells to every count,
-rounds it down, and stops short as the reference code does. The reference code pairs a batch with its reverse and takes
-the binary cross-entropy; here the loss is the recipe's.
+Deviations: The reference code ignores Beta: in it 112 of 196 cells show the partner. ``use_alpha=False`` takes this
+share, 4/7 of any grid. After ten refusals the reference code stops short of that number. Its A are dense labels that a
+large network made offline, or none for a class that these labels miss. Its two label weights do not sum to 1. It takes
+half of the label smoothing from each of the two; here the smoothing is in proportion. Here A is the model's own
+attention, as in OpenMixup. With ``teacher`` it is the attention of a trained transformer. OpenMixup looks with drop
+path on. It weighs each image by the cells where the image is hidden, by weights that do not sum to 1, and averages
+these weights over the batch. It adds 14 of 196 cells to every count, rounds the count down, and stops short as the
+reference code does. The reference code pairs a batch with its reverse and takes the binary cross-entropy. Here the loss
+is the recipe's.
 
 Kind: input, label.
 """
@@ -50,11 +54,11 @@ LOG_ASPECT = math.log(1 / 0.3)
 
 
 class TokenMix(Mixer):
-    """Paste blocks of the partner's tokens; labels by how much of each image's content shows.
+    """Paste blocks of the partner's tokens. The labels go by how much of each image's content shows.
 
-    ``alpha`` > 0 is the Beta parameter of the share of cells; with ``use_alpha=False`` it is the constant of the
-    reference code. ``teacher``: timm name or folder of a trained transformer that says where the content is, for images
-    of the size and normalisation of the run; None: the model itself.
+    ``alpha`` is the Beta parameter of the share of cells and must be above 0. With ``use_alpha=False`` the share is the
+    constant of the reference code. ``teacher`` is the timm name or the folder of a trained transformer that says where
+    the content is, for images of the size and normalisation of the run. If it is None, the model itself says so.
     """
 
     def __init__(self, alpha: float = 1.0, use_alpha: bool = True, teacher: str | None = None):
@@ -103,9 +107,9 @@ class TokenMix(Mixer):
 def tokenmix(
     mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, use_alpha: bool = True, teacher: str | None = None
 ) -> Switch:
-    """The rows of the tables: Mixup or blocks of tokens with probability one half each.
+    """Make the rows of the tables: Mixup or blocks of tokens, with probability one half each.
 
-    ``cutmix_alpha``: the Beta parameter of the share of tokens, which the reference code ignores (``use_alpha=False``).
+    ``cutmix_alpha`` is the Beta parameter of the share of tokens. The reference code ignores it (``use_alpha=False``).
     """
     return Switch([build("mixup", alpha=mixup_alpha), TokenMix(cutmix_alpha, use_alpha, teacher)])
 

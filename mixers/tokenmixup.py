@@ -2,41 +2,45 @@
 
 https://arxiv.org/abs/2210.07562, reference code https://github.com/mlvlab/TokenMixup
 
-Formula: X_i are the tokens that go into block ``layer`` of a ViT, s_i what its class token attends to there, by patch,
-mean over heads. A linear score net says f of the class token; the samples with ``-sum y*log softmax(f) / 10 <= tau``
-are easy. Each easy sample gets a partner of its own, another for each, so that the sum of ``sum over patches of
-max(s_partner - s_i - rho, 0)`` is largest (an assignment). Where ``s_partner - s_i > rho`` the partner's token replaces
-that of the sample; its class token stays. ``y' = lam*y + (1-lam)*y_partner``, ``lam = a/(a+b)`` with a the sum of s_i
-over the tokens that stay and b that of s_partner over those that came. The loss is that of the prediction for y' plus
-``score_weight`` times that of f for y. This is the horizontal method; with ``kappa`` there is the vertical one too: to
-block ``vertical_layer`` go, as keys and values alone, the kappa most attended tokens that went into each block before.
+Formula: X_i are the tokens that go into block ``layer`` of a ViT. s_i says what its class token attends to there, by
+patch, as the mean over heads. f is what a linear score net says of the class token. The samples with
+``-sum y*log softmax(f) / 10 <= tau`` are easy. Each easy sample gets a partner of its own, another for each. The
+partners are assigned so that the sum of ``sum over patches of max(s_partner - s_i - rho, 0)`` is largest. Where
+``s_partner - s_i > rho`` the partner's token replaces that of the sample. The sample's class token stays.
+``y' = lam*y + (1-lam)*y_partner``, ``lam = a/(a+b)``. Here a is the sum of s_i over the tokens that stay, and b is that
+of s_partner over those that came. The loss is that of the prediction for y' plus ``score_weight`` times that of f for
+y. This is the horizontal method. With ``kappa`` there is the vertical one too: the kappa most attended tokens that went
+into each block before go to block ``vertical_layer``, as keys and values alone.
 
 Published defaults: rho = 0.01, tau = 0.1, score_weight = 1, no gradient from the score net to the model, block 3 of 12
-counted from 0, alone (ImageNet, fine-tuning of ViT-B/16); with the vertical part kappa = 3 at block 4, or at block 3
-where nothing is horizontal (``tau=0, score_weight=0, vertical_layer=3``). On CIFAR, CCT-7 over Mixup with alpha 0.8 or
-CutMix (``base``): rho = 0.003 to 0.005, tau = 0.1 or 0.2, score_weight = 0.001, with that gradient, block 2 or 3 of 7.
+counted from 0, alone (ImageNet, fine-tuning of ViT-B/16). With the vertical part kappa = 3 at block 4, or at block 3
+where nothing is horizontal (``tau=0, score_weight=0, vertical_layer=3``). On CIFAR, CCT-7 is trained over Mixup with
+alpha 0.8 or over CutMix (``base``), with rho = 0.003 to 0.005, tau = 0.1 or 0.2, score_weight = 0.001, with that
+gradient, and block 2 or 3 of 7.
 
-Sampling law: ``tokenmixup@choi-2022``: nothing is drawn but what ``base`` draws; the partner is that of the assignment.
+Sampling law: ``tokenmixup@choi-2022``: Nothing is drawn but what ``base`` draws. The partner is that of the assignment.
 
-Cost: one more norm and ``qkv`` of block ``layer``, whose values are made too and not used; the assignment. On devices
-other than CPUs that is min(100, 4 B) rounds of some 15 operations on (B + 1, B + 1) for a batch of B, whatever the
-values are: 1,500 small operations from 25 samples on, which take longer to launch than to compute.
+Cost: A step takes one more norm and ``qkv`` of block ``layer``, whose values are made too and not used, and the
+assignment. On devices other than CPUs the assignment is min(100, 4 B) rounds of some 15 operations on (B + 1, B + 1)
+for a batch of B, whatever the values are. From 25 samples on these are 1,500 small operations, which take longer to
+launch than to compute.
 
-Label smoothing keeps y from being certain: with 0.1 and 1,000 classes no cross entropy is below 1.01, and at tau = 0.1
+Label smoothing keeps y from being certain. With 0.1 and 1,000 classes no cross entropy is below 1.01, so at tau = 0.1
 nothing is mixed. The published runs on ImageNet do not smooth.
 
-Deviations: the reference code decides for all easy samples by the saliency of the first of them which tokens of the
-partners come, as it gathers from one row of its three-dimensional differences; the paper, and its own choice of
-partners, compare with the sample itself. Its training scripts run so, and ``compared_with="first"`` is that. It counts
-patches without the class token and takes tokens with it, so that each vertical token is the one before that which was
-chosen; ``shifted=True`` is that. It puts the mixed samples first, and then chooses the vertical tokens of the block
-that mixed by the attention of other samples; here samples stay where they are, and the attention is that of the mixed
-tokens. On a CPU the assignment is SciPy's, as there; on other devices, where nothing is read back, it is an auction
-(Bertsekas. Annals of Operations Research 14, 1988) of at most 100 rounds with bids of 2 % of the largest gain, which
-reaches 98 % of the largest sum on simulated attention and leaves a sample that got no partner as it is. The loss of the
-score net is the recipe's. By default ``layer`` is a quarter of the blocks, rounded up (3 of 12, 2 of 7), and the
-vertical part one block later. What is exported is the plain model: as there, both parts are of training alone. Not
-here: CCT, which has no class token. Written from the code, and of the paper from its abstract and figure 1.
+Deviations: The reference code decides for all easy samples, by the saliency of the first of them, which tokens of the
+partners come. It does so because it gathers from one row of its three-dimensional differences. The paper, and the
+code's own choice of partners, compare with the sample itself. The training scripts of the reference code decide by the
+first sample, and ``compared_with="first"`` does the same. The reference code counts patches without the class token and
+takes tokens with it, so each vertical token is the one before that which was chosen. ``shifted=True`` does the same. It
+puts the mixed samples first, and then chooses the vertical tokens of the block that mixed by the attention of other
+samples. Here samples stay where they are, and the attention is that of the mixed tokens. On a CPU the assignment is
+SciPy's, as there. On other devices, where nothing is read back, it is an auction (Bertsekas. Annals of Operations
+Research 14, 1988) of at most 100 rounds with bids of 2 % of the largest gain. The auction reaches 98 % of the largest
+sum on simulated attention, and leaves a sample that got no partner as it is. The loss of the score net is the recipe's.
+By default ``layer`` is a quarter of the blocks, rounded up (3 of 12, 2 of 7), and the vertical part is one block later.
+The plain model is exported. As in the reference code, both parts are of training alone. CCT, which has no class token,
+is not here. This was written from the code and from the paper's abstract and figure 1.
 
 Kind: feature, label.
 """
@@ -65,13 +69,15 @@ PART = 16  # tokens whose differences between all pairs of samples are in memory
 class TokenMixup(Mixer):
     """Replace tokens of easy samples by more salient ones of another sample, inside of the network.
 
-    ``base``: a mixer that only mixes images, and goes before. ``layer`` >= 1: the block, counted from 0, into which the
-    mixed tokens go; None: a quarter of all, rounded up. ``rho`` >= 0: by how much more salient a token must be. ``tau``
-    >= 0: what a tenth of the score net's loss is at most, for a sample to be mixed. ``score_weight`` >= 0: of the score
-    net's loss. ``detach``: whether that loss is not learned by the model. ``kappa`` >= 0: tokens of each block before
-    ``vertical_layer`` that are keys and values there, 0 for none; None: the block behind ``layer``. ``compared_with``:
-    whether a partner's token must be more salient than the sample's "own", or than that of the "first" easy sample of
-    the batch, and ``shifted``: whether vertical tokens are taken one place too early, both as published, see above.
+    ``base`` is a mixer that only mixes images, and it goes before. ``layer``, at least 1, is the block, counted from 0,
+    into which the mixed tokens go. If it is None, it is a quarter of all blocks, rounded up. ``rho``, at least 0, says
+    by how much more salient a token must be. ``tau``, at least 0, is what a tenth of the score net's loss is at most,
+    for a sample to be mixed. ``score_weight``, at least 0, is the weight of the score net's loss. ``detach`` says
+    whether that loss is not learned by the model. ``kappa``, at least 0, is the number of tokens of each block before
+    ``vertical_layer`` that are keys and values there; 0 is for none. If ``vertical_layer`` is None, it is the block
+    behind ``layer``. ``compared_with`` says whether a partner's token must be more salient than the sample's "own", or
+    than that of the "first" easy sample of the batch. ``shifted`` says whether vertical tokens are taken one place too
+    early. The values "first" and True are as published; the deviations say more.
     """
 
     inside = True
@@ -204,7 +210,7 @@ def tokenmixup(
     compared_with: str = "own",
     shifted: bool = False,
 ) -> TokenMixup:
-    """The method over ``base``, or alone, as on ImageNet."""
+    """Make the method over ``base``, or alone, as on ImageNet."""
     base = build("vanilla") if base is None else base
     return TokenMixup(base, layer, rho, tau, score_weight, detach, kappa, vertical_layer, compared_with, shifted)
 

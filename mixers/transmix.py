@@ -2,27 +2,28 @@
 
 https://arxiv.org/abs/2111.09833, reference code https://github.com/Beckschen/TransMix
 
-Formula: images are mixed with a mask as by the base. ``a`` is where the class token looks in the last attention layer
-of the forward that is trained, mean over heads, on the grid of patches; ``M`` the mask on that grid, 1 where the sample
-itself stays, each patch its first pixel. ``lam = (area + sum(M*a) / sum(a)) / 2`` with the base's share of the label as
-``area``, and ``y' = lam*y + (1-lam)*y[index]``, one lambda per sample. No gradient flows through a.
+Formula: The base mixes the images with a mask. ``a`` says where the class token looks in the last attention layer of
+the forward that is trained. It is the mean over heads, on the grid of patches. ``M`` is the mask on that grid, 1 where
+the sample itself stays; each patch takes the mask of its first pixel. ``lam = (area + sum(M*a) / sum(a)) / 2``, where
+``area`` is the base's share of the label. ``y' = lam*y + (1-lam)*y[index]``, with one lambda per sample. No gradient
+flows through a.
 
-Published defaults: over CutMix, alpha = 1; the two shares of the label weigh the same. The published method,
-``transmix``, does so for .8 of the batches and mixes the others by Mixup with alpha = .8.
+Published defaults: The base is CutMix with alpha = 1. The two shares of the label weigh the same. The published method,
+``transmix``, does this for .8 of the batches and mixes the others by Mixup with alpha = .8.
 
-Sampling law: ``transmix@chen-2022``: that of the base, nothing else is drawn.
+Sampling law: ``transmix@chen-2022``: The law is that of the base. Nothing else is drawn.
 
-Cost: no extra pass; one row of the last layer's attention. A stage that was compiled runs uncompiled when that layer
-lies in it (DeiT: the last block of 12).
+Cost: There is no extra pass. One row of the last layer's attention is computed. If a stage was compiled and that layer
+lies in it, the stage runs uncompiled (DeiT: the last block of 12).
 
-Models: DeiT and other ViTs with a class token; PVT, which has one in its last stage (7 x 7 patches). Variant ours: Swin
-and other models without a class token, by the mean over all patches as queries; the paper gives Swin class attention
-blocks, which is another model.
+Models: The method takes DeiT and other ViTs with a class token, and PVT, which has one in its last stage (7 x 7
+patches). A variant is ours: Swin and other models without a class token take the mean over all patches as queries. The
+paper gives Swin class attention blocks, which is another model.
 
-Deviations: the partner is a random permutation, reference code: the batch in reverse. In OpenMixup all lambdas of a
-batch are replaced by their mean, because its loss is averaged before it is weighted; here each sample keeps its own.
-The official command reads a YAML file whose share of CutMix, 80 percent, its parser does not know, so that it mixes by
-CutMix in 50 percent of the batches; 80 is what OpenMixup and this default take.
+Deviations: The partners are a random permutation. In the reference code they are the batch in reverse. OpenMixup
+replaces all lambdas of a batch by their mean, because its loss is averaged before it is weighted. Here each sample
+keeps its own. The official command reads a YAML file that sets the share of CutMix to 80 percent. Its parser does not
+know this entry, so the command mixes by CutMix in 50 percent of the batches. OpenMixup and this default take 80.
 
 Kind: label.
 """
@@ -40,9 +41,10 @@ from .registry import build
 
 
 class TransMix(Mixer):
-    """Mix like ``base``, which blends images by ``index`` and ``mask``, and share the label by where the model looks.
+    """Mix like ``base`` and share the label by where the model looks.
 
-    Raises ``ValueError`` for a base that does more than blend images, in a step for one that plans something else.
+    ``base`` blends images by ``index`` and ``mask``. Raises ``ValueError`` for a base that does more than blend images.
+    A step raises it for a base that plans something else.
     """
 
     def __init__(self, base: Mixer):
@@ -99,7 +101,7 @@ class TransMix(Mixer):
 
 
 def transmix(mixup_alpha: float = 0.8, cutmix_alpha: float = 1.0, share: float = 0.8) -> Switch:
-    """The published method: CutMix with labels by attention for ``share`` of the batches, Mixup for the others."""
+    """Make the published method: CutMix with labels by attention for ``share`` of the batches, Mixup for the others."""
     ops.check_between("share", share, 0.0, 1.0)
     members = [build("mixup", alpha=mixup_alpha), TransMix(build("cutmix", alpha=cutmix_alpha))]
     return Switch(members, [round(1 - share, 12), share])

@@ -1,8 +1,8 @@
-"""No mixing: the baseline row of every published table.
+"""No mixing. This is the baseline row of every published table.
 
 Formula: ``x' = x``, ``y' = y``.
 
-Sampling law: ``vanilla@1``, nothing is drawn.
+Sampling law: ``vanilla@1``: nothing is drawn.
 
 Deviations: none.
 

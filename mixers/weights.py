@@ -1,7 +1,8 @@
 """Models of others: a configuration that is looked at before it is used, and weights that can be nothing but numbers.
 
-Of a folder or a repository only ``config.json`` and ``model.safetensors`` are read, by these names, a repository's from
-one commit. Pickles are not read, no code of a repository is run, and what a configuration asks of timm is checked.
+Only ``config.json`` and ``model.safetensors`` of a folder or a repository are read, by these names. Those of a
+repository are of one commit. Pickles are not read, no code of a repository is run, and what a configuration asks of
+timm is checked.
 """
 
 import difflib
@@ -35,7 +36,7 @@ NO_SAFETENSORS = "has no model.safetensors; weights in other files, such as pick
 
 
 class NoWeights(ValueError):
-    """The weights of a model cannot be had, or are refused; in one line."""
+    """The weights of a model cannot be had, or are refused. One line says why."""
 
 
 def is_hub(name: str) -> bool:

@@ -104,7 +104,9 @@ def test_the_table_has_a_row_per_method_and_takes_filters_and_formats(console):
     both = names("--kind", "label", "--works_with", "cnn")
     assert "snapmix" in both and not {"transmix", "cutmix"} & set(both)
     shown = console("methods", "list")[1]
-    assert len({len(line) for line in shown.splitlines()}) == 1, "columns stand under each other"
+    (width,) = {len(line) for line in shown.splitlines()}  # columns stand under each other
+    assert width <= 100 and re.search(r"\| attentivemix +\| input; teacher +\|", shown)
+    assert re.search(r"\| transmix .* 1\.\d\dx \|", shown), "FLOPs of the model that was counted"
     index = PAGES["README.md"]
     for name, row in rows.items():
         assert f"| [{name}]({name}.md) | {row['year']} |" in index
@@ -145,7 +147,7 @@ def test_a_stranger_s_mixer_is_listed_and_shown_and_left_out_of_the_pages(doc, m
     status, _, error = console("methods", "draw", "strange")
     assert (status, error) == (
         2,
-        "error: strange is no method of this package, whose pages are rendered here; see: methods show\n",
+        "error: strange is not a method of this package, and only these have pages; see: methods show\n",
     )
 
 

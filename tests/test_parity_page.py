@@ -39,7 +39,7 @@ def test_a_method_is_shown_with_its_arguments_its_law_and_its_gaps_and_a_misspel
     for part in ('build("cutmix", alpha=1.0)', "`cutmix@clova-2019`", "## Deviations", "clovaai/CutMix-PyTorch"):
         assert part in shown
     assert "Its code is not public" in text("grafting")
-    assert "* permutations of 64" in shown and "figures agree, the largest gap is" in shown
+    assert "* permutations of 64" in shown and "figures agree. The largest gap is" in shown
     assert console("methods", "show", "cutmx") == (2, "", "error: unknown mixer 'cutmx'; did you mean 'cutmix'?\n")
     assert console("methods", "show", "token")[2].startswith("error: unknown mixer 'token'; did you mean 'tokenmix'?")
     assert sampling_law("samix") in docstring("samix") and not sampling_law("none of ours")

@@ -12,7 +12,8 @@ from runs import markdown_rows
 
 import mixup_recipes.benchmark.small_runs as small_runs_module
 from mixup_recipes.benchmark.agreement import rank_correlation
-from mixup_recipes.benchmark.small_runs import small_runs
+from mixup_recipes.benchmark.small_runs import Point, points, small_runs
+from mixup_recipes.pages.record_plot import cost_of_records, figure_of
 from mixup_recipes.runs import records
 from mixup_recipes.typed import UserError
 
@@ -73,6 +74,40 @@ def test_time_is_what_was_measured_for_the_setting(monkeypatch):
     monkeypatch.setattr(small_runs_module, "table", {"small_costs.csv": costs}.get)
     rows = {row[0]: row[-1] for row in markdown_rows(small_runs("cifar10_vit", FOUND))}
     assert [rows[mixer] for mixer in ("mixer", "cutmix", "mixup")] == ["time", "1.75x", "-"]
+
+
+def test_the_picture_names_the_best_mixers_and_those_that_take_long(monkeypatch, tmp_path):
+    costs = [{"setting": "cifar10_vit", "mixer": f"m{i}", "time": 1.0 + i / 12} for i in range(7)]
+    monkeypatch.setattr(small_runs_module, "table", {"small_costs.csv": costs}.get)
+    with pytest.raises(UserError, match="no time of a mixer of which a run of cifar10_vit is recorded"):
+        points("cifar10_vit", FOUND)
+    made = [Point("vanilla", 1.0, [20.0])]
+    made += [Point(row["mixer"], row["time"], [30.0 - i, 31.0 - i]) for i, row in enumerate(costs)]
+    (panel,) = figure_of("cifar10_vit", made).axes
+    assert {text.get_text() for text in panel.texts} == {"vanilla", "m0", "m1", "m2", "m3", "m4", "m6"}  # m6: 1.5 times
+    costs[0]["mixer"] = "cutmix"
+    assert [(point.mixer, point.time) for point in points("cifar10_vit", FOUND)] == [("cutmix", 1.0)]
+    with pytest.raises(UserError, match=r"ends in \.png or \.svg"):
+        cost_of_records("cifar10_vit", made, tmp_path / "a.pdf")
+    cost_of_records("cifar10_vit", made, tmp_path / "a.svg")
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.svg"]
+
+
+def test_what_the_suite_of_robustness_found_has_columns_if_all_was_measured_alike():
+    found = copy.deepcopy(FOUND)
+    suite = {"data": {"images": 100}, "budgets": {"occlusion": 1}, "clean": {}, "occlusion": {"auc": 40.0}}
+    shown = [content for content in found.values() if content["fields"]["mixer"] in ("vanilla", "cutmix")]
+    for content in shown:
+        for seed, top in zip(content["seeds"].values(), (40.0, 43.0), strict=False):
+            seed["robustness"] = suite | {"occlusion": {"auc": top}, "corruptions": {"mean": 100 - top}}
+    text = small_runs("cifar10_vit", found)
+    rows = {row[0]: row[-2:] for row in markdown_rows(text)}
+    assert rows["mixer"] == ["corrupted", "occluded"] and rows["mixup"] == ["-", "-"]
+    assert rows["cutmix"] == ["41.50 ± 2.12"] * 2
+    assert 'top-1 of 0 to 2 runs of each mixer on 100 images ("corrupted": on corrupted images' in text
+    seed["robustness"] = suite | {"budgets": {"occlusion": 2}}
+    text = small_runs("cifar10_vit", found)
+    assert markdown_rows(text)[0][-1] == "ECE" and "not measured alike for all runs, so it is left out" in text
 
 
 def test_the_order_of_the_mixers_is_compared_with_published_tables(monkeypatch):

@@ -1,8 +1,8 @@
 """Statistical probes for any callable that mixes a batch: ours, another library's, a stranger's.
 
-``probe(subject)`` looks at a black box ``mix(x, y) -> (x', y')`` from outside, with images whose pixels tell where they
-come from and labels that do, and returns a ``Finding`` by name: ``holds`` is True or False for what the contract asks
-of everyone, None for a plain fact. ``mixers.testing`` holds a ``Mixer`` against the whole contract.
+``probe(subject)`` looks at a black box ``mix(x, y) -> (x', y')`` from outside. It uses images whose pixels tell where
+they come from, and labels that do so too. It returns a ``Finding`` by name: ``holds`` is True or False for what the
+contract asks of everyone, and None for a plain fact. ``mixers.testing`` holds a ``Mixer`` against the whole contract.
 
 Shapes: B images, C channels, H W pixels, K classes.
 """
@@ -13,9 +13,9 @@ from .laws import box_law, judge, lambdas
 
 
 def probe(subject: Subject) -> dict[str, Finding]:
-    """Everything that is found out about a subject, by the name of the probe; an exception is a finding too.
+    """Find out everything about a subject, by the name of the probe. An exception is a finding too.
 
-    Raises ``ValueError`` when it cannot be called with a batch of 8 float images at all.
+    Raises ``ValueError`` if the subject cannot be called with a batch of 8 float images at all.
     """
     bench = Bench(subject)
     findings = {}

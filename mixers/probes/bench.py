@@ -1,4 +1,4 @@
-"""What is probed, and the images it is probed with."""
+"""The subjects that are probed, and the images that they are probed with."""
 
 import functools
 import random
@@ -23,7 +23,7 @@ DRAWS = 8000
 
 
 class Finding(NamedTuple):
-    """What a probe found."""
+    """The result of a probe."""
 
     holds: bool | None
     found: str
@@ -31,7 +31,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is probed."""
+    """A callable that is probed."""
 
     make: Callable[[float | None], Mix]
     """A new ``mix(x, y)`` for a Beta parameter, or with its own default for None. ``y``: classes or one-hot."""
@@ -71,10 +71,10 @@ def seed_globals(seed: int) -> None:
 def of_mixer(
     step: Callable[[float | None], Step], alphas: tuple[float, ...] = (), boxes_as_cutmix: bool = True
 ) -> Subject:
-    """One of our mixers as a subject: call number n after a seed is update n of a run with that seed.
+    """Make one of our mixers a subject: call number n after a seed is update n of a run with that seed.
 
-    ``step(alpha)`` returns a new step with a model of ``CLASSES`` classes, at which only a mixer looks that must;
-    such a one is slow, and its law is not judged.
+    ``step(alpha)`` returns a new step with a model of ``CLASSES`` classes. Only a mixer that must look at the model
+    does so. Such a mixer is slow, and its law is not judged.
     """
     state = {"seed": 0, "update": 0}
 

@@ -1,4 +1,4 @@
-"""What it does to a batch."""
+"""Probes of what a subject does to a batch."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The laws of lambda and of the pairing."""
+"""Probes of the laws of lambda and of the pairing."""
 
 import numpy as np
 import torch

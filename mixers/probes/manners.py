@@ -1,4 +1,4 @@
-"""How it behaves: batches it takes, and what it leaves alone."""
+"""Probes of how a subject behaves: batches it takes, and what it leaves alone."""
 
 import torch
 from torch import Tensor

@@ -1,14 +1,14 @@
-"""Looks into a model that is not ours: its stages, hidden features, attention and input gradient; a frozen teacher.
+"""Looks into a model that is not ours: its stages, hidden features, attention and input gradient, and a frozen teacher.
 
-Everything works on plain timm models from outside, through the module paths that timm publishes in
-``feature_info``, and leaves no trace on the model: no hook, mode, flag, buffer or gradient. A tap that did not
-fire raises: a hook on a model that was compiled as a whole, or that recomputes activations, would otherwise be
-ignored without a word.
+Everything works on plain timm models from outside, through the module paths that timm publishes in ``feature_info``. It
+leaves no trace on the model: no hook, mode, flag, buffer or gradient. A tap that did not fire raises an error.
+Otherwise a hook on a model that was compiled as a whole, or that recomputes activations, would be ignored without a
+word.
 
-Two limits of torch decide what is possible. Inside a stage that was compiled no new hook fires, so a tap there
-runs that one stage uncompiled during its block. Activation checkpointing runs a module again in the backward
-pass, when hooks are gone: ``edit`` refuses it, ``record``, ``attention`` and ``saliency`` work where it reaches
-the module at all.
+Two limits of torch decide what is possible. Inside a stage that was compiled no new hook fires, so a tap there runs
+that one stage uncompiled during its block. Activation checkpointing runs a module again in the backward pass, when
+hooks are gone. So ``edit`` refuses it. ``record``, ``attention`` and ``saliency`` work where it reaches the module at
+all.
 """
 
 from ..weights import NoWeights

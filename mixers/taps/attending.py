@@ -19,11 +19,11 @@ CHANNELS = 8  # of a value that is given to fused attention: what its kernels on
 
 
 def attention_layers(model: nn.Module) -> list[str]:
-    """Module paths of the layers that ``attention`` can look at, in order of depth.
+    """Return the module paths of the layers that ``attention`` can look at, in order of depth.
 
     A model that is not made of timm's ``Attention`` (ViT, DeiT) or ``WindowAttention`` (Swin) says itself where its
-    maps are: ``model.attention_info`` is a list like ``feature_info``, and the input of each ``entry["module"]`` is
-    the attention (B, heads, N, N) after the softmax. Raises ``ValueError`` for a model that has none.
+    maps are: ``model.attention_info`` is a list like ``feature_info``, and the input of each ``entry["module"]`` is the
+    attention (B, heads, N, N) after the softmax. Raises ``ValueError`` for a model that has none.
     """
     info = getattr(model, "attention_info", None)
     if info is not None:
@@ -40,8 +40,9 @@ def attention_layers(model: nn.Module) -> list[str]:
 class Attention:
     """Where one attention layer looked in the forward just done.
 
-    B images, N tokens: ``prefix`` tokens that are no patches, the class token first, then a grid of h x w patches.
-    Everything is detached and at least in float32; nothing is computed before it is asked for.
+    There are B images with N tokens each. The ``prefix`` tokens, which are no patches, come first, and the class token
+    is the first of them. A grid of h x w patches follows. Everything is detached and at least in float32. Nothing is
+    computed before it is asked for.
     """
 
     def __init__(self, layer: Any, prefix: int, has_class_token: bool):
@@ -131,12 +132,12 @@ class Attention:
 
 @contextmanager
 def attention(model: nn.Module, block: int = -1) -> Iterator[Attention]:
-    """What the attention layer ``block`` looked at in the last forward of the block, fused attention left on.
+    """Give what the attention layer ``block`` looked at in the last forward of the block, with fused attention left on.
 
-    Only the projection to queries and keys is kept, and what is asked for is computed from it: the class token's row
-    costs next to nothing, all rows as much as the layer itself without fusion. A stage that was compiled runs
-    uncompiled during the block when the layer lies in it. Raises ``ValueError`` for a model or block that cannot be
-    looked at, and ``RuntimeError`` when the layer never ran::
+    Only the projection to queries and keys is kept, and what is asked for is computed from it. The class token's row
+    costs next to nothing. All rows cost as much as the layer itself without fusion. If a stage was compiled and the
+    layer lies in it, the stage runs uncompiled during the block. Raises ``ValueError`` for a model or block that cannot
+    be looked at, and ``RuntimeError`` if the layer never ran::
 
         with taps.attention(model) as look:
             logits = model(x)

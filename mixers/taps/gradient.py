@@ -18,15 +18,14 @@ def saliency(
     y: Float[Tensor, "B K"],
     training: bool = False,
 ) -> Float[Tensor, "B C H W"]:
-    """Gradient of the summed loss of ``model(x)`` with respect to the images, detached, at least in float32.
+    """Return the gradient of the summed loss of ``model(x)`` in the images, detached and at least in float32.
 
-    In evaluation mode, so row i is the gradient of sample i's own loss: BatchNorm takes its running statistics,
-    dropout and drop path are off. ``training=True`` leaves the modes as they are, and still no buffer and no random
-    generator is moved. Only activations are differentiated: the gradients of parameters, also those accumulated
-    so far, and the hooks of DistributedDataParallel (give this function the module inside it) are not touched.
-
-    Nothing underflows in float16: the gradient is started at a size near 1, per sample where samples do not
-    interact, and scaled back at the end, by powers of 2.
+    The model is in evaluation mode, so row i is the gradient of sample i's own loss: BatchNorm takes its running
+    statistics, and dropout and drop path are off. ``training=True`` leaves the modes as they are. Even then no buffer
+    and no random generator is moved. Only activations are differentiated. The gradients of parameters, also those
+    accumulated so far, and the hooks of DistributedDataParallel (give this function the module inside it) are not
+    touched. Nothing underflows in float16: the gradient is started at a size near 1, per sample where samples do not
+    interact, and is scaled back at the end, by powers of 2.
     """
     images = x.detach().requires_grad_()
     with as_is(model) if training else evaluating(model), torch.enable_grad():

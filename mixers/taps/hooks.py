@@ -13,8 +13,8 @@ from torch import Tensor, nn
 def edit(model: nn.Module, name: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Replace the output of the submodule ``name`` by ``change(output)`` during the block.
 
-    ``name`` is a module path, or ``""`` for the model's input. Raises ``RuntimeError`` at once when the submodule
-    lies where activations are checkpointed or runs a second time, and when the block ends and it never ran.
+    ``name`` is a module path, or ``""`` for the model's input. Raises ``RuntimeError`` at once if the submodule lies
+    where activations are checkpointed or runs a second time, and when the block ends if it never ran.
     """
     refuse_recomputation(model, name)
     fired = False

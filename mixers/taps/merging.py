@@ -1,5 +1,8 @@
-"""A look in which similar patches become one token on the way: Token Merging (Bolya et al. Token Merging: Your ViT But
-Faster. ICLR 2023, https://arxiv.org/abs/2210.09461) in a plain transformer, from outside."""
+"""A look in which similar patches become one token on the way.
+
+This is Token Merging in a plain transformer, from outside (Bolya et al. Token Merging: Your ViT But Faster. ICLR 2023,
+https://arxiv.org/abs/2210.09461).
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -35,10 +38,11 @@ def merging_blocks(model: nn.Module) -> list[str]:
 
 
 def schedule(blocks: int, total: int) -> list[int]:
-    """How many of ``total`` merges each block makes: fewer the deeper it lies, from 1.5 r to 0.5 r as ToMe's "-0.5".
+    """Return how many of ``total`` merges each block makes: fewer the deeper it lies.
 
-    r is the number whose schedule, rounded down in each block, comes nearest to the total, the smaller of two; what is
-    missing, or too much, is the first block's.
+    The numbers go from 1.5 r to 0.5 r, as ToMe's "-0.5". r is the number whose schedule, rounded down in each block,
+    comes nearest to the total. Of two such numbers it is the smaller one. What is missing, or too much, is added to the
+    first block or taken from it.
     """
 
     def counts(r: int) -> list[int]:
@@ -54,14 +58,15 @@ def schedule(blocks: int, total: int) -> list[int]:
 
 @contextmanager
 def merging(model: nn.Module, share: float) -> Iterator[list[Int[Tensor, "B P"]]]:
-    """In the block, one forward of the model merges ``share`` of its patches, in all blocks together.
+    """In the block, let one forward of the model merge ``share`` of its patches, in all blocks together.
 
-    Gives a list that holds, after the forward, for each block which of the tokens that its attention sees a patch of
-    the image is in, as numbers along the tokens, class and other prefix tokens included; the last entry, one more than
-    there are blocks, is of the tokens that are left. Prefix tokens are never merged. Block by block, the patches are
-    divided into those at even and those at odd places among all tokens; the ``schedule``'s number of patches at even
-    places whose keys, mean over heads, are the most similar to one at an odd place, by the cosine, become one with it:
-    their mean, each weighted by the patches that it stands for. At most half of what is left is merged in a block.
+    It gives a list that is filled by the forward. For each block the list says in which of the tokens that its
+    attention sees a patch of the image is, as numbers along the tokens, class and other prefix tokens included. The
+    last entry, one more than there are blocks, is of the tokens that are left. Prefix tokens are never merged. Block by
+    block, the patches are divided into those at even and those at odd places among all tokens. The ``schedule`` gives
+    the number of patches at even places that are merged. They are those whose keys, as the mean over heads, are the
+    most similar to one at an odd place, by the cosine. Each becomes one with it: their mean, each weighted by the
+    patches that it stands for. At most half of what is left is merged in a block.
 
     The logits of such a forward are those of another model. Raises ``ValueError`` as ``merging_blocks``.
     """

@@ -29,7 +29,7 @@ def reductions(model: nn.Module) -> dict[str, int]:
 
 
 def parts(model: nn.Module) -> list[str]:
-    """Module paths at whose outputs the parts of a network end, four as a rule: its last published stages.
+    """Return module paths at whose outputs the parts of a network end, four as a rule: its last published stages.
 
     A network whose stages all have one resolution, such as a ViT, is taken as four equal parts. Raises like ``stages``.
     """
@@ -49,10 +49,11 @@ def first_convolution(model: nn.Module) -> str:
 
 
 def early_stages(model: nn.Module, number: int, method: str) -> list[str]:
-    """Module paths of the first ``number`` of the model's last four stages, after which a ``method`` mixes features.
+    """Return module paths of the first ``number`` of the model's last four stages.
 
-    Where all stages are of one resolution, as in a ViT, of its four quarters. Raises ``ValueError`` for a model that
-    publishes fewer stages, but for one of a single resolution, whose quarters may be of less than a block.
+    A ``method`` mixes features after these stages. Where all stages are of one resolution, as in a ViT, the four
+    quarters of the network stand for the four stages. Raises ``ValueError`` for a model that publishes fewer stages. A
+    model of a single resolution is excepted: its quarters may be of less than a block.
     """
     found = reductions(model)
     names, flat = list(found), len(set(found.values())) == 1

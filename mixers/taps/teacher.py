@@ -30,14 +30,14 @@ def fingerprint(model: nn.Module) -> str:
 
 
 class Frozen(nn.Module):
-    """A trained model that never changes: in evaluation mode whatever is called, without parameters to train.
+    """A trained model that never changes: it is in evaluation mode whatever is called, and has no parameters to train.
 
-    ``source``: the name of timm weights (``resnet18.tv_in1k``), ``hf-hub:owner/name``, a run folder, a name of
-    ``PLACES``, or a module, which is copied. Raises ``ValueError``, in one line, when its weights cannot be had.
+    ``source`` is the name of timm weights (``resnet18.tv_in1k``), ``hf-hub:owner/name``, a run folder, a name of
+    ``PLACES``, or a module, which is copied. Raises ``ValueError``, in one line, if its weights cannot be had.
 
-    The model inside is hidden from torch's registration: it moves with ``.to()``, but optimiser, checkpoint,
+    The model inside is hidden from torch's registration. It moves with ``.to()``, but optimiser, checkpoint,
     DistributedDataParallel, SyncBatchNorm's conversion and whatever resets BatchNorm statistics do not see it. A run
-    that is resumed loads it again by its name. Gradient flows through it to its input, not to its weights.
+    that is resumed loads it again by its name. The gradient flows through it to its input, not to its weights.
     """
 
     def __init__(self, source: str | nn.Module):
@@ -78,9 +78,9 @@ def teachers(module: nn.Module) -> dict[str, str]:
 
 
 def pretrained(name: str) -> nn.Module:
-    """A trained model, by timm name, ``hf-hub:`` or ``local-dir:`` address, or folder. Raises ``NoWeights``.
+    """Return a trained model, by timm name, ``hf-hub:`` or ``local-dir:`` address, or folder. Raises ``NoWeights``.
 
-    Of folders and repositories safetensors alone are read: see ``mixers.weights``.
+    Only safetensors are read from folders and repositories: see ``mixers.weights``.
     """
     folder = Path(name.removeprefix("local-dir:"))
     try:
@@ -108,7 +108,7 @@ def pretrained(name: str) -> nn.Module:
 
 @contextmanager
 def asking_once() -> Iterator[None]:
-    """Ask once whether the Hub answers; if not, the block has what is in the cache, as with HF_HUB_OFFLINE.
+    """Ask once whether the Hub answers. If not, the block has what is in the cache, as with HF_HUB_OFFLINE.
 
     The Hub's client would ask six times for each file, for a minute in all, and print each time.
     """

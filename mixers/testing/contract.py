@@ -11,9 +11,9 @@ CHECKS: dict[str, Check] = {}
 
 
 def check_mixer(factory: Factory, skip: Collection[str] = ()) -> None:
-    """Run all checks but those in ``skip``; raise one ``AssertionError`` with a line for each that failed.
+    """Run all checks but those in ``skip``, and raise one ``AssertionError`` with a line for each that failed.
 
-    Raises ``ValueError`` when ``skip`` names a check that does not exist.
+    Raises ``ValueError`` if ``skip`` names a check that does not exist.
     """
     unknown = set(skip) - set(CHECKS)
     if unknown:

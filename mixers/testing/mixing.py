@@ -127,7 +127,7 @@ def targets_stay_distributions(factory: Factory) -> None:
 
 @check
 def several_labels_mix_as_one(factory: Factory) -> None:
-    """Unless it says ``one_label``: of any targets those of a step are ``W y``, W being what ``mix`` makes of one-hot.
+    """Unless the mixer says ``one_label``, the targets of a step are ``W y``, where ``mix`` makes W of one-hot targets.
 
     The rows of W are at least 0 and sum to 1, and a binary cross-entropy is finite. An image may have no label, or all.
     """

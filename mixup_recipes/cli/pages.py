@@ -52,6 +52,10 @@ def table(
             "that of our runs.",
         ),
     ] = (),
+    plot: Annotated[
+        Path | None,
+        said("With --setting: PNG or SVG file for a picture of top-1 against the time of an update."),
+    ] = None,
     format: Annotated[
         Literal["md", "csv", "latex", "html"] | None,
         said("Format of the table. The default follows the ending of --out, else it is md."),
@@ -71,9 +75,15 @@ def table(
     if setting is not None:
         if benchmark is not None or written != "md":
             raise UserError(f"--setting goes with Markdown and without --benchmark, got {benchmark or written}")
-        put(small_runs.small_runs(setting, records.all_records(results), against, results, beside), out)
+        found = records.all_records(results)
+        shown = small_runs.small_runs(setting, found, against, results, beside)
+        if plot is not None:
+            from mixup_recipes.pages.record_plot import cost_of_records
+
+            cost_of_records(setting, small_runs.points(setting, found), plot)
+        put(shown, out)
         return
-    alone = {f"--against {against}": against != "vanilla", f"--beside {' '.join(beside)}": beside}
+    alone = {f"--against {against}": against != "vanilla", f"--beside {' '.join(beside)}": beside, "--plot": plot}
     if given := [flag for flag, there in alone.items() if there]:
         raise UserError(f"{given[0]} needs --setting")
     put(tables.published_table(benchmark, verdicts.of_cells(results), written, results), out)

@@ -150,7 +150,7 @@ def draw(names: list[str], photos: str | None, folder: Path, table: Path = TABLE
     for name in names:
         check(name)
         if name not in own():
-            raise UserError(f"{name} is no method of this package, whose pages are rendered here; see: methods show")
+            raise UserError(f"{name} is not a method of this package, and only these have pages; see: methods show")
     given = fruit() if photos is None else preview.find_photos(Recipe(dataset=preview.SYNTHETIC), photos, PHOTOS)
     network = trained()
     rows, drawn = {name: row for name, row in facts().items() if name in own()}, 0

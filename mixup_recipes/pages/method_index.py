@@ -21,28 +21,33 @@ TOP1 = dict(zip(MODELS, SETTINGS, strict=True))
 COLUMNS = ["method", "year", "kind", "teacher", *NETWORKS.values(), "needs"]
 COLUMNS += [f"FLOPs, {model}" for model in MODELS] + [f"top-1, {model}" for model in MODELS] + ["title"]
 RIGHT, LAST = COLUMNS.index("FLOPs, R-50"), len(COLUMNS) - 1
+SHORT = ["method", "kind", "CNN", "ViT", "needs", "FLOPs", "top-1, R-50", "top-1, DeiT-S"]
+"""The columns for a terminal, of at most 100 characters in a line. FLOPs are of the first model that has any."""
 INDEX = "README.md"
 INTRODUCTION = """# Methods
 
-Every mixer has a page: picture, formula, paper, sampling law, cost, numbers, how far it is from its original code and
-how to use it. The same in a terminal:
+Every mixer has a page. The page has a picture, the formula, the paper, the sampling law, the cost and the numbers. It
+also says how far the mixer is from its original code, and how to use it. These commands show the same in a terminal:
 
 ```bash
-mixup-recipes methods list                                  # the table below; also as csv, latex or html
+mixup-recipes methods list                                  # the table below with fewer columns
+mixup-recipes methods list --format csv                     # the whole table; also as latex or html
 mixup-recipes methods list --kind label --works_with vit    # of one kind, for transformers
 mixup-recipes methods show cutmix                           # the page of one method
 ```
 """
 LEGEND = """* `kind` is what the method itself changes: {kinds}.
   A method that stands on another one has the kind of what it adds.
-* `teacher`: it needs another network, which was trained before.
-* `CNN`, `ViT`: whether it takes a small ResNet and a small ViT, tried on timm's `test_resnet` and `test_vit`.
-* `needs` is what a loop hands over, [batch, model or step](../loops.md).
-* `FLOPs` of a whole training step relative to one without mixing: [what mixing costs](../speed.md).
-* `top-1` on ImageNet-1k as published, in percent: ResNet-50 for 100 epochs (`r50_100e`) and DeiT-S for 300 (`deit_s`).
-  {marks} Rows have the hyperparameters that their table prints: [published numbers](../results.md).
+* `teacher` says whether the method needs another network, which was trained before.
+* `CNN` and `ViT` say whether the method takes a small ResNet and a small ViT. This was tried on timm's `test_resnet`
+  and `test_vit`.
+* `needs` is what a loop hands over: [batch, model or step](../loops.md).
+* `FLOPs` are those of a whole training step, relative to a step without mixing: [what mixing costs](../speed.md).
+* `top-1` is the published number on ImageNet-1k, in percent: ResNet-50 for 100 epochs (`r50_100e`) and DeiT-S for 300
+  (`deit_s`). {marks} Rows have the hyperparameters that their table prints: [published numbers](../results.md).
 
-Pictures and what is tried are made by `mixup-recipes methods draw`, this page and the others by `{render}`.
+`mixup-recipes methods draw` makes the pictures and tries the networks. `{render}` makes this page and the pages of the
+methods.
 """
 
 
@@ -76,11 +81,21 @@ def chosen(kind: str | None = None, works_with: str | None = None) -> list[list[
     return rows
 
 
+def short(line: list[str]) -> list[str]:
+    """What a terminal shows of a row of ``COLUMNS``; a method with a teacher says so with its kind."""
+    cell = dict(zip(COLUMNS, line, strict=True))
+    cell["kind"] += "; teacher" if cell["teacher"] == "yes" else ""
+    counted = [cell[f"FLOPs, {model}"] for model in MODELS]
+    cell["FLOPs"] = next((number for number in counted if number != "-"), "-")
+    return [cell[column] for column in SHORT]
+
+
 def listing(kind: str | None = None, works_with: str | None = None, fmt: Format = "md") -> str:
-    """The table as ``md``, with its columns under each other, ``csv``, ``latex`` or ``html``."""
+    """The table as ``csv``, ``latex`` or ``html``; as ``md``, for a terminal, it has fewer columns."""
     rows = chosen(kind, works_with)
     if fmt == "md":
-        return aligned(markdown_table(COLUMNS, [list(map(escaped, r)) for r in rows], right=RIGHT, left=LAST))
+        shown = [list(map(escaped, short(r))) for r in rows]
+        return aligned(markdown_table(SHORT, shown, right=SHORT.index("FLOPs")))
     if fmt == "csv":
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([COLUMNS, *rows])
@@ -101,16 +116,18 @@ def index() -> str:
     rows = [row(name) for name in own()]
     for line in rows:
         line[0] = f"[{line[0]}]({line[0]}.md)"
-    words = ", ".join(f"`{kind}` {what}" for kind, what in KINDS.items())
-    marks = " ".join(f"{mark} {cells.MEANING[source]}." for source, mark in cells.MARKS.items() if mark)
+    words = "; ".join(f"`{kind}`: {what}" for kind, what in KINDS.items())
+    marks = " ".join(f"{mark} means: {cells.MEANING[source]}." for source, mark in cells.MARKS.items() if mark)
     table = markdown_table(COLUMNS, [list(map(escaped, r)) for r in rows], right=RIGHT, left=LAST)
     return "\n".join([INTRODUCTION, table, "", LEGEND.format(kinds=words, marks=marks, render=RENDER)])
 
 
 def rendered() -> dict[str, str]:
-    """Every page by its file name. Raises ``UserError`` where a method was not tried yet."""
+    """Every page by its file name. Raises ``UserError`` if a method was not tried yet."""
     if missing := [name for name in own() if name not in facts()]:
-        raise UserError(f"model_cards/methods.csv lacks some: run mixup-recipes methods draw {' '.join(missing)}")
+        raise UserError(
+            f"model_cards/methods.csv has no row for some methods: run mixup-recipes methods draw {' '.join(missing)}"
+        )
     return {INDEX: index()} | {f"{name}.md": page(name) for name in own()}
 
 

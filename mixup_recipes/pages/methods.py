@@ -79,6 +79,11 @@ def markdown(text: str) -> str:
     return re.sub(r"^\\\* ", "* ", "".join(pieces), flags=re.M)
 
 
+def sentence(text: str) -> str:
+    """A part of a docstring as a paragraph of its own; a symbol at its start keeps its case."""
+    return text if re.match(r"\w+ ?[\\=~(]|(?!a (?!and ))\w\b", text) else text[:1].upper() + text[1:]
+
+
 def introduction(method: Method) -> str:
     """What a method is and where it was published, as Markdown with its links."""
     pieces = re.split(r"(https://[^\s,]*[^\s,.);])", method.head)
@@ -105,8 +110,13 @@ def own() -> list[str]:
 
 
 def bibtex(head: str) -> str | None:
-    """The paper that a docstring's head names, ``Title. Authors. Venue year. URL``; None where it names none."""
+    """The paper that a docstring's head names, ``Title. Authors. Venue year. URL``; None where it names none.
+
+    The name of the method may stand before the title, as in ``HMix. Title. Authors. Venue year. URL``.
+    """
     title, *others = re.split(r"\.\s+", " ".join(head.split()))
+    if len(others) > 2 and not (AUTHORS.fullmatch(others[0]) or re.search(r"\b(?:19|20)\d\d\b", others[0])):
+        title, *others = others
     authors = next((s for s in others[:2] if AUTHORS.fullmatch(s)), None)
     venue = next((m for s in others[:2] if (m := re.match(r"(.{0,60}?)\b((?:19|20)\d\d)\b", s))), None)
     url = URL.search(head)

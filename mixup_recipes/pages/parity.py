@@ -7,36 +7,39 @@ from mixers import MIXERS, REGRESSION
 from mixers.registry import docstring
 from mixup_recipes.files import shipped
 from mixup_recipes.pages.markdown import escaped, markdown_table
-from mixup_recipes.pages.methods import parse
+from mixup_recipes.pages.methods import parse, sentence
 
 RECORD = shipped("model_cards") / "parity.json"
 ALONE = {
     "vanilla": "there is nothing to compare",
     "grafting": "its code is not public",
     "lumix": "its code was not published",
-    "catchupmix": "its code could not be had",
+    "catchupmix": "its code could not be obtained",
 }
 """Methods without a row, and why."""
 UNITS = {"absolute": "", "relative": " of the largest value", "share": " of all"}
-INTRODUCTION = """# Held against the original code
+INTRODUCTION = """# Agreement with the original code
 
-Every method whose code is public runs here beside the code of its authors, or of OpenMixup, where the published numbers
-come from: on the same images, the same weights and the same draws. A gap is the largest difference between both, of all
-values that were compared; 1e-7 is the rounding of a sum in 32 bits, which grows over updates. The first table has the
-largest gap of the figures that agree, and how many differ for a reason. The section of a method has every figure, the
-reasons, and all differences that its file states.
+Every method whose code is public is run here beside its original code. The original is the code of the authors, or that
+of OpenMixup, where the published numbers come from. Both get the same images, the same weights and the same draws.
 
-The published loop or step of a method also runs for 20 updates or more, and then the weights of both are compared.
-SuperMix's code has none: it makes its images before training.
+A gap is the largest difference between the two, over all values that were compared. A gap of 1e-7 is the rounding of a
+sum in 32 bits, and it grows over updates. The first table has the largest gap of the figures that agree. It also says
+how many figures differ for a reason. The section of a method has every figure, the reasons, and all differences that
+the file of the method states.
 
-The lines that compute a method are the authors', read from a checkout; nothing of them is kept here. What is around
-them is replaced where it is not installed or not the matter: mmcv's base classes by stand-ins, networks by timm's or by
-small ones, random functions by those that give our draws, in some rows a solver or a detector by ours. Rows that say
-float64 run both sides in 64 bits. OpenMixup's tables are of its commit 1fb74ee (August 2023), older than the checkout.
-Since then the partners of CutMix and FMix, defaults of PuzzleMix and the hook of averaged weights have changed,
-AutoMix, momentum, heads and losses have got options, and AdAutoMix, TokenMix, SMMix, MixPro, TL-Align, SnapMix and
-GuidedMixup have come. The hook that compounds AutoMix's mask loss is the same for runs that count updates, as those for
-ImageNet do.
+The published loop or step of a method also runs for 20 updates or more. Then the weights of both are compared.
+SuperMix's code has no such loop, because it makes its images before training.
+
+The lines that compute a method are the authors' lines, read from a checkout. This repository keeps no copy of them. The
+code around them is replaced where it is not installed or does not matter. Stand-ins replace mmcv's base classes. timm's
+networks or small ones replace the networks. Functions that give our draws replace the random functions. In some rows
+our solver or detector replaces the original one. Rows that say float64 run both sides in 64 bits.
+
+OpenMixup's tables are of its commit 1fb74ee (August 2023), which is older than the checkout. These parts have changed
+since then: the partners of CutMix and FMix, defaults of PuzzleMix, and the hook of averaged weights. AutoMix, momentum,
+heads and losses have got options. AdAutoMix, TokenMix, SMMix, MixPro, TL-Align, SnapMix and GuidedMixup have been
+added. The hook that compounds AutoMix's mask loss is the same for runs that count updates, and the ImageNet runs do.
 
 ```bash
 python benchmarks/parity.py --list                           # the repositories to check out, and their commits
@@ -45,7 +48,7 @@ python benchmarks/parity.py --originals FOLDER --only cutmix # those of one meth
 mixup-recipes methods show cutmix                            # what this page says of one method
 ```
 
-Each formula also has a slow reference of its own in `tests`, which `make test` runs without any checkout.
+Each formula also has a slow reference of its own in `tests`. `make test` runs it without any checkout.
 """
 
 
@@ -60,7 +63,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     ours = [*MIXERS.rows, *REGRESSION]  # those of other packages are not on our page
     others = list(dict.fromkeys(row["subject"] for row in rows if row["subject"] not in ours))
     parts = [INTRODUCTION, overview(ours, rows), "", measured(rows)]
-    parts += ["\n## What else a published run is made of\n", overview(others, rows)]
+    parts += ["\n## Other parts of a published run\n", overview(others, rows)]
     return "\n".join([*parts, *(section(subject, rows) for subject in (*ours, *others))]) + "\n"
 
 
@@ -99,14 +102,15 @@ def section(subject: str, rows: list[dict[str, Any]]) -> str:
     parts = [f"\n## {subject}\n"]
     for row in (row for row in rows if row["subject"] == subject):
         files = ", ".join(f"`{file}`" for file in row["files"])
-        parts.append(f"{original(row)}, {files}. The same formula without the checkout: `tests/{row['held']}`.\n")
+        held = f"`tests/{row['held']}` tests the same formula without the checkout."
+        parts.append(f"Compared with {original(row)}: {files}. {held}\n")
         lines = [[escaped(gap["compared"]), number(gap), escaped(gap["why"])] for gap in row["gaps"]]
         parts.append(markdown_table(["compared", "gap", "why"], lines) + "\n")
     if subject not in ALONE:
         name = subject if subject.isidentifier() else f"'{subject}'"
-        parts.append(f"Made by `python benchmarks/parity.py --originals FOLDER --only {name}`.\n")
+        parts.append(f"`python benchmarks/parity.py --originals FOLDER --only {name}` makes these figures.\n")
     if subject in MIXERS | REGRESSION:
-        parts.append(f"What its file states as deviations: {parse(docstring(subject)).parts['Deviations']}")
+        parts.append(f"**Deviations that its file states.** {sentence(parse(docstring(subject)).parts['Deviations'])}")
     return "\n".join(parts).rstrip()
 
 

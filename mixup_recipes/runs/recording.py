@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixup_recipes.files import write_json
+from mixup_recipes.runs import robustness_file
 from mixup_recipes.runs.records import FOLDER, as_json, fields_of, file_name, merge, overrides, read_record, validate
 from mixup_recipes.runs.run import Run
 from mixup_recipes.training import protocols
@@ -16,6 +17,8 @@ from mixup_recipes.typed import UserError
 
 NOTED = ("commit", "python", "packages", "platform", "device", "processes", "mixed_precision", "laws")
 """What a record keeps of ``env.json``, and ``mixers`` where one came from another package."""
+MEASURED = ("data", "transform", "seed", "device", "mixed_precision", "budgets", "clean", *robustness_file.PARTS)
+"""What a record keeps of ``robustness.json``."""
 
 
 def of_run(run: Run) -> dict[str, Any]:
@@ -30,7 +33,7 @@ def of_run(run: Run) -> dict[str, Any]:
             f"{run.folder}: its images may have several labels, and a record holds top-1; make a report of the run "
             "instead"
         )
-    packages = run.environment.get("mixers")
+    packages, robustness = run.environment.get("mixers"), run.robustness
     numbers = ("epochs", "epochs_planned", "seconds", "img_per_s")
     seed = {
         "top1": summary.reading.value,
@@ -40,6 +43,8 @@ def of_run(run: Run) -> dict[str, Any]:
         **{k: getattr(summary, k) for k in numbers},
         "env": {k: run.environment.get(k) for k in NOTED} | ({"mixers": packages} if packages else {}),
     }
+    if robustness and robustness.get("weights_sha256") == run.weights_hash:
+        seed["robustness"] = {k: robustness[k] for k in MEASURED if k in robustness}
     content = {
         "format": FORMAT,
         "recipe": recipe.name,

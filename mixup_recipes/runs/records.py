@@ -20,6 +20,7 @@ from mixup_recipes.data.known import EVALUATED, KNOWN_SIZES
 from mixup_recipes.files import shipped
 from mixup_recipes.recipe import Recipe
 from mixup_recipes.resolve import shipped_recipe
+from mixup_recipes.runs import robustness_file
 from mixup_recipes.runs.shapes import COUNT, NUMBER, OBJECT, PERCENT, SPLIT, TEXT, check, read_object
 from mixup_recipes.training.format import check_format
 from mixup_recipes.typed import UserError
@@ -143,6 +144,8 @@ def validate(content: Any, where: str) -> None:
         raise UserError(f"{where}: seeds: expected a table of seeds, got {list(content['seeds'])}")
     for seed, found in content["seeds"].items():
         check(found, SEED, where, f"seeds.{seed}")
+        if "robustness" in found:
+            robustness_file.validate(found["robustness"], where, f"seeds.{seed}.robustness")
         done, planned, epochs = found["epochs"], found["epochs_planned"], fields["epochs"]
         if planned != epochs or done > planned:
             raise UserError(f"{where}: seeds.{seed}: {done} of {many(planned, 'epoch')}, but the recipe has {epochs}")
@@ -171,13 +174,20 @@ def merge(record: dict[str, Any], other: dict[str, Any], where: str) -> dict[str
     for seed, new in other["seeds"].items():
         old = seeds.get(seed, new)
         goes_on = old["epochs"] < old["epochs_planned"] and new["epochs"] > old["epochs"]
-        if old != new and not goes_on:
+        if not goes_on and "robustness" in old:
+            new = {"robustness": old["robustness"]} | new  # it stays until it is measured again
+        if not goes_on and without(old, "robustness") != without(new, "robustness"):
             raise UserError(
                 f"{where}: seed {seed} has top-1 {old['top1']:.2f} after {many(old['epochs'], 'epoch')} already, and "
                 f"another run has {new['top1']:.2f} after {new['epochs']}; leave one of them out"
             )
         seeds[seed] = new
     return other | {"seeds": dict(sorted(seeds.items(), key=lambda item: int(item[0])))}
+
+
+def without(table: dict[str, Any], key: str) -> dict[str, Any]:
+    """A table but for one key."""
+    return {k: v for k, v in table.items() if k != key}
 
 
 def file_name(content: dict[str, Any]) -> str:

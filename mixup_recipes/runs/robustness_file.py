@@ -20,7 +20,7 @@ PICTURE = "robustness.png"
 PARTS = ("attacks", "corruptions", "occlusion", "calibration", "ood")
 CLEAN = {"top1": PERCENT, "top5": PERCENT, "ece": PERCENT, "nll": NUMBER, "count": COUNT}
 DATA = {"dataset": TEXT, "split": TEXT, "images": COUNT, "labels_sha256": TEXT}
-SHAPE = {"model": TEXT, "data": DATA, "seed": UPDATE, "budgets": OBJECT, "clean": CLEAN}
+SHAPE = {"data": DATA, "seed": UPDATE, "budgets": OBJECT, "clean": CLEAN}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -28,14 +28,20 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = read_object(path)
         check_format(content, str(path))
-        check(content, SHAPE, str(path))
-        for part in PARTS:
-            if part in content:
-                check(content[part], OBJECT, str(path), part)
-                check_numbers(content[part], str(path), part)
+        check(content, {"model": TEXT}, str(path))
+        validate(content, str(path))
     except UserError as e:
         raise UserError(f"{e}; remove the file, or measure again with evaluate RUN --suite robustness") from None
     return content
+
+
+def validate(content: Any, where: str, key: str = "") -> None:
+    """Raise ``UserError`` unless a table holds what the suite found of one model. ``key``: its place in the file."""
+    check(content, SHAPE, where, key)
+    for part in PARTS:
+        if part in content:
+            check(content[part], OBJECT, where, f"{key}.{part}".strip("."))
+            check_numbers(content[part], where, f"{key}.{part}".strip("."))
 
 
 def check_numbers(value: Any, where: str, key: str) -> None:

@@ -47,7 +47,7 @@ or "greedy"), ``ingredients`` (``name``, ``sha256`` of the file, ``score`` that 
 A run record, ``model_cards/results/RECIPE.json`` (``runs/records.py``): ``format``, ``recipe`` (name), ``fields`` (the
 resolved recipe without name and seed), ``overrides`` (field -> [published, here], null without a published recipe),
 ``protocol`` (in words), ``images`` (evaluated), ``dataset`` (``data.json`` without the classes), ``seeds`` (seed ->
-numbers and environment of that run).
+numbers and environment of that run, and ``robustness`` where the suite was run on its weights).
 """
 
 from typing import Any
