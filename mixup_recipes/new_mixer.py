@@ -230,10 +230,10 @@ def check_name(name: str) -> None:
     """Raise ``UserError`` for what cannot be the name of a new mixer."""
     if not NAME.fullmatch(name) or len(name) > LONGEST or keyword.iskeyword(name) or keyword.iskeyword(name.title()):
         meant = letters(name)[:LONGEST].lstrip("0123456789")
-        advice = f", such as {meant!r}" if meant and meant != name and not keyword.iskeyword(meant) else ""
+        advice = f"; did you mean {meant!r}?" if meant and meant != name and not keyword.iskeyword(meant) else ""
         raise UserError(
-            f"a mixer's name is at most {LONGEST} lower-case letters and digits, begins with a letter and is no word "
-            f"of Python{advice}; got {name!r}"
+            f"a mixer's name: expected at most {LONGEST} lower-case letters and digits that begin with a letter and "
+            f"are not a word of Python, got {name!r}{advice}"
         )
     if not isinstance(yaml.safe_load(name), str):
         raise UserError(f"YAML does not read {name!r} as text, and recipes name their mixer in YAML; take another name")

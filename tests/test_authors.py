@@ -213,7 +213,7 @@ BAD = {
     ),
     "a list cut short": (
         "places205", lambda f: wrong(f, "trainvalsplit_places205/val_places205.csv", b"a/abbey/gsun_4.jpg 0\n", b""),
-        "places205 has 2 classes, 3 images of train, 1 image of validation; expected 2 classes, 3 .*2 images of valid",
+        "places205: expected 2 classes, 3 .*2 images of validation, got 2 classes, 3 images of train, 1 image of valid",
     ),
     "a class less": (
         "inat2017", lambda f: wrong(f, "train2017.json", b', {"id": 2, "name": "Morus", "supercategory": "Aves"}', b""),
@@ -240,7 +240,7 @@ BAD = {
     ),
     "no list of its form": (
         "inat2018", lambda f: wrong(f, "val2018.json", b"file_name", b"file"),
-        "val2018.json is no list in COCO's form: KeyError 'file_name'",
+        "val2018.json is not a list in COCO's form: KeyError 'file_name'",
     ),
     "another set": (
         "aircraft", lambda f: f.update(cub200()[0]) or [f.pop(k) for k in [*f] if "fgvc" in k],
@@ -300,7 +300,7 @@ def test_the_command_says_what_to_download_and_a_signal_leaves_nothing(tmp_path,
     files, *_ = aircraft()
     at, before = given("folder", files, tmp_path / "given"), signal.getsignal(signal.SIGTERM)
     for words, message in (
-        (("aircraft",), "download fgvc-aircraft-2013b.tar.gz from https://www.robots.ox.ac.uk"),
+        (("aircraft",), "get fgvc-aircraft-2013b.tar.gz from https://www.robots.ox.ac.uk"),
         (("groceries", "--from", at), "groceries is downloaded; leave out --from"),
         (("aircarft",), "'aircraft'"),
     ):

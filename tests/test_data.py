@@ -326,7 +326,7 @@ def test_a_folder_of_parquet_files_is_a_dataset_and_its_shards_are_read_in_order
         (NAMES, GOOD, [0, None], {}, "1 row has no label in column 'label', the first is row 2"),
         (Value("string"), list("abcd"), list("abce"), {}, "'test', has classes that 'train' does not: e"),
         (Value("string"), ["a", None], list("ab"), {}, "1 row has no label in column 'label', the first is row 2"),
-        (Value("float32"), [0.0, 0.5], [0.0, 1.0], {}, "row 2: expected a word or a whole number, not 0.5"),
+        (Value("float32"), [0.0, 0.5], [0.0, 1.0], {}, "row 2: expected a word or a whole number, got 0.5"),
     ],
 )
 def test_a_dataset_that_does_not_fit_is_refused(tmp_path, own_cache, kind, train, test, changes, says):

@@ -119,7 +119,7 @@ def test_the_page_asks_the_run_and_says_which_network_the_mixer_worked_with(run,
     weights = {name: value.clone() for name, value in model.net.state_dict().items()}
     for mixer, note in (
         ("grafting", "run is the network that the mixer worked with."),
-        ("transmix", "transmix does not go with run, so the mixer worked with a small network that is not trained."),
+        ("transmix", "transmix cannot work with run, so the mixer worked with a small network that is not trained."),
         ("manifoldmix", "In this update it mixes features inside of the network, so the photos stay as they are."),
     ):
         held = [field.value for field in fields(mixer, model.recipe)]

@@ -258,8 +258,8 @@ def test_what_could_not_be_compared_is_said(console, run, tmp_path, change, says
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("export", "export: RUN is missing: run folder, timm name or hf-hub:OWNER/NAME"),
-        ("export RUN", "export: --out is missing: file to write"),
+        ("export", "export: RUN is missing. Run folder, timm name or hf-hub:OWNER/NAME"),
+        ("export RUN", "export: --out is missing. File to write"),
         (
             "export RUN --out m.tflite",
             "m.tflite: the ending of the name chooses the format; expected one of .onnx (onnx), .pt (torch",

@@ -198,7 +198,7 @@ def test_a_distilled_run_is_killed_and_resumed_and_equals_one_left_alone(server,
     weights = load_file(teacher / "model.safetensors")
     save_file({name: value + 1 for name, value in weights.items()}, teacher / "model.safetensors")
     statuses, output = c.start(*AUTO)
-    assert statuses == [2, 2] and f"the teacher '{teacher}' is not what it was when {c.out} was begun" in output
+    assert statuses == [2, 2] and f"the teacher '{teacher}' is not what it was when {c.out} was started" in output
     save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
     assert c.finish() == ["resumed from step-00000002"]
     assert [*json.loads((c.out / "env.json").read_text())["teachers"]] == [str(teacher)]

@@ -81,8 +81,8 @@ def test_images_are_told_by_suffix_or_content_and_all_else_is_counted_by_its_rea
         "train: 1 left out (beside the class folders): metadata.csv",
         "train: 1 left out (links to a folder that is read already): ant/loop",
         "train: 1 left out (names that are not UTF-8): 'ant/\\udcff.jpg'",
-        "train: 1 left out (not images by their content): ant/notes",
         "train: 1 left out (not a regular file): ant/pipe.jpg",
+        "train: 1 left out (not images by their content): ant/notes",
     ]
 
 

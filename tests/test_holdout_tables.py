@@ -114,7 +114,7 @@ def test_the_sides_are_those_of_the_rule_and_more_rows_move_none(tmp_path, kind)
             assert found.held_out == [name for name, *_ in held]
             left = count - len(train) - len(held)
             assert found.notes[1].startswith(
-                f"validation: {left} left out of training because the same content is held out:  "
+                f"validation: {left} left out of training because the same content is held out: "
             )
     few = load_splits(recipe(tmp_path, max_eval_samples=5, **OWN))
     assert (

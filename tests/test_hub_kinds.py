@@ -168,7 +168,7 @@ REFUSED = {  # and what is said
     "mixed": (
         two(shards) | {"data/train-00001-of-00003.parquet": parquet([None], [0], CLASSES[::-1])},
         {},
-        "data/train-00001-of-00003.parquet does not have the same class names as  train-00000-of-00003.parquet",
+        "data/train-00001-of-00003.parquet does not have the same class names as train-00000-of-00003.parquet",
     ),
     "miscounted": (
         two(shards) | card(f"dataset_info: {{splits: [{', '.join(f'{{name: {s}, num_examples: 9}}' for s in BOTH)}]}}"),

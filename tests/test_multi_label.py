@@ -112,7 +112,8 @@ def test_a_table_of_paths_says_labels_in_a_cell_or_in_a_list(tmp_path):
     assert "two labels, 'a' and 'b'; write them into one row, as a|b" in refused(tmp_path / "twice.csv")
     (tmp_path / "turned.csv").write_text("image,label\n0.jpg,a|b\n0.jpg,b|a\n1.jpg,b\n2.jpg,a\n3.jpg,b\n")
     assert any(
-        "rows that are there twice: 0.jpg" in n for n in load_splits(recipe(tmp_path / "turned.csv", holdout=0.5)).notes
+        "(rows that are there twice): 0.jpg" in n
+        for n in load_splits(recipe(tmp_path / "turned.csv", holdout=0.5)).notes
     )
     for cells, says in (
         (({"label": [0, 1]}, {"label": [1, 1]}), "holds zeros and ones; expected the names or numbers"),
@@ -159,7 +160,7 @@ def test_a_column_of_parquet_may_be_of_lists_words_or_numbers(tmp_path):
         (datasets.List(number), [[0, 1], [1, 0], [0, 0]], "holds zeros and ones"),
         (datasets.List(number), [[0], None], "'label': row 2 has a null; an image without labels needs an empty list"),
         (datasets.List(names), [[0], [-1]], "has unlabelled images (label -1)"),
-        (datasets.List(datasets.Value("float32")), [[0.5], [1.0]], "row 1: expected a word or a whole number, not 0.5"),
+        (datasets.List(datasets.Value("float32")), [[0.5], [1.0]], "row 1: expected a word or a whole number, got 0.5"),
         (datasets.List(datasets.Value("float32")), [[0.0, 1.0], [1.0, 1.0]], "holds zeros and ones"),
         (datasets.List(datasets.Value("bool")), [[False, True], [True, True]], "holds zeros and ones"),
         (datasets.Value("float32"), [1.0, float("nan"), 2.0], "'label': row 2 has a null"),
@@ -187,10 +188,10 @@ def test_tars_say_labels_in_a_list_or_a_text(tmp_path):
     found = load_splits(recipe(tmp_path))
     assert words_in(found) == [{"a", "b"}, {"a", "c"}, set(), set(), {"c"}]
     (tmp_path / "train.tar").write_bytes(sample("0", b'{"label": [["a"]]}') + END)
-    assert "expected a word or a whole number, not ['a']" in refused(tmp_path)
+    assert "expected a word or a whole number, got ['a']" in refused(tmp_path)
     for label in (b"null", b'["a", null]', b"NaN"):
         (tmp_path / "train.tar").write_bytes(sample("0", b'{"label": %s}' % label) + END)
-        assert "not a null; a sample without labels has an empty list" in refused(tmp_path)
+        assert "got a null; a sample without labels needs an empty list" in refused(tmp_path)
 
 
 def test_a_hold_out_does_not_depend_on_labels_and_leaves_an_image_of_each_class(tmp_path):

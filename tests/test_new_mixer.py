@@ -117,13 +117,13 @@ def test_installed_by_pip_its_tests_pass_and_the_commands_of_its_page_work(tmp_p
 
 
 REFUSED = {
-    "Blend": "such as 'blend'; got 'Blend'",
-    "my-mix": "such as 'mymix'; got 'my-mix'",
-    "2mix": "such as 'mix'; got '2mix'",
-    "../mix": "such as 'mix'; got '../mix'",
-    "lambda": "is no word of Python; got 'lambda'",
-    "": "begins with a letter and is no word of Python; got ''",
-    "ü": "begins with a letter and is no word of Python; got 'ü'",
+    "Blend": "got 'Blend'; did you mean 'blend'?",
+    "my-mix": "got 'my-mix'; did you mean 'mymix'?",
+    "2mix": "got '2mix'; did you mean 'mix'?",
+    "../mix": "got '../mix'; did you mean 'mix'?",
+    "lambda": "are not a word of Python, got 'lambda'",
+    "": "begin with a letter and are not a word of Python, got ''",
+    "ü": "begin with a letter and are not a word of Python, got 'ü'",
     "a" * 41: "at most 40 lower-case letters",
     "cutmix": "Mixup Recipes has a mixer 'cutmix'; give yours another name",
     "switch": "Mixup Recipes has a mixer 'switch'; give yours another name",

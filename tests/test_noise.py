@@ -190,8 +190,8 @@ def test_predictions_that_cannot_be_of_the_run_are_refused(run):
         (p | {"top": p["top"][:-1].copy()}, "is damaged"),
         (p | {"top": p["top"].astype(np.float32)}, "is damaged"),
         ({k: v[:0].copy() for k, v in p.items()}, "is damaged"),
-        ({k: v[:-1].copy() for k, v in p.items()}, f"{lacking} 50.51 of 99"),
-        (p | {"top": p["top"] + 1}, f"{lacking} 0.00 of 100 images, but .* 50.00"),
+        ({k: v[:-1].copy() for k, v in p.items()}, f"{lacking} 50.51 on 99"),
+        (p | {"top": p["top"] + 1}, f"{lacking} 0.00 on 100 images, but .* 50.00"),
     ):
         save_file(columns, b.folder / "predictions.safetensors")
         with pytest.raises(UserError, match=f"b/predictions.safetensors {says}"):

@@ -89,7 +89,7 @@ def test_a_photo_whose_content_is_held_out_is_not_trained_on(tmp_path):
     found = load_splits(recipe(root))
     copies = {*names} & files(found.train), {*names} & files(found.eval)
     assert not copies[0] and len(copies[1]) < 9
-    said = f"validation: {9 - len(copies[1])} left out of training because the same content is held out:  copy"
+    said = f"validation: {9 - len(copies[1])} left out of training because the same content is held out: copy"
     assert any(note.startswith(said) for note in found.notes)
 
 
@@ -170,7 +170,7 @@ def test_a_table_of_paths_has_labels_in_words_and_what_it_lacks_is_counted(tmp_p
     )
 
 
-DAY, NO_LABEL = datetime.date(2020, 1, 2), "expected a word or a whole number, not"
+DAY, NO_LABEL = datetime.date(2020, 1, 2), "expected a word or a whole number, got"
 TEXT_DAY = "2020-01-02"
 
 

@@ -113,7 +113,7 @@ def test_what_cannot_be_counted_is_one_line_before_any_work(tmp_path):
     assert told.mixer_args["remix"]["class_counts"] == [5, 3]
     put(tmp_path / "photos", 6)
     own = recipe(tmp_path / "photos", "finetune_remix", model="test_resnet", pretrained=None, **counts)
-    with pytest.raises(UserError, match="class_counts has 2 numbers for 3 classes"):
+    with pytest.raises(UserError, match="class_counts: expected 3 numbers, one for each class, got 2"):
         counts_in(own, load_splits(own))
 
 
@@ -139,7 +139,7 @@ def test_a_run_counts_goes_on_to_the_same_end_and_is_replayed(server, tmp_path):
     assert moved and found.notes == []
     for args, says in (
         ([*run, "--dry_run"], "class_counts"),
-        ([*run, "--mixer.class_counts", "[1, 2]"], "for 3 classes"),
+        ([*run, "--mixer.class_counts", "[1, 2]"], "expected 3 numbers"),
     ):
         status, output = server.run(*args, "--output_dir", tmp_path / "other")
         assert status == (0 if "--dry_run" in args else 2) and says in output, output

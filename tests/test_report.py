@@ -248,7 +248,11 @@ def test_a_confusion_matrix_has_names_numbers_and_colours_by_row_and_grows(house
         run = predicted(absent(tmp_path / f"{size}"), np.arange(size), np.arange(size) // 2 * 2)
         report([run], tmp_path / f"out{size}")
         text = (tmp_path / f"out{size}/report.md").read_text()
-        assert (tmp_path / f"out{size}/confusion.png").exists() == drawn == ("There is no picture, because 51 classes" not in text)
+        assert (
+            (tmp_path / f"out{size}/confusion.png").exists()
+            == drawn
+            == ("There is no picture, because 51 classes" not in text)
+        )
         assert text.count("* class") == 20 and "* class 1 taken for class 0: 1 of 1" in text
         assert len((tmp_path / f"out{size}/confusions.csv").read_text().splitlines()) == 1 + size // 2
 

@@ -89,7 +89,7 @@ def assert_close(rows: list[dict[str, Any]], expected: list[dict[str, Any]]) -> 
     ],
 )
 def test_what_sharding_cannot_do_is_refused(fields, world, says):
-    with pytest.raises(UserError, match=f"^{says}"):
+    with pytest.raises(UserError, match=f"^{re.escape(says)}"):
         sharding.check(recipe(RESNET, "mixup", **fields), world)
 
 

@@ -25,7 +25,7 @@ def among(known: Sequence[str], found: Sequence[str], data: str, whose: str) -> 
         missing = [name for name in known if name not in set(found)]
         near = f"; {nearest(new[0], known)}" if len(new) == 1 else ""
         raise UserError(
-            f"{data} has classes that {whose} does not have: {some(new)}{near}"
+            f"{data} has classes that {whose} does not: {some(new)}{near}"
             + (f" (it lacks {some(missing)})" if missing else "")
         )
     return [place[name] for name in found]

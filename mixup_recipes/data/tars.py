@@ -248,7 +248,7 @@ def label_of(
         if values == [None] and not recipe.multi_label:
             return None
         if None in values:
-            raise ValueError("expected words or whole numbers, not a null; a sample without labels has an empty list")
+            raise ValueError("expected words or whole numbers, got a null; a sample without labels needs an empty list")
     except (ValueError, AttributeError, RecursionError) as e:
         reason = " ".join(str(e).split())[:200]
         raise UserError(f"{path}: the label of the sample {key!a}, its {field}, cannot be read: {reason}") from None

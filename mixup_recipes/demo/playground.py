@@ -271,7 +271,7 @@ def notes(
     if update.drawn.looked and at.trained and model:
         told.append(f"{model.name} is the network that the mixer worked with.")
     elif update.drawn.looked:
-        why = f"{mixer} does not go with {model.name}" if model else "No trained network is here"
+        why = f"{mixer} cannot work with {model.name}" if model else "No trained network is here"
         told.append(f"{why}, so the mixer worked with a small network that is not trained.")
     if isinstance(args.get("teacher"), str):
         told.append(f"Its teacher is {args['teacher']}.")

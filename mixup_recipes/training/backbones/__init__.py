@@ -65,7 +65,7 @@ def create_model(recipe: Recipe) -> nn.Module:
         reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
         raise UserError(f"model {recipe.model!r} with {args}: {reason}") from None
     if not hasattr(model, "get_classifier") or getattr(model, "num_classes", None) != classes:
-        raise UserError(f"model {recipe.model!r} with {args} is no classifier of {many(classes, 'class')}")
+        raise UserError(f"model {recipe.model!r} with {args} is not a classifier of {many(classes, 'class')}")
     if recipe.init == "mmcls_vit" and getattr(model, "cls_token", None) is None:
         raise UserError(f"init mmcls_vit needs a model with a class token, such as deit_small; got {recipe.model!r}")
     if recipe.init != "timm":
