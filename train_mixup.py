@@ -1,6 +1,6 @@
-"""Train one recipe: accelerate launch train_mixup.py --recipe deit_s_cutmix
+"""Train one recipe, for example by `accelerate launch train_mixup.py --recipe deit_s_cutmix`.
 
-Runs the same under accelerate launch, torchrun and plain python.
+The script runs in the same way under accelerate launch, torchrun and plain python.
 """
 
 # Read it top to bottom: recipe, processes, model and mixer, data, state, folder, loop, end. One update of the loop is

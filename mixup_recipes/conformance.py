@@ -215,7 +215,7 @@ def table(reports: list[Report], format: str = "text") -> str:
         lines = ["  ".join(row).rstrip() for row in padded]
     failures = [f"{report.target}: {line}" for report in reports for line in report.failures]
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "timm", "torchvision", "numpy"))
-    note = "FAILS: the contract asks for another behaviour. Rows without a mark are facts, not faults."
+    note = "A row marked FAILS breaks the contract. All other rows are facts, not faults."
     return "\n".join([*lines, "", *failures, *[""] * bool(failures), note, versions]) + "\n"
 
 

@@ -72,9 +72,9 @@ def list_methods(
     format: Annotated[Format, said("Format of the table.")] = "md",
     out: Output = None,
 ) -> None:
-    """List all mixers side by side, with year, kind, networks, cost, published numbers and title.
+    """List all mixers side by side, with kind, networks, cost and published numbers.
 
-    The table also says what a loop hands over to each mixer.
+    The table also says what a loop hands over to each mixer. --format csv adds year and title.
     """
     put(listing(kind, works_with, format), out)
 
