@@ -246,7 +246,7 @@ def test_a_model_that_is_no_run_sees_images_as_its_configuration_says(console, r
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("evaluate", "which model"),
+        ("evaluate", "no model was given"),
         ("evaluate --model RUN --predictions nowhere/p.safetensors", "there is no folder nowhere"),
         ("evaluate --model resnet5", "did you mean 'resnet50'"),
         ("evaluate RUN --dataset nowhere", "neither a folder"),

@@ -199,11 +199,11 @@ def test_low_precision_is_summed_in_float64():
     [
         ("A", "needs two or more runs"),
         ("A A", "is given twice"),
-        ("A B --last 2", "pass one run"),
+        ("A B --last 2", "pass a single run"),
         ("A --last 1", "last: expected an integer at least 2, got 1"),
         ("A B --bn_samples 0", "bn_samples: expected an integer at least 1"),
         ("A nowhere", "no run folder nowhere"),
-        ("A WIDE", "has eval_size 64, "),
+        ("A WIDE", "has eval_size 64 and "),
         ("A B --dataset nowhere", "statistics have to be computed again on training images, and the data of"),
         ("A B --out A", "it is there already"),
     ],
