@@ -210,7 +210,7 @@ def test_a_name_that_would_break_a_line_makes_no_row_and_no_line():
     assert predict.as_csv(bare).splitlines()[1] == "1.jpg,a,0.7,b,0.3,"
     assert predict.line(found[1]) == "3\\n4.jpg: a\\rb 0.7000, c 0.3000"
     assert "\n" not in predict.line(predict.Prediction(Path("3\n4.jpg"), [], [], "no\nimage"))
-    with pytest.raises(UserError, match=r"class 'a\|b' holds '\|'.*write .jsonl"):
+    with pytest.raises(UserError, match=r"class 'a\|b' contains '\|', which .*write a .jsonl"):
         predict.check_between(["c", "a|b"])
 
 
@@ -246,7 +246,7 @@ def test_a_model_that_is_no_run_sees_images_as_its_configuration_says(console, r
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        ("evaluate", "which model"),
+        ("evaluate", "no model was given"),
         ("evaluate --model RUN --predictions nowhere/p.safetensors", "there is no folder nowhere"),
         ("evaluate --model resnet5", "did you mean 'resnet50'"),
         ("evaluate RUN --dataset nowhere", "neither a folder"),

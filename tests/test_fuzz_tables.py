@@ -115,7 +115,7 @@ TABLES: dict[str, tuple[Any, Any]] = {
     "more labels than classes": (rows(labels=[0, 2], head=said()), "has label 2, but only 2 class names"),
     "labels of 2^64": (rows(labels=of([0, 2**64 - 1], pa.uint64())), "is too large for a class"),
     "labels of 8 bits": (rows(labels=of([0, 1], pa.int8())), (2, 0)),
-    "days": (rows(labels=of([0, 1], pa.date32())), NO_LABEL + ", not 1970-01-01"),
+    "days": (rows(labels=of([0, 1], pa.date32())), NO_LABEL + ", got 1970-01-01"),
     "labels in a dictionary": (rows(labels=of([0, 1], pa.int64()).dictionary_encode()), (2, 0)),
     "maps": (mapped("labels"), NO_TYPE),
     "binary": (rows(of([JPEG] * 2, pa.binary())), (2, 0)),

@@ -183,7 +183,7 @@ def test_the_outputs_of_a_model_are_told_by_name_synset_number_or_natural_order(
     assert places == list(range(12)) and "does not name its classes" in note
     with pytest.raises(UserError, match="so they cannot be matched"):
         names.places(None, 12, sorted(numbers), "d", "m")
-    with pytest.raises(UserError, match="has 3 classes without names, d has 2"):
+    with pytest.raises(UserError, match="has 3 classes without names, but d has 2"):
         names.places(None, 3, known[:2], "d", "m")
     synsets = ["n01440764", "n01443537", "n03710721"]
     assert names.places(None, 1000, synsets, "d", "m")[0] == [0, 1, 639]

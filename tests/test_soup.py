@@ -61,7 +61,7 @@ def test_a_uniform_soup_is_the_mean_with_statistics_of_training_images_and_is_a_
     out = tmp_path / "soup"
     status, shown, errors = console("soup", *runs, "--out", out, "--bn_samples", 20)
     assert status == 0, errors
-    assert "over 20 images of train, in whole updates" in shown and f"{out}: the average of 2, top-1 " in shown
+    assert "on 20 images of train, in whole updates" in shown and f"{out}: the average of 2, top-1 " in shown
     found, expected = weights(out), mean_of([weights(run) for run in runs])
     assert all(torch.equal(found[k], v) for k, v in expected.items())
 
@@ -163,7 +163,7 @@ def test_greedy_leaves_out_what_lowers_the_score(runs, console, tmp_path):
     results = json.loads((bad / "eval_results.json").read_text())
     edit(bad / "eval_results.json", exported=results["exported"] | {"top1": 1.0})
     status, shown, errors = console("soup", bad, runs[0], "--greedy", "--out", tmp_path / "soup")
-    assert status == 0 and "bad: top-1 1.00, left out" in shown and "chosen by test" in shown, errors
+    assert status == 0 and "bad: top-1 1.00, left out" in shown and "the score on test decided" in shown, errors
     assert [row["used"] for row in json.loads((tmp_path / "soup/soup.json").read_text())["ingredients"]] == [
         False,
         True,
@@ -199,11 +199,11 @@ def test_low_precision_is_summed_in_float64():
     [
         ("A", "needs two or more runs"),
         ("A A", "is given twice"),
-        ("A B --last 2", "pass one run"),
+        ("A B --last 2", "pass a single run"),
         ("A --last 1", "last: expected an integer at least 2, got 1"),
         ("A B --bn_samples 0", "bn_samples: expected an integer at least 1"),
         ("A nowhere", "no run folder nowhere"),
-        ("A WIDE", "has eval_size 64, "),
+        ("A WIDE", "has eval_size 64 and "),
         ("A B --dataset nowhere", "statistics have to be computed again on training images, and the data of"),
         ("A B --out A", "it is there already"),
     ],
