@@ -7,7 +7,7 @@ It writes the record model_cards/acid.json and the page docs/acid_measured.md:
 ``FOLDER`` holds checkouts of the repositories that ``--list`` names, each under the repository's own name; nothing of
 them is kept here. Both sides train on a CPU, with the same images, first weights, seeds and epochs. Each finished run
 is written into the record at once, and a run that the record has is not repeated. With ``--only NAME...`` these
-comparisons alone run. ``--page`` only renders the page. What OpenMixup needs is named by its error.
+comparisons alone run. ``--page`` only renders the page. The page says what OpenMixup needs.
 """
 
 # ruff: noqa: E402
@@ -58,6 +58,10 @@ ours, by `train_mixup.py`, on the other side. Nothing of the authors' code is ke
 python benchmarks/acid.py --list              # the repositories to check out, and their commits
 python benchmarks/acid.py --originals FOLDER  # all runs of this page that the record does not have yet
 ```
+
+OpenMixup needs mmcv, addict, yapf and OpenCV besides. It ran with mmcv 1.7.2, addict 2.4.0, yapf 0.43.0 and
+opencv-python-headless 5.0.0.93. Building mmcv 1.7.2 takes setuptools below 70. Other packages that OpenMixup imports
+are replaced by empty modules where they are missing, because nothing of them runs here.
 
 ## Results
 

@@ -71,9 +71,11 @@ def imported(original: Checkout) -> types.SimpleNamespace:
         hidden = torch.optim.__dict__.get("Adafactor")
         if hidden is not None:
             del torch.optim.Adafactor
-        importlib.import_module("mmcv.runner")
-        if hidden is not None:
-            torch.optim.Adafactor = hidden  # type: ignore[misc]
+        try:
+            importlib.import_module("mmcv.runner")
+        finally:
+            if hidden is not None:
+                torch.optim.Adafactor = hidden  # type: ignore[misc]
     names = {
         "runner": "mmcv.runner", "parallel": "mmcv.parallel", "apis": "openmixup.apis", "core": "openmixup.core",
         "models": "openmixup.models", "registry": "openmixup.models.registry",
