@@ -56,7 +56,7 @@ ours, by `train_mixup.py`, on the other side. Nothing of the authors' code is ke
 
 ```bash
 python benchmarks/acid.py --list              # the repositories to check out, and their commits
-python benchmarks/acid.py --originals FOLDER  # all runs of this page that the record does not have yet
+python benchmarks/acid.py --originals FOLDER  # all runs that the record does not have yet
 ```
 
 OpenMixup needs mmcv, addict, yapf and OpenCV besides. It ran with mmcv 1.7.2, addict 2.4.0, yapf 0.43.0 and
@@ -192,6 +192,8 @@ def page(rows: list[dict[str, Any]], acids: Sequence[Acid] = ACIDS) -> str:
     head = ["comparison", "original, each seed", "ours, each seed", "original", "ours", "difference", "band", "verdict"]
     parts = [INTRODUCTION, markdown_table(head, [cells(row) for row in shown_rows], 3, 7), ""]
     parts += ["The same runs by their negative log-likelihood on the test images, in nats:\n", nll(shown_rows), ""]
+    if lacking := [name for name in texts if name not in {row["name"] for row in shown_rows}]:
+        parts += [f"The script can run these comparisons too, and nobody has run them yet: {', '.join(lacking)}.", ""]
     parts += [section(row, texts[row["name"]]) for row in shown_rows]
     return "\n".join([*parts, shared(), "", END])
 
