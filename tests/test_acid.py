@@ -88,7 +88,8 @@ def test_the_table_has_means_difference_and_band(stub, tmp_path):
     assert shown.endswith("| within the band |")
     for side in ("original", "ours"):  # a side without runs is not shown
         empty = row | {"scores": runs | {side: {}}}
-        assert "nobody has run them yet: plain by stub." in (text := acid.page([empty], [stub]))
+        text = acid.page([empty], [stub])
+        assert "nobody has run them yet: plain by stub." in text
         assert "[plain by stub]" not in text and "## plain by stub" not in text
 
 
