@@ -20,8 +20,8 @@ NAVIGATION = {
         "docs/dense", "docs/speed",
     ),
     "Results": (
-        "docs/results", "docs/leaderboard", "docs/parity", "docs/conformance", "docs/speed_measured",
-        "docs/photos_measured", "model_cards/index",
+        "docs/results", "docs/leaderboard", "docs/parity", "docs/acid_measured", "docs/conformance",
+        "docs/speed_measured", "docs/photos_measured", "model_cards/index",
     ),
     "Reference": ("docs/reference/index",),
     "Project": ("CONTRIBUTING", "CHANGELOG"),
