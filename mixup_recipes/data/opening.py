@@ -44,7 +44,7 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
         folder = found
     elif is_path(name) and not folder.exists():
         beside = os.listdir(folder.parent) if folder.parent.is_dir() else []
-        near = difflib.get_close_matches(folder.name, beside, 1, 0.8)
+        near = difflib.get_close_matches(folder.name, [*beside, *PREPARED], 1, 0.8)
         meant = f"; did you mean {str(folder.parent / near[0])!r}?" if near else ""
         raise UserError(
             f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of {sorted(PREPARED)}{meant}"
