@@ -344,6 +344,7 @@ def test_what_is_no_dataset_out_of_reach_or_gated_is_refused_and_nothing_written
         says = f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of {sorted(PREPARED)}"
         meant = {"grocries": "; did you mean 'groceries'?", "photoz/": "; did you mean 'photos'?"}.get(name, "")
         assert complaint(recipe(name)) == says + meant
+    (tmp_path / "photos").rmdir()
     monkeypatch.setenv("MIXUP_RECIPES_CACHE", str(tmp_path))
     says = "dataset 'groceries' is not prepared on this machine; run: mixup-recipes prepare groceries"
     assert complaint(recipe("groceries")) == says
