@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 # bf16 where the CPU knows it: without AVX-512 it is emulated, ten times slower
 PRECISION ?= $(shell grep -q avx512 /proc/cpuinfo 2>/dev/null && echo bf16 || echo no)
 
-.PHONY: quickstart finetune test test-lowest test-tomorrow pytest lint slow docs clean
+.PHONY: quickstart finetune test test-lowest test-tomorrow pytest lint slow docs dist clean
 
 # The virtual environment, installed from the package index under the tested versions of constraints.txt.
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
@@ -69,6 +69,13 @@ docs: $(VENV)/docs-installed
 $(VENV)/docs-installed: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) $(PIP) --editable '.[docs]'
 	touch $@
+
+# What a release uploads, checked: a wheel and a source archive in build/dist.
+dist: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP) build twine
+	rm -rf build/dist
+	$(BIN)/python -m build --outdir build/dist
+	$(BIN)/twine check --strict build/dist/*
 
 clean:
 	rm -rf $(VENV) .venv-lowest .venv-tomorrow build *.egg-info
