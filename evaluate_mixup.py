@@ -57,7 +57,7 @@ class Evaluation:
     predictions: Path | None = None
     """Write what the model says of each image to this .safetensors file."""
     subset: Literal["imagenet-a", "imagenet-r", "imagenet-v2", "imagenet-sketch", "real"] | None = None
-    """Test set of ImageNet's classes that the data are. Its labels and scores follow rules of their own."""
+    """The ImageNet test set that the data are. Its labels and scores follow rules of their own."""
     suite: Literal["robustness"] | None = None
     """Measure robustness. The results go to robustness.json and robustness.png of the run folder, or to --output and a
     .png beside it. Parts that were measured before stay there."""

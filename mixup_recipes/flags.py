@@ -54,7 +54,7 @@ SETTINGS: dict[str, Any] = {
 
 # What a Ctrl-C leaves, and how to go on, by command.
 KEPT = {
-    "train": "log and checkpoints so far are kept; --resume_from_checkpoint auto goes on from the newest",
+    "train": "log and checkpoints so far are kept; --resume_from_checkpoint auto continues from the newest checkpoint",
     "sweep": "finished runs are kept; the same command goes on with the others",
     "supermix": "images that were made are kept; the same command goes on",
     "push": "the repository has all of this publication or none of it; the same command sends what is missing",

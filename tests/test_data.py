@@ -338,9 +338,13 @@ def test_a_dataset_that_does_not_fit_is_refused(tmp_path, own_cache, kind, train
 
 
 def test_what_is_no_dataset_out_of_reach_or_gated_is_refused_and_nothing_written(tmp_path, monkeypatch, own_cache):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
     for name in ("grocries", "photoz/", "no/such/folder", "./nothing", "~/nothing-of-this-name"):
         says = f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of {sorted(PREPARED)}"
-        assert complaint(recipe(name)) == says
+        meant = {"grocries": "; did you mean 'groceries'?", "photoz/": "; did you mean 'photos'?"}.get(name, "")
+        assert complaint(recipe(name)) == says + meant
+    (tmp_path / "photos").rmdir()
     monkeypatch.setenv("MIXUP_RECIPES_CACHE", str(tmp_path))
     says = "dataset 'groceries' is not prepared on this machine; run: mixup-recipes prepare groceries"
     assert complaint(recipe("groceries")) == says

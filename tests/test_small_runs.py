@@ -166,7 +166,7 @@ def test_a_seed_that_has_not_finished_is_not_shown():
 
 
 def test_a_mistake_is_one_line():
-    takes = "--against takes one of: vanilla, cutmix, mixup, supermix (steps=5)"
+    takes = "--against takes one of: vanilla, cutmix, mixup, 'supermix (steps=5)'"
     for setting, against, says in (
         ("cifar10_vot", "vanilla", "unknown setting 'cifar10_vot'; did you mean 'cifar10_vit'?"),
         ("cifar10_vit", "mixupp", f"no finished run of cifar10_vit_mixupp is recorded; {takes}"),

@@ -13,15 +13,15 @@ from website import reference
 
 ROOT = Path(__file__).parents[1]
 NAVIGATION = {
-    "Guides": ("docs/train_a_cell", "docs/photos", "docs/mixers", "docs/develop"),
+    "Guides": ("docs/train_a_cell", "docs/photos", "docs/which_mixer", "docs/mixers", "docs/develop"),
     "Methods": ("docs/methods/index", "docs/learned", "docs/demo"),
     "Topics": (
         "docs/data", "docs/launching", "docs/sweeps", "docs/hub", "docs/deploy", "docs/robustness", "docs/loops",
         "docs/dense", "docs/speed",
     ),
     "Results": (
-        "docs/results", "docs/leaderboard", "docs/parity", "docs/conformance", "docs/speed_measured",
-        "docs/photos_measured", "model_cards/index",
+        "docs/results", "docs/leaderboard", "docs/parity", "docs/acid_measured", "docs/conformance",
+        "docs/speed_measured", "docs/photos_measured", "model_cards/index",
     ),
     "Reference": ("docs/reference/index",),
     "Project": ("CONTRIBUTING", "CHANGELOG"),

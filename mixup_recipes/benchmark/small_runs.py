@@ -44,7 +44,8 @@ def small_runs(
     mixers = {label(content): content["fields"]["mixer"] for content in shown}
     times = {r["mixer"]: f"{float(r['time']):.2f}x" for r in table("small_costs.csv") if r["setting"] == setting}
     if against not in found:
-        known = f"--against takes one of: {', '.join(found)}" if found else "the setting has no records"
+        names = ", ".join(map(shlex.quote, found))
+        known = f"--against takes one of: {names}" if found else "the setting has no records"
         raise UserError(f"no finished run of {setting}_{against} is recorded; {known}")
     base, spread = found[against], pooled({name: tops(seeds) for name, seeds in found.items()})
     rows = sorted(found.items(), key=lambda row: -statistics.fmean(tops(row[1])))

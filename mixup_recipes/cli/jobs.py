@@ -44,7 +44,7 @@ app.command(flags.command("evaluate", EVALUATE, {"Evaluation": evaluate_mixup.Ev
 def predict(
     run: AnyModel,
     *images: Annotated[str, Parameter(metavar="IMAGES", help="Image files, folders of images, or globs.")],
-    top_k: Annotated[Whole, said("Number of classes that are told of each image.")] = 5,
+    top_k: Annotated[Whole, said("Number of classes to list for each image.")] = 5,
     out: Annotated[
         Path | None, said("Write the predictions to this .csv or .jsonl file instead of printing them.")
     ] = None,

@@ -1,5 +1,6 @@
 """From the name of a data set to the rows of one split, before anything of them is checked."""
 
+import difflib
 import os
 import re
 import struct
@@ -42,7 +43,12 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
             )
         folder = found
     elif is_path(name) and not folder.exists():
-        raise UserError(f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of {sorted(PREPARED)}")
+        beside = os.listdir(folder.parent) if folder.parent.is_dir() else []
+        near = difflib.get_close_matches(folder.name, [*beside, *PREPARED], 1, 0.8)
+        meant = f"; did you mean {str(folder.parent / near[0])!r}?" if near else ""
+        raise UserError(
+            f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of {sorted(PREPARED)}{meant}"
+        )
     try:
         return open_folder(recipe, folder, split) if folder.exists() else open_hub(recipe, split, streaming)
     except Exception as e:

@@ -121,9 +121,10 @@ def images_in_words(recipe: Recipe, size: int | None = None) -> tuple[int, dict[
     if not known:
         why = f"unknown before {recipe.dataset!r} is opened; pass --max_train_samples to assume one"
         return 1000, {"images": why}
-    size = min(known)
+    opened, size = size is not None, min(known)
     per_epoch = updates_per_epoch(size, recipe)
     seen = per_epoch * recipe.batch_size
     last = f" ({seen:,} per epoch: the last update is {'filled' if seen > size else 'left out'})"
     images = f"{size:,}, {seen * recipe.epochs:,} in all{last if seen != size else ''}"
+    images += "" if opened else "; a dry run opens no data of the Hub, so this is the known number"
     return per_epoch, {"images": images, "updates": f"{per_epoch:,} per epoch, {per_epoch * recipe.epochs:,} in all"}
