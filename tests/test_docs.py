@@ -75,7 +75,13 @@ def test_the_python_of_the_documents_runs() -> None:
 
 def test_a_table_of_our_runs_is_what_its_command_prints() -> None:
     cards = {path: path.read_text() for path in (ROOT / "model_cards").glob("*.md")}
-    assert {path.stem for path in cards} == {"cifar10_small", "cifar10_vit", "finetune_groceries", "quickstart", "small_data"}
+    assert {path.stem for path in cards} == {
+        "cifar10_small",
+        "cifar10_vit",
+        "finetune_groceries",
+        "quickstart",
+        "small_data",
+    }
     for path, card in cards.items():
         ((setting, against, beside),) = re.findall(
             r"`mixup-recipes table --setting (\w+)(?: --against (\w+))?(?: --beside ([\w ]+))?`", card
