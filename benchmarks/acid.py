@@ -36,6 +36,7 @@ from acid_originals.openmixup import OPENMIXUP
 from acid_originals.scripts import SCRIPTS
 from originals import Checkout
 
+from mixup_recipes import files
 from mixup_recipes.pages.markdown import markdown_table, shown
 from mixup_recipes.resolve import resolve
 from mixup_recipes.runs.noise import verdict
@@ -65,9 +66,10 @@ are replaced by empty modules where they are missing, because nothing of them ru
 
 ## Results
 
-The table has the top-1 of each run in percent, one run for each seed. The band is the half width of the 95 % interval
-of a difference between two means that comes from seeds alone. It follows the rule of `mixup_recipes/runs/noise.py`, by
-which [results](results.md) are judged too. A difference within the band is noise.
+The table has the top-1 of each run in percent, one run for each seed. The band is the half width of a 95 % interval
+of a difference between two means. It comes from the spread of our seeds and from the number of test images, by the rule
+of `mixup_recipes/runs/noise.py`, by which [results](results.md) are judged too. A difference within the band can be
+noise.
 """
 END = """## What can be concluded
 
@@ -113,7 +115,7 @@ def main() -> None:
 
 
 def recorded(record: Path) -> list[dict[str, Any]]:
-    """The rows of a record, in the order of ``ACIDS``; none where there is no record yet."""
+    """The rows of a record; none where there is no record yet."""
     rows: list[dict[str, Any]] = json.loads(record.read_text())["rows"] if record.is_file() else []
     return rows
 
@@ -138,7 +140,7 @@ def compare(acid: Acid, originals: Path, seeds: list[int], record: Path) -> None
             row["scores"][side][str(seed)] = found
             row |= {key: fresh[key] for key in ("date", "machine", "versions", "project")}
             order = [a.name for a in ACIDS if a.name in rows] + [n for n in rows if n not in {a.name for a in ACIDS}]
-            record.write_text(json.dumps({"rows": [rows[name] for name in order]}, indent=1) + "\n")
+            files.write_into(record, (json.dumps({"rows": [rows[name] for name in order]}, indent=1) + "\n").encode())
 
 
 def described(acid: Acid, checkout: Checkout) -> dict[str, Any]:
@@ -189,6 +191,7 @@ def page(rows: list[dict[str, Any]], acids: Sequence[Acid] = ACIDS) -> str:
     """The whole page, ``docs/acid_measured.md``; ``rows`` as the record has them. Both sides of a row have runs."""
     shown_rows = [row for row in rows if all(row["scores"][side] for side in SIDES)]
     texts = {acid.name: acid for acid in acids}
+    shown_rows = [row for row in shown_rows if row["name"] in texts]  # a comparison may have been given up
     head = ["comparison", "original, each seed", "ours, each seed", "original", "ours", "difference", "band", "verdict"]
     parts = [INTRODUCTION, markdown_table(head, [cells(row) for row in shown_rows], 3, 7), ""]
     parts += ["The same runs by their negative log-likelihood on the test images, in nats:\n", nll(shown_rows), ""]
@@ -237,8 +240,9 @@ def section(row: dict[str, Any], acid: Acid) -> str:
         f"The original is {commit}. {acid.runs}", "",
         acid.differs, "",
         "In the recipe: " + ", ".join(f"`{key}: {shown(value)}`" for key, value in own.items()) + ".", "",
-        f"Seeds {', '.join(map(str, seeds))}. Measured on {row['date']}, {row['machine']}, {versions}; this project at "
-        f"{row['project'][:7]}. Made by `python benchmarks/acid.py --originals FOLDER --only \"{row['name']}\"`.", "",
+        f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. Measured on {row['date']}, {row['machine']}, "
+        f"{versions}; this project at {row['project'][:7]}. "
+        f"Made by `python benchmarks/acid.py --originals FOLDER --only \"{row['name']}\"`.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 

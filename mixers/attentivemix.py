@@ -71,13 +71,18 @@ class AttentiveMix(Mixer):
         self.frozen = taps.Frozen(self.teacher)
         side, like = self.teacher_size, next(self.frozen.model.parameters())
         try:
-            self.attention(torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype))
+            cells = self.attention(torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype))[0].numel()
         except (AssertionError, RuntimeError) as e:  # timm's layers assert the size that they are made for
             reason = " ".join(str(e).split())[:120]
             raise ValueError(
                 f"the teacher {self.teacher!r} does not take images of {side} x {side} ({reason}); "
                 "expected a network that does, such as 'resnet18.tv_in1k', or another teacher_size"
             ) from None
+        if cells == 1:
+            raise ValueError(
+                f"the teacher {self.teacher!r} sees an image of {side} x {side} as one cell, so nothing would be "
+                "mixed; expected a larger teacher_size, or a teacher with a smaller stride"
+            )
 
     def plan(
         self, x: Float[Tensor, "B C H W"], y: Float[Tensor, "B K"], rng: np.random.Generator, *look: object

@@ -59,6 +59,9 @@ def test_a_teacher_sees_images_of_teacher_size_and_one_that_cannot_or_none_at_al
     save_for_hf(vit, str(tmp_path), safe_serialization=True, model_config={"model_args": args})
     with pytest.raises(ValueError, match=r"does not take images of 224 x 224 \(Input height \(224\) doesn't match"):
         AttentiveMix(teacher=str(tmp_path)).setup(create_model("test_resnet", num_classes=5))
+    save_for_hf(create_model("test_resnet", num_classes=5), str(tmp_path / "one"), safe_serialization=True)
+    with pytest.raises(ValueError, match="sees an image of 32 x 32 as one cell, so nothing would be mixed"):
+        AttentiveMix(teacher=str(tmp_path / "one"), teacher_size=32).setup(vit)
     mixer = AttentiveMix(teacher=str(tmp_path), teacher_size=32)
     mixer.setup(create_model("test_resnet", num_classes=5))
     x, _ = batch(2, 64, 64)

@@ -82,7 +82,7 @@ ODD = "ValueError: img_size must be square and a multiple of 32, got"
         ("pvt_tiny", {"img_size": 64.0}, ": Strict"),
         ("pvt_tiny", {"img_size": 60}, f": {ODD} 60 x 60"),
         ("pvt_tiny", {"img_size": (64, 96)}, f": {ODD} 64 x 96"),
-        ("test_resnet", {"features_only": True}, " is no classifier"),
+        ("test_resnet", {"features_only": True}, " is not a classifier of 5 classes"),
         ("test_resnet", {"init": "mmcls_vit"}, "init mmcls_vit needs a model with a class token, such as deit_small"),
     ],
 )

@@ -127,7 +127,7 @@ def test_describe_says_what_is_known_and_diff_shows_fields_mixer_arguments_and_n
             "best epoch, mean of 3 trials", "upstream: none", "once with each --seed 0, 1, 2\n",
             "accelerate launch train_mixup.py --recipe deit_s_samix\n", "derived from AutoMix's",
             "55.9 on one H200 (41.9 to 83.8), an estimate, not measured", "published: not run here",
-            "drop_path_rate 0.1, in deit_s otherwise 0.0",
+            "drop_path_rate is 0.1, and 0.0 in the rest of deit_s",
         ),
         "r18_100e_cutmix": ("ResNet-18",),  # alpha is not what is printed
         "moganet_t_deit": ("0.1 and CutMix 1",),
@@ -135,7 +135,7 @@ def test_describe_says_what_is_known_and_diff_shows_fields_mixer_arguments_and_n
         "r50_100e_comixup": ("not trained by OpenMixup",),
         "deit_s_manifoldmix": ("not run: no published number",),
         "cifar100_deit_s_600e_automix": ("known      OpenMixup's tool takes the best of four", "18.2 GB, 59 hours as"),
-        "cifar100_rx50_200e_fmix": ("weight_decay 0.0005, in", "its config 1e-4", "upstream: public", "37e1372"),
+        "cifar100_rx50_200e_fmix": ("weight_decay is 0.0005, and", "its config 1e-4", "upstream: public", "37e1372"),
         "inat17_r18_puzzlemix": ("not run: no published number", "only a base config is public"),
         "deit_s_mixpro": (
             "measured   result of the method's official code", "Awesome-Mixup", "patches of 14", "not stated by its",
@@ -161,8 +161,8 @@ def test_the_published_numbers_beside_runs_are_those_of_their_setting(tmp_path):
     assert found["mixup"] == 71.72 and found["vanilla"] == 71.83 and "deit" not in found
     assert len(found) == len(cells.select(setting="r18_300e", numbered=True))
     for runs, says in (
-        (run("r18_300e_mixup", epochs=5), "no run of a published recipe: epochs 5 instead of 300"),
-        (run("deit_s_mixup", "deit_s_mine"), "no run of a published recipe: 'deit_s_mine' is none"),
+        (run("r18_300e_mixup", epochs=5), "is not a run of a published recipe: epochs 5 instead of 300"),
+        (run("deit_s_mixup", "deit_s_mine"), "is not a run of a published recipe: 'deit_s_mine' is not published"),
         (run("quickstart_mixup"), "no published cell has setting 'quickstart'"),
         ([], "no run folders given"),
     ):

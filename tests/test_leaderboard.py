@@ -82,7 +82,7 @@ def test_the_command_of_a_record_trains_its_recipe_again():
         assert words[:7] == ["mixup-recipes", "sweep", "--recipes", content["recipe"], "--seeds", "0", "1"]
         args = dict(word.removeprefix("mixer.").split("=", 1) for word in words[words.index("--set") + 1 :])
         again = records.fields_of(load_recipe(content["recipe"], mixer_args=args))
-        assert again["mixer_args"] == content["fields"]["mixer_args"]
+        assert records.complete(again)["mixer_args"] == records.complete(content["fields"])["mixer_args"]
 
 
 def test_text_of_others_cannot_leave_its_place(tmp_path):

@@ -255,7 +255,7 @@ def test_mixers_that_take_each_image_for_one_of_one_class_are_refused_by_name():
             assert new_step(backbones.create_model(made := recipe("photos", f"finetune_{mixer}", **own)), made)
     assert not build("decouplemix", eta=0.0, two_hot=0.8).one_label  # the paper's form for binary cross-entropy
     page = (ROOT / "docs/photos.md").read_text()
-    listed = " ".join(page.partition("one class, and they are refused:")[2].partition("\n\n")[0].split())
+    listed = " ".join(re.split(r"one\s+class,\s+and\s+they\s+are\s+refused:", page)[1].partition("\n\n")[0].split())
     assert {*re.findall(r"`(\w+)`", listed)} == one | {"mixtoken"} and "`mixtoken` with a teacher" in listed
     assert build("mixtoken", teacher="any").one_label  # the labels of its tokens
     unless = {"decouplemix": "eta", "lumix": "predicted", "augmix": "jsd_weight", "noisymix": "jsd_weight"}

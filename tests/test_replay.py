@@ -166,9 +166,9 @@ def test_a_plan_made_without_the_model_is_that_of_the_step():
 
 def test_what_a_run_does_not_have_and_other_data_are_one_line(run, tmp_path):
     for step, micro, says in (
-        (12, 0, "step 12: tiny has 12 updates, 0 to 11"),
-        (-1, 0, "step -1: tiny has 12 updates, 0 to 11"),
-        (0, 2, "micro 2: tiny has 2 micro-batches per update, 0 to 1"),
+        (12, 0, "step: expected 0 to 11, because tiny has 12 updates, got 12"),
+        (-1, 0, "step: expected 0 to 11, because tiny has 12 updates, got -1"),
+        (0, 2, "micro: expected 0 to 1, because tiny has 2 micro-batches per update, got 2"),
     ):
         with pytest.raises(UserError, match=f"^{says}$"):
             replay(Run.open(run), step, micro)

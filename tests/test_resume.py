@@ -73,7 +73,11 @@ def case(server, reference, tiny_recipe, tmp_path):
 
 def lines(text: str) -> list[str]:
     """Lines that are not warnings of libraries."""
-    return [line for line in text.splitlines() if line.startswith(("error", "checkpoint", "resumed", "saved", "SIG"))]
+    return [
+        line
+        for line in text.splitlines()
+        if line.startswith(("error", "checkpoint", "resumed", "it was saved", "saved", "SIG"))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -253,7 +257,7 @@ def test_a_run_that_goes_on_with_another_number_of_processes_says_so(case):
     c.processes = 1
     assert c.finish(same=False) == [
         "resumed from step-00000004",
-        "saved by 2 processes, so the run continues, but not bit for bit",
+        "it was saved by 2 processes, so the run continues, but not bit for bit",
     ]
 
 

@@ -28,19 +28,25 @@ def measured(found: dict[str, Seeds]) -> list[dict[str, Any]]:
     return [seed["robustness"] for seeds in found.values() for seed in seeds.values() if "robustness" in seed]
 
 
-def alike(found: dict[str, Seeds]) -> bool:
-    """Whether all was measured on the same images, prepared alike, with the same budgets."""
-    runs: list[dict[str, Any]] = measured(found)
-    budgets: dict[str, Any] = {}
-    kinds = [[run["data"], run.get("transform"), run.get("mixed_precision")] for run in runs]
-    same = all(budgets.setdefault(part, budget) == budget for run in runs for part, budget in run["budgets"].items())
-    return same and all(kind == kinds[0] for kind in kinds)
+def alike(column: Column, found: dict[str, Seeds]) -> bool:
+    """Whether a column was measured on the same images, prepared alike, with the same budget, where it was."""
+    part = column.keys[0]
+    kinds = [
+        [[run["data"].get(key) for key in ("images", "labels_sha256", "fingerprint")], run.get("transform"),
+         run.get("mixed_precision"), run["budgets"].get(part)]
+        for run in measured(found) if part in run
+    ]  # fmt: skip
+    return all(kind == kinds[0] for kind in kinds)
+
+
+def there(found: dict[str, Seeds]) -> list[Column]:
+    """The columns that have a number."""
+    return [column for column in COLUMNS if any(cell(seeds, column) != "-" for seeds in found.values())]
 
 
 def columns(found: dict[str, Seeds]) -> list[Column]:
-    """The columns that a table of these seeds has: none where the suite was not run, or not on all alike."""
-    there = measured(found) if alike(found) else []
-    return [column for column in COLUMNS if any(column.keys[0] in one for one in there)]
+    """The columns that a table of these seeds has: those with a number, unless it was not measured alike for all."""
+    return [column for column in there(found) if alike(column, found)]
 
 
 def cell(seeds: Seeds, column: Column) -> str:
@@ -58,13 +64,16 @@ def cell(seeds: Seeds, column: Column) -> str:
 
 
 def note(found: dict[str, Seeds]) -> str:
-    """What the columns are, in sentences, with a space in front; empty without any."""
-    if not alike(found):
-        return " Robustness was not measured alike for all runs, so it is left out."
-    if not (shown := columns(found)):
-        return ""
-    counts = {sum("robustness" in seed for seed in seeds.values()) for seeds in found.values()}
-    runs = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+    """What the columns are, in sentences, each with a space in front; empty without any."""
+    shown, text = columns(found), ""
+    if apart := [column.head for column in there(found) if column not in shown]:
+        text = f" Not measured alike for all runs, and so left out: {', '.join(apart)}."
+    if not shown:
+        return text
+    counts = {
+        sum(shown[0].keys[0] in seed.get("robustness", {}) for seed in seeds.values()) for seeds in found.values()
+    }
+    runs = f"at most {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
     meanings = "; ".join(f'"{column.head}": {column.words}' for column in shown)
-    images = measured(found)[0]["data"]["images"]
-    return f" Robustness is top-1 of {runs} runs of each mixer on {images} images ({meanings})."
+    images = next(run["data"]["images"] for run in measured(found) if shown[0].keys[0] in run)
+    return f" Robustness is top-1 of {runs} of the seeds of each mixer, on {images} images ({meanings}).{text}"

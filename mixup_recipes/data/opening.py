@@ -1,5 +1,6 @@
 """From the name of a data set to the rows of one split, before anything of them is checked."""
 
+import contextlib
 import difflib
 import os
 import re
@@ -43,9 +44,12 @@ def open_split(recipe: Recipe, split: str, streaming: bool = False) -> Opened:
             )
         folder = found
     elif is_path(name) and not folder.exists():
-        beside = os.listdir(folder.parent) if folder.parent.is_dir() else []
-        near = difflib.get_close_matches(folder.name, [*beside, *PREPARED], 1, 0.8)
-        meant = f"; did you mean {str(folder.parent / near[0])!r}?" if near else ""
+        beside = []
+        with contextlib.suppress(OSError):  # a folder may be one that cannot be listed
+            beside = os.listdir(folder.parent)
+        places = [str(folder.parent / near) for near in difflib.get_close_matches(folder.name, beside, 1, 0.8)]
+        near = [*places, *difflib.get_close_matches(name, PREPARED, 1, 0.8)]
+        meant = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(
             f"dataset {name!r} is neither a folder, a Hub id (owner/name), nor one of {sorted(PREPARED)}{meant}"
         )

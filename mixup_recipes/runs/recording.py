@@ -43,7 +43,8 @@ def of_run(run: Run) -> dict[str, Any]:
         **{k: getattr(summary, k) for k in numbers},
         "env": {k: run.environment.get(k) for k in NOTED} | ({"mixers": packages} if packages else {}),
     }
-    if robustness and robustness.get("weights_sha256") == run.weights_hash:
+    there = (run.folder / "model.safetensors").exists()  # without its weights, nobody knows what was measured
+    if robustness and there and robustness.get("weights_sha256") == run.weights_hash:
         seed["robustness"] = {k: robustness[k] for k in MEASURED if k in robustness}
     content = {
         "format": FORMAT,

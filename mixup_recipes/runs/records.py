@@ -14,7 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from mixers.registry import sampling_law
+from mixers.registry import MIXERS, sampling_law, signature
 from mixup_recipes.data.identity import comparable
 from mixup_recipes.data.known import EVALUATED, KNOWN_SIZES
 from mixup_recipes.files import shipped
@@ -64,6 +64,17 @@ def overrides(recipe: Recipe) -> dict[str, list[Any]] | None:
     return changes(recipe.name, fields_of(recipe)) if shipped_recipe(recipe.name) else None
 
 
+def complete(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a record, which may be older than a field of a recipe or an argument of its mixer."""
+    fields = fields_of(Recipe()) | fields
+    mixer = fields["mixer"]
+    if mixer not in MIXERS:
+        return fields
+    known = signature(mixer).parameters.items()
+    defaults = as_json({k: p.default for k, p in known if p.default is not p.empty})
+    return fields | {"mixer_args": {mixer: defaults | fields["mixer_args"].get(mixer, {})}}
+
+
 def published_recipe(name: str) -> Recipe:
     """This package's recipe of a name. Raises ``UserError`` if it has none."""
     found = shipped_recipe(name)
@@ -74,9 +85,7 @@ def published_recipe(name: str) -> Recipe:
 
 def changes(name: str, fields: dict[str, Any]) -> dict[str, list[Any]]:
     """Fields of a record that differ from the published recipe of this name, with both values."""
-    pairs = different(
-        fields_of(published_recipe(name)), fields_of(Recipe()) | fields
-    )  # a record may be older than a field
+    pairs = different(complete(fields_of(published_recipe(name))), complete(fields))
     return {k: v for k, v in pairs.items() if k not in PLACE}
 
 
@@ -161,8 +170,7 @@ def merge(record: dict[str, Any], other: dict[str, Any], where: str) -> dict[str
             f"{where}: the runs belong to two recipes, {record['recipe']} and {other['recipe']}; record each recipe "
             "by itself"
         )
-    defaults = fields_of(Recipe())  # a record may be older than a field
-    pairs = different(defaults | record["fields"], defaults | other["fields"])
+    pairs = different(complete(record["fields"]), complete(other["fields"]))
     datasets = comparable(record["dataset"], other["dataset"])
     pairs |= different(*({"images": r["images"], "dataset": d} for r, d in zip((record, other), datasets, strict=True)))
     pairs |= different({"laws of the mixer": later_laws(record)}, {"laws of the mixer": later_laws(other)})

@@ -126,5 +126,8 @@ def images_in_words(recipe: Recipe, size: int | None = None) -> tuple[int, dict[
     seen = per_epoch * recipe.batch_size
     last = f" ({seen:,} per epoch: the last update is {'filled' if seen > size else 'left out'})"
     images = f"{size:,}, {seen * recipe.epochs:,} in all{last if seen != size else ''}"
-    images += "" if opened else "; a dry run opens no data of the Hub, so this is the known number"
+    if not opened:
+        images += (
+            f"; the data were not opened, this is {'--max_train_samples' if size == told[0] else 'the known number'}"
+        )
     return per_epoch, {"images": images, "updates": f"{per_epoch:,} per epoch, {per_epoch * recipe.epochs:,} in all"}
