@@ -14,6 +14,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from huggingface_hub.cli.hf import app as hub_tool
+from runs import markdown_rows
 from tiny import ROOT
 
 import mixup_recipes
@@ -71,6 +72,24 @@ def test_the_python_of_the_documents_runs() -> None:
     (block,) = re.findall(r"```python\n(import numpy.*?)```", DOCS[ROOT / "README.md"], re.S)
     exec(block, names := {})
     assert names["target"].sum(1).allclose(torch.ones(4))
+
+
+def test_tables_of_our_runs_in_documents_have_the_numbers_of_the_records() -> None:
+    """A row begins with a mixer's name, or with "without mixing" or "no mixing"; top-1, NLL and ECE follow in it."""
+    found = 0
+    for name, setting in (("README.md", "small_data"), ("README.md", "quickstart"), ("docs/which_mixer.md", "")):
+        table = small_runs(setting or "finetune_groceries", records.all_records())
+        rows = {row[0]: row for row in markdown_rows(table) if len(row) > 6}
+        text = DOCS[ROOT / name]
+        part = text.partition(f"| `{setting}`, " if setting else "| five seeds |")[2].partition("\n\n")[0]
+        for shown in (row for row in markdown_rows(part) if re.search(r"\d", row[1])):
+            words = shown[0].replace("without mixing", "vanilla").replace("CutMix", "cutmix")
+            own = rows[re.findall(r"\w+", words)[0]]
+            means = [own[at].split(" ±")[0] for at in (5, 6)]
+            assert [shown[1], *shown[-2:]] == [own[2], *means], (name, shown)
+            assert len(shown) == 4 or shown[2] == own[3], (name, shown)
+            found += 1
+    assert found == 2 + 2 + 7
 
 
 def test_a_table_of_our_runs_is_what_its_command_prints() -> None:

@@ -353,6 +353,8 @@ def test_a_dry_run_finds_what_is_wrong_with_the_data_and_asks_no_hub(tmp_path):
         return dryrun.dry_run(own, new_step(backbones.create_model(own), own), 1)
 
     assert "model         test_resnet, " in dry(root) and "train: " in dry(root)
+    known = dry("someone/photos", num_classes=3, max_train_samples=8)
+    assert "images        8, 80 in all; the data were not opened, this is --max_train_samples" in known
     for dataset, changes, says in (
         (root, {"num_classes": 4}, "has 3 classes, but the recipe has num_classes 4"),
         (tmp_path / "photso", {}, "is neither a folder, a Hub id"),

@@ -110,6 +110,17 @@ def test_a_record_gains_seeds_goes_on_with_unfinished_ones_and_refuses_contradic
     assert sorted(p.name for p in out.iterdir()) == [".lock", path.name]
 
 
+def test_a_record_from_before_an_argument_of_its_mixer_gains_seeds_and_still_counts_as_unchanged(run):
+    old, new = (of_run(run(str(seed), seed=seed, mixer="attentivemix")) for seed in (0, 1))
+    assert new["fields"]["mixer_args"]["attentivemix"]["teacher_size"] == 224
+    del old["fields"]["mixer_args"]["attentivemix"]["teacher_size"]
+    assert "mixer_args" not in records.changes("quickstart_attentivemix", old["fields"])
+    assert [*records.merge(old, new, "here")["seeds"]] == ["0", "1"]
+    new["fields"]["mixer_args"]["attentivemix"]["teacher_size"] = 32
+    with pytest.raises(UserError, match="differ in more than the seed: mixer_args"):
+        records.merge(old, new, "here")
+
+
 def test_overrides_get_a_file_of_their_own_and_records_of_former_versions_are_read(run, tmp_path):
     out, published = tmp_path / "results", load_recipe("quickstart_cutmix")
     first, other, again = (save([made], out).name for made in (run("a"), run("b", lr=0.4), run("c")))

@@ -190,6 +190,8 @@ def test_the_command_prints_the_table_of_the_package_and_no_setting_is_a_benchma
         (*setting, "--benchmark", "deit"): "Markdown and without --benchmark, got deit",
         ("--against", "mixup"): "--against mixup needs --setting",
         ("--beside", "cifar10_r18_200e"): "--beside cifar10_r18_200e needs --setting",
+        ("--plot", "a.png"): "--plot needs --setting",
+        ("--setting", "small_data", "--plot", "a.gif"): "a.gif: expected a file name that ends in .png or .svg",
         (
             *setting,
             "--beside",

@@ -1,7 +1,9 @@
 """What the suite of robustness found of recorded runs, as columns of the table of a setting."""
 
-import statistics
 from typing import Any, NamedTuple
+
+from mixup_recipes.runs.robustness_file import Keys, at
+from mixup_recipes.words import over_seeds
 
 Seeds = dict[str, dict[str, Any]]
 """The seeds of a record by number."""
@@ -11,7 +13,7 @@ class Column(NamedTuple):
     """A column: its head, its number in ``robustness`` of a seed, whether that is an error, and what it is in words."""
 
     head: str
-    keys: tuple[str, ...]
+    keys: Keys
     error: bool
     words: str
 
@@ -51,16 +53,9 @@ def columns(found: dict[str, Seeds]) -> list[Column]:
 
 def cell(seeds: Seeds, column: Column) -> str:
     """Mean and spread of top-1 over the seeds that it was measured for; "-" without any."""
-    values = []
-    for seed in seeds.values():
-        value: Any = seed.get("robustness", {})
-        for key in column.keys:
-            value = value.get(key, {}) if isinstance(value, dict) else {}
-        if isinstance(value, int | float):
-            values.append(100 - value if column.error else float(value))
-    if not values:
-        return "-"
-    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+    found = [at(seed.get("robustness"), column.keys) for seed in seeds.values()]
+    values = [100 - value if column.error else value for value in found if value is not None]
+    return over_seeds(values) if values else "-"
 
 
 def note(found: dict[str, Seeds]) -> str:

@@ -19,6 +19,7 @@ from mixup_recipes.resolve import settings, split_name
 from mixup_recipes.runs.records import earlier_law, finished_seeds
 from mixup_recipes.training.protocols import plainly
 from mixup_recipes.typed import UserError, nearest
+from mixup_recipes.words import over_seeds
 
 
 def small_runs(
@@ -190,12 +191,5 @@ def numbers(own: dict[str, dict[str, Any]], base: dict[str, dict[str, Any]]) -> 
     gaps = [own[seed]["top1"] - base[seed]["top1"] for seed in own if seed in base]
     spread = f" ({min(gaps):+.2f} to {max(gaps):+.2f})" if len(gaps) > 1 else ""
     gap = f"{statistics.fmean(gaps):+.2f}{spread}" if gaps and own is not base else "-"
-    means = [over(own, key, digits) for key, digits in (("top1", 2), ("nll", 3), ("ece", 2))]
-    return [", ".join(own), means[0], gap, *means[1:]]
-
-
-def over(own: dict[str, dict[str, Any]], key: str, digits: int) -> str:
-    """Mean and spread of a number over seeds."""
-    values = [s[key] for s in own.values()]
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{spread}"
+    top1, nll, ece = ([s[key] for s in own.values()] for key in ("top1", "nll", "ece"))
+    return [", ".join(own), over_seeds(top1), gap, over_seeds(nll, 3), over_seeds(ece)]

@@ -15,11 +15,11 @@ from mixup_recipes.pages.markdown import code, escaped, line, markdown_table, pr
 from mixup_recipes.robustness.corruptions import GROUPS
 from mixup_recipes.robustness.examples import Row
 from mixup_recipes.runs import robustness_file
+from mixup_recipes.runs.robustness_file import Keys, at
 from mixup_recipes.runs.run import Run, labels
 from mixup_recipes.typed import UserError
 from mixup_recipes.words import many
 
-Keys = tuple[str, ...]
 Lines = list[tuple[str, Keys]]
 """What a number is called, and where it stands in ``robustness.json``."""
 CLEAN: Lines = [
@@ -56,13 +56,6 @@ OOD: Lines = [
 ]
 PLAIN = ("nll", "temperature")
 """Numbers with three digits; all others are in percent."""
-
-
-def at(content: Any, keys: Keys) -> float | None:
-    """The number that the keys lead to; None where there is none."""
-    for key in keys:
-        content = content.get(key) if isinstance(content, dict) else None
-    return content if isinstance(content, int | float) else None
 
 
 def attacks(found: Sequence[dict[str, Any]]) -> Lines:

@@ -24,7 +24,7 @@ from mixup_recipes.runs import robustness_file
 from mixup_recipes.runs.shapes import COUNT, NUMBER, OBJECT, PERCENT, SPLIT, TEXT, check, read_object
 from mixup_recipes.training.format import check_format
 from mixup_recipes.typed import UserError
-from mixup_recipes.words import many
+from mixup_recipes.words import many, with_spread
 
 FOLDER = shipped("model_cards") / "results"
 FIELDS = {"epochs": COUNT, "trials": COUNT, "train_split": TEXT, "eval_split": TEXT, "mixer": TEXT}
@@ -249,4 +249,4 @@ def ours(content: dict[str, Any] | None) -> tuple[float, float | None, int] | No
 def in_short(content: dict[str, Any]) -> str:
     """Our number as it is shown: ``80.91 ± 0.07 (3 seeds)``."""
     mean, std, seeds = ours(content) or (0.0, None, 0)
-    return f"{mean:.2f}" + (f" ± {std:.2f}" if std is not None else "") + f" ({many(seeds, 'seed')})"
+    return f"{with_spread(mean, std)} ({many(seeds, 'seed')})"

@@ -15,6 +15,7 @@ from mixup_recipes.runs.shapes import COUNT, NUMBER, OBJECT, PERCENT, TEXT, UPDA
 from mixup_recipes.training.format import check_format
 from mixup_recipes.typed import UserError
 
+Keys = tuple[str, ...]
 NAME = "robustness.json"
 PICTURE = "robustness.png"
 PARTS = ("attacks", "corruptions", "occlusion", "calibration", "ood")
@@ -51,3 +52,10 @@ def check_numbers(value: Any, where: str, key: str) -> None:
         check_numbers(inner, where, f"{key}.{name}")
     if not isinstance(value, dict | list) and value is not None and not (TEXT.fits(value) and ".data." in f".{key}"):
         check(value, NUMBER, where, key)
+
+
+def at(content: Any, keys: Keys) -> float | None:
+    """The number that the keys lead to; None where there is none."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content if isinstance(content, int | float) else None

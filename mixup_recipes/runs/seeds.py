@@ -8,7 +8,7 @@ from mixup_recipes.recipe import Recipe, differences, schema
 from mixup_recipes.runs.run import Run, Summary, labels
 from mixup_recipes.training.protocols import NAMES
 from mixup_recipes.typed import UserError
-from mixup_recipes.words import many
+from mixup_recipes.words import many, with_spread
 
 COMPARED = ("name", "mixer", "mixer_args", "seed")
 """Recipe fields in which runs may differ and still be compared: one table, one panel."""
@@ -57,7 +57,7 @@ class Group(NamedTuple):
     @property
     def number(self) -> str:
         """Mean and standard deviation as text: ``59.61 ± 0.42``."""
-        return f"{self.mean:.2f}" + ("" if self.std is None else f" ± {self.std:.2f}")
+        return with_spread(self.mean, self.std)
 
 
 def grouped(runs: list[Run]) -> list[Group]:

@@ -153,7 +153,7 @@ def choose(resume: str | None, folder: Path, recipe: Recipe, job: Job, accelerat
             if resume is not None and found[0] is None:
                 found[1] = finished_before(folder, recipe, job)
                 if not found[1] and (folder / "log.jsonl").exists():
-                    accelerator.print(f"{folder} has no checkpoint yet: the run starts from the beginning")
+                    accelerator.print(f"no checkpoint yet in {folder}: the run starts from the beginning")
         except UserError as e:
             found[2] = str(e)
     chosen, said, error = broadcast_object_list(found)
